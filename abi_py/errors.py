@@ -1,0 +1,25 @@
+"""The few kinds of error a user meets.
+
+Each message says what is wrong, what was found, the rule, and the remedy, on one line.  The command line prints that line and
+nothing else.  A wrong dtype or layout is a plain `TypeError`; file errors of the system pass through as `OSError`.
+"""
+
+
+class AbiError(Exception):
+    """The root of every error that `abi_py` raises on purpose."""
+
+
+class ConfigError(AbiError, ValueError):
+    """A field of a configuration has a value that it must not have, or an unknown name."""
+
+
+class DataError(AbiError, ValueError):
+    """A data set, a batch or a row of a file breaks a rule; the message names the file and the place in it."""
+
+
+class CheckpointError(AbiError, ValueError):
+    """A checkpoint is damaged, incomplete, or belongs to another model."""
+
+
+class NonFiniteError(AbiError, ArithmeticError):
+    """Training met NaN or infinity too many times in a row and stopped; the last good checkpoint is untouched."""

@@ -1,0 +1,1 @@
+"""Functions on arrays, nothing else: mathematics, NumPy reference and Numba kernel, one operation per file."""

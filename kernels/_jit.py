@@ -1,0 +1,67 @@
+"""The two decorators, the only callers of Numba's `njit` in the house, and the key of the disk cache.
+
+    kernel     a function called from Python; loops over `prange` run on all threads
+    helper     a function called from kernels; never parallel itself
+
+Numba's disk cache hashes only the file in which a function stands.  A kernel that calls a helper of another file would keep the old
+helper after an edit, so everything that a compiled kernel depends on goes into the *name* of the cache directory: the text of all
+of `kernels/`, the versions of Python, Numba and NumPy, the processor and its features, and the SIMD override.
+"""
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from numba import config as numba_config
+from numba import njit, prange
+
+__all__ = ["FLAGS", "JIT", "cache_directory", "helper", "kernel", "prange"]
+
+# `nnan` and `ninf` are missing on purpose: NaN must stay NaN.
+FLAGS = {"nsz", "arcp", "contract", "afn", "reassoc"}
+JIT = not numba_config.DISABLE_JIT  # False under NUMBA_DISABLE_JIT=1: intrinsics then use their plain-Python twins
+
+
+def cache_directory() -> Path:
+    """Return the directory of compiled kernels; its name changes whenever anything that they depend on does.
+
+    `ABI_CACHE_DIR` chooses the parent directory (default: `$XDG_CACHE_HOME/abi_py`, or `~/.cache/abi_py`).
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    features = llvm.get_host_cpu_features().flatten()
+    versions = (sys.version, numba.__version__, np.__version__, platform.machine(), llvm.get_host_cpu_name(), features)
+    settings = (os.environ.get("ABI_SIMD", ""), os.environ.get("NUMBA_CPU_NAME", ""))
+    digest.update(repr(versions + settings).encode())
+    fallback = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abi_py"
+    return Path(os.environ.get("ABI_CACHE_DIR") or fallback) / digest.hexdigest()[:16]
+
+
+_CACHE_DIRECTORY = str(cache_directory())
+
+
+def _compile_lazily(function: Callable[..., Any], **options: Any) -> Any:
+    # Numba reads CACHE_DIR when it decorates; setting it only here leaves the user's own Numba functions alone.
+    before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, _CACHE_DIRECTORY
+    try:
+        return njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True, **options)(function)
+    finally:
+        numba_config.CACHE_DIR = before
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls, at its first call; `prange` loops in it run in parallel."""
+    return _compile_lazily(function, parallel=True)
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Compile a function that kernels call; it is never parallel."""
+    return _compile_lazily(function)
