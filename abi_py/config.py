@@ -1,0 +1,528 @@
+"""The configuration dataclasses: the one source of the API, of the CLI flags, of the YAML keys, of defaults and of help texts.
+
+Every class is frozen and keyword-only, checks its values when it is made, and states each field once:
+
+    learning_rate: float = opt(1e-5, "peak learning rate")
+
+`fields_of(cls)` lists name, type, default, help and choices for the command line; `load_yaml` and `to_yaml` read and write a run's
+`config.yaml`, whose sections are `SECTIONS`.  A bad value is a `ConfigError` that names field, value, rule and remedy.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+
+from .errors import ConfigError
+
+__all__ = [
+    "SECTIONS",
+    "CheckpointingStrategy",
+    "EarlyStoppingConfig",
+    "LearningRateSchedule",
+    "LlmTrainingConfig",
+    "OptimizerType",
+    "Option",
+    "Precision",
+    "TrainableModelConfig",
+    "fields_of",
+    "load_yaml",
+    "opt",
+    "to_yaml",
+]
+
+REQUIRED: Any = dataclasses.MISSING
+MAX_VOCAB = 2**31 - 1  # ids travel as int32
+ConfigType = TypeVar("ConfigType", bound="Config")
+
+
+# -- options: one declaration, many readers -----------------------------------------------------
+
+
+def opt(default: Any, help: str, **meta: Any) -> Any:
+    """Declare one field of a config class: its default (`REQUIRED` for none), its help text, and further metadata for readers."""
+    return field(default=default, metadata={"help": help, **meta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What a reader (command line, YAML, documentation) has to know about one field."""
+
+    name: str
+    type: type  # bool, int, float, str or an Enum, without the `| None`
+    optional: bool  # None is allowed
+    required: bool  # there is no default
+    default: Any  # None when required
+    help: str
+    choices: tuple[str, ...]  # () when any value of the type is allowed
+    metadata: Mapping[str, Any]
+
+
+@cache
+def fields_of(cls: type) -> tuple[Option, ...]:
+    """Return the options of a config class in the order in which they are declared."""
+    hints = typing.get_type_hints(cls)
+    options = []
+    for each in dataclasses.fields(cls):
+        hint, optional = hints[each.name], False
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            inner = [part for part in typing.get_args(hint) if part is not type(None)]
+            hint, optional = inner[0], True
+        choices = tuple(str(member.value) for member in hint) if issubclass(hint, Enum) else ()
+        required = each.default is dataclasses.MISSING
+        options.append(
+            Option(
+                name=each.name,
+                type=hint,
+                optional=optional,
+                required=required,
+                default=None if required else each.default,
+                help=each.metadata.get("help", ""),
+                choices=choices,
+                metadata=each.metadata,
+            )
+        )
+    return tuple(options)
+
+
+def _closest(word: str, possible: list[str]) -> str:
+    """Return '; did you mean X?' when something similar exists, else the list of what is allowed."""
+    match = difflib.get_close_matches(word, possible, n=1, cutoff=0.5)
+    return f"did you mean {match[0]}?" if match else f"known: {', '.join(possible)}"
+
+
+def convert(option: Option, value: Any) -> Any:
+    """Return `value` in the type of its field, or raise `ConfigError`.
+
+    Numbers may be strings, because YAML reads `1e-4` as a string; integers may be whole floats (`1e4`).
+    """
+    aliases = option.metadata.get("aliases", {})
+    if isinstance(value, bool) and value in aliases:
+        value = aliases[value]
+    if value is None and option.optional:
+        return None
+    name, kind = option.name, option.type
+    if issubclass(kind, Enum):
+        text = value.value if isinstance(value, Enum) else value
+        if text in option.choices:
+            return kind(text)
+        hint = _closest(str(text), list(option.choices))
+        raise ConfigError(f"{name} ({text!r}) must be one of {', '.join(option.choices)}; {hint}")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ConfigError(f"{name} ({value!r}) must be true or false; write one of the two without quotes")
+    if kind is str:
+        if isinstance(value, str | Path):
+            return str(value)
+        raise ConfigError(f"{name} ({value!r}) must be text; put it in quotes")
+    return _convert_number(name, kind, value)
+
+
+def _convert_number(name: str, kind: type, value: Any) -> Any:
+    wanted = "a whole number" if kind is int else "a number"
+    example = "write digits, for example 8" if kind is int else "write digits, for example 0.001 or 1e-3"
+    problem = ConfigError(f"{name} ({value!r}) must be {wanted}; {example}")
+    if isinstance(value, bool) or value is None:
+        raise problem
+    try:
+        if kind is int and not isinstance(value, str | float):
+            number = int(value)
+            if number != value:
+                raise problem
+            return number
+        if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdigit():
+            return int(value)
+        real = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise problem from None
+    if kind is float:
+        return real
+    if not math.isfinite(real) or real != int(real):
+        raise problem
+    return int(real)
+
+
+class Config:
+    """What all config classes share; a subclass is a frozen keyword-only dataclass with a `validate` method."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        """Bring every value to its declared type, then check the rules."""
+        for option in fields_of(type(self)):
+            object.__setattr__(self, option.name, convert(option, getattr(self, option.name)))
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise `ConfigError` at the first broken rule."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values (enums as their names), ready for YAML or JSON."""
+        values = {option.name: getattr(self, option.name) for option in fields_of(type(self))}
+        return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
+        """Build from plain values; an unknown or a missing key is a `ConfigError` with a suggestion."""
+        _check_keys(cls, values, cls.__name__)
+        missing = [option.name for option in fields_of(cls) if option.required and option.name not in values]
+        if missing:
+            raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}; these fields have no default, so give each a value")
+        return cls(**values)
+
+    def replace(self: ConfigType, **changes: Any) -> ConfigType:
+        """Return a copy with some fields changed; the copy is checked anew."""
+        return type(self).from_dict({**self.to_dict(), **changes})
+
+    def _require(self, name: str, holds: bool, rule: str, remedy: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            shown = value.value if isinstance(value, Enum) else value
+            raise ConfigError(f"{name} ({shown}) must {rule}; {remedy}")
+
+    def _require_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            self._require(name, getattr(self, name) >= least, f"be at least {least}", f"use {least} or more")
+
+
+def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
+    known = [option.name for option in fields_of(cls)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; {_closest(str(key), known)}")
+
+
+# -- the model ----------------------------------------------------------------------------------
+
+
+class CheckpointingStrategy(str, Enum):
+    """Which activations the forward pass keeps; what is not kept is computed again in the backward pass."""
+
+    NONE = "none"
+    EVERY_N_LAYERS = "every_n_layers"
+    ATTENTION_ONLY = "attention_only"
+    FULL = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainableModelConfig(Config):
+    """Shape of a Llama-family model; names and defaults are the ABI's."""
+
+    hidden_dim: int = opt(REQUIRED, "width of the model")
+    num_layers: int = opt(REQUIRED, "number of transformer blocks")
+    num_heads: int = opt(REQUIRED, "number of query heads")
+    num_kv_heads: int = opt(REQUIRED, "number of key/value heads; a divisor of num_heads")
+    intermediate_dim: int = opt(REQUIRED, "inner width of the SwiGLU feed-forward layer")
+    vocab_size: int = opt(REQUIRED, "number of token ids")
+    max_seq_len: int = opt(2048, "longest sequence the model can read (length of the RoPE table)")
+    rope_theta: float = opt(10000.0, "base of the RoPE frequencies")
+    norm_eps: float = opt(1e-5, "epsilon of RMSNorm")
+    tie_embeddings: bool = opt(True, "use the token embedding as output projection too")
+    checkpointing: CheckpointingStrategy = opt(CheckpointingStrategy.NONE, "gradient checkpointing: activations to keep")
+    checkpoint_interval: int = opt(4, "keep the input of every n-th layer when checkpointing is every_n_layers")
+    head_dim: int | None = opt(None, "width of one head; hidden_dim / num_heads when not given")
+    seed: int = opt(0, "seed of the initial weights", flag="model-seed")
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy."""
+        self._require_at_least(1, "hidden_dim", "num_layers", "num_heads", "num_kv_heads", "intermediate_dim", "vocab_size")
+        self._require_at_least(1, "max_seq_len", "checkpoint_interval")
+        self._require_at_least(0, "seed")
+        if self.vocab_size > MAX_VOCAB:
+            raise ConfigError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB}; ids travel as 32-bit integers")
+        if self.num_heads % self.num_kv_heads:
+            good = [str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            raise ConfigError(
+                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads}); try {_either(good[-4:])}"
+            )
+        if self.head_dim is None and self.hidden_dim % self.num_heads:
+            below = self.hidden_dim // self.num_heads * self.num_heads
+            good = [str(n) for n in (below, below + self.num_heads) if n > 0]
+            raise ConfigError(
+                f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads}); try {_either(good)}, "
+                "or set head_dim"
+            )
+        if self.resolved_head_dim % 2 or self.resolved_head_dim < 2:
+            raise ConfigError(
+                f"head_dim ({self.resolved_head_dim}) must be even and at least 2, because RoPE rotates pairs; "
+                f"set head_dim to {max(2, self.resolved_head_dim + 1)} or change num_heads"
+            )
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            default = next(option.default for option in fields_of(type(self)) if option.name == name)
+            self._require(name, math.isfinite(value) and value > 0, "be a positive number", f"the usual value is {default}")
+
+    @property
+    def resolved_head_dim(self) -> int:
+        """Width of one head: `head_dim`, or `hidden_dim / num_heads`."""
+        return self.head_dim if self.head_dim is not None else self.hidden_dim // self.num_heads
+
+    @property
+    def q_dim(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.resolved_head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.num_kv_heads * self.resolved_head_dim
+
+    def num_params(self) -> int:
+        """Number of trained weights."""
+        matrices = 2 * self.q_dim * self.hidden_dim + 2 * self.kv_dim * self.hidden_dim
+        matrices += 3 * self.hidden_dim * self.intermediate_dim
+        embedding = self.vocab_size * self.hidden_dim
+        head = 0 if self.tie_embeddings else embedding
+        return embedding + self.num_layers * (matrices + 2 * self.hidden_dim) + self.hidden_dim + head
+
+
+def _either(values: list[str]) -> str:
+    return " or ".join([", ".join(values[:-1]), values[-1]]) if len(values) > 1 else values[0]
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+class OptimizerType(str, Enum):
+    """The update rules."""
+
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class LearningRateSchedule(str, Enum):
+    """The learning-rate schedules; `training/schedule.py` has the formulas."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    WARMUP_COSINE = "warmup_cosine"
+    LINEAR = "linear"
+    STEP = "step"
+    POLYNOMIAL = "polynomial"
+    COSINE_WARM_RESTARTS = "cosine_warm_restarts"
+
+
+class Precision(str, Enum):
+    """Number format of the products."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+_GPU_REMEDY = "this trainer runs on the CPU, so leave it at its default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmTrainingConfig(Config):
+    """How a model is trained; names and defaults are the ABI's, the last group is ours."""
+
+    epochs: int = opt(10, "passes over the data")
+    batch_size: int = opt(4, "sequences in one micro-batch")
+    max_seq_len: int = opt(512, "tokens in one sequence")
+    learning_rate: float = opt(1e-5, "peak learning rate")
+    lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "learning-rate schedule")
+    warmup_steps: int = opt(100, "optimizer steps of linear warm-up (warmup_cosine)")
+    decay_steps: int = opt(10000, "optimizer step at which the schedule reaches its end (its period for step and restarts)")
+    min_learning_rate: float = opt(1e-7, "learning rate below which no schedule goes")
+    grad_accum_steps: int = opt(8, "micro-batches in one optimizer step")
+    max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
+    weight_decay: float = opt(0.01, "weight decay: decoupled for adamw, added to the gradient for sgd and adam")
+    optimizer: OptimizerType = opt(OptimizerType.ADAMW, "update rule")
+    label_smoothing: float = opt(0.0, "share of the target spread evenly over the vocabulary")
+    checkpoint_interval: int = opt(1000, "optimizer steps between checkpoints (0 = off)")
+    checkpoint_path: str | None = opt(None, "directory of the checkpoints; nothing is saved without it")
+    max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept besides (0 = keep all)")
+    log_interval: int = opt(10, "optimizer steps between log records (0 = off)")
+    eval_interval: int = opt(500, "optimizer steps between evaluations on the validation data (0 = off)")
+    mixed_precision: Precision = opt(Precision.FP32, "number format of the products", aliases={False: "fp32", True: "bf16"})
+    log_dir: str | None = opt(None, "directory of the TensorBoard, W&B and metrics-stream files")
+    enable_tensorboard: bool = opt(False, "write TensorBoard event files (needs log_dir)")
+    enable_wandb: bool = opt(False, "log to Weights & Biases (needs log_dir)")
+    enable_metrics_stream: bool = opt(False, "write the ABI's metrics.jsonl stream (needs log_dir)")
+    wandb_project: str | None = opt(None, "W&B project ('abi' when not given)")
+    wandb_run_name: str | None = opt(None, "W&B run name ('run' when not given)")
+    wandb_entity: str | None = opt(None, "W&B entity (the account's default when not given)")
+    export_gguf_path: str | None = opt(None, "GGUF file to write after training")
+    export_name: str = opt("abi-llama", "model name inside the GGUF file")
+    use_gpu: bool = opt(False, "ABI field; must stay false, the trainer runs on the CPU")
+    gpu_backend: str | None = opt(None, "ABI field; must stay unset, the trainer runs on the CPU")
+    gpu_batch_threshold: int = opt(8, "ABI field; must keep its default, the trainer runs on the CPU")
+    gpu_device_buffer_mb: int = opt(256, "ABI field; must keep its default, the trainer runs on the CPU")
+    seed: int = opt(0, "seed of the data order")
+    shuffle: bool = opt(True, "shuffle the rows of the data anew in each epoch")
+    beta1: float = opt(0.9, "decay of Adam's mean of gradients")
+    beta2: float = opt(0.999, "decay of Adam's mean of squared gradients")
+    epsilon: float = opt(1e-8, "Adam's epsilon")
+    momentum: float = opt(0.9, "momentum of sgd (0 = off)")
+    nesterov: bool = opt(False, "Nesterov's form of the momentum of sgd")
+    decay_norms_and_biases: bool = opt(False, "let weight decay reach norms and biases too")
+    nan_guard: bool = opt(True, "skip updates whose loss or gradient is not finite")
+    max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops")
+    max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)")
+    num_threads: int | None = opt(None, "threads (0 = all)")
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy."""
+        self._require_at_least(1, "epochs", "batch_size", "max_seq_len", "grad_accum_steps", "max_bad_steps")
+        self._require_at_least(0, "warmup_steps", "checkpoint_interval", "max_checkpoints", "log_interval", "eval_interval", "seed")
+        for name in ("max_steps", "num_threads"):
+            if getattr(self, name) is not None:
+                self._require_at_least(0, name)
+        self._check_optimizer()
+        self._check_schedule()
+        self._check_logging()
+        self._check_not_here_yet()
+
+    def _check_optimizer(self) -> None:
+        for name in ("weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            self._require(name, math.isfinite(value) and value >= 0, "be zero or more", "use 0 to switch it off")
+        for name, default in (("beta1", 0.9), ("beta2", 0.999), ("momentum", 0.9), ("label_smoothing", 0.0)):
+            self._require(name, 0 <= getattr(self, name) < 1, "be at least 0 and below 1", f"the usual value is {default}")
+        self._require("epsilon", math.isfinite(self.epsilon) and self.epsilon > 0, "be positive", "the usual value is 1e-8")
+        if self.nesterov and self.optimizer is not OptimizerType.SGD:
+            raise ConfigError(f"nesterov (True) must be false with optimizer {self.optimizer.value}; it is a form of sgd's momentum")
+        self._require("nesterov", not self.nesterov or self.momentum > 0, "be false when momentum is 0", "set momentum, e.g. 0.9")
+
+    def _check_schedule(self) -> None:
+        schedule = self.lr_schedule
+        rate = self.learning_rate
+        self._require("learning_rate", math.isfinite(rate) and rate > 0, "be a positive number", "the ABI's default is 1e-5")
+        least = self.min_learning_rate
+        self._require("min_learning_rate", math.isfinite(least) and least >= 0, "be zero or more", "use 0 for no lower limit")
+        if schedule is LearningRateSchedule.CONSTANT:
+            return
+        self._require_at_least(1, "decay_steps")
+        if least > rate:
+            raise ConfigError(
+                f"min_learning_rate ({least}) must not exceed learning_rate ({rate}); lower it, for example to {rate / 10:g}"
+            )
+        if schedule is LearningRateSchedule.WARMUP_COSINE and self.warmup_steps > self.decay_steps:
+            raise ConfigError(
+                f"warmup_steps ({self.warmup_steps}) must not exceed decay_steps ({self.decay_steps}), the step at which the "
+                "cosine ends; lower warmup_steps or raise decay_steps"
+            )
+
+    def _check_logging(self) -> None:
+        for name in ("enable_tensorboard", "enable_wandb", "enable_metrics_stream"):
+            if getattr(self, name) and self.log_dir is None:
+                raise ConfigError(f"{name} (True) must come with log_dir; set log_dir to a directory for its files")
+
+    def _check_not_here_yet(self) -> None:
+        if self.mixed_precision is not Precision.FP32:
+            raise ConfigError(
+                f"mixed_precision ({self.mixed_precision.value}) must be fp32: this version computes in float32 only; leave it out"
+            )
+        self._require("use_gpu", not self.use_gpu, "be false", _GPU_REMEDY)
+        self._require("gpu_backend", self.gpu_backend is None, "be unset", _GPU_REMEDY)
+        self._require("gpu_batch_threshold", self.gpu_batch_threshold == 8, "be 8", _GPU_REMEDY)
+        self._require("gpu_device_buffer_mb", self.gpu_device_buffer_mb == 256, "be 256", _GPU_REMEDY)
+        remedy = "this version writes no GGUF files, so leave it out; a checkpoint directory opens in Hugging Face tools as it is"
+        self._require("export_gguf_path", self.export_gguf_path is None, "be unset", remedy)
+        self._require("export_name", self.export_name == "abi-llama", "be abi-llama", remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig(Config):
+    """When to stop because the validation metric no longer falls."""
+
+    patience: int = opt(3, "evaluations without improvement after which training stops")
+    min_delta: float = opt(0.001, "smallest fall of the metric that counts as an improvement")
+    monitor_loss: bool = opt(True, "watch the validation loss; false watches its perplexity")
+    enabled: bool = opt(True, "stop early at all", flag="early-stopping")
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy."""
+        self._require_at_least(1, "patience")
+        good = math.isfinite(self.min_delta) and self.min_delta >= 0
+        self._require("min_delta", good, "be zero or more", "the ABI's default is 0.001")
+
+
+# -- the file of a run --------------------------------------------------------------------------
+
+SECTIONS: dict[str, type[Config]] = {
+    "model": TrainableModelConfig,
+    "training": LlmTrainingConfig,
+    "early_stopping": EarlyStoppingConfig,
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key that stands twice in a mapping is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice; keep one of the two")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS) -> dict[str, dict[str, Any]]:
+    """Read a run's config file; return its sections as plain dictionaries.
+
+    A file may leave sections and keys out, so that flags or defaults can fill them: build the classes with `from_dict`.
+    Unknown sections and keys, and values of the wrong type, are `ConfigError`s that name the file.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}; correct that line") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must consist of sections ({', '.join(sections)}); got {type(content).__name__}")
+    result: dict[str, dict[str, Any]] = {}
+    for name, values in content.items():
+        if name not in sections:
+            owner = [section for section, cls in sections.items() if name in {option.name for option in fields_of(cls)}]
+            hint = f"put it under {_either([f'`{each}:`' for each in owner])}" if owner else _closest(str(name), list(sections))
+            raise ConfigError(f"{path}: unknown section {name!r}; {hint}")
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"{path}: section {name} must hold `key: value` lines; got {values!r}")
+        _check_keys(sections[name], values or {}, f"{path}, section {name}")
+        options = {option.name: option for option in fields_of(sections[name])}
+        try:
+            result[name] = {key: convert(options[key], value) for key, value in (values or {}).items()}
+        except ConfigError as error:
+            raise ConfigError(f"{path}, section {name}: {error}") from None
+    return result
+
+
+def to_yaml(**sections: Config | None) -> str:
+    """Return the text of a config file: `to_yaml(model=..., training=..., early_stopping=...)`; None leaves a section out."""
+    lines = []
+    for name, config in sections.items():
+        if config is None:
+            continue
+        lines.append(f"{name}:")
+        values = config.to_dict()
+        for option in fields_of(type(config)):
+            scalar = _yaml_scalar(values[option.name])
+            lines.append(f"  {option.name}: {scalar}  # {option.help}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _yaml_scalar(value: Any) -> str:
+    # One-element list in flow style: PyYAML then quotes strings exactly where needed, without document markers or line breaks.
+    text = yaml.safe_dump([value], default_flow_style=True, width=1_000_000_000, allow_unicode=True).strip()
+    return text[1:-1]
