@@ -1,11 +1,13 @@
-"""The configuration dataclasses: the one source of the API, of the CLI flags, of the YAML keys, of defaults and of help texts.
+# ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
+"""The configuration dataclasses: the one source of API, command-line flags, YAML keys, defaults and help texts.
 
 Every class is frozen and keyword-only, checks its values when it is made, and states each field once:
 
     learning_rate: float = opt(1e-5, "peak learning rate")
 
-`fields_of(cls)` lists name, type, default, help and choices for the command line; `load_yaml` and `to_yaml` read and write a run's
-`config.yaml`, whose sections are `SECTIONS`.  A bad value is a `ConfigError` that names field, value, rule and remedy.
+`fields_of(cls)` lists name, type, default, help and choices for the command line; `load_yaml` and `to_yaml` read and
+write a run's `config.yaml`, whose sections are `SECTIONS`.  A bad value is a `ConfigError` that names field, value, rule
+and remedy.
 """
 
 import dataclasses
@@ -49,7 +51,7 @@ ConfigType = TypeVar("ConfigType", bound="Config")
 
 
 def opt(default: Any, help: str, **meta: Any) -> Any:
-    """Declare one field of a config class: its default (`REQUIRED` for none), its help text, and further metadata for readers."""
+    """Declare a field of a config class: default (`REQUIRED` for none), help text, and more metadata for readers."""
     return field(default=default, metadata={"help": help, **meta})
 
 
@@ -178,7 +180,7 @@ class Config:
         _check_keys(cls, values, cls.__name__)
         missing = [option.name for option in fields_of(cls) if option.required and option.name not in values]
         if missing:
-            raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}; these fields have no default, so give each a value")
+            raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}; they have no default, so give each a value")
         return cls(**values)
 
     def replace(self: ConfigType, **changes: Any) -> ConfigType:
@@ -229,18 +231,18 @@ class TrainableModelConfig(Config):
     rope_theta: float = opt(10000.0, "base of the RoPE frequencies")
     norm_eps: float = opt(1e-5, "epsilon of RMSNorm")
     tie_embeddings: bool = opt(True, "use the token embedding as output projection too")
-    checkpointing: CheckpointingStrategy = opt(CheckpointingStrategy.NONE, "gradient checkpointing: activations to keep")
+    checkpointing: CheckpointingStrategy = opt(CheckpointingStrategy.NONE, "gradient checkpointing: what to keep")
     checkpoint_interval: int = opt(4, "keep the input of every n-th layer when checkpointing is every_n_layers")
     head_dim: int | None = opt(None, "width of one head; hidden_dim / num_heads when not given")
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
-        self._require_at_least(1, "hidden_dim", "num_layers", "num_heads", "num_kv_heads", "intermediate_dim", "vocab_size")
-        self._require_at_least(1, "max_seq_len", "checkpoint_interval")
+        self._require_at_least(1, "hidden_dim", "num_layers", "num_heads", "num_kv_heads", "intermediate_dim")
+        self._require_at_least(1, "vocab_size", "max_seq_len", "checkpoint_interval")
         self._require_at_least(0, "seed")
         if self.vocab_size > MAX_VOCAB:
-            raise ConfigError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB}; ids travel as 32-bit integers")
+            raise ConfigError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB}; ids are 32-bit")
         if self.num_heads % self.num_kv_heads:
             good = [str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
             raise ConfigError(
@@ -250,8 +252,8 @@ class TrainableModelConfig(Config):
             below = self.hidden_dim // self.num_heads * self.num_heads
             good = [str(n) for n in (below, below + self.num_heads) if n > 0]
             raise ConfigError(
-                f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads}); try {_either(good)}, "
-                "or set head_dim"
+                f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads}); "
+                f"try {_either(good)}, or set head_dim"
             )
         if self.resolved_head_dim % 2 or self.resolved_head_dim < 2:
             raise ConfigError(
@@ -261,7 +263,8 @@ class TrainableModelConfig(Config):
         for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
             default = next(option.default for option in fields_of(type(self)) if option.name == name)
-            self._require(name, math.isfinite(value) and value > 0, "be a positive number", f"the usual value is {default}")
+            good_value = math.isfinite(value) and value > 0
+            self._require(name, good_value, "be a positive number", f"the usual value is {default}")
 
     @property
     def resolved_head_dim(self) -> int:
@@ -322,6 +325,7 @@ class Precision(str, Enum):
     FP16 = "fp16"
 
 
+_PRECISION_ALIASES = {False: "fp32", True: "bf16"}  # in the ABI the field is a bool
 _GPU_REMEDY = "this trainer runs on the CPU, so leave it at its default"
 
 
@@ -335,7 +339,7 @@ class LlmTrainingConfig(Config):
     learning_rate: float = opt(1e-5, "peak learning rate")
     lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "learning-rate schedule")
     warmup_steps: int = opt(100, "optimizer steps of linear warm-up (warmup_cosine)")
-    decay_steps: int = opt(10000, "optimizer step at which the schedule reaches its end (its period for step and restarts)")
+    decay_steps: int = opt(10000, "optimizer step at which the schedule ends (period of step and restarts)")
     min_learning_rate: float = opt(1e-7, "learning rate below which no schedule goes")
     grad_accum_steps: int = opt(8, "micro-batches in one optimizer step")
     max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
@@ -347,7 +351,7 @@ class LlmTrainingConfig(Config):
     max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept besides (0 = keep all)")
     log_interval: int = opt(10, "optimizer steps between log records (0 = off)")
     eval_interval: int = opt(500, "optimizer steps between evaluations on the validation data (0 = off)")
-    mixed_precision: Precision = opt(Precision.FP32, "number format of the products", aliases={False: "fp32", True: "bf16"})
+    mixed_precision: Precision = opt(Precision.FP32, "number format of the products", aliases=_PRECISION_ALIASES)
     log_dir: str | None = opt(None, "directory of the TensorBoard, W&B and metrics-stream files")
     enable_tensorboard: bool = opt(False, "write TensorBoard event files (needs log_dir)")
     enable_wandb: bool = opt(False, "log to Weights & Biases (needs log_dir)")
@@ -377,7 +381,8 @@ class LlmTrainingConfig(Config):
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
         self._require_at_least(1, "epochs", "batch_size", "max_seq_len", "grad_accum_steps", "max_bad_steps")
-        self._require_at_least(0, "warmup_steps", "checkpoint_interval", "max_checkpoints", "log_interval", "eval_interval", "seed")
+        self._require_at_least(0, "warmup_steps", "checkpoint_interval", "max_checkpoints", "log_interval", "eval_interval")
+        self._require_at_least(0, "seed")
         for name in ("max_steps", "num_threads"):
             if getattr(self, name) is not None:
                 self._require_at_least(0, name)
@@ -391,29 +396,29 @@ class LlmTrainingConfig(Config):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value >= 0, "be zero or more", "use 0 to switch it off")
         for name, default in (("beta1", 0.9), ("beta2", 0.999), ("momentum", 0.9), ("label_smoothing", 0.0)):
-            self._require(name, 0 <= getattr(self, name) < 1, "be at least 0 and below 1", f"the usual value is {default}")
-        self._require("epsilon", math.isfinite(self.epsilon) and self.epsilon > 0, "be positive", "the usual value is 1e-8")
+            self._require(name, 0 <= getattr(self, name) < 1, "be at least 0 and below 1", f"try {default}")
+        self._require("epsilon", math.isfinite(self.epsilon) and self.epsilon > 0, "be positive", "try 1e-8")
         if self.nesterov and self.optimizer is not OptimizerType.SGD:
-            raise ConfigError(f"nesterov (True) must be false with optimizer {self.optimizer.value}; it is a form of sgd's momentum")
-        self._require("nesterov", not self.nesterov or self.momentum > 0, "be false when momentum is 0", "set momentum, e.g. 0.9")
+            raise ConfigError(f"nesterov (True) must be false for {self.optimizer.value}; it is a form of sgd's momentum")
+        self._require("nesterov", not self.nesterov or self.momentum > 0, "be false when momentum is 0", "set momentum")
 
     def _check_schedule(self) -> None:
         schedule = self.lr_schedule
         rate = self.learning_rate
-        self._require("learning_rate", math.isfinite(rate) and rate > 0, "be a positive number", "the ABI's default is 1e-5")
+        self._require("learning_rate", math.isfinite(rate) and rate > 0, "be a positive number", "the default is 1e-5")
         least = self.min_learning_rate
-        self._require("min_learning_rate", math.isfinite(least) and least >= 0, "be zero or more", "use 0 for no lower limit")
+        self._require("min_learning_rate", math.isfinite(least) and least >= 0, "be zero or more", "use 0 for no limit")
         if schedule is LearningRateSchedule.CONSTANT:
             return
         self._require_at_least(1, "decay_steps")
         if least > rate:
             raise ConfigError(
-                f"min_learning_rate ({least}) must not exceed learning_rate ({rate}); lower it, for example to {rate / 10:g}"
+                f"min_learning_rate ({least}) must not exceed learning_rate ({rate}); lower it, e.g. to {rate / 10:g}"
             )
         if schedule is LearningRateSchedule.WARMUP_COSINE and self.warmup_steps > self.decay_steps:
             raise ConfigError(
-                f"warmup_steps ({self.warmup_steps}) must not exceed decay_steps ({self.decay_steps}), the step at which the "
-                "cosine ends; lower warmup_steps or raise decay_steps"
+                f"warmup_steps ({self.warmup_steps}) must not exceed decay_steps ({self.decay_steps}), the step at which "
+                "the cosine ends; lower warmup_steps or raise decay_steps"
             )
 
     def _check_logging(self) -> None:
@@ -424,13 +429,14 @@ class LlmTrainingConfig(Config):
     def _check_not_here_yet(self) -> None:
         if self.mixed_precision is not Precision.FP32:
             raise ConfigError(
-                f"mixed_precision ({self.mixed_precision.value}) must be fp32: this version computes in float32 only; leave it out"
+                f"mixed_precision ({self.mixed_precision.value}) must be fp32: this version computes in float32 only; "
+                "leave it out"
             )
         self._require("use_gpu", not self.use_gpu, "be false", _GPU_REMEDY)
         self._require("gpu_backend", self.gpu_backend is None, "be unset", _GPU_REMEDY)
         self._require("gpu_batch_threshold", self.gpu_batch_threshold == 8, "be 8", _GPU_REMEDY)
         self._require("gpu_device_buffer_mb", self.gpu_device_buffer_mb == 256, "be 256", _GPU_REMEDY)
-        remedy = "this version writes no GGUF files, so leave it out; a checkpoint directory opens in Hugging Face tools as it is"
+        remedy = "this version writes no GGUF files, so leave it out; checkpoints open in Hugging Face tools as they are"
         self._require("export_gguf_path", self.export_gguf_path is None, "be unset", remedy)
         self._require("export_name", self.export_name == "abi-llama", "be abi-llama", remedy)
 
@@ -494,7 +500,8 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
     for name, values in content.items():
         if name not in sections:
             owner = [section for section, cls in sections.items() if name in {option.name for option in fields_of(cls)}]
-            hint = f"put it under {_either([f'`{each}:`' for each in owner])}" if owner else _closest(str(name), list(sections))
+            places = _either([f"`{each}:`" for each in owner]) if owner else ""
+            hint = f"put it under {places}" if owner else _closest(str(name), list(sections))
             raise ConfigError(f"{path}: unknown section {name!r}; {hint}")
         if not isinstance(values, dict | None):
             raise ConfigError(f"{path}: section {name} must hold `key: value` lines; got {values!r}")
@@ -508,7 +515,7 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
 
 
 def to_yaml(**sections: Config | None) -> str:
-    """Return the text of a config file: `to_yaml(model=..., training=..., early_stopping=...)`; None leaves a section out."""
+    """Return a config file's text: `to_yaml(model=..., training=..., early_stopping=...)`; None leaves a section out."""
     lines = []
     for name, config in sections.items():
         if config is None:
@@ -523,6 +530,6 @@ def to_yaml(**sections: Config | None) -> str:
 
 
 def _yaml_scalar(value: Any) -> str:
-    # One-element list in flow style: PyYAML then quotes strings exactly where needed, without document markers or line breaks.
+    # One-element list in flow style: PyYAML then quotes strings exactly where needed, and adds no markers or breaks.
     text = yaml.safe_dump([value], default_flow_style=True, width=1_000_000_000, allow_unicode=True).strip()
     return text[1:-1]
