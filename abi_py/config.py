@@ -6,8 +6,8 @@ Every class is frozen and keyword-only, checks its values when it is made, and s
     learning_rate: float = opt(1e-5, "peak learning rate")
 
 `fields_of(cls)` lists name, type, default, help and choices for the command line; `load_yaml` and `to_yaml` read and
-write a run's `config.yaml`, whose sections are `SECTIONS`.  A bad value is a `ConfigError` that names field, value, rule
-and remedy.
+write a run's `config.yaml`, whose sections are `SECTIONS`.  A bad value is a `ConfigError` that names field, value,
+rule and remedy.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -69,7 +68,6 @@ class Option:
     metadata: Mapping[str, Any]
 
 
-@cache
 def fields_of(cls: type) -> tuple[Option, ...]:
     """Return the options of a config class in the order in which they are declared."""
     hints = typing.get_type_hints(cls)
@@ -381,8 +379,8 @@ class LlmTrainingConfig(Config):
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
         self._require_at_least(1, "epochs", "batch_size", "max_seq_len", "grad_accum_steps", "max_bad_steps")
-        self._require_at_least(0, "warmup_steps", "checkpoint_interval", "max_checkpoints", "log_interval", "eval_interval")
-        self._require_at_least(0, "seed")
+        self._require_at_least(0, "warmup_steps", "checkpoint_interval", "max_checkpoints", "log_interval")
+        self._require_at_least(0, "eval_interval", "seed")
         for name in ("max_steps", "num_threads"):
             if getattr(self, name) is not None:
                 self._require_at_least(0, name)
@@ -399,7 +397,7 @@ class LlmTrainingConfig(Config):
             self._require(name, 0 <= getattr(self, name) < 1, "be at least 0 and below 1", f"try {default}")
         self._require("epsilon", math.isfinite(self.epsilon) and self.epsilon > 0, "be positive", "try 1e-8")
         if self.nesterov and self.optimizer is not OptimizerType.SGD:
-            raise ConfigError(f"nesterov (True) must be false for {self.optimizer.value}; it is a form of sgd's momentum")
+            raise ConfigError(f"nesterov (True) must be false for {self.optimizer.value}; it belongs to sgd")
         self._require("nesterov", not self.nesterov or self.momentum > 0, "be false when momentum is 0", "set momentum")
 
     def _check_schedule(self) -> None:
@@ -417,8 +415,8 @@ class LlmTrainingConfig(Config):
             )
         if schedule is LearningRateSchedule.WARMUP_COSINE and self.warmup_steps > self.decay_steps:
             raise ConfigError(
-                f"warmup_steps ({self.warmup_steps}) must not exceed decay_steps ({self.decay_steps}), the step at which "
-                "the cosine ends; lower warmup_steps or raise decay_steps"
+                f"warmup_steps ({self.warmup_steps}) must not exceed decay_steps ({self.decay_steps}), where the "
+                "cosine ends; lower warmup_steps or raise decay_steps"
             )
 
     def _check_logging(self) -> None:
@@ -436,7 +434,7 @@ class LlmTrainingConfig(Config):
         self._require("gpu_backend", self.gpu_backend is None, "be unset", _GPU_REMEDY)
         self._require("gpu_batch_threshold", self.gpu_batch_threshold == 8, "be 8", _GPU_REMEDY)
         self._require("gpu_device_buffer_mb", self.gpu_device_buffer_mb == 256, "be 256", _GPU_REMEDY)
-        remedy = "this version writes no GGUF files, so leave it out; checkpoints open in Hugging Face tools as they are"
+        remedy = "this version writes no GGUF files, so leave it out; Hugging Face tools open checkpoints as they are"
         self._require("export_gguf_path", self.export_gguf_path is None, "be unset", remedy)
         self._require("export_name", self.export_name == "abi-llama", "be abi-llama", remedy)
 
@@ -515,7 +513,7 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
 
 
 def to_yaml(**sections: Config | None) -> str:
-    """Return a config file's text: `to_yaml(model=..., training=..., early_stopping=...)`; None leaves a section out."""
+    """Return the file's text: `to_yaml(model=..., training=..., early_stopping=...)`; None leaves a section out."""
     lines = []
     for name, config in sections.items():
         if config is None:
