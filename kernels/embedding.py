@@ -1,0 +1,58 @@
+"""Embedding: pick one row of the table for each token.
+
+    forward    x_n = w[id_n]
+    backward   dw[v] += sum over the rows n with id_n = v of dx_n
+
+    x dx (N, C)   w dw (V, C)   ids (N,) int32, each in [0, V)   N = B*T      saved for backward: ids
+    x is overwritten, dw is accumulated.
+
+A token that occurs twice must be added twice, so two threads must never own the same element of dw.  The backward kernel is
+parallel over fixed slices of columns: one thread adds all rows to its slice, in the order of n.  No race, and the same bits for
+every number of threads.
+"""
+
+import numpy as np
+
+from ._jit import kernel, prange
+
+__all__ = ["embedding_backward", "embedding_backward_ref", "embedding_forward", "embedding_forward_ref"]
+
+WIDTH = 64  # columns in a slice: four cache lines, so that two threads never write to the same line of an aligned row
+
+
+# -- reference: plain NumPy, any float dtype ---------------------------------------------------
+def embedding_forward_ref(ids, w):
+    """Return x (N, C) for ids (N,) and w (V, C)."""
+    return w[ids]
+
+
+def embedding_backward_ref(dx, ids, vocab_size):
+    """Return dw (V, C) for dx (N, C) and ids (N,)."""
+    dw = np.zeros((vocab_size, dx.shape[1]), dx.dtype)
+    np.add.at(dw, ids, dx)
+    return dw
+
+
+# -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@kernel
+def embedding_forward(x, ids, w):
+    """Overwrite x (N, C) with the rows ids (N,) of w (V, C)."""
+    N, C = x.shape
+    for n in prange(N):
+        v = ids[n]
+        for j in range(C):
+            x[n, j] = w[v, j]
+
+
+@kernel
+def embedding_backward(dw, dx, ids):
+    """Add each row of dx (N, C) to the row of dw (V, C) that ids (N,) names."""
+    N, C = dx.shape
+    slices = (C + WIDTH - 1) // WIDTH
+    for s in prange(slices):
+        start = np.int64(s) * WIDTH
+        stop = min(start + WIDTH, C)
+        for n in range(N):
+            v = ids[n]
+            for j in range(start, stop):
+                dw[v, j] += dx[n, j]  # forward: x[n, j] = w[v, j]

@@ -1,0 +1,44 @@
+"""Global norm: the length of the whole gradient, for clipping and for the log.
+
+    norm = sqrt(sum_i g_i^2)
+
+    g (P,) float32, contiguous      returns a float64
+
+Each block of 65 536 elements has a partial sum of its own, in float64, and the partial sums are added in order: same bits for every
+number of threads.  A float64 sum cannot overflow here, so the result is inf or NaN only if an element of g is.
+"""
+
+import math
+
+import numpy as np
+
+from ._jit import kernel, prange
+
+__all__ = ["global_norm", "global_norm_ref"]
+
+BLOCK = 65536  # elements in one partial sum
+
+
+# -- reference: plain NumPy, any float dtype ---------------------------------------------------
+def global_norm_ref(g):
+    """Return the norm of g (P,) as a float."""
+    return math.sqrt(np.square(g, dtype=np.float64).sum())
+
+
+# -- kernel: Numba, float32 --------------------------------------------------------------------
+@kernel
+def global_norm(g):
+    """Return the norm of g (P,) float32 as a float."""
+    P = g.shape[0]
+    blocks = (P + BLOCK - 1) // BLOCK
+    partial = np.empty(blocks, np.float64)
+    for k in prange(blocks):
+        start = np.int64(k) * BLOCK
+        total = 0.0
+        for i in range(start, min(start + BLOCK, P)):
+            total += np.float64(g[i]) * np.float64(g[i])
+        partial[k] = total
+    total = 0.0
+    for k in range(blocks):
+        total += partial[k]
+    return math.sqrt(total)

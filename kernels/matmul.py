@@ -1,0 +1,132 @@
+"""Matrix products: C = A B, each operand as it lies or transposed, written or added.
+
+    forward    y  = x Wᵀ        (N, K) x (M, K)  -> (N, M)     product(y, x, w, transpose_b=True)
+    backward   dx = dy W        (N, M) x (M, K)  -> (N, K)     product(dx, dy, w)
+               dw = dyᵀ x       (N, M) x (N, K)  -> (M, K)     product(dw, dy, x, transpose_a=True, addend=dw)
+
+The three products of a linear layer are one kernel, because both operands are *packed* first: copied into panels that the
+register tile (`simd.tile`) reads straight through.  Transposing is only another way of packing, and so is any storage format of weights.
+
+    for each slab of B: DEPTH rows x as many columns as PACKED floats hold      (stays in the last-level cache)
+        pack it, all threads together
+        in parallel, for each block of A: up to BLOCK rows                      (stays in the thread's second-level cache)
+            for each slice of the depth: SLICE                                  (one panel of each stays in the first-level cache)
+                pack the block's slice of A
+                for each panel of B, for each panel of A:  tile
+
+Every element of C is summed over the depth in the same order whatever the number of threads, so its bits are the same too.
+"""
+
+import os
+
+
+import numba
+import numpy as np
+
+from ._jit import kernel, prange
+from .simd import COLUMNS, LANES, ROWS, pack_columns, pack_rows, tile
+
+SLICE = 384  # depth of one pass of the tile: a panel of B is SLICE x COLUMNS x 4 bytes
+DEPTH = 2304  # depth of a packed slab of B
+PACKED = 1 << 20  # floats of a packed slab of B: 4 MiB
+BLOCK = ROWS * 14  # rows of a packed block of A: at most 300 KB
+
+# -- reference ---------------------------------------------------------------------------------
+
+
+def product_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
+    """Return op(a) op(b) (+ addend) in the arrays' own dtype, where op transposes the last two axes if asked."""
+    y = (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
+    return y if addend is None else y + addend
+
+
+# -- kernel --------------------------------------------------------------------------------------
+
+
+@kernel
+def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, block):
+    """c (M, N) = op(a) op(b) (+ d if add); packed_a (threads, ...) and packed_b (...) are scratch."""
+    rows, columns = c.shape
+    depth = a.shape[0] if transpose_a else a.shape[1]
+    blocks = (rows + block - 1) // block
+    for k0 in range(0, depth, DEPTH):
+        slab_depth = min(DEPTH, depth - k0)
+        slab_columns = max(PACKED // slab_depth // COLUMNS, 1) * COLUMNS
+        for j0 in range(0, columns, slab_columns):
+            width = min(slab_columns, columns - j0)
+            panels = (width + COLUMNS - 1) // COLUMNS
+            for q in prange(panels):
+                j = j0 + q * COLUMNS
+                n = min(COLUMNS, columns - j)
+                if transpose_b:
+                    pack_rows(packed_b, q * COLUMNS * slab_depth, COLUMNS, b, j, k0, n, slab_depth)
+                else:
+                    pack_columns(packed_b, q * COLUMNS * slab_depth, COLUMNS, b, k0, j, n, slab_depth)
+            for index in prange(blocks):
+                mine = packed_a[numba.get_thread_id()]
+                first = index * block
+                last = min(rows, first + block)
+                for s in range(0, slab_depth, SLICE):
+                    k = min(SLICE, slab_depth - s)
+                    base = add or k0 + s > 0
+                    for i in range(first, last, ROWS):
+                        m = min(ROWS, last - i)
+                        if transpose_a:
+                            pack_columns(mine, (i - first) * k, ROWS, a, k0 + s, i, m, k)
+                        else:
+                            pack_rows(mine, (i - first) * k, ROWS, a, i, k0 + s, m, k)
+                    for q in range(panels):
+                        j = j0 + q * COLUMNS
+                        n = min(COLUMNS, columns - j)
+                        b_at = q * COLUMNS * slab_depth + s * COLUMNS
+                        for i in range(first, last, ROWS):
+                            m = min(ROWS, last - i)
+                            if k0 + s > 0:
+                                tile(c, c, i, j, m, n, mine, (i - first) * k, packed_b, b_at, k, base)
+                            else:
+                                tile(c, d, i, j, m, n, mine, (i - first) * k, packed_b, b_at, k, base)
+
+
+# -- calling it ----------------------------------------------------------------------------------
+
+
+class _Scratch:
+    """The packing buffers, made at the first product and kept; a step allocates nothing."""
+
+    def __init__(self):
+        self.threads = 0
+
+    def buffers(self):
+        if self.threads < numba.config.NUMBA_NUM_THREADS:
+            self.threads = numba.config.NUMBA_NUM_THREADS
+            self.a = np.empty((self.threads, BLOCK * SLICE + LANES), np.float32)
+            self.b = np.empty(PACKED + COLUMNS * DEPTH + LANES, np.float32)
+        return self.a, self.b
+
+
+_scratch = _Scratch()
+
+
+def _block_rows(rows):
+    """Rows of a block of A: as many as fit the cache, and about equally many blocks for each thread."""
+    threads = numba.get_num_threads()
+    rounds = -(-rows // (threads * BLOCK))
+    block = -(-rows // (threads * rounds))
+    return -(-block // ROWS) * ROWS
+
+
+def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
+    """Write op(a) op(b), plus `addend` if given, to `out`.  All float32 matrices with unit column stride; addend may be out."""
+    if BACKEND == "blas":
+        y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
+        np.add(y, addend, out=out) if addend is not None else np.copyto(out, y)
+        return
+    rows, columns = out.shape
+    if rows == 0 or columns == 0:
+        return
+    if (a.shape[0] if transpose_a else a.shape[1]) == 0:
+        out[...] = 0 if addend is None else addend
+        return
+    packed_a, packed_b = _scratch.buffers()
+    base = out if addend is None else addend
+    _product(out, base, a, b, packed_a, packed_b, transpose_a, transpose_b, addend is not None, _block_rows(rows))

@@ -1,0 +1,121 @@
+"""SGD, Adam and AdamW: one pass over the flat buffers, gradient scale and weight decay included.
+
+    all        g_i <- scale g_i                      scale = clip factor / number of trained tokens
+    sgd        g_i <- g_i + wd w_i                   m_i <- momentum m_i + g_i
+               w_i <- w_i - lr m_i                   with nesterov: w_i <- w_i - lr (g_i + momentum m_i)
+    adam       g_i <- g_i + wd w_i                   (wd is an L2 penalty: it goes through the moments)
+               m_i <- b1 m_i + (1 - b1) g_i          v_i <- b2 v_i + (1 - b2) g_i^2
+               w_i <- w_i - lr (m_i / (1 - b1^t)) / (sqrt(v_i / (1 - b2^t)) + eps)             t = step = 1, 2, ...
+    adamw      w_i <- w_i - lr wd w_i, then adam's update without its penalty: decay never enters the moments
+
+    w m v g (P,) float32   chunks (n, 2) int64: ranges [start, stop) that never cross a tensor   decay (n,) bool
+    w, m and v are changed in place; g is only read.  wd is zero in a chunk whose `decay` is false (norms and biases).
+
+The formulas, and where eps stands, are PyTorch's.  Without momentum sgd does not touch m, which may then have length 0.
+The powers of b1 and b2 are computed in float64.  A chunk is computed by one thread, element by element: same bits for every
+number of threads.
+Source: Kingma and Ba, "Adam" (2015), algorithm 1; Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019), algorithm 2.
+"""
+
+import math
+
+import numpy as np
+
+from ._jit import kernel, prange
+
+__all__ = ["adam_", "adam_ref", "adamw_", "adamw_ref", "parameter_chunks", "sgd_", "sgd_ref"]
+
+
+def parameter_chunks(offsets, sizes, decays, size=65536):
+    """Cut tensors into ranges of at most `size` elements; return chunks (n, 2) int64 and decay (n,) bool.
+
+    offsets, sizes and decays have one entry for each tensor: where it begins in the flat buffer, how many elements it has, and
+    whether weight decay applies to it.
+    """
+    chunks, decay = [], []
+    for offset, count, decays_here in zip(offsets, sizes, decays, strict=True):
+        for start in range(offset, offset + count, size):
+            chunks.append((start, min(start + size, offset + count)))
+            decay.append(bool(decays_here))
+    return np.array(chunks, np.int64).reshape(-1, 2), np.array(decay, np.bool_)
+
+
+# -- reference: plain NumPy, any float dtype ---------------------------------------------------
+def sgd_ref(w, m, g, decay, lr, momentum, weight_decay, nesterov, scale):
+    """Return the new w and m (P,); decay (P,) is 1 where weight decay applies and 0 elsewhere."""
+    g = g * scale + weight_decay * decay * w
+    if momentum == 0:
+        return w - lr * g, m
+    m = momentum * m + g
+    return w - lr * (g + momentum * m if nesterov else m), m
+
+
+def adam_ref(w, m, v, g, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
+    """Return the new w, m and v (P,); decay (P,) is 1 where weight decay applies and 0 elsewhere."""
+    g = g * scale + weight_decay * decay * w
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    return w - lr * (m / (1 - beta1**step)) / (np.sqrt(v / (1 - beta2**step)) + eps), m, v
+
+
+def adamw_ref(w, m, v, g, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
+    """Return the new w, m and v (P,); decay (P,) is 1 where weight decay applies and 0 elsewhere."""
+    w = w - lr * weight_decay * decay * w
+    return adam_ref(w, m, v, g, decay, lr, beta1, beta2, eps, 0.0, step, scale)
+
+
+# -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@kernel
+def sgd_(w, m, g, chunks, decay, lr, momentum, weight_decay, nesterov, scale):
+    """Update w (P,), and m (P,) unless momentum is 0, in place."""
+    rate, mu, factor = np.float32(lr), np.float32(momentum), np.float32(scale)
+    for c in prange(chunks.shape[0]):
+        penalty = np.float32(weight_decay) if decay[c] else np.float32(0)
+        if momentum == 0:
+            for i in range(chunks[c, 0], chunks[c, 1]):
+                w[i] -= rate * (factor * g[i] + penalty * w[i])
+        elif nesterov:
+            for i in range(chunks[c, 0], chunks[c, 1]):
+                gi = factor * g[i] + penalty * w[i]
+                m[i] = mu * m[i] + gi
+                w[i] -= rate * (gi + mu * m[i])
+        else:
+            for i in range(chunks[c, 0], chunks[c, 1]):
+                m[i] = mu * m[i] + (factor * g[i] + penalty * w[i])
+                w[i] -= rate * m[i]
+
+
+@kernel
+def adam_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
+    """Update w, m and v (P,) in place; step is 1 at the first update."""
+    b1, b2, epsilon, factor = np.float32(beta1), np.float32(beta2), np.float32(eps), np.float32(scale)
+    c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
+    rate = np.float32(lr / (1.0 - beta1**step))
+    root = np.float32(1.0 / math.sqrt(1.0 - beta2**step))
+    for c in prange(chunks.shape[0]):
+        penalty = np.float32(weight_decay) if decay[c] else np.float32(0)
+        for i in range(chunks[c, 0], chunks[c, 1]):
+            gi = factor * g[i] + penalty * w[i]
+            mi = b1 * m[i] + c1 * gi
+            vi = b2 * v[i] + c2 * gi * gi
+            m[i] = mi
+            v[i] = vi
+            w[i] -= rate * mi / (np.sqrt(vi) * root + epsilon)
+
+
+@kernel
+def adamw_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
+    """Update w, m and v (P,) in place, decay first; step is 1 at the first update."""
+    b1, b2, epsilon, factor = np.float32(beta1), np.float32(beta2), np.float32(eps), np.float32(scale)
+    c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
+    rate = np.float32(lr / (1.0 - beta1**step))
+    root = np.float32(1.0 / math.sqrt(1.0 - beta2**step))
+    for c in prange(chunks.shape[0]):
+        keep = np.float32(1.0 - lr * weight_decay) if decay[c] else np.float32(1)
+        for i in range(chunks[c, 0], chunks[c, 1]):
+            gi = factor * g[i]
+            mi = b1 * m[i] + c1 * gi
+            vi = b2 * v[i] + c2 * gi * gi
+            m[i] = mi
+            v[i] = vi
+            w[i] = keep * w[i] - rate * mi / (np.sqrt(vi) * root + epsilon)

@@ -1,0 +1,83 @@
+"""RMSNorm: bring each row of x to unit root-mean-square, then scale by a learned weight.
+
+    forward    r = (mean_i x_i^2 + eps)^(-1/2)       y_i  = x_i r w_i
+    backward   n_i = x_i r     g_i = dy_i w_i        dx_i = r (g_i - n_i mean_j g_j n_j)
+                                                     dw_i = sum_rows dy_i n_i
+
+    x y dx dy (N, C)   w dw (C,)   r (N,)   N = B*T      saved for backward: x w r
+    dx is overwritten, or added to where `accumulate` is true (the residual branch has put its share there); dw is accumulated.
+
+Where dx comes from: y_i = n_i w_i, so dL/dn_i = g_i.  With n_i = x_i r and dr/dx_i = -r^3 x_i / C,
+dx_i = g_i r + (sum_j g_j x_j) dr/dx_i = r (g_i - n_i (sum_j g_j n_j) / C).
+Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4, with eps inside the root as in Llama.
+"""
+
+import math
+
+import numpy as np
+
+from ._jit import kernel, prange
+
+__all__ = ["rms_norm_backward", "rms_norm_backward_ref", "rms_norm_forward", "rms_norm_forward_ref"]
+
+PARTS = 16  # dw is summed in 16 fixed slices of rows: same bits for every thread count
+
+
+# -- reference: plain NumPy, any float dtype ---------------------------------------------------
+def rms_norm_forward_ref(x, w, eps):
+    """Return y (N, C) and r (N,) for x (N, C) and w (C,)."""
+    r = 1 / np.sqrt((x * x).mean(-1) + x.dtype.type(eps))  # (N,)
+    return x * r[:, None] * w, r
+
+
+def rms_norm_backward_ref(dy, x, w, r):
+    """Return dx (N, C) and dw (C,) for dy (N, C) and what forward saved."""
+    n = x * r[:, None]  # (N, C)
+    g = dy * w  # (N, C)
+    dx = r[:, None] * (g - n * (g * n).mean(-1, keepdims=True))
+    return dx, (dy * n).sum(0)
+
+
+# -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@kernel
+def rms_norm_forward(y, r, x, w, eps):
+    """Overwrite y (N, C) and r (N,) from x (N, C) and w (C,); the sum of squares runs in float64."""
+    N, C = x.shape
+    for n in prange(N):
+        total = 0.0
+        for j in range(C):
+            total += np.float64(x[n, j]) * np.float64(x[n, j])
+        rn = np.float32(1.0 / math.sqrt(total / C + eps))
+        r[n] = rn
+        for j in range(C):
+            y[n, j] = x[n, j] * rn * w[j]
+
+
+@kernel
+def rms_norm_backward(dx, dw, dy, x, w, r, accumulate):
+    """Overwrite dx (N, C), or add to it where `accumulate` is true, and add to dw (C,); one pass over dy and x."""
+    N, C = x.shape
+    partial = np.zeros((PARTS, C), np.float32)
+    for p in prange(PARTS):
+        part = np.int64(p)
+        for n in range(N * part // PARTS, N * (part + 1) // PARTS):
+            rn = r[n]
+            total = np.float32(0)
+            for j in range(C):
+                total += dy[n, j] * w[j] * x[n, j]
+            mean = np.float32(total * rn / np.float32(C))  # mean_j g_j n_j
+            if accumulate:
+                for j in range(C):
+                    normed = x[n, j] * rn
+                    dx[n, j] += rn * (dy[n, j] * w[j] - normed * mean)  # forward: y = x r w, and r depends on x
+                    partial[part, j] += dy[n, j] * normed
+            else:
+                for j in range(C):
+                    normed = x[n, j] * rn
+                    dx[n, j] = rn * (dy[n, j] * w[j] - normed * mean)
+                    partial[part, j] += dy[n, j] * normed
+    for j in range(C):
+        total = np.float32(0)
+        for p in range(PARTS):
+            total += partial[p, j]
+        dw[j] += total

@@ -1,0 +1,65 @@
+"""SwiGLU: the gate of the Llama MLP, silu(gate) times up.
+
+    forward    s_i = 1 / (1 + exp(-a_i))             h_i  = a_i s_i b_i                     a = gate, b = up
+    backward   db_i = dh_i a_i s_i                   da_i = dh_i b_i s_i (1 + a_i (1 - s_i))
+
+    h dh (N, F)   gate_up dgate_up (N, 2F): gate is [:, :F], up is [:, F:]   N = B*T      saved for backward: gate_up
+    h and dgate_up are overwritten.
+
+Where da comes from: ds/da = s (1 - s), so d(a s)/da = s + a s (1 - s) = s (1 + a (1 - s)).
+s is computed again in backward: one exponential costs less than storing and reading (N, F) more numbers.
+Source: Shazeer, "GLU Variants Improve Transformer" (2020), equation 6, with beta = 1.
+"""
+
+import math
+
+import numpy as np
+
+from ._jit import kernel, prange
+
+__all__ = ["swiglu_backward", "swiglu_backward_ref", "swiglu_forward", "swiglu_forward_ref"]
+
+
+# -- reference: plain NumPy, any float dtype ---------------------------------------------------
+def _sigmoid(a):
+    e = np.exp(-np.abs(a))  # never overflows
+    return np.where(a < 0, e, 1) / (1 + e)
+
+
+def swiglu_forward_ref(gate_up):
+    """Return h (N, F) for gate_up (N, 2F)."""
+    a, b = np.split(gate_up, 2, axis=1)  # (N, F) each
+    return a * _sigmoid(a) * b
+
+
+def swiglu_backward_ref(dh, gate_up):
+    """Return dgate_up (N, 2F) for dh (N, F) and what forward saved."""
+    a, b = np.split(gate_up, 2, axis=1)  # (N, F) each
+    s = _sigmoid(a)
+    return np.concatenate((dh * b * s * (1 + a * (1 - s)), dh * a * s), axis=1)
+
+
+# -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@kernel
+def swiglu_forward(h, gate_up):
+    """Overwrite h (N, F) from gate_up (N, 2F)."""
+    N, F = h.shape
+    one = np.float32(1)
+    for n in prange(N):
+        for j in range(F):
+            a = gate_up[n, j]
+            h[n, j] = a / (one + np.float32(math.exp(-a))) * gate_up[n, F + j]
+
+
+@kernel
+def swiglu_backward(dgate_up, dh, gate_up):
+    """Overwrite dgate_up (N, 2F) from dh (N, F) and gate_up (N, 2F)."""
+    N, F = dh.shape
+    one = np.float32(1)
+    for n in prange(N):
+        for j in range(F):
+            a = gate_up[n, j]
+            s = one / (one + np.float32(math.exp(-a)))
+            d = dh[n, j] * s
+            dgate_up[n, j] = d * gate_up[n, F + j] * (one + a * (one - s))  # forward: h = a s b
+            dgate_up[n, F + j] = d * a
