@@ -34,10 +34,11 @@ def global_norm(g):
     partial = np.empty(blocks, np.float64)
     for k in prange(blocks):
         start = np.int64(k) * BLOCK
-        total = 0.0
-        for i in range(start, min(start + BLOCK, P)):
-            total += np.float64(g[i]) * np.float64(g[i])
-        partial[k] = total
+        block = g[start : min(start + BLOCK, P)]  # a view that begins at 0: LLVM then sees plain vector code
+        squares = 0.0
+        for i in range(block.shape[0]):
+            squares += np.float64(block[i]) * np.float64(block[i])
+        partial[k] = squares
     total = 0.0
     for k in range(blocks):
         total += partial[k]

@@ -26,10 +26,13 @@ import numpy as np
 from ._jit import kernel, prange
 from .simd import COLUMNS, LANES, ROWS, pack_columns, pack_rows, tile
 
-SLICE = 384  # depth of one pass of the tile: a panel of B is SLICE x COLUMNS x 4 bytes
-DEPTH = 2304  # depth of a packed slab of B
+SLICE = 512  # depth of one pass of the tile; a panel of A is at most 16 KB
+DEPTH = 2048  # depth of a packed slab of B
 PACKED = 1 << 20  # floats of a packed slab of B: 4 MiB
-BLOCK = ROWS * 14  # rows of a packed block of A: at most 300 KB
+BLOCK = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KiB
+BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
+if BACKEND not in ("numba", "blas"):
+    raise ValueError(f"ABI_MATMUL ({BACKEND}) must be numba or blas; unset it to use the kernels of this file")
 
 # -- reference ---------------------------------------------------------------------------------
 
@@ -116,10 +119,10 @@ def _block_rows(rows):
 
 
 def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
-    """Write op(a) op(b), plus `addend` if given, to `out`.  All float32 matrices with unit column stride; addend may be out."""
+    """Write op(a) op(b), plus `addend` if given, to `out`: float32 matrices with unit column stride, unchecked; addend may be out."""
     if BACKEND == "blas":
         y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
-        np.add(y, addend, out=out) if addend is not None else np.copyto(out, y)
+        np.copyto(out, y if addend is None else y + addend)
         return
     rows, columns = out.shape
     if rows == 0 or columns == 0:
@@ -130,3 +133,56 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
     packed_a, packed_b = _scratch.buffers()
     base = out if addend is None else addend
     _product(out, base, a, b, packed_a, packed_b, transpose_a, transpose_b, addend is not None, _block_rows(rows))
+
+
+def _operand(x, transposed, out):
+    """Return x, or an equal matrix that the kernel can read, and whether it is to be transposed."""
+    if np.may_share_memory(x, out):
+        x = x.copy()
+    if x.strides[1] == 4 or x.shape[1] == 1:
+        return x, transposed
+    if x.strides[0] == 4 or x.shape[0] == 1:
+        return x.T, not transposed
+    return np.ascontiguousarray(x), transposed
+
+
+def matmul(a, b, out=None, transpose_a=False, transpose_b=False, accumulate=False):
+    """Return op(a) op(b), where op transposes the last two axes if asked; leading axes broadcast as in `np.matmul`.
+
+    a (..., M, K), or (..., K, M) if transpose_a;  b (..., K, N), or (..., N, K) if transpose_b;  float32, any strides
+    out (..., M, N) float32 is written and returned, or added to if `accumulate`
+
+    Raises TypeError for another dtype and ValueError for shapes that do not fit.
+    """
+    for name, x in (("a", a), ("b", b), ("out", out)):
+        if x is None:
+            continue
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+            found = getattr(x, "dtype", type(x).__name__)
+            raise TypeError(f"{name} is {found}; matmul takes float32 arrays; convert it with {name}.astype(np.float32)")
+        if x.ndim < 2:
+            raise ValueError(f"{name} has shape {x.shape}; matmul takes matrices or stacks of them; add an axis")
+    if accumulate and out is None:
+        raise ValueError("accumulate adds to an existing array; pass it as out=")
+    m, k = a.shape[:-3:-1] if transpose_a else a.shape[-2:]
+    depth, n = b.shape[:-3:-1] if transpose_b else b.shape[-2:]
+    if k != depth:
+        raise ValueError(f"a sums over {k} elements and b over {depth}: shapes {a.shape} and {b.shape} do not fit")
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape = (*stack, m, n)
+    if out is None:
+        out = np.empty(shape, np.float32)
+    elif out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}; the product has shape {shape}")
+    a = np.broadcast_to(a, (*stack, *a.shape[-2:]))
+    b = np.broadcast_to(b, (*stack, *b.shape[-2:]))
+    for index in np.ndindex(*stack):
+        target = out[index]
+        left, turn_a = _operand(a[index], transpose_a, out)
+        right, turn_b = _operand(b[index], transpose_b, out)
+        direct = target.strides[1] == 4 or n <= 1
+        y = target if direct else np.array(target, order="C")
+        product(y, left, right, turn_a, turn_b, y if accumulate else None)
+        if not direct:
+            target[...] = y
+    return out

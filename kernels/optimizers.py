@@ -65,24 +65,31 @@ def adamw_ref(w, m, v, g, decay, lr, beta1, beta2, eps, weight_decay, step, scal
 
 
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
+# Each chunk is cut out as views that begin at 0: LLVM then sees plain vector code (five times as fast as w[start + i]).
+
+
 @kernel
 def sgd_(w, m, g, chunks, decay, lr, momentum, weight_decay, nesterov, scale):
     """Update w (P,), and m (P,) unless momentum is 0, in place."""
     rate, mu, factor = np.float32(lr), np.float32(momentum), np.float32(scale)
     for c in prange(chunks.shape[0]):
+        start, stop = chunks[c, 0], chunks[c, 1]
+        wc, mc, gc = w[start:stop], m[start:stop], g[start:stop]
         penalty = np.float32(weight_decay) if decay[c] else np.float32(0)
         if momentum == 0:
-            for i in range(chunks[c, 0], chunks[c, 1]):
-                w[i] -= rate * (factor * g[i] + penalty * w[i])
+            for i in range(stop - start):
+                wc[i] -= rate * (factor * gc[i] + penalty * wc[i])
         elif nesterov:
-            for i in range(chunks[c, 0], chunks[c, 1]):
-                gi = factor * g[i] + penalty * w[i]
-                m[i] = mu * m[i] + gi
-                w[i] -= rate * (gi + mu * m[i])
+            for i in range(stop - start):
+                gi = factor * gc[i] + penalty * wc[i]
+                mi = mu * mc[i] + gi
+                mc[i] = mi
+                wc[i] -= rate * (gi + mu * mi)
         else:
-            for i in range(chunks[c, 0], chunks[c, 1]):
-                m[i] = mu * m[i] + (factor * g[i] + penalty * w[i])
-                w[i] -= rate * m[i]
+            for i in range(stop - start):
+                mi = mu * mc[i] + (factor * gc[i] + penalty * wc[i])
+                mc[i] = mi
+                wc[i] -= rate * mi
 
 
 @kernel
@@ -93,14 +100,16 @@ def adam_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, 
     rate = np.float32(lr / (1.0 - beta1**step))
     root = np.float32(1.0 / math.sqrt(1.0 - beta2**step))
     for c in prange(chunks.shape[0]):
+        start, stop = chunks[c, 0], chunks[c, 1]
+        wc, mc, vc, gc = w[start:stop], m[start:stop], v[start:stop], g[start:stop]
         penalty = np.float32(weight_decay) if decay[c] else np.float32(0)
-        for i in range(chunks[c, 0], chunks[c, 1]):
-            gi = factor * g[i] + penalty * w[i]
-            mi = b1 * m[i] + c1 * gi
-            vi = b2 * v[i] + c2 * gi * gi
-            m[i] = mi
-            v[i] = vi
-            w[i] -= rate * mi / (np.sqrt(vi) * root + epsilon)
+        for i in range(stop - start):
+            gi = factor * gc[i] + penalty * wc[i]
+            mi = b1 * mc[i] + c1 * gi
+            vi = b2 * vc[i] + c2 * gi * gi
+            mc[i] = mi
+            vc[i] = vi
+            wc[i] -= rate * mi / (np.sqrt(vi) * root + epsilon)
 
 
 @kernel
@@ -111,11 +120,13 @@ def adamw_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step,
     rate = np.float32(lr / (1.0 - beta1**step))
     root = np.float32(1.0 / math.sqrt(1.0 - beta2**step))
     for c in prange(chunks.shape[0]):
+        start, stop = chunks[c, 0], chunks[c, 1]
+        wc, mc, vc, gc = w[start:stop], m[start:stop], v[start:stop], g[start:stop]
         keep = np.float32(1.0 - lr * weight_decay) if decay[c] else np.float32(1)
-        for i in range(chunks[c, 0], chunks[c, 1]):
-            gi = factor * g[i]
-            mi = b1 * m[i] + c1 * gi
-            vi = b2 * v[i] + c2 * gi * gi
-            m[i] = mi
-            v[i] = vi
-            w[i] = keep * w[i] - rate * mi / (np.sqrt(vi) * root + epsilon)
+        for i in range(stop - start):
+            gi = factor * gc[i]
+            mi = b1 * mc[i] + c1 * gi
+            vi = b2 * vc[i] + c2 * gi * gi
+            mc[i] = mi
+            vc[i] = vi
+            wc[i] = keep * wc[i] - rate * mi / (np.sqrt(vi) * root + epsilon)

@@ -46,7 +46,7 @@ class Isa:
 
 # tile_rows * tile_vectors sums + tile_vectors of B + one of A must fit the vector registers: 32, 16, 32 and (at least) 16.
 ISAS = {
-    "avx512": Isa("avx512", 16, 14, 2),
+    "avx512": Isa("avx512", 16, 8, 3),
     "avx2": Isa("avx2", 8, 6, 2),
     "neon": Isa("neon", 4, 8, 2),
     "generic": Isa("generic", 4, 4, 2),

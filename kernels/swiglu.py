@@ -11,11 +11,10 @@ s is computed again in backward: one exponential costs less than storing and rea
 Source: Shazeer, "GLU Variants Improve Transformer" (2020), equation 6, with beta = 1.
 """
 
-import math
-
 import numpy as np
 
 from ._jit import kernel, prange
+from .simd import exp
 
 __all__ = ["swiglu_backward", "swiglu_backward_ref", "swiglu_forward", "swiglu_forward_ref"]
 
@@ -48,7 +47,7 @@ def swiglu_forward(h, gate_up):
     for n in prange(N):
         for j in range(F):
             a = gate_up[n, j]
-            h[n, j] = a / (one + np.float32(math.exp(-a))) * gate_up[n, F + j]
+            h[n, j] = a / (one + exp(-a)) * gate_up[n, F + j]
 
 
 @kernel
@@ -59,7 +58,7 @@ def swiglu_backward(dgate_up, dh, gate_up):
     for n in prange(N):
         for j in range(F):
             a = gate_up[n, j]
-            s = one / (one + np.float32(math.exp(-a)))
+            s = one / (one + exp(-a))
             d = dh[n, j] * s
             dgate_up[n, j] = d * gate_up[n, F + j] * (one + a * (one - s))  # forward: h = a s b
             dgate_up[n, F + j] = d * a
