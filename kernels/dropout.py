@@ -7,11 +7,12 @@
     x y dx dy (N, C)   rate in [0, 1)   seed a non-negative integer below 2^63      saved for backward: nothing
     y and dx are overwritten; y may be x, and dx may be dy.
 
-The mask is a function of the seed and of the element's row and column, not of a stream of numbers: backward computes it again, and
-every number of threads gives the same bits.  A call needs a seed of its own.  A NaN that is dropped stays NaN (it is multiplied by
-zero), so that dropout never hides a broken activation.
-Source: Srivastava et al., "Dropout" (2014), in the scaled form; the row key is splitmix64 (Steele, Lea and Flood, 2014), the hash
-inside a row has the constants of lowbias32 (Wellons, "Prospecting for Hash Functions", 2018), keyed between its two rounds.
+The mask is a function of the seed and of the element's row and column, not of a stream of numbers: backward computes
+it again, and every number of threads gives the same bits.  A call needs a seed of its own.  A NaN that is dropped
+stays NaN (it is multiplied by zero), so that dropout never hides a broken activation.
+Source: Srivastava et al., "Dropout" (2014), in the scaled form; the row key is splitmix64 (Steele, Lea and Flood,
+2014), the hash inside a row has the constants of lowbias32 (Wellons, "Prospecting for Hash Functions", 2018), keyed
+between its two rounds.
 """
 
 import numpy as np

@@ -4,8 +4,9 @@
 
     g (P,) float32, contiguous      returns a float64
 
-Each block of 65 536 elements has a partial sum of its own, in float64, and the partial sums are added in order: same bits for every
-number of threads.  A float64 sum cannot overflow here, so the result is inf or NaN only if an element of g is.
+Each block of 65 536 elements has a partial sum of its own, in float64, and the partial sums are added in order: same
+bits for every number of threads.  A float64 sum cannot overflow here, so the result is inf or NaN only if an element
+of g is.
 """
 
 import math

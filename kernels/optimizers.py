@@ -11,10 +11,11 @@
     w m v g (P,) float32   chunks (n, 2) int64: ranges [start, stop) that never cross a tensor   decay (n,) bool
     w, m and v are changed in place; g is only read.  wd is zero in a chunk whose `decay` is false (norms and biases).
 
-The formulas, and where eps stands, are PyTorch's.  Without momentum sgd does not touch m, which may then have length 0.
-The powers of b1 and b2 are computed in float64.  A chunk is computed by one thread, element by element: same bits for every
-number of threads.
-Source: Kingma and Ba, "Adam" (2015), algorithm 1; Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019), algorithm 2.
+The formulas, and where eps stands, are PyTorch's.  Without momentum sgd does not touch m, which may then have length
+0. The powers of b1 and b2 are computed in float64.  A chunk is computed by one thread, element by element: same bits
+for every number of threads.
+Source: Kingma and Ba, "Adam" (2015), algorithm 1; Loshchilov and Hutter, "Decoupled Weight Decay Regularization"
+(2019), algorithm 2.
 """
 
 import math
@@ -29,8 +30,8 @@ __all__ = ["adam_", "adam_ref", "adamw_", "adamw_ref", "parameter_chunks", "sgd_
 def parameter_chunks(offsets, sizes, decays, size=65536):
     """Cut tensors into ranges of at most `size` elements; return chunks (n, 2) int64 and decay (n,) bool.
 
-    offsets, sizes and decays have one entry for each tensor: where it begins in the flat buffer, how many elements it has, and
-    whether weight decay applies to it.
+    offsets, sizes and decays have one entry for each tensor: where it begins in the flat buffer, how many elements it
+    has, and whether weight decay applies to it.
     """
     chunks, decay = [], []
     for offset, count, decays_here in zip(offsets, sizes, decays, strict=True):

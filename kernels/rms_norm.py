@@ -5,11 +5,12 @@
                                                      dw_i = sum_rows dy_i n_i
 
     x y dx dy (N, C)   w dw (C,)   r (N,)   N = B*T      saved for backward: x w r
-    dx is overwritten, or added to where `accumulate` is true (the residual branch has put its share there); dw is accumulated.
+    dx is overwritten, or added to if `accumulate` (the residual branch has put its share there); dw is accumulated.
 
 Where dx comes from: y_i = n_i w_i, so dL/dn_i = g_i.  With n_i = x_i r and dr/dx_i = -r^3 x_i / C,
 dx_i = g_i r + (sum_j g_j x_j) dr/dx_i = r (g_i - n_i (sum_j g_j n_j) / C).
-Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4, with eps inside the root as in Llama.
+Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4, with eps inside the root as in
+Llama.
 """
 
 import math
