@@ -338,7 +338,7 @@ class LlmTrainingConfig(Config):
     lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "learning-rate schedule")
     warmup_steps: int = opt(100, "optimizer steps of linear warm-up (warmup_cosine)")
     decay_steps: int = opt(10000, "optimizer step at which the schedule ends (period of step and restarts)")
-    min_learning_rate: float = opt(1e-7, "learning rate below which no schedule goes")
+    min_learning_rate: float = opt(1e-7, "learning rate at which the schedules end")
     grad_accum_steps: int = opt(8, "micro-batches in one optimizer step")
     max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
     weight_decay: float = opt(0.01, "weight decay: decoupled for adamw, added to the gradient for sgd and adam")

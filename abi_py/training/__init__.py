@@ -1,0 +1,1 @@
+"""The trainer: schedule, optimizer, checkpoints, metrics, evaluation and the loop itself."""
