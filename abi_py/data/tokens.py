@@ -218,7 +218,7 @@ class TokenizedDataset:
         found, offset = int(self.tokens[at]), self._start + at
         raise DataError(
             f"{self.name}: token {offset} (byte {4 * offset}) is id {found}, but ids must be below vocab_size "
-            f"({vocab_size}); make the file again with the model's own vocabulary, or set vocab_size to at least {found + 1}"
+            f"({vocab_size}); tokenize again with the model's vocabulary, or set vocab_size to {found + 1} or more"
         )
 
     def num_batches(self, batch_size: int, seq_len: int, drop_last: bool = True) -> int:

@@ -1,0 +1,251 @@
+"""Text as token ids without a tokenizer: one id a byte.
+
+    id 0 .. 255   this byte of the UTF-8 text
+    id 256        end of a document; it follows every document, the last one too
+
+So a model needs vocab_size 257 (BYTE_VOCAB_SIZE) or more, every text can be encoded, and decoding gives it back.  A
+file is one document.  A file with a zero byte in its first 64 KB is not text (UTF-16 counts as such): given by name it
+is an error, in a directory it is left out and counted.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+import sysconfig
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from .files import atomic_file
+from .tokens import TokenArray, TokenizedDataset, as_tokens, check_integer
+
+END_OF_DOCUMENT = 256
+BYTE_VOCAB_SIZE = 257
+
+READ_BLOCK = 1 << 20  # bytes read at once by tokenize_to_file: memory stays below 10 MB for any input
+TEXT_PROBE = 1 << 16  # bytes in which a zero byte is looked for
+
+# Folders of the standard library that are not for reading: tests, programs with their own window, tables of characters,
+# and what is not part of it.  pydoc_data is read as text, not as source.
+_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "idlelib", "turtledemo", "lib2to3", "encodings", "ensurepip"}
+_SKIPPED_FOLDERS |= {"lib-dynload", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
+
+
+def byte_tokens(text: bytes | str) -> TokenArray:
+    """Return one id (0 .. 255) a byte as uint32; a str is encoded as UTF-8.  No END_OF_DOCUMENT is added."""
+    if isinstance(text, str):
+        text = text.encode("utf-8")
+    return np.frombuffer(text, np.uint8).astype(np.uint32)
+
+
+def decode_bytes(ids: npt.ArrayLike) -> str:
+    """Return the text of byte-level ids (N,): the inverse of `byte_tokens`.
+
+    END_OF_DOCUMENT gives nothing; bytes that are not UTF-8, and ids above 256, give U+FFFD, the replacement character.
+    """
+    tokens = as_tokens(ids, "ids")
+    tokens = tokens[tokens != END_OF_DOCUMENT]
+    # Byte 255 occurs nowhere in UTF-8, so an id that is no byte becomes one replacement character.
+    return np.minimum(tokens, 255).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class TokenizeReport:
+    """What `tokenize_to_file` wrote: documents, their bytes, tokens (bytes + documents); files left out, and why."""
+
+    documents: int
+    bytes: int
+    tokens: int
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    named: bool  # the user gave this very file, so that it is an error if it cannot be read
+
+
+def _expand(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[_File]:
+    """Yield the files of `inputs` in order; of a directory sorted by path, without hidden ones and __pycache__."""
+    for given in inputs:
+        path = Path(given)
+        if not path.is_dir():
+            yield _File(path, True)
+            continue
+        found = []
+        for folder, folders, names in os.walk(path):
+            folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+        for file in sorted(found, key=lambda file: file.relative_to(path).as_posix()):
+            yield _File(file, False)
+
+
+def _blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the bytes of a text in blocks; DataError if it has none or is not text."""
+    block = file.read(READ_BLOCK)
+    if not block:
+        raise DataError(f"{name} is empty; a document needs at least one byte")
+    if b"\0" in block[:TEXT_PROBE]:
+        at = block.index(b"\0")
+        raise DataError(
+            f"{name} is not text: byte {at} is zero; convert it to UTF-8, or name it .bin if it holds u32 token ids"
+        )
+    while block:
+        yield block
+        block = file.read(READ_BLOCK)
+
+
+def _documents(files: Iterable[_File], skipped: list[str]) -> Iterator[Iterator[bytes]]:
+    """Yield each document as blocks of bytes; a file of a directory that cannot be read is named in `skipped`."""
+    for file in files:
+        if not file.named and not file.path.is_file():  # a pipe or a broken link: opening it could wait for ever
+            skipped.append(f"{file.path}: not a regular file")
+            continue
+        try:
+            with open(file.path, "rb") as opened:
+                blocks = _blocks(opened, str(file.path))
+                first = next(blocks)
+                yield _chain(first, blocks)
+        except (DataError, PermissionError) as error:
+            if file.named:
+                raise
+            skipped.append(str(error) if isinstance(error, DataError) else f"{file.path}: {error.strerror}")
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def load_text_corpus(path: str | os.PathLike[str]) -> TokenizedDataset:
+    """Return a text file, or all text files under a directory (sorted by path), as byte-level tokens in memory.
+
+    Takes 4 bytes of memory for each byte of text; for more text than that, use `tokenize_to_file`, then
+    TokenizedDataset.load.  Files of a directory that are not text, empty or unreadable are left out and listed in
+    `skipped`.  DataError if nothing is left, or if `path` is one file and not text; OSError passes through.
+    """
+    skipped: list[str] = []
+    documents = [b"".join(blocks) for blocks in _documents(_expand([path]), skipped)]
+    if not documents:
+        raise DataError(_nothing_left(str(path), skipped))
+    return _from_documents(documents, str(path), skipped)
+
+
+def _nothing_left(name: str, skipped: list[str]) -> str:
+    why = f"{len(skipped)} files were left out, the first: {skipped[0]}" if skipped else "it has no files"
+    return f"{name} holds no text: {why}; give a text file, a directory of them, or a .bin file of u32 token ids"
+
+
+def _from_documents(documents: list[bytes], name: str, skipped: Iterable[str] = ()) -> TokenizedDataset:
+    tokens = np.empty(sum(map(len, documents)) + len(documents), np.uint32)
+    at = 0
+    for document in documents:
+        tokens[at : at + len(document)] = np.frombuffer(document, np.uint8)
+        at += len(document)
+        tokens[at] = END_OF_DOCUMENT
+        at += 1
+    return TokenizedDataset(tokens, BYTE_VOCAB_SIZE, name, tuple(skipped))
+
+
+def standard_library_corpus(limit_bytes: int = 4 << 20) -> TokenizedDataset:
+    """Return text that is on every machine: the help topics of pydoc and the sources of the Python standard library.
+
+    Topics come first (prose about Python), then public modules, then the others, each sorted by name, until
+    `limit_bytes` of text are reached; the document at the limit is cut there.  What was chosen is then put in the order
+    of the CRC-32 of the names: a fixed mixture, so that any piece of it, such as a validation split, has prose and
+    code.  Same tokens for the same Python version.  DataError if there are no sources (a standard library in a zip
+    file, and no topics).
+    """
+    left = check_integer("limit_bytes", limit_bytes, 1)
+    chosen: list[tuple[int, str, bytes]] = []
+    for name, text in _library_documents():
+        if len(text) > left:
+            text = text[:left].decode("utf-8", errors="ignore").encode("utf-8")  # do not cut through a character
+            left = 0
+        if text:
+            chosen.append((zlib.crc32(name.encode()), name, text))
+            left -= min(left, len(text))
+        if not left:
+            break
+    if not chosen:
+        raise DataError(
+            f"no sources of the standard library found in {_library_folder()}; give a text of your own: "
+            f"a text file, a directory, or a .bin file of u32 token ids"
+        )
+    return _from_documents([document for _, _, document in sorted(chosen)], "the Python standard library")
+
+
+def _library_folder() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _library_documents() -> Iterator[tuple[str, bytes]]:
+    """Yield (name, text) of the documents, those best to read first."""
+    topics: dict[str, str] = {}
+    with contextlib.suppress(ImportError):  # some systems ship Python without its documentation
+        topics = importlib.import_module("pydoc_data.topics").topics
+    for name in sorted(topics):
+        yield f"topic {name}", topics[name].encode("utf-8")
+    root = _library_folder()
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("config-")]
+        files += [Path(folder, name).relative_to(root).as_posix() for name in names if name.endswith(".py")]
+    # Names with a leading underscore are for the library itself, and some are generated.
+    for name in sorted(files, key=lambda name: (any(part.startswith("_") for part in name.split("/")), name)):
+        try:
+            text = (root / name).read_bytes()
+        except OSError:
+            continue  # the library may hold links to what is not installed; what is there is enough
+        if b"\0" not in text:
+            yield name, text
+
+
+def open_corpus(path: str | os.PathLike[str], vocab_size: int | None = None) -> TokenizedDataset:
+    """Open what `path` is: NAME.bin as u32 token ids (mapped, not read), another file or a directory as byte-level
+    text.
+
+    `vocab_size` is for the check of a .bin file; text has BYTE_VOCAB_SIZE.  FileNotFoundError and other OSError pass
+    through; DataError if it is neither tokens nor text.
+    """
+    path = Path(path)
+    if path.suffix == ".bin" and not path.is_dir():
+        return TokenizedDataset.load(path, vocab_size)
+    return load_text_corpus(path)
+
+
+def tokenize_to_file(
+    inputs: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str], *, stdin: BinaryIO | None = None
+) -> TokenizeReport:
+    """Write `inputs` (files, directories, "-" for standard input) as byte-level u32 tokens to `output`; return the
+    counts.
+
+    Texts are read in blocks of 1 MB, so memory does not grow with them.  `output` appears when all is written, and is
+    as it was if anything fails.  Errors are those of `load_text_corpus`.
+    """
+    inputs = list(inputs)
+    skipped: list[str] = []
+    documents = size = 0
+    with atomic_file(output) as file:
+        for given in inputs:
+            if os.fspath(given) == "-":
+                source: Iterator[Iterator[bytes]] = iter([_blocks(stdin or sys.stdin.buffer, "standard input")])
+            else:
+                source = _documents(_expand([given]), skipped)
+            for blocks in source:
+                for block in blocks:
+                    file.write(byte_tokens(block).astype("<u4", copy=False).tobytes())
+                    size += len(block)
+                file.write(END_OF_DOCUMENT.to_bytes(4, "little"))
+                documents += 1
+        if not documents:
+            names = ", ".join(str(given) for given in inputs)
+            raise DataError(_nothing_left(names or "the list of inputs", skipped))
+    return TokenizeReport(documents, size, size + documents, tuple(skipped))
