@@ -1,0 +1,315 @@
+"""Causal attention with grouped key/value heads: each query mixes the values of the keys at and before its own position.
+
+    forward    s_ij = q_i k_j / sqrt(D)       for start_i <= j <= i       lse_i = log sum_j exp(s_ij)
+               p_ij = exp(s_ij - lse_i)       o_i = sum_j p_ij v_j
+    backward   dv_j  = sum_i p_ij do_i        dp_ij = do_i v_j
+               ds_ij = p_ij (dp_ij - delta_i)      delta_i = sum_j p_ij dp_ij = do_i o_i
+               dq_i  = sum_j ds_ij k_j / sqrt(D)   dk_j    = sum_i ds_ij q_i / sqrt(D)
+
+    q o dq do (N, H D)    k v dk dv (N, G D)    lse (H, N)    starts (N,) int32    N = B T
+    H query heads share G key/value heads: head h reads head h // (H / G).      saved for backward: q k v o lse
+
+`starts[n]` is the first position, within its own sample, that query n may see: 0 for plain causal attention, the beginning of its
+segment in a packed row.  Samples of a batch never see each other.
+
+No T x T matrix is stored.  A block of queries walks over blocks of keys with a running maximum m and sum l of its softmax
+(Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention", algorithm 1), and backward computes p again from lse.  Each of the seven
+products is `simd.tile` on packed panels.  All gradients are overwritten.  A task of the backward owns one key/value head of one
+sample, with all query heads that share it, so no two threads write to the same place.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+from ._jit import helper, kernel, prange
+from .simd import COLUMNS, LANES, ROWS, exp, pack_columns, pack_rows, tile
+
+QUERIES = 64  # queries of a block
+KEYS = 192  # keys of a block, forward
+KEYS_BACKWARD = 96
+
+# -- reference -----------------------------------------------------------------------------------
+
+
+def _heads(x, batch, count):
+    return x.reshape(batch, -1, count, x.shape[-1] // count).transpose(0, 2, 1, 3)  # (B, heads, T, D)
+
+
+def _rows(x):
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0] * x.shape[2], -1)  # (N, heads * D)
+
+
+def _probabilities_ref(q, k, starts, batch, heads, kv_heads):
+    q, k = _heads(q, batch, heads), np.repeat(_heads(k, batch, kv_heads), heads // kv_heads, axis=1)
+    s = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, T, T)
+    t = np.arange(q.shape[2])
+    visible = (t <= t[:, None]) & (t >= starts.reshape(batch, 1, -1, 1))
+    s = np.where(visible, s, -np.inf)
+    m = s.max(-1, keepdims=True)
+    p = np.exp(s - m)
+    total = p.sum(-1, keepdims=True)
+    return p / total, (m + np.log(total))[..., 0]
+
+
+def attention_forward_ref(q, k, v, starts, batch, heads, kv_heads):
+    """Return o (N, H D) and lse (H, N)."""
+    p, lse = _probabilities_ref(q, k, starts, batch, heads, kv_heads)
+    v = np.repeat(_heads(v, batch, kv_heads), heads // kv_heads, axis=1)
+    return _rows(p @ v), lse.transpose(1, 0, 2).reshape(heads, -1)
+
+
+def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads):
+    """Return dq (N, H D), dk and dv (N, G D)."""
+    group = heads // kv_heads
+    p, _ = _probabilities_ref(q, k, starts, batch, heads, kv_heads)  # (B, H, T, T)
+    q, do = _heads(q, batch, heads), _heads(do, batch, heads)
+    k, v = (np.repeat(_heads(x, batch, kv_heads), group, axis=1) for x in (k, v))
+    dv = p.swapaxes(-1, -2) @ do
+    dp = do @ v.swapaxes(-1, -2)
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
+    dq, dk = ds @ k, ds.swapaxes(-1, -2) @ q
+    shared = (q.shape[0], kv_heads, group, *q.shape[2:])
+    return _rows(dq), _rows(dk.reshape(shared).sum(2)), _rows(dv.reshape(shared).sum(2))
+
+
+# -- kernels -------------------------------------------------------------------------------------
+
+
+@helper
+def _multiply(c, i0, j0, rows, columns, a, b, depth, add):
+    """c[i0:i0+rows, j0:j0+columns] (+)= A B from panels packed one after the other."""
+    for j in range(0, columns, COLUMNS):
+        n = min(COLUMNS, columns - j)
+        for i in range(0, rows, ROWS):
+            m = min(ROWS, rows - i)
+            tile(c, c, i0 + i, j0 + j, m, n, a, i * depth, b, j * depth, depth, add)
+
+
+@helper
+def _pack_left(panels, x, i, j, rows, depth):
+    """Panels of A from rows [i, i+rows) of x, columns [j, j+depth)."""
+    for r in range(0, rows, ROWS):
+        pack_rows(panels, r * depth, ROWS, x, i + r, j, min(ROWS, rows - r), depth)
+
+
+@helper
+def _pack_left_transposed(panels, x, i, j, columns, depth):
+    """Panels of A from columns [j, j+columns) of x, rows [i, i+depth)."""
+    for r in range(0, columns, ROWS):
+        pack_columns(panels, r * depth, ROWS, x, i, j + r, min(ROWS, columns - r), depth)
+
+
+@helper
+def _pack_right(panels, x, i, j, columns, depth):
+    """Panels of B from columns [j, j+columns) of x, rows [i, i+depth)."""
+    for c in range(0, columns, COLUMNS):
+        pack_columns(panels, c * depth, COLUMNS, x, i, j + c, min(COLUMNS, columns - c), depth)
+
+
+@helper
+def _pack_right_transposed(panels, x, i, j, rows, depth):
+    """Panels of B from rows [i, i+rows) of x, columns [j, j+depth)."""
+    for r in range(0, rows, COLUMNS):
+        pack_rows(panels, r * depth, COLUMNS, x, i + r, j, min(COLUMNS, rows - r), depth)
+
+
+@helper
+def _first_visible(starts, row, rows):
+    """Smallest start of a block of queries, rounded down to a whole block of keys so that bits do not depend on the rest."""
+    first = starts[row]
+    for r in range(1, rows):
+        first = min(first, starts[row + r])
+    return first
+
+
+@helper
+def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale, width):
+    """Turn the scores s of one block into exp(s - m) in place; update the running maximum m and sum l, and rescale o."""
+    for r in range(rows):
+        line = s[r]
+        low = max(starts[row + r] - j0, 0)
+        high = min(t0 + r - j0 + 1, columns)
+        if low >= high:
+            for j in range(columns):
+                line[j] = np.float32(0)
+            continue
+        top = m[r]
+        for j in range(low, high):
+            top = max(top, line[j] * scale)
+        total = np.float32(0)
+        for j in range(low):
+            line[j] = np.float32(0)
+        for j in range(low, high):
+            p = exp(line[j] * scale - top)
+            line[j] = p
+            total += p
+        for j in range(high, columns):
+            line[j] = np.float32(0)
+        if l[r] > np.float32(0):
+            shrink = exp(m[r] - top)
+            l[r] = l[r] * shrink + total
+            for d in range(width):
+                o[r, d] *= shrink
+        else:
+            l[r] = total
+        m[r] = top
+
+
+@kernel
+def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stats, panels, scale):
+    """scores (threads, QUERIES, KEYS), sums (threads, QUERIES, D), stats (threads, 2, QUERIES), panels (threads, 3, ...): scratch."""
+    rows_all, width = q.shape
+    time = rows_all // batch
+    head_dim = width // heads
+    group = width // k.shape[1]
+    blocks = (time + QUERIES - 1) // QUERIES
+    for task in prange(batch * heads * blocks):
+        mine = numba.get_thread_id()
+        s, acc, m, l = scores[mine], sums[mine], stats[mine, 0], stats[mine, 1]
+        left, right, left_p = panels[mine, 0], panels[mine, 1], panels[mine, 2]
+        b = task // (heads * blocks)
+        h = task // blocks % heads
+        turn = task % blocks
+        block = turn // 2 if turn % 2 == 0 else blocks - 1 - turn // 2  # long and short rows in turn: even shares
+        t0 = block * QUERIES
+        rows = min(QUERIES, time - t0)
+        row = b * time + t0
+        q_column, kv_column = h * head_dim, h // group * head_dim
+        for r in range(rows):
+            m[r] = -np.inf
+            l[r] = 0
+            for d in range(head_dim):
+                acc[r, d] = 0
+        _pack_left(left, q, row, q_column, rows, head_dim)
+        first = _first_visible(starts, row, rows) // KEYS * KEYS
+        for j0 in range(first, t0 + rows, KEYS):
+            columns = min(KEYS, t0 + rows - j0)
+            _pack_right_transposed(right, k, b * time + j0, kv_column, columns, head_dim)
+            _multiply(s, 0, 0, rows, columns, left, right, head_dim, False)
+            _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale, head_dim)
+            _pack_left(left_p, s, 0, 0, rows, columns)
+            _pack_right(right, v, b * time + j0, kv_column, head_dim, columns)
+            _multiply(acc, 0, 0, rows, head_dim, left_p, right, columns, True)
+        for r in range(rows):
+            inverse = np.float32(1) / l[r]
+            for d in range(head_dim):
+                o[row + r, q_column + d] = acc[r, d] * inverse
+            lse[h, row + r] = m[r] + np.float32(math.log(l[r]))
+
+
+@helper
+def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, scale):
+    """Turn scores into probabilities p, and dp into ds / sqrt(D), both in place."""
+    for r in range(rows):
+        low = min(max(starts[row + r] - j0, 0), columns)
+        high = max(min(t0 + r - j0 + 1, columns), low)
+        line, dline = p[r], dp[r]
+        base, mean = lse[row + r], delta[row + r]
+        for j in range(low):
+            line[j] = np.float32(0)
+            dline[j] = np.float32(0)
+        for j in range(low, high):
+            probability = exp(line[j] * scale - base)
+            line[j] = probability
+            dline[j] = probability * (dline[j] - mean) * scale
+        for j in range(high, columns):
+            line[j] = np.float32(0)
+            dline[j] = np.float32(0)
+
+
+@kernel
+def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale):
+    """scores (threads, 2, QUERIES, KEYS_BACKWARD), panels (threads, 10, ...), delta (H, N): scratch."""
+    time = q.shape[0] // batch
+    head_dim = q.shape[1] // heads
+    group = heads // kv_heads
+    for task in prange(batch * kv_heads):
+        mine = numba.get_thread_id()
+        p, dp = scores[mine, 0], scores[mine, 1]
+        k_t, v_t, k_n, q_l, do_l, q_r, do_r, p_t, ds_t, ds = panels[mine]
+        b, g = task // kv_heads, task % kv_heads
+        kv = g * head_dim
+        for n in range(b * time, (b + 1) * time):
+            for d in range(head_dim):
+                dk[n, kv + d] = 0
+                dv[n, kv + d] = 0
+            for d in range(group * head_dim):
+                dq[n, g * group * head_dim + d] = 0
+            for h in range(g * group, (g + 1) * group):
+                total = np.float32(0)
+                for d in range(head_dim):
+                    total += do[n, h * head_dim + d] * o[n, h * head_dim + d]
+                delta[h, n] = total
+        for j0 in range(0, time, KEYS_BACKWARD):
+            columns = min(KEYS_BACKWARD, time - j0)
+            key = b * time + j0
+            _pack_right_transposed(k_t, k, key, kv, columns, head_dim)
+            _pack_right_transposed(v_t, v, key, kv, columns, head_dim)
+            _pack_right(k_n, k, key, kv, head_dim, columns)
+            for h in range(g * group, (g + 1) * group):
+                c = h * head_dim
+                for t0 in range(j0 // QUERIES * QUERIES, time, QUERIES):
+                    rows = min(QUERIES, time - t0)
+                    row = b * time + t0
+                    if _first_visible(starts, row, rows) >= j0 + columns:
+                        continue
+                    _pack_left(q_l, q, row, c, rows, head_dim)
+                    _pack_left(do_l, do, row, c, rows, head_dim)
+                    _pack_right(q_r, q, row, c, head_dim, rows)
+                    _pack_right(do_r, do, row, c, head_dim, rows)
+                    _multiply(p, 0, 0, rows, columns, q_l, k_t, head_dim, False)
+                    _multiply(dp, 0, 0, rows, columns, do_l, v_t, head_dim, False)
+                    _softmax_backward(p, dp, lse[h], delta[h], starts, row, t0, j0, rows, columns, scale)
+                    _pack_left_transposed(p_t, p, 0, 0, columns, rows)
+                    _pack_left_transposed(ds_t, dp, 0, 0, columns, rows)
+                    _pack_left(ds, dp, 0, 0, rows, columns)
+                    _multiply(dv, key, kv, columns, head_dim, p_t, do_r, rows, True)
+                    _multiply(dk, key, kv, columns, head_dim, ds_t, q_r, rows, True)
+                    _multiply(dq, row, c, rows, head_dim, ds, k_n, columns, True)
+
+
+# -- calling them --------------------------------------------------------------------------------
+
+
+class _Scratch:
+    """Buffers of each thread, made at the first call with a head width and kept; a step allocates nothing."""
+
+    def __init__(self):
+        self.head_dim = 0
+
+    def prepare(self, head_dim):
+        threads = numba.config.NUMBA_NUM_THREADS
+        if self.head_dim >= head_dim:
+            return self
+        self.head_dim = head_dim
+        longest = max(KEYS, QUERIES, head_dim) + max(COLUMNS, ROWS)
+        size = longest * max(KEYS, QUERIES, head_dim) + LANES
+        self.scores = np.empty((threads, QUERIES, KEYS), np.float32)
+        self.sums = np.empty((threads, QUERIES, head_dim), np.float32)
+        self.stats = np.empty((threads, 2, QUERIES), np.float32)
+        self.panels = np.empty((threads, 3, size), np.float32)
+        self.scores_backward = np.empty((threads, 2, QUERIES, KEYS_BACKWARD), np.float32)
+        self.panels_backward = np.empty((threads, 10, size), np.float32)
+        return self
+
+
+_scratch = _Scratch()
+
+
+def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
+    """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays."""
+    head_dim = q.shape[1] // heads
+    s = _scratch.prepare(head_dim)
+    scale = np.float32(1 / math.sqrt(head_dim))
+    _attention_forward(o, lse, q, k, v, starts, batch, heads, s.scores, s.sums, s.stats, s.panels, scale)
+
+
+def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
+    """Write dq (N, H D), dk and dv (N, G D); delta (H, N) is scratch."""
+    head_dim = q.shape[1] // heads
+    s = _scratch.prepare(head_dim)
+    scale = np.float32(1 / math.sqrt(head_dim))
+    panels, scores = s.panels_backward, s.scores_backward
+    _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale)
