@@ -61,7 +61,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise CheckpointError(f"{path}: offset 0 announces a header of {length} bytes in a file of {size}; it is damaged")
+            raise CheckpointError(f"{path}: offset 0 says that the header has {length} of {size} bytes; it is damaged")
         try:
             entries = json.loads(file.read(length))
         except ValueError:
@@ -77,9 +77,9 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
             first, last = entry["data_offsets"]
             count = int(np.prod(shape, dtype=np.int64))
         except (KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path}: the header's entry for {name!r} is malformed; the file is damaged") from None
+            raise CheckpointError(f"{path}: the header's entry for {name!r} is malformed; it is damaged") from None
         if not 0 <= first <= last <= len(content) or last - first != count * dtype.itemsize:
             place = f"offsets {start + first} to {start + last}"
-            raise CheckpointError(f"{path}: {name!r} ({place}) does not fit its shape {shape} or the file; it is damaged")
+            raise CheckpointError(f"{path}: {name!r} ({place}) does not fit shape {shape} or the file; it is damaged")
         tensors[name] = content[first:last].view(dtype).reshape(shape)
     return tensors

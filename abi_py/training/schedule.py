@@ -9,7 +9,7 @@ s = updates done so far, W = warmup_steps, D = decay_steps, b = learning_rate, m
     linear                 b (1 - p) + m p
     step                   max(m, b 0.1^floor(s / D))
     polynomial             m + (b - m) (1 - p)^0.9
-    cosine_warm_restarts   m + (b - m) (1 + cos(pi t / L)) / 2         t = place in a cycle; lengths L = D, 2 D, 4 D, ...
+    cosine_warm_restarts   m + (b - m) (1 + cos(pi t / L)) / 2         t = place in the cycle, L = D, 2 D, 4 D, ...
 
 Warm-up belongs to warmup_cosine alone.  Its first updates may lie below m, which is where the schedules end.  A skipped
 update (NaN guard) is not counted in s.  Everything is float64.

@@ -1,0 +1,398 @@
+"""A checkpoint: a directory that holds everything that decides the next step, so that resumed means never stopped.
+
+    llm_step_{step}/
+        model.safetensors       weights under their Hugging Face names
+        config.json             the same model for Hugging Face tools
+        optimizer.safetensors   moments; partial gradients in the middle of an accumulation window; the loss history
+        config.yaml             model, training and early-stopping configuration of the run
+        state.json              `TrainingState`, and size and SHA-256 of each file above; written last
+
+A checkpoint is written under a temporary name beside its place, forced to the disk file by file, and renamed; only then
+may older ones be removed.  So at every moment, whatever happens, the last good checkpoint is whole.  A second checkpoint
+of the same step takes the place of the first by way of the name `.old-llm_step_{step}`, which counts as the checkpoint
+while its own name is free.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import Config, TrainableModelConfig, load_yaml, to_yaml
+from ..errors import CheckpointError, ConfigError, NonFiniteError
+from ..files import atomic_text, fsync_directory, sha256_of, write_synced
+from ..formats.safetensors import encoded_size, read_safetensors, write_safetensors
+
+__all__ = [
+    "Checkpoint",
+    "Found",
+    "TrainingState",
+    "find_latest",
+    "list_checkpoints",
+    "locate",
+    "read_checkpoint",
+    "save_checkpoint",
+    "verify",
+]
+
+FORMAT, VERSION = "abi_py checkpoint", 1
+FILES = ("model.safetensors", "config.json", "optimizer.safetensors", "config.yaml")
+STATE = "state.json"
+NAME = re.compile(r"llm_step_(\d+)")
+OLD, TEMPORARY = ".old-", ".tmp-"
+SLACK = 1.05  # free space that must be there, in units of the checkpoint's size
+PIECE = 1 << 20  # weights looked at together by the finiteness check
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Everything besides the arrays that decides the next step, and the counters of the report."""
+
+    global_step: int = 0  # optimizer steps done
+    optimizer_step: int = 0  # updates in the moments (Adam's t)
+    epoch: int = 0  # epochs finished
+    batch_position: int = 0  # next batch of the epoch
+    micro_step: int = 0  # micro-batches in the open accumulation window
+    window_loss: float = 0.0  # sum of token losses in the window
+    window_correct: int = 0
+    window_tokens: int = 0
+    epoch_loss: float = 0.0  # sum of token losses in the epoch
+    epoch_tokens: int = 0
+    tokens_processed: int = 0
+    loss: float = 0.0  # of the most recent optimizer step, as the three below
+    accuracy: float = 0.0
+    learning_rate: float = 0.0
+    grad_norm: float = 0.0
+    bad_steps: int = 0  # updates skipped by the NaN guard
+    bad_steps_in_row: int = 0
+    evaluation_due: bool = False  # an evaluation was interrupted
+    evaluated_step: int = -1  # step of the most recent evaluation
+    best_metric: float = math.inf  # early stopping's memory
+    patience_counter: int = 0
+    early_stopped: bool = False
+    best_step: int = -1  # step of the best checkpoint; -1: none
+    best_val_loss: float = math.inf
+    best_val_accuracy: float = 0.0
+    checkpoints_saved: int = 0
+    elapsed_ns: int = 0  # whole time of the run
+    train_ns: int = 0  # time in training steps
+    data: dict[str, Any] = field(default_factory=dict)  # identity of the data set and of its order
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; non-finite floats as the strings inf, -inf, nan."""
+        values = dataclasses.asdict(self)
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingState":
+        """Build from what `to_dict` returned; fields that are missing or unknown are a `CheckpointError`."""
+        types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls)}
+        if set(values) != set(types):
+            odd = ", ".join(sorted(set(values) ^ set(types)))
+            raise CheckpointError(f"the training state differs in its fields ({odd}); use the version that wrote it")
+        restored: dict[str, Any] = {
+            name: float(value) if types[name] is float else value for name, value in values.items()
+        }
+        return cls(**restored)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint; the arrays are read-only and mapped from its files."""
+
+    path: Path
+    state: TrainingState
+    config: dict[str, dict[str, Any]]  # sections of config.yaml
+    weights: dict[str, np.ndarray]  # by Hugging Face name
+    optimizer: dict[str, np.ndarray]  # m, v (P,) float32; gradients (P,) float32; loss_history float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Where a search ended, and which checkpoints it passed over and why."""
+
+    path: Path
+    skipped: tuple[str, ...] = ()
+
+
+# -- saving ------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    root: str | Path,
+    *,
+    model: Any,
+    state: TrainingState,
+    optimizer: Mapping[str, np.ndarray],
+    sections: Mapping[str, Config | None],
+    keep: int = 0,
+) -> Path:
+    """Save under `root`, return the new directory, and keep only the `keep` newest (0 = all), the best and this one.
+
+    OSError (disk full...) passes through; CheckpointError if there is too little free space to begin; NonFiniteError if
+    a weight is not finite.  In all cases the earlier checkpoints are as they were.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    recover(root)
+    table, weights = model.parameters.table, model.parameters.weights_flat
+    tensors = {entry.hf_name: weights[entry.offset : entry.offset + entry.size].reshape(entry.shape) for entry in table}
+    _check_finite(tensors, root)
+    _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
+    name = f"llm_step_{state.global_step}"
+    temporary, final = root / f"{TEMPORARY}{name}-{os.getpid()}", root / name
+    order = max([order for order, _ in list_checkpoints(root)], default=0)
+    try:
+        temporary.mkdir()
+        files = {
+            "model.safetensors": write_safetensors(temporary / "model.safetensors", tensors, {"format": "pt"}),
+            "config.json": write_synced(temporary / "config.json", [_json(huggingface_config(model.config))]),
+            "optimizer.safetensors": write_safetensors(temporary / "optimizer.safetensors", optimizer),
+            "config.yaml": write_synced(temporary / "config.yaml", [to_yaml(**sections).encode()]),
+        }
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "saved": max(time.time_ns(), order + 1),  # a clock set back must not make this one look older
+            "state": state.to_dict(),
+            "files": files,
+        }
+        write_synced(temporary / STATE, [_json({**content, "checksum": _checksum(content)})])
+        fsync_directory(temporary)
+        _put_in_place(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    atomic_text(root / "latest", name + "\n")
+    _prune(root, keep, {name, f"llm_step_{state.best_step}"})
+    return final
+
+
+def huggingface_config(config: TrainableModelConfig) -> dict[str, Any]:
+    """Return the fields of a Hugging Face `LlamaConfig` for this model."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_dim,
+        "intermediate_size": config.intermediate_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.resolved_head_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "initializer_range": 0.02,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "torch_dtype": "float32",
+        "use_cache": True,
+    }
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_finite(tensors: Mapping[str, np.ndarray], root: Path) -> None:
+    for name, tensor in tensors.items():
+        flat = tensor.reshape(-1)
+        for start in range(0, flat.size, PIECE):
+            if not np.isfinite(flat[start : start + PIECE]).all():
+                raise NonFiniteError(
+                    f"{name} holds NaN or infinity, so nothing was saved; the earlier checkpoints in {root} are "
+                    "untouched; resume from the last one, with a lower learning_rate"
+                )
+
+
+def _check_space(root: Path, size: int) -> None:
+    needed, free = int(size * SLACK) + PIECE, shutil.disk_usage(root).free
+    if free < needed:
+        raise CheckpointError(
+            f"{root}: a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; the earlier checkpoints "
+            "are untouched; free some space, or lower max_checkpoints"
+        )
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    if not final.exists():
+        os.replace(temporary, final)
+        fsync_directory(final.parent)
+        return
+    old = final.with_name(OLD + final.name)
+    os.replace(final, old)
+    try:
+        os.replace(temporary, final)
+        fsync_directory(final.parent)
+    except BaseException:
+        if not final.exists():
+            os.replace(old, final)
+        raise
+    shutil.rmtree(old)
+
+
+def _prune(root: Path, keep: int, protected: set[str]) -> None:
+    if keep == 0:
+        return
+    older = [path for _, path in list_checkpoints(root)][:-keep]
+    for path in older:
+        if path.name in protected:
+            continue
+        # Renamed first: an interrupted removal must not leave something that looks like a checkpoint.
+        doomed = root / f"{TEMPORARY}removed-{path.name}-{os.getpid()}"
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def recover(root: Path) -> None:
+    """Clear up after a killed process: remove its temporary directories, finish or undo a half-done replacement."""
+    for path in root.iterdir():
+        if path.name.startswith(OLD) and NAME.fullmatch(path.name.removeprefix(OLD)):
+            final = path.with_name(path.name.removeprefix(OLD))
+            if final.exists():
+                shutil.rmtree(path)
+            else:
+                os.replace(path, final)
+        elif path.name.startswith(TEMPORARY) and not _belongs_to_another_process(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _belongs_to_another_process(path: Path) -> bool:
+    number = path.name.rpartition("-")[2]
+    if os.name != "posix" or not number.isdigit() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)  # signal 0 only asks whether the process exists
+    except ProcessLookupError:
+        return False
+    except OverflowError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# -- finding and loading -----------------------------------------------------------------------
+
+
+def list_checkpoints(root: str | Path) -> list[tuple[int, Path]]:
+    """Return (order of saving, directory) of the checkpoints under `root`, oldest first; unreadable ones have order 0."""
+    found = []
+    root = Path(root)
+    for path in root.iterdir() if root.is_dir() else ():
+        name = path.name.removeprefix(OLD)
+        if not NAME.fullmatch(name) or not path.is_dir() or (path.name != name and (root / name).exists()):
+            continue
+        try:
+            order = int(json.loads((path / STATE).read_text())["saved"])
+        except (OSError, ValueError, KeyError, TypeError):
+            order = 0
+        found.append((order, path))
+    return sorted(found, key=lambda item: (item[0], _step_of(item[1])))
+
+
+def _step_of(path: Path) -> int:
+    match = NAME.search(path.name)
+    return int(match.group(1)) if match else -1
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Check every file's size and SHA-256 and return the content of state.json; CheckpointError names the file."""
+    path = Path(path)
+    advice = "resume from the directory above it to use the newest whole checkpoint"
+    try:
+        content = json.loads((path / STATE).read_text(encoding="utf-8"))
+        rest = {key: value for key, value in content.items() if key != "checksum"}
+        good = content.get("checksum") == _checksum(rest)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path / STATE} is missing, so the checkpoint is not whole; {advice}") from None
+    except (ValueError, AttributeError):
+        good = False
+    if not good:
+        raise CheckpointError(f"{path / STATE} is damaged (checksum); {advice}")
+    if content["format"] != FORMAT or content["version"] != VERSION:
+        found = f"{content['format']} {content['version']}"
+        rule = f"this version reads {FORMAT} {VERSION}"
+        raise CheckpointError(f"{path / STATE} is of kind {found}, {rule}; use the version that wrote it")
+    for name in FILES:
+        wanted, file = content["files"][name], path / name
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing; {advice}")
+        size, digest = sha256_of(file)
+        if size != wanted["size"]:
+            raise CheckpointError(f"{file} is damaged: {size} bytes instead of {wanted['size']}; {advice}")
+        if digest != wanted["sha256"]:
+            raise CheckpointError(f"{file} is damaged (checksum); {advice}")
+    return content
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Verify a checkpoint directory and return what is in it; CheckpointError names the damaged file."""
+    path = Path(path)
+    content = verify(path)
+    try:
+        config = load_yaml(path / "config.yaml")
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; the checkpoint is of another version") from None
+    return Checkpoint(
+        path=path,
+        state=TrainingState.from_dict(content["state"]),
+        config=config,
+        weights=read_safetensors(path / "model.safetensors"),
+        optimizer=read_safetensors(path / "optimizer.safetensors"),
+    )
+
+
+def find_latest(root: str | Path) -> Found:
+    """Return the newest whole checkpoint under `root`, and what was passed over; CheckpointError if there is none."""
+    skipped = []
+    for _, path in reversed(list_checkpoints(root)):
+        try:
+            verify(path)
+        except (CheckpointError, OSError) as error:
+            skipped.append(str(error))
+            continue
+        return Found(path=path, skipped=tuple(skipped))
+    reasons = "; ".join(["; the ones there are damaged", *skipped]) if skipped else ""
+    raise CheckpointError(f"{root} holds no whole checkpoint{reasons}; train with checkpoint_path set to make one")
+
+
+def locate(path: str | Path) -> Found:
+    """Return the checkpoint that `path` means: a checkpoint, a directory of them, a run directory, a Zig .ckpt file."""
+    path = Path(path)
+    is_checkpoint = NAME.fullmatch(path.name.removeprefix(OLD)) and path.is_dir()
+    if path.is_file() or (path / STATE).is_file() or is_checkpoint:
+        return Found(path=path)
+    if not path.exists():
+        beside = path.with_name(OLD + path.name)
+        if beside.is_dir():
+            return Found(path=beside)
+        raise FileNotFoundError(f"{path} does not exist; give a checkpoint, a run directory or a .ckpt file")
+    inner = path / "checkpoints"
+    return find_latest(inner if inner.is_dir() and not list_checkpoints(path) else path)
