@@ -24,7 +24,7 @@ import numba
 import numpy as np
 
 from ._jit import helper, kernel, prange
-from .simd import COLUMNS, LANES, ROWS, exp, pack_columns, pack_rows, tile
+from .simd import COLUMNS, LANES, ROWS, exp, largest, pack_columns, pack_rows, tile
 
 QUERIES = 64  # queries of a block
 KEYS = 192  # keys of a block, forward
@@ -125,35 +125,32 @@ def _first_visible(starts, row, rows):
 
 
 @helper
-def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale, width):
+def _softmax_row(s, scale, top):
+    """Turn scores into exp(scale s - m) in place, where m is the larger of `top` and their maximum; return m and their sum."""
+    best = max(top, largest(s) * scale)  # drops NaN; the sum below does not
+    total = np.float32(0)
+    for j in range(s.size):
+        p = exp(s[j] * scale - best)
+        s[j] = p
+        total += p
+    return best, total
+
+
+@helper
+def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
     """Turn the scores s of one block into exp(s - m) in place; update the running maximum m and sum l, and rescale o."""
     for r in range(rows):
-        line = s[r]
-        low = max(starts[row + r] - j0, 0)
-        high = min(t0 + r - j0 + 1, columns)
-        if low >= high:
-            for j in range(columns):
-                line[j] = np.float32(0)
+        low = min(max(starts[row + r] - j0, 0), columns)
+        high = max(min(t0 + r - j0 + 1, columns), low)
+        s[r, :low] = 0
+        s[r, high:columns] = 0
+        if low == high:
             continue
-        top = m[r]
-        for j in range(low, high):
-            top = max(top, line[j] * scale)
-        total = np.float32(0)
-        for j in range(low):
-            line[j] = np.float32(0)
-        for j in range(low, high):
-            p = exp(line[j] * scale - top)
-            line[j] = p
-            total += p
-        for j in range(high, columns):
-            line[j] = np.float32(0)
-        if l[r] > np.float32(0):
-            shrink = exp(m[r] - top)
-            l[r] = l[r] * shrink + total
-            for d in range(width):
-                o[r, d] *= shrink
-        else:
-            l[r] = total
+        top, total = _softmax_row(s[r, low:high], scale, m[r])
+        shrink = exp(m[r] - top)  # 0 at the first block: m is -inf
+        for d in range(o.shape[1]):
+            o[r, d] *= shrink
+        l[r] = l[r] * shrink + total
         m[r] = top
 
 
@@ -188,7 +185,7 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stat
             columns = min(KEYS, t0 + rows - j0)
             _pack_right_transposed(right, k, b * time + j0, kv_column, columns, head_dim)
             _multiply(s, 0, 0, rows, columns, left, right, head_dim, False)
-            _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale, head_dim)
+            _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale)
             _pack_left(left_p, s, 0, 0, rows, columns)
             _pack_right(right, v, b * time + j0, kv_column, head_dim, columns)
             _multiply(acc, 0, 0, rows, head_dim, left_p, right, columns, True)
@@ -200,23 +197,24 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stat
 
 
 @helper
-def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, scale):
+def _softmax_backward_row(p, dp, scale, lse, delta):
     """Turn scores into probabilities p, and dp into ds / sqrt(D), both in place."""
+    for j in range(p.size):
+        probability = exp(p[j] * scale - lse)
+        p[j] = probability
+        dp[j] = probability * (dp[j] - delta) * scale
+
+
+@helper
+def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, scale):
+    """Do that for a block of queries; what the mask hides is zero."""
     for r in range(rows):
         low = min(max(starts[row + r] - j0, 0), columns)
         high = max(min(t0 + r - j0 + 1, columns), low)
-        line, dline = p[r], dp[r]
-        base, mean = lse[row + r], delta[row + r]
-        for j in range(low):
-            line[j] = np.float32(0)
-            dline[j] = np.float32(0)
-        for j in range(low, high):
-            probability = exp(line[j] * scale - base)
-            line[j] = probability
-            dline[j] = probability * (dline[j] - mean) * scale
-        for j in range(high, columns):
-            line[j] = np.float32(0)
-            dline[j] = np.float32(0)
+        for x in (p, dp):
+            x[r, :low] = 0
+            x[r, high:columns] = 0
+        _softmax_backward_row(p[r, low:high], dp[r, low:high], scale, lse[row + r], delta[row + r])
 
 
 @kernel

@@ -1,6 +1,7 @@
 """Vectors by hand: the few operations that LLVM does not find by itself, emitted as LLVM IR from Python.
 
     exp            e^x in single precision, as a polynomial that the loop vectoriser can widen (LLVM has no vector exp of its own)
+    largest        the maximum of a vector
     tile           C[rows, cols] (+)= A B for one register tile: the inner loop of every matrix product in the house
     pack_rows      copy rows of a matrix into a panel, transposing on the way: panel[p, r] = x[i + r, j + p]
     pack_columns   copy columns of a matrix into a panel, as they lie:         panel[p, r] = x[i + p, j + r]
@@ -100,6 +101,10 @@ def _bits_from_float_twin(value):
     return np.float32(value).view(np.int32)
 
 
+def _largest_twin(x):
+    return np.fmax.reduce(x, initial=np.float32(-np.inf))
+
+
 def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add):
     left = a[a_at : a_at + k * ROWS].reshape(k, ROWS)[:, :rows]
     right = b[b_at : b_at + k * COLUMNS].reshape(k, COLUMNS)[:, :cols]
@@ -161,11 +166,11 @@ def _declare(builder, name, result, arguments):
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def _masked_load(builder, pointer, mask):
+def _masked_load(builder, pointer, mask, otherwise=_ZERO):
     address = builder.bitcast(pointer, _VECTOR.as_pointer())
     name = f"llvm.masked.load.v{LANES}f32.p0"
     load = _declare(builder, name, _VECTOR, [address.type, _I32, _MASK, _VECTOR])
-    return builder.call(load, [address, ir.Constant(_I32, 4), mask, _ZERO])
+    return builder.call(load, [address, ir.Constant(_I32, 4), mask, otherwise])
 
 
 def _masked_store(builder, value, pointer, mask):
@@ -269,6 +274,30 @@ def exp(x):
     y = y if x >= _EXP_LOW else _ZERO_F
     y = y if x <= _EXP_HIGH else np.float32(np.inf)
     return y if x == x else x
+
+
+@_with_twin(_largest_twin)
+def largest(typing, x):
+    """Return the largest element of a contiguous float32 vector, ignoring NaN; -inf if there is none.
+
+    LLVM does not vectorise a maximum unless NaN is declared impossible, which it is not here.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        (kind,) = signature.args
+        size = builder.extract_value(context.make_array(kind)(context, builder, arguments[0]).shape, 0)
+        start = _pointer(context, builder, kind, arguments[0], _constant(0))
+        lowest = ir.Constant(_VECTOR, [float("-inf")] * LANES)
+        best = cgutils.alloca_once_value(builder, lowest)
+        with cgutils.for_range_slice(builder, _constant(0), size, _constant(LANES), _I64) as (at, _):
+            mask = _first_lanes(builder, builder.sub(size, at))
+            x = _masked_load(builder, builder.gep(start, [at]), mask, lowest)
+            now = builder.load(best)
+            builder.store(builder.select(builder.fcmp_ordered(">", x, now), x, now), best)
+        reduce = _declare(builder, f"llvm.vector.reduce.fmax.v{LANES}f32", _F32, [_VECTOR])
+        return builder.call(reduce, [builder.load(best)])
+
+    return types.float32(x), codegen
 
 
 # -- one register tile ---------------------------------------------------------------------------
