@@ -1,8 +1,8 @@
 """Make the golden files: what PyTorch says each operation is.
 
-    python tests/golden/make.py                 make all python tests/golden/make.py rope attention  make some python
-    tests/golden/make.py --check         make all in memory and compare with what is stored; exit 1 if anything
-    differs
+    python tests/golden/make.py                 make all
+    python tests/golden/make.py rope attention  make some
+    python tests/golden/make.py --check         make all in memory, compare with the stored files; exit 1 if one differs
 
 This script alone needs PyTorch; the tests read only the .npz files.  Each file holds inputs, random upstream
 gradients, outputs and gradients of one operation, and `meta`, a JSON text with the versions, the seed and the

@@ -1,0 +1,63 @@
+"""What every test may use: a seeded generator, the golden files, and a run with one thread and with two."""
+
+import os
+from pathlib import Path
+
+# Numba fixes the largest number of threads when it is imported; two must be possible on a machine with one core, too.
+os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, os.cpu_count() or 1)))
+
+import numba
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+@pytest.fixture
+def rng():
+    """Return a generator with a seed that is written down: 20240229."""
+    return np.random.default_rng(20240229)
+
+
+@pytest.fixture
+def golden():
+    """Return a function that reads tests/golden/<name>.npz as a dict of arrays."""
+
+    def read(name):
+        with np.load(GOLDEN / f"{name}.npz") as stored:
+            return {key: stored[key] for key in stored.files}
+
+    return read
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request):
+    """Run the test with one thread and with two; the value is their number."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(request.param)
+    yield request.param
+    numba.set_num_threads(before)
+
+
+@pytest.fixture
+def same_bits():
+    """Return a function that calls `make` with one thread and with two, and fails unless the bits are the same.
+
+    `make` returns an array, a number, or a tuple of them, made afresh at each call.
+    """
+
+    def compare(make):
+        before = numba.get_num_threads()
+        results = []
+        try:
+            for count in (1, 2):
+                numba.set_num_threads(count)
+                made = make()
+                results.append([np.array(part) for part in (made if isinstance(made, tuple) else (made,))])
+        finally:
+            numba.set_num_threads(before)
+        for one, two in zip(*results, strict=True):
+            assert one.dtype == two.dtype
+            assert one.shape == two.shape
+            assert one.tobytes() == two.tobytes(), "one thread and two threads give different bits"
+    return compare

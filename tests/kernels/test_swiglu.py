@@ -1,0 +1,64 @@
+"""SwiGLU: the three nails, large arguments, threads and NaN."""
+
+import numpy as np
+import pytest
+from gradcheck import check_close, check_gradient
+
+from abi_py.kernels.swiglu import swiglu_backward, swiglu_backward_ref, swiglu_forward, swiglu_forward_ref
+
+SHAPES = [(1, 1), (3, 5), (17, 31), (67, 131)]  # (N, F)
+
+
+def inputs(rng, shape, dtype=np.float32):
+    N, F = shape
+    return 3 * rng.standard_normal((N, 2 * F)).astype(dtype), rng.standard_normal((N, F)).astype(dtype)
+
+
+def run_kernels(gate_up, dh):
+    h, dgate_up = np.full_like(dh, np.nan), np.full_like(gate_up, np.nan)  # overwritten
+    swiglu_forward(h, gate_up)
+    swiglu_backward(dgate_up, dh, gate_up)
+    return h, dgate_up
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_derivation(rng, shape):
+    gate_up, dh = inputs(rng, shape, np.float64)
+    check_gradient(lambda a: (swiglu_forward_ref(a) * dh).sum(), gate_up, swiglu_backward_ref(dh, gate_up), rng)
+
+
+def test_definition(golden):
+    g = golden("swiglu")
+    check_close(swiglu_forward_ref(g["gate_up"]), g["h"], 1e-10)
+    check_close(swiglu_backward_ref(g["dh"], g["gate_up"]), g["dgate_up"], 1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_equal_the_reference(rng, shape):
+    gate_up, dh = inputs(rng, shape)
+    h, dgate_up = run_kernels(gate_up, dh)
+    check_close(h, swiglu_forward_ref(gate_up.astype(np.float64)), 1e-5)
+    check_close(dgate_up, swiglu_backward_ref(dh.astype(np.float64), gate_up.astype(np.float64)), 1e-4)
+
+
+def test_gates_far_from_zero_are_exact():
+    gate = np.array([-1e4, -100, -88, -30, 0, 30, 88, 100, 1e4], np.float32)
+    gate_up = np.concatenate((gate, np.ones_like(gate)))[None]
+    with np.errstate(over="ignore"):  # exp(1e4) is infinite, and 1 / infinity the right answer
+        h, dgate_up = run_kernels(gate_up, np.ones((1, len(gate)), np.float32))
+    check_close(h, swiglu_forward_ref(gate_up.astype(np.float64)), 1e-6)
+    check_close(dgate_up, swiglu_backward_ref(np.ones((1, len(gate))), gate_up.astype(np.float64)), 1e-6)
+
+
+def test_same_bits_for_any_thread_count(rng, same_bits):
+    gate_up, dh = inputs(rng, SHAPES[-1])
+    same_bits(lambda: run_kernels(gate_up, dh))
+
+
+def test_nan_stays_nan(rng):
+    gate_up, dh = inputs(rng, (2, 3))
+    gate_up[0, 1] = gate_up[1, 3] = np.nan  # one gate, one up
+    with np.errstate(invalid="ignore"):
+        h, dgate_up = run_kernels(gate_up, dh)
+    assert np.array_equal(np.argwhere(np.isnan(h)), [[0, 1], [1, 0]])
+    assert np.array_equal(np.argwhere(np.isnan(dgate_up)), [[0, 1], [0, 4], [1, 0]])
