@@ -4,7 +4,6 @@
     corpus.py        text as byte-level ids; the text that is on every machine
     packing.py       many short sequences in few rows
     instructions.py  Alpaca and ShareGPT rows
-    files.py         write a file completely or not at all
 """
 
 from .corpus import (

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .files import atomic_file
-from .tokens import TokenArray, TokenizedDataset, as_tokens, check_integer
+from ..files import atomic_file
+from .tokens import TokenArray, TokenizedDataset, as_tokens, check_integer, check_output
 
 END_OF_DOCUMENT = 256
 BYTE_VOCAB_SIZE = 257
@@ -233,7 +233,7 @@ def tokenize_to_file(
     inputs = list(inputs)
     skipped: list[str] = []
     documents = size = 0
-    with atomic_file(output) as file:
+    with atomic_file(check_output(output)) as file:
         for given in inputs:
             if os.fspath(given) == "-":
                 source: Iterator[Iterator[bytes]] = iter([_blocks(stdin or sys.stdin.buffer, "standard input")])

@@ -6,8 +6,8 @@
                                   {"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}, ...]}
 
 A conversation of k questions and answers gives k samples.  Sample i asks question i, and `history` holds the pairs
-before it, so each answer is trained on once, with all that was said before.  Other keys of a row ("id", "source"...) are
-not read.
+before it, so each answer is trained on once, with all that was said before.  Other keys of a row ("id", "source"...)
+are not read.
 """
 
 import json

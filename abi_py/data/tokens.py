@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from .files import atomic_file
+from ..files import atomic_file
 from .order import permute
 
 IGNORE_INDEX = -100  # the label that does not count, as in PyTorch's cross_entropy
@@ -61,6 +61,14 @@ def as_tokens(tokens: npt.ArrayLike, name: str = "tokens") -> TokenArray:
         at = int(np.argmax(outside))
         raise DataError(f"{name}: id {array[at]} at offset {at} is not in 0 .. 4294967295, the range of a u32 token id")
     return array.astype(np.uint32)
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Return `path` as a Path; DataError if it exists and is no regular file: replacing a device would remove it."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a regular file and cannot be replaced; give the name of a file")
+    return path
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +170,7 @@ class TokenizedDataset:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ids as u32 little-endian; `path` holds the old file or all of the new one, whatever happens."""
-        with atomic_file(path) as file:
+        with atomic_file(check_output(path)) as file:
             for start in range(0, len(self.tokens), SCAN_BLOCK):
                 file.write(self.tokens[start : start + SCAN_BLOCK].astype("<u4", copy=False).tobytes())
 
