@@ -167,6 +167,8 @@ def test_bad_id_in_a_part_has_its_offset_in_the_file() -> None:
         valid.check_vocab()
     with pytest.raises(DataError, match=r"token 15 \(byte 60\)"):
         list(valid.batches(1, 3, drop_last=False))
+    with pytest.raises(DataError, match=r"token 15 \(byte 60\)"):
+        valid.split(0.5)[1].check_vocab()
 
 
 # -- split ------------------------------------------------------------------------------------------
