@@ -8,8 +8,8 @@
     cos sin (length, D/2)   positions (N,) int32, each in [0, length)   N = B*T      saved for backward: nothing
     x and dx are changed in place.
 
-A rotation is an orthogonal matrix, so its backward pass is the rotation by the opposite angle.  The pairs are (j, j +
-D/2), "rotate-half", as in Hugging Face's Llama; GGUF's pairs (2j, 2j + 1) are a matter of the file format.
+A rotation is an orthogonal matrix, so its backward pass is the rotation by the opposite angle.  The pairs are
+(j, j + D/2), "rotate-half", as in Hugging Face's Llama; GGUF's pairs (2j, 2j + 1) are a matter of the file format.
 Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), equation 34.
 """
 

@@ -1,0 +1,143 @@
+"""What all benchmarks share: the header, the check, the timing, the table and the JSON line.
+
+    bench = Bench("rms_norm", "RMSNorm of 2048 rows, width 512")
+    bench.check("forward", y, y_ref, 1e-5)
+    bench.time("forward", lambda: forward(y, r, x, w), bytes_moved=8 * N * C, numpy=lambda: forward_ref(x, w))
+    bench.finish()
+
+Every script checks first and times then.  A time is the median of at least 20 runs after a warm-up; a run repeats the
+call until it takes 0.2 ms.  `bytes_moved` counts what the operation must read and write, each array once; `factor` is
+NumPy's time over ours.  The last line on stdout is JSON.  `--save` adds the rows to bench/results/<machine>.csv.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numba
+import numpy as np
+
+RESULTS = Path(__file__).resolve().parent / "results"
+MINIMUM_RUNS = 20
+SHORTEST_RUN = 2e-4  # seconds: far above the resolution of the clock
+
+
+def cpu_name():
+    """Return the processor's own name for itself."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return re.search(r"model name\s*:\s*(.+)", text)[1].strip()
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
+def commit():
+    """Return the short name of the commit, with a plus sign where the tree has changes; "unknown" outside a clone."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words):
+        return subprocess.run(("git", *words), cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def seconds_per_call(function, runs=MINIMUM_RUNS):
+    """Return p20, median and p80 of the seconds that one call of `function` takes; the first calls are not counted."""
+    function()
+    start = time.perf_counter()
+    function()
+    repeats = max(1, int(SHORTEST_RUN / max(time.perf_counter() - start, 1e-9)))
+    samples = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            function()
+        samples.append((time.perf_counter() - start) / repeats)
+    return np.percentile(samples, (20, 50, 80))
+
+
+class Bench:
+    """One benchmark: prints its header when made, a row for each `time`, and the JSON line at `finish`."""
+
+    def __init__(self, operation, title):
+        parser = argparse.ArgumentParser(description=f"Check, then time: {title}.")
+        parser.add_argument("--runs", type=int, default=MINIMUM_RUNS, help=f"runs per time, at least {MINIMUM_RUNS}")
+        parser.add_argument("--threads", type=int, default=numba.get_num_threads(), help="threads of the kernels")
+        parser.add_argument("--save", action="store_true", help="add the rows to bench/results/<machine>.csv")
+        options = parser.parse_args()
+        if options.runs < MINIMUM_RUNS:
+            parser.error(f"--runs ({options.runs}) must be at least {MINIMUM_RUNS}")
+        if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
+            parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
+        numba.set_num_threads(options.threads)
+        self.runs, self.save = options.runs, options.save
+        self.header = {
+            "operation": operation,
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": options.threads,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "numba": numba.__version__,
+            "commit": commit(),
+        }
+        self.rows, self.table_begun = [], False
+        print(title)
+        print(", ".join(f"{key} {value}" for key, value in self.header.items() if key != "operation"))
+
+    def check(self, name, actual, expected, tolerance):
+        """Stop with exit code 1 unless `actual` is `expected` within `tolerance`, relative to its largest element."""
+        expected = np.asarray(expected, np.float64)
+        error = np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
+        if not error <= tolerance:
+            sys.exit(f"{name}: wrong by {error:.1e}, allowed {tolerance:.0e}; nothing was timed")
+        print(f"checked {name}: off by {error:.1e}, allowed {tolerance:.0e}")
+
+    def time(self, name, function, *, bytes_moved=0, flops=0, numpy=None):
+        """Time `function`, and `numpy` beside it, and print a row."""
+        if not self.table_begun:
+            print(f"{'':24}{'median':>12}{'p20':>12}{'p80':>12}{'GB/s':>8}{'GFLOP/s':>9}{'NumPy':>12}{'factor':>8}")
+            self.table_begun = True
+        p20, median, p80 = seconds_per_call(function, self.runs)
+        row = {"name": name, "median_us": median * 1e6, "p20_us": p20 * 1e6, "p80_us": p80 * 1e6}
+        row["gb_per_s"] = bytes_moved / median / 1e9 if bytes_moved else None
+        row["gflop_per_s"] = flops / median / 1e9 if flops else None
+        row["numpy_us"] = seconds_per_call(numpy, self.runs)[1] * 1e6 if numpy else None
+        row["factor"] = row["numpy_us"] / row["median_us"] if numpy else None
+        row = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+        self.rows.append(row)
+
+        def cell(value, width, digits, unit=""):
+            return f"{'' if value is None else f'{value:.{digits}f}{unit}':>{width}}"
+
+        cells = [cell(row[key], 12, 1, " us") for key in ("median_us", "p20_us", "p80_us")]
+        cells += [cell(row["gb_per_s"], 8, 1), cell(row["gflop_per_s"], 9, 1)]
+        cells += [cell(row["numpy_us"], 12, 1, " us"), cell(row["factor"], 8, 1)]
+        print(f"{name:24}" + "".join(cells), flush=True)
+
+    def finish(self):
+        """Write the rows to the machine's file if asked to, and print the JSON line."""
+        if self.save:
+            date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+            machine = f"{self.header['cpu']} {self.header['cores']} cores".lower()
+            RESULTS.mkdir(exist_ok=True)
+            path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', machine).strip('-')}.csv"
+            rows = [{"date": date} | self.header | row for row in self.rows]
+            new = not path.exists()
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerows(rows)
+        print(json.dumps(self.header | {"rows": self.rows}))
