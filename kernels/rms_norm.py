@@ -58,9 +58,11 @@ def rms_norm_forward(y, r, x, w, eps):
 def rms_norm_backward(dx, dw, dy, x, w, r, accumulate):
     """Overwrite dx (N, C), or add to it where `accumulate` is true, and add to dw (C,); one pass over dy and x."""
     N, C = x.shape
-    partial = np.zeros((PARTS, C), np.float32)
+    partial = np.empty((PARTS, C), np.float32)
     for p in prange(PARTS):
         part = np.int64(p)
+        for j in range(C):
+            partial[part, j] = 0
         for n in range(N * part // PARTS, N * (part + 1) // PARTS):
             rn = r[n]
             total = np.float32(0)
