@@ -1,7 +1,7 @@
 """The optimizer: moments beside the flat weights, and one kernel call for an update.
 
-What is kept: m (P,) for sgd with momentum; m and v (P,) for adam and adamw; nothing for plain sgd.  The formulas stand in
-`kernels/optimizers.py`.
+What is kept: m (P,) for sgd with momentum; m and v (P,) for adam and adamw; nothing for plain sgd.  The formulas stand
+in `kernels/optimizers.py`.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ class Optimizer:
         for name, moment in moments.items():
             if moment.shape != self.moments[name].shape:
                 raise CheckpointError(
-                    f"{name} has {moment.size} numbers, the model {self.moments[name].size}; it belongs to another model"
+                    f"{name} has {moment.size} numbers, the model {self.moments[name].size}; this is another model"
                 )
         for name, moment in moments.items():
             self.moments[name][:] = moment

@@ -1,0 +1,568 @@
+"""Events and sinks: the trainer says what happened, sinks decide where it goes.
+
+    event           when                                               goes to metrics.jsonl as type
+    StartEvent      training begins or goes on                         -
+    StepEvent       after each optimizer step                          step (only if `logged`)
+    EvaluationEvent after each evaluation                              evaluation
+    CheckpointEvent after each save                                    checkpoint
+    BadStepEvent    the NaN guard skipped an update                    bad_step
+    EpochEvent      at the end of each pass over the data              epoch
+    StopEvent       early stopping, or a signal                        stop
+    WarningEvent    something failed that does not stop training       warning
+    EndEvent        training is over                                   end
+
+A sink is any object with `handle(event)` and `close()`; it may be closed and then used again.  A sink that raises never
+stops training: the error is reported once, later failures are counted, and the sink is tried again at the next event.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from ..config import LlmTrainingConfig
+from ..errors import ConfigError
+from ..files import atomic_file
+from .report import TrainingReport, plain
+
+__all__ = [
+    "BadStepEvent",
+    "CheckpointEvent",
+    "ConsoleSink",
+    "EndEvent",
+    "EpochEvent",
+    "EvaluationEvent",
+    "Event",
+    "EventHub",
+    "JsonlSink",
+    "MetricsStreamSink",
+    "Sink",
+    "StartEvent",
+    "StepEvent",
+    "StopEvent",
+    "TensorBoardSink",
+    "WandbSink",
+    "WarningEvent",
+    "configured_sinks",
+    "memory_in_use",
+]
+
+
+# -- events ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What all events have: the optimizer step, and the seconds that the run has taken, earlier sessions included."""
+
+    type: ClassVar[str] = "event"
+    step: int
+    time: float
+
+    def record(self) -> dict[str, Any]:
+        """Return the event as a JSON object."""
+        return plain({"type": self.type, **dataclasses.asdict(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartEvent(Event):
+    """Training begins (step 0), or goes on after `step`."""
+
+    type = "start"
+    epoch: int
+    epochs: int
+    total_steps: int  # of the whole run
+    num_params: int
+    tokens_per_step: int  # of a full optimizer step
+    flops_per_token: float
+    resumed_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent(Event):
+    """One optimizer step; `epoch` counts from 1, `tokens` since the run began, speed since the last logged step."""
+
+    type = "step"
+    epoch: int
+    loss: float
+    accuracy: float
+    perplexity: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    gflops: float
+    memory: int  # bytes in use by the process
+    logged: bool
+
+    def record(self) -> dict[str, Any]:
+        """Return the event as a JSON object."""
+        return {name: value for name, value in super().record().items() if name != "logged"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationEvent(Event):
+    """One pass over the validation data."""
+
+    type = "evaluation"
+    epoch: int
+    val_loss: float
+    val_perplexity: float
+    val_accuracy: float
+    val_tokens: int
+    improved: bool
+    patience_left: int | None = None  # None without early stopping
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvent(Event):
+    """A checkpoint is on the disk."""
+
+    type = "checkpoint"
+    path: str
+    size: int
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadStepEvent(Event):
+    """The NaN guard skipped an update; `message` names the rows or tensors."""
+
+    type = "bad_step"
+    message: str
+    in_row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEvent(Event):
+    """A pass over the data is complete."""
+
+    type = "epoch"
+    epoch: int
+    train_loss: float
+    train_perplexity: float
+    train_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopEvent(Event):
+    """Training ends before its time."""
+
+    type = "stop"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarningEvent(Event):
+    """Something failed that does not stop training."""
+
+    type = "warning"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndEvent(Event):
+    """Training is over."""
+
+    type = "end"
+    report: TrainingReport
+
+
+# -- the hub -----------------------------------------------------------------------------------
+
+
+class Sink(Protocol):
+    """Receiver of events."""
+
+    def handle(self, event: Event) -> None:
+        """Take in one event."""
+
+    def close(self) -> None:
+        """Release files and the terminal; a later event may come all the same."""
+
+
+class EventHub:
+    """Hands events to all sinks and survives their failures; `warnings` collects what went wrong, for the report."""
+
+    def __init__(self) -> None:
+        """Begin without sinks."""
+        self.sinks: list[Sink] = []
+        self.failures: dict[int, int] = {}  # id of the sink -> how often it failed
+        self.warnings: list[str] = []
+
+    def add(self, sink: Sink) -> None:
+        """Add a sink; two sinks that write the same file are a `ConfigError`."""
+        path = getattr(sink, "path", None)
+        for other in self.sinks:
+            if path is not None and getattr(other, "path", None) == path:
+                raise ConfigError(f"two sinks would write {path}; set log_dir to another directory than the run's own")
+        self.sinks.append(sink)
+
+    def emit(self, event: Event) -> None:
+        """Give the event to every sink."""
+        if isinstance(event, WarningEvent):
+            self.warnings.append(event.message)
+        for sink in self.sinks:
+            self._guarded(sink, event, lambda sink=sink: sink.handle(event))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Close all sinks; a later event opens them again."""
+        for sink in self.sinks:
+            self._guarded(sink, None, sink.close)
+
+    def _guarded(self, sink: Sink, event: Event | None, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            first = id(sink) not in self.failures
+            self.failures[id(sink)] = self.failures.get(id(sink), 0) + 1
+            if not first:
+                return
+            message = f"{type(sink).__name__} failed ({error}); training goes on, it is tried again at each event"
+            self.warnings.append(message)
+            warning = WarningEvent(step=event.step if event else 0, time=event.time if event else 0.0, message=message)
+            for other in self.sinks:
+                if other is not sink:
+                    self._guarded(other, warning, lambda other=other: other.handle(warning))  # type: ignore[misc]
+
+
+# -- files of lines ----------------------------------------------------------------------------
+
+
+class _Lines:
+    """A JSONL file that is opened at the first line and forgets what lies after the step at which a run goes on."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self._file: TextIO | None = None
+
+    def forget_after(self, step: int, time: float = math.inf) -> None:
+        """Remove the records of later steps or of a later time of the run, and a half-written last line."""
+        self.close()
+        if not self.path.exists():
+            return
+        with open(self.path, encoding="utf-8", errors="replace") as old, atomic_file(self.path) as new:
+            for line in old:
+                if _is_record_until(line, step, time):
+                    new.write(line.encode("utf-8"))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; it has left the process when this returns."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (stays open for the whole run)
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the next `write` opens it again."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+def _is_record_until(line: str, step: int, time: float) -> bool:
+    try:
+        record = json.loads(line)
+        return line.endswith("\n") and record["step"] <= step and record.get("time", 0.0) <= time
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+class JsonlSink:
+    """The run's own `metrics.jsonl`: one record for each logged step, evaluation, checkpoint...
+
+    A run that goes on drops the records made after its checkpoint, so that the file is that of a run that never stopped.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Write to `path`."""
+        self._lines = _Lines(path)
+        self.path = self._lines.path
+
+    def handle(self, event: Event) -> None:
+        """Append the event's record."""
+        if isinstance(event, StartEvent):
+            self._lines.forget_after(event.step, event.time)
+        elif isinstance(event, EndEvent):
+            self._lines.write({"type": event.type, "step": event.step, "time": event.time, **event.report.to_dict()})
+        elif not isinstance(event, StepEvent) or event.logged:
+            self._lines.write(event.record())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+# -- scalars under tags: the ABI's stream, TensorBoard, W&B --------------------------------------
+
+
+def scalars(event: Event) -> Iterator[tuple[str, float]]:
+    """Yield the ABI's tags with their values."""
+    if isinstance(event, StepEvent) and event.logged:
+        yield "train/loss", event.loss
+        yield "train/accuracy", event.accuracy
+        yield "train/perplexity", event.perplexity
+        yield "train/learning_rate", event.learning_rate
+        yield "train/grad_norm", event.grad_norm
+        yield "train/throughput", event.tokens_per_second
+    elif isinstance(event, EvaluationEvent):
+        yield "val/loss", event.val_loss
+        yield "val/perplexity", event.val_perplexity
+        yield "val/accuracy", event.val_accuracy
+
+
+def summary(report: TrainingReport) -> Iterator[tuple[str, float]]:
+    """Yield the ABI's tags of the end of a run."""
+    yield "train/final_loss", report.final_loss
+    yield "train/final_accuracy", report.final_accuracy
+    yield "train/final_perplexity", report.final_perplexity
+    yield "val/best_loss", report.best_val_loss
+    yield "val/best_accuracy", report.best_val_accuracy
+    yield "train/total_steps", report.total_steps
+    yield "train/total_tokens", report.total_tokens
+
+
+class MetricsStreamSink:
+    """`log_dir/metrics.jsonl` in the line form of the ABI's dashboard stream; `ts` is Unix seconds."""
+
+    def __init__(self, log_dir: str | Path) -> None:
+        """Write to `log_dir/metrics.jsonl`."""
+        self._lines = _Lines(Path(log_dir) / "metrics.jsonl")
+        self.path = self._lines.path
+        self._epochs = self._total_steps = 0
+
+    def handle(self, event: Event) -> None:
+        """Append the event's lines."""
+        now = int(time.time())
+        if isinstance(event, StartEvent):
+            self._lines.forget_after(event.step)
+            self._epochs, self._total_steps = event.epochs, event.total_steps
+        for tag, value in scalars(event):
+            self._scalar(tag, value, event.step, now)
+        if isinstance(event, StepEvent) and event.logged:
+            place = {"epoch": event.epoch, "total_epochs": self._epochs}
+            steps = {"step": event.step, "total_steps": self._total_steps}
+            self._lines.write({"type": "progress", **place, **steps, "ts": now})
+        elif isinstance(event, CheckpointEvent):
+            self._lines.write(
+                {"type": "checkpoint", "path": event.path, "size": event.size, "step": event.step, "ts": now}
+            )
+        elif isinstance(event, EndEvent):
+            for tag, value in summary(event.report):
+                self._scalar(tag, value, 0, now)  # the ABI writes its summary at step 0
+
+    def _scalar(self, tag: str, value: float, step: int, now: int) -> None:
+        self._lines.write({"type": "scalar", "tag": tag, "value": plain(value), "step": step, "ts": now})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+class TensorBoardSink:
+    """TensorBoard event files in `log_dir`, written by tensorboardX."""
+
+    def __init__(self, log_dir: str | Path) -> None:
+        """Check that the package is there; files appear at the first event."""
+        try:
+            from tensorboardX import SummaryWriter  # type: ignore[import-untyped,unused-ignore]
+        except ImportError:
+            raise ConfigError("enable_tensorboard needs tensorboardX; run pip install 'abi_py[tensorboard]'") from None
+        self._open, self._directory = SummaryWriter, str(log_dir)
+        self._writer: Any = None
+
+    def handle(self, event: Event) -> None:
+        """Write the event's scalars."""
+        if self._writer is None:
+            # purge_step hides what a killed run wrote after the step at which this one goes on
+            first = event.step + 1 if isinstance(event, StartEvent) and event.step else None
+            self._writer = self._open(self._directory, purge_step=first)
+        found = list(summary(event.report)) if isinstance(event, EndEvent) else list(scalars(event))
+        for tag, value in found:
+            self._writer.add_scalar(tag, value, event.step)
+        if found:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+
+class WandbSink:
+    """Weights & Biases; WANDB_MODE=offline keeps everything in `log_dir/wandb`."""
+
+    def __init__(self, config: LlmTrainingConfig, log_dir: str | Path) -> None:
+        """Check that the package is there; the run is opened at the first event."""
+        try:
+            import wandb  # type: ignore[import-not-found,unused-ignore]
+        except ImportError:
+            raise ConfigError("enable_wandb needs wandb; run pip install 'abi_py[wandb]'") from None
+        self._wandb: Any = wandb
+        self._config, self._directory = config, Path(log_dir)
+        self._run: Any = None
+
+    def handle(self, event: Event) -> None:
+        """Log the event's scalars at its step."""
+        if self._run is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._run = self._wandb.init(
+                project=self._config.wandb_project or "abi",
+                name=self._config.wandb_run_name or "run",
+                entity=self._config.wandb_entity,
+                dir=str(self._directory),
+                config=self._config.to_dict(),
+            )
+        values = dict(scalars(event))
+        if values:
+            self._run.log(values, step=event.step)
+        if isinstance(event, EndEvent):
+            for tag, value in summary(event.report):
+                self._run.summary[tag] = value
+
+    def close(self) -> None:
+        """Finish the run."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish()
+
+
+def configured_sinks(config: LlmTrainingConfig) -> list[Sink]:
+    """Return the sinks that `log_dir` and the `enable_` fields ask for; ConfigError if a package is missing."""
+    sinks: list[Sink] = []
+    if config.log_dir is None:
+        return sinks
+    if config.enable_metrics_stream:
+        sinks.append(MetricsStreamSink(config.log_dir))
+    if config.enable_tensorboard:
+        sinks.append(TensorBoardSink(config.log_dir))
+    if config.enable_wandb:
+        sinks.append(WandbSink(config, config.log_dir))
+    return sinks
+
+
+# -- the terminal ------------------------------------------------------------------------------
+
+
+class ConsoleSink:
+    """One live line of progress on a terminal; elsewhere one plain line for each logged step.
+
+    `peak_gflops`, the machine's measured peak, adds the share of it that training reaches.
+    """
+
+    def __init__(self, console: Console | None = None, peak_gflops: float | None = None) -> None:
+        """Write to `console` (default: standard output)."""
+        self.console = console or Console()
+        self.peak_gflops = peak_gflops
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._total = self._first = 0
+        self._began = time.perf_counter()
+
+    def handle(self, event: Event) -> None:
+        """Show the event."""
+        if isinstance(event, StartEvent):
+            self._start(event)
+        elif isinstance(event, StepEvent):
+            self._step(event)
+        elif isinstance(event, EndEvent):
+            self.close()
+        else:
+            self._say(_sentence(event))
+
+    def close(self) -> None:
+        """Take the live line down."""
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.stop()
+
+    def _start(self, event: StartEvent) -> None:
+        self._total, self._first, self._began = event.total_steps, event.step, time.perf_counter()
+        if event.resumed_from:
+            self._say(f"resumed from {event.resumed_from} at step {event.step}")
+        if self.console.is_terminal and self._progress is None:
+            columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"))
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._task = self._progress.add_task("", total=event.total_steps, completed=event.step)
+            self._progress.start()
+
+    def _step(self, event: StepEvent) -> None:
+        parts = [
+            f"loss {event.loss:.4f}",
+            f"lr {event.learning_rate:.2e}",
+            f"grad {event.grad_norm:.3f}",
+            f"{event.tokens_per_second:,.0f} tok/s",
+            self._speed(event.gflops),
+            f"{event.memory / 1e6:,.0f} MB",
+            f"ETA {self._time_left(event.step)}",
+        ]
+        text = "  ".join(part for part in parts if part)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=event.step, description=text)
+        elif event.logged:
+            place = f"{event.step}/{self._total}" if self._total else f"{event.step}"
+            self._say(f"step {place}  epoch {event.epoch}  {text}")
+
+    def _speed(self, gflops: float) -> str:
+        if gflops <= 0:
+            return ""
+        share = f" ({100 * gflops / self.peak_gflops:.0f}% of peak)" if self.peak_gflops else ""
+        return f"{gflops:.1f} GFLOP/s{share}"
+
+    def _time_left(self, step: int) -> str:
+        done = step - self._first
+        if done <= 0 or step > self._total:
+            return "-"
+        seconds = round((time.perf_counter() - self._began) / done * (self._total - step))
+        hours, rest = divmod(seconds, 3600)
+        return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _sentence(event: Event) -> str:
+    if isinstance(event, EvaluationEvent):
+        note = " (best so far)" if event.improved else ""
+        left = "" if event.patience_left is None else f", patience left {event.patience_left}"
+        return (
+            f"step {event.step}: validation loss {event.val_loss:.4f}, perplexity {event.val_perplexity:.2f}, "
+            f"accuracy {100 * event.val_accuracy:.2f}%{note}{left}"
+        )
+    if isinstance(event, CheckpointEvent):
+        return f"step {event.step}: saved {event.path} ({event.size / 1e6:.1f} MB{', best' if event.best else ''})"
+    if isinstance(event, BadStepEvent):
+        return f"step {event.step}: update skipped ({event.in_row} in a row): {event.message}"
+    if isinstance(event, EpochEvent):
+        return f"epoch {event.epoch}: training loss {event.train_loss:.4f}, perplexity {event.train_perplexity:.2f}"
+    if isinstance(event, WarningEvent):
+        return f"warning: {event.message}"
+    if isinstance(event, StopEvent):
+        return event.message
+    return f"step {event.step}: {event.type}"
+
+
+def memory_in_use() -> int:
+    """Return the bytes of memory that the process occupies now (its highest value where the system does not tell)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest if sys.platform == "darwin" else highest * 1024
