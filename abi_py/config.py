@@ -26,6 +26,7 @@ import yaml
 from .errors import ConfigError
 
 __all__ = [
+    "IGNORE_INDEX",
     "SECTIONS",
     "CheckpointingStrategy",
     "EarlyStoppingConfig",
@@ -43,6 +44,7 @@ __all__ = [
 
 REQUIRED: Any = dataclasses.MISSING
 MAX_VOCAB = 2**31 - 1  # ids travel as int32
+IGNORE_INDEX = -100  # the label that does not count, as in PyTorch's cross_entropy
 ConfigType = TypeVar("ConfigType", bound="Config")
 
 

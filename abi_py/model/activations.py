@@ -1,0 +1,130 @@
+"""The arena: every array that a step needs between its kernels, laid out once for a number of rows and then reused.
+
+What a block's forward saves for its backward is one table, `SAVED`; gradient checkpointing is a choice of which of its entries are
+kept for every layer, and which are shared between layers and computed again.  Layers are cut into *segments*:
+
+    none             one segment of all layers: nothing is computed again
+    every_n_layers   segments of `checkpoint_interval` layers: the input of each segment is kept, its inside shared by all segments
+    full             segments of one layer: only the input of each layer is kept
+    attention_only   one segment, but what attention saves (q k v, its output, lse) is shared by all layers
+
+Backward runs a segment's forward again unless the shared arrays still hold it, which they do for the last one.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from ..config import CheckpointingStrategy, TrainableModelConfig
+
+__all__ = ["ATTENTION_ENTRIES", "Arena", "saved_bytes"]
+
+ATTENTION_ENTRIES = ("r_attn", "qkv", "att", "lse")
+
+
+def saved_table(config: TrainableModelConfig) -> dict[str, int]:
+    """Return the entries that a block saves: name -> floats per row (row = token)."""
+    c = config.hidden_dim
+    return {
+        "x": c,  # input of the block
+        "r_attn": 1,  # 1 / rms of x
+        "qkv": config.q_dim + 2 * config.kv_dim,  # after RoPE
+        "att": config.q_dim,  # attention output, before w_o
+        "lse": config.num_heads,  # log-sum-exp of each query and head
+        "middle": c,  # x + attention branch: input of the feed-forward branch
+        "r_ffn": 1,
+        "gate_up": 2 * config.intermediate_dim,
+    }
+
+
+def scratch_table(config: TrainableModelConfig) -> dict[str, int]:
+    """Return the arrays that live only inside one operation or between two: name -> floats per row."""
+    c, f = config.hidden_dim, config.intermediate_dim
+    return {
+        "n": c,  # normed rows
+        "h": f,  # silu(gate) * up
+        "final": c,  # output of the last block
+        "r_final": 1,
+        "hidden": c,  # final norm of it: input of the head
+        "dx": c,  # gradient of the residual stream
+        "dn": c,
+        "dh": f,
+        "dgate_up": 2 * f,
+        "dqkv": config.q_dim + 2 * config.kv_dim,
+        "datt": config.q_dim,
+        "delta": config.num_heads,
+        "losses": 1,
+    }
+
+
+def segment_length(config: TrainableModelConfig) -> int:
+    """Return how many layers form a segment."""
+    lengths = {
+        CheckpointingStrategy.FULL: 1,
+        CheckpointingStrategy.EVERY_N_LAYERS: min(config.checkpoint_interval, config.num_layers),
+    }
+    return lengths.get(config.checkpointing, config.num_layers)
+
+
+def slot(config: TrainableModelConfig, layer: int, entry: str) -> int:
+    """Return which of an entry's arrays a layer uses; layers with the same slot share it."""
+    length = segment_length(config)
+    inside = layer % length
+    if entry == "x" and inside == 0:
+        return layer  # kept: where recomputation starts
+    if config.checkpointing is CheckpointingStrategy.ATTENTION_ONLY and entry in ATTENTION_ENTRIES:
+        return 0
+    return inside if entry != "x" else -inside  # inner inputs have arrays of their own, apart from the kept ones
+
+
+def saved_bytes(config: TrainableModelConfig, rows: int) -> int:
+    """Return the bytes of saved activations for `rows` tokens."""
+    table = saved_table(config)
+    floats = sum(
+        width * len({slot(config, layer, entry) for layer in range(config.num_layers)}) for entry, width in table.items()
+    )
+    return 4 * rows * floats
+
+
+def scratch_bytes(config: TrainableModelConfig, rows: int) -> int:
+    """Return the bytes of scratch for `rows` tokens."""
+    return 4 * rows * sum(scratch_table(config).values())
+
+
+class Arena:
+    """Activations and scratch for up to `capacity` rows; `views(rows)` hands them out, made once for each number of rows."""
+
+    def __init__(self, config: TrainableModelConfig) -> None:
+        self.config = config
+        self.capacity = 0
+        self._flat: dict[tuple[str, int], np.ndarray] = {}
+        self._views: dict[int, tuple[list[SimpleNamespace], SimpleNamespace]] = {}
+
+    def _view(self, entry: str, index: int, width: int, rows: int) -> np.ndarray:
+        key = (entry, index)
+        if key not in self._flat:
+            self._flat[key] = np.empty(self.capacity * width, np.float32)
+        flat = self._flat[key][: rows * width]
+        if entry in ("lse", "delta"):
+            return flat.reshape(width, rows)  # (H, N)
+        return flat if width == 1 and entry.startswith(("r_", "losses")) else flat.reshape(rows, width)
+
+    def views(self, rows: int) -> tuple[list[SimpleNamespace], SimpleNamespace]:
+        """Return the saved arrays of each layer, and the scratch, for `rows` tokens."""
+        if rows > self.capacity:
+            self.capacity = rows
+            self._flat.clear()
+            self._views.clear()
+        if rows not in self._views:
+            saved = saved_table(self.config)
+            layers = [
+                SimpleNamespace(
+                    **{name: self._view(name, slot(self.config, i, name), width, rows) for name, width in saved.items()}
+                )
+                for i in range(self.config.num_layers)
+            ]
+            table = scratch_table(self.config)
+            scratch = SimpleNamespace(**{name: self._view(name, 0, width, rows) for name, width in table.items()})
+            scratch.hits = np.empty(rows, np.uint8)
+            self._views[rows] = layers, scratch
+        return self._views[rows]

@@ -1,0 +1,373 @@
+"""TrainableModel: a Llama-family transformer whose forward and backward are lists of kernel calls.
+
+    forward    x = embedding(ids);  L x block;  hidden = rms_norm(x);  head and loss in one operation
+    backward   the same list in reverse
+
+Batches are (B, T) ids; inside, all is rows: N = B T.  Samples never see each other, and neither do the segments of a packed row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config import IGNORE_INDEX, CheckpointingStrategy, TrainableModelConfig
+from ..errors import CheckpointError, DataError
+from ..formats.zig import AbicCheckpoint, load_abic, save_abic
+from ..kernels.cross_entropy import chunk_rows, head_loss, head_loss_backward
+from ..kernels.embedding import embedding_backward, embedding_forward
+from ..kernels.global_norm import global_norm
+from ..kernels.matmul import product
+from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
+from ..kernels.rope import rope_table
+from ..parameters import Parameters, Views
+from .activations import Arena, saved_bytes, scratch_bytes, segment_length
+from .block import BlockTensors, Layout, attention_branch, block_backward, block_forward
+
+__all__ = ["LossOutput", "TrainableModel"]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Result of one batch: sums over the labels that count, and the loss of each token."""
+
+    loss: float  # mean over the labels that count; 0 if there is none
+    loss_sum: float
+    num_tokens: int
+    num_correct: int
+    token_losses: np.ndarray  # (B, T) float32, 0 where the label does not count
+
+
+class TrainableModel:
+    """Weights, gradients, and the two passes; see `TrainableModelConfig` for its shape."""
+
+    def __init__(self, config: TrainableModelConfig) -> None:
+        """Make a model with fresh weights: N(0, 0.02) from `config.seed`, norms 1."""
+        self.config = config
+        self.parameters = Parameters(config)
+        self._arena = Arena(config)
+        self._cos, self._sin = rope_table(config.max_seq_len, config.resolved_head_dim, config.rope_theta)
+        self._layouts: dict[tuple[int, int], Layout] = {}
+        layers = range(config.num_layers)
+        flat, views = self.parameters.weights_flat, self.parameters.weights
+        self._blocks = [BlockTensors(self.parameters, i, views, flat) for i in layers]
+        flat, views = self.parameters.gradients_flat, self.parameters.gradients
+        self._block_gradients = [BlockTensors(self.parameters, i, views, flat) for i in layers]
+        self._last: tuple[np.ndarray, Layout] | None = None  # ids and layout of the forward that the arena holds
+
+    # -- what it is made of ----------------------------------------------------------------------
+
+    @property
+    def weights(self) -> Views:
+        """The weights by name, float32 views (out, in) into the flat buffer."""
+        return self.parameters.weights
+
+    @property
+    def gradients(self) -> Views:
+        """The gradients by name, of the same shapes."""
+        return self.parameters.gradients
+
+    @property
+    def _output_name(self) -> str:
+        return "token_embedding" if self.config.tie_embeddings else "output_proj"
+
+    def num_params(self) -> int:
+        """Return the number of trained weights."""
+        return self.parameters.size
+
+    def collect_weights(self) -> np.ndarray:
+        """Return a copy of all weights, float32 (P,), in the ABI's flat order."""
+        return self.parameters.weights_flat.copy()
+
+    def distribute_weights(self, flat: npt.ArrayLike) -> None:
+        """Set all weights from one float32 array (P,) in flat order; ValueError if it has another length."""
+        array = np.asarray(flat)
+        if array.shape != (self.num_params(),):
+            raise ValueError(f"flat has shape {array.shape}; this model takes ({self.num_params()},)")
+        self.parameters.weights_flat[...] = array
+
+    # -- gradients -------------------------------------------------------------------------------
+
+    def zero_gradients(self) -> None:
+        """Make all gradients zero."""
+        self.parameters.zero_gradients()
+
+    def compute_gradient_norm(self) -> float:
+        """Return the length of the whole gradient."""
+        return float(global_norm(self.parameters.gradients_flat))
+
+    def clip_gradients(self, max_norm: float) -> float:
+        """Scale the gradient down to length `max_norm` if it is longer; return the length before."""
+        norm = self.compute_gradient_norm()
+        if norm > max_norm > 0:
+            self.scale_gradients(max_norm / norm)
+        return norm
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply all gradients by `factor`."""
+        self.parameters.gradients_flat[...] *= np.float32(factor)
+
+    def has_non_finite_gradients(self) -> bool:
+        """Say whether any gradient is NaN or infinite."""
+        return not np.isfinite(self.compute_gradient_norm())
+
+    # -- borders: checked once, here -------------------------------------------------------------
+
+    def _ids(self, ids: npt.ArrayLike, name: str = "input_ids") -> np.ndarray:
+        """Return ids as int32 (B, T); a flat array is one sequence, or rows of max_seq_len."""
+        array = np.asarray(ids)
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name} has dtype {array.dtype}; token ids are integers")
+        longest = self.config.max_seq_len
+        if array.ndim == 1:
+            if array.size > longest and array.size % longest:
+                raise DataError(
+                    f"{name} is flat with {array.size} ids, neither at most nor a multiple of max_seq_len ({longest}); "
+                    "reshape it to (batch, time)"
+                )
+            array = array.reshape(-1, min(max(array.size, 1), longest))
+        if array.ndim != 2 or 0 in array.shape:
+            raise DataError(f"{name} has shape {np.shape(ids)}; it must be (batch, time) with at least one id")
+        if array.shape[1] > longest:
+            raise DataError(
+                f"{name} has {array.shape[1]} ids in a row, but max_seq_len is {longest}; cut the rows, or build the model "
+                "with a larger max_seq_len"
+            )
+        if array.dtype == np.uint32:
+            return np.ascontiguousarray(array).view(np.int32)  # an id >= 2^31 becomes negative and is refused below
+        if array.dtype.itemsize > 4:
+            clipped = np.clip(array, -(2**31), 2**31 - 1)  # too large stays too large
+            return np.ascontiguousarray(clipped, np.int32)
+        return np.ascontiguousarray(array, np.int32)
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            row, column = np.argwhere((ids < 0) | (ids >= self.config.vocab_size))[0]
+            found = int(ids[row, column].astype(np.uint32) if ids[row, column] < -100 else ids[row, column])
+            raise DataError(
+                f"input_ids[{row}, {column}] is {found}; ids must be 0 ... {self.config.vocab_size - 1} (vocab_size - 1); "
+                "tokenize with this model's vocabulary"
+            )
+
+    def _labels(self, labels: npt.ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+        array = self._ids(labels, "labels")
+        if array.shape != shape:
+            raise DataError(f"labels have shape {np.shape(labels)}, input_ids {shape}; there is one label for each id")
+        if array.max() >= self.config.vocab_size or array.min() < 0:
+            wrong = ((array < 0) & (array != IGNORE_INDEX)) | (array >= self.config.vocab_size)
+            if wrong.any():
+                row, column = np.argwhere(wrong)[0]
+                raise DataError(
+                    f"labels[{row}, {column}] is {int(array[row, column])}; labels must be 0 ... "
+                    f"{self.config.vocab_size - 1}, or {IGNORE_INDEX} where none counts"
+                )
+        return array
+
+    def _layout(
+        self, shape: tuple[int, int], attention_mask: npt.ArrayLike | None, segment_ids: npt.ArrayLike | None
+    ) -> Layout:
+        """Return starts and positions of all rows; a run of equal segment ids (or mask values) is a segment."""
+        batch, time = shape
+        if attention_mask is None and segment_ids is None:
+            if shape not in self._layouts:
+                positions = np.tile(np.arange(time, dtype=np.int32), batch)
+                self._layouts[shape] = Layout(batch, np.zeros(batch * time, np.int32), positions, self._cos, self._sin)
+            return self._layouts[shape]
+        change = np.zeros(shape, bool)
+        for name, marks in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
+            if marks is None:
+                continue
+            array = np.asarray(marks)
+            if array.size != batch * time:
+                raise DataError(f"{name} has shape {array.shape}, input_ids {shape}; there is one for each id")
+            array = array.reshape(shape)
+            change[:, 1:] |= array[:, 1:] != array[:, :-1]
+        columns = np.arange(time, dtype=np.int32)
+        starts = np.maximum.accumulate(np.where(change, columns, 0), axis=1).astype(np.int32)
+        return Layout(batch, starts.ravel(), (columns - starts).ravel(), self._cos, self._sin)
+
+    # -- forward and backward --------------------------------------------------------------------
+
+    def _segments(self) -> list[range]:
+        length, layers = segment_length(self.config), self.config.num_layers
+        return [range(i, min(i + length, layers)) for i in range(0, layers, length)]
+
+    def _run_segment(self, segment: range, layout: Layout, rows: int, redo: bool = False) -> None:
+        """Run the blocks of a segment; a repeated run leaves out the last block's output, which is there already."""
+        layers, scratch = self._arena.views(rows)
+        for i in segment:
+            last = i == self.config.num_layers - 1
+            out = scratch.final if last else layers[i + 1].x
+            if redo and i == segment[-1]:
+                out = scratch.dn  # not needed again, and its place may hold what is
+            block_forward(out, self._blocks[i], layers[i], scratch, layout, self.config)
+
+    def _forward(self, ids: np.ndarray, layout: Layout) -> np.ndarray:
+        """Return hidden (N, C), the input of the head; the arena keeps what backward needs."""
+        layers, scratch = self._arena.views(ids.size)
+        weights = self.weights
+        embedding_forward(layers[0].x, ids.ravel(), weights["token_embedding"])
+        for segment in self._segments():
+            self._run_segment(segment, layout, ids.size)
+        rms_norm_forward(scratch.hidden, scratch.r_final, scratch.final, weights["final_norm"], self.config.norm_eps)
+        return scratch.hidden
+
+    def _backward(self, ids: np.ndarray, layout: Layout, gradients: Mapping[str, np.ndarray], accumulate: bool) -> None:
+        """Go from scratch.dn, the gradient of the head's input, to the gradients of all weights."""
+        layers, scratch = self._arena.views(ids.size)
+        weights, dx = self.weights, scratch.dx
+        d_norm, norm = gradients["final_norm"], weights["final_norm"]
+        rms_norm_backward(dx, d_norm, scratch.dn, scratch.final, norm, scratch.r_final, False)
+        segments = self._segments()
+        for segment in reversed(segments):
+            if segment is not segments[-1]:
+                self._run_segment(segment, layout, ids.size, redo=True)
+            for i in reversed(segment):
+                w, dw, a = self._blocks[i], self._block_gradients[i], layers[i]
+                if self.config.checkpointing is CheckpointingStrategy.ATTENTION_ONLY and i != segments[-1][-1]:
+                    attention_branch(w, a, scratch, layout, self.config)
+                block_backward(dx, dw, w, a, scratch, layout, self.config, accumulate)
+        embedding_backward(gradients["token_embedding"], dx, ids.ravel())
+
+    def _gradients_to_write(self) -> tuple[Views, bool]:
+        """Return the gradients and whether to add to them; what kernels always add to is zeroed if not."""
+        gradients, accumulate = self.parameters.gradients_to_write()
+        if not accumulate:
+            for tensor in self.parameters.table:
+                if len(tensor.shape) == 1 or (tensor.name == "token_embedding" and not self.config.tie_embeddings):
+                    gradients[tensor.name].fill(0)
+        return gradients, accumulate
+
+    def forward(
+        self,
+        input_ids: npt.ArrayLike,
+        *,
+        attention_mask: npt.ArrayLike | None = None,
+        segment_ids: npt.ArrayLike | None = None,
+    ) -> np.ndarray:
+        """Return logits (B, T, V) float32 for ids (B, T), or flat; `backward` may follow.
+
+        Runs of equal values in attention_mask or segment_ids (B, T) see only themselves.
+        DataError for an id outside the vocabulary or a row longer than max_seq_len; TypeError for ids that are no integers.
+        """
+        ids = self._ids(input_ids)
+        self._check_ids(ids)
+        layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
+        hidden = self._forward(ids, layout)
+        logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
+        product(logits.reshape(ids.size, -1), hidden, self.weights[self._output_name], transpose_b=True)
+        self._last = (ids, layout)
+        return logits
+
+    def backward(self, dlogits: np.ndarray) -> None:
+        """Add to the gradients, given dlogits (B, T, V) float32 of the logits that the last `forward` returned.
+
+        RuntimeError if no `forward` came before, TypeError or ValueError for another dtype or shape.
+        """
+        if self._last is None:
+            raise RuntimeError("backward needs the activations of a forward; call model.forward(input_ids) first")
+        ids, layout = self._last
+        shape = (*ids.shape, self.config.vocab_size)
+        if dlogits.shape != shape or dlogits.dtype != np.float32:
+            raise ValueError(f"dlogits is {dlogits.dtype} {dlogits.shape}; it must be float32 {shape}")
+        _, scratch = self._arena.views(ids.size)
+        rows = np.ascontiguousarray(dlogits).reshape(ids.size, -1)
+        gradients, accumulate = self._gradients_to_write()
+        dw = gradients[self._output_name]
+        product(dw, rows, scratch.hidden, transpose_a=True, addend=dw if accumulate else None)
+        product(scratch.dn, rows, self.weights[self._output_name])
+        self._backward(ids, layout, gradients, accumulate)
+        self._last = None
+
+    def compute_loss(
+        self,
+        input_ids: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        *,
+        attention_mask: npt.ArrayLike | None = None,
+        segment_ids: npt.ArrayLike | None = None,
+        label_smoothing: float = 0.0,
+        backward: bool = False,
+        reduction: str = "mean",
+    ) -> LossOutput:
+        """Return the cross-entropy of a batch; with `backward`, add the gradients of its mean (or "sum") as well.
+
+        input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
+        DataError for an id or label outside the vocabulary and for shapes that do not fit.
+        """
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction ({reduction}) must be mean or sum")
+        ids = self._ids(input_ids)
+        self._check_ids(ids)
+        targets = self._labels(labels, ids.shape).ravel()
+        layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
+        hidden = self._forward(ids, layout)
+        self._last = None
+        _, scratch = self._arena.views(ids.size)
+        count = int(np.count_nonzero(targets >= 0))
+        head = self.weights[self._output_name]
+        if backward:
+            gradients, accumulate = self._gradients_to_write()
+            scale = 1.0 if reduction == "sum" else 1 / max(count, 1)
+            results = scratch.losses, scratch.hits
+            dw = gradients[self._output_name]
+            head_loss_backward(*results, scratch.dn, dw, hidden, head, targets, scale, label_smoothing, accumulate)
+            self._backward(ids, layout, gradients, accumulate)
+        else:
+            head_loss(scratch.losses, scratch.hits, hidden, head, targets, label_smoothing)
+        loss_sum = float(scratch.losses.sum(dtype=np.float64))
+        return LossOutput(
+            loss=loss_sum / max(count, 1),
+            loss_sum=loss_sum,
+            num_tokens=count,
+            num_correct=int(scratch.hits.sum()),
+            token_losses=scratch.losses.reshape(ids.shape).copy(),
+        )
+
+    def train_step(self, input_ids: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+        """Return the mean loss of a batch and add its gradients; the weights stay as they are."""
+        return self.compute_loss(input_ids, labels, backward=True).loss
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save_checkpoint(self, path: str | Path, step: int = 0) -> None:
+        """Write the weights as a Zig `ABIC` file."""
+        save_abic(path, AbicCheckpoint(step=step, weights=self.parameters.weights_flat))
+
+    def load_checkpoint_file(self, path: str | Path) -> int:
+        """Read the weights from a Zig `ABIC` file and return its step; CheckpointError if it belongs to another model."""
+        checkpoint = load_abic(path)
+        if checkpoint.weights.size != self.num_params():
+            raise CheckpointError(
+                f"{path} holds {checkpoint.weights.size} weights, this model has {self.num_params()}; "
+                "build the model with the configuration that the file was saved from"
+            )
+        self.distribute_weights(checkpoint.weights)
+        return checkpoint.step
+
+    # -- what it costs ---------------------------------------------------------------------------
+
+    def memory_plan(self, batch_size: int, seq_len: int) -> dict[str, int]:
+        """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len)."""
+        rows, weights = batch_size * seq_len, 4 * self.num_params()
+        logits = 4 * min(rows, chunk_rows(self.config.vocab_size)) * self.config.vocab_size
+        return {
+            "weights": weights,
+            "gradients": weights,
+            "moments": 2 * weights,
+            "saved activations": saved_bytes(self.config, rows),
+            "scratch": scratch_bytes(self.config, rows),
+            "logits": logits,
+        }
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return the multiply-add operations (each counted as two) of forward and backward for one token, by rows of seq_len.
+
+        Six for each weight of a matrix (Kaplan et al. 2020, section 2.1), counting the head and not the embedding, plus 12 for each
+        query width and visible key; a query sees (seq_len + 1) / 2 keys on average.
+        """
+        c, layers = self.config, self.config.num_layers
+        matrices = layers * c.hidden_dim * (2 * c.q_dim + 2 * c.kv_dim + 3 * c.intermediate_dim)
+        return 6.0 * (matrices + c.vocab_size * c.hidden_dim) + 12.0 * layers * c.q_dim * (seq_len + 1) / 2
