@@ -1,0 +1,47 @@
+"""Peak: how fast this machine can multiply and add at all, measured with the register tile on panels that stay in cache.
+
+    2 ROWS COLUMNS k operations a tile; every thread repeats one tile on panels of its own; nothing reaches memory
+
+What a training step reaches is stated as a share of this figure.
+"""
+
+import time
+
+import numba
+import numpy as np
+
+from ._jit import kernel, prange
+from .simd import COLUMNS, ROWS, tile
+
+DEPTH = 256  # panels of 8 and 48 KiB: first-level cache
+
+
+@kernel
+def repeat_tile(c, a, b, depth, times):
+    """Add the same product to c (threads, ROWS, COLUMNS) `times` times; a and b (threads, ...) are packed panels."""
+    for t in prange(c.shape[0]):
+        mine = c[t]
+        for _ in range(times):
+            tile(mine, mine, 0, 0, ROWS, COLUMNS, a[t], 0, b[t], 0, depth, True)
+
+
+def measured_peak(seconds=0.2):
+    """Return this machine's float32 multiply-add peak in operations per second, with the threads now in use.
+
+    Runs for about `seconds` and takes the best of several rounds, because other programs only ever make a round slower.
+    """
+    threads = numba.get_num_threads()
+    c = np.zeros((threads, ROWS, COLUMNS), np.float32)
+    a = np.ones((threads, DEPTH * ROWS), np.float32)
+    b = np.ones((threads, DEPTH * COLUMNS), np.float32)
+    repeat_tile(c, a, b, DEPTH, 10)  # compile, wake the threads
+    times, best, end = 100, 0.0, time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        repeat_tile(c, a, b, DEPTH, times)
+        now = time.perf_counter()
+        best = max(best, 2.0 * threads * ROWS * COLUMNS * DEPTH * times / (now - start))
+        if now > end:
+            return best
+        if now - start < seconds / 20:
+            times *= 2
