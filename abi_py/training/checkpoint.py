@@ -8,9 +8,9 @@
         state.json              `TrainingState`, and size and SHA-256 of each file above; written last
 
 A checkpoint is written under a temporary name beside its place, forced to the disk file by file, and renamed; only then
-may older ones be removed.  So at every moment, whatever happens, the last good checkpoint is whole.  A second one of the
-same step takes the place of the first by way of the name `.old-llm_step_{step}`, which counts as the checkpoint while
-its own name is free.
+may older ones be removed.  So at every moment, whatever happens, the last good checkpoint is whole.  A second one
+of the same step takes the place of the first by way of the name `.old-llm_step_{step}`, which counts as the checkpoint
+while its own name is free.
 """
 
 import dataclasses

@@ -117,6 +117,6 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], inside_epoch: bo
     for name, value in now["order"].items():
         if inside_epoch and saved["order"].get(name) != value:
             raise ConfigError(
-                f"{name} ({value}) must stay {saved['order'].get(name)} in the middle of an epoch, because the place in "
+                f"{name} ({value}) must stay {saved['order'].get(name)} in the middle of an epoch: the place in "
                 "the data would mean other batches; keep it, or load with new_data=True to begin the data anew"
             )

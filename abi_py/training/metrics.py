@@ -281,7 +281,7 @@ def _is_record_until(line: str, step: int, time: float) -> bool:
 class JsonlSink:
     """The run's own `metrics.jsonl`: one record for each logged step, evaluation, checkpoint...
 
-    A run that goes on drops the records made after its checkpoint, so that the file is that of a run that never stopped.
+    A run that goes on drops the records made after its checkpoint, so the file is that of a run that never stopped.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """The trainer: from batches to weights, and everything around it that must survive a crash.
 
-An accumulation window is `grad_accum_steps` micro-batches (fewer at the end of an epoch) with n counted labels together:
+An accumulation window is `grad_accum_steps` micro-batches (fewer at an epoch's end) with n counted labels together:
 
     loss     = (1 / n) sum over the window's labels of their losses
     g        = (1 / n) sum over the window's micro-batches of the gradient of their summed loss
@@ -10,8 +10,8 @@ An accumulation window is `grad_accum_steps` micro-batches (fewer at the end of 
 so every label weighs the same, however ragged the micro-batches; the factor 1/n and the clip factor reach the gradient
 inside the optimizer's pass.  `train_step_with_metrics` is the table of contents of a step; `fit` is the loop.
 
-NaN guard: a micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window.  Weights,
-moments, `global_step` and thus the schedule stay as they were; the next micro-batch opens a new window.
+NaN guard: a micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window.
+Weights, moments, `global_step` and thus the schedule stay as they were; the next micro-batch opens a new window.
 """
 
 import math
@@ -68,8 +68,8 @@ class EpochResult:
 class LlamaTrainer:
     """Trains `model` in place as `config` says.
 
-    `state` is everything besides weights, gradients and moments that decides the next step; `loss_history` has one entry
-    for each optimizer step.  Events go to the sinks that `log_dir` and the `enable_` fields ask for, and to those given
+    `state` is everything besides weights, gradients and moments that decides the next step; `loss_history` has one
+    entry for each optimizer step.  Events go to the sinks that `log_dir` and the `enable_` fields ask for, and to those given
     here or with `add_sink`.
     """
 
@@ -209,7 +209,7 @@ class LlamaTrainer:
             where = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
             raise NonFiniteError(
                 f"{state.bad_steps_in_row} updates in a row were skipped, the limit is max_bad_steps "
-                f"({self.config.max_bad_steps}); lastly, {message}; {where}; go on from there with a lower learning_rate"
+                f"({self.config.max_bad_steps}); lastly, {message}; {where}; resume with a lower learning_rate"
             )
 
     def _metrics(self, out: Any, updated: bool, skipped: bool) -> StepMetrics:
@@ -261,8 +261,8 @@ class LlamaTrainer:
     ) -> TrainingReport:
         """Train to the end of the last epoch (or max_steps, or early stopping) from wherever the state is.
 
-        With `checkpoint_path`, checkpoints are saved at intervals, at each better evaluation, at the end, and when `stop`
-        was requested; then the report says interrupted.
+        With `checkpoint_path`, checkpoints are saved at intervals, at each better evaluation, at the end, and when
+        `stop` was requested; then the report says interrupted.
         """
         if validation is not None:
             self.set_validation_data(validation)
@@ -347,7 +347,7 @@ class LlamaTrainer:
         return state.early_stopped or (bool(limit) and limit is not None and state.global_step >= limit)
 
     def _run_epoch(self, feed: Feed) -> float:
-        """Train from the state's place to the end of the epoch, unless something ends it before; return its mean loss."""
+        """Train from the state's place to the end of the epoch, if nothing ends it before; return its mean loss."""
         state = self.state
         feed.set_epoch(state.epoch)
         feed.seek(min(state.batch_position, feed.num_batches))
@@ -417,7 +417,7 @@ class LlamaTrainer:
         self._validation = data
 
     def evaluate(self, data: Data) -> EvalResult:
-        """Return loss, perplexity and accuracy over all tokens of `data`, the tail included, without label smoothing."""
+        """Return loss, perplexity and accuracy over all tokens of `data`, tail included, without label smoothing."""
         feed = open_feed(data, self.config, self.model.config, training=False)
         result = evaluate_batches(self.model, feed)
         if result is None:
@@ -549,8 +549,9 @@ class LlamaTrainer:
         """Restore weights, moments and state; return the checkpoint used.
 
         `path` is a checkpoint, a directory of checkpoints or a run directory (the newest whole checkpoint is taken,
-        damaged ones are reported), or an ABIC/ABLC file of the Zig trainer.  The next `fit` or `train_epoch` continues the
-        run as if it had never stopped; its data must be the same, unless `new_data` asks to begin at their first batch.
+        damaged ones are reported), or an ABIC/ABLC file of the Zig trainer.  The next `fit` or `train_epoch` continues
+        the run as if it had never stopped; its data must be the same, unless `new_data` asks to begin at their first
+        batch.
         CheckpointError if the files are damaged or belong to another model.
         """
         found = locate(path)
@@ -693,7 +694,7 @@ class LlamaTrainer:
             self._began = now
 
     def _elapsed(self) -> int:
-        # Whoever calls train_step in a loop of their own never starts the clock: then the steps' own time is what there is.
+        # Whoever calls train_step in a loop of their own never starts the clock: then the steps' own time counts.
         return max(self.state.elapsed_ns, self.state.train_ns)
 
     def _time(self) -> float:
