@@ -135,15 +135,20 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
     _product(out, base, a, b, packed_a, packed_b, transpose_a, transpose_b, addend is not None, _block_rows(rows))
 
 
+def _readable(x):
+    """Say whether the kernel can walk x: columns side by side, rows whole floats apart (a field of records may not be)."""
+    return (x.strides[1] == 4 or x.shape[1] == 1) and x.strides[0] % 4 == 0 and x.flags.aligned
+
+
 def _operand(x, transposed, out):
     """Return x, or an equal matrix that the kernel can read, and whether it is to be transposed."""
     if np.may_share_memory(x, out):
         x = x.copy()
-    if x.strides[1] == 4 or x.shape[1] == 1:
+    if _readable(x):
         return x, transposed
-    if x.strides[0] == 4 or x.shape[0] == 1:
+    if _readable(x.T):
         return x.T, not transposed
-    return np.ascontiguousarray(x), transposed
+    return np.array(x, order="C"), transposed
 
 
 def matmul(a, b, out=None, transpose_a=False, transpose_b=False, accumulate=False):
@@ -180,7 +185,7 @@ def matmul(a, b, out=None, transpose_a=False, transpose_b=False, accumulate=Fals
         target = out[index]
         left, turn_a = _operand(a[index], transpose_a, out)
         right, turn_b = _operand(b[index], transpose_b, out)
-        direct = target.strides[1] == 4 or n <= 1
+        direct = _readable(target)
         y = target if direct else np.array(target, order="C")
         product(y, left, right, turn_a, turn_b, y if accumulate else None)
         if not direct:
