@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..config import IGNORE_INDEX, CheckpointingStrategy, TrainableModelConfig
 from ..errors import CheckpointError, DataError
-from ..formats.zig import AbicCheckpoint, load_abic, save_abic
+from ..formats.zig import load_abic, save_abic
 from ..kernels.cross_entropy import chunk_rows, head_loss, head_loss_backward
 from ..kernels.embedding import embedding_backward, embedding_forward
 from ..kernels.global_norm import global_norm
@@ -142,10 +142,10 @@ class TrainableModel:
             return np.ascontiguousarray(clipped, np.int32)
         return np.ascontiguousarray(array, np.int32)
 
-    def _check_ids(self, ids: np.ndarray) -> None:
+    def _check_ids(self, ids: np.ndarray, given: npt.ArrayLike) -> None:
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             row, column = np.argwhere((ids < 0) | (ids >= self.config.vocab_size))[0]
-            found = int(ids[row, column].astype(np.uint32) if ids[row, column] < -100 else ids[row, column])
+            found = np.asarray(given).reshape(ids.shape)[row, column]  # as the caller wrote it, not as int32
             raise DataError(
                 f"input_ids[{row}, {column}] is {found}; ids must be 0 ... {self.config.vocab_size - 1} (vocab_size - 1); "
                 "tokenize with this model's vocabulary"
@@ -160,7 +160,7 @@ class TrainableModel:
             if wrong.any():
                 row, column = np.argwhere(wrong)[0]
                 raise DataError(
-                    f"labels[{row}, {column}] is {int(array[row, column])}; labels must be 0 ... "
+                    f"labels[{row}, {column}] is {np.asarray(labels).reshape(shape)[row, column]}; labels must be 0 ... "
                     f"{self.config.vocab_size - 1}, or {IGNORE_INDEX} where none counts"
                 )
         return array
@@ -253,7 +253,7 @@ class TrainableModel:
         DataError for an id outside the vocabulary or a row longer than max_seq_len; TypeError for ids that are no integers.
         """
         ids = self._ids(input_ids)
-        self._check_ids(ids)
+        self._check_ids(ids, input_ids)
         layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         hidden = self._forward(ids, layout)
         logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
@@ -300,7 +300,7 @@ class TrainableModel:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction ({reduction}) must be mean or sum")
         ids = self._ids(input_ids)
-        self._check_ids(ids)
+        self._check_ids(ids, input_ids)
         targets = self._labels(labels, ids.shape).ravel()
         layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         hidden = self._forward(ids, layout)
@@ -334,7 +334,7 @@ class TrainableModel:
 
     def save_checkpoint(self, path: str | Path, step: int = 0) -> None:
         """Write the weights as a Zig `ABIC` file."""
-        save_abic(path, AbicCheckpoint(step=step, weights=self.parameters.weights_flat))
+        save_abic(path, self.parameters.weights_flat, step)
 
     def load_checkpoint_file(self, path: str | Path) -> int:
         """Read the weights from a Zig `ABIC` file and return its step; CheckpointError if it belongs to another model."""
