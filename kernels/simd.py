@@ -193,6 +193,30 @@ def _first_lanes(builder, count):
     return builder.icmp_signed("<", lanes, _broadcast(builder, count, wide))
 
 
+def _call_once_built(builder, name, arguments, body):
+    """Call a function of this module that `body(builder, *arguments)` fills in at its first use.
+
+    Out of line, so that a kernel with seven products holds one copy of the tile: compiling takes a third of the time, and a
+    call is nothing beside the loop inside.
+    """
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        function = ir.Function(builder.module, kind, name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inside = ir.IRBuilder(function.append_basic_block("entry"))
+        body(inside, *function.args)
+        inside.ret_void()
+    builder.call(function, arguments)
+
+
+def _row_length(context, builder, array_type, array):
+    """Floats from one row of a matrix to the next."""
+    strides = context.make_array(array_type)(context, builder, array).strides
+    return builder.sdiv(builder.extract_value(strides, 0), _constant(4))
+
+
 def _transpose(builder, rows):
     """Transpose LANES vectors of LANES floats: log2(LANES) rounds of two-vector shuffles (Eklundh 1972)."""
     half = LANES // 2
@@ -259,8 +283,8 @@ def exp(x):
     x = n ln 2 + r with |r| <= ln(2)/2; e^x = 2^n e^r.
     Branch-free, so that a loop over it becomes vector code.
     """
-    inside = min(max(x, _EXP_LOW), _EXP_HIGH)
-    n = np.float32(math.floor(inside * _LOG2_E + _HALF))
+    inside = min(_EXP_HIGH, max(_EXP_LOW, x))
+    n = np.floor(inside * _LOG2_E + _HALF)
     r = fma(n, -_LN2_HIGH, inside)
     r = fma(n, -_LN2_LOW, r)
     p = fma(_EXP_7, r, _EXP_6)
@@ -315,134 +339,131 @@ def tile(typing, c, d, i, j, rows, cols, a, a_at, b, b_at, k, add):
     def codegen(context, builder, signature, arguments):
         c, d, i, j, rows, cols, a, a_at, b, b_at, k, add = arguments
         kinds = signature.args
-        c_at = _pointer(context, builder, kinds[0], c, i, j)
-        d_at = _pointer(context, builder, kinds[1], d, i, j)
-        a_at = _pointer(context, builder, kinds[6], a, a_at)
-        b_at = _pointer(context, builder, kinds[8], b, b_at)
-        c_row = builder.sdiv(builder.extract_value(context.make_array(kinds[0])(context, builder, c).strides, 0), _constant(4))
-        d_row = builder.sdiv(builder.extract_value(context.make_array(kinds[1])(context, builder, d).strides, 0), _constant(4))
-        vectors = range(ISA.tile_vectors)
-        sums = [[cgutils.alloca_once_value(builder, _ZERO) for _ in vectors] for _ in range(ROWS)]
-        fmuladd = _declare(builder, f"llvm.fmuladd.v{LANES}f32", _VECTOR, [_VECTOR] * 3)
-
-        with cgutils.for_range(builder, k) as loop:
-            a_now = _move(builder, a_at, builder.mul(loop.index, _constant(ROWS)))
-            b_now = _move(builder, b_at, builder.mul(loop.index, _constant(COLUMNS)))
-            right = [_load(builder, _move(builder, b_now, LANES * v)) for v in vectors]
-            for r in range(ROWS):
-                left = _broadcast(builder, builder.load(_move(builder, a_now, r)), _VECTOR)
-                for v in vectors:
-                    builder.store(builder.call(fmuladd, [left, right[v], builder.load(sums[r][v])]), sums[r][v])
-
-        def write(load, store):
-            for r in range(ROWS):
-                with builder.if_then(builder.icmp_signed("<", _constant(r), rows)):
-                    to = _move(builder, c_at, builder.mul(c_row, _constant(r)))
-                    base = _move(builder, d_at, builder.mul(d_row, _constant(r)))
-                    with builder.if_else(add) as (then, otherwise):
-                        with then:
-                            for v in vectors:
-                                total = builder.fadd(builder.load(sums[r][v]), load(v, _move(builder, base, LANES * v)))
-                                store(v, total, _move(builder, to, LANES * v))
-                        with otherwise:
-                            for v in vectors:
-                                store(v, builder.load(sums[r][v]), _move(builder, to, LANES * v))
-
-        with builder.if_else(builder.icmp_signed("==", cols, _constant(COLUMNS))) as (full, edge):
-            with full:
-                write(lambda v, at: _load(builder, at), lambda v, value, at: _store(builder, value, at))
-            with edge:
-                masks = [_first_lanes(builder, builder.sub(cols, _constant(LANES * v))) for v in vectors]
-                write(
-                    lambda v, at: _masked_load(builder, at, masks[v]),
-                    lambda v, value, at: _masked_store(builder, value, at, masks[v]),
-                )
+        pointers = (
+            _pointer(context, builder, kinds[0], c, i, j),
+            _pointer(context, builder, kinds[1], d, i, j),
+            _pointer(context, builder, kinds[6], a, a_at),
+            _pointer(context, builder, kinds[8], b, b_at),
+        )
+        lengths = (_row_length(context, builder, kinds[0], c), _row_length(context, builder, kinds[1], d))
+        _call_once_built(builder, "abi_tile", [*pointers, *lengths, rows, cols, k, add], _tile_body)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
+def _tile_body(builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
+    """Emit the tile: sums in registers over k, then one visit to C."""
+    vectors = range(ISA.tile_vectors)
+    sums = [[cgutils.alloca_once_value(builder, _ZERO) for _ in vectors] for _ in range(ROWS)]
+    fmuladd = _declare(builder, f"llvm.fmuladd.v{LANES}f32", _VECTOR, [_VECTOR] * 3)
+    with cgutils.for_range(builder, k) as loop:
+        a_now = _move(builder, a, builder.mul(loop.index, _constant(ROWS)))
+        b_now = _move(builder, b, builder.mul(loop.index, _constant(COLUMNS)))
+        right = [_load(builder, _move(builder, b_now, LANES * v)) for v in vectors]
+        for r in range(ROWS):
+            left = _broadcast(builder, builder.load(_move(builder, a_now, r)), _VECTOR)
+            for v in vectors:
+                builder.store(builder.call(fmuladd, [left, right[v], builder.load(sums[r][v])]), sums[r][v])
+
+    def write(load, store):
+        for r in range(ROWS):
+            with builder.if_then(builder.icmp_signed("<", _constant(r), rows)):
+                to = _move(builder, c, builder.mul(c_row, _constant(r)))
+                base = _move(builder, d, builder.mul(d_row, _constant(r)))
+                with builder.if_else(add) as (then, otherwise):
+                    with then:
+                        for v in vectors:
+                            total = builder.fadd(builder.load(sums[r][v]), load(v, _move(builder, base, LANES * v)))
+                            store(v, total, _move(builder, to, LANES * v))
+                    with otherwise:
+                        for v in vectors:
+                            store(v, builder.load(sums[r][v]), _move(builder, to, LANES * v))
+
+    with builder.if_else(builder.icmp_signed("==", cols, _constant(COLUMNS))) as (full, edge):
+        with full:
+            write(lambda v, at: _load(builder, at), lambda v, value, at: _store(builder, value, at))
+        with edge:
+            masks = [_first_lanes(builder, builder.sub(cols, _constant(LANES * v))) for v in vectors]
+            write(
+                lambda v, at: _masked_load(builder, at, masks[v]),
+                lambda v, value, at: _masked_store(builder, value, at, masks[v]),
+            )
+
+
 # -- packing -------------------------------------------------------------------------------------
 
 
-def _pack_signature(panel, x):
-    return types.void(panel, types.intp, types.intp, x, *[types.intp] * 4)
+def _packer(name, body):
+    """Return a Numba intrinsic that calls the LLVM function `name`, whose body is emitted by `body`."""
+
+    def typed(typing, panel, at, width, x, i, j, count, k):
+        def codegen(context, builder, signature, arguments):
+            panel, at, width, x, i, j, count, k = arguments
+            kinds = signature.args
+            to = _pointer(context, builder, kinds[0], panel, at)
+            source = _pointer(context, builder, kinds[3], x, i, j)
+            row = _row_length(context, builder, kinds[3], x)
+            _call_once_built(builder, name, [to, width, source, row, count, k], body)
+            return context.get_dummy_value()
+
+        return types.void(panel, types.intp, types.intp, x, *[types.intp] * 4), codegen
+
+    return typed
 
 
-@_with_twin(_pack_rows_twin)
-def pack_rows(typing, panel, at, width, x, i, j, rows, k):
-    """panel[at + p * width + r] = x[i + r, j + p] for r < rows and p < k, zero for rows <= r < width.
+def _pack_rows_body(builder, to, width, source, row, rows, k):
+    """Emit pack_rows: LANES x LANES elements at a time, transposed in registers."""
 
-    x is read LANES x LANES at a time and transposed in registers.  The last group of a panel writes up to LANES - 1 floats past
-    its end: the caller leaves that much room, and packs panels in ascending order.
-    """
+    def block(p, group, load, steps):
+        """Transpose the rows from `group` on at column p, and write `steps` (None: all) of the resulting vectors."""
+        lines = []
+        for r in range(LANES):
+            index = builder.add(group, _constant(r))
+            inside = builder.icmp_signed("<", index, rows)
+            index = builder.select(inside, index, _constant(0))  # a row that exists; its values are then dropped
+            line = load(builder.gep(source, [builder.add(builder.mul(index, row), p)]))
+            lines.append(builder.select(inside, line, _ZERO))
+        for s, line in enumerate(_transpose(builder, lines)):
+            spot = builder.gep(to, [builder.add(builder.mul(builder.add(p, _constant(s)), width), group)])
+            if steps is None:
+                _store(builder, line, spot)
+            else:
+                with builder.if_then(builder.icmp_signed("<", _constant(s), steps)):
+                    _store(builder, line, spot)
 
-    def codegen(context, builder, signature, arguments):
-        panel, at, width, x, i, j, rows, k = arguments
-        kinds = signature.args
-        to = _pointer(context, builder, kinds[0], panel, at)
-        source = _pointer(context, builder, kinds[3], x, i, j)
-        row = builder.sdiv(builder.extract_value(context.make_array(kinds[3])(context, builder, x).strides, 0), _constant(4))
-
-        def block(p, group, load, steps):
-            """Transpose the rows `group`, `group + 1` ... at column p and write `steps` of the resulting vectors."""
-            lines = []
-            for r in range(LANES):
-                index = builder.add(group, _constant(r))
-                inside = builder.icmp_signed("<", index, rows)
-                index = builder.select(inside, index, _constant(0))  # a row that exists; its values are then dropped
-                line = load(builder.gep(source, [builder.add(builder.mul(index, row), p)]))
-                lines.append(builder.select(inside, line, _ZERO))
-            for s, line in enumerate(_transpose(builder, lines)):
-                spot = builder.add(builder.mul(builder.add(p, _constant(s)), width), group)
-                if steps is None:
-                    _store(builder, line, builder.gep(to, [spot]))
-                else:
-                    with builder.if_then(builder.icmp_signed("<", _constant(s), steps)):
-                        _store(builder, line, builder.gep(to, [spot]))
-
-        # Columns outermost: a store past the end of one group is mended by the next group or the next column.
-        whole = builder.sub(k, builder.srem(k, _constant(LANES)))
-        with cgutils.for_range_slice(builder, _constant(0), whole, _constant(LANES), _I64) as (p, _):
-            with cgutils.for_range_slice(builder, _constant(0), width, _constant(LANES), _I64) as (group, _):
-                block(p, group, lambda address: _load(builder, address), None)
-        left = builder.sub(k, whole)
-        with builder.if_then(builder.icmp_signed(">", left, _constant(0))):
-            mask = _first_lanes(builder, left)
-            with cgutils.for_range_slice(builder, _constant(0), width, _constant(LANES), _I64) as (group, _):
-                block(whole, group, lambda address: _masked_load(builder, address, mask), left)
-        return context.get_dummy_value()
-
-    return _pack_signature(panel, x), codegen
+    # Columns outermost: a store past the end of one group is mended by the next group or the next column.
+    whole = builder.sub(k, builder.srem(k, _constant(LANES)))
+    with cgutils.for_range_slice(builder, _constant(0), whole, _constant(LANES), _I64) as (p, _):
+        with cgutils.for_range_slice(builder, _constant(0), width, _constant(LANES), _I64) as (group, _):
+            block(p, group, lambda address: _load(builder, address), None)
+    left = builder.sub(k, whole)
+    with builder.if_then(builder.icmp_signed(">", left, _constant(0))):
+        mask = _first_lanes(builder, left)
+        with cgutils.for_range_slice(builder, _constant(0), width, _constant(LANES), _I64) as (group, _):
+            block(whole, group, lambda address: _masked_load(builder, address, mask), left)
 
 
-@_with_twin(_pack_columns_twin)
-def pack_columns(typing, panel, at, width, x, i, j, columns, k):
-    """panel[at + p * width + r] = x[i + p, j + r] for r < columns and p < k, zero for columns <= r < width.
+def _pack_columns_body(builder, to, width, source, row, columns, k):
+    """Emit pack_columns: rows are copied as they lie."""
+    with cgutils.for_range(builder, k) as loop:
+        line = builder.gep(source, [builder.mul(loop.index, row)])
+        spot = builder.gep(to, [builder.mul(loop.index, width)])
+        with cgutils.for_range_slice(builder, _constant(0), width, _constant(LANES), _I64) as (group, _):
+            left = builder.sub(columns, group)
+            with builder.if_else(builder.icmp_signed(">=", left, _constant(LANES))) as (whole, edge):
+                with whole:
+                    _store(builder, _load(builder, builder.gep(line, [group])), builder.gep(spot, [group]))
+                with edge:
+                    value = _masked_load(builder, builder.gep(line, [group]), _first_lanes(builder, left))
+                    _store(builder, value, builder.gep(spot, [group]))
 
-    Like `pack_rows`, it may write up to LANES - 1 floats past the end of the panel.
-    """
 
-    def codegen(context, builder, signature, arguments):
-        panel, at, width, x, i, j, columns, k = arguments
-        kinds = signature.args
-        to = _pointer(context, builder, kinds[0], panel, at)
-        source = _pointer(context, builder, kinds[3], x, i, j)
-        row = builder.sdiv(builder.extract_value(context.make_array(kinds[3])(context, builder, x).strides, 0), _constant(4))
-        with cgutils.for_range(builder, k) as loop:
-            line = builder.gep(source, [builder.mul(loop.index, row)])
-            spot = builder.gep(to, [builder.mul(loop.index, width)])
-            with cgutils.for_range_slice(builder, _constant(0), width, _constant(LANES), _I64) as (group, _):
-                left = builder.sub(columns, group)
-                with builder.if_else(builder.icmp_signed(">=", left, _constant(LANES))) as (whole, edge):
-                    with whole:
-                        _store(builder, _load(builder, builder.gep(line, [group])), builder.gep(spot, [group]))
-                    with edge:
-                        value = _masked_load(builder, builder.gep(line, [group]), _first_lanes(builder, left))
-                        _store(builder, value, builder.gep(spot, [group]))
-        return context.get_dummy_value()
-
-    return _pack_signature(panel, x), codegen
+# panel[p, r] = x[i + r, j + p] for r < rows and p < k, zero for rows <= r < width; and panel[p, r] = x[i + p, j + r] for
+# r < columns.  Both write whole vectors, up to LANES - 1 floats past the end of a panel: the caller leaves that much room and packs
+# panels in ascending order.  pack_rows(panel, at, width, x, i, j, rows, k);  pack_columns(panel, at, width, x, i, j, columns, k)
+pack_rows = _with_twin(_pack_rows_twin)(_packer("abi_pack_rows", _pack_rows_body))
+pack_columns = _with_twin(_pack_columns_twin)(_packer("abi_pack_columns", _pack_columns_body))
 
 
 def describe() -> dict[str, Any]:
