@@ -1,0 +1,123 @@
+"""Train Llama-family language models on a CPU: every forward and backward pass by hand, in NumPy and Numba.
+
+    import abi_py as abi
+
+The names are those of the ABI (`abi.ai` there).  They are loaded when they are first used, so the import itself takes a few
+milliseconds and compiles nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from . import kernels as kernels
+    from .config import CheckpointingStrategy as CheckpointingStrategy
+    from .config import EarlyStoppingConfig as EarlyStoppingConfig
+    from .config import LearningRateSchedule as LearningRateSchedule
+    from .config import LlmTrainingConfig as LlmTrainingConfig
+    from .config import OptimizerType as OptimizerType
+    from .config import TrainableModelConfig as TrainableModelConfig
+    from .data.instructions import InstructionSample as InstructionSample
+    from .data.instructions import parse_instruction_dataset as parse_instruction_dataset
+    from .data.packing import SequencePacker as SequencePacker
+    from .data.tokens import Batch as Batch
+    from .data.tokens import BatchIterator as BatchIterator
+    from .data.tokens import DataLoader as DataLoader
+    from .data.tokens import TokenizedDataset as TokenizedDataset
+    from .generation import generate as generate
+    from .model.transformer import LossOutput as LossOutput
+    from .model.transformer import TrainableModel as TrainableModel
+    from .training.report import EvalResult as EvalResult
+    from .training.report import StepMetrics as StepMetrics
+    from .training.report import TrainingReport as TrainingReport
+    from .training.report import TrainingStats as TrainingStats
+    from .training.stop import GracefulStop as GracefulStop
+    from .training.trainer import LlamaTrainer as LlamaTrainer
+    from .training.trainer import train_llm as train_llm
+    from .training.trainer import train_llm_with_validation as train_llm_with_validation
+
+# Name -> module that defines it; a test holds these names equal to `__all__`.
+_HOMES = {
+    "Batch": "data.tokens",
+    "BatchIterator": "data.tokens",
+    "CheckpointingStrategy": "config",
+    "DataLoader": "data.tokens",
+    "EarlyStoppingConfig": "config",
+    "EvalResult": "training.report",
+    "GracefulStop": "training.stop",
+    "InstructionSample": "data.instructions",
+    "LearningRateSchedule": "config",
+    "LlamaTrainer": "training.trainer",
+    "LlmTrainingConfig": "config",
+    "LossOutput": "model.transformer",
+    "OptimizerType": "config",
+    "SequencePacker": "data.packing",
+    "StepMetrics": "training.report",
+    "TokenizedDataset": "data.tokens",
+    "TrainableModel": "model.transformer",
+    "TrainableModelConfig": "config",
+    "TrainingReport": "training.report",
+    "TrainingStats": "training.report",
+    "generate": "generation",
+    "parse_instruction_dataset": "data.instructions",
+    "train_llm": "training.trainer",
+    "train_llm_with_validation": "training.trainer",
+}
+_MODULES = ("config", "data", "errors", "formats", "generation", "kernels", "model", "parameters", "training", "verification")
+
+__all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test holds it equal to the tables above)
+    "__version__",
+    "TrainableModelConfig",
+    "CheckpointingStrategy",
+    "TrainableModel",
+    "LossOutput",
+    "TokenizedDataset",
+    "Batch",
+    "BatchIterator",
+    "DataLoader",
+    "SequencePacker",
+    "InstructionSample",
+    "parse_instruction_dataset",
+    "LlmTrainingConfig",
+    "OptimizerType",
+    "LearningRateSchedule",
+    "EarlyStoppingConfig",
+    "LlamaTrainer",
+    "StepMetrics",
+    "TrainingStats",
+    "TrainingReport",
+    "EvalResult",
+    "GracefulStop",
+    "train_llm",
+    "train_llm_with_validation",
+    "generate",
+    "config",
+    "data",
+    "errors",
+    "formats",
+    "generation",
+    "kernels",
+    "model",
+    "parameters",
+    "training",
+    "verification",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what was asked for, at its first use (PEP 562)."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"abi_py has no {name!r}; dir(abi_py) lists what it has")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
