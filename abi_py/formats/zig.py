@@ -11,8 +11,9 @@ All numbers are little-endian and packed without padding; there is no checksum a
                                      34  u32 n_weights, n_m, n_v
                                      46  f32 x (n_weights + n_m + n_v)
 
-The floats are the flat parameter buffer: token_embedding; per layer w_q w_k w_v w_o attn_norm w_gate w_up w_down ffn_norm;
-final_norm; output_proj if untied.  Timestamps are Unix seconds.  Files may have any size and are written atomically.
+The floats are the flat parameter buffer: token_embedding; per layer w_q w_k w_v w_o attn_norm w_gate w_up w_down
+ffn_norm; final_norm; output_proj if untied.  Timestamps are Unix seconds.  Files may have any size and are written
+atomically.
 """
 
 import struct

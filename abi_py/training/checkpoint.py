@@ -302,7 +302,7 @@ def _belongs_to_another_process(path: Path) -> bool:
 
 
 def list_checkpoints(root: str | Path) -> list[tuple[int, Path]]:
-    """Return (order of saving, directory) of the checkpoints in `root`, oldest first; unreadable ones have order 0."""
+    """Return (order of saving, directory) of the checkpoints in `root`, oldest first, damaged ones among them."""
     found = []
     root = Path(root)
     for path in root.iterdir() if root.is_dir() else ():
@@ -310,9 +310,9 @@ def list_checkpoints(root: str | Path) -> list[tuple[int, Path]]:
         if not NAME.fullmatch(name) or not path.is_dir() or (path.name != name and (root / name).exists()):
             continue
         try:
-            order = int(json.loads((path / STATE).read_text())["saved"])
+            order = int(json.loads((path / STATE).read_text(encoding="utf-8"))["saved"])
         except (OSError, ValueError, KeyError, TypeError):
-            order = 0
+            order = path.stat().st_mtime_ns  # damaged; where it stood, so that a search reports it
         found.append((order, path))
     return sorted(found, key=lambda item: (item[0], _step_of(item[1])))
 

@@ -69,8 +69,8 @@ class LlamaTrainer:
     """Trains `model` in place as `config` says.
 
     `state` is everything besides weights, gradients and moments that decides the next step; `loss_history` has one
-    entry for each optimizer step.  Events go to the sinks that `log_dir` and the `enable_` fields ask for, and to those given
-    here or with `add_sink`.
+    entry for each optimizer step.  Events go to the sinks that `log_dir` and the `enable_` fields ask for, and to those
+    given here or with `add_sink`.
     """
 
     def __init__(self, model: Any, config: LlmTrainingConfig, sinks: Sequence[Sink] = ()) -> None:

@@ -121,7 +121,12 @@ def test_weight_decay_leaves_norms_alone(make_model, make_config, rng):
 def test_intervals_fire_once_each(make_model, make_config, data, record, tmp_path):
     sink = record()
     config = make_config(
-        epochs=4, checkpoint_interval=3, eval_interval=2, log_interval=4, checkpoint_path=str(tmp_path), max_checkpoints=0
+        epochs=4,
+        checkpoint_interval=3,
+        eval_interval=2,
+        log_interval=4,
+        checkpoint_path=str(tmp_path),
+        max_checkpoints=0,
     )
     LlamaTrainer(make_model(), config, [sink]).fit(data, validation=data)
     assert [event.step for event in sink.of("evaluation")] == [2, 4, 6, 8, 10, 12]
@@ -152,7 +157,7 @@ def test_evaluation_covers_every_token_and_changes_nothing(make_model, make_conf
     whole = trainer.evaluate(DataLoader(data, batch_size=16, seq_len=8))
     assert result.loss == pytest.approx(whole.loss, rel=1e-6)
     assert result.perplexity == math.exp(result.loss)
-    rows = [model.compute_loss(b.input_ids, b.labels, attention_mask=b.attention_mask) for b in data.batches(1, 8, False, 0, False)]
+    rows = [model.compute_loss(b.input_ids, b.labels) for b in data.batches(1, 8, False, 0, False)]
     assert result.loss == pytest.approx(sum(row.loss_sum for row in rows) / 123, rel=1e-6)
     np.testing.assert_array_equal(model.collect_weights(), before)
     np.testing.assert_array_equal(model.parameters.gradients_flat, gradients)
@@ -318,7 +323,8 @@ def test_stop_request_without_a_checkpoint_path(make_model, make_config, data):
 
 def test_stats(make_model, make_config, data):
     trainer = LlamaTrainer(make_model(), make_config())
-    assert str(trainer.get_stats()) == "epoch=0 step=0 loss=0.0000 acc=0.00% ppl=0.00 lr=0.00e+00 grad_norm=0.00 toks/s=0"
+    line = "epoch=0 step=0 loss=0.0000 acc=0.00% ppl=0.00 lr=0.00e+00 grad_norm=0.00 toks/s=0"
+    assert str(trainer.get_stats()) == line
     trainer.fit(data)
     stats = trainer.get_stats()
     assert (stats.epoch, stats.global_step, stats.tokens_processed) == (2, 6, 246)

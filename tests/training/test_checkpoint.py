@@ -1,0 +1,215 @@
+"""Checkpoints on the disk: whole or not there, whatever fails; damage is found; the right ones are kept."""
+
+import errno
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from abi_py import files
+from abi_py.config import TrainableModelConfig, load_yaml
+from abi_py.errors import CheckpointError, NonFiniteError
+from abi_py.training.checkpoint import (
+    FILES,
+    STATE,
+    TrainingState,
+    find_latest,
+    list_checkpoints,
+    locate,
+    read_checkpoint,
+    recover,
+    verify,
+)
+from abi_py.training.trainer import LlamaTrainer
+
+
+@pytest.fixture
+def trainer(make_model, make_config, data, tmp_path):
+    """Return a trainer that has saved step 1 and 2 under tmp_path / "c"."""
+    trainer = LlamaTrainer(make_model(), make_config(checkpoint_path=str(tmp_path / "c"), max_checkpoints=0))
+    for _ in range(2):
+        step(trainer, data)
+        trainer.save_checkpoint()
+    return trainer
+
+
+def step(trainer, data):
+    for batch in data.batches(2, 8):
+        if trainer.train_step_with_metrics(batch.input_ids, batch.labels).updated:
+            return
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_layout_and_hugging_face_names(trainer, tmp_path):
+    path = tmp_path / "c" / "llm_step_2"
+    assert names(path) == ["config.json", "config.yaml", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert (tmp_path / "c" / "latest").read_text() == "llm_step_2\n"
+    tensors, model = load_file(path / "model.safetensors"), trainer.model
+    assert set(tensors) == {entry.hf_name for entry in model.parameters.table}
+    np.testing.assert_array_equal(tensors["model.layers.1.self_attn.k_proj.weight"], model.weights["layers.1.w_k"])
+    assert "lm_head.weight" not in tensors  # tied
+    config = json.loads((path / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert (config["hidden_size"], config["num_key_value_heads"], config["tie_word_embeddings"]) == (16, 1, True)
+    sections = load_yaml(path / "config.yaml")
+    assert TrainableModelConfig.from_dict(sections["model"]) == model.config
+
+
+def test_state_round_trip(trainer, tmp_path):
+    loaded = read_checkpoint(tmp_path / "c" / "llm_step_2")
+    assert loaded.state == trainer.state
+    odd = TrainingState(best_metric=float("nan"), loss=float("-inf"), window_loss=0.1 + 0.2)
+    back = TrainingState.from_dict(json.loads(json.dumps(odd.to_dict(), allow_nan=False)))
+    assert back.best_metric != back.best_metric
+    assert (back.loss, back.window_loss, back.best_val_loss) == (float("-inf"), 0.1 + 0.2, float("inf"))
+    with pytest.raises(CheckpointError, match="unknown_field"):
+        TrainingState.from_dict({**odd.to_dict(), "unknown_field": 1})
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing may clean up after it."""
+
+
+@pytest.mark.parametrize("same_step", [False, True])
+@pytest.mark.parametrize("failure", ["error", "kill"])
+@pytest.mark.parametrize("call", range(12))
+def test_failure_at_each_fsync_and_rename(trainer, data, tmp_path, monkeypatch, call, failure, same_step):
+    """Fail (or die) at the n-th fsync or rename of a save: a whole checkpoint is there, of this save or the last."""
+    root, counter = tmp_path / "c", iter(range(10**6))
+    if not same_step:
+        step(trainer, data)
+    before = trainer.state.checkpoints_saved
+
+    def failing(original):
+        def function(*args):
+            if next(counter) == call:
+                raise OSError(errno.ENOSPC, "No space left on device") if failure == "error" else Killed
+            return original(*args)
+
+        return function
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(os.fsync))
+        patch.setattr(os, "replace", failing(os.replace))
+        if failure == "kill":  # a dead process removes nothing and puts nothing back
+            patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
+            patch.setattr(type(tmp_path), "unlink", lambda *args, **kwargs: None)
+        try:
+            trainer.save_checkpoint()
+            finished = True
+        except (OSError, Killed):
+            finished = False
+    found = find_latest(root)
+    assert found.skipped == ()
+    assert verify(found.path)["state"]["global_step"] in (2, trainer.state.global_step)
+    if failure == "error":
+        assert not [name for name in names(root) if name.startswith((".tmp", ".old"))] or same_step
+        assert trainer.state.checkpoints_saved == before + finished
+    recover(root)
+    assert not [name for name in names(root) if name.startswith((".tmp", ".old"))]
+    assert [verify(path)["state"]["global_step"] for _, path in list_checkpoints(root)][:2] == [1, 2]
+    trainer.save_checkpoint()
+    assert find_latest(root).path.name == f"llm_step_{trainer.state.global_step}"
+
+
+@pytest.mark.parametrize("file", [*FILES, STATE])
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_damage_is_found_and_passed_over(trainer, make_model, make_config, tmp_path, file, damage):
+    root = tmp_path / "c"
+    victim = root / "llm_step_2" / file
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+    elif damage == "cut":
+        victim.write_bytes(content[:-5])
+    else:
+        victim.unlink()
+    with pytest.raises(CheckpointError, match=file):
+        read_checkpoint(root / "llm_step_2")
+    for place in (root, tmp_path):
+        if place is tmp_path:
+            root.rename(tmp_path / "checkpoints")
+        found = locate(place)
+        assert found.path.name == "llm_step_1"
+        assert len(found.skipped) == 1
+        assert file in found.skipped[0]
+    again = LlamaTrainer(make_model(), make_config())
+    again.load_checkpoint(tmp_path)
+    assert again.state.global_step == 1
+    assert file in again.get_report().warnings[0]
+
+
+def test_all_damaged(trainer, tmp_path):
+    for path in (tmp_path / "c").glob("llm_step_*"):
+        (path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint.*config\.json is missing"):
+        find_latest(tmp_path / "c")
+    with pytest.raises(FileNotFoundError):
+        locate(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        locate(tmp_path / "empty")
+
+
+def test_keeps_the_newest_and_the_best(make_model, make_config, data, tmp_path):
+    trainer = LlamaTrainer(make_model(), make_config(epochs=9, checkpoint_path=str(tmp_path), max_checkpoints=2))
+    for number in range(1, 7):
+        step(trainer, data)
+        if number == 2:
+            trainer.state.best_step = 2
+        trainer.save_checkpoint()
+    assert names(tmp_path) == ["latest", "llm_step_2", "llm_step_5", "llm_step_6"]
+
+
+def test_an_older_branch_is_pruned_before_the_newer_one(make_model, make_config, data, tmp_path):
+    """Going back to step 2 and on: what is newest is what was saved last, not what has the highest step."""
+    config = make_config(checkpoint_path=str(tmp_path), max_checkpoints=0, checkpoint_interval=1)
+    LlamaTrainer(make_model(), config).fit(data)
+    back = LlamaTrainer(make_model(), config.replace(max_steps=3, learning_rate=1e-3, max_checkpoints=2))
+    back.load_checkpoint(tmp_path / "llm_step_2")
+    back.fit(data)
+    assert names(tmp_path) == ["latest", "llm_step_3", "llm_step_6"]
+    assert find_latest(tmp_path).path.name == "llm_step_3"
+
+
+def test_full_disk_is_seen_before_writing(trainer, data, tmp_path, monkeypatch):
+    step(trainer, data)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(CheckpointError, match=r"needs \d+\.\d MB, 0\.0 MB are free; the earlier .* untouched"):
+        trainer.save_checkpoint()
+    assert names(tmp_path / "c") == ["latest", "llm_step_1", "llm_step_2"]
+
+
+def test_non_finite_weights_are_never_saved(trainer, tmp_path):
+    trainer.model.weights["layers.0.w_down"][3, 4] = np.nan
+    with pytest.raises(NonFiniteError, match=r"layers\.0\.mlp\.down_proj\.weight"):
+        trainer.save_checkpoint()
+    assert find_latest(tmp_path / "c").path.name == "llm_step_2"
+
+
+def test_temporary_directories_of_live_processes_stay(trainer, tmp_path):
+    root = tmp_path / "c"
+    dead, alive = root / ".tmp-llm_step_9-999999999", root / f".tmp-llm_step_9-{os.getppid()}"
+    dead.mkdir()
+    alive.mkdir()
+    recover(root)
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_atomic_file_keeps_the_old_content(tmp_path):
+    path = tmp_path / "a.txt"
+    files.atomic_text(path, "old")
+    with pytest.raises(RuntimeError), files.atomic_file(path) as file:  # noqa: PT012 (the error must come inside)
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
