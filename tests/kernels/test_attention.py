@@ -1,0 +1,326 @@
+"""Causal attention: the three nails, grouped heads, who sees whom, wide views, threads and NaN."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from gradcheck import check_close, check_gradient
+
+from abi_py.kernels._jit import JIT
+from abi_py.kernels.attention import (
+    KEYS,
+    KEYS_BACKWARD,
+    QUERIES,
+    attention_backward,
+    attention_backward_ref,
+    attention_forward,
+    attention_forward_ref,
+)
+
+# (B, T, H, G, D)
+SMALL = [
+    (1, 1, 1, 1, 1),
+    (2, 3, 2, 2, 2),  # one key/value head for each query head
+    (2, 7, 6, 3, 5),  # grouped, D odd
+    (3, 13, 4, 1, 8),  # one key/value head for all
+    (1, QUERIES + 1, 2, 1, 17),  # a second block of queries
+]
+LARGE = [
+    (2, KEYS_BACKWARD + 1, 2, 1, 16),
+    (1, KEYS, 1, 1, 64),
+    (2, 2 * KEYS + 5, 4, 2, 24),  # three blocks of keys, seven of queries
+    (1, 131, 3, 3, 200),  # heads wider than a block of keys
+]
+NAMES = ("o", "lse", "dq", "dk", "dv")  # what the kernels write
+SEGMENTED = (2, KEYS + 37, 4, 2, 12) if JIT else (2, 19, 4, 2, 12)
+
+
+def inputs(rng, B, T, H, G, D, dtype=np.float32):
+    """Return q k v do and starts of plain causal attention."""
+    arrays = [rng.standard_normal((B * T, heads * D)).astype(dtype) for heads in (H, G, G, H)]
+    return arrays, np.zeros(B * T, np.int32)
+
+
+def starts_of(segments):
+    """Return starts (N,) for segment marks (B, T): where the run of equal marks began."""
+    starts = np.zeros(segments.shape, np.int32)
+    for b in range(segments.shape[0]):
+        for t in range(1, segments.shape[1]):
+            starts[b, t] = starts[b, t - 1] if segments[b, t] == segments[b, t - 1] else t
+    return starts.ravel()
+
+
+def random_starts(rng, B, T):
+    return starts_of(np.cumsum(rng.random((B, T)) < 0.05, axis=1))
+
+
+def run_kernels(q, k, v, do, starts, B, H, G):
+    """Return o, lse, dq, dk, dv; every output begins as NaN, because it is overwritten."""
+    N = len(q)
+    o, lse = np.full_like(q, np.nan), np.full((H, N), np.nan, np.float32)
+    attention_forward(o, lse, q, k, v, starts, B, H, G)
+    dq, dk, dv = (np.full_like(x, np.nan) for x in (q, k, v))
+    delta = np.full((H, N), np.nan, np.float32)
+    attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, B, H, G)
+    return o, lse, dq, dk, dv
+
+
+def run_reference(q, k, v, do, starts, B, H, G):
+    q, k, v, do = (x.astype(np.float64) for x in (q, k, v, do))
+    o, lse = attention_forward_ref(q, k, v, starts, B, H, G)
+    return o, lse, *attention_backward_ref(do, q, k, v, starts, B, H, G)
+
+
+def check_equal(arrays, starts, B, H, G):
+    made, expected = run_kernels(*arrays, starts, B, H, G), run_reference(*arrays, starts, B, H, G)
+    for name, a, b in zip(NAMES, made, expected, strict=True):
+        if name in ("dq", "dk") and not np.abs(b).max() > 1e-12:
+            assert np.abs(a).max() < 1e-5  # one visible key: p = 1 whatever q and k are, so their gradient is zero
+        else:
+            check_close(a, b, 1e-4 if name[0] == "d" else 1e-5)
+
+
+# -- the three nails -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("shape", SMALL[1:4])
+def test_derivation(rng, shape, segmented):
+    B, T, H, G, _ = shape
+    (q, k, v, do), starts = inputs(rng, *shape, np.float64)
+    if segmented:
+        starts = random_starts(rng, B, T)
+    gradients = attention_backward_ref(do, q, k, v, starts, B, H, G)
+    for at, gradient in enumerate(gradients):
+
+        def loss(x, at=at):
+            arguments = [q, k, v]
+            arguments[at] = x
+            return (attention_forward_ref(*arguments, starts, B, H, G)[0] * do).sum()
+
+        check_gradient(loss, (q, k, v)[at], gradient, rng)
+
+
+def rows(x):
+    """Turn (B, heads, T, D), as in PyTorch, into (N, heads D)."""
+    return np.ascontiguousarray(x.transpose(0, 2, 1, 3)).reshape(x.shape[0] * x.shape[2], -1)
+
+
+@pytest.mark.parametrize("kind", ["causal", "segment"])
+def test_definition(golden, kind):
+    g = golden("attention")
+    B, H, T, _ = g["q"].shape
+    G = g["k"].shape[1]
+    q, k, v, do = (rows(g[name]) for name in ("q", "k", "v", "do"))
+    starts = starts_of(g["segments"]) if kind == "segment" else np.zeros(B * T, np.int32)
+    o, _ = attention_forward_ref(q, k, v, starts, B, H, G)
+    check_close(o, rows(g[f"{kind}_o"]), 1e-10)
+    for name, gradient in zip(("dq", "dk", "dv"), attention_backward_ref(do, q, k, v, starts, B, H, G), strict=True):
+        check_close(gradient, rows(g[f"{kind}_{name}"]), 1e-10)
+
+
+@pytest.mark.parametrize("shape", SMALL)
+def test_kernels_equal_the_reference(rng, shape):
+    B, _, H, G, _ = shape
+    arrays, starts = inputs(rng, *shape)
+    check_equal(arrays, starts, B, H, G)
+
+
+@pytest.mark.skipif(not JIT, reason="slow without compiling; the small shapes take the same lines")
+@pytest.mark.parametrize("shape", LARGE)
+def test_kernels_equal_the_reference_over_several_blocks(rng, shape):
+    B, _, H, G, _ = shape
+    arrays, starts = inputs(rng, *shape)
+    check_equal(arrays, starts, B, H, G)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_segments_equal_the_reference(seed):
+    rng = np.random.default_rng(seed)
+    B, T, H, G, _ = SEGMENTED
+    arrays, _ = inputs(rng, *SEGMENTED)
+    check_equal(arrays, random_starts(rng, B, T), B, H, G)
+
+
+def test_a_segment_of_one_copies_its_value(rng):
+    """Where every token sees itself alone, o is v; nothing reaches q and k."""
+    B, T, H, G, D = 2, 21, 4, 2, 6
+    (q, k, v, do), _ = inputs(rng, B, T, H, G, D)
+    starts = np.tile(np.arange(T, dtype=np.int32), B)
+    o, _, dq, dk, dv = run_kernels(q, k, v, do, starts, B, H, G)
+    check_close(o.reshape(B * T, G, H // G, D), np.repeat(v.reshape(B * T, G, 1, D), H // G, axis=2), 1e-6)
+    assert np.abs(dq).max() < 1e-5
+    assert np.abs(dk).max() < 1e-5
+    check_close(dv, do.reshape(B * T, G, H // G, D).sum(2).reshape(B * T, -1), 1e-6)
+
+
+# -- who sees whom -------------------------------------------------------------------------------
+
+
+def test_samples_never_see_each_other(rng):
+    B, T, H, G, D = SEGMENTED
+    arrays, starts = inputs(rng, B, T, H, G, D)
+    before = run_kernels(*arrays, starts, B, H, G)
+    other = [x.copy() for x in arrays]
+    for x in other:
+        x[T:] = rng.standard_normal(x[T:].shape)  # the second sample
+    after = run_kernels(*other, starts, B, H, G)
+    for name, a, b in zip(NAMES, before, after, strict=True):
+        a, b = (a.T, b.T) if name == "lse" else (a, b)
+        assert a[:T].tobytes() == b[:T].tobytes(), name
+        assert not np.array_equal(a[T:], b[T:]), name
+
+
+def test_a_sample_gives_the_same_bits_alone(rng):
+    B, T, H, G, D = SEGMENTED
+    arrays, starts = inputs(rng, B, T, H, G, D)
+    together = run_kernels(*arrays, starts, B, H, G)
+    alone = run_kernels(*(x[T : 2 * T] for x in arrays), starts[T : 2 * T], 1, H, G)
+    for name, a, b in zip(NAMES, together, alone, strict=True):
+        a, b = (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) if name == "lse" else (a, b)
+        assert a[T : 2 * T].tobytes() == b.tobytes(), name
+
+
+def test_segments_never_see_each_other(rng):
+    """Changing everything about one segment of a packed row leaves the bits of the others, before and after it."""
+    B, T, H, G, D = SEGMENTED
+    first, last = T // 3, T // 2
+    marks = np.zeros((B, T), int)
+    marks[:, first:last], marks[:, last:] = 1, 2
+    arrays, starts = inputs(rng, B, T, H, G, D)[0], starts_of(marks)
+    before = run_kernels(*arrays, starts, B, H, G)
+    changed = (marks == 1).ravel()
+    other = [x.copy() for x in arrays]
+    for x in other:
+        x[changed] = rng.standard_normal(x[changed].shape)
+    after = run_kernels(*other, starts, B, H, G)
+    for name, a, b in zip(NAMES, before, after, strict=True):
+        a, b = (a.T, b.T) if name == "lse" else (a, b)
+        assert a[~changed].tobytes() == b[~changed].tobytes(), name
+        assert not np.array_equal(a[changed], b[changed]), name
+
+
+def test_a_segment_equals_a_sequence_of_its_own(rng):
+    B, T, H, G, D = SEGMENTED
+    cut = T // 2 + 1
+    arrays, starts = inputs(rng, B, T, H, G, D)
+    starts = np.tile(np.where(np.arange(T) < cut, 0, cut).astype(np.int32), B)
+    packed = run_kernels(*arrays, starts, B, H, G)
+    for part in (slice(0, cut), slice(cut, T)):
+        alone = run_kernels(*(x[part] for x in arrays), np.zeros(part.stop - part.start, np.int32), 1, H, G)
+        for name, a, b in zip(NAMES, packed, alone, strict=True):
+            check_close(a[:, part] if name == "lse" else a[part], b, 1e-4 if name[0] == "d" else 1e-5)
+
+
+def test_the_future_never_influences(rng):
+    B, T, H, G, D = SEGMENTED
+    for cut in {1, T // 2, T - 1}:
+        arrays, starts = inputs(rng, B, T, H, G, D)
+        before = run_kernels(*arrays, starts, B, H, G)
+        other = [x.copy() for x in arrays]
+        later = np.tile(np.arange(T) >= cut, B)
+        for x in other[:3]:
+            x[later] = 10 * rng.standard_normal(x[later].shape)
+        o, lse = run_kernels(*other, starts, B, H, G)[:2]
+        assert o[~later].tobytes() == before[0][~later].tobytes()
+        assert lse[:, ~later].tobytes() == before[1][:, ~later].tobytes()
+        # and backward: what flows into a token's q comes from itself alone, into k and v from itself and later ones
+        other = [x.copy() for x in arrays]
+        other[3][~later] = rng.standard_normal(other[3][~later].shape)
+        _, _, dq, dk, dv = run_kernels(*other, starts, B, H, G)
+        for a, b in ((dq, before[2]), (dk, before[3]), (dv, before[4])):
+            assert a[later].tobytes() == b[later].tobytes()
+
+
+def test_every_key_before_counts(rng):
+    """The opposite of the above: a change of the first token reaches the last."""
+    B, T, H, G, D = SEGMENTED
+    arrays, starts = inputs(rng, B, T, H, G, D)
+    o = run_kernels(*arrays, starts, B, H, G)[0]
+    arrays[2][0] += 1000
+    changed = run_kernels(*arrays, starts, B, H, G)[0]
+    assert (o[:T] != changed[:T]).all()
+    assert np.array_equal(o[T:], changed[T:])
+
+
+# -- memory and numbers --------------------------------------------------------------------------
+
+
+def test_columns_of_wide_matrices(rng):
+    """In the model q, k and v are columns of one matrix, and so are their gradients; nothing beside them may change."""
+    B, T, H, G, D = 2, 70 if JIT else 9, 6, 2, 10
+    (q, k, v, do), starts = inputs(rng, B, T, H, G, D)
+    expected = run_kernels(q, k, v, do, starts, B, H, G)
+    edges = np.cumsum([3, H * D, G * D, G * D])
+    wide, d_wide = (rng.standard_normal((B * T, edges[-1] + 5)).astype(np.float32) for _ in range(2))
+    views = [wide[:, a:b] for a, b in pairwise(edges)]
+    d_views = [d_wide[:, a:b] for a, b in pairwise(edges)]
+    for view, x in zip(views, (q, k, v), strict=True):
+        view[...] = x
+    before, d_before = wide.copy(), d_wide.copy()
+    o_wide, lse, delta = np.full((B * T, H * D + 7), -1, np.float32), *np.empty((2, H, B * T), np.float32)
+    o = o_wide[:, 4 : 4 + H * D]
+    do_wide = np.concatenate([do, do], axis=1)[:, H * D :]
+    attention_forward(o, lse, *views, starts, B, H, G)
+    attention_backward(*d_views, do_wide, *views, o, lse, delta, starts, B, H, G)
+    for a, b in zip((o, lse, *d_views), expected, strict=True):
+        assert np.array_equal(a, b)
+    assert (np.delete(o_wide, np.s_[4 : 4 + H * D], axis=1) == -1).all()
+    assert np.array_equal(wide, before)
+    beside = np.s_[edges[0] : edges[-1]]
+    assert np.array_equal(np.delete(d_wide, beside, axis=1), np.delete(d_before, beside, axis=1))
+
+
+def test_same_bits_for_any_thread_count(rng, same_bits):
+    B, T, H, G, D = SEGMENTED
+    arrays, starts = inputs(rng, B, T, H, G, D)
+    same_bits(lambda: run_kernels(*arrays, starts, B, H, G))
+    starts = random_starts(rng, B, T)
+    same_bits(lambda: run_kernels(*arrays, starts, B, H, G))
+
+
+def test_wide_heads_and_then_narrow_ones(rng):
+    """The scratch is made for the widest heads seen; heads narrower than it must not read what lies beside."""
+    for shape in ((1, 5, 2, 1, 40), (1, 5, 2, 1, 3), (2, 5, 1, 1, 64), (1, 4, 2, 2, 7)):
+        arrays, starts = inputs(rng, *shape)
+        check_equal(arrays, starts, shape[0], *shape[2:4])
+
+
+@pytest.mark.parametrize("size", [1e-3, 30.0])
+def test_flat_and_peaked_rows(rng, size):
+    """Scores all but equal, and scores so far apart that exp underflows for most."""
+    shape = (1, 97 if JIT else 11, 2, 1, 16)
+    (q, k, v, do), starts = inputs(rng, *shape)
+    q *= np.float32(size)
+    made, expected = run_kernels(q, k, v, do, starts, 1, 2, 1), run_reference(q, k, v, do, starts, 1, 2, 1)
+    for a, b in zip(made, expected, strict=True):
+        check_close(a, b, 2e-4)  # scores of some hundred have float32 errors of 1e-5, which exp passes on
+
+
+def test_scores_beyond_the_range_of_exp(rng):
+    (q, k, v, do), starts = inputs(rng, 1, 9, 1, 1, 4)
+    q *= 1e4
+    for x in run_kernels(q, k, v, do, starts, 1, 1, 1):
+        assert np.isfinite(x).all()
+
+
+def test_nan_stays_in_its_sample(rng):
+    """NaN in q touches one row; in k or v every later row of its sample, and in backward all of it; never another."""
+    B, T, H, G, D = SEGMENTED
+    at = T // 2
+    for spoiled in range(3):
+        arrays, starts = inputs(rng, B, T, H, G, D)
+        arrays[spoiled][at, 0] = np.nan  # sample 0, head 0
+        with np.errstate(invalid="ignore"):
+            o, lse, *gradients = run_kernels(*arrays, starts, B, H, G)
+        head = o[:, 0] if spoiled == 2 else o[:, :D]  # v's first column feeds o's first column only
+        assert np.isnan(head[at]).all()
+        assert np.isfinite(o[T:]).all()
+        assert np.isfinite(lse[:, T:]).all()
+        for x in gradients:
+            assert np.isfinite(x[T:]).all()
+        assert any(np.isnan(x[:T]).any() for x in gradients)
+        if spoiled == 0:
+            assert np.isfinite(np.delete(o, at, axis=0)).all()
+        else:
+            assert np.isnan(head[at:T]).all()

@@ -1,0 +1,201 @@
+"""Head and cross-entropy: the three nails, ignored rows, smoothing, chunks, accuracy, threads and NaN."""
+
+import math
+
+import numpy as np
+import pytest
+from gradcheck import check_close, check_gradient
+
+from abi_py.kernels import cross_entropy as module
+from abi_py.kernels.cross_entropy import cross_entropy_ref, head_loss, head_loss_backward, head_loss_ref
+
+# (N, C, V)
+SHAPES = [(1, 1, 2), (5, 3, 7), (23, 12, 31), (37, 20, 101)]
+SMOOTHING = [0.0, 0.1]
+
+
+def inputs(rng, N, C, V, ignored=0.3, dtype=np.float32):
+    x, w = rng.standard_normal((N, C)).astype(dtype), rng.standard_normal((V, C)).astype(dtype)
+    labels = rng.integers(0, V, N).astype(np.int32)
+    labels[1:][rng.random(N - 1) < ignored] = -100
+    return x, w, labels
+
+
+def run_kernels(x, w, labels, scale=1.0, smoothing=0.0, dw=None):
+    """Return losses, hits, dx and dw; what is overwritten begins as garbage, and dw as the array given."""
+    losses, hits = np.full(len(x), np.nan, np.float32), np.full(len(x), 77, np.uint8)
+    dx, accumulate = np.full_like(x, np.nan), dw is not None
+    dw = dw.copy() if accumulate else np.full_like(w, np.nan)
+    head_loss_backward(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate)
+    return losses, hits, dx, dw
+
+
+def check_equal(x, w, labels, scale=1.0, smoothing=0.0, dw=None):
+    made = run_kernels(x, w, labels, scale, smoothing, dw)
+    expected = head_loss_ref(x.astype(np.float64), w.astype(np.float64), labels, scale, smoothing)
+    check_close(made[0], expected[0], 1e-5)
+    assert np.array_equal(made[1], expected[1])
+    check_close(made[2], expected[2], 1e-4)
+    check_close(made[3], expected[3] + (0 if dw is None else dw), 1e-4)
+    losses, hits = np.full(len(x), np.nan, np.float32), np.full(len(x), 77, np.uint8)
+    head_loss(losses, hits, x, w, labels, smoothing)
+    assert losses.tobytes() == made[0].tobytes()  # with and without backward
+    assert hits.tobytes() == made[1].tobytes()
+
+
+# -- the three nails -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_derivation(rng, shape, smoothing):
+    x, w, labels = inputs(rng, *shape, dtype=np.float64)
+    _, _, dx, dw = head_loss_ref(x, w, labels, 0.7, smoothing)
+    check_gradient(lambda x: 0.7 * head_loss_ref(x, w, labels, 1.0, smoothing)[0].sum(), x, dx, rng)
+    check_gradient(lambda w: 0.7 * head_loss_ref(x, w, labels, 1.0, smoothing)[0].sum(), w, dw, rng)
+
+
+@pytest.mark.parametrize("kind", ["plain", "smooth"])
+def test_definition(golden, kind):
+    g = golden("cross_entropy")
+    counted = int((g["labels"] >= 0).sum())
+    smoothing = 0.1 if kind == "smooth" else 0.0
+    losses, hits, dx, dw = head_loss_ref(g["x"], g["w"], g["labels"], 1 / counted, smoothing)
+    check_close(losses, g[f"{kind}_rows"], 1e-10)
+    check_close(losses.sum() / counted, g[f"{kind}_loss"], 1e-10)
+    check_close(dx, g[f"{kind}_dx"], 1e-10)
+    check_close(dw, g[f"{kind}_dw"], 1e-10)
+    assert hits.sum() == g[f"{kind}_correct"]
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernels_equal_the_reference(rng, shape, smoothing, accumulate):
+    x, w, labels = inputs(rng, *shape)
+    dw = rng.standard_normal(w.shape).astype(np.float32) if accumulate else None
+    check_equal(x, w, labels, 0.37, smoothing, dw)
+    check_equal(x, w, np.where(labels < 0, 0, labels).astype(np.int32), 0.37, smoothing, dw)  # every row counts
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHING)
+def test_a_vocabulary_longer_than_one_stretch_of_the_sum(rng, smoothing):
+    check_equal(*inputs(rng, 3, 4, 2 * 4096 + 11), 1.0, smoothing)
+
+
+# -- rows that do not count ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_nothing_counts(rng, accumulate):
+    x, w, labels = inputs(rng, 7, 5, 11)
+    before = rng.standard_normal(w.shape).astype(np.float32)
+    losses, hits, dx, dw = run_kernels(x, w, np.full_like(labels, -100), dw=before if accumulate else None)
+    assert not losses.any()
+    assert not hits.any()
+    assert not dx.any()
+    assert np.array_equal(dw, before if accumulate else np.zeros_like(w))
+
+
+def test_ignored_rows_have_no_influence(rng):
+    x, w, labels = inputs(rng, 23, 5, 11)
+    ignored = labels < 0
+    before = run_kernels(x, w, labels)
+    x[ignored] = np.nan
+    after = run_kernels(x, w, labels)
+    for a, b in zip(before, after, strict=True):
+        assert a.tobytes() == b.tobytes()
+    for a in after[:3]:
+        assert not a[ignored].any()
+
+
+# -- chunks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.4])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_several_chunks(rng, monkeypatch, ignored, accumulate):
+    N, C, V = 67, 9, 13
+    x, w, labels = inputs(rng, N, C, V, ignored)
+    dw = rng.standard_normal(w.shape).astype(np.float32) if accumulate else None
+    whole = run_kernels(x, w, labels, 0.5, 0.1, dw)
+    monkeypatch.setattr(module, "CHUNK", 16 * V)
+    assert module.chunk_rows(V) == 16  # 67 rows: five chunks, the last of three rows
+    check_equal(x, w, labels, 0.5, 0.1, dw)
+    pieces = run_kernels(x, w, labels, 0.5, 0.1, dw)
+    for at in range(3):  # what belongs to a row has the same bits; dw is a sum over chunks
+        assert pieces[at].tobytes() == whole[at].tobytes()
+
+
+def test_logits_never_exist_at_once(rng, monkeypatch):
+    """The buffer of logits holds one chunk, however many rows there are."""
+    monkeypatch.setattr(module, "CHUNK", 16 * 53)
+    monkeypatch.setattr(module, "_scratch", module._Scratch())
+    run_kernels(*inputs(rng, 500, 3, 53))
+    assert module._scratch.logits.size == 16 * 53
+
+
+# -- accuracy, numbers ---------------------------------------------------------------------------
+
+
+def test_the_first_of_equal_maxima_is_the_prediction():
+    x = np.ones((5, 1), np.float32)
+    w = np.array([[1], [3], [2], [3], [3]], np.float32)
+    assert run_kernels(x, w, np.arange(5, dtype=np.int32))[1].tolist() == [0, 1, 0, 0, 0]
+    assert cross_entropy_ref(x @ w.T, np.arange(5))[1].tolist() == [0, 1, 0, 0, 0]
+
+
+def test_equal_logits_cost_the_logarithm_of_the_vocabulary(rng):
+    x, w, labels = inputs(rng, 9, 4, 31, 0)
+    for smoothing in SMOOTHING:
+        losses = run_kernels(x, np.zeros_like(w), labels, 1.0, smoothing)[0]
+        check_close(losses, np.full(9, math.log(31)), 1e-6)
+
+
+def test_a_row_of_dz_sums_to_zero(rng):
+    """Column sums of dx's factor: with w = 1 everywhere, dx = sum of dz over the vocabulary."""
+    x, w, labels = inputs(rng, 29, 4, 37, 0)
+    for smoothing in SMOOTHING:
+        dx = run_kernels(x, np.ones_like(w), labels, 1.0, smoothing)[2]
+        assert np.abs(dx).max() < 1e-5
+
+
+def test_very_large_logits_do_not_overflow():
+    x = np.array([[1e4], [-1e4]], np.float32)
+    w = np.array([[1], [-1], [0.5]], np.float32)
+    losses, _, dx, dw = run_kernels(x, w, np.array([0, 0], np.int32))
+    check_close(losses, [0, 2e4], 1e-6)
+    assert np.isfinite(dx).all()
+    assert np.isfinite(dw).all()
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.4])
+def test_same_bits_for_any_thread_count(rng, same_bits, ignored):
+    x, w, labels = inputs(rng, 131, 17, 61, ignored)
+    same_bits(lambda: run_kernels(x, w, labels, 0.3, 0.1))
+    same_bits(lambda: run_kernels(x, w, labels, 0.3, 0.1, np.ones_like(w)))
+
+
+def test_nan_stays_in_its_row(rng):
+    x, w, labels = inputs(rng, 6, 5, 11, 0)
+    x[2, 3] = np.nan
+    with np.errstate(invalid="ignore"):
+        losses, hits, dx, dw = run_kernels(x, w, labels)
+    assert np.isnan(losses[2])
+    assert np.isnan(dx[2]).all()
+    assert not hits[2]
+    others = [0, 1, 3, 4, 5]
+    assert np.isfinite(losses[others]).all()
+    assert np.isfinite(dx[others]).all()
+    assert np.isnan(dw).all()
+
+
+def test_one_nan_logit_spoils_its_row(rng):
+    """NaN in one row of w is NaN in one logit of every row: the loss must not hide it, whatever the label."""
+    x, w, labels = inputs(rng, 6, 5, 40, 0)
+    labels[:] = 3
+    w[33] = np.nan
+    with np.errstate(invalid="ignore"):
+        losses, _, dx, _ = run_kernels(x, w, labels)
+    assert np.isnan(losses).all()
+    assert np.isnan(dx).all()

@@ -1,0 +1,282 @@
+"""Matrix products: every way of lying and every edge, against the reference in float64.
+
+A product has no gradient of its own to prove: its backward is two more products, and those are tested by the same grid.
+"""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+from gradcheck import check_close, check_gradient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abi_py.kernels import matmul as module
+from abi_py.kernels._jit import JIT
+from abi_py.kernels.matmul import BLOCK, DEPTH, PACKED, SLICE, matmul, product, product_ref
+from abi_py.kernels.simd import COLUMNS, LANES, ROWS
+
+WAYS = [(False, False), (False, True), (True, False), (True, True)]
+
+
+def operands(rng, m, n, k, transpose_a, transpose_b, dtype=np.float32):
+    a = rng.standard_normal((k, m) if transpose_a else (m, k)).astype(dtype)
+    b = rng.standard_normal((n, k) if transpose_b else (k, n)).astype(dtype)
+    return a, b
+
+
+def exact(a, b, transpose_a=False, transpose_b=False, addend=None):
+    wide = None if addend is None else addend.astype(np.float64)
+    return product_ref(a.astype(np.float64), b.astype(np.float64), transpose_a, transpose_b, wide)
+
+
+def check(rng, m, n, k, way):
+    """Check writing, adding, and adding another matrix."""
+    a, b = operands(rng, m, n, k, *way)
+    before = rng.standard_normal((m, n)).astype(np.float32)
+    out = np.full((m, n), np.nan, np.float32)
+    assert matmul(a, b, out, *way) is out
+    check_close(out, exact(a, b, *way), 1e-5)
+    out[...] = before
+    matmul(a, b, out, *way, accumulate=True)
+    check_close(out, exact(a, b, *way, before), 1e-5)
+    out[...] = np.nan
+    product(out, a, b, *way, addend=before)
+    check_close(out, exact(a, b, *way, before), 1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_edges_of_the_tile(rng, way):
+    for m in (1, ROWS - 1, ROWS + 1):
+        for n in (1, COLUMNS - 1, COLUMNS, COLUMNS + LANES + 1):
+            for k in (1, LANES + 1):
+                check(rng, m, n, k, way)
+
+
+LARGE = [
+    (2 * BLOCK + 1, 7, 5),  # several blocks of A
+    (BLOCK, COLUMNS, SLICE),  # everything whole
+    (13, 11, SLICE + 1),  # two slices
+    (3, 5, DEPTH + SLICE + 3),  # two slabs of B, the second with two slices
+    (3, PACKED // DEPTH + COLUMNS + 1, DEPTH),  # B wider than a slab
+    (97, 101, 103),
+    (1, 1, 3 * DEPTH),
+]
+
+
+@pytest.mark.skipif(not JIT, reason="slow without compiling; the small shapes take the same lines")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", LARGE)
+def test_edges_of_the_blocks(rng, shape, way):
+    check(rng, *shape, way)
+
+
+@settings(max_examples=40 if JIT else 5, deadline=None, derandomize=True)
+@given(
+    m=st.integers(0, 40),
+    n=st.integers(0, 70),
+    k=st.integers(0, 40),
+    way=st.sampled_from(WAYS),
+    seed=st.integers(0, 2**31),
+)
+def test_any_small_shape(m, n, k, way, seed):
+    rng = np.random.default_rng(seed)
+    a, b = operands(rng, m, n, k, *way)
+    before = rng.standard_normal((m, n)).astype(np.float32)
+    check_close(matmul(a, b, None, *way), exact(a, b, *way), 1e-5 if k else 0)
+    check_close(matmul(a, b, before.copy(), *way, accumulate=True), exact(a, b, *way, before), 1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_depth_the_product_is_zero(rng, way):
+    a, b = operands(rng, 3, 4, 0, *way)
+    before = rng.standard_normal((3, 4)).astype(np.float32)
+    assert not matmul(a, b, np.full((3, 4), np.nan, np.float32), *way).any()
+    assert np.array_equal(matmul(a, b, before.copy(), *way, accumulate=True), before)
+
+
+# -- how operands lie ----------------------------------------------------------------------------
+
+
+def layouts(x):
+    """Return x in every memory layout that a caller may hand over, by name."""
+    rows, columns = x.shape
+    wide = np.full((rows + 2, 3 * columns + 5), np.nan, np.float32)
+    wide[1:-1, 3 : 3 + columns] = x
+    every_other = np.full((2 * rows, 2 * columns), np.nan, np.float32)
+    every_other[::2, ::2] = x
+    record = np.dtype([("x", np.float32, (columns,)), ("flag", np.uint8)])
+    records = np.zeros(rows, record)  # the rows of x are 4 * columns + 1 bytes apart
+    records["x"] = x
+    read_only = x.copy()
+    read_only.setflags(write=False)
+    return {
+        "plain": x.copy(),
+        "Fortran": np.asfortranarray(x),
+        "columns of a wider matrix": wide[1:-1, 3 : 3 + columns],
+        "every other element": every_other[::2, ::2],
+        "rows backwards": x[::-1].copy()[::-1],
+        "columns backwards": x[:, ::-1].copy()[:, ::-1],
+        "field of records": records["x"],
+        "read-only": read_only,
+    }
+
+
+def test_operands_in_any_layout(rng):
+    x, y = operands(rng, 5, 13, 7, False, False)
+    for transpose_a, a in ((False, x), (True, np.ascontiguousarray(x.T))):
+        for transpose_b, b in ((False, y), (True, np.ascontiguousarray(y.T))):
+            for name, laid in layouts(a).items():
+                assert np.array_equal(laid, a), name
+                check_close(matmul(laid, b, None, transpose_a, transpose_b), exact(x, y), 1e-5)
+            for laid in layouts(b).values():
+                check_close(matmul(a, laid, None, transpose_a, transpose_b), exact(x, y), 1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_out_in_any_layout(rng, accumulate):
+    a, b = operands(rng, 5, 13, 7, False, False)
+    before = rng.standard_normal((5, 13)).astype(np.float32)
+    for name, out in layouts(before).items():
+        if name == "read-only":
+            continue
+        whole = out.base.copy() if isinstance(out.base, np.ndarray) else None
+        assert matmul(a, b, out, accumulate=accumulate) is out
+        check_close(out, exact(a, b, addend=before if accumulate else None), 1e-5)
+        if whole is not None and whole.dtype == np.float32:
+            out[...] = before
+            assert np.array_equal(out.base, whole, equal_nan=True)  # nothing beside out was written
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_out_may_overlap_an_operand(rng, accumulate):
+    x = rng.standard_normal((9, 9)).astype(np.float32)
+    y = rng.standard_normal((9, 9)).astype(np.float32)
+    choices = (lambda out: (out, y)), (lambda out: (y, out)), (lambda out: (out, out)), (lambda out: (out.T, y))
+    for arguments in choices:
+        out = x.copy()
+        a, b = (np.array(part) for part in arguments(out))
+        matmul(*arguments(out), out, accumulate=accumulate)
+        check_close(out, exact(a, b, addend=x if accumulate else None), 1e-5)
+    both = rng.standard_normal((10, 9)).astype(np.float32)
+    expected = exact(both[:9], y)
+    check_close(matmul(both[:9], y, both[1:]), expected, 1e-5)  # overlaps by eight rows
+
+
+def test_stacks_broadcast_as_in_numpy(rng):
+    for left, right in (((3, 2), (3, 2)), ((3, 1), (2,)), ((), (4,)), ((5,), ()), ((0,), ()), ((2, 0, 1), (3,))):
+        a = rng.standard_normal((*left, 5, 7)).astype(np.float32)
+        b = rng.standard_normal((*right, 7, 4)).astype(np.float32)
+        expected = a.astype(np.float64) @ b.astype(np.float64)
+        check_close(matmul(a, b), expected, 1e-5)
+        turned = matmul(a.swapaxes(-1, -2), b.swapaxes(-1, -2), transpose_a=True, transpose_b=True)
+        check_close(turned, expected, 1e-5)
+        out = np.ones(expected.shape, np.float32)
+        check_close(matmul(a, b, out, accumulate=True), expected + 1, 1e-5)
+
+
+# -- numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_same_bits_for_any_thread_count(rng, same_bits, way):
+    a, b = operands(rng, *((3 * BLOCK + 5, 67, SLICE + 9) if JIT else (31, 67, 9)), *way)
+    same_bits(lambda: matmul(a, b, None, *way))
+
+
+def test_same_bits_however_many_rows_go_together(rng):
+    """A row of the product does not depend on the other rows: a batch of one gives the bits of a batch of many."""
+    a, b = operands(rng, 2 * ROWS + 3, 53, 41, False, True)
+    together = matmul(a, b, transpose_b=True)
+    alone = np.concatenate([matmul(a[i : i + 1], b, transpose_b=True) for i in range(len(a))])
+    assert together.tobytes() == alone.tobytes()
+
+
+def test_nan_and_infinity_stay_where_they_are(rng):
+    a, b = operands(rng, 2 * ROWS, 2 * COLUMNS, 9, False, False)
+    a[3, 4] = np.nan
+    y = matmul(a, b)
+    assert np.isnan(y[3]).all()
+    assert np.isfinite(np.delete(y, 3, axis=0)).all()
+    a[3, 4] = 0
+    b[2, 5] = np.inf
+    y = matmul(a, b)
+    assert not np.isfinite(y[:, 5]).any()
+    assert np.isfinite(np.delete(y, 5, axis=1)).all()
+    b[2, 5] = 0
+    out = np.zeros_like(y)
+    out[1, 1] = np.nan
+    assert np.argwhere(np.isnan(matmul(a, b, out.copy(), accumulate=True))).tolist() == [[1, 1]]
+    assert np.isfinite(matmul(a, b, out)).all()  # overwriting forgets what was there
+
+
+def test_gradients_of_a_product(rng):
+    """y = x Wᵀ: dx = dy W and dw = dyᵀ x, the two products of every linear layer."""
+    x, w = operands(rng, 7, 5, 11, False, True, np.float64)
+    dy = rng.standard_normal((7, 5))
+
+    def loss(x, w):
+        return (product_ref(x, w, transpose_b=True) * dy).sum()
+
+    check_gradient(lambda x: loss(x, w), x, product_ref(dy, w), rng)
+    check_gradient(lambda w: loss(x, w), w, product_ref(dy, x, transpose_a=True), rng)
+
+
+def test_a_thread_pool_that_shrinks_and_grows(rng):
+    a, b = operands(rng, 50, 60, 70, False, False)
+    expected = matmul(a, b)
+    before = numba.get_num_threads()
+    try:
+        for count in (1, 2, 1):
+            numba.set_num_threads(count)
+            assert matmul(a, b).tobytes() == expected.tobytes()
+    finally:
+        numba.set_num_threads(before)
+
+
+# -- borders -------------------------------------------------------------------------------------
+
+
+def test_wrong_calls_are_refused():
+    x, wide = np.ones((3, 4), np.float32), np.ones((3, 4))
+    with pytest.raises(TypeError, match=r"a is float64; matmul takes float32 arrays; convert it with a\.astype"):
+        matmul(wide, x)
+    with pytest.raises(TypeError, match="b is float16"):
+        matmul(x, x.astype(np.float16))
+    with pytest.raises(TypeError, match="b is >f4"):
+        matmul(x, x.astype(">f4"))
+    with pytest.raises(TypeError, match="a is list"):
+        matmul([[1.0]], x)
+    with pytest.raises(TypeError, match="out is float64"):
+        matmul(x, x.T, np.zeros((3, 3)))
+    with pytest.raises(ValueError, match=r"a has shape \(4,\); matmul takes matrices"):
+        matmul(x[0], x)
+    with pytest.raises(ValueError, match="a sums over 4 elements and b over 3"):
+        matmul(x, x)
+    with pytest.raises(ValueError, match="a sums over 3 elements and b over 4"):
+        matmul(x, x, transpose_a=True, transpose_b=True)
+    with pytest.raises(ValueError, match=r"out has shape \(3, 4\); the product has shape \(3, 3\)"):
+        matmul(x, x, np.zeros((3, 4), np.float32), transpose_b=True)
+    with pytest.raises(ValueError, match="accumulate adds to an existing array"):
+        matmul(x, x, transpose_b=True, accumulate=True)
+    with pytest.raises(ValueError, match="broadcast"):
+        matmul(np.ones((2, 3, 4), np.float32), np.ones((3, 4, 3), np.float32))
+
+
+def test_blas_is_there_for_comparison(rng, monkeypatch):
+    monkeypatch.setattr(module, "BACKEND", "blas")
+    for way in WAYS:
+        check(rng, 5, 13, 7, way)
+        a, b = operands(rng, 3, 4, 0, *way)
+        assert not matmul(a, b, None, *way).any()
+
+
+def test_an_unknown_backend_is_refused():
+    environment = os.environ | {"ABI_MATMUL": "mkl"}
+    code = "import abi_py.kernels.matmul"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "ABI_MATMUL (mkl) must be numba or blas" in done.stderr
+    assert done.returncode != 0

@@ -1,0 +1,41 @@
+"""The measured peak: the right work is done and counted, with the threads in use."""
+
+import numba
+import numpy as np
+import pytest
+
+from abi_py.kernels import peak
+from abi_py.kernels._jit import JIT
+from abi_py.kernels.simd import COLUMNS, ROWS
+
+
+def test_the_tile_is_repeated_as_often_as_is_counted():
+    c = np.zeros((2, ROWS, COLUMNS), np.float32)
+    a, b = np.ones((2, 3 * ROWS), np.float32), np.full((2, 3 * COLUMNS), 2, np.float32)
+    peak.repeat_tile(c, a, b, 3, 5)
+    assert (c == 3 * 2 * 5).all()  # depth 3, one times two, five times: nothing was left out by the compiler
+
+
+def test_operations_are_counted_by_the_clock(monkeypatch):
+    """With a clock of whole seconds the figure can be worked out by hand."""
+    seconds = iter(range(1000))
+    calls = []
+    monkeypatch.setattr(peak.time, "perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr(peak, "repeat_tile", lambda c, a, b, depth, times: calls.append((len(c), depth, times)))
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        one = peak.measured_peak(3)
+        numba.set_num_threads(2)
+        two = peak.measured_peak(3)
+    finally:
+        numba.set_num_threads(before)
+    assert one == 2 * ROWS * COLUMNS * peak.DEPTH * calls[1][2]  # in one second
+    assert two == 2 * one
+    assert {call[0] for call in calls} == {1, 2}
+
+
+@pytest.mark.skipif(not JIT, reason="plain Python has no peak")
+def test_a_peak_is_plausible():
+    figure = peak.measured_peak(0.02)
+    assert 1e8 < figure < 1e14  # operations per second: between a toy and a large server
