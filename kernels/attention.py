@@ -28,7 +28,7 @@ from .simd import COLUMNS, LANES, ROWS, exp, largest, pack_columns, pack_rows, t
 
 QUERIES = 64  # queries of a block
 KEYS = 192  # keys of a block, forward
-KEYS_BACKWARD = 96
+BLOCK_BACKWARD = 96  # queries, and keys, of a block in backward
 
 # -- reference -----------------------------------------------------------------------------------
 
@@ -125,6 +125,20 @@ def _first_visible(starts, row, rows):
 
 
 @helper
+def _scaled_copy(y, x, factor):
+    for i in range(y.size):
+        y[i] = x[i] * factor
+
+
+@helper
+def _dot(x, y):
+    total = np.float32(0)
+    for i in range(x.size):
+        total += x[i] * y[i]
+    return total
+
+
+@helper
 def _softmax_row(s, scale, top):
     """Turn scores into exp(scale s - m) in place, where m is the larger of `top` and their maximum; return m and their sum."""
     best = max(top, largest(s) * scale)  # drops NaN; the sum below does not
@@ -174,11 +188,9 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stat
         rows = min(QUERIES, time - t0)
         row = b * time + t0
         q_column, kv_column = h * head_dim, h // group * head_dim
-        for r in range(rows):
-            m[r] = -np.inf
-            l[r] = 0
-            for d in range(head_dim):
-                acc[r, d] = 0
+        m[:rows] = -np.inf
+        l[:rows] = 0
+        acc[:rows] = 0
         _pack_left(left, q, row, q_column, rows, head_dim)
         first = _first_visible(starts, row, rows) // KEYS * KEYS
         for j0 in range(first, t0 + rows, KEYS):
@@ -190,9 +202,7 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stat
             _pack_right(right, v, b * time + j0, kv_column, head_dim, columns)
             _multiply(acc, 0, 0, rows, head_dim, left_p, right, columns, True)
         for r in range(rows):
-            inverse = np.float32(1) / l[r]
-            for d in range(head_dim):
-                o[row + r, q_column + d] = acc[r, d] * inverse
+            _scaled_copy(o[row + r, q_column : q_column + head_dim], acc[r], np.float32(1) / l[r])
             lse[h, row + r] = m[r] + np.float32(math.log(l[r]))
 
 
@@ -219,7 +229,7 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 
 @kernel
 def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale):
-    """scores (threads, 2, QUERIES, KEYS_BACKWARD), panels (threads, 10, ...), delta (H, N): scratch."""
+    """scores (threads, 2, BLOCK_BACKWARD, BLOCK_BACKWARD), panels (threads, 10, ...), delta (H, N): scratch."""
     time = q.shape[0] // batch
     head_dim = q.shape[1] // heads
     group = heads // kv_heads
@@ -229,30 +239,26 @@ def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, h
         k_t, v_t, k_n, q_l, do_l, q_r, do_r, p_t, ds_t, ds = panels[mine]
         b, g = task // kv_heads, task % kv_heads
         kv = g * head_dim
-        for n in range(b * time, (b + 1) * time):
-            for d in range(head_dim):
-                dk[n, kv + d] = 0
-                dv[n, kv + d] = 0
-            for d in range(group * head_dim):
-                dq[n, g * group * head_dim + d] = 0
-            for h in range(g * group, (g + 1) * group):
-                total = np.float32(0)
-                for d in range(head_dim):
-                    total += do[n, h * head_dim + d] * o[n, h * head_dim + d]
-                delta[h, n] = total
-        for j0 in range(0, time, KEYS_BACKWARD):
-            columns = min(KEYS_BACKWARD, time - j0)
+        for h in range(g * group, (g + 1) * group):
+            head = slice(h * head_dim, (h + 1) * head_dim)
+            for n in range(b * time, (b + 1) * time):
+                delta[h, n] = _dot(do[n, head], o[n, head])
+        for j0 in range(0, time, BLOCK_BACKWARD):
+            columns = min(BLOCK_BACKWARD, time - j0)
             key = b * time + j0
             _pack_right_transposed(k_t, k, key, kv, columns, head_dim)
             _pack_right_transposed(v_t, v, key, kv, columns, head_dim)
             _pack_right(k_n, k, key, kv, head_dim, columns)
             for h in range(g * group, (g + 1) * group):
                 c = h * head_dim
-                for t0 in range(j0 // QUERIES * QUERIES, time, QUERIES):
-                    rows = min(QUERIES, time - t0)
+                for t0 in range(j0, time, BLOCK_BACKWARD):
+                    rows = min(BLOCK_BACKWARD, time - t0)
                     row = b * time + t0
-                    if _first_visible(starts, row, rows) >= j0 + columns:
+                    first = _first_visible(starts, row, rows)
+                    if first >= j0 + columns:
                         continue
+                    more_keys = first < j0  # an earlier block has written dq
+                    more_queries = t0 > j0 or h > g * group  # the same of dk and dv; the block on the diagonal is never left out
                     _pack_left(q_l, q, row, c, rows, head_dim)
                     _pack_left(do_l, do, row, c, rows, head_dim)
                     _pack_right(q_r, q, row, c, head_dim, rows)
@@ -263,9 +269,9 @@ def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, h
                     _pack_left_transposed(p_t, p, 0, 0, columns, rows)
                     _pack_left_transposed(ds_t, dp, 0, 0, columns, rows)
                     _pack_left(ds, dp, 0, 0, rows, columns)
-                    _multiply(dv, key, kv, columns, head_dim, p_t, do_r, rows, True)
-                    _multiply(dk, key, kv, columns, head_dim, ds_t, q_r, rows, True)
-                    _multiply(dq, row, c, rows, head_dim, ds, k_n, columns, True)
+                    _multiply(dv, key, kv, columns, head_dim, p_t, do_r, rows, more_queries)
+                    _multiply(dk, key, kv, columns, head_dim, ds_t, q_r, rows, more_queries)
+                    _multiply(dq, row, c, rows, head_dim, ds, k_n, columns, more_keys)
 
 
 # -- calling them --------------------------------------------------------------------------------
@@ -282,13 +288,13 @@ class _Scratch:
         if self.head_dim >= head_dim:
             return self
         self.head_dim = head_dim
-        longest = max(KEYS, QUERIES, head_dim) + max(COLUMNS, ROWS)
-        size = longest * max(KEYS, QUERIES, head_dim) + LANES
+        longest = max(KEYS, QUERIES, BLOCK_BACKWARD, head_dim)
+        size = (longest + max(COLUMNS, ROWS)) * longest + LANES
         self.scores = np.empty((threads, QUERIES, KEYS), np.float32)
         self.sums = np.empty((threads, QUERIES, head_dim), np.float32)
         self.stats = np.empty((threads, 2, QUERIES), np.float32)
         self.panels = np.empty((threads, 3, size), np.float32)
-        self.scores_backward = np.empty((threads, 2, QUERIES, KEYS_BACKWARD), np.float32)
+        self.scores_backward = np.empty((threads, 2, BLOCK_BACKWARD, BLOCK_BACKWARD), np.float32)
         self.panels_backward = np.empty((threads, 10, size), np.float32)
         return self
 

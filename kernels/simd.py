@@ -353,17 +353,28 @@ def tile(typing, c, d, i, j, rows, cols, a, a_at, b, b_at, k, add):
 
 
 def _tile_body(builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
-    """Emit the tile: sums in registers over k, then one visit to C."""
-    vectors = range(ISA.tile_vectors)
-    sums = [[cgutils.alloca_once_value(builder, _ZERO) for _ in vectors] for _ in range(ROWS)]
+    """Emit the tile for each number of vectors that `cols` columns may need: an edge costs what is inside the matrix."""
+    for vectors in range(1, ISA.tile_vectors + 1):
+        above = builder.icmp_signed(">", cols, _constant(LANES * (vectors - 1)))
+        below = builder.icmp_signed("<=", cols, _constant(LANES * vectors))
+        with builder.if_then(builder.and_(above, below)):
+            _tile_of(builder, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add)
+
+
+def _tile_of(builder, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add):
+    """Emit a tile that is `vectors` wide: sums in registers over k, then one visit to C."""
+    sums = [[cgutils.alloca_once_value(builder, _ZERO) for _ in range(vectors)] for _ in range(ROWS)]
+    for line in sums:
+        for total in line:
+            builder.store(_ZERO, total)
     fmuladd = _declare(builder, f"llvm.fmuladd.v{LANES}f32", _VECTOR, [_VECTOR] * 3)
     with cgutils.for_range(builder, k) as loop:
         a_now = _move(builder, a, builder.mul(loop.index, _constant(ROWS)))
         b_now = _move(builder, b, builder.mul(loop.index, _constant(COLUMNS)))
-        right = [_load(builder, _move(builder, b_now, LANES * v)) for v in vectors]
+        right = [_load(builder, _move(builder, b_now, LANES * v)) for v in range(vectors)]
         for r in range(ROWS):
             left = _broadcast(builder, builder.load(_move(builder, a_now, r)), _VECTOR)
-            for v in vectors:
+            for v in range(vectors):
                 builder.store(builder.call(fmuladd, [left, right[v], builder.load(sums[r][v])]), sums[r][v])
 
     def write(load, store):
@@ -373,21 +384,22 @@ def _tile_body(builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
                 base = _move(builder, d, builder.mul(d_row, _constant(r)))
                 with builder.if_else(add) as (then, otherwise):
                     with then:
-                        for v in vectors:
+                        for v in range(vectors):
                             total = builder.fadd(builder.load(sums[r][v]), load(v, _move(builder, base, LANES * v)))
                             store(v, total, _move(builder, to, LANES * v))
                     with otherwise:
-                        for v in vectors:
+                        for v in range(vectors):
                             store(v, builder.load(sums[r][v]), _move(builder, to, LANES * v))
 
-    with builder.if_else(builder.icmp_signed("==", cols, _constant(COLUMNS))) as (full, edge):
+    last = vectors - 1
+    with builder.if_else(builder.icmp_signed("==", cols, _constant(LANES * vectors))) as (full, edge):
         with full:
             write(lambda v, at: _load(builder, at), lambda v, value, at: _store(builder, value, at))
-        with edge:
-            masks = [_first_lanes(builder, builder.sub(cols, _constant(LANES * v))) for v in vectors]
+        with edge:  # only the last vector is cut
+            mask = _first_lanes(builder, builder.sub(cols, _constant(LANES * last)))
             write(
-                lambda v, at: _masked_load(builder, at, masks[v]),
-                lambda v, value, at: _masked_store(builder, value, at, masks[v]),
+                lambda v, at: _masked_load(builder, at, mask) if v == last else _load(builder, at),
+                lambda v, x, at: _masked_store(builder, x, at, mask) if v == last else _store(builder, x, at),
             )
 
 
