@@ -1,0 +1,234 @@
+"""Sinks: what they write, that they survive each other's failures, and the report."""
+
+import io
+import json
+import math
+import re
+import sys
+import types
+
+import pytest
+from rich.console import Console
+
+from abi_py.config import LlmTrainingConfig
+from abi_py.errors import ConfigError
+from abi_py.training import metrics
+from abi_py.training.metrics import ConsoleSink, EventHub, JsonlSink, StepEvent, WarningEvent
+from abi_py.training.report import TrainingReport, perplexity, write_report
+from abi_py.training.trainer import LlamaTrainer
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def a_step(number, **changes):
+    values = {"epoch": 1, "loss": 2.0, "accuracy": 0.5, "perplexity": 7.4, "learning_rate": 1e-3, "grad_norm": 0.7}
+    values |= {"tokens": 64 * number, "tokens_per_second": 1000.0, "gflops": 20.0, "memory": 5_000_000, "logged": True}
+    return StepEvent(step=number, time=0.5 * number, **{**values, **changes})
+
+
+def test_metrics_stream_has_the_abi_lines(make_model, make_config, data, tmp_path):
+    config = make_config(
+        log_dir=str(tmp_path / "log"),
+        enable_metrics_stream=True,
+        eval_interval=3,
+        log_interval=2,
+        checkpoint_path=str(tmp_path / "c"),
+        checkpoint_interval=6,
+    )
+    model = make_model()
+    report = LlamaTrainer(model, config).fit(data, data)
+    found = lines(tmp_path / "log" / "metrics.jsonl")
+    scalars = [line for line in found if line["type"] == "scalar"]
+    assert all(set(line) == {"type", "tag", "value", "step", "ts"} for line in scalars)
+    assert [line["step"] for line in scalars if line["tag"] == "train/loss"] == [1, 2, 4, 6]
+    assert [line["step"] for line in scalars if line["tag"] == "val/loss"] == [3, 6]
+    progress = [line for line in found if line["type"] == "progress"]
+    assert set(progress[0]) == {"type", "epoch", "total_epochs", "step", "total_steps", "ts"}
+    assert (progress[-1]["step"], progress[-1]["total_steps"], progress[-1]["total_epochs"]) == (6, 6, 2)
+    saved = [line for line in found if line["type"] == "checkpoint"]
+    assert set(saved[0]) == {"type", "path", "size", "step", "ts"}
+    assert saved[-1]["size"] > 4 * 3 * model.num_params()
+    final = {line["tag"]: line["value"] for line in scalars if line["step"] == 0}
+    assert final["train/final_loss"] == report.final_loss
+    assert final["val/best_loss"] == report.best_val_loss
+    assert final["train/total_steps"] == 6
+
+
+def test_one_file_has_one_writer(make_model, make_config, tmp_path):
+    config = make_config(log_dir=str(tmp_path), enable_metrics_stream=True)
+    with pytest.raises(ConfigError, match="log_dir"):
+        LlamaTrainer(make_model(), config, [JsonlSink(tmp_path / "metrics.jsonl")])
+
+
+def test_jsonl_is_strict_json(tmp_path):
+    sink = JsonlSink(tmp_path / "m.jsonl")
+    sink.handle(a_step(1, loss=math.nan, perplexity=math.inf))
+    sink.handle(a_step(2, logged=False))
+    sink.close()
+    (record,) = lines(tmp_path / "m.jsonl")
+    assert record["loss"] is None
+    assert record["perplexity"] is None
+    assert (record["type"], record["step"], record["tokens_per_second"]) == ("step", 1, 1000.0)
+    assert "logged" not in record
+
+
+class Broken:
+    """Fails as long as `ill`."""
+
+    def __init__(self):
+        self.ill, self.seen = True, []
+
+    def handle(self, event):
+        if self.ill:
+            raise OSError("No space left on device")
+        self.seen.append(event)
+
+    def close(self):
+        pass
+
+
+def test_a_failing_sink_is_reported_once_and_tried_again(record):
+    hub, broken, sink = EventHub(), Broken(), record()
+    hub.add(broken)
+    hub.add(sink)
+    for number in range(3):
+        hub.emit(a_step(number))
+    (warning,) = sink.of("warning")
+    assert "Broken failed (No space left on device)" in warning.message
+    assert hub.warnings == [warning.message]
+    assert hub.failures[id(broken)] == 3
+    assert len(sink.of("step")) == 3
+    broken.ill = False
+    hub.emit(a_step(3))
+    assert len(broken.seen) == 1
+
+
+def test_training_survives_a_broken_sink(make_model, make_config, data):
+    report = LlamaTrainer(make_model(), make_config(), [Broken()]).fit(data)
+    assert report.total_steps == 6
+    assert "Broken" in report.warnings[0]
+
+
+def test_console_prints_plain_lines_when_not_a_terminal(make_model, make_config, data, tmp_path):
+    text = io.StringIO()
+    config = make_config(log_interval=3, eval_interval=3, checkpoint_path=str(tmp_path), checkpoint_interval=6)
+    LlamaTrainer(make_model(), config, [ConsoleSink(Console(file=text), peak_gflops=100.0)]).fit(data, data)
+    printed = text.getvalue().splitlines()
+    assert "\x1b" not in text.getvalue()
+    number = r"[\d.,e+-]+"
+    steps = [line for line in printed if line.startswith("step") and "tok/s" in line]
+    form = rf"step \d/6  epoch \d  loss {number}  lr {number}  grad {number}  {number} tok/s  {number} GFLOP/s "
+    form += rf"\(\d+% of peak\)  {number} MB  ETA \d:\d\d"
+    assert len(steps) == 3
+    assert all(re.fullmatch(form, line) for line in steps), steps
+    assert any("validation loss" in line for line in printed)
+    assert any("saved" in line and "llm_step_6" in line for line in printed)
+    assert sum(line.startswith("epoch") for line in printed) == 2
+
+
+def test_console_on_a_terminal_has_one_live_line():
+    text = io.StringIO()
+    sink = ConsoleSink(Console(file=text, force_terminal=True, width=150))
+    start = {"epoch": 1, "epochs": 1, "total_steps": 10, "num_params": 1, "tokens_per_step": 8, "flops_per_token": 1.0}
+    sink.handle(metrics.StartEvent(step=0, time=0.0, **start))
+    sink.handle(a_step(3))
+    sink.handle(WarningEvent(step=3, time=1.0, message="look here"))
+    sink.close()
+    sink.close()
+    assert "loss 2.0000" in text.getvalue()
+    assert "3/10" in text.getvalue()
+    assert "look here" in text.getvalue()
+
+
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    for package, extra in (("tensorboardX", "tensorboard"), ("wandb", "wandb")):
+        monkeypatch.setitem(sys.modules, package, None)
+        config = LlmTrainingConfig(log_dir=str(tmp_path), **{f"enable_{extra}": True})
+        with pytest.raises(ConfigError, match=rf"pip install 'abi_py\[{extra}\]'"):
+            metrics.configured_sinks(config)
+
+
+def test_tensorboard_gets_the_tags(make_model, make_config, data, tmp_path, monkeypatch):
+    """With a stand-in for the package; `test_real_tensorboard` uses the real one where it is installed."""
+    written, flushed = [], []
+
+    class SummaryWriter:
+        def __init__(self, logdir, purge_step=None):
+            self.logdir = logdir
+
+        def add_scalar(self, tag, value, step):
+            written.append((tag, step))
+
+        def flush(self):
+            flushed.append(True)
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    config = make_config(log_dir=str(tmp_path), enable_tensorboard=True, eval_interval=6)
+    LlamaTrainer(make_model(), config).fit(data, data)
+    assert [step for tag, step in written if tag == "train/loss"] == [1, 2, 3, 4, 5, 6]
+    assert ("val/perplexity", 6) in written
+    assert ("train/final_loss", 6) in written
+    assert flushed
+
+
+def test_real_tensorboard(make_model, make_config, data, tmp_path):
+    pytest.importorskip("tensorboardX")
+    config = make_config(log_dir=str(tmp_path), enable_tensorboard=True)
+    report = LlamaTrainer(make_model(), config).fit(data)
+    assert report.warnings == ()
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"train/grad_norm" in file.read_bytes()
+
+
+def test_wandb_gets_the_tags(make_model, make_config, data, tmp_path, monkeypatch):
+    made, logged, finished, summary = {}, [], [], {}
+
+    class Run:
+        def __init__(self):
+            self.summary = summary
+
+        def log(self, values, step):
+            logged.append((step, values))
+
+        def finish(self):
+            finished.append(True)
+
+    def init(**settings):
+        made.update(settings)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    config = make_config(log_dir=str(tmp_path / "w"), enable_wandb=True, wandb_project="p")
+    LlamaTrainer(make_model(), config).fit(data)
+    assert (made["project"], made["name"], made["dir"]) == ("p", "run", str(tmp_path / "w"))
+    assert [step for step, _ in logged] == [1, 2, 3, 4, 5, 6]
+    assert "train/learning_rate" in logged[0][1]
+    assert summary["train/total_steps"] == 6
+    assert finished == [True]
+
+
+def test_report_file(make_model, make_config, data, tmp_path):
+    report = LlamaTrainer(make_model(), make_config()).fit(data)
+    write_report(report, tmp_path / "report.json")
+    stored = json.loads((tmp_path / "report.json").read_text())
+    abi = ["final_loss", "final_accuracy", "best_val_loss", "best_val_accuracy", "final_perplexity", "total_steps"]
+    abi += ["total_tokens", "total_time_ns", "avg_throughput", "checkpoints_saved", "early_stopped"]
+    assert list(stored)[: len(abi)] == abi
+    assert stored["best_val_loss"] is None
+    assert stored["final_loss"] == report.final_loss
+    assert isinstance(report, TrainingReport)
+
+
+def test_perplexity():
+    assert perplexity(0.0) == 1.0
+    assert perplexity(800.0) == math.inf
+    assert math.isnan(perplexity(math.nan))
+
+
+def test_memory_in_use():
+    assert metrics.memory_in_use() > 1_000_000
