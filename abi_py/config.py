@@ -376,7 +376,7 @@ class LlmTrainingConfig(Config):
     nan_guard: bool = opt(True, "skip updates whose loss or gradient is not finite")
     max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops")
     max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)")
-    num_threads: int | None = opt(None, "threads (0 = all)")
+    num_threads: int | None = opt(None, "threads of the kernels (0 = all)")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

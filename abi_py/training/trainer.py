@@ -703,8 +703,11 @@ class LlamaTrainer:
 
 
 def _set_threads(count: int | None) -> None:
+    """Use `count` threads, all for 0; None leaves the choice as it is, which is all unless the caller has changed it."""
+    if count is None:
+        return
     available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    if count is not None and count > available:
+    if count > available:
         raise ConfigError(f"num_threads ({count}) must be at most {available} here; lower it, or use 0 for all")
     numba.set_num_threads(count or available)
 
