@@ -1,30 +1,13 @@
-"""Events and sinks: the trainer says what happened, sinks decide where it goes.
+"""Sinks: where events go - the terminal, the run's metrics.jsonl, the ABI's stream, TensorBoard, Weights & Biases."""
 
-    event           when                                               goes to metrics.jsonl as type
-    StartEvent      training begins or goes on                         -
-    StepEvent       after each optimizer step                          step (only if `logged`)
-    EvaluationEvent after each evaluation                              evaluation
-    CheckpointEvent after each save                                    checkpoint
-    BadStepEvent    the NaN guard skipped an update                    bad_step
-    EpochEvent      at the end of each pass over the data              epoch
-    StopEvent       early stopping, or a signal                        stop
-    WarningEvent    something failed that does not stop training       warning
-    EndEvent        training is over                                   end
-
-A sink is any object with `handle(event)` and `close()`; it may be closed and then used again.  A sink that raises never
-stops training: the error is reported once, later failures are counted, and the sink is tried again at the next event.
-"""
-
-import dataclasses
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -32,207 +15,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ..config import LlmTrainingConfig
 from ..errors import ConfigError
 from ..files import atomic_file
+from .events import (
+    BadStepEvent,
+    CheckpointEvent,
+    EndEvent,
+    EpochEvent,
+    EvaluationEvent,
+    Event,
+    Sink,
+    StartEvent,
+    StepEvent,
+    StopEvent,
+    WarningEvent,
+)
 from .report import TrainingReport, plain
 
 __all__ = [
-    "BadStepEvent",
-    "CheckpointEvent",
     "ConsoleSink",
-    "EndEvent",
-    "EpochEvent",
-    "EvaluationEvent",
     "Event",
-    "EventHub",
     "JsonlSink",
     "MetricsStreamSink",
-    "Sink",
-    "StartEvent",
-    "StepEvent",
-    "StopEvent",
     "TensorBoardSink",
     "WandbSink",
-    "WarningEvent",
     "configured_sinks",
     "memory_in_use",
 ]
-
-
-# -- events ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """What all events have: the optimizer step, and the seconds that the run has taken, earlier sessions included."""
-
-    type: ClassVar[str] = "event"
-    step: int
-    time: float
-
-    def record(self) -> dict[str, Any]:
-        """Return the event as a JSON object."""
-        return plain({"type": self.type, **dataclasses.asdict(self)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartEvent(Event):
-    """Training begins (step 0), or goes on after `step`."""
-
-    type = "start"
-    epoch: int
-    epochs: int
-    total_steps: int  # of the whole run
-    num_params: int
-    tokens_per_step: int  # of a full optimizer step
-    flops_per_token: float
-    resumed_from: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepEvent(Event):
-    """One optimizer step; `epoch` counts from 1, `tokens` since the run began, speed since the last logged step."""
-
-    type = "step"
-    epoch: int
-    loss: float
-    accuracy: float
-    perplexity: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    tokens_per_second: float
-    gflops: float
-    memory: int  # bytes in use by the process
-    logged: bool
-
-    def record(self) -> dict[str, Any]:
-        """Return the event as a JSON object."""
-        return {name: value for name, value in super().record().items() if name != "logged"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationEvent(Event):
-    """One pass over the validation data."""
-
-    type = "evaluation"
-    epoch: int
-    val_loss: float
-    val_perplexity: float
-    val_accuracy: float
-    val_tokens: int
-    improved: bool
-    patience_left: int | None = None  # None without early stopping
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointEvent(Event):
-    """A checkpoint is on the disk."""
-
-    type = "checkpoint"
-    path: str
-    size: int
-    best: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class BadStepEvent(Event):
-    """The NaN guard skipped an update; `message` names the rows or tensors."""
-
-    type = "bad_step"
-    message: str
-    in_row: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochEvent(Event):
-    """A pass over the data is complete."""
-
-    type = "epoch"
-    epoch: int
-    train_loss: float
-    train_perplexity: float
-    train_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopEvent(Event):
-    """Training ends before its time."""
-
-    type = "stop"
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class WarningEvent(Event):
-    """Something failed that does not stop training."""
-
-    type = "warning"
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndEvent(Event):
-    """Training is over."""
-
-    type = "end"
-    report: TrainingReport
-
-
-# -- the hub -----------------------------------------------------------------------------------
-
-
-class Sink(Protocol):
-    """Receiver of events."""
-
-    def handle(self, event: Event) -> None:
-        """Take in one event."""
-
-    def close(self) -> None:
-        """Release files and the terminal; a later event may come all the same."""
-
-
-class EventHub:
-    """Hands events to all sinks and survives their failures; `warnings` collects what went wrong, for the report."""
-
-    def __init__(self) -> None:
-        """Begin without sinks."""
-        self.sinks: list[Sink] = []
-        self.failures: dict[int, int] = {}  # id of the sink -> how often it failed
-        self.warnings: list[str] = []
-
-    def add(self, sink: Sink) -> None:
-        """Add a sink; two sinks that write the same file are a `ConfigError`."""
-        path = getattr(sink, "path", None)
-        for other in self.sinks:
-            if path is not None and getattr(other, "path", None) == path:
-                raise ConfigError(f"two sinks would write {path}; set log_dir to another directory than the run's own")
-        self.sinks.append(sink)
-
-    def emit(self, event: Event) -> None:
-        """Give the event to every sink."""
-        if isinstance(event, WarningEvent):
-            self.warnings.append(event.message)
-        for sink in self.sinks:
-            self._guarded(sink, event, lambda sink=sink: sink.handle(event))  # type: ignore[misc]
-
-    def close(self) -> None:
-        """Close all sinks; a later event opens them again."""
-        for sink in self.sinks:
-            self._guarded(sink, None, sink.close)
-
-    def _guarded(self, sink: Sink, event: Event | None, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:
-            first = id(sink) not in self.failures
-            self.failures[id(sink)] = self.failures.get(id(sink), 0) + 1
-            if not first:
-                return
-            message = f"{type(sink).__name__} failed ({error}); training goes on, it is tried again at each event"
-            self.warnings.append(message)
-            warning = WarningEvent(step=event.step if event else 0, time=event.time if event else 0.0, message=message)
-            for other in self.sinks:
-                if other is not sink:
-                    self._guarded(other, warning, lambda other=other: other.handle(warning))  # type: ignore[misc]
 
 
 # -- files of lines ----------------------------------------------------------------------------

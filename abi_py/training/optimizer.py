@@ -66,6 +66,12 @@ class Optimizer:
             self.moments[name][:] = moment
         self.step = step
 
+    def reset(self) -> None:
+        """Forget all updates."""
+        self.step = 0
+        for moment in self.moments.values():
+            moment.fill(0)
+
     def copy_moments(self) -> dict[str, np.ndarray]:
         """Return copies of the moments."""
         return {name: moment.copy() for name, moment in self.moments.items()}

@@ -27,11 +27,10 @@ import numpy.typing as npt
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..errors import AbiError, CheckpointError, ConfigError, NonFiniteError
-from ..formats.zig import AbicCheckpoint, load_zig, save_ablc
-from .checkpoint import TrainingState, locate, read_checkpoint, save_checkpoint
+from ..formats.zig import save_ablc
+from .checkpoint import TrainingState, locate, save_checkpoint
 from .evaluation import evaluate_batches, judge
-from .feed import Data, Feed, check_same_data, describe, open_feed
-from .metrics import (
+from .events import (
     BadStepEvent,
     CheckpointEvent,
     EndEvent,
@@ -43,18 +42,17 @@ from .metrics import (
     StepEvent,
     StopEvent,
     WarningEvent,
-    configured_sinks,
-    memory_in_use,
 )
+from .feed import Data, Feed, check_same_data, describe, open_feed
+from .guard import bad_rows, bad_tensors
+from .metrics import configured_sinks, memory_in_use
 from .optimizer import Optimizer
 from .report import EvalResult, StepMetrics, TrainingReport, TrainingStats, perplexity
+from .resume import restore, restore_best, restore_zig
 from .schedule import learning_rate
 from .stop import GracefulStop
 
 __all__ = ["EpochResult", "LlamaTrainer", "train_llm", "train_llm_with_validation"]
-
-SAME_RUN = ("max_seq_len", "checkpointing", "checkpoint_interval", "seed")  # model fields a resumed run may change
-MAX_NAMED = 8  # rows or tensors named in one message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +149,7 @@ class LlamaTrainer:
         state, loss = self.state, float(out.loss_sum)
         state.tokens_processed += int(out.num_tokens)
         if self.config.nan_guard and not math.isfinite(loss):
-            self._skip(f"the loss is {loss} in {_bad_rows(out.token_losses)}")
+            self._skip(f"the loss is {loss} in {bad_rows(out.token_losses)}")
             return False
         state.micro_step += 1
         state.window_loss += loss
@@ -177,7 +175,7 @@ class LlamaTrainer:
             return False
         norm = float(self.model.compute_gradient_norm()) / tokens
         if config.nan_guard and not math.isfinite(norm):
-            self._skip(f"the gradient is not finite in {_bad_tensors(self.model)}")
+            self._skip(f"the gradient is not finite in {bad_tensors(self.model)}")
             return False
         clip = config.max_grad_norm / norm if 0 < config.max_grad_norm < norm else 1.0
         rate = learning_rate(config, state.global_step)
@@ -479,9 +477,7 @@ class LlamaTrainer:
         elif state.best_step >= 0 and self.config.checkpoint_path:
             path = Path(self.config.checkpoint_path) / f"llm_step_{state.best_step}"
             try:
-                best = read_checkpoint(path)
-                self._load_weights(best.weights, path)
-                self.optimizer.load(_moments(best.optimizer), best.state.optimizer_step)
+                restore_best(self.model, self.optimizer, path)
             except (CheckpointError, OSError) as error:
                 self._warn(f"the best checkpoint cannot be restored, the last weights stay: {error}")
                 return "the last weights stay"
@@ -558,9 +554,9 @@ class LlamaTrainer:
         for problem in found.skipped:
             self._warn(f"passed over: {problem}")
         if found.path.is_file():
-            self._load_zig(found.path)
+            self.state, self.loss_history = restore_zig(self.model, self.optimizer, found.path), []
         else:
-            self._load_directory(found.path)
+            self.state, self.loss_history = restore(self.model, self.optimizer, found.path)
         if new_data:
             self._clear_window()
             self.state.epoch = self.state.batch_position = self.state.epoch_tokens = 0
@@ -568,53 +564,6 @@ class LlamaTrainer:
         self._best, self._check_data, self._announced = None, True, False
         self._resumed_from, self._saved = found.path, self._place() if not found.path.is_file() else ()
         return found.path
-
-    def _load_directory(self, path: Path) -> None:
-        loaded = read_checkpoint(path)
-        here, there = self.model.config.to_dict(), loaded.config.get("model", {})
-        differing = [name for name in here if name not in SAME_RUN and here[name] != _plain(there.get(name))]
-        if differing:
-            name = differing[0]
-            raise CheckpointError(
-                f"{path} is of another model: {name} is {_plain(there.get(name))} there and {here[name]} here; build "
-                "the model from the checkpoint's config.yaml"
-            )
-        gradients, size = loaded.optimizer.get("gradients"), self.model.parameters.weights_flat.size
-        if loaded.state.micro_step and (gradients is None or gradients.size != size):
-            raise CheckpointError(f"{path} lacks the partial gradients of its open window; use another checkpoint")
-        self.optimizer.load(_moments(loaded.optimizer), loaded.state.optimizer_step)
-        self._load_weights(loaded.weights, path)
-        self.model.zero_gradients()
-        if loaded.state.micro_step:
-            self.model.parameters.gradients_flat[:] = gradients
-        self.state = loaded.state
-        self.loss_history = [float(loss) for loss in loaded.optimizer.get("loss_history", ())]
-
-    def _load_weights(self, tensors: dict[str, np.ndarray], path: Path) -> None:
-        table, flat = self.model.parameters.table, self.model.parameters.weights_flat
-        for entry in table:
-            if entry.hf_name not in tensors or tensors[entry.hf_name].shape != entry.shape:
-                raise CheckpointError(f"{path}: {entry.hf_name} is missing or has another shape than {entry.shape}")
-        for entry in table:
-            flat[entry.offset : entry.offset + entry.size] = tensors[entry.hf_name].reshape(-1)
-
-    def _load_zig(self, path: Path) -> None:
-        content = load_zig(path)
-        flat = self.model.parameters.weights_flat
-        if content.weights.size != flat.size:
-            sizes = f"holds {content.weights.size} weights, the model {flat.size}"
-            raise CheckpointError(f"{path} {sizes}; it is of another model")
-        state = TrainingState(global_step=content.step)
-        if isinstance(content, AbicCheckpoint):  # weights only: fresh moments, the schedule goes on from its step
-            self.optimizer = Optimizer(self.model.parameters, self.config)
-        else:
-            stored = {"m": content.m, "v": content.v}
-            self.optimizer.load({name: stored[name] for name in self.optimizer.moments}, content.step)
-            state.epoch, state.tokens_processed = content.epoch, content.tokens_processed
-        state.optimizer_step = self.optimizer.step
-        flat[:] = content.weights
-        self.state, self.loss_history = state, []
-        self._clear_window()
 
     def save_zig_checkpoint(self, path: str | Path) -> None:
         """Write weights and moments as an ABLC file of the Zig trainer; moments that the optimizer lacks are zeros."""
@@ -703,38 +652,13 @@ class LlamaTrainer:
 
 
 def _set_threads(count: int | None) -> None:
-    """Use `count` threads, all for 0; None leaves the choice as it is, which is all unless the caller has changed it."""
+    """Use `count` threads, all for 0; None leaves the choice as it is: all, unless the caller has changed it."""
     if count is None:
         return
     available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     if count > available:
         raise ConfigError(f"num_threads ({count}) must be at most {available} here; lower it, or use 0 for all")
     numba.set_num_threads(count or available)
-
-
-def _moments(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: array for name, array in arrays.items() if name in ("m", "v")}
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)
-
-
-def _bad_rows(token_losses: np.ndarray) -> str:
-    """Name the rows of a batch whose losses (B, T) are not all finite."""
-    losses = np.asarray(token_losses)
-    rows = np.flatnonzero(~np.isfinite(losses).reshape(losses.shape[0], -1).all(axis=1))
-    return f"row{'s' if rows.size > 1 else ''} {_list([str(row) for row in rows])} of the batch"
-
-
-def _bad_tensors(model: Any) -> str:
-    """Name the tensors whose gradients are not all finite."""
-    return _list([name for name, gradient in model.gradients.items() if not np.isfinite(gradient).all()])
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
 
 
 def train_llm(model: Any, config: LlmTrainingConfig, data: Data) -> TrainingReport:

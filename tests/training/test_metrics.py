@@ -13,7 +13,8 @@ from rich.console import Console
 from abi_py.config import LlmTrainingConfig
 from abi_py.errors import ConfigError
 from abi_py.training import metrics
-from abi_py.training.metrics import ConsoleSink, EventHub, JsonlSink, StepEvent, WarningEvent
+from abi_py.training.events import EventHub, StartEvent, StepEvent, WarningEvent
+from abi_py.training.metrics import ConsoleSink, JsonlSink
 from abi_py.training.report import TrainingReport, perplexity, write_report
 from abi_py.training.trainer import LlamaTrainer
 
@@ -132,7 +133,7 @@ def test_console_on_a_terminal_has_one_live_line():
     text = io.StringIO()
     sink = ConsoleSink(Console(file=text, force_terminal=True, width=150))
     start = {"epoch": 1, "epochs": 1, "total_steps": 10, "num_params": 1, "tokens_per_step": 8, "flops_per_token": 1.0}
-    sink.handle(metrics.StartEvent(step=0, time=0.0, **start))
+    sink.handle(StartEvent(step=0, time=0.0, **start))
     sink.handle(a_step(3))
     sink.handle(WarningEvent(step=3, time=1.0, message="look here"))
     sink.close()

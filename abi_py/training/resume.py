@@ -1,0 +1,86 @@
+"""Putting a checkpoint back into a model and its optimizer; everything is checked before anything is changed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..formats.zig import AblcCheckpoint, load_zig
+from .checkpoint import Checkpoint, TrainingState, read_checkpoint
+from .optimizer import Optimizer
+
+__all__ = ["restore", "restore_best", "restore_zig"]
+
+MAY_DIFFER = ("max_seq_len", "checkpointing", "checkpoint_interval", "seed")  # model fields that mean no other weights
+
+
+def restore(model: Any, optimizer: Optimizer, path: Path) -> tuple[TrainingState, list[float]]:
+    """Restore weights, moments and partial gradients from a checkpoint directory; return its state and loss history.
+
+    CheckpointError if it is damaged, belongs to another model, or to another optimizer.
+    """
+    loaded = read_checkpoint(path)
+    _check_model(model, loaded)
+    gradients, size = loaded.optimizer.get("gradients"), model.parameters.weights_flat.size
+    if loaded.state.micro_step and (gradients is None or gradients.size != size):
+        raise CheckpointError(f"{path} lacks the partial gradients of its open window; use another checkpoint")
+    optimizer.load(_moments(loaded), loaded.state.optimizer_step)
+    _set_weights(model, loaded.weights)
+    model.zero_gradients()
+    if loaded.state.micro_step:
+        model.parameters.gradients_flat[:] = gradients
+    return loaded.state, [float(loss) for loss in loaded.optimizer.get("loss_history", ())]
+
+
+def restore_best(model: Any, optimizer: Optimizer, path: Path) -> None:
+    """Restore only weights and moments from a checkpoint directory."""
+    loaded = read_checkpoint(path)
+    _check_model(model, loaded)
+    optimizer.load(_moments(loaded), loaded.state.optimizer_step)
+    _set_weights(model, loaded.weights)
+
+
+def restore_zig(model: Any, optimizer: Optimizer, path: Path) -> TrainingState:
+    """Restore from an ABLC file, or the weights from an ABIC file (its step goes on, the moments begin anew)."""
+    content, flat = load_zig(path), model.parameters.weights_flat
+    if content.weights.size != flat.size:
+        sizes = f"holds {content.weights.size} weights, the model {flat.size}"
+        raise CheckpointError(f"{path} {sizes}; it is of another model")
+    state = TrainingState(global_step=content.step)
+    if isinstance(content, AblcCheckpoint):
+        stored = {"m": content.m, "v": content.v}
+        optimizer.load({name: stored[name] for name in optimizer.moments}, content.step)
+        state.epoch, state.tokens_processed = content.epoch, content.tokens_processed
+    else:
+        optimizer.reset()
+    state.optimizer_step = optimizer.step
+    flat[:] = content.weights
+    model.zero_gradients()
+    return state
+
+
+def _check_model(model: Any, loaded: Checkpoint) -> None:
+    here, there = model.config.to_dict(), loaded.config.get("model", {})
+    for name, value in here.items():
+        stored = getattr(there.get(name), "value", there.get(name))  # enums by their names
+        if name not in MAY_DIFFER and stored != value:
+            raise CheckpointError(
+                f"{loaded.path} is of another model: {name} is {stored} there and {value} here; build the model from "
+                "the checkpoint's config.yaml"
+            )
+    for entry in model.parameters.table:
+        if entry.hf_name not in loaded.weights or loaded.weights[entry.hf_name].shape != entry.shape:
+            place = f"{loaded.path}: {entry.hf_name}"
+            raise CheckpointError(f"{place} is missing, or its shape is not {entry.shape}; use another checkpoint")
+
+
+def _set_weights(model: Any, tensors: Mapping[str, np.ndarray]) -> None:
+    flat = model.parameters.weights_flat
+    for entry in model.parameters.table:
+        flat[entry.offset : entry.offset + entry.size] = tensors[entry.hf_name].reshape(-1)
+
+
+def _moments(loaded: Checkpoint) -> dict[str, np.ndarray]:
+    return {name: array for name, array in loaded.optimizer.items() if name in ("m", "v")}
