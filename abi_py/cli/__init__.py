@@ -1,0 +1,116 @@
+"""`abi-train`: one verb to a file, and what all of them share: help, suggestions, errors, exit codes.
+
+    0    done
+    1    the run failed: bad data, a damaged checkpoint, a full disk, too many non-finite steps
+    2    a wrong call: unknown verb or flag, a value out of its range, a file that is not there
+    130  stopped by Ctrl-C (143 by SIGTERM), everything saved
+
+Errors are one line on stderr; `--debug` adds the traceback.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import AbiError, ConfigError
+
+__all__ = ["VERBS", "Group", "cli", "main"]
+
+VERBS = ("run", "resume", "info", "tokenize", "trace", "verify", "warmup")
+
+
+class Group(click.Group):
+    """The verbs; a verb's file is imported when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order in which a user meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a verb, or None."""
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f".{cmd_name}", __name__).command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the verb; an unknown one gets a suggestion."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
+            raise click.UsageError(f"unknown verb {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a verb; turn errors into one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:  # whoever read our output has gone; that is no error of ours
+            _silence_stdout()
+            ctx.exit(0)
+        except (click.ClickException, AbiError, OSError, ValueError, MemoryError) as error:
+            if ctx.meta.get("debug"):
+                raise
+            _complain(error)
+            ctx.exit(2 if isinstance(error, click.ClickException | ConfigError) else 1)
+
+
+def _silence_stdout() -> None:
+    # The interpreter flushes stdout once more at exit; that must not fail a second time.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(error: Exception) -> None:
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+        ctx = getattr(error, "ctx", None)
+        if ctx is not None:
+            text += f"; see {ctx.command_path} --help"
+    elif isinstance(error, MemoryError):
+        text = f"not enough memory ({error}); lower batch_size or max_seq_len, or set checkpointing to full"
+    elif isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror or error}"
+    else:
+        text = str(error)
+    color = False if os.environ.get("NO_COLOR") else None  # None: click looks whether stderr is a terminal
+    click.echo(click.style("error:", fg="red", bold=True) + " " + " ".join(text.split()), err=True, color=color)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="abi-train")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Train Llama-family language models on this machine's CPU.
+
+    abi-train run needs no arguments: it trains a small model on text that every machine has.
+    """
+    ctx.meta["debug"] = debug
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `abi-train` and of `python -m abi_py`."""
+    # OpenMP's threads wait for work in a busy loop.  Where another program wants the core, long waiting makes every
+    # kernel five times
+    # slower, and a short wait costs nothing measurable elsewhere; read by libgomp when the first kernel runs.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        code = cli.main(args=arguments, prog_name="abi-train", standalone_mode=False)
+    except click.UsageError as error:
+        _complain(error)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        code = 130
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+    sys.exit(code if isinstance(code, int) else 0)

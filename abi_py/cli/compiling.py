@@ -1,0 +1,186 @@
+"""Compiling kernels ahead of their first use, in parallel processes.
+
+A process runs tiny training steps in which only *its* kernels are real and all others do nothing; so each is compiled
+with exactly the
+types that training gives it, and the disk cache holds it for every later process.
+"""
+
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["compile_for_training", "compile_kernels", "is_cached", "kernel_names", "kernels_of_training"]
+
+# Seconds that the slow ones took to compile on two 4.5 GHz Zen 5 cores: only their ratios matter, for sharing out the
+# work.
+SECONDS = {"_attention_backward": 9.0, "_attention_forward": 5.0, "_product": 4.0, "rms_norm_backward": 2.5}
+USUAL_SECONDS = 1.2
+OPTIMIZERS = {"sgd": "sgd_", "adam": "adam_", "adamw": "adamw_"}
+NOT_IN_A_STEP = ("dropout_forward", "dropout_backward")
+
+
+def _dispatchers() -> dict[str, tuple[str, Any]]:
+    """Return name -> (module, compiled function) of all kernels; none under NUMBA_DISABLE_JIT=1."""
+    package = importlib.import_module("abi_py.kernels")
+    found = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        name = f"abi_py.kernels.{module.name}"
+        for attribute, value in vars(importlib.import_module(name)).items():
+            options = getattr(value, "targetoptions", {})
+            if options.get("parallel") and value.__module__ == name:
+                found[attribute] = (name, value)
+    return found
+
+
+def kernel_names() -> list[str]:
+    """Return the names of all kernels, the slowest to compile first."""
+    return sorted(_dispatchers(), key=lambda name: (-SECONDS.get(name, USUAL_SECONDS), name))
+
+
+def kernels_of_training(optimizer: str) -> list[str]:
+    """Return the kernels that a training step with this optimizer runs."""
+    others = {name for kind, name in OPTIMIZERS.items() if kind != optimizer}
+    return [name for name in kernel_names() if name not in others and name not in NOT_IN_A_STEP]
+
+
+def is_cached(name: str) -> bool:
+    """Say whether the disk cache holds a kernel."""
+    from ..kernels._jit import cache_directory
+
+    module, dispatcher = _dispatchers()[name]
+    stem = f"{module.rpartition('.')[2]}.{dispatcher.py_func.__qualname__}-"
+    return any(cache_directory().glob(f"*/{stem}*.nbi"))
+
+
+def compile_for_training(optimizer: str, report: Callable[[str], None]) -> None:
+    """Compile what is missing in the cache and `report` it in one line before and one after."""
+    missing = [name for name in kernels_of_training(optimizer) if not is_cached(name)]
+    if not missing:
+        return
+    report(f"{len(missing)} kernels for this processor, once; later runs find them in the cache ...")
+    began = time.perf_counter()
+    compile_kernels(missing, lambda name, seconds: None)
+    report(f"done in {time.perf_counter() - began:.0f} s")
+
+
+def compile_kernels(names: Iterable[str], done: Callable[[str, float], None], processes: int | None = None) -> None:
+    """Compile kernels in one process for each core; call `done(name, seconds)` for each.  RuntimeError if one fails."""
+    groups = _share_out(list(names), processes or os.cpu_count() or 1)
+    root = Path(__file__).absolute().parents[2]
+    # A process of its own, not a fork: compiler and thread pools do not survive a fork.
+    start = (
+        f"import sys; sys.path.insert(0, {str(root)!r}); from abi_py.cli.compiling import worker; worker(sys.argv[1:])"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", start, *group], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for group in groups
+    ]
+    try:
+        _relay(running, done)
+    except BaseException:
+        for process in running:
+            process.kill()
+        raise
+    finally:
+        for process in running:
+            process.wait()
+
+
+def _share_out(names: list[str], count: int) -> list[list[str]]:
+    """Give each kernel, the slowest first, to the group with the least to do."""
+    groups: list[list[str]] = [[] for _ in range(max(1, min(count, len(names))))]
+    load = [0.0] * len(groups)
+    for name in sorted(names, key=lambda name: -SECONDS.get(name, USUAL_SECONDS)):
+        least = load.index(min(load))
+        groups[least].append(name)
+        load[least] += SECONDS.get(name, USUAL_SECONDS)
+    return [group for group in groups if group]
+
+
+def _relay(running: list["subprocess.Popen[str]"], done: Callable[[str, float], None]) -> None:
+    import selectors
+
+    with selectors.DefaultSelector() as selector:
+        for process in running:
+            if process.stdout is not None:
+                selector.register(process.stdout, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select():
+                line = key.fileobj.readline()  # type: ignore[union-attr]
+                if line:
+                    name, seconds = line.split()
+                    done(name, float(seconds))
+                else:
+                    selector.unregister(key.fileobj)
+    for process in running:
+        _, errors = process.communicate()
+        if process.returncode:
+            last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+            raise RuntimeError(f"compiling failed: {last[0]}; abi-train run compiles in its own process then")
+
+
+# -- inside a process ----------------------------------------------------------------------------
+
+
+def worker(names: list[str]) -> None:
+    """Compile the named kernels one after the other and print name and seconds of each."""
+    dispatchers = _dispatchers()
+    switches = {}
+    for name, (module, real) in dispatchers.items():  # before anything else imports them
+        switches[name] = _Switch(real)
+        setattr(importlib.import_module(module), name, switches[name])
+    for name in names:
+        switches[name].on = True
+        began = time.perf_counter()
+        _exercise(name)
+        print(name, time.perf_counter() - began, flush=True)
+        switches[name].on = False
+
+
+class _Switch:
+    """A kernel that does nothing, and returns zero, until it is switched on."""
+
+    def __init__(self, real: Any) -> None:
+        self.real, self.on = real, False
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.real(*arguments) if self.on else 0.0
+
+
+def _exercise(name: str) -> None:
+    """Run whatever calls a kernel, with the types of training."""
+    import numpy as np
+
+    from ..config import LlmTrainingConfig, OptimizerType, TrainableModelConfig
+    from ..kernels import dropout, peak
+    from ..model import TrainableModel
+    from ..training.trainer import LlamaTrainer
+
+    if name.startswith("dropout"):
+        x = np.zeros((2, 2), np.float32)
+        dropout.dropout_forward(x, x, 0.5, 1)
+        dropout.dropout_backward(x, x, 0.5, 1)
+        return
+    if name == "repeat_tile":
+        peak.measured_peak(0.0)
+        return
+    kinds = {kernel: kind for kind, kernel in OPTIMIZERS.items()}
+    shape = TrainableModelConfig(
+        hidden_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_dim=16, vocab_size=32, max_seq_len=8
+    )
+    # No NaN guard: what the silent kernels leave unwritten may be anything.
+    config = LlmTrainingConfig(
+        optimizer=OptimizerType(kinds.get(name, "adamw")), grad_accum_steps=1, max_seq_len=8, nan_guard=False
+    )
+    trainer = LlamaTrainer(TrainableModel(shape), config)
+    ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
+    trainer.train_step(ids, ids)
+    trainer.model.forward(ids)

@@ -1,0 +1,105 @@
+"""`abi-train info`: the defaults, this machine, and what the kernels make of it."""
+
+import json
+import os
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..config import SECTIONS, fields_of
+from .options import Verb
+
+
+@click.command(cls=Verb, example="abi-train info --json", short_help="Show the defaults and this machine.")
+@click.option("--json", "as_json", is_flag=True, help="machine-readable")
+def command(as_json: bool) -> None:
+    """Show the defaults of all settings, and this machine: processor, threads, versions, kernels, cache, peak."""
+    facts = {"machine": machine_facts(), "defaults": defaults()}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    from rich.table import Table
+
+    from .session import make_console
+
+    console = make_console()
+    table = Table(title="This machine", title_justify="left", title_style="bold", show_header=False)
+    for name, value in facts["machine"].items():
+        table.add_row(name.replace("_", " "), str(value))
+    console.print(table)
+    for section, values in facts["defaults"].items():
+        table = Table(title=f"Defaults: {section.replace('_', ' ')}", title_justify="left", title_style="bold")
+        for column in ("setting", "default", "meaning"):
+            table.add_column(column)
+        helps = {option.name: option.help for option in fields_of(SECTIONS[section])}
+        for name, value in values.items():
+            table.add_row(name, str(value), helps[name])
+        console.print(table)
+    console.print("abi-train run has defaults of its own for a small model: abi-train run --help", soft_wrap=True)
+
+
+def defaults() -> dict[str, dict[str, Any]]:
+    """Return section -> field -> default as plain values."""
+    plain = {}
+    for section, cls in SECTIONS.items():
+        plain[section] = {
+            option.name: "required" if option.required else getattr(option.default, "value", option.default)
+            for option in fields_of(cls)
+        }
+    return plain
+
+
+def cpu_name() -> str:
+    """Return the processor's own name for itself."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        found = re.search(r"model name\s*:\s*(.+)", text)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what matters for speed; measuring the peak takes a fifth of a second."""
+    import numba
+
+    from ..kernels import matmul, simd
+    from ..kernels._jit import JIT, cache_directory
+    from ..kernels.peak import measured_peak
+    from .compiling import is_cached, kernel_names
+
+    peak = measured_peak() / 1e9 if JIT else None
+    names = kernel_names()
+    warm = sum(map(is_cached, names))
+    facts = simd.describe()
+    return {
+        "abi_py": __version__,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": numba.get_num_threads(),
+        "threading_layer": numba.threading_layer() if JIT else "none",
+        "simd": facts["simd"],
+        "widest_simd_of_the_host": facts["host"],
+        "floats_in_a_vector": facts["lanes"],
+        "tile": facts["tile"],
+        "matmul": f"{matmul.BACKEND} (ABI_MATMUL)",
+        "compiled": JIT,
+        "measured_peak_gflops": round(peak, 1) if peak else None,
+        "cache": str(cache_directory()),
+        "kernels_in_the_cache": f"{warm} of {len(names)}",
+        "python": sys.version.split()[0],
+        **{name: _version(name) for name in ("numpy", "numba", "llvmlite", "safetensors", "tokenizers")},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,149 @@
+"""`abi-train run --dry-run`: what a run will need, before it is begun.  Nothing is written."""
+
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from ..config import LlmTrainingConfig, OptimizerType
+from .run import count_steps
+from .session import RunConfig, describe_data, describe_machine, describe_model, say
+
+if TYPE_CHECKING:
+    from ..data.tokens import TokenizedDataset
+
+__all__ = ["memory_by_part", "show_plan"]
+
+MEASURED = 2  # micro-batches that are timed, after one that is not
+
+
+def show_plan(run: RunConfig, train: "TokenizedDataset", valid: "TokenizedDataset | None", console: Any) -> None:
+    """Print parameters, memory by part, steps, disk, and the time estimated from two measured steps."""
+    from rich.table import Table
+
+    config = run.training
+    epoch, total = count_steps(config, len(train))
+    say(console, "machine", describe_machine())
+    say(console, "model", describe_model(run.model))
+    say(console, "data", describe_data(train, valid))
+    table = Table(title="Memory", title_justify="left", title_style="bold", show_header=False)
+    parts = memory_by_part(run)
+    for name, size in parts.items():
+        table.add_row(name, megabytes(size))
+    needed = sum(parts.values())
+    table.add_row("together", megabytes(needed), style="bold")
+    free = available_memory()
+    if free is not None:
+        table.add_row("free here", megabytes(free))
+    console.print(table)
+    tokens = config.batch_size * config.max_seq_len * config.grad_accum_steps
+    moments = {OptimizerType.SGD: 1 if config.momentum else 0}.get(config.optimizer, 2)
+    disk = 4 * run.model.num_params() * (1 + moments)
+    kept = f"the last {config.max_checkpoints} and the best are kept" if config.max_checkpoints else "all are kept"
+    free_disk = shutil.disk_usage(Path.cwd()).free
+    rows = [
+        ("epochs", f"{config.epochs}"),
+        ("steps", f"{total:,} ({epoch:,} an epoch), {tokens:,} tokens each"),
+        ("tokens", f"{len(train) * config.epochs:,}" if not config.max_steps else f"at most {total * tokens:,}"),
+        (
+            "schedule",
+            f"{config.lr_schedule.value}: {config.learning_rate:g}, "
+            f"warm-up {config.warmup_steps}, end {config.decay_steps}",
+        ),
+        ("a checkpoint", f"{megabytes(disk)} on the disk; {kept}; {megabytes(free_disk)} are free"),
+    ]
+    if free is not None and needed > free:
+        rows.append(("time", "not measured: the run does not fit into the free memory"))
+    else:
+        rows.append(("time", estimate(run, train, valid, total, console)))
+    table = Table(title="Plan", title_justify="left", title_style="bold", show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if free is not None and needed > free:
+        say(console, "advice", advice(run))
+    say(console, "dry run", "nothing was written")
+
+
+def memory_by_part(run: RunConfig) -> dict[str, int]:
+    """Return bytes by part; the model itself is not made for it."""
+    from ..model import TrainableModel
+
+    shape = SimpleNamespace(config=run.model, num_params=run.model.num_params)
+    parts = TrainableModel.memory_plan(cast(TrainableModel, shape), run.training.batch_size, run.training.max_seq_len)
+    if run.training.optimizer is OptimizerType.SGD:
+        parts["moments"] = 4 * run.model.num_params() if run.training.momentum else 0
+    return parts
+
+
+def megabytes(size: float) -> str:
+    """Return a size for people."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that programs can still take, or None where the system does not tell."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def advice(run: RunConfig) -> str:
+    """Return what would make a run smaller."""
+    ways = []
+    if run.training.batch_size > 1:
+        ways.append("a smaller --batch-size with more --grad-accum-steps")
+    if run.model.checkpointing.value == "none":
+        ways.append("--checkpointing full")
+    ways.append("a smaller --max-seq-len or model")
+    return "it does not fit; try " + ", ".join(ways)
+
+
+def estimate(
+    run: RunConfig, train: "TokenizedDataset", valid: "TokenizedDataset | None", total: int, console: Any
+) -> str:
+    """Return the run's time from measured micro-batches."""
+    from ..model import TrainableModel
+    from ..training.trainer import LlamaTrainer
+    from .compiling import compile_for_training
+
+    compile_for_training(run.training.optimizer.value, lambda text: say(console, "compile", text))
+    quiet = {"checkpoint_path": None, "log_dir": None, "grad_accum_steps": 1}
+    off = {"enable_tensorboard": False, "enable_wandb": False, "enable_metrics_stream": False}
+    config: LlmTrainingConfig = run.training.replace(**quiet, **off)
+    trainer = LlamaTrainer(TrainableModel(run.model), config)
+    batches = train.batches(
+        config.batch_size, config.max_seq_len, config.shuffle, config.seed, False, vocab_size=run.model.vocab_size
+    )
+    seconds = []
+    for index in range(1 + MEASURED):
+        if batches.position == batches.num_batches:
+            batches.seek(0)
+        batch = next(batches)
+        began = time.perf_counter()
+        trainer.train_step(batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids)
+        if index:
+            seconds.append(time.perf_counter() - began)
+    each = sum(seconds) / len(seconds)
+    whole = total * run.training.grad_accum_steps * each
+    if valid is not None and run.training.eval_interval:  # an evaluation is the forward third of a step
+        evaluations = total // run.training.eval_interval
+        whole += evaluations * len(valid) / (config.batch_size * config.max_seq_len) * each / 3
+    speed = config.batch_size * config.max_seq_len / each
+    return (
+        f"about {duration(whole)} ({1000 * each:,.0f} ms for a micro-batch, {speed:,.0f} tokens/s; two were measured)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,147 @@
+"""`abi-train resume`: go on with a run as if it had never stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
+from ..errors import CheckpointError, ConfigError
+from ..files import atomic_text
+from .options import Verb, config_options, given_values
+from .session import (
+    RUN_SECTIONS,
+    DataConfig,
+    RunConfig,
+    absolute,
+    describe_data,
+    describe_machine,
+    describe_model,
+    make_console,
+    open_data,
+    read_run_config,
+    say,
+    train,
+)
+
+
+@click.command(
+    cls=Verb,
+    example="abi-train resume runs/20260122-101500 --epochs 20",
+    short_help="Go on with a run to its end.",
+)
+@click.argument("where", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path, exists=True))
+@click.pass_context
+def command(ctx: click.Context, where: Path, **_: Any) -> None:
+    """Go on with a run to its end, with the same data and settings; flags change settings.
+
+    RUN is the directory of a run, its directory of checkpoints, or one checkpoint; of several, the newest whole one is
+    taken.
+    """
+    from ..training.checkpoint import TrainingState, locate, verify
+
+    if where.is_file():
+        raise ConfigError(_about_file(where))
+    found = locate(where)
+    console = make_console()
+    for problem in found.skipped:
+        say(console, "passed", f"over: {problem}")
+    state = TrainingState.from_dict(verify(found.path)["state"])
+    run, directory = changed(found.path, given_values(ctx))
+    reason = finished(state, run.training)
+    if reason:
+        more = f"--epochs {run.training.epochs + 10}" if state.epoch >= run.training.epochs else "--max-steps 0"
+        say(
+            console,
+            "finished",
+            f"{reason}; nothing is left to do; to go on further: abi-train resume {directory} {more}",
+        )
+        return
+    ctx.exit(go_on(run, directory, found.path, console))
+
+
+config_options(RUN_SECTIONS, {name: {} for name in RUN_SECTIONS})(command)
+for _param in command.params:  # here, what is not given stays as it was: the classes' defaults would be misleading
+    if isinstance(_param, click.Option) and _param.help and "  [" in _param.help:
+        _param.help = _param.help[: _param.help.rindex("  [")]
+
+
+def _about_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    if magic not in (b"ABIC", b"ABLC"):
+        return f"RUN ({path}) must be the directory of a run or of a checkpoint; this is a file of another kind"
+    return (
+        f"RUN ({path}) must be the directory of a run; this is a Zig {magic.decode()} file, which holds neither the "
+        "model's shape nor its data: in Python, make the model with its configuration, then "
+        f"LlamaTrainer(model, config).load_checkpoint({str(path)!r})"
+    )
+
+
+def changed(checkpoint: Path, flags: dict[str, dict[str, Any]]) -> tuple[RunConfig, Path]:
+    """Return the run's configuration with the flags' changes, and the run's directory."""
+    directory = checkpoint.parent.parent
+    file = directory / "config.yaml"
+    if not file.is_file():
+        directory, file = checkpoint.parent, checkpoint / "config.yaml"
+    values = read_run_config(file)
+    if "data" not in values and "path" not in flags.get("data", {}):
+        raise CheckpointError(
+            f"{checkpoint} lies outside of its run, whose config.yaml names the data; give the data with --data (and "
+            "--valid-fraction), or put the checkpoint back into RUN/checkpoints"
+        )
+    joined = {name: {**values.get(name, {}), **flags.get(name, {})} for name in RUN_SECTIONS}
+    if "checkpoint_path" not in flags.get("training", {}):
+        joined["training"]["checkpoint_path"] = str(checkpoint.parent.absolute())  # the run may have moved
+    run = RunConfig(
+        model=TrainableModelConfig.from_dict(joined["model"]),
+        training=LlmTrainingConfig.from_dict(joined["training"]),
+        early_stopping=EarlyStoppingConfig.from_dict({"enabled": False, **joined["early_stopping"]}),
+        data=DataConfig.from_dict(absolute(joined["data"])),
+    )
+    return run, directory
+
+
+def finished(state: Any, config: LlmTrainingConfig) -> str:
+    """Say why there is nothing left to do, or return an empty string."""
+    if state.early_stopped:
+        return f"early stopping ended this run at step {state.global_step}"
+    if state.evaluation_due or state.micro_step:
+        return ""
+    if state.epoch >= config.epochs:
+        return f"all {config.epochs} epochs are done (step {state.global_step})"
+    if config.max_steps and state.global_step >= config.max_steps:
+        return f"max_steps ({config.max_steps}) is reached (step {state.global_step})"
+    return ""
+
+
+def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> int:
+    """Load the checkpoint and train to the end; return the exit code."""
+    from .compiling import compile_for_training
+
+    train_data, valid, _ = open_data(run.data, run.model.vocab_size)
+    say(console, "machine", describe_machine())
+    say(console, "model", describe_model(run.model))
+    say(console, "data", describe_data(train_data, valid))
+    compile_for_training(run.training.optimizer.value, lambda text: say(console, "compile", text))
+    from ..model import TrainableModel
+    from ..training.trainer import LlamaTrainer
+
+    trainer = LlamaTrainer(TrainableModel(run.model), run.training)
+    trainer.load_checkpoint(checkpoint)
+    planned = planned_steps(run, len(train_data))
+    if run.training.lr_schedule.value != "constant" and planned > run.training.decay_steps:
+        say(
+            console, "note", f"the schedule ends at step {run.training.decay_steps} (decay_steps), the run at {planned}"
+        )
+    atomic_text(
+        directory / "config.yaml" if (directory / "config.yaml").exists() else directory / "resumed.yaml", run.to_yaml()
+    )
+    return train(trainer, run, directory, train_data, valid, console)
+
+
+def planned_steps(run: RunConfig, tokens: int) -> int:
+    """Return the optimizer steps of the whole run."""
+    from .run import count_steps
+
+    return count_steps(run.training, tokens)[1]

@@ -1,0 +1,212 @@
+"""`abi-train run`: train a model from scratch, on your data or on text that every machine has."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
+from ..errors import ConfigError
+from ..files import atomic_text
+from .options import Verb, config_options, given_values
+from .session import (
+    RUN_SECTIONS,
+    DataConfig,
+    RunConfig,
+    absolute,
+    describe_data,
+    describe_machine,
+    describe_model,
+    make_console,
+    open_data,
+    read_run_config,
+    say,
+    train,
+)
+
+if TYPE_CHECKING:
+    from ..data.tokens import TokenizedDataset
+
+# What `run` does when it is told nothing; everything else has the default of its config class.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "model": {"hidden_dim": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 384},
+    "training": {
+        "batch_size": 16,
+        "max_seq_len": 128,
+        "grad_accum_steps": 1,
+        "learning_rate": 3e-3,
+    },
+    "early_stopping": {"enabled": False},
+    "data": {},
+}
+# Worked out from the others when not given; the text is what the help shows.
+DERIVED = {
+    "model": {"vocab_size": "257 for text; else largest id + 1", "max_seq_len": "that of the training"},
+    "training": {
+        "decay_steps": "steps of the whole run",
+        "warmup_steps": "5% of them, at most 100",
+        "min_learning_rate": "learning_rate / 10",
+        "checkpoint_interval": "an epoch, at most 1000",
+        "eval_interval": "an epoch, at most 500",
+        "checkpoint_path": "OUT/checkpoints",
+    },
+}
+SHOWN = {section: {**DEFAULTS[section], **DERIVED.get(section, {})} for section in DEFAULTS}
+
+
+@click.command(
+    cls=Verb,
+    example="abi-train run --data texts/ --epochs 3",
+    short_help="Train a model; needs no arguments.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="directory of the run  [runs/DATE-TIME]")
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file; flags beat it")
+@click.option("--dry-run", is_flag=True, help="show the plan (memory, steps, time) and stop; nothing is written")
+@click.pass_context
+def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: bool, **_: Any) -> None:
+    """Train a model from scratch and keep everything in one directory.
+
+    Without arguments: ten epochs of a small byte-level model on the sources of Python's standard library, about a
+    minute.
+    Text is read as bytes; a .bin file holds u32 token ids (abi-train tokenize makes one).
+    """
+    values = merged(given_values(ctx), read_run_config(config) if config else {})
+    check_early(values)
+    if out is not None:
+        check_free(out)
+    console = make_console()
+    data = DataConfig.from_dict(absolute(values["data"]))
+    train_data, valid, vocab_size = open_data(data, values["model"].get("vocab_size"))
+    values["model"]["vocab_size"] = vocab_size
+    if dry_run:
+        from .plan import show_plan
+
+        run = complete(values, data, train_data, valid, Path("OUT"))
+        show_plan(run, train_data, valid, console)
+        return
+    run = complete(
+        values, data, train_data, valid, out or Path("runs")
+    )  # every error of the configuration comes before
+    directory = out if out is not None else new_directory()  # the directory does
+    run = complete(values, data, train_data, valid, directory)
+    ctx.exit(start(run, directory, train_data, valid, console))
+
+
+config_options(RUN_SECTIONS, SHOWN)(command)
+
+
+def merged(flags: dict[str, dict[str, Any]], file: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the values by section: flag beats file beats the defaults of this verb."""
+    values = {name: {**DEFAULTS[name], **file.get(name, {}), **flags.get(name, {})} for name in DEFAULTS}
+    asked = {**file.get("early_stopping", {}), **flags.get("early_stopping", {})}
+    if asked and "enabled" not in asked:  # whoever sets the patience wants it used
+        values["early_stopping"]["enabled"] = True
+    return values
+
+
+def check_early(values: dict[str, dict[str, Any]]) -> None:
+    """Raise ConfigError for what is wrong whatever the data: before they are opened."""
+    LlmTrainingConfig.from_dict({**values["training"], **timeless(values["training"])})
+    TrainableModelConfig.from_dict({"vocab_size": 257, **values["model"]})
+    early = EarlyStoppingConfig.from_dict(values["early_stopping"])
+    if early.enabled and values["data"].get("valid_fraction", 1) == 0:
+        raise ConfigError("valid_fraction (0) must be above 0 for early stopping; try 0.05, or --no-early-stopping")
+
+
+def timeless(training: dict[str, Any]) -> dict[str, Any]:
+    """Return what `complete` works out later, at values that break no rule together with what is given."""
+    decay = training.get("decay_steps", max(10_000, int(training.get("warmup_steps", 0) or 0)))
+    rate = training.get("learning_rate", 1e-5)
+    filled = {"decay_steps": decay, "warmup_steps": min(1, int(decay)), "min_learning_rate": 0.0 if rate > 0 else rate}
+    return {name: training.get(name, value) for name, value in filled.items()}
+
+
+def complete(
+    values: dict[str, dict[str, Any]],
+    data: DataConfig,
+    train_data: "TokenizedDataset",
+    valid: "TokenizedDataset | None",
+    directory: Path,
+) -> RunConfig:
+    """Fill in what follows from the rest: intervals and schedule from the number of steps, paths from the directory."""
+    training = values["training"]
+    base = LlmTrainingConfig.from_dict({**training, **timeless(training)})
+    epoch, total = count_steps(base, len(train_data))
+    decay = training.get("decay_steps", total)
+    derived = {
+        "decay_steps": decay,
+        "warmup_steps": min(100, total // 20, int(decay)),
+        "min_learning_rate": base.learning_rate / 10,
+        "checkpoint_interval": min(epoch, 1000),
+        "eval_interval": min(epoch, 500) if valid is not None else 0,
+        "checkpoint_path": str((directory / "checkpoints").absolute()),
+    }
+    return RunConfig(
+        model=TrainableModelConfig.from_dict({"max_seq_len": base.max_seq_len, **values["model"]}),
+        training=LlmTrainingConfig.from_dict({**derived, **training}),
+        early_stopping=EarlyStoppingConfig.from_dict(values["early_stopping"]),
+        data=data,
+    )
+
+
+def count_steps(config: LlmTrainingConfig, tokens: int) -> tuple[int, int]:
+    """Return the optimizer steps of an epoch, and of the whole run."""
+    rows = -(-max(tokens - 1, 1) // config.max_seq_len)
+    batches = -(-rows // config.batch_size)
+    epoch = -(-batches // config.grad_accum_steps)
+    total = epoch * config.epochs
+    return epoch, min(total, config.max_steps) if config.max_steps else total
+
+
+def check_free(directory: Path) -> None:
+    """Raise ConfigError if a directory holds a run already."""
+    if (directory / "config.yaml").exists() or (directory / "checkpoints").exists():
+        raise ConfigError(
+            f"out ({directory}) must not hold a run already; choose another, or go on with it by "
+            f"abi-train resume {directory}"
+        )
+
+
+def new_directory() -> Path:
+    """Return the first free name of runs/DATE-TIME, runs/DATE-TIME-2 ..."""
+    stem = time.strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while True:
+        directory = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return directory
+
+
+def start(
+    run: RunConfig,
+    directory: Path,
+    train_data: "TokenizedDataset",
+    valid: "TokenizedDataset | None",
+    console: Any,
+) -> int:
+    """Make the model and train it; return the exit code."""
+    from .compiling import compile_for_training
+
+    epoch, total = count_steps(run.training, len(train_data))
+    tokens = run.training.batch_size * run.training.max_seq_len * run.training.grad_accum_steps
+    say(console, "machine", describe_machine())
+    say(console, "model", describe_model(run.model))
+    say(console, "data", describe_data(train_data, valid))
+    say(
+        console,
+        "plan",
+        f"{run.training.epochs} epochs, {total:,} steps of {tokens:,} tokens ({epoch:,} an epoch); run in {directory}",
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    atomic_text(directory / "config.yaml", run.to_yaml())
+    compile_for_training(run.training.optimizer.value, lambda text: say(console, "compile", text))
+    from ..model import TrainableModel
+    from ..training.trainer import LlamaTrainer
+
+    trainer = LlamaTrainer(TrainableModel(run.model), run.training)
+    return train(trainer, run, directory, train_data, valid, console)

@@ -1,0 +1,291 @@
+"""What `run` and `resume` share: a run's configuration, its data, its directory, and how it begins and ends.
+
+RUN_DIR/config.yaml      the final configuration: model, training, early stopping, data
+RUN_DIR/metrics.jsonl    one record for each logged step, evaluation, checkpoint
+RUN_DIR/report.json      the report of the end
+RUN_DIR/checkpoints/     llm_step_{n}/, and `latest`
+"""
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import (
+    SECTIONS,
+    Config,
+    EarlyStoppingConfig,
+    LlmTrainingConfig,
+    TrainableModelConfig,
+    load_yaml,
+    opt,
+    to_yaml,
+)
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..data.tokens import TokenizedDataset
+    from ..model import TrainableModel
+    from ..training.report import TrainingReport
+    from ..training.trainer import LlamaTrainer
+
+__all__ = ["RUN_SECTIONS", "DataConfig", "RunConfig", "make_console", "open_data", "read_run_config", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Where a run's tokens come from, and what it shows at its end."""
+
+    path: str | None = opt(
+        None,
+        "text file, directory of texts, or .bin file of u32 ids; Python's standard library when not given",
+        flag="data",
+    )
+    valid_fraction: float = opt(0.05, "share of the tokens, at the end, kept for validation (0 = none)")
+    corpus_bytes: int = opt(400_000, "bytes of the standard library to train on when there is no --data")
+    prompt: str = opt("def ", "beginning of the sample at the end of the run (byte-level models)")
+    sample_tokens: int = opt(200, "length of that sample (0 = no sample)")
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy."""
+        good = math.isfinite(self.valid_fraction) and 0 <= self.valid_fraction < 1
+        self._require("valid_fraction", good, "be at least 0 and below 1", "the usual value is 0.05")
+        self._require_at_least(1, "corpus_bytes")
+        self._require_at_least(0, "sample_tokens")
+        self._require("prompt", self.prompt != "", "not be empty", "give at least one character")
+
+
+RUN_SECTIONS: dict[str, type[Config]] = {
+    "data": DataConfig,
+    "training": LlmTrainingConfig,
+    "model": TrainableModelConfig,
+}
+RUN_SECTIONS["early_stopping"] = SECTIONS["early_stopping"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The four sections of a run's config.yaml."""
+
+    model: TrainableModelConfig
+    training: LlmTrainingConfig
+    early_stopping: EarlyStoppingConfig
+    data: DataConfig
+
+    def to_yaml(self) -> str:
+        """Return the file's text."""
+        return to_yaml(model=self.model, training=self.training, early_stopping=self.early_stopping, data=self.data)
+
+
+def read_run_config(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of a run's config.yaml, or of a file that the user wrote, as plain values."""
+    return load_yaml(path, RUN_SECTIONS)
+
+
+# -- data --------------------------------------------------------------------------------------
+
+
+def open_data(data: DataConfig, vocab_size: int | None) -> tuple["TokenizedDataset", "TokenizedDataset | None", int]:
+    """Return training data, validation data, and the vocabulary's size (found out if None).
+
+    Text has 257 ids, one for each byte and one for the end of a document.  A .bin file of unknown vocabulary is read
+    once for its
+    largest id.
+    """
+    from ..data.corpus import BYTE_VOCAB_SIZE, open_corpus, standard_library_corpus
+
+    if data.path is None:
+        dataset = standard_library_corpus(data.corpus_bytes)
+    elif not os.path.exists(data.path):
+        raise ConfigError(f"data ({data.path}) must be a file or a directory that exists; check the path")
+    else:
+        dataset = open_corpus(data.path, vocab_size)
+    if dataset.vocab_size is None:
+        size = dataset.check_vocab() + 1
+    elif vocab_size is None:
+        size = dataset.vocab_size
+    else:
+        size = vocab_size
+        if size < dataset.vocab_size and dataset.vocab_size == BYTE_VOCAB_SIZE:
+            raise ConfigError(f"vocab_size ({size}) must be at least {BYTE_VOCAB_SIZE} for text as bytes; leave it out")
+    if data.valid_fraction == 0:
+        return dataset, None, size
+    train, valid = dataset.split(1 - data.valid_fraction)
+    return train, valid, size
+
+
+def is_byte_level(model: TrainableModelConfig) -> bool:
+    """Say whether the model's ids can be shown as text without a tokenizer."""
+    return model.vocab_size == 257
+
+
+# -- the terminal ------------------------------------------------------------------------------
+
+
+def make_console() -> "Console":
+    """Return a console on stdout that survives a reader who goes away; NO_COLOR is obeyed."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        """Falls silent when the pipe breaks; `broken` tells."""
+
+        broken = False
+
+        def on_broken_pipe(self) -> None:
+            """Send what is still to come nowhere."""
+            self.broken = self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return PipeConsole(highlight=False)
+
+
+def say(console: "Console", label: str, text: str) -> None:
+    """Print a line of the run's header."""
+    console.print(f"{label:<9}{text}", soft_wrap=True, markup=False)
+
+
+def describe_machine() -> str:
+    """Return one line about processor, threads and kernels."""
+    import numba
+
+    from ..kernels import matmul, simd
+    from .info import cpu_name
+
+    facts = simd.describe()
+    product = f", {facts['simd']}, tile {facts['tile']}" if matmul.BACKEND == "numba" else ", products by BLAS"
+    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}"
+
+
+def describe_model(model: TrainableModelConfig) -> str:
+    """Return one line about the model's shape."""
+    return (
+        f"{model.num_params():,} parameters: {model.num_layers} layers, width {model.hidden_dim}, "
+        f"{model.num_heads} heads ({model.num_kv_heads} for keys), feed-forward {model.intermediate_dim}, vocabulary {model.vocab_size}"
+    )
+
+
+def describe_data(train: "TokenizedDataset", valid: "TokenizedDataset | None") -> str:
+    """Return one line about the tokens."""
+    parts = f"{train.name}: {len(train):,} tokens"
+    parts += f", {len(valid):,} more for validation" if valid is not None else ", none for validation"
+    if train.skipped:
+        parts += f"; {len(train.skipped)} files left out, the first: {train.skipped[0]}"
+    return parts
+
+
+# -- training ----------------------------------------------------------------------------------
+
+
+def train(
+    trainer: "LlamaTrainer",
+    run: RunConfig,
+    directory: Path,
+    train_data: "TokenizedDataset",
+    valid: "TokenizedDataset | None",
+    console: "Console",
+) -> int:
+    """Train to the end, show what came of it, and return the exit code."""
+    from ..kernels.peak import measured_peak
+    from ..training.metrics import ConsoleSink, Event, JsonlSink
+    from ..training.report import write_report
+    from ..training.stop import GracefulStop
+
+    trainer.add_sink(JsonlSink(directory / "metrics.jsonl"))
+    trainer.add_sink(ConsoleSink(console, measured_peak() / 1e9))
+    with GracefulStop() as stop:
+
+        class StopWhenNobodyReads:
+            """The reader of our output has gone: stop like Ctrl-C, and save."""
+
+            def handle(self, event: Event) -> None:
+                """Look at the console."""
+                if getattr(console, "broken", False):
+                    stop.request()
+
+            def close(self) -> None:
+                """Nothing to close."""
+
+        trainer.add_sink(StopWhenNobodyReads())
+        early = run.early_stopping if run.early_stopping.enabled and valid is not None else None
+        report = trainer.fit(train_data, valid, early, stop)
+        write_report(report, directory / "report.json")
+    show_end(trainer, report, run, directory, console)
+    if report.interrupted:
+        return stop.exit_code or 141  # 128 + SIGPIPE: what a program says that nobody reads any more
+    return 0
+
+
+def show_end(
+    trainer: "LlamaTrainer", report: "TrainingReport", run: RunConfig, directory: Path, console: "Console"
+) -> None:
+    """Print the report, the loss that fell, a sample, and how to go on."""
+    from rich.table import Table
+
+    table = Table(title="Report", title_justify="left", show_header=False, title_style="bold")
+    for name, value in report_rows(trainer, report):
+        table.add_row(name, value)
+    console.print(table)
+    if run.data.sample_tokens and not report.interrupted:
+        show_sample(trainer.model, run, console)
+    if report.interrupted:
+        say(console, "stopped", f"{report.total_steps} steps done; go on with: abi-train resume {directory}")
+        return
+    if report.checkpoint is not None:
+        say(console, "saved", f"{report.checkpoint}")
+    say(console, "go on", f"abi-train resume {directory} --epochs {2 * run.training.epochs}")
+
+
+def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple[str, str]]:
+    """Return the lines of the report's table."""
+    history = trainer.loss_history
+    rows = [("steps", f"{report.total_steps:,}"), ("epochs", str(report.epochs))]
+    rows.append(("tokens", f"{report.total_tokens:,}"))
+    if history:
+        last = history[-min(10, len(history)) :]
+        mean = math.fsum(last) / len(last)
+        rows.append(("training loss", f"{history[0]:.4f} -> {mean:.4f} (mean of the last {len(last)})"))
+    if math.isfinite(report.best_val_loss):
+        rows.append(("best validation loss", f"{report.best_val_loss:.4f}"))
+        rows.append(("  its perplexity", f"{math.exp(min(report.best_val_loss, 700)):.2f}"))
+        if is_byte_level(trainer.model.config):
+            rows.append(("  bits per byte", f"{report.best_val_loss / math.log(2):.3f}"))
+        rows.append(("  its accuracy", f"{100 * report.best_val_accuracy:.1f}%"))
+    seconds = report.total_time_ns / 1e9
+    rows.append(("time", f"{seconds:.1f} s, {report.avg_throughput:,.0f} tokens/s with evaluation and saving"))
+    if report.skipped_updates:
+        rows.append(("skipped updates", f"{report.skipped_updates} (not finite)"))
+    if report.early_stopped:
+        rows.append(("stopped early", "yes"))
+    rows += [("warning", warning) for warning in report.warnings]
+    return rows
+
+
+def show_sample(model: "TrainableModel", run: RunConfig, console: "Console") -> None:
+    """Print what the model makes of the prompt."""
+    if not is_byte_level(model.config):
+        say(console, "sample", f"none: {run.data.path or 'the data'} has ids without a text of their own")
+        return
+    from ..data.corpus import END_OF_DOCUMENT, byte_tokens, decode_bytes
+    from ..generation import generate
+
+    made = generate(
+        model, byte_tokens(run.data.prompt), run.data.sample_tokens, seed=run.training.seed, stop=END_OF_DOCUMENT
+    )
+    text = decode_bytes(made)
+    say(console, "sample", f"from the prompt {run.data.prompt!r}, temperature 0.7")
+    shown = "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in run.data.prompt + text
+    )
+    for line in shown.splitlines():
+        console.print("    " + line, soft_wrap=True, markup=False)
+
+
+def absolute(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a data section with an absolute path, so that a run can be resumed from any directory."""
+    path = data.get("path")
+    return {**data, "path": os.path.abspath(path)} if path else dict(data)

@@ -1,0 +1,184 @@
+"""`abi-train trace`: one tiny training step, stage by stage.
+
+While the step runs, each kernel function that model and optimizer have imported is replaced by one that notes the call
+and passes it
+on; afterwards the originals are back.  So the table is what really happened, and `docs/flow.txt` is tested against it.
+"""
+
+import contextlib
+import importlib
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import numpy as np
+
+from .options import Verb
+
+__all__ = ["Call", "flow", "trace_step"]
+
+MODULES = ("abi_py.model.transformer", "abi_py.model.block", "abi_py.training.optimizer")
+# How many of a function's first arguments it writes (kernels/README.md: outputs come first).
+OUTPUTS = {
+    "embedding_forward": 1,
+    "embedding_backward": 1,
+    "rms_norm_forward": 2,
+    "rms_norm_backward": 2,
+    "product": 1,
+    "rope_forward": 1,
+    "rope_backward": 1,
+    "attention_forward": 2,
+    "attention_backward": 3,
+    "swiglu_forward": 1,
+    "swiglu_backward": 1,
+    "head_loss": 2,
+    "head_loss_backward": 4,
+    "global_norm": 0,
+    "sgd_": 2,
+    "adam_": 3,
+    "adamw_": 3,
+}
+HIDDEN = ("delta", "chunks", "decay")  # scratch and bookkeeping: arrays that are no part of the mathematics
+SHAPE = {
+    "hidden_dim": 32,
+    "num_layers": 1,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "intermediate_dim": 64,
+    "vocab_size": 257,
+}
+BATCH, TIME = 2, 8
+
+
+@dataclass
+class Call:
+    """One call of a kernel function."""
+
+    stage: str  # the function that called it
+    function: str
+    file: str
+    outputs: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    saved: int = 0  # bytes that it left for the backward pass
+    seconds: float = 0.0
+
+
+@click.command(cls=Verb, example="abi-train trace", short_help="Show one training step stage by stage.")
+@click.option("--no-times", is_flag=True, help="leave the times out: the text is then docs/flow.txt")
+def command(no_times: bool) -> None:
+    """Run one tiny training step and show each stage: function, file, shapes, bytes saved for backward, time."""
+    click.echo(flow(trace_step(), times=not no_times), nl=False)
+
+
+def trace_step() -> list[Call]:
+    """Run a training step of a one-layer model and return its kernel calls in order."""
+    from ..config import LlmTrainingConfig, TrainableModelConfig
+    from ..model import TrainableModel
+    from ..training.trainer import LlamaTrainer
+
+    model = TrainableModel(TrainableModelConfig.from_dict({**SHAPE, "max_seq_len": TIME}))
+    config = LlmTrainingConfig(batch_size=BATCH, max_seq_len=TIME, grad_accum_steps=1, warmup_steps=0)
+    trainer = LlamaTrainer(model, config)
+    ids = np.arange(BATCH * TIME + 1, dtype=np.uint32)
+    inputs, labels = ids[:-1].reshape(BATCH, TIME), ids[1:].reshape(BATCH, TIME)
+    trainer.train_step(inputs, labels)  # compiles or loads the kernels: not part of a step
+    layers, _ = model._arena.views(BATCH * TIME)
+    kept = {array.ctypes.data for layer in layers for array in vars(layer).values()}
+    calls: list[Call] = []
+    with recorded(calls, kept):
+        trainer.train_step(inputs, labels)
+    return calls
+
+
+@contextlib.contextmanager
+def recorded(calls: list[Call], kept: set[int]) -> Iterator[None]:
+    """Note the kernel calls inside the block; `kept` are the addresses of the arrays that backward will read."""
+    before: list[tuple[Any, str, Any]] = []
+    try:
+        for name in MODULES:
+            module = importlib.import_module(name)
+            for attribute, value in list(vars(module).items()):
+                home = getattr(value, "__module__", "") or ""
+                if attribute in OUTPUTS and home.startswith("abi_py.kernels."):
+                    before.append((module, attribute, value))
+                    setattr(module, attribute, _recorder(value, attribute, home, calls, kept))
+        yield
+    finally:
+        for module, attribute, value in before:
+            setattr(module, attribute, value)
+
+
+def _recorder(
+    function: Callable[..., Any], name: str, home: str, calls: list[Call], kept: set[int]
+) -> Callable[..., Any]:
+    parameters = list(inspect.signature(getattr(function, "py_func", function)).parameters)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        frame = sys._getframe(1)
+        while frame.f_code.co_name == "weight_gradient" and frame.f_back is not None:  # a helper inside block_backward
+            frame = frame.f_back
+        stage = frame.f_code.co_name.strip("_")
+        began = time.perf_counter()
+        result = function(*arguments, **named)
+        seconds = time.perf_counter() - began
+        note = Call(stage, name, f"kernels/{home.rpartition('.')[2]}.py", seconds=seconds)
+        values = {**dict(zip(parameters, arguments, strict=False)), **named}
+        for index, (parameter, value) in enumerate(values.items()):
+            if not isinstance(value, np.ndarray) or parameter in HIDDEN or value.size == 0:
+                continue
+            turned = values.get(f"transpose_{parameter}", False) is True
+            shape = ",".join(map(str, value.shape)) + ("," if value.ndim == 1 else "")
+            text = f"{parameter}({shape}){'ᵀ' if turned else ''}"
+            (note.outputs if index < OUTPUTS[name] else note.inputs).append(text)
+            if index < OUTPUTS[name] and stage.endswith(("forward", "branch")) and value.ctypes.data in kept:
+                note.saved += value.nbytes
+        if OUTPUTS[name] == 0:
+            note.outputs.append("a number")
+        calls.append(note)
+        return result
+
+    return call
+
+
+def flow(calls: list[Call], times: bool) -> str:
+    """Return the table; without times it depends on nothing but the code."""
+    whole = sum(call.seconds for call in calls)
+    heads = ["stage", "function", "file", "writes", "reads", "saved"]
+    rows = []
+    for call in calls:
+        saved = f"{call.saved} B" if call.saved else ""
+        row = [call.stage, call.function, call.file, " ".join(call.outputs), " ".join(call.inputs), saved]
+        if times:
+            row += [f"{1000 * call.seconds:.3f} ms", f"{100 * call.seconds / whole:.1f}%"]
+        rows.append(row)
+    if times:
+        heads += ["time", "share"]
+    right = {5, 6, 7}
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+
+    def line(row: list[str]) -> str:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths))
+        ]
+        return "  ".join(cells).rstrip()
+
+    shape = ", ".join(f"{name} {value}" for name, value in SHAPE.items())
+    total = sum(call.saved for call in calls)
+    text = [
+        f"One training step of a batch of {BATCH} x {TIME} tokens: N = {BATCH * TIME} rows.",
+        f"{shape}.",
+        "The stages block_forward and block_backward come once for each layer.",
+        "",
+        line(heads),
+        line(["-" * width for width in widths]),
+        *map(line, rows),
+        "",
+        f"saved for backward: {total} bytes, {total // (BATCH * TIME)} for each token",
+    ]
+    if times:
+        text.append(f"kernels together: {1000 * whole:.3f} ms")
+    return "\n".join(text) + "\n"

@@ -1,0 +1,325 @@
+"""The gradient checks, for the user's own machine: no PyTorch, no stored figures.
+
+    kernels    speed        the float32 kernel against its float64 reference            forward 1e-5, backward 1e-4
+               derivation   the reference's gradient against central differences        1e-7
+    model      loss         the float32 model against the same model made of references
+               gradient     each tensor's gradient against central differences of that loss, along a random direction
+
+A difference of arrays is measured against the largest element of the right one; that of a gradient against its length.
+`checks()` yields one `Check` after the other; `abi-train verify` prints them.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from .config import TrainableModelConfig
+from .kernels import (
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    global_norm,
+    matmul,
+    optimizers,
+    rms_norm,
+    rope,
+    swiglu,
+)
+from .model import TrainableModel
+
+__all__ = ["Check", "checks", "directional_error", "reference_loss", "relative_error"]
+
+FORWARD, BACKWARD, DERIVATION = 1e-5, 1e-4, 1e-7  # tolerances
+STEP = 1e-6  # of central differences, in float64
+DIRECTIONS = 3
+SEED = 20240229
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what of which kernel or tensor, how far off, and how far it may be."""
+
+    group: str  # "kernels" or "model"
+    name: str
+    what: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN and infinity fail."""
+        return self.error <= self.tolerance
+
+
+def checks(seed: int = SEED) -> Iterator[Check]:
+    """Run all checks, one after the other."""
+    rng = np.random.default_rng(seed)
+    for make in (
+        _matmul,
+        _embedding,
+        _rms_norm,
+        _rope,
+        _attention,
+        _swiglu,
+        _cross_entropy,
+        _dropout,
+        _optimizers,
+        _norm,
+    ):
+        yield from make(rng)
+    yield from _model(rng)
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """Return the largest difference relative to the largest element of `expected`; inf for NaN."""
+    a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    error = float(np.abs(a - b).max() / max(np.abs(b).max(), np.finfo(np.float64).tiny))
+    return error if math.isfinite(error) else math.inf
+
+
+def directional_error(
+    f: Callable[[Any], float], x: Any, dx: Any, rng: np.random.Generator, directions: int = DIRECTIONS
+) -> float:
+    """Return the largest difference of sum(dx u) and (f(x + h u) - f(x - h u)) / 2h, relative to |dx|; inf for NaN."""
+    size, worst = float(np.linalg.norm(dx)), 0.0
+    for _ in range(directions):
+        u = rng.standard_normal(x.shape)
+        numeric = (f(x + STEP * u) - f(x - STEP * u)) / (2 * STEP)
+        error = abs(numeric - float((dx * u).sum())) / max(size, abs(numeric), 1e-6)
+        worst = max(worst, error if math.isfinite(error) else math.inf)
+    return worst
+
+
+def _single(*arrays: Any) -> list[Any]:
+    return [np.ascontiguousarray(array, np.float32) for array in arrays]
+
+
+def _wide(*arrays: Any) -> list[Any]:
+    return [np.asarray(array, np.float64) for array in arrays]
+
+
+def _speed(name: str, what: str, actual: Any, expected: Any) -> Check:
+    return Check("kernels", name, f"{what}: kernel = reference", relative_error(actual, expected), _tolerance(what))
+
+
+def _tolerance(what: str) -> float:
+    return FORWARD if what in ("forward", "loss", "update") else BACKWARD
+
+
+def _derivation(name: str, what: str, f: Callable[[Any], float], x: Any, dx: Any, rng: np.random.Generator) -> Check:
+    return Check("kernels", name, f"{what}: reference = differences", directional_error(f, x, dx, rng), DERIVATION)
+
+
+# -- kernels, in the order of the forward pass ---------------------------------------------------
+
+
+def _embedding(rng: np.random.Generator) -> Iterator[Check]:
+    w, dx = _single(rng.standard_normal((19, 37)), rng.standard_normal((23, 37)))
+    ids = rng.integers(0, 19, 23).astype(np.int32)
+    x, dw = np.empty_like(dx), np.zeros_like(w)
+    embedding.embedding_forward(x, ids, w)
+    embedding.embedding_backward(dw, dx, ids)
+    wide, d = _wide(w, dx)
+    dw_ref = embedding.embedding_backward_ref(d, ids, 19)
+    yield _speed("embedding", "forward", x, embedding.embedding_forward_ref(ids, w))
+    yield _speed("embedding", "dw", dw, dw_ref)
+    f = lambda w: float((embedding.embedding_forward_ref(ids, w) * d).sum())  # noqa: E731
+    yield _derivation("embedding", "dw", f, wide, dw_ref, rng)
+
+
+def _rms_norm(rng: np.random.Generator) -> Iterator[Check]:
+    x, dy, w = _single(rng.standard_normal((29, 67)), rng.standard_normal((29, 67)), 1 + 0.3 * rng.standard_normal(67))
+    y, r, dx, dw = np.empty_like(x), np.empty(29, np.float32), np.empty_like(x), np.zeros_like(w)
+    rms_norm.rms_norm_forward(y, r, x, w, 1e-5)
+    rms_norm.rms_norm_backward(dx, dw, dy, x, w, r, False)
+    x, dy, w = _wide(x, dy, w)
+    y_ref, r_ref = rms_norm.rms_norm_forward_ref(x, w, 1e-5)
+    dx_ref, dw_ref = rms_norm.rms_norm_backward_ref(dy, x, w, r_ref)
+    yield _speed("rms_norm", "forward", y, y_ref)
+    yield _speed("rms_norm", "dx", dx, dx_ref)
+    yield _speed("rms_norm", "dw", dw, dw_ref)
+    loss = lambda x, w: float((rms_norm.rms_norm_forward_ref(x, w, 1e-5)[0] * dy).sum())  # noqa: E731
+    yield _derivation("rms_norm", "dx", lambda v: loss(v, w), x, dx_ref, rng)
+    yield _derivation("rms_norm", "dw", lambda v: loss(x, v), w, dw_ref, rng)
+
+
+def _matmul(rng: np.random.Generator) -> Iterator[Check]:
+    x, w, dy = _single(*(rng.standard_normal(shape) for shape in ((53, 61), (71, 61), (53, 71))))
+    y = matmul.matmul(x, w, transpose_b=True)
+    dx, dw = matmul.matmul(dy, w), matmul.matmul(dy, x, transpose_a=True)
+    x, w, dy = _wide(x, w, dy)
+    dx_ref, dw_ref = matmul.product_ref(dy, w), matmul.product_ref(dy, x, transpose_a=True)
+    yield _speed("matmul", "forward", y, matmul.product_ref(x, w, transpose_b=True))
+    yield _speed("matmul", "dx", dx, dx_ref)
+    yield _speed("matmul", "dw", dw, dw_ref)
+    loss = lambda x, w: float((matmul.product_ref(x, w, transpose_b=True) * dy).sum())  # noqa: E731
+    yield _derivation("matmul", "dx", lambda v: loss(v, w), x, dx_ref, rng)
+    yield _derivation("matmul", "dw", lambda v: loss(x, v), w, dw_ref, rng)
+
+
+def _rope(rng: np.random.Generator) -> Iterator[Check]:
+    x, dy = _single(rng.standard_normal((22, 30)), rng.standard_normal((22, 30)))
+    cos, sin = rope.rope_table(11, 10, 10000.0)
+    positions = np.tile(np.arange(11, dtype=np.int32), 2)
+    y, dx = x.copy(), dy.copy()
+    rope.rope_forward(y, cos, sin, positions, 2)
+    rope.rope_backward(dx, cos, sin, positions, 2)
+    x, dy, c, s = _wide(x, dy, cos, sin)
+    dx_ref = rope.rope_backward_ref(dy, c, s, positions, 2)
+    yield _speed("rope", "forward", y, rope.rope_forward_ref(x, c, s, positions, 2))
+    yield _speed("rope", "dx", dx, dx_ref)
+    f = lambda x: float((rope.rope_forward_ref(x, c, s, positions, 2) * dy).sum())  # noqa: E731
+    yield _derivation("rope", "dx", f, x, dx_ref, rng)
+
+
+def _attention(rng: np.random.Generator) -> Iterator[Check]:
+    batch, length, heads, kv_heads, width = 2, 37, 4, 2, 10
+    rows, sizes = batch * length, (heads * width, kv_heads * width)
+    joined = _single(rng.standard_normal((rows, sizes[0] + 2 * sizes[1])))[0]  # q, k, v side by side, as in the model
+    q, k, v = np.split(joined, (sizes[0], sum(sizes)), axis=1)
+    (do,) = _single(rng.standard_normal((rows, sizes[0])))
+    starts = np.tile(np.where(np.arange(length) < 20, 0, 20).astype(np.int32), batch)  # two segments in a row
+    o, lse, delta = np.empty_like(do), np.empty((heads, rows), np.float32), np.empty((heads, rows), np.float32)
+    d_joined = np.empty_like(joined)
+    dq, dk, dv = gradients = np.split(d_joined, (sizes[0], sum(sizes)), axis=1)
+    attention.attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads)
+    attention.attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads)
+    inputs, do = _wide(q, k, v), do.astype(np.float64)
+
+    def reference(q: Any, k: Any, v: Any) -> Any:
+        return attention.attention_forward_ref(q, k, v, starts, batch, heads, kv_heads)[0]
+
+    q, k, v = inputs
+    expected = attention.attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads)
+    yield _speed("attention", "forward", o, reference(q, k, v))
+    for index, what in enumerate(("dq", "dk", "dv")):
+        yield _speed("attention", what, gradients[index], expected[index])
+    for index, what in enumerate(("dq", "dk", "dv")):
+
+        def loss(value: Any, index: int = index) -> float:
+            changed = [*inputs[:index], value, *inputs[index + 1 :]]
+            return float((reference(*changed) * do).sum())
+
+        yield _derivation("attention", what, loss, inputs[index], expected[index], rng)
+
+
+def _swiglu(rng: np.random.Generator) -> Iterator[Check]:
+    gate_up, dh = _single(2 * rng.standard_normal((23, 62)), rng.standard_normal((23, 31)))
+    h, d = np.empty_like(dh), np.empty_like(gate_up)
+    swiglu.swiglu_forward(h, gate_up)
+    swiglu.swiglu_backward(d, dh, gate_up)
+    gate_up, dh = _wide(gate_up, dh)
+    d_ref = swiglu.swiglu_backward_ref(dh, gate_up)
+    yield _speed("swiglu", "forward", h, swiglu.swiglu_forward_ref(gate_up))
+    yield _speed("swiglu", "dgate_up", d, d_ref)
+    f = lambda x: float((swiglu.swiglu_forward_ref(x) * dh).sum())  # noqa: E731
+    yield _derivation("swiglu", "dgate_up", f, gate_up, d_ref, rng)
+
+
+def _cross_entropy(rng: np.random.Generator) -> Iterator[Check]:
+    x, w = _single(rng.standard_normal((31, 24)), rng.standard_normal((53, 24)))
+    labels = rng.integers(0, 53, 31).astype(np.int32)
+    labels[::5] = -100
+    losses, hits, dx, dw = np.empty(31, np.float32), np.empty(31, np.uint8), np.empty_like(x), np.empty_like(w)
+    cross_entropy.head_loss_backward(losses, hits, dx, dw, x, w, labels, 1.0, 0.1, False)
+    x, w = _wide(x, w)
+    losses_ref, _, dx_ref, dw_ref = cross_entropy.head_loss_ref(x, w, labels, 1.0, 0.1)
+    yield _speed("cross_entropy", "loss", losses, losses_ref)
+    yield _speed("cross_entropy", "dx", dx, dx_ref)
+    yield _speed("cross_entropy", "dw", dw, dw_ref)
+    loss = lambda x, w: float(cross_entropy.head_loss_ref(x, w, labels, 1.0, 0.1)[0].sum())  # noqa: E731
+    yield _derivation("cross_entropy", "dx", lambda v: loss(v, w), x, dx_ref, rng)
+    yield _derivation("cross_entropy", "dw", lambda v: loss(x, v), w, dw_ref, rng)
+
+
+def _dropout(rng: np.random.Generator) -> Iterator[Check]:
+    x, dy = _single(rng.standard_normal((23, 41)), rng.standard_normal((23, 41)))
+    y, dx = np.empty_like(x), np.empty_like(x)
+    dropout.dropout_forward(y, x, 0.3, 7)
+    dropout.dropout_backward(dx, dy, 0.3, 7)
+    x, dy = _wide(x, dy)
+    dx_ref = dropout.dropout_backward_ref(dy, 0.3, 7)
+    yield _speed("dropout", "forward", y, dropout.dropout_forward_ref(x, 0.3, 7))
+    yield _speed("dropout", "dx", dx, dx_ref)
+    f = lambda x: float((dropout.dropout_forward_ref(x, 0.3, 7) * dy).sum())  # noqa: E731
+    yield _derivation("dropout", "dx", f, x, dx_ref, rng)
+
+
+def _optimizers(rng: np.random.Generator) -> Iterator[Check]:
+    start = _single(*(rng.standard_normal(101) for _ in range(3)))
+    start.append(np.abs(start[1]))
+    chunks, decay = optimizers.parameter_chunks([0, 60], [60, 41], [True, False])
+    decays = np.repeat(decay, (60, 41)).astype(np.float64)
+    adam = (0.01, 0.9, 0.999, 1e-8, 0.1, 3, 0.5)
+    for name, settings in (("sgd", (0.01, 0.9, 0.1, True, 0.5)), ("adam", adam), ("adamw", adam)):
+        w, m, g, v = (array.copy() for array in start)
+        moments, wide = ((m,), _wide(w, m)) if name == "sgd" else ((m, v), _wide(w, m, v))
+        getattr(optimizers, f"{name}_")(w, *moments, g, chunks, decay, *settings)
+        expected = getattr(optimizers, f"{name}_ref")(*wide, *_wide(g), decays, *settings)
+        yield _speed(name, "update", w, expected[0])
+
+
+def _norm(rng: np.random.Generator) -> Iterator[Check]:
+    (g,) = _single(rng.standard_normal(70001))
+    yield _speed("global_norm", "forward", global_norm.global_norm(g), global_norm.global_norm_ref(*_wide(g)))
+
+
+# -- the whole model -----------------------------------------------------------------------------
+
+
+def reference_loss(config: TrainableModelConfig, weights: dict[str, Any], ids: Any, labels: Any) -> float:
+    """Return the mean loss of ids (B, T) with labels (B, T), each operation by its reference, in float64."""
+    batch, length = ids.shape
+    cos, sin = _wide(*rope.rope_table(length, config.resolved_head_dim, config.rope_theta))
+    positions = np.tile(np.arange(length, dtype=np.int32), batch)
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    starts = np.zeros(batch * length, np.int32)
+    x = embedding.embedding_forward_ref(ids.ravel(), weights["token_embedding"])
+    for i in range(config.num_layers):
+        w = SimpleNamespace(**{n.split(".")[2]: v for n, v in weights.items() if n.startswith(f"layers.{i}.")})
+        n, _ = rms_norm.rms_norm_forward_ref(x, w.attn_norm, config.norm_eps)
+        q = rope.rope_forward_ref(n @ w.w_q.T, cos, sin, positions, heads)
+        k = rope.rope_forward_ref(n @ w.w_k.T, cos, sin, positions, kv_heads)
+        att, _ = attention.attention_forward_ref(q, k, n @ w.w_v.T, starts, batch, heads, kv_heads)
+        x = x + att @ w.w_o.T
+        n, _ = rms_norm.rms_norm_forward_ref(x, w.ffn_norm, config.norm_eps)
+        x = x + swiglu.swiglu_forward_ref(np.concatenate((n @ w.w_gate.T, n @ w.w_up.T), axis=1)) @ w.w_down.T
+    hidden, _ = rms_norm.rms_norm_forward_ref(x, weights["final_norm"], config.norm_eps)
+    head = weights["token_embedding" if config.tie_embeddings else "output_proj"]
+    losses, _, _ = cross_entropy.cross_entropy_ref(hidden @ head.T, labels.ravel())
+    return float(losses.sum() / np.count_nonzero(labels >= 0))
+
+
+def _model(rng: np.random.Generator) -> Iterator[Check]:
+    config = TrainableModelConfig(
+        hidden_dim=24,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_dim=36,
+        vocab_size=61,
+        max_seq_len=13,
+        tie_embeddings=False,
+        seed=int(rng.integers(1 << 31)),
+    )
+    model = TrainableModel(config)
+    model.parameters.weights_flat *= np.float32(5)  # away from the initial, almost linear, state
+    ids = rng.integers(0, 61, (2, 13)).astype(np.int32)
+    labels = rng.integers(0, 61, (2, 13)).astype(np.int32)
+    labels[1, :3] = -100
+    loss = model.train_step(ids, labels)
+    weights = {name: view.astype(np.float64) for name, view in model.weights.items()}
+    expected = reference_loss(config, weights, ids, labels)
+    yield Check("model", "loss", "model = references", abs(loss - expected) / abs(expected), FORWARD)
+    for name, gradient in model.gradients.items():
+
+        def f(value: Any, name: str = name) -> float:
+            return reference_loss(config, {**weights, name: value}, ids, labels)
+
+        error = directional_error(f, weights[name], gradient.astype(np.float64), rng, directions=1)
+        yield Check("model", name, "gradient = differences", error, BACKWARD)
