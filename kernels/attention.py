@@ -14,7 +14,7 @@ segment in a packed row.  Samples of a batch never see each other.
 
 No T x T matrix is stored.  A block of queries walks over blocks of keys with a running maximum m and sum l of its softmax
 (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention", algorithm 1), and backward computes p again from lse.  Each of the seven
-products is `simd.tile` on packed panels.  All gradients are overwritten.  A task of the backward owns one key/value head of one
+products is `tiles.tile` on packed panels.  All gradients are overwritten.  A task of the backward owns one key/value head of one
 sample, with all query heads that share it, so no two threads write to the same place.
 """
 
@@ -24,7 +24,8 @@ import numba
 import numpy as np
 
 from ._jit import helper, kernel, prange
-from .simd import COLUMNS, LANES, ROWS, exp, largest, pack_columns, pack_rows, tile
+from .simd import exp, largest
+from .tiles import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, tile
 
 QUERIES = 64  # queries of a block
 KEYS = 192  # keys of a block, forward
@@ -85,34 +86,6 @@ def _multiply(c, i0, j0, rows, columns, a, b, depth, add):
         for i in range(0, rows, ROWS):
             m = min(ROWS, rows - i)
             tile(c, c, i0 + i, j0 + j, m, n, a, i * depth, b, j * depth, depth, add)
-
-
-@helper
-def _pack_left(panels, x, i, j, rows, depth):
-    """Panels of A from rows [i, i+rows) of x, columns [j, j+depth)."""
-    for r in range(0, rows, ROWS):
-        pack_rows(panels, r * depth, ROWS, x, i + r, j, min(ROWS, rows - r), depth)
-
-
-@helper
-def _pack_left_transposed(panels, x, i, j, columns, depth):
-    """Panels of A from columns [j, j+columns) of x, rows [i, i+depth)."""
-    for r in range(0, columns, ROWS):
-        pack_columns(panels, r * depth, ROWS, x, i, j + r, min(ROWS, columns - r), depth)
-
-
-@helper
-def _pack_right(panels, x, i, j, columns, depth):
-    """Panels of B from columns [j, j+columns) of x, rows [i, i+depth)."""
-    for c in range(0, columns, COLUMNS):
-        pack_columns(panels, c * depth, COLUMNS, x, i, j + c, min(COLUMNS, columns - c), depth)
-
-
-@helper
-def _pack_right_transposed(panels, x, i, j, rows, depth):
-    """Panels of B from rows [i, i+rows) of x, columns [j, j+depth)."""
-    for r in range(0, rows, COLUMNS):
-        pack_rows(panels, r * depth, COLUMNS, x, i + r, j, min(COLUMNS, rows - r), depth)
 
 
 @helper
@@ -191,15 +164,15 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stat
         m[:rows] = -np.inf
         l[:rows] = 0
         acc[:rows] = 0
-        _pack_left(left, q, row, q_column, rows, head_dim)
+        pack_a(left, 0, q, row, q_column, rows, head_dim)
         first = _first_visible(starts, row, rows) // KEYS * KEYS
         for j0 in range(first, t0 + rows, KEYS):
             columns = min(KEYS, t0 + rows - j0)
-            _pack_right_transposed(right, k, b * time + j0, kv_column, columns, head_dim)
+            pack_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim)
             _multiply(s, 0, 0, rows, columns, left, right, head_dim, False)
             _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale)
-            _pack_left(left_p, s, 0, 0, rows, columns)
-            _pack_right(right, v, b * time + j0, kv_column, head_dim, columns)
+            pack_a(left_p, 0, s, 0, 0, rows, columns)
+            pack_b(right, 0, v, b * time + j0, kv_column, head_dim, columns)
             _multiply(acc, 0, 0, rows, head_dim, left_p, right, columns, True)
         for r in range(rows):
             _scaled_copy(o[row + r, q_column : q_column + head_dim], acc[r], np.float32(1) / l[r])
@@ -246,9 +219,9 @@ def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, h
         for j0 in range(0, time, BLOCK_BACKWARD):
             columns = min(BLOCK_BACKWARD, time - j0)
             key = b * time + j0
-            _pack_right_transposed(k_t, k, key, kv, columns, head_dim)
-            _pack_right_transposed(v_t, v, key, kv, columns, head_dim)
-            _pack_right(k_n, k, key, kv, head_dim, columns)
+            pack_b_transposed(k_t, 0, k, key, kv, columns, head_dim)
+            pack_b_transposed(v_t, 0, v, key, kv, columns, head_dim)
+            pack_b(k_n, 0, k, key, kv, head_dim, columns)
             for h in range(g * group, (g + 1) * group):
                 c = h * head_dim
                 for t0 in range(j0, time, BLOCK_BACKWARD):
@@ -259,16 +232,16 @@ def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, h
                         continue
                     more_keys = first < j0  # an earlier block has written dq
                     more_queries = t0 > j0 or h > g * group  # the same of dk and dv; the block on the diagonal is never left out
-                    _pack_left(q_l, q, row, c, rows, head_dim)
-                    _pack_left(do_l, do, row, c, rows, head_dim)
-                    _pack_right(q_r, q, row, c, head_dim, rows)
-                    _pack_right(do_r, do, row, c, head_dim, rows)
+                    pack_a(q_l, 0, q, row, c, rows, head_dim)
+                    pack_a(do_l, 0, do, row, c, rows, head_dim)
+                    pack_b(q_r, 0, q, row, c, head_dim, rows)
+                    pack_b(do_r, 0, do, row, c, head_dim, rows)
                     _multiply(p, 0, 0, rows, columns, q_l, k_t, head_dim, False)
                     _multiply(dp, 0, 0, rows, columns, do_l, v_t, head_dim, False)
                     _softmax_backward(p, dp, lse[h], delta[h], starts, row, t0, j0, rows, columns, scale)
-                    _pack_left_transposed(p_t, p, 0, 0, columns, rows)
-                    _pack_left_transposed(ds_t, dp, 0, 0, columns, rows)
-                    _pack_left(ds, dp, 0, 0, rows, columns)
+                    pack_a_transposed(p_t, 0, p, 0, 0, columns, rows)
+                    pack_a_transposed(ds_t, 0, dp, 0, 0, columns, rows)
+                    pack_a(ds, 0, dp, 0, 0, rows, columns)
                     _multiply(dv, key, kv, columns, head_dim, p_t, do_r, rows, more_queries)
                     _multiply(dk, key, kv, columns, head_dim, ds_t, q_r, rows, more_queries)
                     _multiply(dq, row, c, rows, head_dim, ds, k_n, columns, more_keys)
@@ -289,7 +262,7 @@ class _Scratch:
             return self
         self.head_dim = head_dim
         longest = max(KEYS, QUERIES, BLOCK_BACKWARD, head_dim)
-        size = (longest + max(COLUMNS, ROWS)) * longest + LANES
+        size = (longest + max(COLUMNS, ROWS)) * longest
         self.scores = np.empty((threads, QUERIES, KEYS), np.float32)
         self.sums = np.empty((threads, QUERIES, head_dim), np.float32)
         self.stats = np.empty((threads, 2, QUERIES), np.float32)

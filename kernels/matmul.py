@@ -5,7 +5,7 @@
                dw = dyᵀ x       (N, M) x (N, K)  -> (M, K)     product(dw, dy, x, transpose_a=True, addend=dw)
 
 The three products of a linear layer are one kernel, because both operands are *packed* first: copied into panels that the
-register tile (`simd.tile`) reads straight through.  Transposing is only another way of packing, and so is any storage format of weights.
+register tile (`tiles.tile`) reads straight through.  Transposing is only another way of packing, and so is any storage format of weights.
 
     for each slab of B: DEPTH rows x as many columns as PACKED floats hold      (stays in the last-level cache)
         pack it, all threads together
@@ -24,7 +24,7 @@ import numba
 import numpy as np
 
 from ._jit import kernel, prange
-from .simd import COLUMNS, LANES, ROWS, pack_columns, pack_rows, tile
+from .tiles import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, tile
 
 SLICE = 512  # depth of one pass of the tile; a panel of A is at most 16 KB
 DEPTH = 2048  # depth of a packed slab of B
@@ -62,9 +62,9 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, bloc
                 j = j0 + q * COLUMNS
                 n = min(COLUMNS, columns - j)
                 if transpose_b:
-                    pack_rows(packed_b, q * COLUMNS * slab_depth, COLUMNS, b, j, k0, n, slab_depth)
+                    pack_b_transposed(packed_b, q * COLUMNS * slab_depth, b, j, k0, n, slab_depth)
                 else:
-                    pack_columns(packed_b, q * COLUMNS * slab_depth, COLUMNS, b, k0, j, n, slab_depth)
+                    pack_b(packed_b, q * COLUMNS * slab_depth, b, k0, j, n, slab_depth)
             for index in prange(blocks):
                 mine = packed_a[numba.get_thread_id()]
                 first = index * block
@@ -72,12 +72,10 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, bloc
                 for s in range(0, slab_depth, SLICE):
                     k = min(SLICE, slab_depth - s)
                     base = add or k0 + s > 0
-                    for i in range(first, last, ROWS):
-                        m = min(ROWS, last - i)
-                        if transpose_a:
-                            pack_columns(mine, (i - first) * k, ROWS, a, k0 + s, i, m, k)
-                        else:
-                            pack_rows(mine, (i - first) * k, ROWS, a, i, k0 + s, m, k)
+                    if transpose_a:
+                        pack_a_transposed(mine, 0, a, k0 + s, first, last - first, k)
+                    else:
+                        pack_a(mine, 0, a, first, k0 + s, last - first, k)
                     for q in range(panels):
                         j = j0 + q * COLUMNS
                         n = min(COLUMNS, columns - j)
@@ -102,8 +100,8 @@ class _Scratch:
     def buffers(self):
         if self.threads < numba.config.NUMBA_NUM_THREADS:
             self.threads = numba.config.NUMBA_NUM_THREADS
-            self.a = np.empty((self.threads, BLOCK * SLICE + LANES), np.float32)
-            self.b = np.empty(PACKED + COLUMNS * DEPTH + LANES, np.float32)
+            self.a = np.empty((self.threads, BLOCK * SLICE), np.float32)
+            self.b = np.empty(PACKED + COLUMNS * DEPTH, np.float32)
         return self.a, self.b
 
 

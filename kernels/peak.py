@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from ._jit import kernel, prange
-from .simd import COLUMNS, ROWS, tile
+from .tiles import COLUMNS, ROWS, tile
 
 DEPTH = 256  # panels of 8 and 48 KiB: first-level cache
 
