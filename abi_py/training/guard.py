@@ -13,6 +13,8 @@ def bad_rows(token_losses: np.ndarray) -> str:
     """Name the rows of a batch whose losses (B, T) are not all finite."""
     losses = np.asarray(token_losses)
     rows = np.flatnonzero(~np.isfinite(losses).reshape(losses.shape[0], -1).all(axis=1))
+    if not rows.size:  # the losses are finite, their sum is not
+        return "the sum over the batch"
     return f"row{'s' if rows.size > 1 else ''} {_list([str(row) for row in rows])} of the batch"
 
 
