@@ -141,7 +141,8 @@ def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate):
         if whole:
             x_rows = x[chunk]
         else:
-            x_rows = np.take(x, chunk, axis=0, out=_scratch.rows_of("gathered", count, x.shape[1]))
+            x_rows = _scratch.rows_of("gathered", count, x.shape[1])
+            np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = _scratch.rows_of("logits", count, w.shape[0])
         product(z, x_rows, w, transpose_b=True)
         cross_entropy(z, losses, hits, labels, rows, first, float(smoothing), float(scale), backward)
