@@ -6,6 +6,7 @@
 Batches are (B, T) ids; inside, all is rows: N = B T.  Samples never see each other, and neither do the segments of a packed row.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +100,12 @@ class TrainableModel:
         return float(global_norm(self.parameters.gradients_flat))
 
     def clip_gradients(self, max_norm: float) -> float:
-        """Scale the gradient down to length `max_norm` if it is longer; return the length before."""
+        """Scale the gradient down to length `max_norm` if it is longer; return the length before.
+
+        A length that is NaN or infinite is returned, and the gradient left as it is; so it is for a `max_norm` of 0 (off).
+        """
         norm = self.compute_gradient_norm()
-        if norm > max_norm > 0:
+        if norm > max_norm > 0 and math.isfinite(norm):
             self.scale_gradients(max_norm / norm)
         return norm
 
@@ -299,6 +303,8 @@ class TrainableModel:
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction ({reduction}) must be mean or sum")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
         ids = self._ids(input_ids)
         self._check_ids(ids, input_ids)
         targets = self._labels(labels, ids.shape).ravel()
