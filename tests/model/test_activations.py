@@ -1,0 +1,189 @@
+"""The arena: gradient checkpointing, its memory, reuse, and no allocation once it is there."""
+
+import gc
+import tracemalloc
+
+import numpy as np
+import pytest
+from llama_reference import make_batch, make_model
+
+from abi_py.config import CheckpointingStrategy
+from abi_py.kernels import cross_entropy
+from abi_py.kernels._jit import JIT
+from abi_py.kernels.optimizers import adamw_, parameter_chunks
+from abi_py.model.activations import ATTENTION_ENTRIES, saved_table, slot
+
+LAYERS = 5
+STRATEGIES = [
+    {"checkpointing": "every_n_layers", "checkpoint_interval": 1},
+    {"checkpointing": "every_n_layers", "checkpoint_interval": 2},
+    {"checkpointing": "every_n_layers", "checkpoint_interval": 3},
+    {"checkpointing": "every_n_layers", "checkpoint_interval": 99},
+    {"checkpointing": "attention_only"},
+    {"checkpointing": "full"},
+]
+
+
+def identify(options):
+    return " ".join(str(value) for value in options.values())
+
+
+def step(model, ids, labels, **options):
+    model.zero_gradients()
+    result = model.compute_loss(ids, labels, backward=True, **options)
+    return result.loss, model.parameters.gradients_flat.copy()
+
+
+# -- checkpointing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("options", STRATEGIES, ids=identify)
+def test_strategies_give_the_same_bits(rng, options, tied):
+    """What is computed again is computed in the same way: gradients agree to the last bit."""
+    plain = make_model(4.0, num_layers=LAYERS, tie_embeddings=tied)
+    model = make_model(4.0, num_layers=LAYERS, tie_embeddings=tied, **options)
+    ids, labels = make_batch(rng, plain, 2, 17)
+    segments = np.sort(rng.integers(0, 3, ids.shape))
+    for marks in ({}, {"segment_ids": segments}):
+        expected, got = step(plain, ids, labels, **marks), step(model, ids, labels, **marks)
+        assert got[0] == expected[0]
+        assert got[1].tobytes() == expected[1].tobytes()
+    dlogits = rng.standard_normal((2, 17, 97)).astype(np.float32)
+    for each in (plain, model):
+        each.zero_gradients()
+        each.forward(ids)
+        each.backward(dlogits)
+    assert plain.parameters.gradients_flat.tobytes() == model.parameters.gradients_flat.tobytes()
+
+
+def arena_bytes(model):
+    return sum(array.nbytes for array in model._arena._flat.values())
+
+
+@pytest.mark.parametrize("options", [{}, *STRATEGIES], ids=identify)
+def test_the_plan_is_what_is_allocated(rng, monkeypatch, options):
+    monkeypatch.setattr(cross_entropy, "_scratch", cross_entropy._Scratch())
+    model = make_model(4.0, num_layers=LAYERS, **options)
+    ids, labels = make_batch(rng, model, 2, 16, ignored=0)
+    model.train_step(ids, labels)
+    plan = model.memory_plan(2, 16)
+    assert plan["weights"] == model.parameters.weights_flat.nbytes
+    assert plan["gradients"] == model.parameters.gradients_flat.nbytes
+    assert plan["moments"] == 2 * plan["weights"]
+    assert plan["saved activations"] + plan["scratch"] == arena_bytes(model)
+    assert plan["logits"] == cross_entropy._scratch.logits.nbytes
+
+
+def test_strategies_save_memory():
+    """none, every two layers, full: each saves less; attention_only keeps its entries for one layer alone."""
+
+    def saved(**options):
+        return make_model(num_layers=LAYERS, **options).memory_plan(2, 16)["saved activations"]
+
+    none = saved()
+    row = 4 * sum(saved_table(make_model().config).values())
+    assert none == 2 * 16 * LAYERS * row
+    every_two = saved(checkpointing="every_n_layers", checkpoint_interval=2)
+    full = saved(checkpointing="full")
+    assert none > every_two > full
+    assert full == 2 * 16 * (row + 4 * 48 * (LAYERS - 1))  # one layer's arrays, and the inputs of the others
+    table = saved_table(make_model().config)
+    attention = 4 * sum(table[name] for name in ATTENTION_ENTRIES)
+    assert saved(checkpointing="attention_only") == none - 2 * 16 * attention * (LAYERS - 1)
+    assert saved(checkpointing="every_n_layers", checkpoint_interval=99) == none
+
+
+@pytest.mark.parametrize("options", [{}, *STRATEGIES], ids=identify)
+def test_inputs_of_layers_never_share_an_array(options):
+    """Within a segment each layer has an input of its own, and so has the first layer of each segment."""
+    config = make_model(num_layers=LAYERS, **options).config
+    length = {"none": LAYERS, "attention_only": LAYERS, "full": 1}.get(config.checkpointing.value)
+    length = length or config.checkpoint_interval
+    for start in range(0, LAYERS, length):
+        inside = range(start, min(start + length, LAYERS))
+        assert len({slot(config, layer, "x") for layer in inside}) == len(inside)
+    firsts = {slot(config, layer, "x") for layer in range(0, LAYERS, length)}
+    others = {slot(config, layer, "x") for layer in range(LAYERS) if layer % length}
+    assert not firsts & others
+    assert len(firsts) == len(range(0, LAYERS, length))
+
+
+def test_every_strategy_is_tested():
+    tested = {options["checkpointing"] for options in STRATEGIES} | {"none"}
+    assert tested == {strategy.value for strategy in CheckpointingStrategy}
+
+
+# -- reuse ---------------------------------------------------------------------------------------
+
+
+def test_other_shapes_use_the_same_memory(rng):
+    model = make_model(4.0)
+    sizes = [(3, 20), (2, 13), (1, 1), (4, 15), (60, 1), (1, 32), (3, 20)]
+    batches = [make_batch(rng, model, *size) for size in sizes]
+    model.train_step(*batches[0])
+    arrays = {key: id(array) for key, array in model._arena._flat.items()}
+    for batch in batches:
+        got, fresh = step(model, *batch), step(make_model(4.0), *batch)
+        assert got[0] == fresh[0]
+        assert got[1].tobytes() == fresh[1].tobytes()
+    assert {key: id(array) for key, array in model._arena._flat.items()} == arrays
+
+
+def test_a_larger_batch_makes_the_arena_grow(rng):
+    model = make_model(4.0)
+    model.train_step(*make_batch(rng, model, 1, 5))
+    small = arena_bytes(model)
+    batch = make_batch(rng, model, 3, 20)
+    got, fresh = step(model, *batch), step(make_model(4.0), *batch)
+    assert got[1].tobytes() == fresh[1].tobytes()
+    assert arena_bytes(model) == 12 * small
+
+
+def test_two_models_do_not_disturb_each_other(rng):
+    one, other = make_model(4.0), make_model(4.0, seed=9)
+    ids, _ = make_batch(rng, one)
+    dlogits = rng.standard_normal((2, 13, 97)).astype(np.float32)
+    one.forward(ids)
+    one.backward(dlogits)
+    expected = one.parameters.gradients_flat.copy()
+    one.zero_gradients()
+    one.forward(ids)
+    other.forward(ids[:, ::-1])
+    other.backward(dlogits)
+    one.backward(dlogits)
+    assert one.parameters.gradients_flat.tobytes() == expected.tobytes()
+
+
+@pytest.mark.skipif(not JIT, reason="plain Python makes arrays in every operation")
+@pytest.mark.parametrize("options", [{}, {"checkpointing": "full"}, {"tie_embeddings": False}], ids=identify)
+def test_a_step_allocates_nothing_but_its_result(rng, options):
+    """What Python and NumPy allocate during a later step is far smaller than any of its arrays, and does not grow."""
+    model = make_model(4.0, hidden_dim=64, vocab_size=499, max_seq_len=64, **options)
+    table, flat = model.parameters.table, model.parameters.weights_flat
+    chunks, decay = parameter_chunks([t.offset for t in table], [t.size for t in table], [t.decay for t in table])
+    m, v = np.zeros_like(flat), np.zeros_like(flat)
+    batches = [make_batch(rng, model, 8, 64) for _ in range(3)]  # the residual stream alone is 128 KiB
+
+    def train(number):
+        model.zero_gradients()
+        model.train_step(*batches[number % 3])
+        norm = model.compute_gradient_norm()
+        gradients = model.parameters.gradients_flat
+        adamw_(flat, m, v, gradients, chunks, decay, 1e-4, 0.9, 0.999, 1e-8, 0.01, number + 1, 1 / max(norm, 1.0))
+
+    for number in range(3):
+        train(number)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        train(3)
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for number in range(4, 12):
+            train(number)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 60_000
+    assert after - before < 5_000
