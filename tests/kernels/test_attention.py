@@ -8,8 +8,8 @@ from gradcheck import check_close, check_gradient
 
 from abi_py.kernels._jit import JIT
 from abi_py.kernels.attention import (
+    BLOCK_BACKWARD,
     KEYS,
-    KEYS_BACKWARD,
     QUERIES,
     attention_backward,
     attention_backward_ref,
@@ -26,7 +26,7 @@ SMALL = [
     (1, QUERIES + 1, 2, 1, 17),  # a second block of queries
 ]
 LARGE = [
-    (2, KEYS_BACKWARD + 1, 2, 1, 16),
+    (2, BLOCK_BACKWARD + 1, 2, 1, 16),
     (1, KEYS, 1, 1, 64),
     (2, 2 * KEYS + 5, 4, 2, 24),  # three blocks of keys, seven of queries
     (1, 131, 3, 3, 200),  # heads wider than a block of keys

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from abi_py.kernels import matmul as module
 from abi_py.kernels._jit import JIT
 from abi_py.kernels.matmul import BLOCK, DEPTH, PACKED, SLICE, matmul, product, product_ref
-from abi_py.kernels.simd import COLUMNS, LANES, ROWS
+from abi_py.kernels.simd import LANES
+from abi_py.kernels.tiles import COLUMNS, ROWS
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 

@@ -6,7 +6,7 @@ import pytest
 
 from abi_py.kernels import peak
 from abi_py.kernels._jit import JIT
-from abi_py.kernels.simd import COLUMNS, ROWS
+from abi_py.kernels.tiles import COLUMNS, ROWS
 
 
 def test_the_tile_is_repeated_as_often_as_is_counted():
