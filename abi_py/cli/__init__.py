@@ -37,6 +37,10 @@ class Group(click.Group):
             return None
         return importlib.import_module(f".{cmd_name}", __name__).command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show the help where nothing is asked for."""
+        return super().parse_args(ctx, args or ["--help"])
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb; an unknown one gets a suggestion."""
         name = args[0]

@@ -50,7 +50,7 @@ def command(ctx: click.Context, where: Path, **_: Any) -> None:
     run, directory = changed(found.path, given_values(ctx))
     reason = finished(state, run.training)
     if reason:
-        more = f"--epochs {run.training.epochs + 10}" if state.epoch >= run.training.epochs else "--max-steps 0"
+        more = f"--epochs {run.training.epochs + 10}" if "epochs" in reason else "--max-steps 0"
         say(
             console,
             "finished",
@@ -108,7 +108,10 @@ def finished(state: Any, config: LlmTrainingConfig) -> str:
         return f"early stopping ended this run at step {state.global_step}"
     if state.evaluation_due or state.micro_step:
         return ""
-    if state.epoch >= config.epochs:
+    # The last checkpoint may stand at the very end of its epoch, before this counts as finished.
+    rows = -(-(state.data["identity"]["length"] - 1) // config.max_seq_len) if state.data else 0
+    at_end = rows > 0 and state.batch_position >= -(-rows // config.batch_size)
+    if state.epoch + at_end >= config.epochs:
         return f"all {config.epochs} epochs are done (step {state.global_step})"
     if config.max_steps and state.global_step >= config.max_steps:
         return f"max_steps ({config.max_steps}) is reached (step {state.global_step})"

@@ -107,8 +107,13 @@ def merged(flags: dict[str, dict[str, Any]], file: dict[str, dict[str, Any]]) ->
 
 def check_early(values: dict[str, dict[str, Any]]) -> None:
     """Raise ConfigError for what is wrong whatever the data: before they are opened."""
-    LlmTrainingConfig.from_dict({**values["training"], **timeless(values["training"])})
-    TrainableModelConfig.from_dict({"vocab_size": 257, **values["model"]})
+    training = LlmTrainingConfig.from_dict({**values["training"], **timeless(values["training"])})
+    model = TrainableModelConfig.from_dict({"vocab_size": 257, "max_seq_len": training.max_seq_len, **values["model"]})
+    if training.max_seq_len > model.max_seq_len:
+        raise ConfigError(
+            f"max_seq_len ({training.max_seq_len}) of the training must not exceed the model's ({model.max_seq_len}); "
+            "leave --model-max-seq-len out"
+        )
     early = EarlyStoppingConfig.from_dict(values["early_stopping"])
     if early.enabled and values["data"].get("valid_fraction", 1) == 0:
         raise ConfigError("valid_fraction (0) must be above 0 for early stopping; try 0.05, or --no-early-stopping")

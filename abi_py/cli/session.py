@@ -165,7 +165,8 @@ def describe_model(model: TrainableModelConfig) -> str:
     """Return one line about the model's shape."""
     return (
         f"{model.num_params():,} parameters: {model.num_layers} layers, width {model.hidden_dim}, "
-        f"{model.num_heads} heads ({model.num_kv_heads} for keys), feed-forward {model.intermediate_dim}, vocabulary {model.vocab_size}"
+        f"{model.num_heads} heads ({model.num_kv_heads} for keys), feed-forward {model.intermediate_dim}, "
+        f"vocabulary {model.vocab_size}"
     )
 
 

@@ -1,0 +1,63 @@
+"""What the tests of the command line share: calling it here, and in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abi_py.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 "
+    "--max-seq-len 16 --batch-size 4 --epochs 2 --corpus-bytes 3000 --sample-tokens 8"
+)
+
+
+@pytest.fixture
+def tiny():
+    """Return the flags of a run that takes a second."""
+    return TINY.split()
+
+
+@pytest.fixture
+def abi_train(tmp_path, monkeypatch, capsys):
+    """Return a function that calls abi-train in an empty directory and gives exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Return a function that starts abi-train in a process of its own, with pipes, in an empty directory."""
+    started = []
+
+    def start(*arguments, **settings):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **settings.pop("env", {})}
+        child = subprocess.Popen(
+            [sys.executable, "-m", "abi_py", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            **settings,
+        )
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()

@@ -1,0 +1,146 @@
+"""Wrong calls, help, and the flags: made from the config classes, all of them, once."""
+
+import re
+
+import pytest
+
+from abi_py import __version__
+from abi_py.cli import VERBS, cli
+from abi_py.cli.options import FieldOption
+from abi_py.cli.session import RUN_SECTIONS
+from abi_py.config import fields_of
+
+
+def verb(name):
+    return cli.get_command(None, name)
+
+
+def one_line(err):
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rum"], "did you mean run?"),
+        (["zzzzz"], "the verbs are run, resume"),
+        (["--nope"], "--nope"),
+        (["run", "--epocs", "3"], "--epochs"),
+        (["run", "--epochs", "many"], "must be a whole number"),
+        (["run", "--epochs", "0"], "epochs (0) must be at least 1"),
+        (["run", "--optimizer", "adamx"], "did you mean adam"),
+        (["run", "--hidden-dim", "100", "--num-heads", "8"], "hidden_dim (100) must be a multiple of num_heads (8)"),
+        (["run", "--warmup-steps", "50", "--decay-steps", "20"], "warmup_steps (50) must not exceed decay_steps (20)"),
+        (["run", "--mixed-precision", "bf16"], "must be fp32"),
+        (["run", "--use-gpu"], "use_gpu"),
+        (["run", "--learning-rate", "-1"], "learning_rate (-1.0) must be a positive number"),
+        (["run", "--valid-fraction", "1"], "valid_fraction (1.0) must be at least 0 and below 1"),
+        (["run", "--valid-fraction", "0", "--early-stopping"], "early stopping"),
+        (["run", "--vocab-size", "100"], "vocab_size (100) must be at least 257"),
+        (["run", "--model-max-seq-len", "8", "--dry-run"], "must not exceed the model's (8)"),
+        (["run", "--data", "missing.txt"], "missing.txt"),
+        (["run", "--config", "missing.yaml"], "missing.yaml"),
+        (["resume"], "RUN|CHECKPOINT"),
+        (["resume", "missing"], "missing"),
+        (["tokenize", "missing.txt", "-o", "x.bin"], "missing.txt"),
+        (["tokenize"], "INPUT"),
+        (["info", "extra"], "extra"),
+    ],
+)
+def test_wrong_calls_are_one_line_and_exit_2(abi_train, tmp_path, arguments, expected):
+    code, out, err = abi_train(*arguments)
+    assert code == 2
+    assert expected in one_line(err)
+    assert out == "" or arguments[-1] == "--dry-run"
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.bin", b"", "is empty"),
+        ("odd.bin", b"12345", "not a multiple of 4"),
+        ("image.txt", b"a\0b", "is not text"),
+        ("short.txt", b"a", "each part needs at least 2"),
+    ],
+)
+def test_bad_data_exits_1(abi_train, tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    code, _, err = abi_train("run", "--data", name)
+    assert code == 1
+    assert name in err
+    assert expected in one_line(err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ids_beyond_the_vocabulary_name_the_offset(abi_train, tmp_path, tiny):
+    (tmp_path / "ids.bin").write_bytes(b"\1\0\0\0" * 200 + b"\7\0\0\0" + b"\1\0\0\0" * 200)
+    code, _, err = abi_train("run", *tiny, "--data", "ids.bin", "--vocab-size", "5", "--out", "r")
+    assert code == 1
+    assert "token 200 (byte 800) is id 7" in one_line(err)
+
+
+def test_debug_shows_the_traceback(process):
+    for arguments in (["--debug", "run", "--epochs", "0"], ["run", "--epochs", "0", "--debug"]):
+        child = process(*arguments)
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 1
+        assert "Traceback" in err
+
+
+def test_no_arguments_shows_the_verbs(abi_train):
+    code, out, err = abi_train()
+    text = out + err
+    assert code == 0
+    for name in VERBS:
+        assert re.search(rf"^  {name}\b", text, re.MULTILINE)
+
+
+def test_version(abi_train):
+    assert abi_train("--version")[:2] == (0, f"abi-train, version {__version__}\n")
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_help_opens_with_a_command_that_is_accepted(abi_train, monkeypatch, name):
+    code, out, _ = abi_train(name, "--help")
+    assert code == 0
+    first = out.splitlines()[0]
+    assert first == f"Example: {verb(name).example}"
+    words = first.split()[2:]
+    assert words[0] == name
+    monkeypatch.setattr("click.Path.convert", lambda self, value, param, ctx: value)  # its files need not exist
+    verb(name).make_context(name, words[1:])
+
+
+@pytest.mark.parametrize("name", ["run", "resume"])
+def test_every_field_is_one_flag(name):
+    wanted = [(section, option.name) for section, cls in RUN_SECTIONS.items() for option in fields_of(cls)]
+    flags = [param for param in verb(name).params if isinstance(param, FieldOption)]
+    assert [(flag.section, flag.field) for flag in flags] == wanted
+    spelled = [text for param in verb(name).params for text in (*param.opts, *param.secondary_opts)]
+    assert len(spelled) == len(set(spelled))
+    for flag in flags:
+        option = next(o for o in fields_of(RUN_SECTIONS[flag.section]) if o.name == flag.field)
+        assert option.help in flag.help
+
+
+def test_help_tells_the_defaults(abi_train):
+    out = " ".join(abi_train("run", "--help")[1].split())
+    for text in ("[steps of the whole run]", "passes over the data [10]", "Model options:", "--lr, --learning-rate"):
+        assert text in out
+
+
+def test_help_is_quick_and_compiles_nothing(process):
+    import subprocess
+    import sys
+    import time
+
+    code = "import sys; from abi_py.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit('numba' in sys.modules or 'rich' in sys.modules)"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=None, cwd=None)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - began < 3  # a tenth of that on an idle machine

@@ -1,0 +1,218 @@
+"""`run` and `resume`: what they leave behind, precedence, the plan, going on, stopping."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import yaml
+
+from abi_py.config import load_yaml
+from abi_py.formats.safetensors import read_safetensors
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(checkpoint):
+    return (checkpoint / "model.safetensors").read_bytes()
+
+
+def only_checkpoint(run, step):
+    return run / "checkpoints" / f"llm_step_{step}"
+
+
+def test_a_run_leaves_config_metrics_report_and_checkpoints(abi_train, tmp_path, tiny):
+    code, out, err = abi_train("run", *tiny)
+    assert (code, err) == (0, "")
+    (run,) = (tmp_path / "runs").iterdir()
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "report.json"]
+
+    report = json.loads((run / "report.json").read_text())
+    steps = report["total_steps"]
+    assert report["epochs"] == 2
+    assert report["checkpoint"] == str(only_checkpoint(run, steps))
+    records = lines(run / "metrics.jsonl")
+    logged = [record for record in records if record["type"] == "step"]
+    assert logged
+    for record in logged:
+        assert {"step", "loss", "learning_rate", "grad_norm", "tokens_per_second"} <= set(record)
+    assert len([record for record in records if record["type"] == "evaluation"]) == 2  # one an epoch
+    tensors = read_safetensors(only_checkpoint(run, steps) / "model.safetensors")
+    assert all(np.isfinite(tensor).all() for tensor in tensors.values())
+
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert set(config) == {"model", "training", "early_stopping", "data"}
+    assert config["training"]["decay_steps"] == steps
+    assert config["model"]["vocab_size"] == 257
+    for text in ("training loss", "bits per byte", "sample", "abi-train resume"):
+        assert text in out
+    assert "\x1b" not in out  # plain where there is no terminal
+
+
+def test_flag_beats_file_beats_default(abi_train, tmp_path, tiny):
+    (tmp_path / "mine.yaml").write_text("training:\n  epochs: 7\n  beta1: 0.8\nmodel:\n  rope_theta: 500.0\n")
+    code, _, err = abi_train("run", *tiny, "--config", "mine.yaml", "--out", "r")
+    assert (code, err) == (0, "")
+    training = yaml.safe_load((tmp_path / "r/config.yaml").read_text())["training"]
+    assert (training["epochs"], training["beta1"], training["weight_decay"]) == (2, 0.8, 0.01)
+
+
+def test_the_config_of_a_run_is_a_config_file(abi_train, tmp_path, tiny):
+    assert abi_train("run", *tiny, "--out", "a")[0] == 0
+    text = (tmp_path / "a/config.yaml").read_text().replace(str(tmp_path / "a"), str(tmp_path / "b"))
+    (tmp_path / "again.yaml").write_text(text)
+    assert abi_train("run", "--config", "again.yaml", "--out", "b")[0] == 0
+    (last,) = {path.name for path in (tmp_path / "a/checkpoints").iterdir() if path.name.endswith("0")} & {
+        path.name for path in (tmp_path / "b/checkpoints").iterdir()
+    } or {(tmp_path / "a/checkpoints/latest").read_text().strip()}
+    assert weights(tmp_path / "a/checkpoints" / last) == weights(tmp_path / "b/checkpoints" / last)
+
+
+def test_unknown_key_in_a_file_has_a_suggestion(abi_train, tmp_path):
+    (tmp_path / "mine.yaml").write_text("training:\n  learning_rat: 1\n")
+    code, _, err = abi_train("run", "--config", "mine.yaml")
+    assert code == 2
+    assert "did you mean learning_rate?" in err
+
+
+def test_dry_run_writes_nothing(abi_train, tmp_path, tiny):
+    code, out, err = abi_train("run", *tiny, "--dry-run")
+    assert (code, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    for text in ("parameters", "saved activations", "moments", "steps", "about", "MB on the disk"):
+        assert text in out
+
+
+def test_dry_run_of_a_model_that_does_not_fit(abi_train, monkeypatch):
+    monkeypatch.setattr("abi_py.cli.plan.available_memory", lambda: 1000)
+    code, out, _ = abi_train("run", "--hidden-dim", 16384, "--num-heads", 128, "--num-layers", 80, "--dry-run")
+    assert code == 0
+    assert "does not fit" in out
+    assert "--checkpointing full" in out
+
+
+def test_text_directory_tokens_and_their_vocabulary(abi_train, tmp_path, tiny):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("some words to learn, and some to check\n" * 40)
+    (tmp_path / "texts/b.png").write_bytes(b"\0\1")
+    code, out, _ = abi_train("run", *tiny, "--data", "texts", "--out", "from_text")
+    assert code == 0
+    assert "1 files left out" in out
+    code, out, _ = abi_train("tokenize", "texts", "-o", "train.bin")
+    assert code == 0
+    command = out.splitlines()[-1].removeprefix("next: abi-train ").split()
+    assert abi_train(*command, *tiny, "--out", "from_tokens")[0] == 0
+    (tmp_path / "ids.bin").write_bytes((np.arange(600) % 11).astype("<u4").tobytes())
+    code, out, _ = abi_train("run", *tiny, "--data", "ids.bin", "--out", "from_ids")
+    assert code == 0
+    assert load_yaml(tmp_path / "from_ids/checkpoints/llm_step_18/config.yaml")["model"]["vocab_size"] == 11
+    assert "vocabulary 11" in out
+    assert "sample   none" in out
+
+
+def test_a_directory_with_a_run_is_not_overwritten(abi_train, tiny):
+    assert abi_train("run", *tiny, "--out", "r", "--max-steps", 2)[0] == 0
+    code, _, err = abi_train("run", *tiny, "--out", "r")
+    assert code == 2
+    assert "abi-train resume r" in err
+
+
+def test_resume_equals_never_stopped(abi_train, tmp_path, tiny):
+    same = [*tiny, "--decay-steps", "60", "--warmup-steps", "4", "--grad-accum-steps", "3"]
+    assert abi_train("run", *same, "--out", "whole")[0] == 0
+    last = (tmp_path / "whole/checkpoints/latest").read_text().strip()
+    assert abi_train("run", *same, "--out", "cut", "--max-steps", 5)[0] == 0
+    code, out, _ = abi_train("resume", "cut", "--max-steps", 0)
+    assert code == 0
+    assert "resumed from" in out
+    assert weights(tmp_path / "whole/checkpoints" / last) == weights(tmp_path / "cut/checkpoints" / last)
+    steps = [record["step"] for record in lines(tmp_path / "cut/metrics.jsonl") if record["type"] == "step"]
+    assert steps == sorted(set(steps))
+
+
+def test_resume_takes_a_run_its_checkpoints_or_one_of_them(abi_train, tmp_path, tiny):
+    assert abi_train("run", *tiny, "--out", "r")[0] == 0
+    last = (tmp_path / "r/checkpoints/latest").read_text().strip()
+    for where in ("r", "r/checkpoints", f"r/checkpoints/{last}"):
+        code, out, _ = abi_train("resume", where)
+        assert code == 0
+        assert "all 2 epochs are done" in out
+    (tmp_path / "r").rename(tmp_path / "moved")
+    code, out, _ = abi_train("resume", "moved", "--epochs", 3)
+    assert code == 0
+    assert "epoch 3:" in out
+    assert "(decay_steps)" in out
+    assert yaml.safe_load((tmp_path / "moved/config.yaml").read_text())["training"]["epochs"] == 3
+
+
+def test_resume_refuses_what_cannot_go_on(abi_train, tmp_path, tiny):
+    assert abi_train("run", *tiny, "--out", "r", "--max-steps", 3)[0] == 0
+    code, _, err = abi_train("resume", "r", "--hidden-dim", 32, "--max-steps", 0)
+    assert code == 1
+    assert "hidden_dim is 16 there and 32 here" in err
+    code, _, err = abi_train("resume", "r", "--max-steps", 0, "--corpus-bytes", 2000)
+    assert code == 1
+    assert "not the data of the checkpoint" in err
+    (tmp_path / "r/checkpoints/llm_step_3/model.safetensors").write_bytes(b"x")
+    code, _, err = abi_train("resume", "r", "--max-steps", 0)
+    assert code == 1
+    assert "damaged" in err
+
+
+@pytest.mark.parametrize("magic", [b"ABIC", b"ABLC"])
+def test_resume_explains_zig_files(abi_train, tmp_path, magic):
+    (tmp_path / "llm_step_1.ckpt").write_bytes(magic + bytes(60))
+    code, _, err = abi_train("resume", "llm_step_1.ckpt")
+    assert code == 2
+    assert f"Zig {magic.decode()} file" in err
+    assert "load_checkpoint" in err
+
+
+def test_early_stopping_flags_switch_it_on(abi_train, tmp_path, tiny):
+    code, out, _ = abi_train("run", *tiny, "--out", "r", "--patience", 1, "--min-delta", 100)
+    assert code == 0
+    assert "stopped early" in out
+    assert json.loads((tmp_path / "r/report.json").read_text())["early_stopped"] is True
+    assert "early stopping ended this run" in abi_train("resume", "r")[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_everything(process, abi_train, tmp_path, tiny, number, code):
+    child = process("run", *tiny, "--epochs", 100000, "--out", "r", "--valid-fraction", 0)
+    for line in child.stdout:
+        if line.startswith("step 20/"):
+            break
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == code, err
+    assert "abi-train resume r" in out
+    report = json.loads((tmp_path / "r/report.json").read_text())
+    assert report["interrupted"] is True
+    step = report["total_steps"]
+    assert only_checkpoint(tmp_path / "r", step).is_dir()
+    code, out, _ = abi_train("resume", "r", "--max-steps", step + 3)
+    assert code == 0
+    assert f"at step {step}" in out
+
+
+def test_a_closed_pipe_stops_the_run_and_saves(process, tmp_path, tiny):
+    child = process("run", *tiny, "--epochs", 100000, "--out", "r", "--log-interval", 1)
+    for line in child.stdout:
+        if line.startswith("step 3/"):
+            break
+    child.stdout.close()
+    assert child.wait(timeout=60) == 141
+    assert "Traceback" not in child.stderr.read()
+    assert list((tmp_path / "r/checkpoints").glob("llm_step_*"))
+    child.stdout = None  # closed above; the fixture reads what is left of stderr
+
+
+def test_non_finite_training_stops_with_the_last_good_checkpoint(abi_train, tmp_path, tiny):
+    code, _, err = abi_train(
+        "run", *tiny, "--out", "r", "--learning-rate", 1e30, "--gradient-clip", 0, "--max-bad-steps", 2
+    )
+    assert code == 1
+    assert "2 updates in a row were skipped" in err
+    assert err.count("\n") == 1
