@@ -264,7 +264,7 @@ def test_columns_of_wide_matrices(rng):
     attention_forward(o, lse, *views, starts, B, H, G)
     attention_backward(*d_views, do_wide, *views, o, lse, delta, starts, B, H, G)
     for a, b in zip((o, lse, *d_views), expected, strict=True):
-        assert np.array_equal(a, b)
+        check_close(a, b, 1e-5)  # not to the bit: sums over strided rows are vectorised in another order
     assert (np.delete(o_wide, np.s_[4 : 4 + H * D], axis=1) == -1).all()
     assert np.array_equal(wide, before)
     beside = np.s_[edges[0] : edges[-1]]
