@@ -2,8 +2,8 @@
 
     import abi_py as abi
 
-The names are those of the ABI (`abi.ai` there).  They are loaded when they are first used, so the import itself takes a few
-milliseconds and compiles nothing.
+The names are those of the ABI (`abi.ai` there).  They are loaded when they are first used, so the import itself takes
+a few milliseconds and compiles nothing.
 """
 
 import importlib
@@ -66,7 +66,18 @@ _HOMES = {
     "train_llm": "training.trainer",
     "train_llm_with_validation": "training.trainer",
 }
-_MODULES = ("config", "data", "errors", "formats", "generation", "kernels", "model", "parameters", "training", "verification")
+_MODULES = (
+    "config",
+    "data",
+    "errors",
+    "formats",
+    "generation",
+    "kernels",
+    "model",
+    "parameters",
+    "training",
+    "verification",
+)
 
 __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test holds it equal to the tables above)
     "__version__",

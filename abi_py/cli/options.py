@@ -3,8 +3,7 @@
     flag beats file beats default        --config FILE.yaml, a file with the sections of a run's config.yaml
 
 A field `learning_rate` is the flag `--learning-rate`; a name that two sections share belongs to the first, and the
-other carries its
-section's name (`--model-max-seq-len`).  Some flags have the ABI's short spelling too.
+other carries its section's name (`--model-max-seq-len`).  Some flags have the ABI's short spelling too.
 """
 
 from collections.abc import Callable, Mapping

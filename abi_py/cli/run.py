@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 # What `run` does when it is told nothing; everything else has the default of its config class.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "model": {"hidden_dim": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 384},
+    "model": {"hidden_dim": 96, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 256},
     "training": {
-        "batch_size": 16,
+        "batch_size": 8,
         "max_seq_len": 128,
         "grad_accum_steps": 1,
         "learning_rate": 3e-3,
+        "weight_decay": 0.1,
     },
     "early_stopping": {"enabled": False},
     "data": {},
@@ -68,8 +69,7 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
     """Train a model from scratch and keep everything in one directory.
 
     Without arguments: ten epochs of a small byte-level model on the sources of Python's standard library, about a
-    minute.
-    Text is read as bytes; a .bin file holds u32 token ids (abi-train tokenize makes one).
+    minute. Text is read as bytes; a .bin file holds u32 token ids (abi-train tokenize makes one).
     """
     values = merged(given_values(ctx), read_run_config(config) if config else {})
     check_early(values)

@@ -47,7 +47,7 @@ class DataConfig(Config):
         flag="data",
     )
     valid_fraction: float = opt(0.05, "share of the tokens, at the end, kept for validation (0 = none)")
-    corpus_bytes: int = opt(400_000, "bytes of the standard library to train on when there is no --data")
+    corpus_bytes: int = opt(300_000, "bytes of the standard library to train on when there is no --data")
     prompt: str = opt("def ", "beginning of the sample at the end of the run (byte-level models)")
     sample_tokens: int = opt(200, "length of that sample (0 = no sample)")
 
@@ -94,8 +94,7 @@ def open_data(data: DataConfig, vocab_size: int | None) -> tuple["TokenizedDatas
     """Return training data, validation data, and the vocabulary's size (found out if None).
 
     Text has 257 ids, one for each byte and one for the end of a document.  A .bin file of unknown vocabulary is read
-    once for its
-    largest id.
+    once for its largest id.
     """
     from ..data.corpus import BYTE_VOCAB_SIZE, open_corpus, standard_library_corpus
 
@@ -192,7 +191,8 @@ def train(
 ) -> int:
     """Train to the end, show what came of it, and return the exit code."""
     from ..kernels.peak import measured_peak
-    from ..training.metrics import ConsoleSink, Event, JsonlSink
+    from ..training.events import Event
+    from ..training.metrics import ConsoleSink, JsonlSink
     from ..training.report import write_report
     from ..training.stop import GracefulStop
 

@@ -1,8 +1,8 @@
 """`abi-train trace`: one tiny training step, stage by stage.
 
 While the step runs, each kernel function that model and optimizer have imported is replaced by one that notes the call
-and passes it
-on; afterwards the originals are back.  So the table is what really happened, and `docs/flow.txt` is tested against it.
+and passes it on; afterwards the originals are back.  So the table is what really happened, and `docs/flow.txt` is
+tested against it.
 """
 
 import contextlib

@@ -29,8 +29,8 @@ def generate(
     """Return up to `max_new_tokens` ids (int32) that continue the ids `prompt` (n,), n >= 1.
 
     temperature 0 always takes the likeliest token; top_k 0 and top_p 1 switch those off.  Generation ends before the
-    id `stop`.
-    A context longer than the model's max_seq_len loses its beginning.  Each token costs a whole forward pass.
+    id `stop`. A context longer than the model's max_seq_len loses its beginning.  Each token costs a whole forward
+    pass.
     ConfigError for settings out of range; DataError for an empty prompt or ids outside the vocabulary.
     """
     ids = np.asarray(prompt)
