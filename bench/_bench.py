@@ -67,6 +67,34 @@ def seconds_per_call(function, runs=MINIMUM_RUNS):
     return np.percentile(samples, (20, 50, 80))
 
 
+def header(operation, threads):
+    """Return what a figure depends on: machine, threads, versions, commit."""
+    return {
+        "operation": operation,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "commit": commit(),
+    }
+
+
+def save_rows(rows, kind=""):
+    """Add rows, dicts with the same keys, to the results file of this machine: bench/results/<machine><kind>.csv."""
+    machine = re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {os.cpu_count()} cores".lower()).strip("-")
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{machine}{kind}.csv"
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["date", *rows[0]], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows({"date": date} | row for row in rows)
+
+
 class Bench:
     """One benchmark: prints its header when made, a row for each `time`, and the JSON line at `finish`."""
 
@@ -82,16 +110,7 @@ class Bench:
             parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
         numba.set_num_threads(options.threads)
         self.runs, self.save = options.runs, options.save
-        self.header = {
-            "operation": operation,
-            "cpu": cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": options.threads,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "numba": numba.__version__,
-            "commit": commit(),
-        }
+        self.header = header(operation, options.threads)
         self.rows, self.table_begun = [], False
         print(title)
         print(", ".join(f"{key} {value}" for key, value in self.header.items() if key != "operation"))
@@ -129,15 +148,5 @@ class Bench:
     def finish(self):
         """Write the rows to the machine's file if asked to, and print the JSON line."""
         if self.save:
-            date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-            machine = f"{self.header['cpu']} {self.header['cores']} cores".lower()
-            RESULTS.mkdir(exist_ok=True)
-            path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', machine).strip('-')}.csv"
-            rows = [{"date": date} | self.header | row for row in self.rows]
-            new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerows(rows)
+            save_rows([self.header | row for row in self.rows])
         print(json.dumps(self.header | {"rows": self.rows}))

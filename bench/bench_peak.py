@@ -1,0 +1,27 @@
+"""Measure the machine's multiply-add peak with one thread and with all of them: the figure that shares are taken of."""
+
+import numba
+import numpy as np
+from _bench import Bench
+
+from abi_py.kernels.peak import DEPTH, measured_peak, repeat_tile
+from abi_py.kernels.simd import describe
+from abi_py.kernels.tiles import COLUMNS, ROWS
+
+TIMES = 200
+
+bench = Bench("peak", f"Multiply-add peak: {describe()}")
+most = bench.header["threads"]
+for threads in sorted({1, most}):
+    numba.set_num_threads(threads)
+    c = np.zeros((threads, ROWS, COLUMNS), np.float32)
+    a, b = np.ones((threads, DEPTH * ROWS), np.float32), np.ones((threads, DEPTH * COLUMNS), np.float32)
+    repeat_tile(c, a, b, DEPTH, TIMES)
+    bench.check(f"{threads} threads", c, np.full(c.shape, DEPTH * TIMES), 1e-6)
+
+    def work(c=c, a=a, b=b):
+        repeat_tile(c, a, b, DEPTH, TIMES)
+
+    bench.time(f"{threads} threads", work, flops=2 * threads * ROWS * COLUMNS * DEPTH * TIMES)
+    print(f"best of many rounds: {measured_peak(0.5) / 1e9:.0f} GFLOP/s")
+bench.finish()
