@@ -49,7 +49,7 @@ def tensor_table(config: TrainableModelConfig) -> tuple[Tensor, ...]:
     ]
     for i in range(config.num_layers):
         hf, gguf = f"model.layers.{i}.", f"blk.{i}."
-        for name, hf_name, gguf_name, shape in (
+        block: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
             ("w_q", "self_attn.q_proj", "attn_q", (q, c)),
             ("w_k", "self_attn.k_proj", "attn_k", (kv, c)),
             ("w_v", "self_attn.v_proj", "attn_v", (kv, c)),
@@ -59,7 +59,8 @@ def tensor_table(config: TrainableModelConfig) -> tuple[Tensor, ...]:
             ("w_up", "mlp.up_proj", "ffn_up", (f, c)),
             ("w_down", "mlp.down_proj", "ffn_down", (c, f)),
             ("ffn_norm", "post_attention_layernorm", "ffn_norm", (c,)),
-        ):
+        )
+        for name, hf_name, gguf_name, shape in block:
             rows.append((f"layers.{i}.{name}", f"{hf}{hf_name}.weight", f"{gguf}{gguf_name}.weight", shape))
     rows.append(("final_norm", "model.norm.weight", "output_norm.weight", (c,)))
     if not config.tie_embeddings:

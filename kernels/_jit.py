@@ -19,10 +19,11 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba import config as numba_config
-from numba import njit, prange
+from numba import config, njit, prange
 
 __all__ = ["FLAGS", "JIT", "cache_directory", "helper", "kernel", "prange"]
+
+numba_config: Any = config  # its fields are made at run time: type checkers know none of them
 
 # `nnan` and `ninf` are missing on purpose: NaN must stay NaN.
 FLAGS = {"nsz", "arcp", "contract", "afn", "reassoc"}

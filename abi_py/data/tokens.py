@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..config import IGNORE_INDEX
 from ..errors import ConfigError, DataError
 from ..files import atomic_file
 from .order import permute
 
-IGNORE_INDEX = -100  # the label that does not count, as in PyTorch's cross_entropy
 IGNORE_LABEL = np.uint32(IGNORE_INDEX & 0xFFFFFFFF)  # 0xFFFFFF9C: the same 32 bits in a uint32 array
 
 ORDER_BLOCK = 16384  # rows whose order is worked out at once: about 2 ms, 128 KB
