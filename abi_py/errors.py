@@ -1,7 +1,8 @@
 """The few kinds of error a user meets.
 
-Each message says what is wrong, what was found, the rule, and the remedy, on one line.  The command line prints that line and
-nothing else.  A wrong dtype or layout is a plain `TypeError`; file errors of the system pass through as `OSError`.
+Each message says what is wrong, what was found, the rule, and the remedy, on one line.  The command line prints that
+line and nothing else.  A wrong dtype or layout is a plain `TypeError`; file errors of the system pass through as
+`OSError`.
 """
 
 

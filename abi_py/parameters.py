@@ -1,9 +1,9 @@
 """All weights in one float32 buffer, all gradients in another, and the table that names what lies where.
 
-The order is the ABI's: token_embedding; for each layer w_q w_k w_v w_o attn_norm w_gate w_up w_down ffn_norm; final_norm;
-output_proj if untied.  Matrices are (out, in).  So the optimizer, the norm and saving are each one pass over one array, the ABI's own
-checkpoint files are that array with a header, and neighbours can be used as one matrix: w_q, w_k, w_v are the rows of one
-projection, w_gate and w_up those of another (`Parameters.joined`).
+The order is the ABI's: token_embedding; for each layer w_q w_k w_v w_o attn_norm w_gate w_up w_down ffn_norm;
+final_norm; output_proj if untied.  Matrices are (out, in).  So the optimizer, the norm and saving are each one pass
+over one array, the ABI's own checkpoint files are that array with a header, and neighbours can be used as one matrix:
+w_q, w_k, w_v are the rows of one projection, w_gate and w_up those of another (`Parameters.joined`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -122,7 +122,7 @@ class Parameters:
     # Zeroing the gradients is put off: a backward that comes next overwrites them, which saves a pass over memory.
 
     def zero_gradients(self) -> None:
-        """Make all gradients zero: at once for whoever looks at them, without a pass over memory if a backward comes first."""
+        """Make all gradients zero for whoever looks at them; a backward that comes first saves the pass over memory."""
         self._stale = True
 
     @property
@@ -142,7 +142,7 @@ class Parameters:
         return self._gradients
 
     def gradients_to_write(self) -> tuple[Views, bool]:
-        """Return the gradients for a backward pass, and whether it must add to them; if not, it must overwrite them all."""
+        """Return the gradients for a backward pass, and whether it must add to them; if not, it overwrites them all."""
         accumulate, self._stale = not self._stale, False
         return self._gradients, accumulate
 

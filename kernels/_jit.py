@@ -3,9 +3,10 @@
     kernel     a function called from Python; loops over `prange` run on all threads
     helper     a function called from kernels; never parallel itself
 
-Numba's disk cache hashes only the file in which a function stands.  A kernel that calls a helper of another file would keep the old
-helper after an edit, so everything that a compiled kernel depends on goes into the *name* of the cache directory: the text of all
-of `kernels/`, the versions of Python, Numba and NumPy, the processor and its features, and the SIMD override.
+Numba's disk cache hashes only the file in which a function stands.  A kernel that calls a helper of another file
+would keep the old helper after an edit, so everything that a compiled kernel depends on goes into the *name* of the
+cache directory: the text of all of `kernels/`, the versions of Python, Numba and NumPy, the processor and its
+features, and the SIMD override.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Causal attention with grouped key/value heads: each query mixes the values of the keys at and before its own position.
+"""Causal attention with grouped key/value heads: each query mixes the values of the keys up to its own position.
 
     forward    s_ij = q_i k_j / sqrt(D)       for start_i <= j <= i       lse_i = log sum_j exp(s_ij)
                p_ij = exp(s_ij - lse_i)       o_i = sum_j p_ij v_j
@@ -9,13 +9,14 @@
     q o dq do (N, H D)    k v dk dv (N, G D)    lse (H, N)    starts (N,) int32    N = B T
     H query heads share G key/value heads: head h reads head h // (H / G).      saved for backward: q k v o lse
 
-`starts[n]` is the first position, within its own sample, that query n may see: 0 for plain causal attention, the beginning of its
-segment in a packed row.  Samples of a batch never see each other.
+`starts[n]` is the first position, within its own sample, that query n may see: 0 for plain causal attention, the
+beginning of its segment in a packed row.  Samples of a batch never see each other.
 
-No T x T matrix is stored.  A block of queries walks over blocks of keys with a running maximum m and sum l of its softmax
-(Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention", algorithm 1), and backward computes p again from lse.  Each of the seven
-products is `tiles.tile` on packed panels.  All gradients are overwritten.  A task of the backward owns one key/value head of one
-sample, with all query heads that share it, so no two threads write to the same place.
+No T x T matrix is stored.  A block of queries walks over blocks of keys with a running maximum m and sum l of its
+softmax (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention", algorithm 1), and backward computes p again
+from lse.  Each of the seven products is `tiles.tile` on packed panels.  All gradients are overwritten.  A task of the
+backward owns one key/value head of one sample, with all query heads that share it, so no two threads write to the
+same place.
 """
 
 import math
@@ -90,7 +91,7 @@ def _multiply(c, i0, j0, rows, columns, a, b, depth, add):
 
 @helper
 def _first_visible(starts, row, rows):
-    """Smallest start of a block of queries, rounded down to a whole block of keys so that bits do not depend on the rest."""
+    """Smallest start of a block of queries."""
     first = starts[row]
     for r in range(1, rows):
         first = min(first, starts[row + r])
@@ -113,7 +114,7 @@ def _dot(x, y):
 
 @helper
 def _softmax_row(s, scale, top):
-    """Turn scores into exp(scale s - m) in place, where m is the larger of `top` and their maximum; return m and their sum."""
+    """Turn scores into exp(scale s - m) in place, m the larger of `top` and their maximum; return m and their sum."""
     best = max(top, largest(s) * scale)  # drops NaN; the sum below does not
     total = np.float32(0)
     for j in range(s.size):
@@ -125,7 +126,7 @@ def _softmax_row(s, scale, top):
 
 @helper
 def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
-    """Turn the scores s of one block into exp(s - m) in place; update the running maximum m and sum l, and rescale o."""
+    """Turn the scores s of one block into exp(s - m) in place; update the running maximum m and sum l; rescale o."""
     for r in range(rows):
         low = min(max(starts[row + r] - j0, 0), columns)
         high = max(min(t0 + r - j0 + 1, columns), low)
@@ -143,7 +144,7 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
 
 @kernel
 def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stats, panels, scale):
-    """scores (threads, QUERIES, KEYS), sums (threads, QUERIES, D), stats (threads, 2, QUERIES), panels (threads, 3, ...): scratch."""
+    """Scratch of each thread: scores (QUERIES, KEYS), sums (QUERIES, D), stats (2, QUERIES), panels (3, ...)."""
     rows_all, width = q.shape
     time = rows_all // batch
     head_dim = width // heads
@@ -202,7 +203,7 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 
 @kernel
 def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale):
-    """scores (threads, 2, BLOCK_BACKWARD, BLOCK_BACKWARD), panels (threads, 10, ...), delta (H, N): scratch."""
+    """Scratch of each thread: scores (2, BLOCK_BACKWARD, BLOCK_BACKWARD), panels (10, ...); delta (H, N) is shared."""
     time = q.shape[0] // batch
     head_dim = q.shape[1] // heads
     group = heads // kv_heads
@@ -231,7 +232,7 @@ def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, h
                     if first >= j0 + columns:
                         continue
                     more_keys = first < j0  # an earlier block has written dq
-                    more_queries = t0 > j0 or h > g * group  # the same of dk and dv; the block on the diagonal is never left out
+                    more_queries = t0 > j0 or h > g * group  # the same of dk and dv: the diagonal is never left out
                     pack_a(q_l, 0, q, row, c, rows, head_dim)
                     pack_a(do_l, 0, do, row, c, rows, head_dim)
                     pack_b(q_r, 0, q, row, c, head_dim, rows)

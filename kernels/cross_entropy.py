@@ -4,12 +4,14 @@
                loss_n = - sum_v t_nv log p_nv = lse_n - (1 - s) z_n,label - s mean_v z_nv      p_nv = exp(z_nv - lse_n)
     backward   dz_nv = scale (p_nv - t_nv)        dx = dz W        dW = dzᵀ x
 
-    x dx (N, C)   w dw (V, C)   labels (N,) int32, negative = not counted   losses (N,)   hits (N,) uint8   s = label smoothing
+    x dx (N, C)   w dw (V, C)   labels (N,) int32, negative = not counted   losses (N,)   hits (N,) uint8
+    s = label smoothing
 
-The rows that count go through in chunks.  A chunk's logits are made, become probabilities, become dz, and feed both products of
-the backward while they are still in cache, so the backward needs nothing saved but x and W.  Rows that do not count cost nothing.
-dx is overwritten (zero for rows that do not count); dw is overwritten or added to.  `scale` is 1 for a sum, 1 / count for a mean.
-Label smoothing: Szegedy et al. 2016, section 7, as in PyTorch (the smoothed mass includes the label itself).
+The rows that count go through in chunks.  A chunk's logits are made, become probabilities, become dz, and feed both
+products of the backward while they are still in cache, so the backward needs nothing saved but x and W.  Rows that do
+not count cost nothing. dx is overwritten (zero for rows that do not count); dw is overwritten or added to.  `scale`
+is 1 for a sum, 1 / count for a mean. Label smoothing: Szegedy et al. 2016, section 7, as in PyTorch (the smoothed
+mass includes the label itself).
 """
 
 import math
@@ -49,7 +51,7 @@ def head_loss_ref(x, w, labels, scale=1.0, smoothing=0.0):
 
 @kernel
 def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backward):
-    """Write the losses and hits of `rows[first:first+len(z)]`, whose logits are z (n, V); z becomes dz if `backward`."""
+    """Write losses and hits of `rows[first:first+len(z)]`, whose logits are z (n, V); z becomes dz if `backward`."""
     columns = z.shape[1]
     spread = np.float32(smoothing / columns)
     kept = np.float32(1 - smoothing)

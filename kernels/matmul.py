@@ -4,21 +4,22 @@
     backward   dx = dy W        (N, M) x (M, K)  -> (N, K)     product(dx, dy, w)
                dw = dyᵀ x       (N, M) x (N, K)  -> (M, K)     product(dw, dy, x, transpose_a=True, addend=dw)
 
-The three products of a linear layer are one kernel, because both operands are *packed* first: copied into panels that the
-register tile (`tiles.tile`) reads straight through.  Transposing is only another way of packing, and so is any storage format of weights.
+The three products of a linear layer are one kernel, because both operands are *packed* first: copied into panels that
+the register tile (`tiles.tile`) reads straight through.  Transposing is only another way of packing, and so is any
+storage format of weights.
 
-    for each slab of B: DEPTH rows x as many columns as PACKED floats hold      (stays in the last-level cache)
+    for each slab of B: DEPTH rows x as many columns as PACKED floats hold    (stays in the last-level cache)
         pack it, all threads together
-        in parallel, for each block of A: up to BLOCK rows                      (stays in the thread's second-level cache)
-            for each slice of the depth: SLICE                                  (one panel of each stays in the first-level cache)
+        in parallel, for each block of A: up to BLOCK rows                    (stays in the second-level cache)
+            for each slice of the depth: SLICE                                (its panels stay in the first-level cache)
                 pack the block's slice of A
                 for each panel of B, for each panel of A:  tile
 
-Every element of C is summed over the depth in the same order whatever the number of threads, so its bits are the same too.
+Every element of C is summed over the depth in the same order whatever the number of threads, so its bits are the same
+too.
 """
 
 import os
-
 
 import numba
 import numpy as np
@@ -117,7 +118,7 @@ def _block_rows(rows):
 
 
 def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
-    """Write op(a) op(b), plus `addend` if given, to `out`: float32 matrices with unit column stride, unchecked; addend may be out."""
+    """Write op(a) op(b) (+ addend) to out: float32 matrices with unit column stride, unchecked; addend may be out."""
     if BACKEND == "blas":
         y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
         np.copyto(out, y if addend is None else y + addend)
@@ -134,7 +135,7 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
 
 
 def _readable(x):
-    """Say whether the kernel can walk x: columns side by side, rows whole floats apart (a field of records may not be)."""
+    """Say whether the kernel can walk x: columns side by side, rows whole floats apart (unlike fields of records)."""
     return (x.strides[1] == 4 or x.shape[1] == 1) and x.strides[0] % 4 == 0 and x.flags.aligned
 
 
@@ -162,7 +163,7 @@ def matmul(a, b, out=None, transpose_a=False, transpose_b=False, accumulate=Fals
             continue
         if not isinstance(x, np.ndarray) or x.dtype != np.float32:
             found = getattr(x, "dtype", type(x).__name__)
-            raise TypeError(f"{name} is {found}; matmul takes float32 arrays; convert it with {name}.astype(np.float32)")
+            raise TypeError(f"{name} is {found}; matmul takes float32 arrays; use {name}.astype(np.float32)")
         if x.ndim < 2:
             raise ValueError(f"{name} has shape {x.shape}; matmul takes matrices or stacks of them; add an axis")
     if accumulate and out is None:

@@ -1,4 +1,4 @@
-"""Peak: how fast this machine can multiply and add at all, measured with the register tile on panels that stay in cache.
+"""Peak: how fast this machine can multiply and add at all, measured with the tile on panels that stay in cache.
 
     2 ROWS COLUMNS k operations a tile; every thread repeats one tile on panels of its own; nothing reaches memory
 

@@ -1,13 +1,13 @@
 """Vectors by hand: what LLVM does not find by itself, emitted as LLVM IR from Python.
 
-    exp        e^x in single precision, as a polynomial that the loop vectoriser can widen (LLVM has no vector exp of its own)
+    exp        e^x in float32 as a polynomial that the loop vectoriser can widen (LLVM has no vector exp of its own)
     largest    the maximum of a vector
 
 and the building blocks from which `tiles.py` makes the register tile.
 
-The vector width follows from the host's features, and so does the tile; `ABI_SIMD=avx512|avx2|neon|generic` overrides them, so that
-every path can be tested on any machine (LLVM splits vectors that the host does not have).  Under NUMBA_DISABLE_JIT=1 the plain-Python twin
-of each operation runs instead; the twins are also its definition.
+The vector width follows from the host's features, and so does the tile; `ABI_SIMD=avx512|avx2|neon|generic` overrides
+them, so that every path can be tested on any machine (LLVM splits vectors that the host does not have).  Under
+NUMBA_DISABLE_JIT=1 the plain-Python twin of each operation runs instead; the twins are also its definition.
 """
 
 import math
@@ -40,7 +40,7 @@ class Isa:
         return self.tile_vectors * self.lanes
 
 
-# tile_rows * tile_vectors sums + tile_vectors of B + one of A must fit the vector registers: 32, 16, 32 and (at least) 16.
+# tile_rows * tile_vectors sums, tile_vectors of B and one of A must fit the vector registers: 32, 16, 32, 16 or more.
 ISAS = {
     "avx512": Isa("avx512", 16, 8, 3),
     "avx2": Isa("avx2", 8, 6, 2),
@@ -171,8 +171,7 @@ def first_lanes(builder, count, lanes=LANES):
 def call_once_built(builder, name, arguments, body):
     """Call a function of this module that `body(builder, *arguments)` fills in at its first use.
 
-    Out of line, so that a kernel with seven products holds one copy of the tile: compiling takes a third of the time, and a
-    call is nothing beside the loop inside.
+    Out of line, so that a kernel with seven products holds one copy of the tile; a call is nothing beside its loop.
     """
     function = builder.module.globals.get(name)
     if function is None:
@@ -219,7 +218,7 @@ def bits_from_float(typing, value):
     return types.int32(types.float32), codegen
 
 
-_EXP_LOW, _EXP_HIGH = np.float32(-87.33654), np.float32(88.72283)  # ln of the smallest normal and of the largest float32
+_EXP_LOW, _EXP_HIGH = np.float32(-87.33654), np.float32(88.72283)  # ln of the smallest normal and largest float32
 _LOG2_E = np.float32(1 / math.log(2))
 _LN2_HIGH = np.float32(0.693359375)  # 355 / 512: n * _LN2_HIGH is exact for |n| < 2^15 (Cody and Waite 1980)
 _LN2_LOW = np.float32(math.log(2) - 0.693359375)
@@ -246,7 +245,7 @@ def exp(x):
     p = fma(p, r, _EXP_3)
     p = fma(p, r, _EXP_2)
     p = fma(fma(p, r, _ONE), r, _ONE)
-    # p's exponent field is raised by n as an integer: 2^n as a float factor would overflow at n = 128, where e^x does not yet.
+    # p's exponent field is raised by n as an integer: 2^n as a factor would overflow at n = 128, where e^x does not.
     y = float_from_bits(bits_from_float(p) + (np.int32(n) << _SHIFT))
     y = y if x >= _EXP_LOW else _ZERO_F
     y = y if x <= _EXP_HIGH else np.float32(np.inf)

@@ -4,15 +4,18 @@
     pack_a               panels of A = x[i:i+m, j:j+k]        pack_a_transposed    panels of A = x[i:i+k, j:j+m]ᵀ
     pack_b               panels of B = x[i:i+k, j:j+n]        pack_b_transposed    panels of B = x[i:i+n, j:j+k]ᵀ
 
-A tile keeps ROWS x COLUMNS sums in vector registers and reads one *panel* of A and one of B straight through, in the way of Goto and
-van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  A panel holds ROWS rows of A, or COLUMNS columns of B, with the
-sum's index p outermost; a matrix is packed as one panel after the other:
+A tile keeps ROWS x COLUMNS sums in vector registers and reads one *panel* of A and one of B straight through, in the
+way of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  A panel holds ROWS rows of
+A, or COLUMNS columns of B, with the sum's index p outermost; a matrix is packed as one panel after the other:
 
     A (m, k)    element (r, p) stands at    at + (r // ROWS * k + p) * ROWS + r % ROWS
     B (k, n)    element (p, c) stands at    at + (c // COLUMNS * k + p) * COLUMNS + c % COLUMNS
 
-Rows and columns that fill up the last panel are zero.  Matrices have unit column stride; packing makes every other layout the same.
+Rows and columns that fill up the last panel are zero.  Matrices have unit column stride; packing makes every other
+layout the same.
 """
+
+import functools
 
 import llvmlite.ir as ir
 import numpy as np
@@ -104,7 +107,7 @@ def tile(typing, c, d, i, j, rows, cols, a, a_at, b, b_at, k, add):
 
 
 def _tile_body(builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
-    """Emit the tile for each number of vectors that `cols` columns may need: an edge costs what is inside the matrix."""
+    """Emit the tile for each number of vectors that `cols` may need: an edge costs what is inside the matrix."""
     for vectors in range(1, ISA.tile_vectors + 1):
         above = builder.icmp_signed(">", cols, constant(LANES * (vectors - 1)))
         below = builder.icmp_signed("<=", cols, constant(LANES * vectors))
@@ -246,7 +249,8 @@ def _pack_transposing_body(builder, width, to, source, row, count, k):
                 square(p, lambda at, vector: load(builder, at, vector), None)
             with builder.if_then(builder.icmp_signed(">", left, constant(0))):
                 mask = first_lanes(builder, left, size)
-                square(whole, lambda at, vector: masked_load(builder, at, mask, vector=vector), left)
+                read = functools.partial(masked_load, builder, mask=mask)
+                square(whole, lambda at, vector, read=read: read(at, vector=vector), left)
 
 
 def _pack_copying_body(builder, width, to, source, row, count, k):
@@ -270,8 +274,10 @@ def _pack_copying_body(builder, width, to, source, row, count, k):
                         store(builder, _cut(builder, value, lanes), move(builder, panel, lane))
 
 
-# Each is called as pack(panels, at, x, i, j, count, k): count rows of A or columns of B, k deep; see the top of the file.
+# Called as pack(panels, at, x, i, j, count, k): count rows of A or columns of B, k deep; see the top of the file.
 pack_a = with_twin(_pack_twin(ROWS, False))(_packer("abi_pack_a", _pack_transposing_body, ROWS))
 pack_a_transposed = with_twin(_pack_twin(ROWS, True))(_packer("abi_pack_a_transposed", _pack_copying_body, ROWS))
 pack_b = with_twin(_pack_twin(COLUMNS, True))(_packer("abi_pack_b", _pack_copying_body, COLUMNS))
-pack_b_transposed = with_twin(_pack_twin(COLUMNS, False))(_packer("abi_pack_b_transposed", _pack_transposing_body, COLUMNS))
+pack_b_transposed = with_twin(_pack_twin(COLUMNS, False))(
+    _packer("abi_pack_b_transposed", _pack_transposing_body, COLUMNS)
+)

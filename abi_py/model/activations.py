@@ -1,10 +1,11 @@
 """The arena: every array that a step needs between its kernels, laid out once for a number of rows and then reused.
 
-What a block's forward saves for its backward is one table, `SAVED`; gradient checkpointing is a choice of which of its entries are
-kept for every layer, and which are shared between layers and computed again.  Layers are cut into *segments*:
+What a block's forward saves for its backward is one table, `SAVED`; gradient checkpointing is a choice of which of
+its entries are kept for every layer, and which are shared between layers and computed again.  Layers are cut into
+*segments*:
 
     none             one segment of all layers: nothing is computed again
-    every_n_layers   segments of `checkpoint_interval` layers: the input of each segment is kept, its inside shared by all segments
+    every_n_layers   segments of `checkpoint_interval` layers: the input of each is kept, its inside is shared by all
     full             segments of one layer: only the input of each layer is kept
     attention_only   one segment, but what attention saves (q k v, its output, lse) is shared by all layers
 
@@ -80,9 +81,8 @@ def slot(config: TrainableModelConfig, layer: int, entry: str) -> int:
 def saved_bytes(config: TrainableModelConfig, rows: int) -> int:
     """Return the bytes of saved activations for `rows` tokens."""
     table = saved_table(config)
-    floats = sum(
-        width * len({slot(config, layer, entry) for layer in range(config.num_layers)}) for entry, width in table.items()
-    )
+    layers = range(config.num_layers)
+    floats = sum(width * len({slot(config, i, entry) for i in layers}) for entry, width in table.items())
     return 4 * rows * floats
 
 
@@ -92,7 +92,7 @@ def scratch_bytes(config: TrainableModelConfig, rows: int) -> int:
 
 
 class Arena:
-    """Activations and scratch for up to `capacity` rows; `views(rows)` hands them out, made once for each number of rows."""
+    """Activations and scratch for up to `capacity` rows; `views(rows)` hands them out, made once for each size."""
 
     def __init__(self, config: TrainableModelConfig) -> None:
         self.config = config

@@ -3,8 +3,8 @@
     middle = x + attention(rms_norm(x)) w_oᵀ            attention on RoPE(n w_qᵀ), RoPE(n w_kᵀ), n w_vᵀ
     out    = middle + swiglu(rms_norm(middle)) w_downᵀ    swiglu: silu(n w_gateᵀ) * (n w_upᵀ)
 
-w_q, w_k and w_v lie next to each other and are one product; so are w_gate and w_up.  What is cheap to compute again (the normed
-rows, the SwiGLU output) is not saved.
+w_q, w_k and w_v lie next to each other and are one product; so are w_gate and w_up.  What is cheap to compute again
+(the normed rows, the SwiGLU output) is not saved.
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,12 @@ def attention_branch(w: BlockTensors, a: Any, s: Any, layout: Layout, config: Tr
 
 
 def block_forward(
-    out: np.ndarray, w: BlockTensors, a: SimpleNamespace, s: SimpleNamespace, layout: Layout, config: TrainableModelConfig
+    out: np.ndarray,
+    w: BlockTensors,
+    a: SimpleNamespace,
+    s: SimpleNamespace,
+    layout: Layout,
+    config: TrainableModelConfig,
 ) -> None:
     """Write out (N, C) from a.x (N, C), and fill the rest of the block's saved arrays a; s is scratch."""
     attention_branch(w, a, s, layout, config)

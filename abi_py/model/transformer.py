@@ -3,7 +3,8 @@
     forward    x = embedding(ids);  L x block;  hidden = rms_norm(x);  head and loss in one operation
     backward   the same list in reverse
 
-Batches are (B, T) ids; inside, all is rows: N = B T.  Samples never see each other, and neither do the segments of a packed row.
+Batches are (B, T) ids; inside, all is rows: N = B T.  Samples never see each other, and neither do the segments of a
+packed row.
 """
 
 import math
@@ -102,7 +103,8 @@ class TrainableModel:
     def clip_gradients(self, max_norm: float) -> float:
         """Scale the gradient down to length `max_norm` if it is longer; return the length before.
 
-        A length that is NaN or infinite is returned, and the gradient left as it is; so it is for a `max_norm` of 0 (off).
+        A length that is NaN or infinite is returned, and the gradient left as it is; so it is for a `max_norm` of 0
+        (off).
         """
         norm = self.compute_gradient_norm()
         if norm > max_norm > 0 and math.isfinite(norm):
@@ -136,8 +138,8 @@ class TrainableModel:
             raise DataError(f"{name} has shape {np.shape(ids)}; it must be (batch, time) with at least one id")
         if array.shape[1] > longest:
             raise DataError(
-                f"{name} has {array.shape[1]} ids in a row, but max_seq_len is {longest}; cut the rows, or build the model "
-                "with a larger max_seq_len"
+                f"{name} has {array.shape[1]} ids in a row, but max_seq_len is {longest}; cut the rows, or build the "
+                "model with a larger max_seq_len"
             )
         if array.dtype == np.uint32:
             return np.ascontiguousarray(array).view(np.int32)  # an id >= 2^31 becomes negative and is refused below
@@ -151,8 +153,8 @@ class TrainableModel:
             row, column = np.argwhere((ids < 0) | (ids >= self.config.vocab_size))[0]
             found = np.asarray(given).reshape(ids.shape)[row, column]  # as the caller wrote it, not as int32
             raise DataError(
-                f"input_ids[{row}, {column}] is {found}; ids must be 0 ... {self.config.vocab_size - 1} (vocab_size - 1); "
-                "tokenize with this model's vocabulary"
+                f"input_ids[{row}, {column}] is {found}; ids must be 0 ... {self.config.vocab_size - 1} "
+                "(vocab_size - 1); tokenize with this model's vocabulary"
             )
 
     def _labels(self, labels: npt.ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
@@ -164,8 +166,8 @@ class TrainableModel:
             if wrong.any():
                 row, column = np.argwhere(wrong)[0]
                 raise DataError(
-                    f"labels[{row}, {column}] is {np.asarray(labels).reshape(shape)[row, column]}; labels must be 0 ... "
-                    f"{self.config.vocab_size - 1}, or {IGNORE_INDEX} where none counts"
+                    f"labels[{row}, {column}] is {np.asarray(labels).reshape(shape)[row, column]}; labels must be "
+                    f"0 ... {self.config.vocab_size - 1}, or {IGNORE_INDEX} where none counts"
                 )
         return array
 
@@ -253,8 +255,8 @@ class TrainableModel:
     ) -> np.ndarray:
         """Return logits (B, T, V) float32 for ids (B, T), or flat; `backward` may follow.
 
-        Runs of equal values in attention_mask or segment_ids (B, T) see only themselves.
-        DataError for an id outside the vocabulary or a row longer than max_seq_len; TypeError for ids that are no integers.
+        Runs of equal values in attention_mask or segment_ids (B, T) see only themselves. DataError for an id outside
+        the vocabulary or a row longer than max_seq_len; TypeError for ids that are no integers.
         """
         ids = self._ids(input_ids)
         self._check_ids(ids, input_ids)
@@ -343,7 +345,7 @@ class TrainableModel:
         save_abic(path, self.parameters.weights_flat, step)
 
     def load_checkpoint_file(self, path: str | Path) -> int:
-        """Read the weights from a Zig `ABIC` file and return its step; CheckpointError if it belongs to another model."""
+        """Read the weights from a Zig `ABIC` file and return its step; CheckpointError if it is of another model."""
         checkpoint = load_abic(path)
         if checkpoint.weights.size != self.num_params():
             raise CheckpointError(
@@ -369,10 +371,10 @@ class TrainableModel:
         }
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Return the multiply-add operations (each counted as two) of forward and backward for one token, by rows of seq_len.
+        """Return the operations of forward and backward for one token of a row of seq_len; a multiply-add counts two.
 
-        Six for each weight of a matrix (Kaplan et al. 2020, section 2.1), counting the head and not the embedding, plus 12 for each
-        query width and visible key; a query sees (seq_len + 1) / 2 keys on average.
+        Six for each weight of a matrix (Kaplan et al. 2020, section 2.1), counting the head and not the embedding,
+        plus 12 for each query width and visible key; a query sees (seq_len + 1) / 2 keys on average.
         """
         c, layers = self.config, self.config.num_layers
         matrices = layers * c.hidden_dim * (2 * c.q_dim + 2 * c.kv_dim + 3 * c.intermediate_dim)
