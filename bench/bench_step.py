@@ -111,7 +111,7 @@ class Clocks:
 
 
 def measured_steps(step, count):
-    """Return the seconds of whole steps without clocks, and for each stage seconds of each step, operations and calls."""
+    """Return the seconds of whole steps without clocks, the seconds of each stage in each step, and the clocks."""
     step()
     whole = []
     for _ in range(count):
@@ -179,7 +179,8 @@ def main():
         row(stage, samples, clocks.flops[stage], clocks.calls[stage], total)
     flops = step.model.flops_per_token(shape.seq_len) * shape.tokens
     row("whole step, no clocks", whole, flops, None, total)
-    print(f"peak {peak / 1e9:.0f} GFLOP/s with {options.threads} threads; {shape.tokens / np.median(whole):.0f} tokens/s")
+    speed = shape.tokens / np.median(whole)
+    print(f"peak {peak / 1e9:.0f} GFLOP/s with {options.threads} threads; {speed:.0f} tokens/s")
     if options.save:
         save_rows([about | entry for entry in rows])
     print(json.dumps(about | {"peak_gflop_per_s": round(peak / 1e9, 1), "rows": rows}))

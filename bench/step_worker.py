@@ -20,7 +20,6 @@ from abi_py.config import CheckpointingStrategy, TrainableModelConfig
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.model import TrainableModel
 
-
 STRATEGIES = [strategy.value for strategy in CheckpointingStrategy]
 
 
