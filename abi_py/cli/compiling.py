@@ -4,15 +4,19 @@ A process runs tiny training steps in which only *its* kernels are real and all 
 with exactly the types that training gives it, and the disk cache holds it for every later process.
 """
 
+import contextlib
 import importlib
 import os
 import pkgutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from ..errors import AbiError
 
 __all__ = ["compile_for_training", "compile_kernels", "is_cached", "kernel_names", "kernels_of_training"]
 
@@ -63,33 +67,40 @@ def compile_for_training(optimizer: str, report: Callable[[str], None]) -> None:
         return
     report(f"{len(missing)} kernels for this processor, once; later runs find them in the cache ...")
     began = time.perf_counter()
-    compile_kernels(missing, lambda name, seconds: None)
+    try:
+        compile_kernels(missing, lambda name, seconds: None)
+    except (AbiError, OSError) as error:  # each kernel is then compiled at its first call
+        report(f"{error}; one by one instead")
+        return
     report(f"done in {time.perf_counter() - began:.0f} s")
 
 
 def compile_kernels(names: Iterable[str], done: Callable[[str, float], None], processes: int | None = None) -> None:
-    """Compile kernels in one process for each core; call `done(name, seconds)` for each.  RuntimeError if one fails."""
+    """Compile kernels in one process for each core; call `done(name, seconds)` for each.  AbiError if one fails."""
     groups = _share_out(list(names), processes or os.cpu_count() or 1)
     root = Path(__file__).absolute().parents[2]
     # A process of its own, not a fork: compiler and thread pools do not survive a fork.
     start = (
         f"import sys; sys.path.insert(0, {str(root)!r}); from abi_py.cli.compiling import worker; worker(sys.argv[1:])"
     )
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", start, *group], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for group in groups
-    ]
-    try:
-        _relay(running, done)
-    except BaseException:
-        for process in running:
-            process.kill()
-        raise
-    finally:
-        for process in running:
-            process.wait()
+    running: list[subprocess.Popen[str]] = []
+    with contextlib.ExitStack() as stack:
+        logs = [
+            stack.enter_context(tempfile.TemporaryFile("w+")) for _ in groups
+        ]  # a pipe that nobody reads may fill up
+        try:
+            for group, log in zip(groups, logs):
+                words = [sys.executable, "-c", start, *group]
+                running.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True))
+            _relay(running, done)
+            for process, log in zip(running, logs):
+                _check(process, log)
+        finally:
+            for process in running:
+                process.kill()  # the ones that have ended do not mind
+                process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
 
 
 def _share_out(names: list[str], count: int) -> list[list[str]]:
@@ -118,11 +129,13 @@ def _relay(running: list["subprocess.Popen[str]"], done: Callable[[str, float], 
                     done(name, float(seconds))
                 else:
                     selector.unregister(key.fileobj)
-    for process in running:
-        _, errors = process.communicate()
-        if process.returncode:
-            last = errors.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
-            raise RuntimeError(f"compiling failed: {last[0]}; abi-train run compiles in its own process then")
+
+
+def _check(process: "subprocess.Popen[str]", log: IO[str]) -> None:
+    if process.wait():
+        log.seek(0)
+        last = log.read().strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        raise AbiError(f"compiling in a process of its own failed: {last[0]}; abi-train run can do without one")
 
 
 # -- inside a process ----------------------------------------------------------------------------

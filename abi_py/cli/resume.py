@@ -51,11 +51,7 @@ def command(ctx: click.Context, where: Path, **_: Any) -> None:
     reason = finished(state, run.training)
     if reason:
         more = f"--epochs {run.training.epochs + 10}" if "epochs" in reason else "--max-steps 0"
-        say(
-            console,
-            "finished",
-            f"{reason}; nothing is left to do; to go on further: abi-train resume {directory} {more}",
-        )
+        say(console, "finished", f"{reason}; nothing is left to do; to go on: abi-train resume {where} {more}")
         return
     ctx.exit(go_on(run, directory, found.path, console))
 
@@ -80,15 +76,15 @@ def _about_file(path: Path) -> str:
 
 def changed(checkpoint: Path, flags: dict[str, dict[str, Any]]) -> tuple[RunConfig, Path]:
     """Return the run's configuration with the flags' changes, and the run's directory."""
-    directory = checkpoint.parent.parent
-    file = directory / "config.yaml"
-    if not file.is_file():
-        directory, file = checkpoint.parent, checkpoint / "config.yaml"
-    values = read_run_config(file)
-    if "data" not in values and "path" not in flags.get("data", {}):
+    directory, values = checkpoint.parent, read_run_config(checkpoint / "config.yaml")
+    for place in (checkpoint.parent.parent, checkpoint.parent):
+        if (place / "config.yaml").is_file() and (place / "metrics.jsonl").is_file():
+            directory, values = place, read_run_config(place / "config.yaml")
+            break
+    if "data" not in values and "data" not in flags:
         raise CheckpointError(
-            f"{checkpoint} lies outside of its run, whose config.yaml names the data; give the data with --data (and "
-            "--valid-fraction), or put the checkpoint back into RUN/checkpoints"
+            f"{checkpoint} lies outside of its run, whose config.yaml names the data; give --data (or --corpus-bytes "
+            "for the standard library, and --valid-fraction), or put the checkpoint back into RUN/checkpoints"
         )
     joined = {name: {**values.get(name, {}), **flags.get(name, {})} for name in RUN_SECTIONS}
     if "checkpoint_path" not in flags.get("training", {}):
@@ -137,9 +133,7 @@ def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> in
         say(
             console, "note", f"the schedule ends at step {run.training.decay_steps} (decay_steps), the run at {planned}"
         )
-    atomic_text(
-        directory / "config.yaml" if (directory / "config.yaml").exists() else directory / "resumed.yaml", run.to_yaml()
-    )
+    atomic_text(directory / "config.yaml", run.to_yaml(directory))
     return train(trainer, run, directory, train_data, valid, console)
 
 

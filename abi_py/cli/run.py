@@ -149,7 +149,9 @@ def complete(
     }
     return RunConfig(
         model=TrainableModelConfig.from_dict({"max_seq_len": base.max_seq_len, **values["model"]}),
-        training=LlmTrainingConfig.from_dict({**derived, **training}),
+        training=LlmTrainingConfig.from_dict(
+            {**derived, **{name: value for name, value in training.items() if value is not None}}
+        ),
         early_stopping=EarlyStoppingConfig.from_dict(values["early_stopping"]),
         data=data,
     )
@@ -208,7 +210,7 @@ def start(
         f"{run.training.epochs} epochs, {total:,} steps of {tokens:,} tokens ({epoch:,} an epoch); run in {directory}",
     )
     directory.mkdir(parents=True, exist_ok=True)
-    atomic_text(directory / "config.yaml", run.to_yaml())
+    atomic_text(directory / "config.yaml", run.to_yaml(directory))
     compile_for_training(run.training.optimizer.value, lambda text: say(console, "compile", text))
     from ..model import TrainableModel
     from ..training.trainer import LlamaTrainer

@@ -6,9 +6,12 @@ RUN_DIR/report.json      the report of the end
 RUN_DIR/checkpoints/     llm_step_{n}/, and `latest`
 """
 
+import dataclasses
 import math
 import os
+import shlex
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +51,8 @@ class DataConfig(Config):
     )
     valid_fraction: float = opt(0.05, "share of the tokens, at the end, kept for validation (0 = none)")
     corpus_bytes: int = opt(300_000, "bytes of the standard library to train on when there is no --data")
-    prompt: str = opt("def ", "beginning of the sample at the end of the run (byte-level models)")
-    sample_tokens: int = opt(200, "length of that sample (0 = no sample)")
+    prompt: str = opt("The ", "beginning of the sample at the end of the run (byte-level models)")
+    sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
@@ -77,9 +80,15 @@ class RunConfig:
     early_stopping: EarlyStoppingConfig
     data: DataConfig
 
-    def to_yaml(self) -> str:
-        """Return the file's text."""
-        return to_yaml(model=self.model, training=self.training, early_stopping=self.early_stopping, data=self.data)
+    def to_yaml(self, directory: Path) -> str:
+        """Return the text of `directory`/config.yaml.
+
+        The usual place of the checkpoints is left out: the run may be moved, and its file may begin another run.
+        """
+        training = self.training
+        if training.checkpoint_path == str((directory / "checkpoints").absolute()):
+            training = training.replace(checkpoint_path=None)
+        return to_yaml(model=self.model, training=training, early_stopping=self.early_stopping, data=self.data)
 
 
 def read_run_config(path: Path) -> dict[str, dict[str, Any]]:
@@ -180,6 +189,29 @@ def describe_data(train: "TokenizedDataset", valid: "TokenizedDataset | None") -
 
 # -- training ----------------------------------------------------------------------------------
 
+LINE_SECONDS = 2.0  # where there is no terminal, lines of steps come at most this often
+
+
+class _Thinned:
+    """Hands events on to the console, but not every step where nobody is looking; metrics.jsonl has them all."""
+
+    def __init__(self, sink: Any, seconds: float) -> None:
+        self.sink, self.seconds, self.shown = sink, seconds, -math.inf
+
+    def handle(self, event: Any) -> None:
+        """Hand an event on."""
+        if event.type == "step" and event.logged and self.seconds:
+            now = time.monotonic()
+            if now - self.shown < self.seconds:
+                event = dataclasses.replace(event, logged=False)
+            else:
+                self.shown = now
+        self.sink.handle(event)
+
+    def close(self) -> None:
+        """Close the console's live line."""
+        self.sink.close()
+
 
 def train(
     trainer: "LlamaTrainer",
@@ -197,7 +229,9 @@ def train(
     from ..training.stop import GracefulStop
 
     trainer.add_sink(JsonlSink(directory / "metrics.jsonl"))
-    trainer.add_sink(ConsoleSink(console, measured_peak() / 1e9))
+    trainer.add_sink(
+        _Thinned(ConsoleSink(console, measured_peak() / 1e9), 0.0 if console.is_terminal else LINE_SECONDS)
+    )
     with GracefulStop() as stop:
 
         class StopWhenNobodyReads:
@@ -234,11 +268,15 @@ def show_end(
     if run.data.sample_tokens and not report.interrupted:
         show_sample(trainer.model, run, console)
     if report.interrupted:
-        say(console, "stopped", f"{report.total_steps} steps done; go on with: abi-train resume {directory}")
+        say(
+            console,
+            "stopped",
+            f"{report.total_steps} steps done; go on with: abi-train resume {shlex.quote(str(directory))}",
+        )
         return
     if report.checkpoint is not None:
         say(console, "saved", f"{report.checkpoint}")
-    say(console, "go on", f"abi-train resume {directory} --epochs {2 * run.training.epochs}")
+    say(console, "go on", f"abi-train resume {shlex.quote(str(directory))} --epochs {2 * run.training.epochs}")
 
 
 def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple[str, str]]:
@@ -279,6 +317,7 @@ def show_sample(model: "TrainableModel", run: RunConfig, console: "Console") -> 
     )
     text = decode_bytes(made)
     say(console, "sample", f"from the prompt {run.data.prompt!r}, temperature 0.7")
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the last character may have been cut
     shown = "".join(
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in run.data.prompt + text
     )

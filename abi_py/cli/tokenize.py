@@ -1,5 +1,6 @@
 """`abi-train tokenize`: text to a file of u32 token ids."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,4 +29,4 @@ def command(inputs: tuple[str, ...], output: Path, force: bool) -> None:
     click.echo(f"{output}: {report.tokens:,} tokens from {report.documents:,} documents of {report.bytes:,} bytes")
     if report.skipped:
         click.echo(f"left out: {len(report.skipped)} files, the first: {report.skipped[0]}")
-    click.echo(f"next: abi-train run --data {output} --vocab-size {BYTE_VOCAB_SIZE}")
+    click.echo(f"next: abi-train run --data {shlex.quote(str(output))} --vocab-size {BYTE_VOCAB_SIZE}")

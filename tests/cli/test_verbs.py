@@ -12,6 +12,7 @@ import pytest
 from abi_py import verification
 from abi_py.cli import compiling, trace
 from abi_py.config import TrainableModelConfig
+from abi_py.errors import AbiError
 from abi_py.kernels import rms_norm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,3 +169,18 @@ def test_kernels_of_training_leave_other_optimizers_out():
     if compiling.kernel_names():
         assert "sgd_" in names
         assert "_attention_forward" in names
+
+
+def test_compiling_says_what_failed(monkeypatch):
+    monkeypatch.setattr(compiling.sys, "executable", "/bin/false")
+    with pytest.raises(AbiError, match="exit code 1"):
+        compiling.compile_kernels(["swiglu_forward"], lambda name, seconds: None)
+
+
+def test_a_run_compiles_alone_where_no_process_can_be_started(monkeypatch):
+    said = []
+    monkeypatch.setattr(compiling.sys, "executable", "/no/such/python")
+    monkeypatch.setattr(compiling, "is_cached", lambda name: False)
+    compiling.compile_for_training("adamw", said.append)
+    if compiling.kernel_names():
+        assert "one by one instead" in said[-1]
