@@ -253,25 +253,37 @@ def _pack_transposing_body(builder, width, to, source, row, count, k):
                 square(whole, lambda at, vector, read=read: read(at, vector=vector), left)
 
 
+STEPS = 4  # rows of x dealt out at a time: two full cache lines to each panel of A
+
+
 def _pack_copying_body(builder, width, to, source, row, count, k):
-    """Emit packing of columns: each row of x is read once, from end to end, and dealt out to the panels."""
-    with cgutils.for_range(builder, k) as loop:
-        line = builder.gep(source, [builder.mul(loop.index, row)])
-        spot = builder.gep(to, [builder.mul(loop.index, constant(width))])
+    """Emit packing of columns: a few rows of x are read from end to end and dealt out to the panels."""
+
+    def deal(p, steps):
+        """Copy the rows p ... p + steps - 1 to their places in every panel."""
+        lines = [builder.gep(source, [builder.mul(builder.add(p, constant(s)), row)]) for s in range(steps)]
         with cgutils.for_range_slice(builder, constant(0), count, constant(width), I64) as (first, _):
-            panel = builder.gep(spot, [builder.mul(first, k)])
-            values = builder.gep(line, [first])
+            panel = builder.gep(to, [builder.add(builder.mul(first, k), builder.mul(p, constant(width)))])
             inside = builder.icmp_signed("<=", builder.add(first, constant(width)), count)
             with builder.if_else(inside) as (whole, edge):
                 with whole:
-                    for lane, lanes in _pieces(width):
-                        vector = ir.VectorType(F32, lanes)
-                        store(builder, load(builder, move(builder, values, lane), vector), move(builder, panel, lane))
+                    for s, line in enumerate(lines):
+                        for lane, lanes in _pieces(width):
+                            at = move(builder, builder.gep(line, [first]), lane)
+                            values = load(builder, at, ir.VectorType(F32, lanes))
+                            store(builder, values, move(builder, panel, s * width + lane))
                 with edge:
                     for lane, lanes in _pieces(width):
-                        left = builder.sub(count, builder.add(first, constant(lane)))
-                        value = masked_load(builder, move(builder, values, lane), first_lanes(builder, left))
-                        store(builder, _cut(builder, value, lanes), move(builder, panel, lane))
+                        mask = first_lanes(builder, builder.sub(count, builder.add(first, constant(lane))))
+                        for s, line in enumerate(lines):
+                            values = masked_load(builder, move(builder, builder.gep(line, [first]), lane), mask)
+                            store(builder, _cut(builder, values, lanes), move(builder, panel, s * width + lane))
+
+    whole = builder.sub(k, builder.srem(k, constant(STEPS)))
+    with cgutils.for_range_slice(builder, constant(0), whole, constant(STEPS), I64) as (p, _):
+        deal(p, STEPS)
+    with cgutils.for_range_slice(builder, whole, k, constant(1), I64) as (p, _):
+        deal(p, 1)
 
 
 # Called as pack(panels, at, x, i, j, count, k): count rows of A or columns of B, k deep; see the top of the file.
