@@ -243,7 +243,7 @@ def test_a_thread_pool_that_shrinks_and_grows(rng):
 
 def test_wrong_calls_are_refused():
     x, wide = np.ones((3, 4), np.float32), np.ones((3, 4))
-    with pytest.raises(TypeError, match=r"a is float64; matmul takes float32 arrays; convert it with a\.astype"):
+    with pytest.raises(TypeError, match=r"a is float64; matmul takes float32 arrays; use a\.astype"):
         matmul(wide, x)
     with pytest.raises(TypeError, match="b is float16"):
         matmul(x, x.astype(np.float16))
