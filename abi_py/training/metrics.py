@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
 
 from ..config import LlmTrainingConfig
 from ..errors import ConfigError
@@ -262,6 +262,9 @@ def configured_sinks(config: LlmTrainingConfig) -> list[Sink]:
 # -- the terminal ------------------------------------------------------------------------------
 
 
+WIDE = 120  # columns of a terminal that has room for a bar
+
+
 class ConsoleSink:
     """One live line of progress on a terminal; elsewhere one plain line for each logged step.
 
@@ -299,7 +302,9 @@ class ConsoleSink:
         if event.resumed_from:
             self._say(f"resumed from {event.resumed_from} at step {event.step}")
         if self.console.is_terminal and self._progress is None:
-            columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"))
+            columns: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.description}")]
+            if self.console.width >= WIDE:
+                columns.insert(0, BarColumn(bar_width=20))
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._task = self._progress.add_task("", total=event.total_steps, completed=event.step)
             self._progress.start()
@@ -314,10 +319,11 @@ class ConsoleSink:
             f"{event.memory / 1e6:,.0f} MB",
             f"ETA {self._time_left(event.step)}",
         ]
-        text = "  ".join(part for part in parts if part)
         if self._progress is not None:
-            self._progress.update(self._task, completed=event.step, description=text)
+            room = self.console.width - 2 * len(str(self._total)) - 3 - (21 if self.console.width >= WIDE else 0)
+            self._progress.update(self._task, completed=event.step, description=_fit(parts, room))
         elif event.logged:
+            text = _fit(parts, None)
             place = f"{event.step}/{self._total}" if self._total else f"{event.step}"
             self._say(f"step {place}  epoch {event.epoch}  {text}")
 
@@ -337,6 +343,16 @@ class ConsoleSink:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _fit(parts: list[str], room: int | None) -> str:
+    """Join the parts of a line of progress; where there is not enough room, the less important ones are left out."""
+    left = list(parts)
+    for index in (5, 2, 1, 4):  # memory, gradient norm, learning rate, GFLOP/s
+        if room is None or len("  ".join(filter(None, left))) <= room:
+            break
+        left[index] = ""
+    return "  ".join(filter(None, left))
 
 
 def _sentence(event: Event) -> str:

@@ -184,3 +184,12 @@ def test_a_run_compiles_alone_where_no_process_can_be_started(monkeypatch):
     compiling.compile_for_training("adamw", said.append)
     if compiling.kernel_names():
         assert "one by one instead" in said[-1]
+
+
+def test_the_line_of_progress_fits_a_narrow_terminal():
+    from abi_py.training.metrics import _fit
+
+    parts = ["loss 1.0", "lr 1e-3", "grad 0.1", "99 tok/s", "9 GFLOP/s", "9 MB", "ETA 0:01"]
+    assert _fit(parts, None) == "  ".join(parts)
+    assert _fit(parts, 52) == "loss 1.0  lr 1e-3  99 tok/s  9 GFLOP/s  ETA 0:01"
+    assert _fit(parts, 10) == "loss 1.0  99 tok/s  ETA 0:01"
