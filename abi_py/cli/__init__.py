@@ -63,7 +63,9 @@ class Group(click.Group):
             if ctx.meta.get("debug"):
                 raise
             _complain(error)
-            ctx.exit(2 if isinstance(error, click.ClickException | ConfigError) else 1)
+            # A variable of the environment (ABI_SIMD, ABI_MATMUL) is part of the call too.
+            wrong_call = isinstance(error, click.ClickException | ConfigError) or str(error).startswith("ABI_")
+            ctx.exit(2 if wrong_call else 1)
 
 
 def _silence_stdout() -> None:

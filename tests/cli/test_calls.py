@@ -144,3 +144,12 @@ def test_help_is_quick_and_compiles_nothing(process):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=None, cwd=None)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - began < 3  # a tenth of that on an idle machine
+
+
+def test_a_wrong_environment_is_a_wrong_call(process, tmp_path):
+    for name in ("ABI_SIMD", "ABI_MATMUL"):
+        child = process("run", env={name: "foo"})
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 2
+        assert f"{name} (foo) must be" in one_line(err)
+    assert list(tmp_path.iterdir()) == []
