@@ -85,10 +85,9 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
         run = complete(values, data, train_data, valid, Path("OUT"))
         show_plan(run, train_data, valid, console)
         return
-    run = complete(
-        values, data, train_data, valid, out or Path("runs")
-    )  # every error of the configuration comes before
-    directory = out if out is not None else new_directory()  # the directory does
+    complete(values, data, train_data, valid, Path("OUT"))  # raises every error that can be found
+    describe_machine()  # before there is a directory
+    directory = out if out is not None else new_directory()
     run = complete(values, data, train_data, valid, directory)
     ctx.exit(start(run, directory, train_data, valid, console))
 
