@@ -68,8 +68,8 @@ SHOWN = {section: {**DEFAULTS[section], **DERIVED.get(section, {})} for section 
 def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: bool, **_: Any) -> None:
     """Train a model from scratch and keep everything in one directory.
 
-    Without arguments: ten epochs of a small byte-level model on the sources of Python's standard library, about a
-    minute. Text is read as bytes; a .bin file holds u32 token ids (abi-train tokenize makes one).
+    Without arguments: ten epochs of a small byte-level model on the help pages of Python's standard library,
+    about a minute. Text is read as bytes; a .bin file holds u32 token ids (abi-train tokenize makes one).
     """
     values = merged(given_values(ctx), read_run_config(config) if config else {})
     check_early(values)
