@@ -103,9 +103,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `abi-train` and of `python -m abi_py`."""
-    # OpenMP's threads wait for work in a busy loop.  Where another program wants the core, long waiting makes every
-    # kernel five times slower, and a short wait costs nothing measurable elsewhere; read by libgomp when the first
-    # kernel runs.
+    # OpenMP's threads wait for work in a busy loop.  Beside one other busy program, their usual long wait makes a step
+    # five times slower; a short one costs 2% on an idle machine.  libgomp reads this when the first kernel runs.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         code = cli.main(args=arguments, prog_name="abi-train", standalone_mode=False)
