@@ -88,7 +88,7 @@ def changed(checkpoint: Path, flags: dict[str, dict[str, Any]]) -> tuple[RunConf
         )
     joined = {name: {**values.get(name, {}), **flags.get(name, {})} for name in RUN_SECTIONS}
     if "checkpoint_path" not in flags.get("training", {}):
-        joined["training"]["checkpoint_path"] = str(checkpoint.parent.absolute())  # the run may have moved
+        joined["training"]["checkpoint_path"] = str(checkpoint.parent)  # the run may have moved
     run = RunConfig(
         model=TrainableModelConfig.from_dict(joined["model"]),
         training=LlmTrainingConfig.from_dict(joined["training"]),

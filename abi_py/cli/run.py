@@ -144,7 +144,7 @@ def complete(
         "min_learning_rate": base.learning_rate / 10,
         "checkpoint_interval": min(epoch, 1000),
         "eval_interval": min(epoch, 500) if valid is not None else 0,
-        "checkpoint_path": str((directory / "checkpoints").absolute()),
+        "checkpoint_path": str(directory / "checkpoints"),
     }
     return RunConfig(
         model=TrainableModelConfig.from_dict({"max_seq_len": base.max_seq_len, **values["model"]}),

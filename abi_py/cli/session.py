@@ -86,7 +86,7 @@ class RunConfig:
         The usual place of the checkpoints is left out: the run may be moved, and its file may begin another run.
         """
         training = self.training
-        if training.checkpoint_path == str((directory / "checkpoints").absolute()):
+        if training.checkpoint_path == str(directory / "checkpoints"):
             training = training.replace(checkpoint_path=None)
         return to_yaml(model=self.model, training=training, early_stopping=self.early_stopping, data=self.data)
 

@@ -33,7 +33,7 @@ def test_a_run_leaves_config_metrics_report_and_checkpoints(abi_train, tmp_path,
     report = json.loads((run / "report.json").read_text())
     steps = report["total_steps"]
     assert report["epochs"] == 2
-    assert report["checkpoint"] == str(only_checkpoint(run, steps))
+    assert tmp_path / report["checkpoint"] == only_checkpoint(run, steps)
     records = lines(run / "metrics.jsonl")
     logged = [record for record in records if record["type"] == "step"]
     assert logged
