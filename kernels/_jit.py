@@ -7,6 +7,11 @@ Numba's disk cache hashes only the file in which a function stands.  A kernel th
 would keep the old helper after an edit, so everything that a compiled kernel depends on goes into the *name* of the
 cache directory: the text of all of `kernels/`, the versions of Python, Numba and NumPy, the processor and its
 features, and the SIMD override.
+
+No fast-math flag at all.  NaN stays NaN, and bits stay what they are: Numba optimises a helper once for the process
+that compiles it, and once more inside the kernel that goes into the cache, so wherever a flag leaves the compiler a
+choice, the process that compiled and the next one, which loads from the cache, may choose differently (measured, see
+docs/log.md).  Sums that are to be vectors are spelt out in `simd.py`.
 """
 
 import hashlib
@@ -22,12 +27,10 @@ import numba
 import numpy as np
 from numba import config, njit, prange
 
-__all__ = ["FLAGS", "JIT", "cache_directory", "helper", "kernel", "prange"]
+__all__ = ["JIT", "cache_directory", "helper", "kernel", "prange"]
 
 numba_config: Any = config  # its fields are made at run time: type checkers know none of them
 
-# `nnan` and `ninf` are missing on purpose: NaN must stay NaN.
-FLAGS = {"nsz", "arcp", "contract", "afn", "reassoc"}
 JIT = not numba_config.DISABLE_JIT  # False under NUMBA_DISABLE_JIT=1: intrinsics then use their plain-Python twins
 
 
@@ -54,7 +57,7 @@ def _compile_lazily(function: Callable[..., Any], **options: Any) -> Any:
     # Numba reads CACHE_DIR when it decorates; setting it only here leaves the user's own Numba functions alone.
     before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, _CACHE_DIRECTORY
     try:
-        return njit(fastmath=FLAGS, error_model="numpy", nogil=True, cache=True, **options)(function)
+        return njit(error_model="numpy", nogil=True, cache=True, **options)(function)
     finally:
         numba_config.CACHE_DIR = before
 

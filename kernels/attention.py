@@ -25,7 +25,7 @@ import numba
 import numpy as np
 
 from ._jit import helper, kernel, prange
-from .simd import exp, largest
+from .simd import dot, exp, largest, total
 from .tiles import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, tile
 
 QUERIES = 64  # queries of a block
@@ -105,23 +105,12 @@ def _scaled_copy(y, x, factor):
 
 
 @helper
-def _dot(x, y):
-    total = np.float32(0)
-    for i in range(x.size):
-        total += x[i] * y[i]
-    return total
-
-
-@helper
 def _softmax_row(s, scale, top):
     """Turn scores into exp(scale s - m) in place, m the larger of `top` and their maximum; return m and their sum."""
     best = max(top, largest(s) * scale)  # drops NaN; the sum below does not
-    total = np.float32(0)
     for j in range(s.size):
-        p = exp(s[j] * scale - best)
-        s[j] = p
-        total += p
-    return best, total
+        s[j] = exp(s[j] * scale - best)
+    return best, total(s)
 
 
 @helper
@@ -134,11 +123,11 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
         s[r, high:columns] = 0
         if low == high:
             continue
-        top, total = _softmax_row(s[r, low:high], scale, m[r])
+        top, added = _softmax_row(s[r, low:high], scale, m[r])
         shrink = exp(m[r] - top)  # 0 at the first block: m is -inf
         for d in range(o.shape[1]):
             o[r, d] *= shrink
-        l[r] = l[r] * shrink + total
+        l[r] = l[r] * shrink + added
         m[r] = top
 
 
@@ -216,7 +205,7 @@ def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, h
         for h in range(g * group, (g + 1) * group):
             head = slice(h * head_dim, (h + 1) * head_dim)
             for n in range(b * time, (b + 1) * time):
-                delta[h, n] = _dot(do[n, head], o[n, head])
+                delta[h, n] = dot(do[n, head], o[n, head])
         for j0 in range(0, time, BLOCK_BACKWARD):
             columns = min(BLOCK_BACKWARD, time - j0)
             key = b * time + j0

@@ -20,9 +20,10 @@ import numpy as np
 
 from ._jit import kernel, prange
 from .matmul import product
-from .simd import exp, largest
+from .simd import exp, largest, total
 
 CHUNK = 1 << 24  # floats of logits at a time: 64 MiB
+STRETCH = 4096
 
 # -- reference -----------------------------------------------------------------------------------
 
@@ -51,7 +52,7 @@ def head_loss_ref(x, w, labels, scale=1.0, smoothing=0.0):
 
 @kernel
 def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backward):
-    """Write losses and hits of `rows[first:first+len(z)]`, whose logits are z (n, V); z becomes dz if `backward`."""
+    """Write losses and hits of `rows[first:first+len(z)]`, whose logits are z (n, V); z becomes dz, or scratch."""
     columns = z.shape[1]
     spread = np.float32(smoothing / columns)
     kept = np.float32(1 - smoothing)
@@ -67,24 +68,18 @@ def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backwa
                 if line[j] == m:
                     hit = False
         hits[n] = hit
-        total = np.float64(0)
-        mean = np.float64(0)
-        for j0 in range(0, columns, 4096):  # float32 sums of short stretches, so that they vectorise and stay exact
-            part = line[j0 : min(j0 + 4096, columns)]
-            part_total = np.float32(0)
-            part_sum = np.float32(0)
+        exponentials = np.float64(0)
+        logits = np.float64(0)
+        for j0 in range(0, columns, STRETCH):  # float32 sums of stretches, float64 sums of those
+            part = line[j0 : min(j0 + STRETCH, columns)]
+            logits += total(part)
             for j in range(part.size):
-                part_sum += part[j]
-                p = exp(part[j] - m)
-                part_total += p
-                if backward:
-                    part[j] = p
-            total += part_total
-            mean += part_sum
-        lse = m + math.log(total)
-        losses[n] = lse - kept * at_label - spread * mean
+                part[j] = exp(part[j] - m)
+            exponentials += total(part)
+        lse = m + math.log(exponentials)
+        losses[n] = lse - kept * at_label - spread * logits
         if backward:
-            inverse = np.float32(scale / total)
+            inverse = np.float32(scale / exponentials)
             down = np.float32(scale) * spread
             for j in range(columns):
                 line[j] = line[j] * inverse - down

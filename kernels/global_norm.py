@@ -14,6 +14,7 @@ import math
 import numpy as np
 
 from ._jit import kernel, prange
+from .simd import sum_of_squares
 
 __all__ = ["global_norm", "global_norm_ref"]
 
@@ -35,11 +36,8 @@ def global_norm(g):
     partial = np.empty(blocks, np.float64)
     for k in prange(blocks):
         start = np.int64(k) * BLOCK
-        block = g[start : min(start + BLOCK, P)]  # a view that begins at 0: LLVM then sees plain vector code
-        squares = 0.0
-        for i in range(block.shape[0]):
-            squares += np.float64(block[i]) * np.float64(block[i])
-        partial[k] = squares
+        block = g[start : min(start + BLOCK, P)]
+        partial[k] = sum_of_squares(block)
     total = 0.0
     for k in range(blocks):
         total += partial[k]

@@ -18,6 +18,7 @@ import math
 import numpy as np
 
 from ._jit import kernel, prange
+from .simd import dot3, sum_of_squares
 
 __all__ = ["rms_norm_backward", "rms_norm_backward_ref", "rms_norm_forward", "rms_norm_forward_ref"]
 
@@ -45,10 +46,7 @@ def rms_norm_forward(y, r, x, w, eps):
     """Overwrite y (N, C) and r (N,) from x (N, C) and w (C,); the sum of squares runs in float64."""
     N, C = x.shape
     for n in prange(N):
-        total = 0.0
-        for j in range(C):
-            total += np.float64(x[n, j]) * np.float64(x[n, j])
-        rn = np.float32(1.0 / math.sqrt(total / C + eps))
+        rn = np.float32(1.0 / math.sqrt(sum_of_squares(x[n]) / C + eps))
         r[n] = rn
         for j in range(C):
             y[n, j] = x[n, j] * rn * w[j]
@@ -65,10 +63,7 @@ def rms_norm_backward(dx, dw, dy, x, w, r, accumulate):
             partial[part, j] = 0
         for n in range(N * part // PARTS, N * (part + 1) // PARTS):
             rn = r[n]
-            total = np.float32(0)
-            for j in range(C):
-                total += dy[n, j] * w[j] * x[n, j]
-            mean = np.float32(total * rn / np.float32(C))  # mean_j g_j n_j
+            mean = dot3(dy[n], w, x[n]) * rn / np.float32(C)  # mean_j g_j n_j
             if accumulate:
                 for j in range(C):
                     normed = x[n, j] * rn

@@ -2,6 +2,7 @@
 
     exp        e^x in float32 as a polynomial that the loop vectoriser can widen (LLVM has no vector exp of its own)
     largest    the maximum of a vector
+    total      its sum;  dot, dot3: of the products of two or three;  sum_of_squares: in float64
 
 and the building blocks from which `tiles.py` makes the register tile.
 
@@ -97,6 +98,17 @@ def _largest_twin(x):
     return np.fmax.reduce(x, initial=np.float32(-np.inf))
 
 
+def _total_twin(*factors):
+    product = factors[0]
+    for factor in factors[1:]:
+        product = product * factor
+    return product.sum(dtype=np.float32)
+
+
+def _sum_of_squares_twin(x):
+    return np.square(x, dtype=np.float64).sum()
+
+
 def with_twin(twin):
     """Use the LLVM version of an operation, or its twin where nothing is compiled."""
     return (lambda typed: intrinsic(typed)) if JIT else (lambda typed: twin)
@@ -190,7 +202,7 @@ def call_once_built(builder, name, arguments, body):
 
 @with_twin(_fma_twin)
 def fma(typing, a, b, c):
-    """Return a * b + c in float32; no fast-math flag, so that the split constants of `exp` stay split."""
+    """Return a * b + c in float32, rounded once where the machine can."""
 
     def codegen(context, builder, signature, arguments):
         return builder.call(declare(builder, "llvm.fmuladd.f32", F32, [F32] * 3), arguments)
@@ -274,6 +286,75 @@ def largest(typing, x):
         return builder.call(reduce, [builder.load(best)])
 
     return types.float32(x), codegen
+
+
+# -- sums ----------------------------------------------------------------------------------------
+# The compiler may not reorder additions (see `_jit.py`), so sums that are to be vectors say so: LANES partial sums,
+# which are then added up from the first to the last.
+
+
+def _each_vector(context, builder, kinds, arrays, visit):
+    """Call `visit(vectors)` in a loop over equally long contiguous arrays; lanes past the end are zero."""
+    size = builder.extract_value(context.make_array(kinds[0])(context, builder, arrays[0]).shape, 0)
+    starts = [pointer(context, builder, kind, array, constant(0)) for kind, array in zip(kinds, arrays, strict=True)]
+    left = builder.srem(size, constant(LANES))
+    whole = builder.sub(size, left)
+    with cgutils.for_range_slice(builder, constant(0), whole, constant(LANES), I64) as (at, _):
+        visit([load(builder, builder.gep(start, [at])) for start in starts])
+    with builder.if_then(builder.icmp_signed(">", left, constant(0))):
+        mask = first_lanes(builder, left)
+        visit([masked_load(builder, builder.gep(start, [whole]), mask) for start in starts])
+
+
+def _sum_of_products(count):
+    """Return an intrinsic that sums the products of `count` vectors in float32."""
+
+    def codegen(context, builder, signature, arguments):
+        sums = cgutils.alloca_once_value(builder, ZERO)
+
+        def visit(factors):
+            product = factors[0]
+            for factor in factors[1:]:
+                product = builder.fmul(product, factor)
+            builder.store(builder.fadd(builder.load(sums), product), sums)
+
+        _each_vector(context, builder, signature.args, arguments, visit)
+        add_up = declare(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, [F32, VECTOR])
+        return builder.call(add_up, [ir.Constant(F32, -0.0), builder.load(sums)])
+
+    def total(typing, x):
+        return types.float32(x), codegen
+
+    def dot(typing, x, y):
+        return types.float32(x, y), codegen
+
+    def dot3(typing, x, y, z):
+        return types.float32(x, y, z), codegen
+
+    return with_twin(_total_twin)((total, dot, dot3)[count - 1])
+
+
+# Of contiguous float32 vectors of one length: sum x_i, sum x_i y_i, sum x_i y_i z_i.
+total, dot, dot3 = (_sum_of_products(count) for count in (1, 2, 3))
+
+
+@with_twin(_sum_of_squares_twin)
+def sum_of_squares(typing, x):
+    """Return the sum of x_i^2 of a contiguous float32 vector, squared and summed in float64."""
+
+    def codegen(context, builder, signature, arguments):
+        wide = ir.VectorType(ir.DoubleType(), LANES)
+        sums = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * LANES))
+
+        def visit(vectors):
+            value = builder.fpext(vectors[0], wide)
+            builder.store(builder.fadd(builder.load(sums), builder.fmul(value, value)), sums)
+
+        _each_vector(context, builder, signature.args, arguments, visit)
+        add_up = declare(builder, f"llvm.vector.reduce.fadd.v{LANES}f64", ir.DoubleType(), [ir.DoubleType(), wide])
+        return builder.call(add_up, [ir.Constant(ir.DoubleType(), -0.0), builder.load(sums)])
+
+    return types.float64(x), codegen
 
 
 def describe() -> dict[str, Any]:
