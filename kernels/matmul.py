@@ -8,17 +8,17 @@ The three products of a linear layer are one kernel, because both operands are *
 the register tile (`tiles.tile`) reads straight through.  Transposing is only another way of packing, and so is any
 storage format of weights.
 
-    for each slab of B: DEPTH rows x as many columns as PACKED floats hold    (stays in the last-level cache)
-        pack it, all threads together
-        in parallel, for each block of A: up to BLOCK rows                    (stays in the second-level cache)
-            for each slice of the depth: SLICE                                (its panels stay in the first-level cache)
-                pack the block's slice of A
-                for each panel of B, for each panel of A:  tile
+    in parallel, for each part of C (about equal parts, one for each thread):
+        for each slab of the part's B: SLICE rows x SLAB columns       packed; stays in last-level cache
+            for each block of its A: BLOCK rows x SLICE                packed; stays in second-level cache
+                for each panel of B, for each panel of A:  tile        two panels in first-level cache
 
-Every element of C is summed over the depth in the same order whatever the number of threads, so its bits are the same
-too.
+A thread packs what it reads, even if another packs the same: a packed slab that two cores write and both read costs
+more in traffic between them than packing it twice (docs/log.md).  Every element of C is summed over the depth in the
+same order however C is cut up, so its bits are the same for any number of threads.
 """
 
+import functools
 import os
 
 import numba
@@ -27,10 +27,11 @@ import numpy as np
 from ._jit import kernel, prange
 from .tiles import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, tile
 
-SLICE = 512  # depth of one pass of the tile; a panel of A is at most 16 KB
-DEPTH = 2048  # depth of a packed slab of B
-PACKED = 1 << 20  # floats of a packed slab of B: 4 MiB
-BLOCK = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KiB
+SLICE = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
+SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
+BLOCK = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KB
+PACKING = 5  # packing an element takes as long as so many multiply-adds
+ALONE = 1 << 16  # multiply-adds below which waking other threads does not pay
 BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
 if BACKEND not in ("numba", "blas"):
     raise ValueError(f"ABI_MATMUL ({BACKEND}) must be numba or blas; unset it to use the kernels of this file")
@@ -48,73 +49,77 @@ def product_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
 
 
 @kernel
-def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, block):
-    """c (M, N) = op(a) op(b) (+ d if add); packed_a (threads, ...) and packed_b (...) are scratch."""
+def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, part_rows, part_columns):
+    """c (M, N) = op(a) op(b) (+ d if add), in parts of part_rows x part_columns; packed_a, packed_b: scratch."""
     rows, columns = c.shape
     depth = a.shape[0] if transpose_a else a.shape[1]
-    blocks = (rows + block - 1) // block
-    for k0 in range(0, depth, DEPTH):
-        slab_depth = min(DEPTH, depth - k0)
-        slab_columns = max(PACKED // slab_depth // COLUMNS, 1) * COLUMNS
-        for j0 in range(0, columns, slab_columns):
-            width = min(slab_columns, columns - j0)
-            panels = (width + COLUMNS - 1) // COLUMNS
-            for q in prange(panels):
-                j = j0 + q * COLUMNS
-                n = min(COLUMNS, columns - j)
+    down = (rows + part_rows - 1) // part_rows
+    across = (columns + part_columns - 1) // part_columns
+    for part in prange(down * across):
+        thread = numba.get_thread_id()
+        a_panels, b_panels = packed_a[thread], packed_b[thread]
+        top = part // across * part_rows
+        bottom = min(rows, top + part_rows)
+        left = part % across * part_columns
+        right = min(columns, left + part_columns)
+        for k0 in range(0, depth, SLICE):
+            k = min(SLICE, depth - k0)
+            for j0 in range(left, right, SLAB):
+                width = min(SLAB, right - j0)
                 if transpose_b:
-                    pack_b_transposed(packed_b, q * COLUMNS * slab_depth, b, j, k0, n, slab_depth)
+                    pack_b_transposed(b_panels, 0, b, j0, k0, width, k)
                 else:
-                    pack_b(packed_b, q * COLUMNS * slab_depth, b, k0, j, n, slab_depth)
-            for index in prange(blocks):
-                mine = packed_a[numba.get_thread_id()]
-                first = index * block
-                last = min(rows, first + block)
-                for s in range(0, slab_depth, SLICE):
-                    k = min(SLICE, slab_depth - s)
-                    base = add or k0 + s > 0
+                    pack_b(b_panels, 0, b, k0, j0, width, k)
+                for i0 in range(top, bottom, BLOCK):
+                    height = min(BLOCK, bottom - i0)
                     if transpose_a:
-                        pack_a_transposed(mine, 0, a, k0 + s, first, last - first, k)
+                        pack_a_transposed(a_panels, 0, a, k0, i0, height, k)
                     else:
-                        pack_a(mine, 0, a, first, k0 + s, last - first, k)
-                    for q in range(panels):
-                        j = j0 + q * COLUMNS
-                        n = min(COLUMNS, columns - j)
-                        b_at = q * COLUMNS * slab_depth + s * COLUMNS
-                        for i in range(first, last, ROWS):
-                            m = min(ROWS, last - i)
-                            if k0 + s > 0:
-                                tile(c, c, i, j, m, n, mine, (i - first) * k, packed_b, b_at, k, base)
+                        pack_a(a_panels, 0, a, i0, k0, height, k)
+                    for j in range(0, width, COLUMNS):
+                        n = min(COLUMNS, width - j)
+                        for i in range(0, height, ROWS):
+                            m = min(ROWS, height - i)
+                            if k0 > 0:
+                                tile(c, c, i0 + i, j0 + j, m, n, a_panels, i * k, b_panels, j * k, k, True)
                             else:
-                                tile(c, d, i, j, m, n, mine, (i - first) * k, packed_b, b_at, k, base)
+                                tile(c, d, i0 + i, j0 + j, m, n, a_panels, i * k, b_panels, j * k, k, add)
 
 
 # -- calling it ----------------------------------------------------------------------------------
 
 
 class _Scratch:
-    """The packing buffers, made at the first product and kept; a step allocates nothing."""
+    """The packing buffers of each thread, made at the first product and kept; a step allocates nothing."""
 
     def __init__(self):
-        self.threads = 0
+        self.a = self.b = None
 
     def buffers(self):
-        if self.threads < numba.config.NUMBA_NUM_THREADS:
-            self.threads = numba.config.NUMBA_NUM_THREADS
-            self.a = np.empty((self.threads, BLOCK * SLICE), np.float32)
-            self.b = np.empty(PACKED + COLUMNS * DEPTH, np.float32)
+        if self.a is None:
+            threads = numba.config.NUMBA_NUM_THREADS
+            self.a = np.empty((threads, BLOCK * SLICE), np.float32)
+            self.b = np.empty((threads, SLAB * SLICE), np.float32)
         return self.a, self.b
 
 
 _scratch = _Scratch()
 
 
-def _block_rows(rows):
-    """Rows of a block of A: as many as fit the cache, and about equally many blocks for each thread."""
-    threads = numba.get_num_threads()
-    rounds = -(-rows // (threads * BLOCK))
-    block = -(-rows // (threads * rounds))
-    return -(-block // ROWS) * ROWS
+@functools.cache
+def _parts(rows, columns, depth, threads):
+    """Return the rows and columns of a part: a grid of as many parts as threads, whose slowest part takes least."""
+    if rows * columns * depth < ALONE:
+        threads = 1
+    best = None
+    for down in range(1, threads + 1):
+        across = threads // down
+        height = -(-rows // (down * ROWS)) * ROWS
+        width = -(-columns // (across * COLUMNS)) * COLUMNS
+        cost = height * width + PACKING * (height + width)
+        if best is None or cost < best[0]:
+            best = cost, height, width
+    return best[1:]
 
 
 def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
@@ -126,12 +131,13 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
     rows, columns = out.shape
     if rows == 0 or columns == 0:
         return
-    if (a.shape[0] if transpose_a else a.shape[1]) == 0:
+    depth = a.shape[0] if transpose_a else a.shape[1]
+    if depth == 0:
         out[...] = 0 if addend is None else addend
         return
-    packed_a, packed_b = _scratch.buffers()
+    parts = _parts(rows, columns, depth, numba.get_num_threads())
     base = out if addend is None else addend
-    _product(out, base, a, b, packed_a, packed_b, transpose_a, transpose_b, addend is not None, _block_rows(rows))
+    _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, *parts)
 
 
 def _readable(x):

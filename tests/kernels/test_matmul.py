@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from abi_py.kernels import matmul as module
 from abi_py.kernels._jit import JIT
-from abi_py.kernels.matmul import BLOCK, DEPTH, PACKED, SLICE, matmul, product, product_ref
+from abi_py.kernels.matmul import BLOCK, SLAB, SLICE, matmul, product, product_ref
 from abi_py.kernels.simd import LANES
 from abi_py.kernels.tiles import COLUMNS, ROWS
 
@@ -61,10 +61,10 @@ LARGE = [
     (2 * BLOCK + 1, 7, 5),  # several blocks of A
     (BLOCK, COLUMNS, SLICE),  # everything whole
     (13, 11, SLICE + 1),  # two slices
-    (3, 5, DEPTH + SLICE + 3),  # two slabs of B, the second with two slices
-    (3, PACKED // DEPTH + COLUMNS + 1, DEPTH),  # B wider than a slab
+    (3, 5, 2 * SLICE + 3),  # three slices
+    (3, 2 * SLAB + COLUMNS + 1, SLICE + 1),  # B wider than a slab
     (97, 101, 103),
-    (1, 1, 3 * DEPTH),
+    (1, 1, 3 * SLICE),
 ]
 
 
