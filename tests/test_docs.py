@@ -92,3 +92,8 @@ def test_the_demo_runs(tmp_path):
     first, *_, last = [float(match) for match in re.findall(r"^epoch \d/3: loss=([\d.]+)", done.stdout, re.MULTILINE)]
     assert last < first
     assert list(tmp_path.iterdir()) == []
+
+
+def test_speed_table_is_made_from_the_results():
+    done = subprocess.run([sys.executable, ROOT / "bench/readme_table.py", "--check"], check=False)
+    assert done.returncode == 0, "run `python bench/readme_table.py`"

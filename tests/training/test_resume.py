@@ -274,7 +274,7 @@ def test_a_second_signal_exits_at_once(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_kill_at_random_moments(tmp_path):
-    """Kills of a run that saves at every step (ABI_KILLS of them, 3 if not set): it always resumes, to the same bits."""
+    """Kill a run that saves at every step (ABI_KILLS times, 3 if not set): it always resumes, to the same bits."""
     kills = int(os.environ.get("ABI_KILLS", "3"))
     steps = 10 * (kills + 1)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
