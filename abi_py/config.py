@@ -351,7 +351,9 @@ class LlmTrainingConfig(Config):
     max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept besides (0 = keep all)")
     log_interval: int = opt(10, "optimizer steps between log records (0 = off)")
     eval_interval: int = opt(500, "optimizer steps between evaluations on the validation data (0 = off)")
-    mixed_precision: Precision = opt(Precision.FP32, "number format of the products", aliases=_PRECISION_ALIASES)
+    mixed_precision: Precision = opt(
+        Precision.FP32, "number format that products round their operands to", aliases=_PRECISION_ALIASES
+    )
     log_dir: str | None = opt(None, "directory of the TensorBoard, W&B and metrics-stream files")
     enable_tensorboard: bool = opt(False, "write TensorBoard event files (needs log_dir)")
     enable_wandb: bool = opt(False, "log to Weights & Biases (needs log_dir)")
@@ -427,11 +429,8 @@ class LlmTrainingConfig(Config):
                 raise ConfigError(f"{name} (True) must come with log_dir; set log_dir to a directory for its files")
 
     def _check_not_here_yet(self) -> None:
-        if self.mixed_precision is not Precision.FP32:
-            raise ConfigError(
-                f"mixed_precision ({self.mixed_precision.value}) must be fp32: this version computes in float32 only; "
-                "leave it out"
-            )
+        computed = self.mixed_precision is not Precision.FP16
+        self._require("mixed_precision", computed, "be fp32 or bf16", "bf16 has the range of fp32, so use that")
         self._require("use_gpu", not self.use_gpu, "be false", _GPU_REMEDY)
         self._require("gpu_backend", self.gpu_backend is None, "be unset", _GPU_REMEDY)
         self._require("gpu_batch_threshold", self.gpu_batch_threshold == 8, "be 8", _GPU_REMEDY)

@@ -46,7 +46,8 @@ def main():
     """Read the options, run the rounds, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="tiny", help="model and batch, see shapes.py")
-    parser.add_argument("--peer", choices=PEERS, action="append", help="may be given several times (default: torch)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="ours; a peer has its own")
+    parser.add_argument("--peer", choices=PEERS, action="append", help="repeatable (default: torch, or torch-bf16)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each contender runs")
     parser.add_argument("--steps", type=int, default=6, help="steps that count in each run")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
@@ -59,10 +60,11 @@ def main():
 
     common = ["--shape", options.shape, "--steps", str(options.steps), "--warmup", str(options.warmup)]
     common += ["--threads", str(options.threads)]
-    contenders = {"abi_py": [sys.executable, HERE / "step_worker.py", *common]}
-    for peer in options.peer or ["torch"]:
+    own_options = ["--precision", options.precision]
+    contenders = {"abi_py": [sys.executable, HERE / "step_worker.py", *common, *own_options]}
+    for peer in options.peer or ["torch" if options.precision == "fp32" else "torch-bf16"]:
         contenders[peer] = [options.torch_python, HERE / "peers/torch_llama.py", *common, *PEERS[peer]]
-    about = header(f"step {options.shape}", options.threads)
+    about = header(f"step {options.shape} {options.precision}", options.threads)
     print(f"Training step {options.shape}, {SHAPES[options.shape]}")
     print(", ".join(f"{key} {value}" for key, value in about.items()))
 

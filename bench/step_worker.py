@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from shapes import SHAPES
 
-from abi_py.config import CheckpointingStrategy, TrainableModelConfig
+from abi_py.config import CheckpointingStrategy, Precision, TrainableModelConfig
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.model import TrainableModel
 
@@ -26,7 +26,8 @@ STRATEGIES = [strategy.value for strategy in CheckpointingStrategy]
 class Step:
     """One training step of a model of the given shape, on a random batch that stays the same."""
 
-    def __init__(self, shape, **options):
+    def __init__(self, shape, precision="fp32", **options):
+        self.precision = Precision(precision)
         self.model = TrainableModel(TrainableModelConfig(**shape.model_fields(), **options))
         rng = np.random.default_rng(0)
         self.ids, self.labels = rng.integers(0, shape.vocab_size, (2, shape.batch_size, shape.seq_len)).astype(np.int32)
@@ -39,7 +40,7 @@ class Step:
     def gradients(self):
         """Fill the gradients; return the loss."""
         self.model.zero_gradients()
-        return self.model.train_step(self.ids, self.labels)
+        return self.model.compute_loss(self.ids, self.labels, backward=True, precision=self.precision).loss
 
     def norm(self):
         """Return the length of the gradient."""
@@ -67,13 +68,14 @@ def main():
     parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="threads of the kernels")
     parser.add_argument("--steps", type=int, default=6, help="steps that count")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="operands of the products")
     parser.add_argument("--checkpointing", choices=STRATEGIES, default="none", help="gradient checkpointing strategy")
     options = parser.parse_args()
     if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
         parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
     numba.set_num_threads(options.threads)
     shape = SHAPES[options.shape]
-    step = Step(shape, checkpointing=options.checkpointing)
+    step = Step(shape, options.precision, checkpointing=options.checkpointing)
     losses, seconds = [], []
     for _ in range(options.warmup + options.steps):
         start = time.perf_counter()
@@ -85,7 +87,7 @@ def main():
     line = {
         "peer": "abi_py",
         "shape": options.shape,
-        "precision": "fp32",
+        "precision": options.precision,
         "threads": options.threads,
         "parameters": step.model.num_params(),
         "first_loss": round(losses[0], 4),

@@ -110,17 +110,17 @@ def chunk_rows(vocabulary):
     return max(CHUNK // vocabulary // 16 * 16, 16)
 
 
-def head_loss(losses, hits, x, w, labels, smoothing=0.0):
+def head_loss(losses, hits, x, w, labels, smoothing=0.0, bf16=False):
     """Write losses (N,) and hits (N,); see the top of the file."""
-    _head(losses, hits, None, None, x, w, labels, 1.0, smoothing, False)
+    _head(losses, hits, None, None, x, w, labels, 1.0, smoothing, False, bf16)
 
 
-def head_loss_backward(losses, hits, dx, dw, x, w, labels, scale, smoothing=0.0, accumulate=True):
+def head_loss_backward(losses, hits, dx, dw, x, w, labels, scale, smoothing=0.0, accumulate=True, bf16=False):
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`.  Forward and backward in one pass."""
-    _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate)
+    _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, bf16)
 
 
-def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate):
+def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, bf16):
     rows = np.flatnonzero(labels >= 0)
     whole = len(rows) == len(labels)
     backward = dx is not None
@@ -141,12 +141,13 @@ def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate):
             x_rows = _scratch.rows_of("gathered", count, x.shape[1])
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = _scratch.rows_of("logits", count, w.shape[0])
-        product(z, x_rows, w, transpose_b=True)
+        product(z, x_rows, w, transpose_b=True, bf16=bf16)
         cross_entropy(z, losses, hits, labels, rows, first, float(smoothing), float(scale), backward)
         if backward:
-            product(dw, z, x_rows, transpose_a=True, addend=dw if accumulate or first > 0 else None)
+            base = dw if accumulate or first > 0 else None
+            product(dw, z, x_rows, transpose_a=True, addend=base, bf16=bf16)
             if whole:
-                product(dx[chunk], z, w)
+                product(dx[chunk], z, w, bf16=bf16)
             else:
-                product(x_rows, z, w)  # x_rows is a copy and no longer needed
+                product(x_rows, z, w, bf16=bf16)  # x_rows is a copy and no longer needed
                 dx[chunk] = x_rows

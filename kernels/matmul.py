@@ -24,8 +24,21 @@ import os
 import numba
 import numpy as np
 
-from ._jit import kernel, prange
-from .tiles import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, tile
+from ._jit import helper, kernel, prange
+from .tiles import (
+    COLUMNS,
+    ROWS,
+    pack_a,
+    pack_a_bf16,
+    pack_a_transposed,
+    pack_a_transposed_bf16,
+    pack_b,
+    pack_b_bf16,
+    pack_b_transposed,
+    pack_b_transposed_bf16,
+    tile,
+    tile_bf16,
+)
 
 SLICE = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
 SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
@@ -45,14 +58,46 @@ def product_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
     return y if addend is None else y + addend
 
 
+def round_to_bf16_ref(x):
+    """Return float32 x rounded to bfloat16 (8 bits of significand), to nearest even, still in float32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(x), x, rounded.view(np.float32))
+
+
 # -- kernel --------------------------------------------------------------------------------------
 
 
+@helper
+def _pack_left(panels, a, i, k0, height, k, transposed, bf16):
+    if bf16 and transposed:
+        pack_a_transposed_bf16(panels, 0, a, k0, i, height, k)
+    elif bf16:
+        pack_a_bf16(panels, 0, a, i, k0, height, k)
+    elif transposed:
+        pack_a_transposed(panels, 0, a, k0, i, height, k)
+    else:
+        pack_a(panels, 0, a, i, k0, height, k)
+
+
+@helper
+def _pack_right(panels, b, j, k0, width, k, transposed, bf16):
+    if bf16 and transposed:
+        pack_b_transposed_bf16(panels, 0, b, j, k0, width, k)
+    elif bf16:
+        pack_b_bf16(panels, 0, b, k0, j, width, k)
+    elif transposed:
+        pack_b_transposed(panels, 0, b, j, k0, width, k)
+    else:
+        pack_b(panels, 0, b, k0, j, width, k)
+
+
 @kernel
-def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, part_rows, part_columns):
+def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, bf16, part_rows, part_columns):
     """c (M, N) = op(a) op(b) (+ d if add), in parts of part_rows x part_columns; packed_a, packed_b: scratch."""
     rows, columns = c.shape
     depth = a.shape[0] if transpose_a else a.shape[1]
+    slice_depth = 2 * SLICE if bf16 else SLICE  # the same bytes of panels
     down = (rows + part_rows - 1) // part_rows
     across = (columns + part_columns - 1) // part_columns
     for part in prange(down * across):
@@ -62,28 +107,28 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, part
         bottom = min(rows, top + part_rows)
         left = part % across * part_columns
         right = min(columns, left + part_columns)
-        for k0 in range(0, depth, SLICE):
-            k = min(SLICE, depth - k0)
+        for k0 in range(0, depth, slice_depth):
+            k = min(slice_depth, depth - k0)
+            steps = (k + 1) // 2 if bf16 else k
             for j0 in range(left, right, SLAB):
                 width = min(SLAB, right - j0)
-                if transpose_b:
-                    pack_b_transposed(b_panels, 0, b, j0, k0, width, k)
-                else:
-                    pack_b(b_panels, 0, b, k0, j0, width, k)
+                _pack_right(b_panels, b, j0, k0, width, k, transpose_b, bf16)
                 for i0 in range(top, bottom, BLOCK):
                     height = min(BLOCK, bottom - i0)
-                    if transpose_a:
-                        pack_a_transposed(a_panels, 0, a, k0, i0, height, k)
-                    else:
-                        pack_a(a_panels, 0, a, i0, k0, height, k)
+                    _pack_left(a_panels, a, i0, k0, height, k, transpose_a, bf16)
                     for j in range(0, width, COLUMNS):
                         n = min(COLUMNS, width - j)
                         for i in range(0, height, ROWS):
                             m = min(ROWS, height - i)
-                            if k0 > 0:
-                                tile(c, c, i0 + i, j0 + j, m, n, a_panels, i * k, b_panels, j * k, k, True)
+                            place = i0 + i, j0 + j, m, n, a_panels, i * steps, b_panels, j * steps, steps
+                            if bf16 and k0 > 0:
+                                tile_bf16(c, c, *place, True)
+                            elif bf16:
+                                tile_bf16(c, d, *place, add)
+                            elif k0 > 0:
+                                tile(c, c, *place, True)
                             else:
-                                tile(c, d, i0 + i, j0 + j, m, n, a_panels, i * k, b_panels, j * k, k, add)
+                                tile(c, d, *place, add)
 
 
 # -- calling it ----------------------------------------------------------------------------------
@@ -122,9 +167,14 @@ def _parts(rows, columns, depth, threads):
     return best[1:]
 
 
-def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
-    """Write op(a) op(b) (+ addend) to out: float32 matrices with unit column stride, unchecked; addend may be out."""
+def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, bf16=False):
+    """Write op(a) op(b) (+ addend) to out: float32 matrices with unit column stride, unchecked; addend may be out.
+
+    With bf16, a and b are rounded to bfloat16 while they are packed; sums and out are float32.
+    """
     if BACKEND == "blas":
+        if bf16:
+            a, b = round_to_bf16_ref(a), round_to_bf16_ref(b)
         y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
         np.copyto(out, y if addend is None else y + addend)
         return
@@ -137,7 +187,7 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
         return
     parts = _parts(rows, columns, depth, numba.get_num_threads())
     base = out if addend is None else addend
-    _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, *parts)
+    _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, bf16, *parts)
 
 
 def _readable(x):

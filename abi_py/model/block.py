@@ -33,6 +33,7 @@ class Layout:
     positions: np.ndarray  # (N,) int32: position of a row within its segment
     cos: np.ndarray  # (max_seq_len, D/2)
     sin: np.ndarray
+    bf16: bool = False  # round the operands of the linear layers' products to bfloat16
 
 
 class BlockTensors:
@@ -57,7 +58,7 @@ def attention_branch(w: BlockTensors, a: Any, s: Any, layout: Layout, config: Tr
     """Compute what the attention branch saves: a.r_attn, a.qkv, a.att and a.lse from a.x."""
     heads, kv_heads = config.num_heads, config.num_kv_heads
     rms_norm_forward(s.n, a.r_attn, a.x, w.attn_norm, config.norm_eps)
-    product(a.qkv, s.n, w.qkv, transpose_b=True)
+    product(a.qkv, s.n, w.qkv, transpose_b=True, bf16=layout.bf16)
     rope_forward(a.qkv, layout.cos, layout.sin, layout.positions, heads + kv_heads)
     attention_forward(a.att, a.lse, *_split(a.qkv, config), layout.starts, layout.batch, heads, kv_heads)
 
@@ -72,11 +73,11 @@ def block_forward(
 ) -> None:
     """Write out (N, C) from a.x (N, C), and fill the rest of the block's saved arrays a; s is scratch."""
     attention_branch(w, a, s, layout, config)
-    product(a.middle, a.att, w.w_o, transpose_b=True, addend=a.x)
+    product(a.middle, a.att, w.w_o, transpose_b=True, addend=a.x, bf16=layout.bf16)
     rms_norm_forward(s.n, a.r_ffn, a.middle, w.ffn_norm, config.norm_eps)
-    product(a.gate_up, s.n, w.gate_up, transpose_b=True)
+    product(a.gate_up, s.n, w.gate_up, transpose_b=True, bf16=layout.bf16)
     swiglu_forward(s.h, a.gate_up)
-    product(out, s.h, w.w_down, transpose_b=True, addend=a.middle)
+    product(out, s.h, w.w_down, transpose_b=True, addend=a.middle, bf16=layout.bf16)
 
 
 def block_backward(
@@ -95,21 +96,22 @@ def block_backward(
     """
 
     def weight_gradient(target: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
-        product(target, dy, x, transpose_a=True, addend=target if accumulate else None)
+        base = target if accumulate else None
+        product(target, dy, x, transpose_a=True, addend=base, bf16=layout.bf16)
 
     # forward: out = middle + h w_downᵀ, h = swiglu(gate_up)
     swiglu_forward(s.h, a.gate_up)
     weight_gradient(dw.w_down, dx, s.h)
-    product(s.dh, dx, w.w_down)
+    product(s.dh, dx, w.w_down, bf16=layout.bf16)
     swiglu_backward(s.dgate_up, s.dh, a.gate_up)
     # forward: gate_up = n gate_upᵀ, n = rms_norm(middle)
     rms_norm_forward(s.n, a.r_ffn, a.middle, w.ffn_norm, config.norm_eps)
     weight_gradient(dw.gate_up, s.dgate_up, s.n)
-    product(s.dn, s.dgate_up, w.gate_up)
+    product(s.dn, s.dgate_up, w.gate_up, bf16=layout.bf16)
     rms_norm_backward(dx, dw.ffn_norm, s.dn, a.middle, w.ffn_norm, a.r_ffn, True)
     # forward: middle = x + att w_oᵀ
     weight_gradient(dw.w_o, dx, a.att)
-    product(s.datt, dx, w.w_o)
+    product(s.datt, dx, w.w_o, bf16=layout.bf16)
     # forward: att = attention(RoPE(q), RoPE(k), v)
     heads, kv_heads = config.num_heads, config.num_kv_heads
     attention_backward(
@@ -128,5 +130,5 @@ def block_backward(
     # forward: qkv = n qkvᵀ, n = rms_norm(x)
     rms_norm_forward(s.n, a.r_attn, a.x, w.attn_norm, config.norm_eps)
     weight_gradient(dw.qkv, s.dqkv, s.n)
-    product(s.dn, s.dqkv, w.qkv)
+    product(s.dn, s.dqkv, w.qkv, bf16=layout.bf16)
     rms_norm_backward(dx, dw.attn_norm, s.dn, a.x, w.attn_norm, a.r_attn, True)

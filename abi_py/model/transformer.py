@@ -9,13 +9,13 @@ packed row.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import IGNORE_INDEX, CheckpointingStrategy, TrainableModelConfig
+from ..config import IGNORE_INDEX, CheckpointingStrategy, Precision, TrainableModelConfig
 from ..errors import CheckpointError, DataError
 from ..formats.zig import load_abic, save_abic
 from ..kernels.cross_entropy import chunk_rows, head_loss, head_loss_backward
@@ -297,9 +297,12 @@ class TrainableModel:
         label_smoothing: float = 0.0,
         backward: bool = False,
         reduction: str = "mean",
+        precision: Precision = Precision.FP32,
     ) -> LossOutput:
         """Return the cross-entropy of a batch; with `backward`, add the gradients of its mean (or "sum") as well.
 
+        With precision bf16 the products of the linear layers and the head round their operands to bfloat16; weights,
+        sums, activations, attention and everything else stay float32.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """
@@ -307,10 +310,14 @@ class TrainableModel:
             raise ValueError(f"reduction ({reduction}) must be mean or sum")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
+        if precision not in (Precision.FP32, Precision.BF16):
+            raise ValueError(f"precision ({precision}) must be fp32 or bf16")
         ids = self._ids(input_ids)
         self._check_ids(ids, input_ids)
         targets = self._labels(labels, ids.shape).ravel()
         layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
+        bf16 = precision == Precision.BF16
+        layout = replace(layout, bf16=True) if bf16 else layout
         hidden = self._forward(ids, layout)
         self._last = None
         _, scratch = self._arena.views(ids.size)
@@ -321,10 +328,12 @@ class TrainableModel:
             scale = 1.0 if reduction == "sum" else 1 / max(count, 1)
             results = scratch.losses, scratch.hits
             dw = gradients[self._output_name]
-            head_loss_backward(*results, scratch.dn, dw, hidden, head, targets, scale, label_smoothing, accumulate)
+            head_loss_backward(
+                *results, scratch.dn, dw, hidden, head, targets, scale, label_smoothing, accumulate, bf16
+            )
             self._backward(ids, layout, gradients, accumulate)
         else:
-            head_loss(scratch.losses, scratch.hits, hidden, head, targets, label_smoothing)
+            head_loss(scratch.losses, scratch.hits, hidden, head, targets, label_smoothing, bf16)
         loss_sum = float(scratch.losses.sum(dtype=np.float64))
         return LossOutput(
             loss=loss_sum / max(count, 1),

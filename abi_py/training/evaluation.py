@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..config import EarlyStoppingConfig
+from ..config import EarlyStoppingConfig, Precision
 from ..data.tokens import Batch
 from ..errors import DataError
 from .checkpoint import TrainingState
@@ -14,7 +14,10 @@ __all__ = ["evaluate_batches", "judge"]
 
 
 def evaluate_batches(
-    model: Any, batches: Iterable[Batch], should_stop: Callable[[], bool] = lambda: False
+    model: Any,
+    batches: Iterable[Batch],
+    should_stop: Callable[[], bool] = lambda: False,
+    precision: Precision = Precision.FP32,
 ) -> EvalResult | None:
     """Return loss, perplexity and accuracy over every counted label of the batches; None if `should_stop` became true.
 
@@ -32,6 +35,7 @@ def evaluate_batches(
             attention_mask=batch.attention_mask,
             segment_ids=batch.segment_ids,
             reduction="sum",
+            precision=precision,
         )
         loss += float(out.loss_sum)
         correct += int(out.num_correct)

@@ -142,6 +142,7 @@ class LlamaTrainer:
             label_smoothing=self.config.label_smoothing,
             backward=True,
             reduction="sum",
+            precision=self.config.mixed_precision,
         )
 
     def _add_to_window(self, out: Any) -> bool:
@@ -417,7 +418,7 @@ class LlamaTrainer:
     def evaluate(self, data: Data) -> EvalResult:
         """Return loss, perplexity and accuracy over all tokens of `data`, tail included, without label smoothing."""
         feed = open_feed(data, self.config, self.model.config, training=False)
-        result = evaluate_batches(self.model, feed)
+        result = evaluate_batches(self.model, feed, precision=self.config.mixed_precision)
         if result is None:
             raise AbiError("the evaluation was stopped")
         return result
@@ -429,7 +430,9 @@ class LlamaTrainer:
             return
         feed = open_feed(self._validation, self.config, self.model.config, training=False)
         stop = self._stop
-        result = evaluate_batches(self.model, feed, lambda: stop is not None and stop.requested)
+        result = evaluate_batches(
+            self.model, feed, lambda: stop is not None and stop.requested, self.config.mixed_precision
+        )
         if result is None:
             return
         state.evaluation_due, state.evaluated_step = False, state.global_step

@@ -34,7 +34,7 @@ def one_line(err):
         (["run", "--optimizer", "adamx"], "did you mean adam"),
         (["run", "--hidden-dim", "100", "--num-heads", "8"], "hidden_dim (100) must be a multiple of num_heads (8)"),
         (["run", "--warmup-steps", "50", "--decay-steps", "20"], "warmup_steps (50) must not exceed decay_steps (20)"),
-        (["run", "--mixed-precision", "bf16"], "must be fp32"),
+        (["run", "--mixed-precision", "fp16"], "must be fp32 or bf16"),
         (["run", "--use-gpu"], "use_gpu"),
         (["run", "--learning-rate", "-1"], "learning_rate (-1.0) must be a positive number"),
         (["run", "--valid-fraction", "1"], "valid_fraction (1.0) must be at least 0 and below 1"),

@@ -281,3 +281,28 @@ def test_an_unknown_backend_is_refused():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "ABI_MATMUL (mkl) must be numba or blas" in done.stderr
     assert done.returncode != 0
+
+
+# -- bfloat16 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bf16_rounds_the_operands_and_nothing_else(rng, way, threads):
+    for m, n, k in ((1, 1, 1), (13, 7, 5), (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE + 3 if JIT else 9)):
+        a, b = operands(rng, m, n, k, *way)
+        rounded = [module.round_to_bf16_ref(x).astype(np.float64) for x in (a, b)]
+        addend = rng.standard_normal((m, n)).astype(np.float32)
+        out = addend.copy()
+        product(out, a, b, *way, addend=out, bf16=True)
+        check_close(out, product_ref(*rounded, *way, addend), 1e-5)
+
+
+def test_bf16_has_the_same_bits_for_any_number_of_threads(rng, same_bits):
+    a, b = operands(rng, *((301, 203, 2 * SLICE + 5) if JIT else (31, 67, 9)), False, True)
+
+    def make():
+        out = np.empty((a.shape[0], b.shape[0]), np.float32)
+        product(out, a, b, transpose_b=True, bf16=True)
+        return out
+
+    same_bits(make)
