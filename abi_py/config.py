@@ -484,9 +484,10 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
     A file may leave sections and keys out, so that flags or defaults can fill them: build the classes with `from_dict`.
     Unknown sections and keys, and values of the wrong type, are `ConfigError`s that name the file.
     """
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        content = yaml.load(text, Loader=_Loader)
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file: byte {error.start} is not UTF-8; convert it to UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}; correct that line") from None
     except ConfigError as error:

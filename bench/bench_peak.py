@@ -16,11 +16,11 @@ for threads in sorted({1, most}):
     numba.set_num_threads(threads)
     c = np.zeros((threads, ROWS, COLUMNS), np.float32)
     a, b = np.ones((threads, DEPTH * ROWS), np.float32), np.ones((threads, DEPTH * COLUMNS), np.float32)
-    repeat_tile(c, a, b, DEPTH, TIMES)
+    repeat_tile(c, a, b, DEPTH, TIMES, False)
     bench.check(f"{threads} threads", c, np.full(c.shape, DEPTH * TIMES), 1e-6)
 
     def work(c=c, a=a, b=b):
-        repeat_tile(c, a, b, DEPTH, TIMES)
+        repeat_tile(c, a, b, DEPTH, TIMES, False)
 
     bench.time(f"{threads} threads", work, flops=2 * threads * ROWS * COLUMNS * DEPTH * TIMES)
     print(f"best of many rounds: {measured_peak(0.5) / 1e9:.0f} GFLOP/s")

@@ -212,3 +212,10 @@ def test_bad_files(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_yaml(file)
     assert str(file) in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(b"training:\n  log_dir: \xff\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml is not a text file: byte 21 is not UTF-8"):
+        load_yaml(file)

@@ -24,7 +24,7 @@ def show_plan(run: RunConfig, train: "TokenizedDataset", valid: "TokenizedDatase
 
     config = run.training
     epoch, total = count_steps(config, len(train))
-    say(console, "machine", describe_machine())
+    say(console, "machine", describe_machine(config.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train, valid))
     table = Table(title="Memory", title_justify="left", title_style="bold", show_header=False)

@@ -119,7 +119,7 @@ def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> in
     from .compiling import compile_for_training
 
     train_data, valid, _ = open_data(run.data, run.model.vocab_size)
-    say(console, "machine", describe_machine())
+    say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
     compile_for_training(run.training.optimizer.value, lambda text: say(console, "compile", text))

@@ -200,7 +200,7 @@ def start(
 
     epoch, total = count_steps(run.training, len(train_data))
     tokens = run.training.batch_size * run.training.max_seq_len * run.training.grad_accum_steps
-    say(console, "machine", describe_machine())
+    say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
     say(

@@ -22,6 +22,7 @@ from ..config import (
     Config,
     EarlyStoppingConfig,
     LlmTrainingConfig,
+    Precision,
     TrainableModelConfig,
     load_yaml,
     opt,
@@ -157,16 +158,17 @@ def say(console: "Console", label: str, text: str) -> None:
     console.print(f"{label:<9}{text}", soft_wrap=True, markup=False)
 
 
-def describe_machine() -> str:
-    """Return one line about processor, threads and kernels."""
+def describe_machine(precision: Precision = Precision.FP32) -> str:
+    """Return one line about processor, threads, kernels, and how the products of that precision are made."""
     import numba
 
-    from ..kernels import matmul, simd
-    from .info import cpu_name
+    from ..kernels import matmul, simd, tiles
+    from .info import BF16_METHOD, cpu_name
 
     facts = simd.describe()
     product = f", {facts['simd']}, tile {facts['tile']}" if matmul.BACKEND == "numba" else ", products by BLAS"
-    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}"
+    rounding = f", bf16: {BF16_METHOD[tiles.NATIVE_BF16]}" if precision is Precision.BF16 else ""
+    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}{rounding}"
 
 
 def describe_model(model: TrainableModelConfig) -> str:
@@ -229,9 +231,8 @@ def train(
     from ..training.stop import GracefulStop
 
     trainer.add_sink(JsonlSink(directory / "metrics.jsonl"))
-    trainer.add_sink(
-        _Thinned(ConsoleSink(console, measured_peak() / 1e9), 0.0 if console.is_terminal else LINE_SECONDS)
-    )
+    peak = measured_peak(bf16=run.training.mixed_precision is Precision.BF16) / 1e9
+    trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if console.is_terminal else LINE_SECONDS))
     with GracefulStop() as stop:
 
         class StopWhenNobodyReads:

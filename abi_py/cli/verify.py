@@ -8,7 +8,7 @@ from .options import Verb
 
 
 @click.command(cls=Verb, example="abi-train verify", short_help="Check every kernel and gradient on this machine.")
-@click.option("--seed", type=int, default=None, help="seed of the random inputs")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="seed of the random inputs")
 @click.pass_context
 def command(ctx: click.Context, seed: int | None) -> None:
     """Check each kernel against its reference, each reference against finite differences, and each tensor's gradient.

@@ -51,6 +51,7 @@ STATE = "state.json"
 NAME = re.compile(r"llm_step_(\d+)")
 OLD, TEMPORARY = ".old-", ".tmp-"
 SLACK = 1.05  # free space that must be there, in units of the checkpoint's size
+ADVICE = "; resume from the directory above it to use the newest whole checkpoint"
 PIECE = 1 << 20  # weights looked at together by the finiteness check
 
 
@@ -325,17 +326,16 @@ def _step_of(path: Path) -> int:
 def verify(path: str | Path) -> dict[str, Any]:
     """Check every file's size and SHA-256 and return the content of state.json; CheckpointError names the file."""
     path = Path(path)
-    advice = "resume from the directory above it to use the newest whole checkpoint"
     try:
         content = json.loads((path / STATE).read_text(encoding="utf-8"))
         rest = {key: value for key, value in content.items() if key != "checksum"}
         good = content.get("checksum") == _checksum(rest)
     except FileNotFoundError:
-        raise CheckpointError(f"{path / STATE} is missing, so the checkpoint is not whole; {advice}") from None
+        raise CheckpointError(f"{path / STATE} is missing, so the checkpoint is not whole{ADVICE}") from None
     except (ValueError, AttributeError):
         good = False
     if not good:
-        raise CheckpointError(f"{path / STATE} is damaged (checksum); {advice}")
+        raise CheckpointError(f"{path / STATE} is damaged (checksum){ADVICE}")
     if content["format"] != FORMAT or content["version"] != VERSION:
         found = f"{content['format']} {content['version']}"
         rule = f"this version reads {FORMAT} {VERSION}"
@@ -343,12 +343,12 @@ def verify(path: str | Path) -> dict[str, Any]:
     for name in FILES:
         wanted, file = content["files"][name], path / name
         if not file.exists():
-            raise CheckpointError(f"{file} is missing; {advice}")
+            raise CheckpointError(f"{file} is missing{ADVICE}")
         size, digest = sha256_of(file)
         if size != wanted["size"]:
-            raise CheckpointError(f"{file} is damaged: {size} bytes instead of {wanted['size']}; {advice}")
+            raise CheckpointError(f"{file} is damaged: {size} bytes instead of {wanted['size']}{ADVICE}")
         if digest != wanted["sha256"]:
-            raise CheckpointError(f"{file} is damaged (checksum); {advice}")
+            raise CheckpointError(f"{file} is damaged (checksum){ADVICE}")
     return content
 
 
@@ -376,11 +376,12 @@ def find_latest(root: str | Path) -> Found:
         try:
             verify(path)
         except (CheckpointError, OSError) as error:
-            skipped.append(str(error))
+            skipped.append(str(error).removesuffix(ADVICE))  # the search has begun at that directory
             continue
         return Found(path=path, skipped=tuple(skipped))
-    reasons = "; ".join(["; the ones there are damaged", *skipped]) if skipped else ""
-    raise CheckpointError(f"{root} holds no whole checkpoint{reasons}; train with checkpoint_path set to make one")
+    if skipped:
+        raise CheckpointError(f"{root} holds no whole checkpoint: {'; '.join(skipped)}; the run must be begun again")
+    raise CheckpointError(f"{root} holds no checkpoint; train with checkpoint_path set to make one")
 
 
 def locate(path: str | Path) -> Found:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
-from ..errors import AbiError, CheckpointError, ConfigError, NonFiniteError
+from ..errors import AbiError, CheckpointError, ConfigError, DataError, NonFiniteError
 from ..formats.zig import save_ablc
 from .checkpoint import TrainingState, locate, save_checkpoint
 from .evaluation import evaluate_batches, judge
@@ -52,7 +52,7 @@ from .resume import restore, restore_best, restore_zig
 from .schedule import learning_rate
 from .stop import GracefulStop
 
-__all__ = ["EpochResult", "LlamaTrainer", "train_llm", "train_llm_with_validation"]
+__all__ = ["EpochResult", "LlamaTrainer", "set_threads", "train_llm", "train_llm_with_validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class LlamaTrainer:
         self.events = EventHub()
         for sink in (*configured_sinks(config), *sinks):
             self.events.add(sink)
-        _set_threads(config.num_threads)
+        set_threads(config.num_threads)
         self._validation: Data | None = None
         self._early: EarlyStoppingConfig | None = None
         self._stop: GracefulStop | None = None
@@ -118,7 +118,8 @@ class LlamaTrainer:
     ) -> StepMetrics:
         """Train on one micro-batch; every `grad_accum_steps`-th call updates the weights.
 
-        input_ids and labels (B, T), any integer dtype; attention_mask (B, T) uint8; segment_ids (B, T) int32.
+        input_ids and labels (B, T), any integer dtype; attention_mask (B, T) uint8; segment_ids (B, T) int32.  Flat ids
+        are rows of the configuration's max_seq_len.  DataError for ids, labels or shapes that do not fit.
         NonFiniteError after `max_bad_steps` skipped updates in a row.
         """
         began, skipped_before = time.perf_counter_ns(), self.state.bad_steps
@@ -132,8 +133,9 @@ class LlamaTrainer:
         self, input_ids: Any, labels: Any, attention_mask: Any = None, segment_ids: Any = None
     ) -> Any:
         """Return the losses of a micro-batch; the gradients of their sum are added to the window's."""
-        shape = np.shape(input_ids)
-        self._seq_len = shape[-1] if len(shape) > 1 else self.config.max_seq_len
+        input_ids = self._in_rows(input_ids, "input_ids")
+        labels = self._in_rows(labels, "labels")
+        self._seq_len = input_ids.shape[-1]
         return self.model.compute_loss(
             input_ids,
             labels,
@@ -144,6 +146,18 @@ class LlamaTrainer:
             reduction="sum",
             precision=self.config.mixed_precision,
         )
+
+    def _in_rows(self, ids: npt.ArrayLike, name: str) -> np.ndarray:
+        """Return ids in two dimensions: the model would take a flat batch of short rows for one long sequence."""
+        array, length = np.asarray(ids), self.config.max_seq_len
+        if array.ndim != 1 or array.size <= length:
+            return np.atleast_2d(array)
+        if array.size % length:
+            raise DataError(
+                f"{name} is flat with {array.size} ids, neither at most nor a multiple of max_seq_len ({length}) of the "
+                "training; reshape it to (batch, time)"
+            )
+        return array.reshape(-1, length)
 
     def _add_to_window(self, out: Any) -> bool:
         """Count a micro-batch; return False if its loss is not finite and the window was dropped."""
@@ -304,7 +318,9 @@ class LlamaTrainer:
         if self._early is not None and (self._validation is None or config.eval_interval == 0):
             lack = "validation data; call set_validation_data" if self._validation is None else "eval_interval above 0"
             raise ConfigError(f"early stopping needs {lack}, or enabled=False in EarlyStoppingConfig")
-        _set_threads(config.num_threads)
+        if state.early_stopped and (self._early is None or state.patience_counter < self._early.patience):
+            state.early_stopped = False  # asked to go on: without early stopping, or with more patience
+        set_threads(config.num_threads)
         feed = open_feed(data, config, self.model.config, training=True)
         facts = describe(feed)
         if self._check_data and state.data:
@@ -654,8 +670,11 @@ class LlamaTrainer:
         return self._elapsed() / 1e9
 
 
-def _set_threads(count: int | None) -> None:
-    """Use `count` threads, all for 0; None leaves the choice as it is: all, unless the caller has changed it."""
+def set_threads(count: int | None) -> None:
+    """Use `count` threads, all for 0; None leaves the choice as it is: all, unless the caller has changed it.
+
+    ConfigError if there are not so many.
+    """
     if count is None:
         return
     available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]

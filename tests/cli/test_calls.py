@@ -48,6 +48,7 @@ def one_line(err):
         (["tokenize", "missing.txt", "-o", "x.bin"], "missing.txt"),
         (["tokenize"], "INPUT"),
         (["info", "extra"], "extra"),
+        (["verify", "--seed", "-1"], "--seed"),
     ],
 )
 def test_wrong_calls_are_one_line_and_exit_2(abi_train, tmp_path, arguments, expected):

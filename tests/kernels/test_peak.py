@@ -12,8 +12,11 @@ from abi_py.kernels.tiles import COLUMNS, ROWS
 def test_the_tile_is_repeated_as_often_as_is_counted():
     c = np.zeros((2, ROWS, COLUMNS), np.float32)
     a, b = np.ones((2, 3 * ROWS), np.float32), np.full((2, 3 * COLUMNS), 2, np.float32)
-    peak.repeat_tile(c, a, b, 3, 5)
+    peak.repeat_tile(c, a, b, 3, 5, False)
     assert (c == 3 * 2 * 5).all()  # depth 3, one times two, five times: nothing was left out by the compiler
+    c[...] = 0
+    peak.repeat_tile(c, a, b, 3, 5, True)
+    assert (c == 3 * 2 * 5).all()  # of each pair, here 1 and 2 in float32, the upper halves are 1 and 2, the lower 0
 
 
 def test_operations_are_counted_by_the_clock(monkeypatch):
@@ -21,7 +24,7 @@ def test_operations_are_counted_by_the_clock(monkeypatch):
     seconds = iter(range(1000))
     calls = []
     monkeypatch.setattr(peak.time, "perf_counter", lambda: float(next(seconds)))
-    monkeypatch.setattr(peak, "repeat_tile", lambda c, a, b, depth, times: calls.append((len(c), depth, times)))
+    monkeypatch.setattr(peak, "repeat_tile", lambda c, a, b, depth, times, bf16: calls.append((len(c), depth, times)))
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
@@ -32,6 +35,7 @@ def test_operations_are_counted_by_the_clock(monkeypatch):
         numba.set_num_threads(before)
     assert one == 2 * ROWS * COLUMNS * peak.DEPTH * calls[1][2]  # in one second
     assert two == 2 * one
+    assert peak.measured_peak(3, bf16=True) > 0
     assert {call[0] for call in calls} == {1, 2}
 
 

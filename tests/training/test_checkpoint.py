@@ -149,12 +149,13 @@ def test_damage_is_found_and_passed_over(trainer, make_model, make_config, tmp_p
 def test_all_damaged(trainer, tmp_path):
     for path in (tmp_path / "c").glob("llm_step_*"):
         (path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint.*config\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint.*config\.json is missing") as error:
         find_latest(tmp_path / "c")
+    assert "resume from the directory above" not in str(error.value)  # the search has looked there
     with pytest.raises(FileNotFoundError):
         locate(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
         locate(tmp_path / "empty")
 
 

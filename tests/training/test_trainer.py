@@ -43,6 +43,17 @@ def test_first_update_changes_weights(make_model, make_config, rng):
     assert np.abs(trainer.model.collect_weights() - before).max() > 1e-3
 
 
+def test_a_flat_batch_is_rows_of_the_training_length(make_model, make_config, rng):
+    """The ABI's batches are flat; their rows must not see each other, however long the model could read."""
+    ids, labels = one_batch(rng)
+    rows = LlamaTrainer(make_model(max_seq_len=64), make_config(grad_accum_steps=1))
+    flat = LlamaTrainer(make_model(max_seq_len=64), make_config(grad_accum_steps=1))
+    assert flat.train_step(ids.ravel(), labels.ravel()) == rows.train_step(ids, labels)
+    assert flat.model.collect_weights().tobytes() == rows.model.collect_weights().tobytes()
+    with pytest.raises(DataError, match=r"multiple of max_seq_len \(8\)"):
+        flat.train_step(ids.ravel()[:-1], labels.ravel()[:-1])
+
+
 def test_accumulation_is_weighted_by_tokens(make_model, make_config, rng):
     """Ragged micro-batches give the update of the one batch that holds all of their rows."""
     ids, labels = one_batch(rng)
@@ -288,6 +299,19 @@ def test_early_stopping_restores_the_best(make_model, make_config, data, record,
         resumed.load_checkpoint(tmp_path)
         np.testing.assert_array_equal(resumed.model.collect_weights(), model.collect_weights())
         assert resumed.was_early_stopped()
+
+
+@pytest.mark.parametrize("early", [None, EarlyStoppingConfig(patience=4, min_delta=1e6)])
+def test_a_run_that_was_stopped_early_goes_on_if_asked(make_model, make_config, data, tmp_path, early):
+    config = make_config(epochs=4, eval_interval=1, checkpoint_path=str(tmp_path))
+    first = LlamaTrainer(make_model(), config)
+    assert first.fit(data, data, EarlyStoppingConfig(patience=2, min_delta=1e6)).total_steps == 3
+    again = LlamaTrainer(make_model(), config)
+    again.load_checkpoint(tmp_path)
+    assert again.fit(data, data, EarlyStoppingConfig(patience=2, min_delta=1e6)).total_steps == 3  # nothing changed
+    report = again.fit(data, data, early)
+    assert report.early_stopped is (early is not None)
+    assert report.total_steps == (5 if early else 12)
 
 
 def test_early_stopping_on_perplexity_and_min_delta(make_model, make_config, data):
