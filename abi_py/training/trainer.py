@@ -154,8 +154,8 @@ class LlamaTrainer:
             return np.atleast_2d(array)
         if array.size % length:
             raise DataError(
-                f"{name} is flat with {array.size} ids, neither at most nor a multiple of max_seq_len ({length}) of the "
-                "training; reshape it to (batch, time)"
+                f"{name} is flat with {array.size} ids, neither at most nor a multiple of max_seq_len ({length}) of "
+                "the training; reshape it to (batch, time)"
             )
         return array.reshape(-1, length)
 
