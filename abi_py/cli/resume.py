@@ -1,5 +1,6 @@
 """`abi-train resume`: go on with a run as if it had never stopped."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from .session import (
     describe_data,
     describe_machine,
     describe_model,
+    finished,
+    has_checkpoint,
     make_console,
     open_data,
+    prepare,
     read_run_config,
     say,
     train,
@@ -42,17 +46,21 @@ def command(ctx: click.Context, where: Path, **_: Any) -> None:
 
     if where.is_file():
         raise ConfigError(_about_file(where))
+    if (where / "config.yaml").is_file() and not has_checkpoint(where) and not (where / "state.json").is_file():
+        again = f"abi-train run --config {shlex.quote(str(where / 'config.yaml'))}"
+        raise CheckpointError(f"{where} ended before its first checkpoint; begin it again by {again}")
     found = locate(where)
     console = make_console()
     for problem in found.skipped:
         say(console, "passed", f"over: {problem}")
     state = TrainingState.from_dict(verify(found.path)["state"])
     run, directory = changed(found.path, given_values(ctx))
-    reason = finished(state, run.training)
-    if reason:
-        more = f"--epochs {run.training.epochs + 10}" if "epochs" in reason else "--max-steps 0"
-        say(console, "finished", f"{reason}; nothing is left to do; to go on: abi-train resume {where} {more}")
+    end = finished(state, run)
+    if end is not None:
+        again = f"abi-train resume {shlex.quote(str(where))} {end[1]}"
+        say(console, "finished", f"{end[0]}; nothing is left to do; to go on: {again}")
         return
+    prepare(run.training)
     ctx.exit(go_on(run, directory, found.path, console))
 
 
@@ -96,22 +104,6 @@ def changed(checkpoint: Path, flags: dict[str, dict[str, Any]]) -> tuple[RunConf
         data=DataConfig.from_dict(absolute(joined["data"])),
     )
     return run, directory
-
-
-def finished(state: Any, config: LlmTrainingConfig) -> str:
-    """Say why there is nothing left to do, or return an empty string."""
-    if state.early_stopped:
-        return f"early stopping ended this run at step {state.global_step}"
-    if state.evaluation_due or state.micro_step:
-        return ""
-    # The last checkpoint may stand at the very end of its epoch, before this counts as finished.
-    rows = -(-(state.data["identity"]["length"] - 1) // config.max_seq_len) if state.data else 0
-    at_end = rows > 0 and state.batch_position >= -(-rows // config.batch_size)
-    if state.epoch + at_end >= config.epochs:
-        return f"all {config.epochs} epochs are done (step {state.global_step})"
-    if config.max_steps and state.global_step >= config.max_steps:
-        return f"max_steps ({config.max_steps}) is reached (step {state.global_step})"
-    return ""
 
 
 def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> int:

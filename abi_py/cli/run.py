@@ -1,5 +1,6 @@
 """`abi-train run`: train a model from scratch, on your data or on text that every machine has."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from .session import (
     describe_data,
     describe_machine,
     describe_model,
+    has_checkpoint,
     make_console,
     open_data,
+    prepare,
     read_run_config,
     say,
     train,
@@ -83,9 +86,11 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
         from .plan import show_plan
 
         run = complete(values, data, train_data, valid, Path("OUT"))
+        prepare(run.training)
         show_plan(run, train_data, valid, console)
         return
-    complete(values, data, train_data, valid, Path("OUT"))  # raises every error that can be found
+    checked = complete(values, data, train_data, valid, Path("OUT"))  # raises every error that can be found
+    prepare(checked.training)
     describe_machine()  # before there is a directory
     directory = out if out is not None else new_directory()
     run = complete(values, data, train_data, valid, directory)
@@ -116,6 +121,8 @@ def check_early(values: dict[str, dict[str, Any]]) -> None:
     early = EarlyStoppingConfig.from_dict(values["early_stopping"])
     if early.enabled and values["data"].get("valid_fraction", 1) == 0:
         raise ConfigError("valid_fraction (0) must be above 0 for early stopping; try 0.05, or --no-early-stopping")
+    if early.enabled and values["training"].get("eval_interval") == 0:
+        raise ConfigError("eval_interval (0) must be above 0 for early stopping; leave it out, or --no-early-stopping")
 
 
 def timeless(training: dict[str, Any]) -> dict[str, Any]:
@@ -167,11 +174,12 @@ def count_steps(config: LlmTrainingConfig, tokens: int) -> tuple[int, int]:
 
 def check_free(directory: Path) -> None:
     """Raise ConfigError if a directory holds a run already."""
-    if (directory / "config.yaml").exists() or (directory / "checkpoints").exists():
-        raise ConfigError(
-            f"out ({directory}) must not hold a run already; choose another, or go on with it by "
-            f"abi-train resume {directory}"
-        )
+    if not (directory / "config.yaml").exists() and not (directory / "checkpoints").exists():
+        return
+    remedy = "choose another; this one has no checkpoint to go on from, so you may remove it"
+    if has_checkpoint(directory):
+        remedy = f"choose another, or go on with it by abi-train resume {shlex.quote(str(directory))}"
+    raise ConfigError(f"out ({directory}) must not hold a run already; {remedy}")
 
 
 def new_directory() -> Path:

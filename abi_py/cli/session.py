@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from ..data.tokens import TokenizedDataset
     from ..model import TrainableModel
+    from ..training.checkpoint import TrainingState
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
@@ -95,6 +96,33 @@ class RunConfig:
 def read_run_config(path: Path) -> dict[str, dict[str, Any]]:
     """Return the sections of a run's config.yaml, or of a file that the user wrote, as plain values."""
     return load_yaml(path, RUN_SECTIONS)
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Say whether there is anything in a run's directory to go on from."""
+    from ..training.checkpoint import list_checkpoints
+
+    return bool(list_checkpoints(directory / "checkpoints") or list_checkpoints(directory))
+
+
+def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
+    """Return why a run has nothing left to do, and the flags with which it goes on all the same; None if it has."""
+    config, early = run.training, run.early_stopping
+    if state.early_stopped and early.enabled and state.patience_counter >= early.patience:
+        return f"early stopping ended this run at step {state.global_step}", "--no-early-stopping"
+    if state.evaluation_due or state.micro_step:
+        return None
+    at_limit = bool(config.max_steps) and state.global_step >= (config.max_steps or 0)
+    no_limit = " --max-steps 0" if at_limit else ""
+    # The last checkpoint may stand at the very end of its epoch, before this counts as finished.
+    rows = -(-(state.data["identity"]["length"] - 1) // config.max_seq_len) if state.data else 0
+    at_end = rows > 0 and state.batch_position >= -(-rows // config.batch_size)
+    if state.epoch + at_end >= config.epochs:
+        reason = f"all {config.epochs} epochs are done (step {state.global_step})"
+        return reason, f"--epochs {2 * config.epochs}{no_limit}"
+    if at_limit:
+        return f"max_steps ({config.max_steps}) is reached (step {state.global_step})", no_limit.strip()
+    return None
 
 
 # -- data --------------------------------------------------------------------------------------
@@ -191,6 +219,16 @@ def describe_data(train: "TokenizedDataset", valid: "TokenizedDataset | None") -
 
 # -- training ----------------------------------------------------------------------------------
 
+
+def prepare(config: LlmTrainingConfig) -> None:
+    """Set the number of threads; ConfigError for what this machine lacks, threads or packages, before a run begins."""
+    from ..training.metrics import configured_sinks
+    from ..training.trainer import set_threads
+
+    set_threads(config.num_threads)
+    configured_sinks(config)
+
+
 LINE_SECONDS = 2.0  # where there is no terminal, lines of steps come at most this often
 
 
@@ -277,7 +315,9 @@ def show_end(
         return
     if report.checkpoint is not None:
         say(console, "saved", f"{report.checkpoint}")
-    say(console, "go on", f"abi-train resume {shlex.quote(str(directory))} --epochs {2 * run.training.epochs}")
+    end = finished(trainer.state, run)
+    if end is not None:
+        say(console, "go on", f"abi-train resume {shlex.quote(str(directory))} {end[1]}")
 
 
 def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple[str, str]]:

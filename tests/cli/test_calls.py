@@ -39,6 +39,8 @@ def one_line(err):
         (["run", "--learning-rate", "-1"], "learning_rate (-1.0) must be a positive number"),
         (["run", "--valid-fraction", "1"], "valid_fraction (1.0) must be at least 0 and below 1"),
         (["run", "--valid-fraction", "0", "--early-stopping"], "early stopping"),
+        (["run", "--eval-interval", "0", "--early-stopping"], "--no-early-stopping"),
+        (["run", "--num-threads", "4096"], "num_threads (4096) must be at most"),
         (["run", "--vocab-size", "100"], "vocab_size (100) must be at least 257"),
         (["run", "--model-max-seq-len", "8", "--dry-run"], "must not exceed the model's (8)"),
         (["run", "--data", "missing.txt"], "missing.txt"),

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 
+import numba
 import numpy as np
 import pytest
 import yaml
@@ -117,6 +118,38 @@ def test_a_directory_with_a_run_is_not_overwritten(abi_train, tiny):
     assert "abi-train resume r" in err
 
 
+def test_what_it_says_at_the_end_is_how_to_go_on(abi_train, tiny):
+    _, out, _ = abi_train("run", *tiny, "--out", "r", "--max-steps", 2)
+    assert "abi-train resume r --max-steps 0" in out
+    _, out, _ = abi_train("resume", "r", "--max-steps", 0)
+    assert "epoch 2:" in out
+    assert "abi-train resume r --epochs 4" in out
+    _, out, _ = abi_train("resume", "r", "--epochs", 4)
+    assert "epoch 4:" in out
+
+
+def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny):
+    (tmp_path / "ids.bin").write_bytes(b"\7\0\0\0" * 400)
+    assert abi_train("run", *tiny, "--data", "ids.bin", "--vocab-size", 5, "--out", "r")[0] == 1
+    code, _, err = abi_train("run", *tiny, "--out", "r")
+    assert code == 2
+    assert "no checkpoint to go on from" in err
+    code, _, err = abi_train("resume", "r")
+    assert code == 1
+    assert "abi-train run --config r/config.yaml" in err
+    assert abi_train("run", "--config", "r/config.yaml", "--vocab-size", 8, "--out", "s")[0] == 0
+
+
+def test_the_header_tells_the_number_of_threads(abi_train, tiny):
+    before = numba.get_num_threads()
+    try:
+        assert ", 1 threads" in abi_train("run", *tiny, "--out", "r", "--max-steps", 1, "--num-threads", 1)[1]
+        numba.set_num_threads(before)
+        assert ", 1 threads" in abi_train("resume", "r", "--max-steps", 2)[1]
+    finally:
+        numba.set_num_threads(before)
+
+
 def test_resume_equals_never_stopped(abi_train, tmp_path, tiny):
     same = [*tiny, "--decay-steps", "60", "--warmup-steps", "4", "--grad-accum-steps", "3"]
     assert abi_train("run", *same, "--out", "whole")[0] == 0
@@ -182,11 +215,18 @@ def test_resume_explains_zig_files(abi_train, tmp_path, magic):
 
 
 def test_early_stopping_flags_switch_it_on(abi_train, tmp_path, tiny):
-    code, out, _ = abi_train("run", *tiny, "--out", "r", "--patience", 1, "--min-delta", 100)
+    code, out, _ = abi_train("run", *tiny, "--out", "r", "--patience", 1, "--min-delta", 100, "--eval-interval", 3)
     assert code == 0
     assert "stopped early" in out
     assert json.loads((tmp_path / "r/report.json").read_text())["early_stopped"] is True
-    assert "early stopping ended this run" in abi_train("resume", "r")[1]
+    assert "abi-train resume r --no-early-stopping" in out
+    code, out, _ = abi_train("resume", "r")
+    assert code == 0
+    assert "early stopping ended this run" in out
+    assert "abi-train resume r --no-early-stopping" in out
+    assert abi_train("resume", "r", "--no-early-stopping")[0] == 0
+    report = json.loads((tmp_path / "r/report.json").read_text())
+    assert (report["early_stopped"], report["epochs"]) == (False, 2)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
