@@ -118,6 +118,7 @@ def with_twin(twin):
 
 
 def constant(value: int) -> ir.Constant:
+    """An i64 constant: all offsets and counts are i64."""
     return ir.Constant(I64, value)
 
 
@@ -133,21 +134,25 @@ def pointer(context, builder, array_type, array, *indices):
 
 
 def move(builder, pointer, floats):
+    """The address `floats` floats (int or i64 value) further."""
     step = floats if isinstance(floats, ir.Value) else constant(floats)
     return builder.gep(pointer, [step])
 
 
 def load(builder, pointer, vector=VECTOR):
+    """Read a vector of floats from any address."""
     value = builder.load(builder.bitcast(pointer, vector.as_pointer()))
     value.align = 4
     return value
 
 
 def store(builder, value, pointer):
+    """Write a vector of floats to any address."""
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer())).align = 4
 
 
 def declare(builder, name, result, arguments):
+    """The LLVM function `name`, declared in this module at its first use."""
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
@@ -162,6 +167,7 @@ def masked_load(builder, pointer, mask, otherwise=None, vector=VECTOR):
 
 
 def masked_store(builder, value, pointer, mask):
+    """Write the lanes of `mask`; memory of the others is not touched."""
     address = builder.bitcast(pointer, value.type.as_pointer())
     name = f"llvm.masked.store.v{value.type.count}f32.p0"
     function = declare(builder, name, ir.VoidType(), [value.type, address.type, I32, mask.type])
@@ -169,6 +175,7 @@ def masked_store(builder, value, pointer, mask):
 
 
 def broadcast(builder, value, vector):
+    """A vector with `value` in every lane."""
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
     zeros = ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count)
     return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), zeros)
