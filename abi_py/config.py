@@ -98,7 +98,7 @@ def fields_of(cls: type) -> tuple[Option, ...]:
 
 def _closest(word: str, possible: list[str]) -> str:
     """Return '; did you mean X?' when something similar exists, else the list of what is allowed."""
-    match = difflib.get_close_matches(word, possible, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word.lower(), possible, n=1, cutoff=0.5)
     return f"did you mean {match[0]}?" if match else f"known: {', '.join(possible)}"
 
 

@@ -15,9 +15,11 @@ from .session import (
     DataConfig,
     RunConfig,
     absolute,
+    check_early_stopping,
     describe_data,
     describe_machine,
     describe_model,
+    early_stopping_values,
     finished,
     has_checkpoint,
     make_console,
@@ -95,14 +97,17 @@ def changed(checkpoint: Path, flags: dict[str, dict[str, Any]]) -> tuple[RunConf
             "for the standard library, and --valid-fraction), or put the checkpoint back into RUN/checkpoints"
         )
     joined = {name: {**values.get(name, {}), **flags.get(name, {})} for name in RUN_SECTIONS}
+    asked = flags.get("early_stopping", {}), values.get("early_stopping", {})
+    joined["early_stopping"] = early_stopping_values(*asked, {"enabled": False})
     if "checkpoint_path" not in flags.get("training", {}):
         joined["training"]["checkpoint_path"] = str(checkpoint.parent)  # the run may have moved
     run = RunConfig(
         model=TrainableModelConfig.from_dict(joined["model"]),
         training=LlmTrainingConfig.from_dict(joined["training"]),
-        early_stopping=EarlyStoppingConfig.from_dict({"enabled": False, **joined["early_stopping"]}),
+        early_stopping=EarlyStoppingConfig.from_dict(joined["early_stopping"]),
         data=DataConfig.from_dict(absolute(joined["data"])),
     )
+    check_early_stopping(run.early_stopping, run.data.valid_fraction, run.training.eval_interval)
     return run, directory
 
 

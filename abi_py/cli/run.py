@@ -16,9 +16,11 @@ from .session import (
     DataConfig,
     RunConfig,
     absolute,
+    check_early_stopping,
     describe_data,
     describe_machine,
     describe_model,
+    early_stopping_values,
     has_checkpoint,
     make_console,
     open_data,
@@ -103,9 +105,8 @@ config_options(RUN_SECTIONS, SHOWN)(command)
 def merged(flags: dict[str, dict[str, Any]], file: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the values by section: flag beats file beats the defaults of this verb."""
     values = {name: {**DEFAULTS[name], **file.get(name, {}), **flags.get(name, {})} for name in DEFAULTS}
-    asked = {**file.get("early_stopping", {}), **flags.get("early_stopping", {})}
-    if asked and "enabled" not in asked:  # whoever sets the patience wants it used
-        values["early_stopping"]["enabled"] = True
+    asked = flags.get("early_stopping", {}), file.get("early_stopping", {})
+    values["early_stopping"] = early_stopping_values(*asked, DEFAULTS["early_stopping"])
     return values
 
 
@@ -119,10 +120,7 @@ def check_early(values: dict[str, dict[str, Any]]) -> None:
             "leave --model-max-seq-len out"
         )
     early = EarlyStoppingConfig.from_dict(values["early_stopping"])
-    if early.enabled and values["data"].get("valid_fraction", 1) == 0:
-        raise ConfigError("valid_fraction (0) must be above 0 for early stopping; try 0.05, or --no-early-stopping")
-    if early.enabled and values["training"].get("eval_interval") == 0:
-        raise ConfigError("eval_interval (0) must be above 0 for early stopping; leave it out, or --no-early-stopping")
+    check_early_stopping(early, values["data"].get("valid_fraction", 1), values["training"].get("eval_interval"))
 
 
 def timeless(training: dict[str, Any]) -> dict[str, Any]:

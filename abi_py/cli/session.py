@@ -125,6 +125,26 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
     return None
 
 
+def early_stopping_values(
+    flags: Mapping[str, Any], file: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the section's values; whoever sets the patience, say, wants it used, unless he also switches it off."""
+    values = {**defaults, **file, **flags}
+    for asked in (flags, file):
+        if asked:
+            values["enabled"] = asked.get("enabled", True)
+            break
+    return values
+
+
+def check_early_stopping(early: EarlyStoppingConfig, valid_fraction: float, eval_interval: int | None) -> None:
+    """Raise ConfigError if early stopping is on and nothing would ever be evaluated."""
+    if early.enabled and valid_fraction == 0:
+        raise ConfigError("valid_fraction (0) must be above 0 for early stopping; try 0.05, or --no-early-stopping")
+    if early.enabled and eval_interval == 0:
+        raise ConfigError("eval_interval (0) must be above 0 for early stopping; try 100, or --no-early-stopping")
+
+
 # -- data --------------------------------------------------------------------------------------
 
 

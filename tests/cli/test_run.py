@@ -118,6 +118,24 @@ def test_a_directory_with_a_run_is_not_overwritten(abi_train, tiny):
     assert "abi-train resume r" in err
 
 
+def test_a_patience_is_used_though_the_file_has_early_stopping_off(abi_train, tmp_path, tiny):
+    flags = ("--patience", 1, "--min-delta", 100, "--eval-interval", 2)
+    assert abi_train("run", *tiny, "--out", "r", "--max-steps", 1)[0] == 0
+    off = "r/config.yaml"
+    code, out, _ = abi_train("run", "--config", off, "--max-steps", 0, "--decay-steps", 50, "--out", "s", *flags)
+    assert code == 0
+    assert "stopped early" in out
+    assert "stopped early" not in abi_train("run", "--config", off, "--out", "t", "--no-early-stopping", *flags)[1]
+    code, out, _ = abi_train("resume", "r", "--max-steps", 0, *flags)
+    assert code == 0
+    assert "stopped early" in out
+    before = (tmp_path / "t/config.yaml").read_text()
+    code, _, err = abi_train("resume", "t", "--max-steps", 0, "--patience", 1, "--eval-interval", 0)
+    assert code == 2
+    assert "eval_interval (0) must be above 0" in err
+    assert (tmp_path / "t/config.yaml").read_text() == before
+
+
 def test_what_it_says_at_the_end_is_how_to_go_on(abi_train, tiny):
     _, out, _ = abi_train("run", *tiny, "--out", "r", "--max-steps", 2)
     assert "abi-train resume r --max-steps 0" in out
