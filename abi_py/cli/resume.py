@@ -22,8 +22,10 @@ from .session import (
     early_stopping_values,
     finished,
     has_checkpoint,
+    is_run,
     make_console,
     open_data,
+    place_of_checkpoints,
     prepare,
     read_run_config,
     say,
@@ -48,15 +50,15 @@ def command(ctx: click.Context, where: Path, **_: Any) -> None:
 
     if where.is_file():
         raise ConfigError(_about_file(where))
-    if (where / "config.yaml").is_file() and not has_checkpoint(where) and not (where / "state.json").is_file():
+    if is_run(where) and not has_checkpoint(where):
         again = f"abi-train run --config {shlex.quote(str(where / 'config.yaml'))}"
         raise CheckpointError(f"{where} ended before its first checkpoint; begin it again by {again}")
-    found = locate(where)
+    found = locate(place_of_checkpoints(where))
     console = make_console()
     for problem in found.skipped:
         say(console, "passed", f"over: {problem}")
     state = TrainingState.from_dict(verify(found.path)["state"])
-    run, directory = changed(found.path, given_values(ctx))
+    run, directory = changed(found.path, given_values(ctx), where)
     end = finished(state, run)
     if end is not None:
         again = f"abi-train resume {shlex.quote(str(where))} {end[1]}"
@@ -84,10 +86,10 @@ def _about_file(path: Path) -> str:
     )
 
 
-def changed(checkpoint: Path, flags: dict[str, dict[str, Any]]) -> tuple[RunConfig, Path]:
+def changed(checkpoint: Path, flags: dict[str, dict[str, Any]], where: Path) -> tuple[RunConfig, Path]:
     """Return the run's configuration with the flags' changes, and the run's directory."""
     directory, values = checkpoint.parent, read_run_config(checkpoint / "config.yaml")
-    for place in (checkpoint.parent.parent, checkpoint.parent):
+    for place in (where, checkpoint.parent.parent, checkpoint.parent):
         if (place / "config.yaml").is_file() and (place / "metrics.jsonl").is_file():
             directory, values = place, read_run_config(place / "config.yaml")
             break
@@ -125,6 +127,7 @@ def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> in
 
     trainer = LlamaTrainer(TrainableModel(run.model), run.training)
     trainer.load_checkpoint(checkpoint)
+    trainer.check_data(train_data)  # before the run's config.yaml is replaced
     planned = planned_steps(run, len(train_data))
     if run.training.lr_schedule.value != "constant" and planned > run.training.decay_steps:
         say(

@@ -174,7 +174,7 @@ def check_free(directory: Path) -> None:
     """Raise ConfigError if a directory holds a run already."""
     if not (directory / "config.yaml").exists() and not (directory / "checkpoints").exists():
         return
-    remedy = "choose another; this one has no checkpoint to go on from, so you may remove it"
+    remedy = "choose another; this one has no checkpoint to go on from"
     if has_checkpoint(directory):
         remedy = f"choose another, or go on with it by abi-train resume {shlex.quote(str(directory))}"
     raise ConfigError(f"out ({directory}) must not hold a run already; {remedy}")

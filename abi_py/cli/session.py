@@ -102,7 +102,20 @@ def has_checkpoint(directory: Path) -> bool:
     """Say whether there is anything in a run's directory to go on from."""
     from ..training.checkpoint import list_checkpoints
 
-    return bool(list_checkpoints(directory / "checkpoints") or list_checkpoints(directory))
+    place = place_of_checkpoints(directory)
+    return bool(list_checkpoints(place / "checkpoints") or list_checkpoints(place))
+
+
+def is_run(directory: Path) -> bool:
+    """Say whether a directory is that of a run, not that of a checkpoint, which has a config.yaml too."""
+    return (directory / "config.yaml").is_file() and not (directory / "state.json").is_file()
+
+
+def place_of_checkpoints(directory: Path) -> Path:
+    """Return the directory itself, or the checkpoint_path that the run in it was given."""
+    if not is_run(directory):
+        return directory
+    return Path(read_run_config(directory / "config.yaml").get("training", {}).get("checkpoint_path") or directory)
 
 
 def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:

@@ -111,12 +111,13 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], inside_epoch: bo
     if saved["identity"] != now["identity"]:
         raise DataError(
             f"these are not the data of the checkpoint: length {now['identity']['length']} instead of "
-            f"{saved['identity']['length']}, or other content; give the same data, or load with new_data=True to keep "
-            "weights and moments and begin the new data at their first batch"
+            f"{saved['identity']['length']}, or other content; give the same data; in Python, "
+            "load_checkpoint(path, new_data=True) keeps weights and moments and begins other data at their first batch"
         )
     for name, value in now["order"].items():
         if inside_epoch and saved["order"].get(name) != value:
             raise ConfigError(
                 f"{name} ({value}) must stay {saved['order'].get(name)} in the middle of an epoch: the place in "
-                "the data would mean other batches; keep it, or load with new_data=True to begin the data anew"
+                "the data would mean other batches; keep it; in Python, load_checkpoint(path, new_data=True) begins the "
+                "data anew"
             )

@@ -323,14 +323,22 @@ class LlamaTrainer:
         set_threads(config.num_threads)
         feed = open_feed(data, config, self.model.config, training=True)
         facts = describe(feed)
-        if self._check_data and state.data:
-            check_same_data(state.data, facts, inside_epoch=bool(state.batch_position or state.micro_step))
+        self._check_facts(facts)
         state.data, self._check_data = facts, False
         self._began = time.perf_counter_ns()
         self._speed_mark = (state.tokens_processed, state.train_ns)
         if not self._announced:
             self._announce(feed)
         return feed
+
+    def check_data(self, data: Data) -> None:
+        """Raise what `fit` would raise at once (DataError, ConfigError) if a resumed run cannot go on with `data`."""
+        self._check_facts(describe(open_feed(data, self.config, self.model.config, training=True)))
+
+    def _check_facts(self, facts: dict[str, Any]) -> None:
+        state = self.state
+        if self._check_data and state.data:
+            check_same_data(state.data, facts, inside_epoch=bool(state.batch_position or state.micro_step))
 
     def _announce(self, feed: Feed) -> None:
         config, state = self.config, self.state

@@ -158,6 +158,25 @@ def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny)
     assert abi_train("run", "--config", "r/config.yaml", "--vocab-size", 8, "--out", "s")[0] == 0
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(abi_train, tmp_path, tiny):
+    assert abi_train("run", *tiny, "--out", "r", "--max-steps", 3)[0] == 0
+    before = (tmp_path / "r/config.yaml").read_text()
+    for change in (("--batch-size", 2), ("--corpus-bytes", 2000), ("--optimizer", "sgd")):
+        assert abi_train("resume", "r", "--max-steps", 4, *change)[0] != 0
+        assert (tmp_path / "r/config.yaml").read_text() == before
+    assert abi_train("resume", "r", "--max-steps", 4)[0] == 0
+
+
+def test_a_run_whose_checkpoints_lie_elsewhere(abi_train, tmp_path, tiny):
+    assert abi_train("run", *tiny, "--out", "r", "--checkpoint-path", "far", "--max-steps", 3)[0] == 0
+    code, _, err = abi_train("run", *tiny, "--out", "r")
+    assert code == 2
+    assert "abi-train resume r" in err
+    assert abi_train("resume", "r", "--max-steps", 4)[0] == 0
+    assert json.loads((tmp_path / "r/report.json").read_text())["total_steps"] == 4
+    assert (tmp_path / "far/llm_step_4").is_dir()
+
+
 def test_the_header_tells_the_number_of_threads(abi_train, tiny):
     before = numba.get_num_threads()
     try:
