@@ -118,6 +118,6 @@ def check_same_data(saved: dict[str, Any], now: dict[str, Any], inside_epoch: bo
         if inside_epoch and saved["order"].get(name) != value:
             raise ConfigError(
                 f"{name} ({value}) must stay {saved['order'].get(name)} in the middle of an epoch: the place in "
-                "the data would mean other batches; keep it; in Python, load_checkpoint(path, new_data=True) begins the "
-                "data anew"
+                "the data would mean other batches; keep it; in Python, load_checkpoint(path, new_data=True) begins "
+                "the data anew"
             )
