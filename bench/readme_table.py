@@ -27,8 +27,9 @@ def table(path: Path) -> str:
     """Return the table of one machine as Markdown."""
     runs = latest_runs(path)
     first = runs[0][0]
+    rounds = "/".join(sorted({run[0]["rounds"] for run in runs}))
     lines = [
-        f"{first['cpu']}, {first['threads']} threads, {first['rounds']} rounds in turn, each in a process of its own "
+        f"{first['cpu']}, {first['threads']} threads, medians of {rounds} rounds in turn, each in a process of its own "
         f"(`{path.relative_to(ROOT)}`, commits {', '.join(sorted({run[0]['commit'] for run in runs}))}):",
         "",
         "| shape of `bench/shapes.py` | ours | peer | its step | its step / ours | our peak memory / its |",
