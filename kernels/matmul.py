@@ -36,6 +36,7 @@ from .tiles import (
     pack_b_bf16,
     pack_b_transposed,
     pack_b_transposed_bf16,
+    round_to_bf16_ref,
     tile,
     tile_bf16,
 )
@@ -56,13 +57,6 @@ def product_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
     """Return op(a) op(b) (+ addend) in the arrays' own dtype, where op transposes the last two axes if asked."""
     y = (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
     return y if addend is None else y + addend
-
-
-def round_to_bf16_ref(x):
-    """Return float32 x rounded to bfloat16 (8 bits of significand), to nearest even, still in float32."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x), x, rounded.view(np.float32))
 
 
 # -- kernel --------------------------------------------------------------------------------------
@@ -151,7 +145,7 @@ class _Scratch:
 _scratch = _Scratch()
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)
 def _parts(rows, columns, depth, threads):
     """Return the rows and columns of a part: a grid of as many parts as threads, whose slowest part takes least."""
     if rows * columns * depth < ALONE:

@@ -59,6 +59,7 @@ __all__ = [
     "pack_b_bf16",
     "pack_b_transposed",
     "pack_b_transposed_bf16",
+    "round_to_bf16_ref",
     "tile",
     "tile_bf16",
 ]
@@ -78,17 +79,18 @@ def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add):
     c[block] = left.T @ right + (d[block] if add else np.float32(0))
 
 
-def _to_bf16_twin(x):
-    """Round to nearest even, as the upper 16 bits of a float32 in an uint32."""
+def round_to_bf16_ref(x):
+    """Return float32 x rounded to bfloat16 (8 bits of significand), to nearest even, still float32; NaN stays NaN."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(x), bits >> np.uint32(16) | np.uint32(0x40), rounded)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    kept = np.where(np.isnan(x), bits | np.uint32(0x400000), rounded)
+    return (kept & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _pair_twin(block):
     """Turn (k, count) float32 into ((k + 1) // 2, count) pairs of bfloat16, still called float32."""
     halves = np.zeros((-(-block.shape[0] // 2) * 2, block.shape[1]), np.uint32)
-    halves[: block.shape[0]] = _to_bf16_twin(block)
+    halves[: block.shape[0]] = round_to_bf16_ref(block).view(np.uint32) >> np.uint32(16)
     return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
 
 

@@ -8,7 +8,6 @@ import pytest
 from gradcheck import check_close
 
 from abi_py.kernels._jit import helper
-from abi_py.kernels.matmul import round_to_bf16_ref
 from abi_py.kernels.simd import LANES
 from abi_py.kernels.tiles import (
     COLUMNS,
@@ -21,6 +20,7 @@ from abi_py.kernels.tiles import (
     pack_b_bf16,
     pack_b_transposed,
     pack_b_transposed_bf16,
+    round_to_bf16_ref,
     tile,
     tile_bf16,
 )
