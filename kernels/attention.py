@@ -12,6 +12,9 @@
 `starts[n]` is the first position, within its own sample, that query n may see: 0 for plain causal attention, the
 beginning of its segment in a packed row.  Samples of a batch never see each other.
 
+q, k, v and o are float32, or all bfloat16 (as uint16); then the products multiply bfloat16, and p and ds are rounded to
+it while they are packed.  Everything else is float32.
+
 No T x T matrix is stored.  A block of queries walks over blocks of keys with a running maximum m and sum l of its
 softmax (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention", algorithm 1), and backward computes p again
 from lse.  Each of the seven products is `tiles.tile` on packed panels.  All gradients are overwritten.  A task of the
@@ -25,8 +28,21 @@ import numba
 import numpy as np
 
 from ._jit import helper, kernel, prange
-from .simd import dot, exp, largest, total
-from .tiles import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, tile
+from .panels import (
+    BFLOAT16,
+    COLUMNS,
+    FLOAT32,
+    ROWS,
+    fold,
+    pack_a,
+    pack_a_transposed,
+    pack_b,
+    pack_b_transposed,
+    panel_depth,
+    widen_bf16_ref,
+)
+from .simd import as_element, dot, exp, largest, total
+from .tiles import tile
 
 QUERIES = 64  # queries of a block
 KEYS = 192  # keys of a block, forward
@@ -36,7 +52,7 @@ BLOCK_BACKWARD = 96  # queries, and keys, of a block in backward
 
 
 def _heads(x, batch, count):
-    return x.reshape(batch, -1, count, x.shape[-1] // count).transpose(0, 2, 1, 3)  # (B, heads, T, D)
+    return widen_bf16_ref(x).reshape(batch, -1, count, x.shape[-1] // count).transpose(0, 2, 1, 3)  # (B, heads, T, D)
 
 
 def _rows(x):
@@ -79,14 +95,45 @@ def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads):
 # -- kernels -------------------------------------------------------------------------------------
 
 
+# The three kinds of product of a block of queries and a block of keys, whose first query stands `ahead` positions after
+# its first key.  Query r sees the keys up to r + ahead; tiles leave out what no query of theirs sees.
+
+
 @helper
-def _multiply(c, i0, j0, rows, columns, a, b, depth, add):
-    """c[i0:i0+rows, j0:j0+columns] (+)= A B from panels packed one after the other."""
-    for j in range(0, columns, COLUMNS):
-        n = min(COLUMNS, columns - j)
-        for i in range(0, rows, ROWS):
-            m = min(ROWS, rows - i)
-            tile(c, c, i0 + i, j0 + j, m, n, a, i * depth, b, j * depth, depth, add)
+def _scores(s, queries, keys, a, b, depth, ahead, numbers):
+    """s[r, j] = a_r b_j for j <= r + ahead, and some beyond; a (queries), b (keys): packed, `depth` deep."""
+    for j in range(0, keys, COLUMNS):
+        for i in range(0, queries, ROWS):
+            m = min(ROWS, queries - i)
+            n = min(COLUMNS, keys - j, i + m + ahead - j)
+            if n > 0:
+                tile(s, s, i, j, m, n, a, i * depth, b, j * depth, depth, False, numbers)
+
+
+@helper
+def _sum_over_keys(c, row, column, queries, width, a, b, keys, ahead, add, numbers):
+    """c[row + r, column:column + width] (+)= sum of a_rj b_j over the keys j <= r + ahead; a_rj = 0 for the others."""
+    depth = panel_depth(keys, numbers)
+    for j in range(0, width, COLUMNS):
+        n = min(COLUMNS, width - j)
+        for i in range(0, queries, ROWS):
+            m = min(ROWS, queries - i)
+            seen = panel_depth(min(keys, i + m + ahead), numbers)
+            tile(c, c, row + i, column + j, m, n, a, i * depth, b, j * depth, seen, add, numbers)
+
+
+@helper
+def _sum_over_queries(c, row, column, keys, width, a, b, queries, ahead, add, numbers):
+    """c[row + j, column:column + width] (+)= sum of a_jr b_r over the queries r >= j - ahead; a_jr = 0 for others."""
+    depth = panel_depth(queries, numbers)
+    for j in range(0, width, COLUMNS):
+        n = min(COLUMNS, width - j)
+        for i in range(0, keys, ROWS):
+            m = min(ROWS, keys - i)
+            first = min(max(i - ahead, 0), queries)
+            first //= fold(numbers)
+            a_at, b_at = i * depth + first * ROWS, j * depth + first * COLUMNS
+            tile(c, c, row + i, column + j, m, n, a, a_at, b, b_at, depth - first, add, numbers)
 
 
 @helper
@@ -101,7 +148,7 @@ def _first_visible(starts, row, rows):
 @helper
 def _scaled_copy(y, x, factor):
     for i in range(y.size):
-        y[i] = x[i] * factor
+        y[i] = as_element(y, x[i] * factor)
 
 
 @helper
@@ -132,11 +179,12 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
 
 
 @kernel
-def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stats, panels, scale):
+def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stats, panels, scale, numbers):
     """Scratch of each thread: scores (QUERIES, KEYS), sums (QUERIES, D), stats (2, QUERIES), panels (3, ...)."""
     rows_all, width = q.shape
     time = rows_all // batch
     head_dim = width // heads
+    depth = panel_depth(head_dim, numbers)
     group = width // k.shape[1]
     blocks = (time + QUERIES - 1) // QUERIES
     for task in prange(batch * heads * blocks):
@@ -154,16 +202,16 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stat
         m[:rows] = -np.inf
         l[:rows] = 0
         acc[:rows] = 0
-        pack_a(left, 0, q, row, q_column, rows, head_dim)
+        pack_a(left, 0, q, row, q_column, rows, head_dim, numbers)
         first = _first_visible(starts, row, rows) // KEYS * KEYS
         for j0 in range(first, t0 + rows, KEYS):
             columns = min(KEYS, t0 + rows - j0)
-            pack_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim)
-            _multiply(s, 0, 0, rows, columns, left, right, head_dim, False)
+            pack_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim, numbers)
+            _scores(s, rows, columns, left, right, depth, t0 - j0, numbers)
             _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale)
-            pack_a(left_p, 0, s, 0, 0, rows, columns)
-            pack_b(right, 0, v, b * time + j0, kv_column, head_dim, columns)
-            _multiply(acc, 0, 0, rows, head_dim, left_p, right, columns, True)
+            pack_a(left_p, 0, s, 0, 0, rows, columns, numbers)
+            pack_b(right, 0, v, b * time + j0, kv_column, head_dim, columns, numbers)
+            _sum_over_keys(acc, 0, 0, rows, head_dim, left_p, right, columns, t0 - j0, True, numbers)
         for r in range(rows):
             _scaled_copy(o[row + r, q_column : q_column + head_dim], acc[r], np.float32(1) / l[r])
             lse[h, row + r] = m[r] + np.float32(math.log(l[r]))
@@ -191,10 +239,13 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 
 
 @kernel
-def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale):
+def _attention_backward(
+    dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale, numbers
+):
     """Scratch of each thread: scores (2, BLOCK_BACKWARD, BLOCK_BACKWARD), panels (10, ...); delta (H, N) is shared."""
     time = q.shape[0] // batch
     head_dim = q.shape[1] // heads
+    depth = panel_depth(head_dim, numbers)
     group = heads // kv_heads
     for task in prange(batch * kv_heads):
         mine = numba.get_thread_id()
@@ -209,9 +260,9 @@ def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, h
         for j0 in range(0, time, BLOCK_BACKWARD):
             columns = min(BLOCK_BACKWARD, time - j0)
             key = b * time + j0
-            pack_b_transposed(k_t, 0, k, key, kv, columns, head_dim)
-            pack_b_transposed(v_t, 0, v, key, kv, columns, head_dim)
-            pack_b(k_n, 0, k, key, kv, head_dim, columns)
+            pack_b_transposed(k_t, 0, k, key, kv, columns, head_dim, numbers)
+            pack_b_transposed(v_t, 0, v, key, kv, columns, head_dim, numbers)
+            pack_b(k_n, 0, k, key, kv, head_dim, columns, numbers)
             for h in range(g * group, (g + 1) * group):
                 c = h * head_dim
                 for t0 in range(j0, time, BLOCK_BACKWARD):
@@ -222,19 +273,20 @@ def _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, h
                         continue
                     more_keys = first < j0  # an earlier block has written dq
                     more_queries = t0 > j0 or h > g * group  # the same of dk and dv: the diagonal is never left out
-                    pack_a(q_l, 0, q, row, c, rows, head_dim)
-                    pack_a(do_l, 0, do, row, c, rows, head_dim)
-                    pack_b(q_r, 0, q, row, c, head_dim, rows)
-                    pack_b(do_r, 0, do, row, c, head_dim, rows)
-                    _multiply(p, 0, 0, rows, columns, q_l, k_t, head_dim, False)
-                    _multiply(dp, 0, 0, rows, columns, do_l, v_t, head_dim, False)
+                    ahead = t0 - j0
+                    pack_a(q_l, 0, q, row, c, rows, head_dim, numbers)
+                    pack_a(do_l, 0, do, row, c, rows, head_dim, numbers)
+                    pack_b(q_r, 0, q, row, c, head_dim, rows, numbers)
+                    pack_b(do_r, 0, do, row, c, head_dim, rows, numbers)
+                    _scores(p, rows, columns, q_l, k_t, depth, ahead, numbers)
+                    _scores(dp, rows, columns, do_l, v_t, depth, ahead, numbers)
                     _softmax_backward(p, dp, lse[h], delta[h], starts, row, t0, j0, rows, columns, scale)
-                    pack_a_transposed(p_t, 0, p, 0, 0, columns, rows)
-                    pack_a_transposed(ds_t, 0, dp, 0, 0, columns, rows)
-                    pack_a(ds, 0, dp, 0, 0, rows, columns)
-                    _multiply(dv, key, kv, columns, head_dim, p_t, do_r, rows, more_queries)
-                    _multiply(dk, key, kv, columns, head_dim, ds_t, q_r, rows, more_queries)
-                    _multiply(dq, row, c, rows, head_dim, ds, k_n, columns, more_keys)
+                    pack_a_transposed(p_t, 0, p, 0, 0, columns, rows, numbers)
+                    pack_a_transposed(ds_t, 0, dp, 0, 0, columns, rows, numbers)
+                    pack_a(ds, 0, dp, 0, 0, rows, columns, numbers)
+                    _sum_over_queries(dv, key, kv, columns, head_dim, p_t, do_r, rows, ahead, more_queries, numbers)
+                    _sum_over_queries(dk, key, kv, columns, head_dim, ds_t, q_r, rows, ahead, more_queries, numbers)
+                    _sum_over_keys(dq, row, c, rows, head_dim, ds, k_n, columns, ahead, more_keys, numbers)
 
 
 # -- calling them --------------------------------------------------------------------------------
@@ -266,17 +318,19 @@ _scratch = _Scratch()
 
 
 def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
-    """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays."""
+    """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays, all of one dtype."""
     head_dim = q.shape[1] // heads
     s = _scratch.prepare(head_dim)
     scale = np.float32(1 / math.sqrt(head_dim))
-    _attention_forward(o, lse, q, k, v, starts, batch, heads, s.scores, s.sums, s.stats, s.panels, scale)
+    numbers = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
+    _attention_forward(o, lse, q, k, v, starts, batch, heads, s.scores, s.sums, s.stats, s.panels, scale, numbers)
 
 
 def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
-    """Write dq (N, H D), dk and dv (N, G D); delta (H, N) is scratch."""
+    """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch."""
     head_dim = q.shape[1] // heads
     s = _scratch.prepare(head_dim)
     scale = np.float32(1 / math.sqrt(head_dim))
-    panels, scores = s.panels_backward, s.scores_backward
-    _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale)
+    numbers = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
+    shape = starts, batch, heads, kv_heads, s.scores_backward, s.panels_backward
+    _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, *shape, scale, numbers)

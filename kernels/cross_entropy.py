@@ -20,6 +20,7 @@ import numpy as np
 
 from ._jit import kernel, prange
 from .matmul import product
+from .panels import FLOAT32
 from .simd import exp, largest, total
 
 CHUNK = 1 << 24  # floats of logits at a time: 64 MiB
@@ -110,17 +111,17 @@ def chunk_rows(vocabulary):
     return max(CHUNK // vocabulary // 16 * 16, 16)
 
 
-def head_loss(losses, hits, x, w, labels, smoothing=0.0, bf16=False):
+def head_loss(losses, hits, x, w, labels, smoothing=0.0, numbers=FLOAT32):
     """Write losses (N,) and hits (N,); see the top of the file."""
-    _head(losses, hits, None, None, x, w, labels, 1.0, smoothing, False, bf16)
+    _head(losses, hits, None, None, x, w, labels, 1.0, smoothing, False, numbers)
 
 
-def head_loss_backward(losses, hits, dx, dw, x, w, labels, scale, smoothing=0.0, accumulate=True, bf16=False):
+def head_loss_backward(losses, hits, dx, dw, x, w, labels, scale, smoothing=0.0, accumulate=True, numbers=FLOAT32):
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`.  Forward and backward in one pass."""
-    _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, bf16)
+    _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, numbers)
 
 
-def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, bf16):
+def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, numbers):
     rows = np.flatnonzero(labels >= 0)
     whole = len(rows) == len(labels)
     backward = dx is not None
@@ -141,13 +142,13 @@ def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, bf16
             x_rows = _scratch.rows_of("gathered", count, x.shape[1])
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = _scratch.rows_of("logits", count, w.shape[0])
-        product(z, x_rows, w, transpose_b=True, bf16=bf16)
+        product(z, x_rows, w, transpose_b=True, numbers=numbers)
         cross_entropy(z, losses, hits, labels, rows, first, float(smoothing), float(scale), backward)
         if backward:
             base = dw if accumulate or first > 0 else None
-            product(dw, z, x_rows, transpose_a=True, addend=base, bf16=bf16)
+            product(dw, z, x_rows, transpose_a=True, addend=base, numbers=numbers)
             if whole:
-                product(dx[chunk], z, w, bf16=bf16)
+                product(dx[chunk], z, w, numbers=numbers)
             else:
-                product(x_rows, z, w, bf16=bf16)  # x_rows is a copy and no longer needed
+                product(x_rows, z, w, numbers=numbers)  # x_rows is a copy and no longer needed
                 dx[chunk] = x_rows

@@ -25,21 +25,23 @@ import numba
 import numpy as np
 
 from ._jit import helper, kernel, prange
-from .tiles import (
+from .panels import (
+    BFLOAT16,
     COLUMNS,
+    FLOAT16,
+    FLOAT32,
     ROWS,
+    fold,
     pack_a,
-    pack_a_bf16,
     pack_a_transposed,
-    pack_a_transposed_bf16,
     pack_b,
-    pack_b_bf16,
     pack_b_transposed,
-    pack_b_transposed_bf16,
+    panel_depth,
     round_to_bf16_ref,
-    tile,
-    tile_bf16,
+    round_to_fp16_ref,
+    widen_bf16_ref,
 )
+from .tiles import tile
 
 SLICE = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
 SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
@@ -63,35 +65,27 @@ def product_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
 
 
 @helper
-def _pack_left(panels, a, i, k0, height, k, transposed, bf16):
-    if bf16 and transposed:
-        pack_a_transposed_bf16(panels, 0, a, k0, i, height, k)
-    elif bf16:
-        pack_a_bf16(panels, 0, a, i, k0, height, k)
-    elif transposed:
-        pack_a_transposed(panels, 0, a, k0, i, height, k)
+def _pack_left(panels, a, i, k0, height, k, transposed, numbers):
+    if transposed:
+        pack_a_transposed(panels, 0, a, k0, i, height, k, numbers)
     else:
-        pack_a(panels, 0, a, i, k0, height, k)
+        pack_a(panels, 0, a, i, k0, height, k, numbers)
 
 
 @helper
-def _pack_right(panels, b, j, k0, width, k, transposed, bf16):
-    if bf16 and transposed:
-        pack_b_transposed_bf16(panels, 0, b, j, k0, width, k)
-    elif bf16:
-        pack_b_bf16(panels, 0, b, k0, j, width, k)
-    elif transposed:
-        pack_b_transposed(panels, 0, b, j, k0, width, k)
+def _pack_right(panels, b, j, k0, width, k, transposed, numbers):
+    if transposed:
+        pack_b_transposed(panels, 0, b, j, k0, width, k, numbers)
     else:
-        pack_b(panels, 0, b, k0, j, width, k)
+        pack_b(panels, 0, b, k0, j, width, k, numbers)
 
 
 @kernel
-def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, bf16, part_rows, part_columns):
+def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, numbers, part_rows, part_columns):
     """c (M, N) = op(a) op(b) (+ d if add), in parts of part_rows x part_columns; packed_a, packed_b: scratch."""
     rows, columns = c.shape
-    depth = a.shape[0] if transpose_a else a.shape[1]
-    slice_depth = 2 * SLICE if bf16 else SLICE  # the same bytes of panels
+    terms = a.shape[0] if transpose_a else a.shape[1]
+    slice_terms = fold(numbers) * SLICE  # the same bytes of panels
     down = (rows + part_rows - 1) // part_rows
     across = (columns + part_columns - 1) // part_columns
     for part in prange(down * across):
@@ -101,28 +95,24 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, bf16
         bottom = min(rows, top + part_rows)
         left = part % across * part_columns
         right = min(columns, left + part_columns)
-        for k0 in range(0, depth, slice_depth):
-            k = min(slice_depth, depth - k0)
-            steps = (k + 1) // 2 if bf16 else k
+        for k0 in range(0, terms, slice_terms):
+            k = min(slice_terms, terms - k0)
+            steps = panel_depth(k, numbers)
             for j0 in range(left, right, SLAB):
                 width = min(SLAB, right - j0)
-                _pack_right(b_panels, b, j0, k0, width, k, transpose_b, bf16)
+                _pack_right(b_panels, b, j0, k0, width, k, transpose_b, numbers)
                 for i0 in range(top, bottom, BLOCK):
                     height = min(BLOCK, bottom - i0)
-                    _pack_left(a_panels, a, i0, k0, height, k, transpose_a, bf16)
+                    _pack_left(a_panels, a, i0, k0, height, k, transpose_a, numbers)
                     for j in range(0, width, COLUMNS):
                         n = min(COLUMNS, width - j)
                         for i in range(0, height, ROWS):
                             m = min(ROWS, height - i)
                             place = i0 + i, j0 + j, m, n, a_panels, i * steps, b_panels, j * steps, steps
-                            if bf16 and k0 > 0:
-                                tile_bf16(c, c, *place, True)
-                            elif bf16:
-                                tile_bf16(c, d, *place, add)
-                            elif k0 > 0:
-                                tile(c, c, *place, True)
+                            if k0 > 0:
+                                tile(c, c, *place, True, numbers)
                             else:
-                                tile(c, d, *place, add)
+                                tile(c, d, *place, add, numbers)
 
 
 # -- calling it ----------------------------------------------------------------------------------
@@ -143,6 +133,7 @@ class _Scratch:
 
 
 _scratch = _Scratch()
+_ROUND = {type(FLOAT32): np.asarray, type(BFLOAT16): round_to_bf16_ref, type(FLOAT16): round_to_fp16_ref}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -161,27 +152,27 @@ def _parts(rows, columns, depth, threads):
     return best[1:]
 
 
-def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, bf16=False):
-    """Write op(a) op(b) (+ addend) to out: float32 matrices with unit column stride, unchecked; addend may be out.
+def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, numbers=FLOAT32):
+    """Write op(a) op(b) (+ addend) to out: matrices with unit column stride, unchecked; addend may be out.
 
-    With bf16, a and b are rounded to bfloat16 while they are packed; sums and out are float32.
+    out and addend are float32; a and b are float32, or uint16 that holds bfloat16.  `numbers` says what is multiplied:
+    a and b are rounded to FLOAT32, BFLOAT16 or FLOAT16 while they are packed.  Sums are float32.
     """
     if BACKEND == "blas":
-        if bf16:
-            a, b = round_to_bf16_ref(a), round_to_bf16_ref(b)
+        a, b = (_ROUND[type(numbers)](widen_bf16_ref(x)) for x in (a, b))
         y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
         np.copyto(out, y if addend is None else y + addend)
         return
     rows, columns = out.shape
     if rows == 0 or columns == 0:
         return
-    depth = a.shape[0] if transpose_a else a.shape[1]
-    if depth == 0:
+    terms = a.shape[0] if transpose_a else a.shape[1]
+    if terms == 0:
         out[...] = 0 if addend is None else addend
         return
-    parts = _parts(rows, columns, depth, numba.get_num_threads())
+    parts = _parts(rows, columns, terms, numba.get_num_threads())
     base = out if addend is None else addend
-    _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, bf16, *parts)
+    _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers, *parts)
 
 
 def _readable(x):

@@ -11,21 +11,19 @@ import numba
 import numpy as np
 
 from ._jit import kernel, prange
-from .tiles import COLUMNS, ROWS, tile, tile_bf16
+from .panels import BFLOAT16, COLUMNS, FLOAT32, ROWS
+from .tiles import tile
 
 DEPTH = 256  # panels of 8 and 48 KiB: first-level cache
 
 
 @kernel
-def repeat_tile(c, a, b, depth, times, bf16):
+def repeat_tile(c, a, b, depth, times, numbers):
     """Add the same product to c (threads, ROWS, COLUMNS) `times` times; a and b (threads, ...) are packed panels."""
     for t in prange(c.shape[0]):
         mine = c[t]
         for _ in range(times):
-            if bf16:
-                tile_bf16(mine, mine, 0, 0, ROWS, COLUMNS, a[t], 0, b[t], 0, depth, True)
-            else:
-                tile(mine, mine, 0, 0, ROWS, COLUMNS, a[t], 0, b[t], 0, depth, True)
+            tile(mine, mine, 0, 0, ROWS, COLUMNS, a[t], 0, b[t], 0, depth, True, numbers)
 
 
 def measured_peak(seconds=0.2, bf16=False):
@@ -36,15 +34,16 @@ def measured_peak(seconds=0.2, bf16=False):
     Runs for about `seconds` and takes the best of several rounds, because other programs only ever make a round slower.
     """
     threads = numba.get_num_threads()
+    numbers = BFLOAT16 if bf16 else FLOAT32
     c = np.zeros((threads, ROWS, COLUMNS), np.float32)
     a = np.ones((threads, DEPTH * ROWS), np.float32)
     b = np.ones((threads, DEPTH * COLUMNS), np.float32)
-    repeat_tile(c, a, b, DEPTH, 10, bf16)  # compile, wake the threads
+    repeat_tile(c, a, b, DEPTH, 10, numbers)  # compile, wake the threads
     work = 2.0 * threads * ROWS * COLUMNS * DEPTH * (2 if bf16 else 1)  # a pair of bfloat16 is two multiply-adds
     times, best, end = 100, 0.0, time.perf_counter() + seconds
     while True:
         start = time.perf_counter()
-        repeat_tile(c, a, b, DEPTH, times, bf16)
+        repeat_tile(c, a, b, DEPTH, times, numbers)
         now = time.perf_counter()
         best = max(best, work * times / (now - start))
         if now > end:

@@ -15,9 +15,17 @@ Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embeddin
 
 import numpy as np
 
-from ._jit import kernel, prange
+from ._jit import helper, kernel, prange
+from .simd import as_element
 
-__all__ = ["rope_backward", "rope_backward_ref", "rope_forward", "rope_forward_ref", "rope_table"]
+__all__ = [
+    "rope_backward",
+    "rope_backward_ref",
+    "rope_forward",
+    "rope_forward_ref",
+    "rope_forward_rounded",
+    "rope_table",
+]
 
 
 def rope_table(length, head_dim, theta):
@@ -47,35 +55,41 @@ def rope_backward_ref(dy, cos, sin, positions, heads):
 
 
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@helper
+def _rotate(row, cos, sin, heads, sign):
+    """Rotate the heads of one row in place, by the angle (sign 1) or back (-1)."""
+    half = cos.size
+    for h in range(heads):
+        pair = row[h * 2 * half : (h + 1) * 2 * half]
+        for j in range(half):
+            a = pair[j]
+            b = pair[half + j]
+            s = sign * sin[j]
+            pair[j] = a * cos[j] - b * s
+            pair[half + j] = b * cos[j] + a * s
+
+
 @kernel
 def rope_forward(x, cos, sin, positions, heads):
     """Rotate the first heads*D columns of each row of x (N, W) in place."""
-    N = x.shape[0]
-    half = cos.shape[1]
-    for n in prange(N):
+    for n in prange(x.shape[0]):
         t = positions[n]
-        for h in range(heads):
-            low = h * 2 * half
-            high = low + half
-            for j in range(half):
-                a = x[n, low + j]
-                b = x[n, high + j]
-                x[n, low + j] = a * cos[t, j] - b * sin[t, j]
-                x[n, high + j] = b * cos[t, j] + a * sin[t, j]
+        _rotate(x[n], cos[t], sin[t], heads, np.float32(1))
+
+
+@kernel
+def rope_forward_rounded(y, x, cos, sin, positions, heads):
+    """Do that, and write x rounded to bfloat16 to y (N, W) uint16: what attention reads and backward keeps."""
+    for n in prange(x.shape[0]):
+        t = positions[n]
+        _rotate(x[n], cos[t], sin[t], heads, np.float32(1))
+        for j in range(x.shape[1]):
+            y[n, j] = as_element(y, x[n, j])
 
 
 @kernel
 def rope_backward(dx, cos, sin, positions, heads):
     """Turn the first heads*D columns of each row of dx (N, W), which hold dy, back in place."""
-    N = dx.shape[0]
-    half = cos.shape[1]
-    for n in prange(N):
+    for n in prange(dx.shape[0]):
         t = positions[n]
-        for h in range(heads):
-            low = h * 2 * half
-            high = low + half
-            for j in range(half):
-                a = dx[n, low + j]
-                b = dx[n, high + j]
-                dx[n, low + j] = a * cos[t, j] + b * sin[t, j]  # forward: a cos - b sin
-                dx[n, high + j] = b * cos[t, j] - a * sin[t, j]  # forward: b cos + a sin
+        _rotate(dx[n], cos[t], sin[t], heads, np.float32(-1))

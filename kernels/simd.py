@@ -73,6 +73,7 @@ ISA = _chosen_isa()
 LANES = ISA.lanes
 
 F32 = ir.FloatType()
+I16 = ir.IntType(16)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)
@@ -98,9 +99,23 @@ def _largest_twin(x):
     return np.fmax.reduce(x, initial=np.float32(-np.inf))
 
 
+def _widen_twin(x):
+    return (x.astype(np.uint32) << np.uint32(16)).view(np.float32) if x.dtype == np.uint16 else x
+
+
+def _as_element_twin(array, x):
+    if array.dtype != np.uint16:
+        return np.float32(x)
+    bits = np.float32(x).view(np.uint32)
+    if x != x:
+        return np.uint16(bits >> np.uint32(16) | np.uint32(0x40))
+    with np.errstate(over="ignore"):
+        return np.uint16(bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) >> np.uint32(16))
+
+
 def _total_twin(*factors):
-    product = factors[0]
-    for factor in factors[1:]:
+    product, *others = (_widen_twin(x) for x in factors)
+    for factor in others:
         product = product * factor
     return product.sum(dtype=np.float32)
 
@@ -122,28 +137,51 @@ def constant(value: int) -> ir.Constant:
     return ir.Constant(I64, value)
 
 
+def element_type(array_type):
+    """LLVM type of the elements of a float32 or uint16 array, and their bytes."""
+    return (I16, 2) if array_type.dtype == types.uint16 else (F32, 4)
+
+
 def pointer(context, builder, array_type, array, *indices):
     """Address of array[indices]; the last axis has unit stride (checked where Python meets the kernels)."""
     struct = context.make_array(array_type)(context, builder, array)
-    offset = builder.mul(indices[-1], constant(4))
+    element, size = element_type(array_type)
+    offset = builder.mul(indices[-1], constant(size))
     if len(indices) == 2:
         row_bytes = builder.extract_value(struct.strides, 0)
         offset = builder.add(offset, builder.mul(indices[0], row_bytes))
     base = builder.bitcast(struct.data, ir.IntType(8).as_pointer())
-    return builder.bitcast(builder.gep(base, [offset]), F32.as_pointer())
+    return builder.bitcast(builder.gep(base, [offset]), element.as_pointer())
 
 
-def move(builder, pointer, floats):
-    """The address `floats` floats (int or i64 value) further."""
-    step = floats if isinstance(floats, ir.Value) else constant(floats)
+def row_length(context, builder, array_type, array):
+    """Elements from one row of a matrix to the next."""
+    strides = context.make_array(array_type)(context, builder, array).strides
+    return builder.sdiv(builder.extract_value(strides, 0), constant(element_type(array_type)[1]))
+
+
+def move(builder, pointer, elements):
+    """The address `elements` elements (int or i64 value) further."""
+    step = elements if isinstance(elements, ir.Value) else constant(elements)
     return builder.gep(pointer, [step])
 
 
 def load(builder, pointer, vector=VECTOR):
-    """Read a vector of floats from any address."""
+    """Read a vector from any address."""
     value = builder.load(builder.bitcast(pointer, vector.as_pointer()))
-    value.align = 4
+    value.align = _bytes(vector)
     return value
+
+
+def widen(builder, x):
+    """Turn a vector of bfloat16, stored as 16-bit integers, into float32."""
+    wide = ir.VectorType(I32, x.type.count)
+    shifted = builder.shl(builder.zext(x, wide), ir.Constant(wide, [16] * x.type.count))
+    return builder.bitcast(shifted, ir.VectorType(F32, x.type.count))
+
+
+def _bytes(vector):
+    return 2 if vector.element == I16 else 4
 
 
 def store(builder, value, pointer):
@@ -159,11 +197,11 @@ def declare(builder, name, result, arguments):
 def masked_load(builder, pointer, mask, otherwise=None, vector=VECTOR):
     """The lanes of `mask` from memory, the others from `otherwise` (zero if not given)."""
     address = builder.bitcast(pointer, vector.as_pointer())
-    name = f"llvm.masked.load.v{vector.count}f32.p0"
+    name = f"llvm.masked.load.v{vector.count}{vector.element.intrinsic_name}.p0"
     function = declare(builder, name, vector, [address.type, I32, mask.type, vector])
     if otherwise is None:
-        otherwise = ir.Constant(vector, [0.0] * vector.count)
-    return builder.call(function, [address, ir.Constant(I32, 4), mask, otherwise])
+        otherwise = ir.Constant(vector, None)
+    return builder.call(function, [address, ir.Constant(I32, _bytes(vector)), mask, otherwise])
 
 
 def masked_store(builder, value, pointer, mask):
@@ -202,6 +240,41 @@ def call_once_built(builder, name, arguments, body):
         body(inside, *function.args)
         inside.ret_void()
     builder.call(function, arguments)
+
+
+# -- scalars: bfloat16 ---------------------------------------------------------------------------
+
+
+@with_twin(_widen_twin)
+def as_float(typing, x):
+    """Return an element of a float32 array, or of a uint16 array that holds bfloat16, as float32."""
+
+    def codegen(context, builder, signature, arguments):
+        (x,) = arguments
+        if signature.args[0] != types.uint16:
+            return x
+        return builder.bitcast(builder.shl(builder.zext(x, I32), ir.Constant(I32, 16)), F32)
+
+    return types.float32(x if x == types.uint16 else types.float32), codegen
+
+
+@with_twin(_as_element_twin)
+def as_element(typing, array, x):
+    """Return a float32 as an element of `array`: as it is, or rounded to bfloat16 (nearest even) if that is uint16."""
+    narrow = array.dtype == types.uint16
+
+    def codegen(context, builder, signature, arguments):
+        _, x = arguments
+        if not narrow:
+            return x
+        bits = builder.bitcast(x, I32)
+        upper = builder.lshr(bits, ir.Constant(I32, 16))
+        up = builder.add(builder.and_(upper, ir.Constant(I32, 1)), ir.Constant(I32, 0x7FFF))
+        rounded = builder.lshr(builder.add(bits, up), ir.Constant(I32, 16))
+        quiet = builder.or_(upper, ir.Constant(I32, 0x40))  # NaN stays NaN
+        return builder.trunc(builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded), I16)
+
+    return (types.uint16 if narrow else types.float32)(array, types.float32), codegen
 
 
 # -- scalars: e^x --------------------------------------------------------------------------------
@@ -301,16 +374,25 @@ def largest(typing, x):
 
 
 def _each_vector(context, builder, kinds, arrays, visit):
-    """Call `visit(vectors)` in a loop over equally long contiguous arrays; lanes past the end are zero."""
+    """Call `visit(vectors)` in a loop over equally long contiguous arrays; lanes past the end are zero.
+
+    Arrays of uint16 hold bfloat16; the vectors are float32 in any case.
+    """
+
+    def read(kind, at, mask=None):
+        vector = ir.VectorType(element_type(kind)[0], LANES)
+        value = load(builder, at, vector) if mask is None else masked_load(builder, at, mask, vector=vector)
+        return widen(builder, value) if vector.element == I16 else value
+
     size = builder.extract_value(context.make_array(kinds[0])(context, builder, arrays[0]).shape, 0)
     starts = [pointer(context, builder, kind, array, constant(0)) for kind, array in zip(kinds, arrays, strict=True)]
     left = builder.srem(size, constant(LANES))
     whole = builder.sub(size, left)
     with cgutils.for_range_slice(builder, constant(0), whole, constant(LANES), I64) as (at, _):
-        visit([load(builder, builder.gep(start, [at])) for start in starts])
+        visit([read(kind, builder.gep(start, [at])) for kind, start in zip(kinds, starts, strict=True)])
     with builder.if_then(builder.icmp_signed(">", left, constant(0))):
         mask = first_lanes(builder, left)
-        visit([masked_load(builder, builder.gep(start, [whole]), mask) for start in starts])
+        visit([read(kind, builder.gep(start, [whole]), mask) for kind, start in zip(kinds, starts, strict=True)])
 
 
 def _sum_of_products(count):
@@ -341,7 +423,7 @@ def _sum_of_products(count):
     return with_twin(_total_twin)((total, dot, dot3)[count - 1])
 
 
-# Of contiguous float32 vectors of one length: sum x_i, sum x_i y_i, sum x_i y_i z_i.
+# Of contiguous vectors of one length, float32 or bfloat16 (as uint16): sum x_i, sum x_i y_i, sum x_i y_i z_i.
 total, dot, dot3 = (_sum_of_products(count) for count in (1, 2, 3))
 
 

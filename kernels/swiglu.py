@@ -4,7 +4,8 @@
     backward   db_i = dh_i a_i s_i                   da_i = dh_i b_i s_i (1 + a_i (1 - s_i))
 
     h dh (N, F)   gate_up dgate_up (N, 2F): gate is [:, :F], up is [:, F:]   N = B*T      saved for backward: gate_up
-    h and dgate_up are overwritten.
+    h and dgate_up are overwritten.  What is saved may be rounded to bfloat16 (as uint16); then forward computes h from the
+    rounded numbers, so that backward sees the function that forward computed.
 
 Where da comes from: ds/da = s (1 - s), so d(a s)/da = s + a s (1 - s) = s (1 + a (1 - s)).
 s is computed again in backward: one exponential costs less than storing and reading (N, F) more numbers.
@@ -13,10 +14,16 @@ Source: Shazeer, "GLU Variants Improve Transformer" (2020), equation 6, with bet
 
 import numpy as np
 
-from ._jit import kernel, prange
-from .simd import exp
+from ._jit import helper, kernel, prange
+from .simd import as_element, as_float, exp
 
-__all__ = ["swiglu_backward", "swiglu_backward_ref", "swiglu_forward", "swiglu_forward_ref"]
+__all__ = [
+    "swiglu_backward",
+    "swiglu_backward_ref",
+    "swiglu_forward",
+    "swiglu_forward_ref",
+    "swiglu_forward_rounded",
+]
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -39,26 +46,41 @@ def swiglu_backward_ref(dh, gate_up):
 
 
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@helper
+def _gated(h, gate_up):
+    """Overwrite one row h (F,) from gate_up (2F,)."""
+    F = h.size
+    one = np.float32(1)
+    for j in range(F):
+        a = as_float(gate_up[j])
+        h[j] = a / (one + exp(-a)) * as_float(gate_up[F + j])
+
+
 @kernel
 def swiglu_forward(h, gate_up):
-    """Overwrite h (N, F) from gate_up (N, 2F)."""
-    N, F = h.shape
-    one = np.float32(1)
-    for n in prange(N):
-        for j in range(F):
-            a = gate_up[n, j]
-            h[n, j] = a / (one + exp(-a)) * gate_up[n, F + j]
+    """Overwrite h (N, F) from gate_up (N, 2F), float32 or bfloat16."""
+    for n in prange(h.shape[0]):
+        _gated(h[n], gate_up[n])
+
+
+@kernel
+def swiglu_forward_rounded(h, saved, gate_up):
+    """Overwrite saved (N, 2F) uint16 with gate_up (N, 2F) rounded to bfloat16, and h (N, F) from that."""
+    for n in prange(h.shape[0]):
+        for j in range(gate_up.shape[1]):
+            saved[n, j] = as_element(saved, gate_up[n, j])
+        _gated(h[n], saved[n])
 
 
 @kernel
 def swiglu_backward(dgate_up, dh, gate_up):
-    """Overwrite dgate_up (N, 2F) from dh (N, F) and gate_up (N, 2F)."""
+    """Overwrite dgate_up (N, 2F) from dh (N, F) and gate_up (N, 2F), float32 or bfloat16."""
     N, F = dh.shape
     one = np.float32(1)
     for n in prange(N):
         for j in range(F):
-            a = gate_up[n, j]
+            a = as_float(gate_up[n, j])
             s = one / (one + exp(-a))
             d = dh[n, j] * s
-            dgate_up[n, j] = d * gate_up[n, F + j] * (one + a * (one - s))  # forward: h = a s b
+            dgate_up[n, j] = d * as_float(gate_up[n, F + j]) * (one + a * (one - s))  # forward: h = a s b
             dgate_up[n, F + j] = d * a

@@ -71,7 +71,10 @@ def memory_by_part(run: RunConfig) -> dict[str, int]:
     from ..model import TrainableModel
 
     shape = SimpleNamespace(config=run.model, num_params=run.model.num_params)
-    parts = TrainableModel.memory_plan(cast(TrainableModel, shape), run.training.batch_size, run.training.max_seq_len)
+    training = run.training
+    parts = TrainableModel.memory_plan(
+        cast(TrainableModel, shape), training.batch_size, training.max_seq_len, training.mixed_precision
+    )
     if run.training.optimizer is OptimizerType.SGD:
         parts["moments"] = 4 * run.model.num_params() if run.training.momentum else 0
     return parts

@@ -9,6 +9,9 @@ its entries are kept for every layer, and which are shared between layers and co
     full             segments of one layer: only the input of each layer is kept
     attention_only   one segment, but what attention saves (q k v, its output, lse) is shared by all layers
 
+A step in bfloat16 saves the entries of `NARROW` in bfloat16 (as uint16), half the bytes; the residual stream, whose sums
+would lose what each layer adds, stays float32.
+
 Backward runs a segment's forward again unless the shared arrays still hold it, which they do for the last one.
 """
 
@@ -21,6 +24,7 @@ from ..config import CheckpointingStrategy, TrainableModelConfig
 __all__ = ["ATTENTION_ENTRIES", "Arena", "saved_bytes"]
 
 ATTENTION_ENTRIES = ("r_attn", "qkv", "att", "lse")
+NARROW = ("qkv", "att", "gate_up")
 
 
 def saved_table(config: TrainableModelConfig) -> dict[str, int]:
@@ -78,12 +82,17 @@ def slot(config: TrainableModelConfig, layer: int, entry: str) -> int:
     return inside if entry != "x" else -inside  # inner inputs have arrays of their own, apart from the kept ones
 
 
-def saved_bytes(config: TrainableModelConfig, rows: int) -> int:
-    """Return the bytes of saved activations for `rows` tokens."""
-    table = saved_table(config)
+def saved_bytes(config: TrainableModelConfig, rows: int, narrow: bool = False) -> int:
+    """Return the bytes of saved activations for `rows` tokens; `narrow`: of a step in bfloat16."""
     layers = range(config.num_layers)
-    floats = sum(width * len({slot(config, i, entry) for i in layers}) for entry, width in table.items())
-    return 4 * rows * floats
+    return rows * sum(
+        _dtype(entry, narrow).itemsize * width * len({slot(config, i, entry) for i in layers})
+        for entry, width in saved_table(config).items()
+    )
+
+
+def _dtype(entry: str, narrow: bool) -> np.dtype:
+    return np.dtype(np.uint16 if narrow and entry in NARROW else np.float32)
 
 
 def scratch_bytes(config: TrainableModelConfig, rows: int) -> int:
@@ -92,39 +101,43 @@ def scratch_bytes(config: TrainableModelConfig, rows: int) -> int:
 
 
 class Arena:
-    """Activations and scratch for up to `capacity` rows; `views(rows)` hands them out, made once for each size."""
+    """Activations and scratch for up to `capacity` rows; `views` hands them out, made once for each number of rows."""
 
     def __init__(self, config: TrainableModelConfig) -> None:
         self.config = config
         self.capacity = 0
-        self._flat: dict[tuple[str, int], np.ndarray] = {}
-        self._views: dict[int, tuple[list[SimpleNamespace], SimpleNamespace]] = {}
+        self._flat: dict[tuple[str, int, np.dtype], np.ndarray] = {}
+        self._views: dict[tuple[int, bool], tuple[list[SimpleNamespace], SimpleNamespace]] = {}
 
-    def _view(self, entry: str, index: int, width: int, rows: int) -> np.ndarray:
-        key = (entry, index)
+    def _view(self, entry: str, index: int, width: int, rows: int, narrow: bool = False) -> np.ndarray:
+        key = (entry, index, _dtype(entry, narrow))
         if key not in self._flat:
-            self._flat[key] = np.empty(self.capacity * width, np.float32)
+            self._flat[key] = np.empty(self.capacity * width, key[2])
         flat = self._flat[key][: rows * width]
         if entry in ("lse", "delta"):
             return flat.reshape(width, rows)  # (H, N)
         return flat if width == 1 and entry.startswith(("r_", "losses")) else flat.reshape(rows, width)
 
-    def views(self, rows: int) -> tuple[list[SimpleNamespace], SimpleNamespace]:
-        """Return the saved arrays of each layer, and the scratch, for `rows` tokens."""
+    def views(self, rows: int, narrow: bool = False) -> tuple[list[SimpleNamespace], SimpleNamespace]:
+        """Return the saved arrays of each layer, and the scratch, for `rows` tokens of a step (`narrow`: in bfloat16)."""
         if rows > self.capacity:
             self.capacity = rows
             self._flat.clear()
             self._views.clear()
-        if rows not in self._views:
-            saved = saved_table(self.config)
+        if (rows, narrow) not in self._views:
             layers = [
                 SimpleNamespace(
-                    **{name: self._view(name, slot(self.config, i, name), width, rows) for name, width in saved.items()}
+                    **{
+                        name: self._view(name, slot(self.config, i, name), width, rows, narrow)
+                        for name, width in saved_table(self.config).items()
+                    }
                 )
                 for i in range(self.config.num_layers)
             ]
             table = scratch_table(self.config)
             scratch = SimpleNamespace(**{name: self._view(name, 0, width, rows) for name, width in table.items()})
             scratch.hits = np.empty(rows, np.uint8)
-            self._views[rows] = layers, scratch
-        return self._views[rows]
+            # What forward rounds before it saves it is float32 where, later, its gradient will be.
+            scratch.qkv, scratch.gate_up = scratch.dqkv, scratch.dgate_up
+            self._views[rows, narrow] = layers, scratch
+        return self._views[rows, narrow]

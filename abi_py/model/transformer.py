@@ -22,6 +22,7 @@ from ..kernels.cross_entropy import chunk_rows, head_loss, head_loss_backward
 from ..kernels.embedding import embedding_backward, embedding_forward
 from ..kernels.global_norm import global_norm
 from ..kernels.matmul import product
+from ..kernels.panels import BFLOAT16, FLOAT16, FLOAT32
 from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from ..kernels.rope import rope_table
 from ..parameters import Parameters, Views
@@ -29,6 +30,8 @@ from .activations import Arena, saved_bytes, scratch_bytes, segment_length
 from .block import BlockTensors, Layout, attention_branch, block_backward, block_forward
 
 __all__ = ["LossOutput", "TrainableModel"]
+
+NUMBERS = {Precision.FP32: FLOAT32, Precision.BF16: BFLOAT16, Precision.FP16: FLOAT16}  # what products multiply
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ class TrainableModel:
 
     def _run_segment(self, segment: range, layout: Layout, rows: int, redo: bool = False) -> None:
         """Run the blocks of a segment; a repeated run leaves out the last block's output, which is there already."""
-        layers, scratch = self._arena.views(rows)
+        layers, scratch = self._arena.views(rows, layout.narrow)
         for i in segment:
             last = i == self.config.num_layers - 1
             out = scratch.final if last else layers[i + 1].x
@@ -212,7 +215,7 @@ class TrainableModel:
 
     def _forward(self, ids: np.ndarray, layout: Layout) -> np.ndarray:
         """Return hidden (N, C), the input of the head; the arena keeps what backward needs."""
-        layers, scratch = self._arena.views(ids.size)
+        layers, scratch = self._arena.views(ids.size, layout.narrow)
         weights = self.weights
         embedding_forward(layers[0].x, ids.ravel(), weights["token_embedding"])
         for segment in self._segments():
@@ -222,7 +225,7 @@ class TrainableModel:
 
     def _backward(self, ids: np.ndarray, layout: Layout, gradients: Mapping[str, np.ndarray], accumulate: bool) -> None:
         """Go from scratch.dn, the gradient of the head's input, to the gradients of all weights."""
-        layers, scratch = self._arena.views(ids.size)
+        layers, scratch = self._arena.views(ids.size, layout.narrow)
         weights, dx = self.weights, scratch.dx
         d_norm, norm = gradients["final_norm"], weights["final_norm"]
         rms_norm_backward(dx, d_norm, scratch.dn, scratch.final, norm, scratch.r_final, False)
@@ -301,8 +304,9 @@ class TrainableModel:
     ) -> LossOutput:
         """Return the cross-entropy of a batch; with `backward`, add the gradients of its mean (or "sum") as well.
 
-        With precision bf16 the products of the linear layers and the head round their operands to bfloat16; weights,
-        sums, activations, attention and everything else stay float32.
+        With precision bf16 all products round their operands to bfloat16, and the widest saved activations are kept in
+        it; with fp16 the products of the linear layers and the head round theirs to half precision.  Weights, sums and
+        everything else stay float32.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """
@@ -310,17 +314,17 @@ class TrainableModel:
             raise ValueError(f"reduction ({reduction}) must be mean or sum")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
-        if precision not in (Precision.FP32, Precision.BF16):
-            raise ValueError(f"precision ({precision}) must be fp32 or bf16")
+        if precision not in NUMBERS:
+            raise ValueError(f"precision ({precision}) must be one of {', '.join(NUMBERS)}")
         ids = self._ids(input_ids)
         self._check_ids(ids, input_ids)
         targets = self._labels(labels, ids.shape).ravel()
         layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
-        bf16 = precision == Precision.BF16
-        layout = replace(layout, bf16=True) if bf16 else layout
+        numbers = NUMBERS[precision]
+        layout = replace(layout, numbers=numbers)
         hidden = self._forward(ids, layout)
         self._last = None
-        _, scratch = self._arena.views(ids.size)
+        _, scratch = self._arena.views(ids.size, layout.narrow)
         count = int(np.count_nonzero(targets >= 0))
         head = self.weights[self._output_name]
         if backward:
@@ -329,11 +333,11 @@ class TrainableModel:
             results = scratch.losses, scratch.hits
             dw = gradients[self._output_name]
             head_loss_backward(
-                *results, scratch.dn, dw, hidden, head, targets, scale, label_smoothing, accumulate, bf16
+                *results, scratch.dn, dw, hidden, head, targets, scale, label_smoothing, accumulate, numbers
             )
             self._backward(ids, layout, gradients, accumulate)
         else:
-            head_loss(scratch.losses, scratch.hits, hidden, head, targets, label_smoothing, bf16)
+            head_loss(scratch.losses, scratch.hits, hidden, head, targets, label_smoothing, numbers)
         loss_sum = float(scratch.losses.sum(dtype=np.float64))
         return LossOutput(
             loss=loss_sum / max(count, 1),
@@ -366,7 +370,9 @@ class TrainableModel:
 
     # -- what it costs ---------------------------------------------------------------------------
 
-    def memory_plan(self, batch_size: int, seq_len: int) -> dict[str, int]:
+    def memory_plan(
+        self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32
+    ) -> dict[str, int]:
         """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len)."""
         rows, weights = batch_size * seq_len, 4 * self.num_params()
         logits = 4 * min(rows, chunk_rows(self.config.vocab_size)) * self.config.vocab_size
@@ -374,7 +380,7 @@ class TrainableModel:
             "weights": weights,
             "gradients": weights,
             "moments": 2 * weights,
-            "saved activations": saved_bytes(self.config, rows),
+            "saved activations": saved_bytes(self.config, rows, precision == Precision.BF16),
             "scratch": scratch_bytes(self.config, rows),
             "logits": logits,
         }

@@ -1,0 +1,412 @@
+"""Panels: what the register tile reads, and how a matrix of any layout and storage format is packed into them.
+
+    pack_a       panels of A = x[i:i+m, j:j+k]        pack_a_transposed    panels of A = x[i:i+k, j:j+m]ᵀ
+    pack_b       panels of B = x[i:i+k, j:j+n]        pack_b_transposed    panels of B = x[i:i+n, j:j+k]ᵀ
+
+A panel holds ROWS rows of A, or COLUMNS columns of B, with the sum's index p outermost; a matrix is packed as one panel
+after the other:
+
+    A (m, k)    element (r, p) stands at    at + (r // ROWS * k + p) * ROWS + r % ROWS
+    B (k, n)    element (p, c) stands at    at + (c // COLUMNS * k + p) * COLUMNS + c % COLUMNS
+
+Rows and columns that fill up the last panel are zero.  Matrices have unit column stride.
+
+Packing also turns the numbers of x into those that the tile multiplies.  x is stored in float32, or in bfloat16 (as
+uint16: the upper half of a float32).  The panels hold one of
+
+    FLOAT32     the numbers as they are
+    BFLOAT16    rounded to bfloat16; elements p and p + 1 of the sum share the 32 bits of one place, the first in the
+                lower half, so panels are `panel_depth` = (k + 1) // 2 deep
+    FLOAT16     rounded to IEEE half precision (beyond 65504: infinity), kept as float32; so the machine needs no
+                half-precision arithmetic
+
+Rounding is to nearest even.
+"""
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import types
+from numba.core import cgutils
+
+from ._jit import helper
+from .simd import (
+    F32,
+    I16,
+    I32,
+    I64,
+    ISA,
+    LANES,
+    call_once_built,
+    constant,
+    element_type,
+    first_lanes,
+    load,
+    masked_load,
+    move,
+    pointer,
+    row_length,
+    store,
+    widen,
+    with_twin,
+)
+
+__all__ = [
+    "BFLOAT16",
+    "COLUMNS",
+    "FLOAT16",
+    "FLOAT32",
+    "ROWS",
+    "fold",
+        "pack_a",
+    "pack_a_transposed",
+    "pack_b",
+    "pack_b_transposed",
+    "panel_depth",
+    "round_to_bf16_ref",
+    "round_to_fp16_ref",
+    "widen_bf16_ref",
+]
+
+ROWS = ISA.tile_rows
+COLUMNS = ISA.tile_columns
+
+# What panels hold.  The *type* of these scalars says it, so a kernel is compiled for the numbers that it is called with
+# and for no others.  (Half precision would be np.float16, which Numba does not take as an argument.)
+FLOAT32, BFLOAT16, FLOAT16 = np.float32(0), np.uint16(0), np.int16(0)
+
+
+@helper
+def panel_depth(k, numbers):
+    """Return how deep panels of `numbers` are for a sum over k elements."""
+    return (k + fold(numbers) - 1) // fold(numbers)
+
+
+# -- reference: roundings, and the plain-Python twin of the packers ------------------------------
+
+
+def round_to_bf16_ref(x):
+    """Return float32 x rounded to bfloat16 (8 bits of significand), to nearest even, still float32; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    kept = np.where(np.isnan(x), bits | np.uint32(0x400000), rounded)
+    return (kept & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def round_to_fp16_ref(x):
+    """Return float32 x rounded to IEEE half precision, to nearest even, still float32."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x, np.float32).astype(np.float16).astype(np.float32)
+
+
+def widen_bf16_ref(x):
+    """Return the float32 numbers of x, if it is stored as bfloat16 (uint16), else x itself."""
+    return (x.astype(np.uint32) << np.uint32(16)).view(np.float32) if x.dtype == np.uint16 else x
+
+
+def _pair_twin(block):
+    """Turn (k, count) float32 into ((k + 1) // 2, count) pairs of bfloat16, still called float32."""
+    halves = np.zeros((-(-block.shape[0] // 2) * 2, block.shape[1]), np.uint32)
+    halves[: block.shape[0]] = round_to_bf16_ref(block).view(np.uint32) >> np.uint32(16)
+    return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
+
+
+def _pack_twin(width, transposed):
+    def pack(panels, at, x, i, j, count, k, numbers):
+        x = widen_bf16_ref(x)
+        block = x[i : i + k, j : j + count] if transposed else x[i : i + count, j : j + k].T  # (k, count)
+        if fold(numbers) == 2:
+            block, k = _pair_twin(block), (k + 1) // 2
+        elif type(numbers) is type(FLOAT16):
+            block = round_to_fp16_ref(block)
+        for c in range(0, count, width):
+            panel = panels[at + c * k : at + (c + width) * k].reshape(k, width)
+            part = block[:, c : c + width]
+            panel[:, : part.shape[1]] = part
+            panel[:, part.shape[1] :] = 0
+
+    return pack
+
+
+# -- storage formats: how elements of x become numbers -------------------------------------------
+
+
+def _each(value, vector):
+    """The constant vector of equal elements."""
+    return ir.Constant(vector, [value] * vector.count)
+
+
+def _like(vector, element):
+    """The vector type of as many elements of another type."""
+    return ir.VectorType(element, vector.type.count)
+
+
+class _StoredFloat32:
+    """x is float32."""
+
+    element = F32
+
+    def widened(self, builder, x):
+        return x
+
+    def halves(self, builder, x):
+        """Round to bfloat16, into the lower 16 bits of each int32; NaN stays NaN."""
+        integers = _like(x, I32)
+        bits = builder.bitcast(x, integers)
+        upper = builder.lshr(bits, _each(16, integers))
+        odd = builder.and_(upper, _each(1, integers))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, _each(0x7FFF, integers))), _each(16, integers))
+        return builder.select(builder.fcmp_unordered("uno", x, x), builder.or_(upper, _each(0x40, integers)), rounded)
+
+
+class _StoredBFloat16:
+    """x is bfloat16, as uint16."""
+
+    element = I16
+
+    def widened(self, builder, x):
+        return widen(builder, x)
+
+    def halves(self, builder, x):
+        return builder.zext(x, _like(x, I32))
+
+
+# -- numbers of panels: how `fold` elements of the sum become one place of a panel ---------------
+
+
+class _Float32:
+    fold = 1
+
+    def place(self, builder, storage, elements):
+        """Return a vector of places from `fold` vectors of elements."""
+        return storage.widened(builder, elements[0])
+
+
+class _BFloat16:
+    fold = 2
+
+    def place(self, builder, storage, elements):
+        lower, upper = (storage.halves(builder, x) for x in elements)
+        return builder.bitcast(builder.or_(lower, builder.shl(upper, _each(16, upper.type))), _like(lower, F32))
+
+
+class _Float16:
+    fold = 1
+
+    def place(self, builder, storage, elements):
+        """Round in float32 and integer arithmetic, which every machine has."""
+        x = storage.widened(builder, elements[0])
+        integers = _like(x, I32)
+        bits = builder.bitcast(x, integers)
+        sign = builder.and_(bits, _each(0x80000000, integers))
+        size = builder.xor(bits, sign)
+        odd = builder.and_(builder.lshr(size, _each(13, integers)), _each(1, integers))
+        normal = builder.add(size, builder.add(odd, _each(0xFFF, integers)))  # 13 of 23 bits go
+        normal = builder.and_(normal, _each(0xFFFFE000, integers))
+        too_large = builder.icmp_unsigned(">", normal, _each(0x477FE000, integers))  # 65504
+        normal = builder.select(too_large, _each(0x7F800000, integers), normal)
+        # Below 2^-14 halves are multiples of 2^-24, and so are all float32 between 1/2 and 1.
+        half = _each(0.5, x.type)
+        tiny = builder.fsub(builder.fadd(builder.bitcast(size, x.type), half), half)
+        small = builder.icmp_unsigned("<", size, _each(0x38800000, integers))
+        rounded = builder.select(small, builder.bitcast(tiny, integers), normal)
+        rounded = builder.bitcast(builder.or_(rounded, sign), x.type)
+        return builder.select(builder.fcmp_unordered("uno", x, x), x, rounded)
+
+
+_NUMBERS = {types.float32: _Float32(), types.uint16: _BFloat16(), types.int16: _Float16()}
+
+
+@with_twin(lambda numbers: 2 if type(numbers) is type(BFLOAT16) else 1)
+def fold(typing, numbers):
+    """Return how many elements of the sum share a place in panels of `numbers`."""
+
+    def codegen(context, builder, signature, arguments):
+        return constant(_NUMBERS[numbers].fold)
+
+    return types.int64(numbers), codegen
+
+
+# -- packing -------------------------------------------------------------------------------------
+
+
+def _packer(name, body, width):
+    """Return a Numba intrinsic that calls an LLVM function of its own for each storage and kind of numbers."""
+
+    def typed(typing, panels, at, x, i, j, count, k, numbers):
+        def codegen(context, builder, signature, arguments):
+            panels, at, x, i, j, count, k, _ = arguments
+            kinds = signature.args
+            to = pointer(context, builder, kinds[0], panels, at)
+            source = pointer(context, builder, kinds[2], x, i, j)
+            row = row_length(context, builder, kinds[2], x)
+            storage = _StoredBFloat16() if element_type(kinds[2])[0] == I16 else _StoredFloat32()
+            kind = _NUMBERS[numbers]
+            built = f"{name}{type(kind).__name__}{type(storage).__name__}"
+            values = [to, source, row, count, k]
+            call_once_built(builder, built, values, lambda inner, *args: body(inner, width, storage, kind, *args))
+            return context.get_dummy_value()
+
+        return types.void(panels, types.intp, x, *[types.intp] * 4, numbers), codegen
+
+    return typed
+
+
+def _pieces(width):
+    """Cut a panel's width into vectors: (first lane, lanes) of each, whole vectors first."""
+    return [(first, min(LANES, width - first)) for first in range(0, width, LANES)]
+
+
+def _transpose(builder, rows):
+    """Transpose n vectors of n floats, n a power of two: log2(n) rounds of two-vector shuffles (Eklundh 1972)."""
+    size = len(rows)
+    half = size // 2
+    while half:
+        mixed = list(rows)
+        low = [lane if not lane & half else size + lane - half for lane in range(size)]
+        high = [lane + half if not lane & half else size + lane for lane in range(size)]
+        for index in range(size):
+            if not index & half:
+                pair = rows[index], rows[index + half]
+                mixed[index] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, size), low))
+                mixed[index + half] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, size), high))
+        rows, half = mixed, half // 2
+    return rows
+
+
+def _cut(builder, vector, lanes):
+    """Return the first `lanes` lanes of a vector."""
+    if lanes == vector.type.count:
+        return vector
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))))
+
+
+def _packed_depth(builder, k, fold):
+    return builder.sdiv(builder.add(k, constant(fold - 1)), constant(fold))
+
+
+def _read_along(builder, storage, numbers, at, size, left):
+    """Read `size` places along the sum's index; of the elements from `at` on, only `left` exist (None: enough)."""
+    fold = numbers.fold
+    if fold > 1 and storage.element == I16:  # as they lie in memory, they are pairs already
+        wide = ir.VectorType(I16, fold * size)
+        return builder.bitcast(_read(builder, at, wide, left), ir.VectorType(F32, size))
+    vector = ir.VectorType(storage.element, size)
+    parts = []
+    for part in range(fold):
+        remaining = left if left is None or part == 0 else builder.sub(left, constant(part * size))
+        parts.append(_read(builder, move(builder, at, part * size), vector, remaining))
+    if fold > 1:  # elements p and p + 1 lie side by side: even ones to one vector, odd ones to the other
+        lanes = [ir.Constant(ir.VectorType(I32, size), [fold * i + part for i in range(size)]) for part in range(fold)]
+        parts = [builder.shuffle_vector(*parts, lane) for lane in lanes]
+    return numbers.place(builder, storage, parts)
+
+
+def _read(builder, at, vector, left):
+    """Read a vector of which `left` elements exist (None: all); zero in place of the others."""
+    if left is None:
+        return load(builder, at, vector)
+    return masked_load(builder, at, first_lanes(builder, left, vector.count), vector=vector)
+
+
+def _pack_transposing_body(builder, width, storage, numbers, to, source, row, count, k):
+    """Emit packing of rows: squares of x are transposed in registers, one panel after the other."""
+    fold = numbers.fold
+    depth = _packed_depth(builder, k, fold)
+    with cgutils.for_range_slice(builder, constant(0), count, constant(width), I64) as (first, _):
+        panel = builder.gep(to, [builder.mul(first, depth)])
+        for lane, lanes in _pieces(width):
+            size = 1 << (lanes - 1).bit_length()  # side of the square
+            vector = ir.VectorType(F32, size)
+            top = builder.add(first, constant(lane))
+
+            def square(p, left, lanes=lanes, size=size, vector=vector, top=top, lane=lane, panel=panel):
+                """Move the square at column p of x, of which `left` columns exist (None: all)."""
+                lines = []
+                for r in range(size):
+                    zero = ir.Constant(vector, [0.0] * size)
+                    if r >= lanes:
+                        lines.append(zero)
+                        continue
+                    index = builder.add(top, constant(r))
+                    inside = builder.icmp_signed("<", index, count)
+                    index = builder.select(inside, index, first)  # a row that exists; its values are then dropped
+                    at = builder.gep(source, [builder.add(builder.mul(index, row), p)])
+                    lines.append(builder.select(inside, _read_along(builder, storage, numbers, at, size, left), zero))
+                packed_p = builder.sdiv(p, constant(fold))
+                for s, line in enumerate(_transpose(builder, lines)):
+                    spot = builder.add(builder.mul(builder.add(packed_p, constant(s)), constant(width)), constant(lane))
+                    spot = builder.gep(panel, [spot])
+                    if left is None:
+                        store(builder, _cut(builder, line, lanes), spot)
+                    else:
+                        with builder.if_then(builder.icmp_signed("<", constant(s * fold), left)):
+                            store(builder, _cut(builder, line, lanes), spot)
+
+            left = builder.srem(k, constant(size * fold))
+            whole = builder.sub(k, left)
+            with cgutils.for_range_slice(builder, constant(0), whole, constant(size * fold), I64) as (p, _):
+                square(p, None)
+            with builder.if_then(builder.icmp_signed(">", left, constant(0))):
+                square(whole, left)
+
+
+STEPS = 4  # steps of the sum dealt out at a time: two full cache lines to each panel of A
+
+
+def _pack_copying_body(builder, width, storage, numbers, to, source, row, count, k):
+    """Emit packing of columns: a few rows of x are read from end to end and dealt out to the panels."""
+    fold = numbers.fold
+    depth = _packed_depth(builder, k, fold)
+
+    def places(at, lanes, left, last):
+        """Read a vector across the sum's index, from `fold` rows of x, or all but the last of them."""
+        vector = ir.VectorType(storage.element, lanes)
+        rows = [_read(builder, at, vector, left)]
+        for _ in range(1, fold):
+            at = builder.gep(at, [row])
+            rows.append(ir.Constant(vector, None) if last else _read(builder, at, vector, left))
+        return numbers.place(builder, storage, rows)
+
+    def deal(p, steps, last=False):
+        """Copy the rows of x from p on, `steps` steps of the sum, to their places in every panel."""
+        lines = [builder.gep(source, [builder.mul(builder.add(p, constant(s * fold)), row)]) for s in range(steps)]
+        packed_p = builder.sdiv(p, constant(fold))
+        with cgutils.for_range_slice(builder, constant(0), count, constant(width), I64) as (first, _):
+            panel = builder.gep(to, [builder.add(builder.mul(first, depth), builder.mul(packed_p, constant(width)))])
+            inside = builder.icmp_signed("<=", builder.add(first, constant(width)), count)
+            with builder.if_else(inside) as (whole, edge):
+                with whole:
+                    for s, line in enumerate(lines):
+                        for lane, lanes in _pieces(width):
+                            at = move(builder, builder.gep(line, [first]), lane)
+                            store(builder, places(at, lanes, None, last), move(builder, panel, s * width + lane))
+                with edge:
+                    for lane, lanes in _pieces(width):
+                        left = builder.sub(count, builder.add(first, constant(lane)))
+                        for s, line in enumerate(lines):
+                            at = move(builder, builder.gep(line, [first]), lane)
+                            values = places(at, LANES, left, last)
+                            store(builder, _cut(builder, values, lanes), move(builder, panel, s * width + lane))
+
+    whole = builder.sub(k, builder.srem(k, constant(STEPS * fold)))
+    paired = builder.sub(k, builder.srem(k, constant(fold)))
+    with cgutils.for_range_slice(builder, constant(0), whole, constant(STEPS * fold), I64) as (p, _):
+        deal(p, STEPS)
+    with cgutils.for_range_slice(builder, whole, paired, constant(fold), I64) as (p, _):
+        deal(p, 1)
+    if fold > 1:
+        with builder.if_then(builder.icmp_signed("<", paired, k)):
+            deal(paired, 1, last=True)
+
+
+def _make_packer(name, width, transposed):
+    """Return one of the packers; `transposed`: the sum's index runs over the rows of x."""
+    body = _pack_copying_body if transposed else _pack_transposing_body
+    return with_twin(_pack_twin(width, transposed))(_packer(name, body, width))
+
+
+# Called as pack(panels, at, x, i, j, count, k, numbers): count rows of A or columns of B, a sum over k elements.
+pack_a = _make_packer("abi_pack_a", ROWS, False)
+pack_a_transposed = _make_packer("abi_pack_a_transposed", ROWS, True)
+pack_b = _make_packer("abi_pack_b", COLUMNS, True)
+pack_b_transposed = _make_packer("abi_pack_b_transposed", COLUMNS, False)
