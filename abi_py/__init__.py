@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .data.instructions import InstructionSample as InstructionSample
     from .data.instructions import parse_instruction_dataset as parse_instruction_dataset
     from .data.packing import SequencePacker as SequencePacker
+    from .data.tokenizer import Tokenizer as Tokenizer
     from .data.tokens import Batch as Batch
     from .data.tokens import BatchIterator as BatchIterator
     from .data.tokens import DataLoader as DataLoader
@@ -57,6 +58,7 @@ _HOMES = {
     "SequencePacker": "data.packing",
     "StepMetrics": "training.report",
     "TokenizedDataset": "data.tokens",
+    "Tokenizer": "data.tokenizer",
     "TrainableModel": "model.transformer",
     "TrainableModelConfig": "config",
     "TrainingReport": "training.report",
@@ -85,6 +87,7 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "CheckpointingStrategy",
     "TrainableModel",
     "LossOutput",
+    "Tokenizer",
     "TokenizedDataset",
     "Batch",
     "BatchIterator",
