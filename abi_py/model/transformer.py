@@ -298,11 +298,13 @@ class TrainableModel:
         backward: bool = False,
         reduction: str = "mean",
         precision: Precision = Precision.FP32,
+        loss_scale: float = 1.0,
     ) -> LossOutput:
         """Return the cross-entropy of a batch; with `backward`, add the gradients of its mean (or "sum") as well.
 
         With precision bf16 the products of the linear layers and the head round their operands to bfloat16; weights,
         sums, activations, attention and everything else stay float32.
+        The gradients, but not the losses, are multiplied by loss_scale.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """
@@ -310,6 +312,8 @@ class TrainableModel:
             raise ValueError(f"reduction ({reduction}) must be mean or sum")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
+        if not 0 < loss_scale < math.inf:
+            raise ValueError(f"loss_scale ({loss_scale}) must be a positive number; 1 leaves the gradients as they are")
         if precision not in (Precision.FP32, Precision.BF16):
             raise ValueError(f"precision ({precision}) must be fp32 or bf16")
         ids = self._ids(input_ids)
@@ -325,7 +329,7 @@ class TrainableModel:
         head = self.weights[self._output_name]
         if backward:
             gradients, accumulate = self._gradients_to_write()
-            scale = 1.0 if reduction == "sum" else 1 / max(count, 1)
+            scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
             results = scratch.losses, scratch.hits
             dw = gradients[self._output_name]
             head_loss_backward(
