@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .data.instructions import InstructionSample as InstructionSample
     from .data.instructions import parse_instruction_dataset as parse_instruction_dataset
     from .data.packing import SequencePacker as SequencePacker
+    from .data.tokenizer import Tokenizer as Tokenizer
     from .data.tokens import Batch as Batch
     from .data.tokens import BatchIterator as BatchIterator
     from .data.tokens import DataLoader as DataLoader
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from .generation import generate as generate
     from .model.transformer import LossOutput as LossOutput
     from .model.transformer import TrainableModel as TrainableModel
+    from .training.precision import LossScaler as LossScaler
+    from .training.precision import LossScalerStats as LossScalerStats
+    from .training.precision import MixedPrecisionConfig as MixedPrecisionConfig
+    from .training.precision import fp16_to_fp32 as fp16_to_fp32
+    from .training.precision import fp32_to_fp16 as fp32_to_fp16
     from .training.report import EvalResult as EvalResult
     from .training.report import StepMetrics as StepMetrics
     from .training.report import TrainingReport as TrainingReport
@@ -53,14 +59,20 @@ _HOMES = {
     "LlamaTrainer": "training.trainer",
     "LlmTrainingConfig": "config",
     "LossOutput": "model.transformer",
+    "LossScaler": "training.precision",
+    "LossScalerStats": "training.precision",
+    "MixedPrecisionConfig": "training.precision",
     "OptimizerType": "config",
     "SequencePacker": "data.packing",
     "StepMetrics": "training.report",
     "TokenizedDataset": "data.tokens",
+    "Tokenizer": "data.tokenizer",
     "TrainableModel": "model.transformer",
     "TrainableModelConfig": "config",
     "TrainingReport": "training.report",
     "TrainingStats": "training.report",
+    "fp16_to_fp32": "training.precision",
+    "fp32_to_fp16": "training.precision",
     "generate": "generation",
     "parse_instruction_dataset": "data.instructions",
     "train_llm": "training.trainer",
@@ -85,6 +97,7 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "CheckpointingStrategy",
     "TrainableModel",
     "LossOutput",
+    "Tokenizer",
     "TokenizedDataset",
     "Batch",
     "BatchIterator",
@@ -96,6 +109,11 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "OptimizerType",
     "LearningRateSchedule",
     "EarlyStoppingConfig",
+    "MixedPrecisionConfig",
+    "LossScaler",
+    "LossScalerStats",
+    "fp32_to_fp16",
+    "fp16_to_fp32",
     "LlamaTrainer",
     "StepMetrics",
     "TrainingStats",

@@ -36,6 +36,7 @@ __all__ = [
     "Option",
     "Precision",
     "TrainableModelConfig",
+    "check_loss_scaling",
     "fields_of",
     "load_yaml",
     "opt",
@@ -325,6 +326,26 @@ class Precision(str, Enum):
     FP16 = "fp16"
 
 
+def check_loss_scaling(
+    config: Config, initial: str, least: str, most: str, growth: str, backoff: str, interval: str
+) -> None:
+    """Check the fields of loss scaling, given their names in `config`; `training/precision.py` has the rule they feed.
+
+    The scales reach from the smallest half, 2^-24, to the ABI's limit, 2^31.  ConfigError for what does not fit.
+    """
+    for name in (initial, least, most, growth, backoff):
+        value = getattr(config, name)
+        good = math.isfinite(value) and math.frexp(value)[0] == 0.5 and 2.0**-24 <= value <= 2.0**31
+        rule = "be a power of two from 2^-24 to 2^31, which scales without rounding"
+        config._require(name, good, rule, "try 0.5" if name == backoff else "try 2" if name == growth else "try 1024")
+    config._require(growth, getattr(config, growth) > 1, "be above 1", "try 2")
+    config._require(backoff, getattr(config, backoff) < 1, "be below 1", "try 0.5")
+    config._require_at_least(1, interval)
+    limits = f"{least} ({getattr(config, least):g}) and {most} ({getattr(config, most):g})"
+    between = getattr(config, least) <= getattr(config, initial) <= getattr(config, most)
+    config._require(initial, between, f"lie between {limits}", "change one of the three")
+
+
 _PRECISION_ALIASES = {False: "fp32", True: "bf16"}  # in the ABI the field is a bool
 _GPU_REMEDY = "this trainer runs on the CPU, so leave it at its default"
 
@@ -379,6 +400,12 @@ class LlmTrainingConfig(Config):
     max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops")
     max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)")
     num_threads: int | None = opt(None, "threads of the kernels (0 = all)")
+    initial_loss_scale: float = opt(32768.0, "factor of the loss at the beginning (fp16)")
+    loss_scale_growth_factor: float = opt(2.0, "factor of the loss scale after loss_scale_growth_interval (fp16)")
+    loss_scale_backoff_factor: float = opt(0.5, "factor of the loss scale after an overflow (fp16)")
+    loss_scale_growth_interval: int = opt(2000, "updates without an overflow before the loss scale grows (fp16)")
+    min_loss_scale: float = opt(1.0, "smallest loss scale; an overflow there counts as a skipped update (fp16)")
+    max_loss_scale: float = opt(65536.0, "largest loss scale (fp16)")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
@@ -391,6 +418,7 @@ class LlmTrainingConfig(Config):
         self._check_optimizer()
         self._check_schedule()
         self._check_logging()
+        self._check_precision()
         self._check_not_here_yet()
 
     def _check_optimizer(self) -> None:
@@ -427,6 +455,19 @@ class LlmTrainingConfig(Config):
         for name in ("enable_tensorboard", "enable_wandb", "enable_metrics_stream"):
             if getattr(self, name) and self.log_dir is None:
                 raise ConfigError(f"{name} (True) must come with log_dir; set log_dir to a directory for its files")
+
+    def _check_precision(self) -> None:
+        scales = ("initial_loss_scale", "min_loss_scale", "max_loss_scale")
+        rules = ("loss_scale_growth_factor", "loss_scale_backoff_factor", "loss_scale_growth_interval")
+        check_loss_scaling(self, *scales, *rules)
+        if self.mixed_precision is Precision.FP16:
+            remedy = "loss scaling finds its scale by skipping updates that overflow"
+            self._require("nan_guard", self.nan_guard, "be true for fp16", remedy)
+            return
+        defaults = {option.name: option.default for option in fields_of(type(self))}
+        for name in (*scales, *rules):
+            rule = f"be {defaults[name]:g} unless mixed_precision is fp16"
+            self._require(name, getattr(self, name) == defaults[name], rule, "only halves need a loss scale")
 
     def _check_not_here_yet(self) -> None:
         computed = self.mixed_precision is not Precision.FP16

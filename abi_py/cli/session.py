@@ -372,6 +372,8 @@ def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple
     rows.append(("time", f"{seconds:.1f} s, {report.avg_throughput:,.0f} tokens/s with evaluation and saving"))
     if report.skipped_updates:
         rows.append(("skipped updates", f"{report.skipped_updates} (not finite)"))
+    if report.overflows:
+        rows.append(("overflows", f"{report.overflows} (update dropped, loss scale lowered)"))
     if report.early_stopped:
         rows.append(("stopped early", "yes"))
     rows += [("warning", warning) for warning in report.warnings]

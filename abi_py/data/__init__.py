@@ -1,6 +1,7 @@
 """Data: from files on the disk to batches of token ids.
 
     tokens.py        token files (u32), Batch, BatchIterator, DataLoader        order.py   the order of an epoch
+    tokenizer.py     any tokenizer.json: text to ids and back                   token_stream.py  the same, id by id
     corpus.py        text as byte-level ids; the text that is on every machine
     packing.py       many short sequences in few rows
     instructions.py  Alpaca and ShareGPT rows
@@ -19,6 +20,7 @@ from .corpus import (
 )
 from .instructions import InstructionList, InstructionSample, parse_instruction_dataset
 from .packing import PackedBatches, PackingStats, SequencePacker
+from .tokenizer import Tokenizer
 from .tokens import IGNORE_INDEX, IGNORE_LABEL, Batch, BatchIterator, DataLoader, TokenizedDataset
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "SequencePacker",
     "TokenizeReport",
     "TokenizedDataset",
+    "Tokenizer",
     "byte_tokens",
     "decode_bytes",
     "load_text_corpus",

@@ -301,12 +301,13 @@ class TrainableModel:
         backward: bool = False,
         reduction: str = "mean",
         precision: Precision = Precision.FP32,
+        loss_scale: float = 1.0,
     ) -> LossOutput:
         """Return the cross-entropy of a batch; with `backward`, add the gradients of its mean (or "sum") as well.
 
         With precision bf16 all products round their operands to bfloat16, and the widest saved activations are kept in
         it; with fp16 the products of the linear layers and the head round theirs to half precision.  Weights, sums and
-        everything else stay float32.
+        everything else stay float32.  The gradients, but not the losses, are multiplied by loss_scale.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """
@@ -316,6 +317,8 @@ class TrainableModel:
             raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
         if precision not in NUMBERS:
             raise ValueError(f"precision ({precision}) must be one of {', '.join(NUMBERS)}")
+        if not 0 < loss_scale < math.inf:
+            raise ValueError(f"loss_scale ({loss_scale}) must be a positive number; 1 leaves the gradients as they are")
         ids = self._ids(input_ids)
         self._check_ids(ids, input_ids)
         targets = self._labels(labels, ids.shape).ravel()
@@ -329,7 +332,7 @@ class TrainableModel:
         head = self.weights[self._output_name]
         if backward:
             gradients, accumulate = self._gradients_to_write()
-            scale = 1.0 if reduction == "sum" else 1 / max(count, 1)
+            scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
             results = scratch.losses, scratch.hits
             dw = gradients[self._output_name]
             head_loss_backward(

@@ -52,6 +52,7 @@ NAME = re.compile(r"llm_step_(\d+)")
 OLD, TEMPORARY = ".old-", ".tmp-"
 SLACK = 1.05  # free space that must be there, in units of the checkpoint's size
 ADVICE = "; resume from the directory above it to use the newest whole checkpoint"
+ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count"}  # to the state, after version 1 began
 PIECE = 1 << 20  # weights looked at together by the finiteness check
 
 
@@ -87,6 +88,10 @@ class TrainingState:
     checkpoints_saved: int = 0
     elapsed_ns: int = 0  # whole time of the run
     train_ns: int = 0  # time in training steps
+    window_scale: float = 1.0  # factor inside the gradients of the open window (fp16's loss scale)
+    loss_scale: float = 0.0  # of the next window; 0: never scaled; these three are the state of `LossScaler`
+    steps_since_overflow: int = 0
+    overflow_count: int = 0  # windows dropped because of it
     data: dict[str, Any] = field(default_factory=dict)  # identity of the data set and of its order
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,10 +104,13 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainingState":
-        """Build from what `to_dict` returned; fields that are missing or unknown are a `CheckpointError`."""
+        """Build from what `to_dict` returned; fields that are missing or unknown are a `CheckpointError`.
+
+        The fields of loss scaling may be missing: the first checkpoints had none.
+        """
         types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls)}
-        if set(values) != set(types):
-            odd = ", ".join(sorted(set(values) ^ set(types)))
+        odd = ", ".join(sorted(set(values) - set(types) | set(types) - set(values) - ADDED))
+        if odd:
             raise CheckpointError(f"the training state differs in its fields ({odd}); use the version that wrote it")
         restored: dict[str, Any] = {
             name: float(value) if types[name] is float else value for name, value in values.items()

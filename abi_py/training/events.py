@@ -6,6 +6,7 @@
     EvaluationEvent after each evaluation                              evaluation
     CheckpointEvent after each save                                    checkpoint
     BadStepEvent    the NaN guard skipped an update                    bad_step
+    LossScaleEvent  fp16: the loss scale fell or grew                  loss_scale
     EpochEvent      at the end of each pass over the data              epoch
     StopEvent       early stopping, or a signal                        stop
     WarningEvent    something failed that does not stop training       warning
@@ -31,6 +32,7 @@ __all__ = [
     "EvaluationEvent",
     "Event",
     "EventHub",
+    "LossScaleEvent",
     "Sink",
     "StartEvent",
     "StepEvent",
@@ -85,10 +87,12 @@ class StepEvent(Event):
     gflops: float
     memory: int  # bytes in use by the process
     logged: bool
+    loss_scale: float | None = None  # of this step; None without fp16
 
     def record(self) -> dict[str, Any]:
-        """Return the event as a JSON object."""
-        return {name: value for name, value in super().record().items() if name != "logged"}
+        """Return the event as a JSON object; without fp16 it has no loss_scale."""
+        left_out = {"logged"} if self.loss_scale is not None else {"logged", "loss_scale"}
+        return {name: value for name, value in super().record().items() if name not in left_out}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,17 @@ class BadStepEvent(Event):
     type = "bad_step"
     message: str
     in_row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossScaleEvent(Event):
+    """The loss scale of fp16 changed; after an overflow the update was dropped, and `message` names the tensors."""
+
+    type = "loss_scale"
+    loss_scale: float
+    previous: float
+    overflow: bool
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True)

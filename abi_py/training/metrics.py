@@ -22,6 +22,7 @@ from .events import (
     EpochEvent,
     EvaluationEvent,
     Event,
+    LossScaleEvent,
     Sink,
     StartEvent,
     StepEvent,
@@ -122,6 +123,8 @@ def scalars(event: Event) -> Iterator[tuple[str, float]]:
         yield "train/learning_rate", event.learning_rate
         yield "train/grad_norm", event.grad_norm
         yield "train/throughput", event.tokens_per_second
+        if event.loss_scale is not None:
+            yield "train/loss_scale", event.loss_scale
     elif isinstance(event, EvaluationEvent):
         yield "val/loss", event.val_loss
         yield "val/perplexity", event.val_perplexity
@@ -318,6 +321,7 @@ class ConsoleSink:
             self._speed(event.gflops),
             f"{event.memory / 1e6:,.0f} MB",
             f"ETA {self._time_left(event.step)}",
+            f"scale {event.loss_scale:g}" if event.loss_scale is not None else "",
         ]
         if self._progress is not None:
             room = self.console.width - 2 * len(str(self._total)) - 3 - (21 if self.console.width >= WIDE else 0)
@@ -348,7 +352,7 @@ class ConsoleSink:
 def _fit(parts: list[str], room: int | None) -> str:
     """Join the parts of a line of progress; where there is not enough room, the less important ones are left out."""
     left = list(parts)
-    for index in (5, 2, 1, 4):  # memory, gradient norm, learning rate, GFLOP/s
+    for index in (7, 5, 2, 1, 4):  # loss scale, memory, gradient norm, learning rate, GFLOP/s
         if room is None or len("  ".join(filter(None, left))) <= room:
             break
         left[index] = ""
@@ -367,6 +371,9 @@ def _sentence(event: Event) -> str:
         return f"step {event.step}: saved {event.path} ({event.size / 1e6:.1f} MB{', best' if event.best else ''})"
     if isinstance(event, BadStepEvent):
         return f"step {event.step}: update skipped ({event.in_row} in a row): {event.message}"
+    if isinstance(event, LossScaleEvent):
+        change = f"loss scale {event.previous:g} -> {event.loss_scale:g}"
+        return f"step {event.step}: {'update dropped, ' if event.overflow else ''}{change}: {event.message}"
     if isinstance(event, EpochEvent):
         return f"epoch {event.epoch}: training loss {event.train_loss:.4f}, perplexity {event.train_perplexity:.2f}"
     if isinstance(event, WarningEvent):

@@ -33,7 +33,8 @@ class StepMetrics:
     """Result of one micro-batch.
 
     loss and accuracy are of this micro-batch; grad_norm (before clipping) and learning_rate are of the most recent
-    optimizer step; updated: this micro-batch completed an optimizer step; skipped: the NaN guard dropped the window.
+    optimizer step; updated: this micro-batch completed an optimizer step; skipped: the window was dropped, by the NaN
+    guard or for an overflow of fp16; loss_scale: the factor inside the gradients of its window, 1 without fp16.
     """
 
     loss: float
@@ -42,6 +43,7 @@ class StepMetrics:
     learning_rate: float
     updated: bool
     skipped: bool
+    loss_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ class TrainingReport:
     interrupted: bool  # stopped by a signal before the end
     checkpoint: str | None  # the last one
     best_checkpoint: str | None
+    overflows: int = 0  # updates dropped because the loss scale of fp16 was too large
     warnings: tuple[str, ...] = ()  # saves or sinks that failed without stopping the run
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,6 +12,10 @@ inside the optimizer's pass.  `train_step_with_metrics` is the table of contents
 
 NaN guard: a micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window.
 Weights, moments, `global_step` and thus the schedule stay as they were; the next micro-batch opens a new window.
+
+With fp16 all gradients of a window are those of S times the loss, S as `precision.py` has it, and the factor 1/S
+joins the others in the optimizer's pass.  A gradient that is not finite then means that S is too large: the window is
+dropped, S falls, and only at its lower limit does that count as a bad step.
 """
 
 import math
@@ -37,6 +41,7 @@ from .events import (
     EpochEvent,
     EvaluationEvent,
     EventHub,
+    LossScaleEvent,
     Sink,
     StartEvent,
     StepEvent,
@@ -47,6 +52,7 @@ from .feed import Data, Feed, check_same_data, describe, open_feed
 from .guard import bad_rows, bad_tensors
 from .metrics import configured_sinks, memory_in_use
 from .optimizer import Optimizer
+from .precision import LossScalerStats, scaler_for
 from .report import EvalResult, StepMetrics, TrainingReport, TrainingStats, perplexity
 from .resume import restore, restore_best, restore_zig
 from .schedule import learning_rate
@@ -76,6 +82,7 @@ class LlamaTrainer:
         self.model, self.config = model, config
         self.optimizer = Optimizer(model.parameters, config)
         self.state = TrainingState()
+        self.scaler = scaler_for(config)
         self.loss_history: list[float] = []
         self.events = EventHub()
         for sink in (*configured_sinks(config), *sinks):
@@ -122,12 +129,12 @@ class LlamaTrainer:
         are rows of the configuration's max_seq_len.  DataError for ids, labels or shapes that do not fit.
         NonFiniteError after `max_bad_steps` skipped updates in a row.
         """
-        began, skipped_before = time.perf_counter_ns(), self.state.bad_steps
+        began, dropped_before = time.perf_counter_ns(), self._dropped()
         out = self._forward_backward(input_ids, labels, attention_mask, segment_ids)
         good = self._add_to_window(out)
         self.state.train_ns += time.perf_counter_ns() - began
         updated = good and self.state.micro_step >= self.config.grad_accum_steps and self._finish_window()
-        return self._metrics(out, updated, skipped=self.state.bad_steps > skipped_before)
+        return self._metrics(out, updated, skipped=self._dropped() > dropped_before)
 
     def _forward_backward(
         self, input_ids: Any, labels: Any, attention_mask: Any = None, segment_ids: Any = None
@@ -136,6 +143,8 @@ class LlamaTrainer:
         input_ids = self._in_rows(input_ids, "input_ids")
         labels = self._in_rows(labels, "labels")
         self._seq_len = input_ids.shape[-1]
+        if self.state.micro_step == 0:  # an open window keeps its factor, also when it was resumed with another format
+            self.state.window_scale = self.scaler.get_scale()
         return self.model.compute_loss(
             input_ids,
             labels,
@@ -145,6 +154,7 @@ class LlamaTrainer:
             backward=True,
             reduction="sum",
             precision=self.config.mixed_precision,
+            loss_scale=self.state.window_scale,
         )
 
     def _in_rows(self, ids: npt.ArrayLike, name: str) -> np.ndarray:
@@ -188,19 +198,21 @@ class LlamaTrainer:
         if tokens == 0:  # no label counted, so there is no gradient
             self._clear_window()
             return False
-        norm = float(self.model.compute_gradient_norm()) / tokens
+        divisor = tokens * state.window_scale
+        norm = float(self.model.compute_gradient_norm()) / divisor
         if config.nan_guard and not math.isfinite(norm):
-            self._skip(f"the gradient is not finite in {bad_tensors(self.model)}")
+            self._drop_overflow(f"the gradient is not finite in {bad_tensors(self.model)}")
             return False
         clip = config.max_grad_norm / norm if 0 < config.max_grad_norm < norm else 1.0
         rate = learning_rate(config, state.global_step)
-        self.optimizer.update(clip / tokens, rate)
+        self.optimizer.update(clip / divisor, rate)
         state.global_step, state.optimizer_step = state.global_step + 1, self.optimizer.step
         state.loss, state.accuracy = state.window_loss / tokens, state.window_correct / tokens
         state.learning_rate, state.grad_norm = rate, norm
         state.bad_steps_in_row = 0
         self.loss_history.append(state.loss)
         self._clear_window()
+        self._follow_gradients(valid=True)
         return True
 
     def _clear_window(self) -> None:
@@ -208,21 +220,60 @@ class LlamaTrainer:
         state = self.state
         state.micro_step, state.window_loss, state.window_correct, state.window_tokens = 0, 0.0, 0, 0
 
+    def _drop_overflow(self, reason: str) -> None:
+        """Drop a window whose gradient is not finite: with fp16 the loss scale falls, where it still can."""
+        before = self.scaler.get_scale()
+        self._follow_gradients(valid=False, reason=reason)
+        if self.scaler.get_scale() < before:
+            self._clear_window()
+        else:
+            self._skip(reason)
+
+    def _follow_gradients(self, *, valid: bool, reason: str = "") -> None:
+        """Let the loss scale follow the gradients of a window, and say so when it changed."""
+        state, before = self.state, self.scaler.get_scale()
+        if not self.scaler.config.enabled:
+            return
+        self.scaler.update(valid)
+        stats = self.scaler.get_stats()
+        state.loss_scale, state.overflow_count = stats.current_scale, stats.overflow_count
+        state.steps_since_overflow = stats.steps_since_overflow
+        if stats.current_scale == before:
+            return
+        self.events.emit(
+            LossScaleEvent(
+                step=state.global_step,
+                time=self._time(),
+                loss_scale=stats.current_scale,
+                previous=before,
+                overflow=not valid,
+                message=self._placed(reason) if reason else f"{self.config.loss_scale_growth_interval} good updates",
+            )
+        )
+
+    def _dropped(self) -> int:
+        """Return how many windows were dropped."""
+        return self.state.bad_steps + self.state.overflow_count
+
+    def _placed(self, reason: str) -> str:
+        return f"{reason} (epoch {self.state.epoch + 1}, batch {self.state.batch_position})"
+
     def _skip(self, reason: str) -> None:
         """Drop the window, say why, and give up after too many in a row."""
         state = self.state
         self._clear_window()
         state.bad_steps += 1
         state.bad_steps_in_row += 1
-        message = f"{reason} (epoch {state.epoch + 1}, batch {state.batch_position})"
+        message = self._placed(reason)
         row = state.bad_steps_in_row
         self.events.emit(BadStepEvent(step=state.global_step, time=self._time(), message=message, in_row=row))
         if state.bad_steps_in_row >= self.config.max_bad_steps:
             last = self._last_checkpoint or self._resumed_from
             where = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
+            other = ", or with mixed_precision bf16, which has more range" if self.scaler.config.enabled else ""
             raise NonFiniteError(
                 f"{state.bad_steps_in_row} updates in a row were skipped, the limit is max_bad_steps "
-                f"({self.config.max_bad_steps}); lastly, {message}; {where}; resume with a lower learning_rate"
+                f"({self.config.max_bad_steps}); lastly, {message}; {where}; resume with a lower learning_rate{other}"
             )
 
     def _metrics(self, out: Any, updated: bool, skipped: bool) -> StepMetrics:
@@ -234,6 +285,7 @@ class LlamaTrainer:
             learning_rate=self.state.learning_rate,
             updated=updated,
             skipped=skipped,
+            loss_scale=self.state.window_scale,
         )
 
     def _log(self) -> None:
@@ -259,6 +311,7 @@ class LlamaTrainer:
             tokens_per_second=speed,
             gflops=speed * float(self.model.flops_per_token(self._seq_len)) / 1e9,
             memory=memory_in_use(),
+            loss_scale=state.window_scale if self.scaler.config.enabled else None,
             logged=logged,
         )
         self.events.emit(event)
@@ -584,6 +637,15 @@ class LlamaTrainer:
             self.state, self.loss_history = restore_zig(self.model, self.optimizer, found.path), []
         else:
             self.state, self.loss_history = restore(self.model, self.optimizer, found.path)
+        self.scaler = scaler_for(self.config)
+        if self.state.loss_scale:  # 0 in the checkpoint of a run that never scaled
+            self.scaler.load(
+                LossScalerStats(
+                    current_scale=self.state.loss_scale,
+                    overflow_count=self.state.overflow_count,
+                    steps_since_overflow=self.state.steps_since_overflow,
+                )
+            )
         if new_data:
             self._clear_window()
             self.state.epoch = self.state.batch_position = self.state.epoch_tokens = 0
@@ -653,6 +715,7 @@ class LlamaTrainer:
             early_stopped=state.early_stopped,
             epochs=state.epoch,
             skipped_updates=state.bad_steps,
+            overflows=state.overflow_count,
             interrupted=self._interrupted,
             checkpoint=str(last) if last else None,
             best_checkpoint=best,

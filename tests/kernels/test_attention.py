@@ -16,6 +16,7 @@ from abi_py.kernels.attention import (
     attention_forward,
     attention_forward_ref,
 )
+from abi_py.kernels.panels import round_to_bf16_ref, widen_bf16_ref
 
 # (B, T, H, G, D)
 SMALL = [
@@ -324,3 +325,45 @@ def test_nan_stays_in_its_sample(rng):
             assert np.isfinite(np.delete(o, at, axis=0)).all()
         else:
             assert np.isnan(head[at:T]).all()
+
+
+# -- bfloat16 ------------------------------------------------------------------------------------
+
+
+def narrow(x):
+    """Return x rounded to bfloat16, as it is stored."""
+    return (round_to_bf16_ref(x).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("shape", [*SMALL, *(LARGE if JIT else [])])
+def test_stored_in_bfloat16(rng, shape, segmented):
+    """What is rounded besides the inputs are p, ds and o: each to 8 bits, so within 1 % of the largest element."""
+    B, T, H, G, _ = shape
+    (q, k, v, do), starts = inputs(rng, *shape)
+    if segmented:
+        starts = random_starts(rng, B, T)
+    stored = [narrow(x) for x in (q, k, v)]
+    o, lse = np.zeros_like(stored[0]), np.full((H, len(q)), np.nan, np.float32)
+    attention_forward(o, lse, *stored, starts, B, H, G)
+    gradients = [np.full_like(x, np.nan) for x in (q, k, v)]
+    attention_backward(*gradients, do, *stored, o, lse, np.empty_like(lse), starts, B, H, G)
+    expected = run_reference(*(widen_bf16_ref(x) for x in stored), round_to_bf16_ref(do), starts, B, H, G)
+    for name, found, right in zip(NAMES, (widen_bf16_ref(o), lse, *gradients), expected, strict=True):
+        scale = max(np.abs(right).max(), 0.2)  # dq and dk of a single visible key are zero
+        assert np.abs(found - right).max() < (1e-5 if name == "lse" else 1.5e-2) * scale, name
+
+
+def test_bfloat16_has_the_same_bits_for_any_thread_count(rng, same_bits):
+    B, T, H, G, D = SEGMENTED
+    (q, k, v, do), starts = inputs(rng, *SEGMENTED)
+    stored = [narrow(x) for x in (q, k, v)]
+
+    def make():
+        o, lse = np.zeros_like(stored[0]), np.empty((H, len(q)), np.float32)
+        attention_forward(o, lse, *stored, starts, B, H, G)
+        gradients = [np.empty_like(x) for x in (q, k, v)]
+        attention_backward(*gradients, do, *stored, o, lse, np.empty_like(lse), starts, B, H, G)
+        return o, lse, *gradients
+
+    same_bits(make)

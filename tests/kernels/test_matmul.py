@@ -18,7 +18,16 @@ from abi_py.kernels import matmul as module
 from abi_py.kernels._jit import JIT
 from abi_py.kernels.matmul import BLOCK, SLAB, SLICE, matmul, product, product_ref
 from abi_py.kernels.simd import LANES
-from abi_py.kernels.tiles import COLUMNS, ROWS
+from abi_py.kernels.panels import (
+    BFLOAT16,
+    COLUMNS,
+    FLOAT16,
+    FLOAT32,
+    ROWS,
+    round_to_bf16_ref,
+    round_to_fp16_ref,
+    widen_bf16_ref,
+)
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
@@ -283,26 +292,49 @@ def test_an_unknown_backend_is_refused():
     assert done.returncode != 0
 
 
-# -- bfloat16 ------------------------------------------------------------------------------------
+# -- bfloat16 and half precision -----------------------------------------------------------------
+
+ROUNDINGS = {"bfloat16": (BFLOAT16, round_to_bf16_ref), "float16": (FLOAT16, round_to_fp16_ref)}
 
 
+@pytest.mark.parametrize("numbers", ROUNDINGS)
 @pytest.mark.parametrize("way", WAYS)
-def test_bf16_rounds_the_operands_and_nothing_else(rng, way, threads):
+def test_operands_are_rounded_and_nothing_else(rng, way, numbers, threads):
+    numbers, rounding = ROUNDINGS[numbers]
     for m, n, k in ((1, 1, 1), (13, 7, 5), (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE + 3 if JIT else 9)):
         a, b = operands(rng, m, n, k, *way)
-        rounded = [module.round_to_bf16_ref(x).astype(np.float64) for x in (a, b)]
+        rounded = [rounding(x).astype(np.float64) for x in (a, b)]
         addend = rng.standard_normal((m, n)).astype(np.float32)
         out = addend.copy()
-        product(out, a, b, *way, addend=out, bf16=True)
+        product(out, a, b, *way, addend=out, numbers=numbers)
         check_close(out, product_ref(*rounded, *way, addend), 1e-5)
 
 
-def test_bf16_has_the_same_bits_for_any_number_of_threads(rng, same_bits):
+@pytest.mark.parametrize("way", WAYS)
+def test_operands_stored_in_bfloat16(rng, way):
+    m, n, k = (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE + 3) if JIT else (5, 7, 9)
+    a, b = (np.ascontiguousarray(x.view(np.uint32) >> 16).astype(np.uint16) for x in operands(rng, m, n, k, *way))
+    expected = product_ref(*(widen_bf16_ref(x).astype(np.float64) for x in (a, b)), *way)
+    for numbers in (FLOAT32, BFLOAT16):
+        for left, right in ((a, b), (a, widen_bf16_ref(b)), (widen_bf16_ref(a), b)):
+            out = np.empty((m, n), np.float32)
+            product(out, left, right, *way, numbers=numbers)
+            check_close(out, expected, 1e-5)
+
+
+def test_a_number_too_large_for_half_precision_becomes_infinite():
+    out = np.empty((1, 1), np.float32)
+    product(out, np.float32([[65520]]), np.float32([[1]]), numbers=FLOAT16)
+    assert out[0, 0] == np.inf
+
+
+@pytest.mark.parametrize("numbers", ROUNDINGS)
+def test_rounded_products_have_the_same_bits_for_any_number_of_threads(rng, same_bits, numbers):
     a, b = operands(rng, *((301, 203, 2 * SLICE + 5) if JIT else (31, 67, 9)), False, True)
 
     def make():
         out = np.empty((a.shape[0], b.shape[0]), np.float32)
-        product(out, a, b, transpose_b=True, bf16=True)
+        product(out, a, b, transpose_b=True, numbers=ROUNDINGS[numbers][0])
         return out
 
     same_bits(make)

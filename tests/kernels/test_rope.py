@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from gradcheck import check_close, check_gradient
 
-from abi_py.kernels.rope import rope_backward, rope_backward_ref, rope_forward, rope_forward_ref, rope_table
+from abi_py.kernels.panels import round_to_bf16_ref, widen_bf16_ref
+from abi_py.kernels.rope import (
+    rope_backward,
+    rope_backward_ref,
+    rope_forward,
+    rope_forward_ref,
+    rope_forward_rounded,
+    rope_table,
+)
 
 SHAPES = [(1, 1, 2, 0), (5, 3, 6, 1), (13, 2, 34, 7), (131, 5, 16, 40)]  # (N, heads, D, further columns)
 
@@ -90,3 +98,12 @@ def test_nan_stays_in_its_pair(rng):
         y[1, 9] = np.nan  # head 1, j = 1: its partner is column 13
         turn(y, *saved, 2)
         assert np.array_equal(np.argwhere(np.isnan(y)), [[1, 9], [1, 13]])
+
+
+def test_rounded_forward_is_forward_rounded(rng):
+    x, _, *saved = inputs(rng, 131, 5, 16, 40)
+    x[3, 2] = x[4, -1] = np.nan
+    y, rounded = x.copy(), np.zeros(x.shape, np.uint16)
+    rope_forward(y, *saved, 5)
+    rope_forward_rounded(rounded, x, *saved, 5)
+    assert np.array_equal(widen_bf16_ref(rounded), round_to_bf16_ref(y), equal_nan=True)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from gradcheck import check_close, check_gradient
 
-from abi_py.kernels.swiglu import swiglu_backward, swiglu_backward_ref, swiglu_forward, swiglu_forward_ref
+from abi_py.kernels.panels import round_to_bf16_ref, widen_bf16_ref
+from abi_py.kernels.swiglu import (
+    swiglu_backward,
+    swiglu_backward_ref,
+    swiglu_forward,
+    swiglu_forward_ref,
+    swiglu_forward_rounded,
+)
 
 SHAPES = [(1, 1), (3, 5), (17, 31), (67, 131)]  # (N, F)
 
@@ -62,3 +69,15 @@ def test_nan_stays_nan(rng):
         h, dgate_up = run_kernels(gate_up, dh)
     assert np.array_equal(np.argwhere(np.isnan(h)), [[0, 1], [1, 0]])
     assert np.array_equal(np.argwhere(np.isnan(dgate_up)), [[0, 1], [0, 4], [1, 0]])
+
+
+def test_rounded_forward_saves_what_it_computed_from(rng):
+    gate_up, dh = inputs(rng, SHAPES[-1])
+    saved, h = np.zeros(gate_up.shape, np.uint16), np.full_like(dh, np.nan)
+    swiglu_forward_rounded(h, saved, gate_up)
+    assert np.array_equal(widen_bf16_ref(saved), round_to_bf16_ref(gate_up))
+    again, dgate_up = np.full_like(dh, np.nan), np.full_like(gate_up, np.nan)
+    swiglu_forward(again, saved)
+    swiglu_backward(dgate_up, dh, saved)
+    expected = run_kernels(round_to_bf16_ref(gate_up), dh)
+    assert all(np.array_equal(x, y) for x, y in zip((h, again, dgate_up), (expected[0], *expected), strict=True))

@@ -13,8 +13,8 @@ from rich.console import Console
 from abi_py.config import LlmTrainingConfig
 from abi_py.errors import ConfigError
 from abi_py.training import metrics
-from abi_py.training.events import EventHub, StartEvent, StepEvent, WarningEvent
-from abi_py.training.metrics import ConsoleSink, JsonlSink
+from abi_py.training.events import EventHub, LossScaleEvent, StartEvent, StepEvent, WarningEvent
+from abi_py.training.metrics import ConsoleSink, JsonlSink, scalars
 from abi_py.training.report import TrainingReport, perplexity, write_report
 from abi_py.training.trainer import LlamaTrainer
 
@@ -141,6 +141,23 @@ def test_console_on_a_terminal_has_one_live_line():
     assert "loss 2.0000" in text.getvalue()
     assert "3/10" in text.getvalue()
     assert "look here" in text.getvalue()
+
+
+def test_loss_scale_is_shown_with_fp16_only():
+    text = io.StringIO()
+    sink = ConsoleSink(Console(file=text))
+    sink.handle(a_step(1))
+    sink.handle(a_step(2, loss_scale=1024.0))
+    change = {"loss_scale": 512.0, "previous": 1024.0, "overflow": True, "message": "the gradient is not finite in w_q"}
+    sink.handle(LossScaleEvent(step=2, time=1.0, **change))
+    sink.handle(LossScaleEvent(step=2, time=1.0, **{**change, "overflow": False, "message": "2000 good updates"}))
+    plain, scaled, overflow, growth = text.getvalue().splitlines()
+    assert "scale" not in plain
+    assert scaled.endswith("scale 1024")
+    assert overflow == "step 2: update dropped, loss scale 1024 -> 512: the gradient is not finite in w_q"
+    assert growth == "step 2: loss scale 1024 -> 512: 2000 good updates"
+    assert "train/loss_scale" not in dict(scalars(a_step(1)))
+    assert dict(scalars(a_step(2, loss_scale=1024.0)))["train/loss_scale"] == 1024.0
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):

@@ -1,0 +1,106 @@
+"""Text from token ids that come one by one, in whole characters: what a program shows while a model writes."""
+
+import codecs
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+__all__ = ["REPLACEMENT", "ByteStream", "TokenStream", "WindowStream"]
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TokenStream:
+    """Text of ids that come one by one: `add` gives what is complete, `finish` the rest.
+
+    All that comes out, joined, is `decode` of all ids.  One exception: beside bytes that are not UTF-8, the
+    decoders of byte-fallback tokenizers make U+FFFD of good bytes too, if they see them all at once.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool) -> None:
+        """Begin an empty text."""
+        self.tokenizer = tokenizer
+        self.skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+
+    def add(self, token_id: int) -> str:
+        """Take the next id; return the characters that are complete now, perhaps none."""
+        raise NotImplementedError
+
+    def finish(self) -> str:
+        """Return what was held back, a cut character as U+FFFD, and begin an empty text."""
+        raise NotImplementedError
+
+
+# ByteLevel writes each byte as a visible character: itself if it is one in Latin-1, else the next free from U+0100 on
+# (the table of GPT-2's encoder).
+_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _VISIBLE}
+_BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_VISIBLE)))}
+
+
+class ByteStream(TokenStream):
+    """For byte-level tokenizers: bytes of each token into an incremental UTF-8 decoder."""
+
+    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool) -> None:
+        """Begin an empty text."""
+        super().__init__(tokenizer, skip_special_tokens)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, token_id: int) -> str:
+        """Take the next id; return the characters that are complete now."""
+        if token_id in self.skipped:
+            return ""
+        token = self.tokenizer.token_of(token_id)
+        if token is None:
+            return self.finish() + REPLACEMENT
+        try:
+            content = bytes(_BYTE_OF[character] for character in token)
+        except KeyError:  # an added token stands for itself
+            content = token.encode("utf-8")
+        return self._utf8.decode(content)
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+class WindowStream(TokenStream):
+    """For all others: what a new id adds to the text of the few ids before it.
+
+    A decoder may treat the beginning of a text differently (it drops a space there), so the window begins with ids
+    whose text is out already.
+    """
+
+    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool) -> None:
+        """Begin an empty text."""
+        super().__init__(tokenizer, skip_special_tokens)
+        self._window: list[int] = []
+        self._done = 0  # ids of the window whose text is out
+
+    def add(self, token_id: int) -> str:
+        """Take the next id; return the characters that are complete now."""
+        if token_id in self.skipped:
+            return ""
+        if self.tokenizer.token_of(token_id) is None:
+            return self.finish() + REPLACEMENT
+        self._window.append(token_id)
+        new = self._new_text()
+        if not new or new.endswith(REPLACEMENT):  # perhaps the first bytes of a character
+            return ""
+        self._window = self._window[self._done :]
+        self._done = len(self._window)
+        return new
+
+    def _new_text(self) -> str:
+        decode = self.tokenizer.backend.decode
+        before = decode(self._window[: self._done], skip_special_tokens=False)
+        return decode(self._window, skip_special_tokens=False)[len(before) :]
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        rest = self._new_text() if len(self._window) > self._done else ""
+        self._window, self._done = [], 0
+        return rest

@@ -1,0 +1,304 @@
+"""Text to token ids and back, by any `tokenizer.json` of the `tokenizers` library.
+
+    encode        special tokens that are written in the text become their ids       "<s>hi</s>" -> [1, ..., 2]
+    encode_plain  they do not: text from a user cannot open or close a turn          "<s>hi</s>" -> "<", "s", ...
+    decode        text of ids, special tokens written out                            [1, ..., 2] -> "<s>hi</s>"
+    stream        the same text, token by token, in whole characters
+
+`tokenizer_config.json` beside it, if there is one, names the special tokens and holds the chat template.  Truncation
+and padding that a file asks for are switched off: nothing here shortens a text that was not asked to.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ..errors import DataError
+from ..files import atomic_text
+from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
+
+__all__ = ["CONFIG_FILE", "TOKENIZER_FILE", "Tokenizer", "canonical_json"]
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"  # where newer versions of transformers keep the template
+
+# What each role is usually called, best first: used only where no tokenizer_config.json says anything about the role.
+USUAL_NAMES = {
+    "bos": ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[BOS]"),
+    "eos": ("</s>", "<|im_end|>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[EOS]"),
+    "pad": ("<pad>", "<|pad|>", "[PAD]"),
+    "unk": ("<unk>", "[UNK]"),
+}
+
+
+def canonical_json(backend: tokenizers.Tokenizer) -> str:
+    """Return the JSON of a tokenizer with sorted keys and no spaces: equal for equal tokenizers, however written."""
+    return json.dumps(json.loads(backend.to_str()), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+class Tokenizer:
+    """A tokenizer of the `tokenizers` library, the names of its special tokens, and its chat template.
+
+    chat_template  Jinja text or None; may be set, and `save` writes it
+    config         what tokenizer_config.json says, as plain values
+    name           what error messages call it
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: Mapping[str, Any] | None = None, name: str = "the tokenizer"
+    ) -> None:
+        """Wrap a tokenizer; it is changed (no truncation, no padding).
+
+        DataError if `config` names a special token that the vocabulary lacks.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend, self.name = backend, name
+        self.config = dict(config or {})
+        self.chat_template: str | None = _default_template(self.config.get("chat_template"), name)
+        self._described = json.loads(backend.to_str())
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = map(self._role, ("bos", "eos", "pad", "unk"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Read a tokenizer.json, or the one in a directory, and the tokenizer_config.json beside it if there is one.
+
+        DataError names the file and what is wrong with it; errors of the system but a missing file are OSError.
+        """
+        path = Path(path)
+        file = path / TOKENIZER_FILE if path.is_dir() else path
+        if not file.is_file():
+            where = f"{path} has no {TOKENIZER_FILE}" if path.is_dir() else f"{path} is not there"
+            raise DataError(
+                f"{where}; a tokenizer is a {TOKENIZER_FILE} or a directory that holds one: give its path, or make one "
+                "with `abi-train tokenizer train`"
+            )
+        text = _read_text(file)
+        _read_json(text, file)  # its error names line and column; the library's does not always
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(
+                f"{file} is JSON but no tokenizer that the `tokenizers` library {tokenizers.__version__} can read "
+                f"({error}); give the tokenizer.json of a model, or make one with `abi-train tokenizer train`"
+            ) from None
+        config = file.with_name(CONFIG_FILE)
+        settings = _read_json(_read_text(config), config) if config.is_file() else {}
+        template = file.with_name(TEMPLATE_FILE)
+        if template.is_file():
+            settings = {**settings, "chat_template": _read_text(template)}
+        return cls(backend, settings, str(file))
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name!r}, vocab_size={self.vocab_size})"
+
+    # -- text to ids ---------------------------------------------------------------------------
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Return the ids of a text; special tokens written in it are recognised.
+
+        `add_special_tokens` also adds what the tokenizer's post-processor puts around a text.  DataError if the text
+        holds half a surrogate pair, which no UTF-8 file can.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:
+            _check_unicode(text)
+            raise
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
+        """Return the ids of each text, as `encode` does; the texts are divided among the processor's cores."""
+        try:
+            # encode_batch_fast leaves out the positions in the text, which nothing here reads.
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        except TypeError:
+            for text in texts:
+                _check_unicode(text)
+            raise
+        return [encoding.ids for encoding in encodings]
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a text in which the names of special tokens are ordinary characters.
+
+        The result holds no special id, except that of the unknown token.  Tokens that were added without the mark
+        `special` (Qwen's "<tool_call>") are ordinary vocabulary, and are recognised here too.
+        """
+        try:
+            ids = self._plain.encode(text, add_special_tokens=False).ids
+            if self._forbidden.isdisjoint(ids):
+                return ids
+            # The model itself (unigram, or BPE that looks up whole words) found a special token: take its name apart.
+            pieces = re.split(self._inside_specials, text)
+            return [i for piece in pieces for i in self._plain.encode(piece, add_special_tokens=False).ids]
+        except TypeError:
+            _check_unicode(text)
+            raise
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        plain = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        plain.encode_special_tokens = True  # the library's name for "encode them like any other text"
+        return plain
+
+    @cached_property
+    def _forbidden(self) -> frozenset[int]:
+        return self.special_ids - {self.unk_id}  # type: ignore[arg-type]
+
+    @cached_property
+    def _inside_specials(self) -> re.Pattern[str]:
+        names = [name for name in map(self.token_of, self._forbidden) if name]
+        return re.compile("|".join(f"(?<={re.escape(name[:1])})(?={re.escape(name[1:])})" for name in names))
+
+    # -- ids to text ---------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of ids; an id that no token has gives U+FFFD, as do bytes that are not UTF-8."""
+        parts: list[list[int]] = [[]]
+        for i in map(int, ids):
+            if self.token_of(i) is None:
+                parts.append([])
+            else:
+                parts[-1].append(i)
+        return REPLACEMENT.join(self.backend.decode(part, skip_special_tokens=skip_special_tokens) for part in parts)
+
+    def stream(self, skip_special_tokens: bool = False) -> "TokenStream":
+        """Return a decoder that takes ids one by one."""
+        kind = ByteStream if self._is_byte_level else WindowStream
+        return kind(self, skip_special_tokens)
+
+    @property
+    def _is_byte_level(self) -> bool:
+        return (self._described.get("decoder") or {}).get("type") == "ByteLevel"
+
+    # -- vocabulary ----------------------------------------------------------------------------
+
+    @cached_property
+    def _tokens(self) -> list[str | None]:
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        tokens: list[str | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+        for token, i in vocabulary.items():
+            tokens[i] = token
+        return tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id plus one: what a model's vocab_size must be at least."""
+        return len(self._tokens)
+
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token by its name in the vocabulary, or None."""
+        return self.backend.token_to_id(token)
+
+    def token_of(self, token_id: int) -> str | None:
+        """Return the name of an id in the vocabulary, or None."""
+        return self._tokens[token_id] if 0 <= token_id < len(self._tokens) else None
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of all tokens that are marked as special."""
+        return frozenset(entry["id"] for entry in self._described["added_tokens"] if entry["special"])
+
+    def _role(self, role: str) -> int | None:
+        key = f"{role}_token"
+        named = self.config.get(key)
+        if isinstance(named, Mapping):  # {"content": "<s>", "lstrip": false, ...}
+            named = named.get("content")
+        if named is not None:
+            found = self.id_of(named) if isinstance(named, str) else None
+            if found is None:
+                raise DataError(
+                    f"{self.name}: {CONFIG_FILE} beside it says {key} is {named!r}, which is not in the vocabulary; "
+                    f"correct {key} there, or set it to null"
+                )
+            return found
+        unknown = self._described["model"].get("unk_token") if role == "unk" else None
+        if unknown is not None:
+            return self.id_of(unknown)
+        if key in self.config:
+            return None  # null: there is none
+        usual = (self.id_of(name) for name in USUAL_NAMES[role])
+        return next((i for i in usual if i is not None and i in self.special_ids), None)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON: the same for every file that gives the same tokenizer."""
+        return hashlib.sha256(canonical_json(self.backend).encode("utf-8")).hexdigest()
+
+    # -- on the disk ---------------------------------------------------------------------------
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write tokenizer.json and tokenizer_config.json into a directory, in the form that `transformers` reads."""
+        directory = Path(directory)
+        settings: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 1 << 30,
+            "clean_up_tokenization_spaces": False,
+            **self.config,
+        }
+        for role in ("bos", "eos", "pad", "unk"):
+            settings.setdefault(f"{role}_token", self._name_of(role))
+        settings.pop("chat_template", None)
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        atomic_text(directory / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        atomic_text(directory / CONFIG_FILE, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+    def _name_of(self, role: str) -> str | None:
+        token_id = getattr(self, f"{role}_id")
+        return None if token_id is None else self.token_of(token_id)
+
+
+def _check_unicode(text: str) -> None:
+    """Raise DataError for half a surrogate pair, of which the library only says that the text must be a str."""
+    if not isinstance(text, str):
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text: character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair, which UTF-8 "
+            "cannot hold; replace it, for example by text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+        ) from None
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} must be UTF-8, but byte {error.start} is not; copy the file again") from None
+
+
+def _read_json(text: str, path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); the file is cut short or damaged: "
+            "copy it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a JSON {type(content).__name__}, but must hold an object; copy it again")
+    return content
+
+
+def _default_template(template: Any, name: str) -> str | None:
+    """Return the chat template; of several named ones that called "default"."""
+    if isinstance(template, list) and all(isinstance(entry, dict) and "template" in entry for entry in template):
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    if template is not None and not isinstance(template, str):
+        raise DataError(
+            f"{name}: chat_template in {CONFIG_FILE} is a {type(template).__name__}; it must be Jinja text, or a list "
+            "of objects with name and template"
+        )
+    return template

@@ -1,0 +1,149 @@
+"""Panels: the four ways of packing, for each storage and each kind of numbers, at every edge.
+
+What is expected stands here in NumPy: one run checks the compiled operations, one with NUMBA_DISABLE_JIT=1 their twins.
+"""
+
+import numpy as np
+import pytest
+
+from abi_py.kernels._jit import helper
+from abi_py.kernels.panels import (
+    BFLOAT16,
+    COLUMNS,
+    FLOAT16,
+    FLOAT32,
+    ROWS,
+    fold,
+    pack_a,
+    pack_a_transposed,
+    pack_b,
+    pack_b_transposed,
+    panel_depth,
+    round_to_bf16_ref,
+    round_to_fp16_ref,
+    widen_bf16_ref,
+)
+from abi_py.kernels.simd import LANES
+
+UNTOUCHED = np.float32(-77)
+
+
+def compiled(pack):
+    """Return a compiled function that calls an operation which only compiled code can call."""
+
+    @helper
+    def call(panels, at, x, i, j, count, k, numbers):
+        pack(panels, at, x, i, j, count, k, numbers)
+
+    return call
+
+
+# name: (function, panel width, whether the counted rows or columns are the rows of x)
+PACKERS = {
+    "a": (compiled(pack_a), ROWS, True),
+    "a_transposed": (compiled(pack_a_transposed), ROWS, False),
+    "b": (compiled(pack_b), COLUMNS, False),
+    "b_transposed": (compiled(pack_b_transposed), COLUMNS, True),
+}
+NUMBERS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+DEPTHS = [1, 2, LANES - 1, LANES, 2 * LANES + 3, 4 * LANES, 64 * LANES + 1]
+
+
+def matrix(rng, kind, stored, rows, columns):
+    """Return a matrix of the given kind of strides and storage, with columns side by side."""
+    x = rng.standard_normal((rows, columns + 9)).astype(np.float32)
+    x = (x.view(np.uint32) >> 16).astype(np.uint16) if stored == "bfloat16" else x
+    if kind == "wide":
+        return x[:, 5 : 5 + columns]
+    x = np.ascontiguousarray(x[:, :columns])
+    return x[::-1] if kind == "backwards" else x
+
+
+def pairs(block):
+    """Pairs of rounded elements of a block (k, count): ((k + 1) // 2, count) float32, the first in the lower half."""
+    halves = np.zeros((-(-block.shape[0] // 2) * 2, block.shape[1]), np.uint32)
+    halves[: block.shape[0]] = round_to_bf16_ref(block).view(np.uint32) >> np.uint32(16)
+    return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
+
+
+PLACES = {"float32": lambda block: block, "bfloat16": pairs, "float16": round_to_fp16_ref}
+
+
+def expected_panels(block, width, numbers):
+    """Panels of a block (k, count): ceil(count / width) of (depth, width), filled up with zeros."""
+    places = PLACES[numbers](np.ascontiguousarray(widen_bf16_ref(block)))
+    depth, count = places.shape
+    assert depth == panel_depth(block.shape[0], NUMBERS[numbers])
+    filled = np.zeros((depth, -(-count // width) * width), np.float32)
+    filled[:, :count] = places
+    return filled.reshape(depth, -1, width).swapaxes(0, 1).ravel()
+
+
+@pytest.mark.parametrize("kind", ["plain", "wide", "backwards"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("name", PACKERS)
+def test_packing(rng, name, numbers, stored, kind):
+    pack, width, rows_counted = PACKERS[name]
+    at, i, j = 11, 2, 3
+    for k in DEPTHS:
+        for count in (1, width - 1, width, width + 1, 3 * width, 3 * width + width // 2 + 1):
+            x = matrix(rng, kind, stored, *((i + count, j + k) if rows_counted else (i + k, j + count)))
+            expected = expected_panels(x[i:, j:].T if rows_counted else x[i:, j:], width, numbers)
+            panels = np.full(at + expected.size + 2 * LANES, UNTOUCHED)
+            pack(panels, at, x, i, j, count, k, NUMBERS[numbers])
+            assert panels[at : at + expected.size].tobytes() == expected.tobytes(), (k, count)
+            assert (panels[:at] == UNTOUCHED).all()
+            assert (panels[at + expected.size :] == UNTOUCHED).all()
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("name", PACKERS)
+def test_packing_reads_nothing_beyond_the_edge(name, numbers, stored):
+    """What lies past the last row and column is NaN; none of it may show in the panels."""
+    pack, width, rows_counted = PACKERS[name]
+    nan, one = (0x7FC0, 0x3F80) if stored == "bfloat16" else (np.nan, 1)
+    whole = np.full((4 * COLUMNS, 4 * COLUMNS), nan, np.uint16 if stored == "bfloat16" else np.float32)
+    count, k = width + 3, LANES + 3  # an odd k: the last pair has one element
+    whole[(slice(count), slice(k)) if rows_counted else (slice(k), slice(count))] = one
+    panels = np.full(2 * width * panel_depth(k, NUMBERS[numbers]), np.nan, np.float32)
+    pack(panels, 0, whole, 0, 0, count, k, NUMBERS[numbers])
+    halves = widen_bf16_ref(panels.view(np.uint16)) if numbers == "bfloat16" else panels
+    assert np.isin(halves, [0, 1]).all()
+
+
+def packed_column(bits, numbers):
+    """Pack float32 given by their bits, each twice along the sum; return the panel's places as bits."""
+    x = np.array(bits, np.uint32).view(np.float32)[:, None].repeat(2, axis=1)  # (count, k)
+    panels = np.zeros(-(-len(bits) // ROWS) * ROWS * 2, np.float32)
+    PACKERS["a"][0](panels, 0, x, 0, 0, len(bits), 2, numbers)
+    depth = panel_depth(2, numbers)
+    return panels.view(np.uint32).reshape(-1, ROWS)[::depth].ravel()[: len(bits)]
+
+
+def test_rounding_to_bfloat16():
+    """To nearest even, with ties both ways, infinity reached by rounding, and NaN that stays NaN."""
+    bits = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFFFFFFFF, 0x80000000]
+    expected = [0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7F80, 0x7FC0, 0xFFFF, 0x8000]
+    found = packed_column(bits, BFLOAT16)
+    assert [hex(value & 0xFFFF) for value in found] == [hex(value) for value in expected]
+    assert [hex(value >> 16) for value in found] == [hex(value) for value in expected]
+
+
+def test_rounding_to_half_precision(rng):
+    """As NumPy rounds, over all exponents: ties, the step to infinity at 65520, subnormal halves, zeros, infinities."""
+    special = [1 + 2**-11, 1 + 3 * 2**-11, 65504, 65519.996, 65520, 1e30, 2**-14, 2**-24, 2**-25, 1.1 * 2**-25, 3e-8, 0]
+    x = np.array([*special, np.inf, *(rng.standard_normal(500) * 2.0 ** rng.integers(-30, 20, 500))], np.float32)
+    x = np.concatenate([x, -x])
+    found = packed_column(x.view(np.uint32), FLOAT16)
+    assert found.tobytes() == round_to_fp16_ref(x).tobytes()
+    assert np.isnan(packed_column([0x7FC00000], FLOAT16).view(np.float32)).all()
+
+
+def test_fold():
+    @helper
+    def folds():
+        return fold(FLOAT32), fold(BFLOAT16), fold(FLOAT16)
+
+    assert folds() == (1, 2, 1)
