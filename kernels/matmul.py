@@ -16,6 +16,9 @@ storage format of weights.
 A thread packs what it reads, even if another packs the same: a packed slab that two cores write and both read costs
 more in traffic between them than packing it twice (docs/log.md).  Every element of C is summed over the depth in the
 same order however C is cut up, so its bits are the same for any number of threads.
+
+With few rows of x (a token at a time, in generation) y = x Wᵀ reads each weight for a handful of multiply-adds, and its
+time is that of reading W from memory: then rows of W are multiplied as they lie there (`tiles.dots`).
 """
 
 import functools
@@ -41,12 +44,14 @@ from .panels import (
     round_to_fp16_ref,
     widen_bf16_ref,
 )
-from .tiles import tile
+from .tiles import DOTS, dots, tile
 
 SLICE = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
 SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
 BLOCK = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KB
 PACKING = 5  # packing an element takes as long as so many multiply-adds
+FEW = 6  # rows of x up to which y = x Wᵀ is better off without packing
+STRETCH = 16 * DOTS  # rows of W of one task
 ALONE = 1 << 16  # multiply-adds below which waking other threads does not pay
 BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
 if BACKEND not in ("numba", "blas"):
@@ -115,6 +120,17 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, numb
                                 tile(c, d, *place, add, numbers)
 
 
+@kernel
+def _product_of_few_rows(c, d, a, b, add):
+    """c (M, N) = a (M, K) b (N, K)ᵀ (+ d if add); b is read once."""
+    rows, columns = c.shape
+    for stretch in prange((columns + STRETCH - 1) // STRETCH):
+        first = stretch * STRETCH
+        for j in range(first, min(columns, first + STRETCH), DOTS):
+            for i in range(rows):
+                dots(c, d, i, j, min(DOTS, columns - j), a, b, add)
+
+
 # -- calling it ----------------------------------------------------------------------------------
 
 
@@ -170,8 +186,11 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     if terms == 0:
         out[...] = 0 if addend is None else addend
         return
-    parts = _parts(rows, columns, terms, numba.get_num_threads())
     base = out if addend is None else addend
+    if rows <= FEW and transpose_b and not transpose_a and numbers is FLOAT32 and b.dtype == np.float32:
+        _product_of_few_rows(out, base, a, b, addend is not None)
+        return
+    parts = _parts(rows, columns, terms, numba.get_num_threads())
     _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers, *parts)
 
 

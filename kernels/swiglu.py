@@ -4,8 +4,8 @@
     backward   db_i = dh_i a_i s_i                   da_i = dh_i b_i s_i (1 + a_i (1 - s_i))
 
     h dh (N, F)   gate_up dgate_up (N, 2F): gate is [:, :F], up is [:, F:]   N = B*T      saved for backward: gate_up
-    h and dgate_up are overwritten.  What is saved may be rounded to bfloat16 (as uint16); then forward computes h from the
-    rounded numbers, so that backward sees the function that forward computed.
+    h and dgate_up are overwritten.  What is saved may be rounded to bfloat16 (as uint16); forward then computes h from
+    the rounded numbers, so that backward sees the function that forward computed.
 
 Where da comes from: ds/da = s (1 - s), so d(a s)/da = s + a s (1 - s) = s (1 + a (1 - s)).
 s is computed again in backward: one exponential costs less than storing and reading (N, F) more numbers.

@@ -9,8 +9,8 @@ its entries are kept for every layer, and which are shared between layers and co
     full             segments of one layer: only the input of each layer is kept
     attention_only   one segment, but what attention saves (q k v, its output, lse) is shared by all layers
 
-A step in bfloat16 saves the entries of `NARROW` in bfloat16 (as uint16), half the bytes; the residual stream, whose sums
-would lose what each layer adds, stays float32.
+A step in bfloat16 saves the entries of `NARROW` in bfloat16 (as uint16), half the bytes; the residual stream, in which
+a small share of a layer would be lost, stays float32.
 
 Backward runs a segment's forward again unless the shared arrays still hold it, which they do for the last one.
 """
@@ -119,7 +119,7 @@ class Arena:
         return flat if width == 1 and entry.startswith(("r_", "losses")) else flat.reshape(rows, width)
 
     def views(self, rows: int, narrow: bool = False) -> tuple[list[SimpleNamespace], SimpleNamespace]:
-        """Return the saved arrays of each layer, and the scratch, for `rows` tokens of a step (`narrow`: in bfloat16)."""
+        """Return each layer's saved arrays, and the scratch, for `rows` tokens of a step (`narrow`: in bfloat16)."""
         if rows > self.capacity:
             self.capacity = rows
             self._flat.clear()

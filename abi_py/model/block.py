@@ -17,8 +17,8 @@ import numpy as np
 from ..config import TrainableModelConfig
 from ..kernels.attention import attention_backward, attention_forward
 from ..kernels.matmul import product
-from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from ..kernels.panels import BFLOAT16, FLOAT32
+from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from ..kernels.rope import rope_backward, rope_forward, rope_forward_rounded
 from ..kernels.swiglu import swiglu_backward, swiglu_forward, swiglu_forward_rounded
 from ..parameters import Parameters, Views

@@ -355,7 +355,7 @@ def test_stored_in_bfloat16(rng, shape, segmented):
 
 
 def test_bfloat16_has_the_same_bits_for_any_thread_count(rng, same_bits):
-    B, T, H, G, D = SEGMENTED
+    B, _, H, G, _ = SEGMENTED
     (q, k, v, do), starts = inputs(rng, *SEGMENTED)
     stored = [narrow(x) for x in (q, k, v)]
 

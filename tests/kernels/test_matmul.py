@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from abi_py.kernels import matmul as module
 from abi_py.kernels._jit import JIT
-from abi_py.kernels.matmul import BLOCK, SLAB, SLICE, matmul, product, product_ref
-from abi_py.kernels.simd import LANES
+from abi_py.kernels.matmul import BLOCK, FEW, SLAB, SLICE, STRETCH, matmul, product, product_ref
 from abi_py.kernels.panels import (
     BFLOAT16,
     COLUMNS,
@@ -28,6 +27,8 @@ from abi_py.kernels.panels import (
     round_to_fp16_ref,
     widen_bf16_ref,
 )
+from abi_py.kernels.simd import LANES
+from abi_py.kernels.tiles import DOTS
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
@@ -197,11 +198,13 @@ def test_same_bits_for_any_thread_count(rng, same_bits, way):
     same_bits(lambda: matmul(a, b, None, *way))
 
 
-def test_same_bits_however_many_rows_go_together(rng):
-    """A row of the product does not depend on the other rows: a batch of one gives the bits of a batch of many."""
-    a, b = operands(rng, 2 * ROWS + 3, 53, 41, False, True)
+@pytest.mark.parametrize("few", [False, True])
+def test_same_bits_however_many_rows_go_together(rng, few):
+    """A row of the product does not depend on the other rows; but few rows are summed in another order than many."""
+    a, b = operands(rng, FEW if few else 3 * (FEW + 1), 53, 41, False, True)
     together = matmul(a, b, transpose_b=True)
-    alone = np.concatenate([matmul(a[i : i + 1], b, transpose_b=True) for i in range(len(a))])
+    size = 1 if few else FEW + 1
+    alone = np.concatenate([matmul(a[i : i + size], b, transpose_b=True) for i in range(0, len(a), size)])
     assert together.tobytes() == alone.tobytes()
 
 
@@ -290,6 +293,44 @@ def test_an_unknown_backend_is_refused():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "ABI_MATMUL (mkl) must be numba or blas" in done.stderr
     assert done.returncode != 0
+
+
+# -- few rows ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_few_rows_against_rows_as_they_lie(rng, add, threads):
+    for m, n, k in ((1, 1, 1), (FEW, DOTS + 1, 2 * LANES + 1), (2, STRETCH + 3, 7), (FEW, 2 * STRETCH, 4 * LANES)):
+        a, wide = rng.standard_normal((m, k + 3)).astype(np.float32), rng.standard_normal((n, k + 9)).astype(np.float32)
+        a, b = a[:, 3:], wide[::-1, 4 : 4 + k]
+        whole = rng.standard_normal((m + 1, n + 5)).astype(np.float32)
+        before, out = whole.copy(), whole[:m, 2 : 2 + n]
+        product(out, a, b, transpose_b=True, addend=out if add else None)
+        expected = a.astype(np.float64) @ b.T.astype(np.float64) + (before[:m, 2 : 2 + n] if add else 0)
+        check_close(out, expected, 1e-5)
+        before[:m, 2 : 2 + n] = out
+        assert np.array_equal(whole, before)  # nothing else was written
+
+
+def test_few_rows_have_the_same_bits_for_any_number_of_threads(rng, same_bits):
+    a, b = operands(rng, FEW, *((3 * STRETCH + 1, 5 * LANES + 3) if JIT else (9, 5)), False, True)
+
+    def make():
+        out = np.empty((len(a), len(b)), np.float32)
+        product(out, a, b, transpose_b=True)
+        return out
+
+    same_bits(make)
+
+
+def test_nan_in_few_rows_stays_in_its_row_and_column(rng):
+    a, b = operands(rng, 3, 7, 5, False, True)
+    a[1, 2] = b[4, 0] = np.nan
+    out = np.zeros((3, 7), np.float32)
+    product(out, a, b, transpose_b=True)
+    expected = np.zeros((3, 7), bool)
+    expected[1], expected[:, 4] = True, True
+    assert np.array_equal(np.isnan(out), expected)
 
 
 # -- bfloat16 and half precision -----------------------------------------------------------------

@@ -24,7 +24,7 @@ def test_operations_are_counted_by_the_clock(monkeypatch):
     seconds = iter(range(1000))
     calls = []
     monkeypatch.setattr(peak.time, "perf_counter", lambda: float(next(seconds)))
-    monkeypatch.setattr(peak, "repeat_tile", lambda c, a, b, depth, times, numbers: calls.append((len(c), depth, times)))
+    monkeypatch.setattr(peak, "repeat_tile", lambda c, a, b, depth, times, _: calls.append((len(c), depth, times)))
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)

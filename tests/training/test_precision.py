@@ -65,10 +65,10 @@ def test_gradients_are_those_of_float32_up_to_the_rounding(rng):
         assert 0 < error < 0.03, name  # a bfloat16 has 8 bits: 0.4 % for each operand
 
 
-def test_fp16_is_refused_where_a_batch_is_computed(rng):
+def test_an_unknown_precision_is_refused(rng):
     ids = rng.integers(0, BYTE_VOCAB_SIZE, (1, 3))
-    with pytest.raises(ValueError, match="fp32 or bf16"):
-        make_model().compute_loss(ids, ids, precision=Precision.FP16)
+    with pytest.raises(ValueError, match="must be one of fp32, bf16, fp16"):
+        make_model().compute_loss(ids, ids, precision="fp8")
 
 
 def test_evaluation_uses_the_precision_of_the_run():
