@@ -62,11 +62,12 @@ class Option:
     """What a reader (command line, YAML, documentation) has to know about one field."""
 
     name: str
-    type: type  # bool, int, float, str or an Enum, without the `| None`
+    type: type  # bool, int, float, str or an Enum, without the `| None` and the tuple around it
     optional: bool  # None is allowed
     required: bool  # there is no default
     default: Any  # None when required
     help: str
+    many: bool  # the field is a tuple of values of that type
     choices: tuple[str, ...]  # () when any value of the type is allowed
     metadata: Mapping[str, Any]
 
@@ -80,6 +81,9 @@ def fields_of(cls: type) -> tuple[Option, ...]:
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             inner = [part for part in typing.get_args(hint) if part is not type(None)]
             hint, optional = inner[0], True
+        many = typing.get_origin(hint) is tuple
+        if many:
+            hint = typing.get_args(hint)[0]
         choices = tuple(str(member.value) for member in hint) if issubclass(hint, Enum) else ()
         required = each.default is dataclasses.MISSING
         options.append(
@@ -90,6 +94,7 @@ def fields_of(cls: type) -> tuple[Option, ...]:
                 required=required,
                 default=None if required else each.default,
                 help=each.metadata.get("help", ""),
+                many=many,
                 choices=choices,
                 metadata=each.metadata,
             )
@@ -113,6 +118,9 @@ def convert(option: Option, value: Any) -> Any:
         value = aliases[value]
     if value is None and option.optional:
         return None
+    if option.many:
+        single = dataclasses.replace(option, many=False)
+        return tuple(convert(single, each) for each in (value if isinstance(value, list | tuple) else (value,)))
     name, kind = option.name, option.type
     if issubclass(kind, Enum):
         text = value.value if isinstance(value, Enum) else value
