@@ -82,9 +82,10 @@ def usual_steps(shape):
 def check_same_work(lines, tolerance):
     """Raise WorkerFailed unless all contenders have the same weights and losses; `lines` is {name: [line, ...]}."""
     for key, allowed in (("parameters", 0), ("first_loss", tolerance), ("last_loss", tolerance)):
-        values = {name: line[key] for name, found in lines.items() for line in found}
-        if not max(values.values()) - min(values.values()) <= allowed:
-            raise WorkerFailed(f"the contenders do not train the same model: {key} {values}, {allowed} apart allowed")
+        values = [(name, line[key]) for name, found in lines.items() for line in found]
+        if not all(abs(value - values[0][1]) <= allowed for _, value in values):  # NaN is never close
+            said = ", ".join(f"{name} {value}" for name, value in values)
+            raise WorkerFailed(f"the contenders do not train the same model: {key} {said}; {allowed} apart is allowed")
 
 
 def summary(lines, flops, peak):
@@ -164,6 +165,8 @@ def print_table(rows):
         print(f"{row['name']:20}{line}")
     print("speed: their time over ours; rounds: the same in single rounds.  memory: our peak over theirs.")
     print(f"of peak: of the machine's multiply-add peak in this run, {rows[0]['peak_gflop_per_s']:.0f} GFLOP/s.\n")
+    if max(row["share_of_peak"] for row in rows) > 1:
+        print("more than the peak: other programs ran while it was measured, so these shares mean nothing\n")
 
 
 def contest_options(parser):
