@@ -408,12 +408,12 @@ class LlmTrainingConfig(Config):
     max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops")
     max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)")
     num_threads: int | None = opt(None, "threads of the kernels (0 = all)")
-    initial_loss_scale: float = opt(32768.0, "factor of the loss at the beginning (fp16)")
+    initial_loss_scale: float = opt(65536.0, "factor of the loss at the beginning (fp16)")
     loss_scale_growth_factor: float = opt(2.0, "factor of the loss scale after loss_scale_growth_interval (fp16)")
     loss_scale_backoff_factor: float = opt(0.5, "factor of the loss scale after an overflow (fp16)")
     loss_scale_growth_interval: int = opt(2000, "updates without an overflow before the loss scale grows (fp16)")
     min_loss_scale: float = opt(1.0, "smallest loss scale; an overflow there counts as a skipped update (fp16)")
-    max_loss_scale: float = opt(65536.0, "largest loss scale (fp16)")
+    max_loss_scale: float = opt(2147483648.0, "largest loss scale (fp16)")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

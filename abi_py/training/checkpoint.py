@@ -88,8 +88,8 @@ class TrainingState:
     checkpoints_saved: int = 0
     elapsed_ns: int = 0  # whole time of the run
     train_ns: int = 0  # time in training steps
-    window_scale: float = 1.0  # factor inside the gradients of the open window (fp16's loss scale)
-    loss_scale: float = 0.0  # of the next window; 0: never scaled; these three are the state of `LossScaler`
+    window_scale: float = 1.0  # factor inside the gradients of the open window, other than 1 with fp16
+    loss_scale: float = 0.0  # 0: never scaled; these three are the state of `LossScaler`
     steps_since_overflow: int = 0
     overflow_count: int = 0  # windows dropped because of it
     data: dict[str, Any] = field(default_factory=dict)  # identity of the data set and of its order
