@@ -101,11 +101,25 @@ def save_rows(rows, kind=""):
             columns, before = list(reader.fieldnames or []), list(reader)
     wanted = ["date", *rows[0]]
     columns += [name for name in wanted if name not in columns]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    whole = path.with_suffix(".new")  # what was measured before must not be lost if this is stopped
+    with whole.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(before)
         writer.writerows({"date": date} | row for row in rows)
+    whole.replace(path)
+
+
+def run_script(main):
+    """Run `main` and end with what it returns; with one line, and no traceback, if it is stopped or nobody reads on."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head`: what Python would still flush has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 class Bench:

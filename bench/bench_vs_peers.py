@@ -23,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _bench import header, save_rows
+from _bench import header, run_script, save_rows
 from arithmetic import step_flops
 from shapes import SHAPES
 
@@ -218,4 +218,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

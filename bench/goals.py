@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import bench_vs_peers
 import products
-from _bench import header, save_rows
+from _bench import header, run_script, save_rows
 from arithmetic import step_flops
 from bench_vs_peers import WorkerFailed, check_contest_options, contest_options, run
 from shapes import SHAPES
@@ -81,12 +81,12 @@ def table(rows):
             return "-"
         return f"{value:.0%}" if unit == "%" else f"{value:.2f} {unit}"
 
-    lines = [f"{'what':46}{'asked':>16}{'measured':>10}{'':14}{'possible':>10}  command"]
+    lines = [f"{'what':46}{'asked':>16}{'measured':>10}{'':14}{'possible':>10}   command"]
     for row in rows:
         asked = f"{row['rule']} {figure(row['asked'], row['unit'])}"
         measured, possible = (figure(row[key], row["unit"]) for key in ("measured", "possible"))
         verdict = {"yes": "met", "no": "missed"}.get(row["met"], row["met"])
-        mark = " *" if row["bounded_by_machine"] else "  "
+        mark = " * " if row["bounded_by_machine"] else "   "
         lines.append(f"{row['what']:46}{asked:>16}{measured:>10}  {verdict:12}{possible:>10}{mark}{row['command']}")
         if row["note"]:
             lines.append(f"    {row['note'].splitlines()[0]}")
@@ -261,15 +261,22 @@ def main():
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     measure = {"steps": measure_steps, "products": measure_products, "start": measure_start}
     rows = []
-    for part in dict.fromkeys(options.part or PARTS):
-        found = list(measure[part](options))
-        if options.save:  # part by part: what is measured is not lost if a later one is stopped
-            save_rows([about | row for row in found], "-goals")
-        rows += found
+    stopped = False
+    try:
+        for part in dict.fromkeys(options.part or PARTS):
+            for row in measure[part](options):
+                rows.append(row)
+                if options.save:  # row by row: what is measured is not lost if a later one is stopped
+                    save_rows([about | row], "-goals")
+    except KeyboardInterrupt:
+        stopped = True
     print("\n" + table(rows))
     print(json.dumps(about | {"rows": rows}))
+    if stopped:
+        print("stopped; the table has what was measured before", file=sys.stderr)
+        return 130
     return int(any(row["met"] != "yes" for row in rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

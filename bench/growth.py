@@ -17,11 +17,10 @@ for the rest of the step, each by itself.  Exit code 1 if an axis fails.
 import argparse
 import json
 import statistics
-import sys
 import time
 
 import numba
-from _bench import header, save_rows
+from _bench import header, run_script, save_rows
 from arithmetic import attention_flops, parameters, step_flops
 from shapes import Shape
 from stages import attention_stages, seconds_per_call
@@ -172,4 +171,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from _bench import header, save_rows
+from _bench import header, run_script, save_rows
 from arithmetic import head_products, layer_products
 from bench_vs_peers import WorkerFailed, peak_of, run
 from shapes import SHAPES
@@ -104,8 +104,8 @@ def main():
     parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="interpreter that has torch")
     parser.add_argument("--save", action="store_true", help="add the rows to bench/results/<machine>-products.csv")
     options = parser.parse_args()
-    if min(options.rounds, options.runs, options.threads) < 1:
-        parser.error("--rounds, --runs and --threads must be at least 1")
+    if min(options.rounds, options.runs) < 1 or not 1 <= options.threads <= os.cpu_count():
+        parser.error(f"--rounds and --runs must be at least 1, --threads 1 to {os.cpu_count()}")
     if options.library == "numpy" and options.precision == "bf16":
         parser.error("NumPy has no bfloat16; use --library torch")
     about = header(f"products {options.shape} {options.precision}", options.threads)
@@ -126,4 +126,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -18,7 +18,7 @@ import time
 
 import numba
 import numpy as np
-from _bench import MINIMUM_RUNS, header, save_rows
+from _bench import MINIMUM_RUNS, header, run_script, save_rows
 from arithmetic import stages, step_flops
 from shapes import SHAPES
 from stages import measured_stages
@@ -191,4 +191,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
