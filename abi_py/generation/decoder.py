@@ -13,6 +13,7 @@ the same bits whatever stands beside it, so a prompt in a batch has the logits t
 from types import SimpleNamespace
 from typing import Any
 
+import numba
 import numpy as np
 
 from ..errors import DataError
@@ -28,6 +29,7 @@ __all__ = ["FEW", "Cache", "Decoder"]
 
 FEW = 8  # rows that `product` streams the weights for at once
 CHUNK = 512  # rows of a prompt that go through the wide products at once: bounds the memory of a long prompt
+BYTES_OF_A_THREAD = 2 << 20  # weights that one thread reads in the time of a few kernel calls: fewer need no second
 FIRST_CAPACITY = 256  # positions of a new cache
 
 
@@ -98,6 +100,7 @@ class Decoder:
             self._layers.append(layer)
         c = self.config
         self._cos, self._sin = rope_table(c.max_seq_len, c.resolved_head_dim, c.rope_theta)
+        self._threads = max(1, flat.nbytes // BYTES_OF_A_THREAD)
         self._few = {n: self._arrays(n, n) for n in range(1, min(slots, FEW) + 1)}
         self._logits = np.empty((slots, self.config.vocab_size), np.float32)
 
@@ -155,12 +158,17 @@ class Decoder:
         """
         self._check(ids, int(self.lengths[slots].max()) + 1)
         self.cache.reserve(int(self.lengths[slots].max()) + 1)
-        for first in range(0, len(slots), FEW):
-            some = slots[first : first + FEW]
-            a = self._few[len(some)]
-            a.ids[:], a.slots[:], a.positions[:] = ids[first : first + FEW], some, self.lengths[some]
-            self._run(a, None)
-            self._output(a.x, a, self._logits[first : first + len(some)])
+        allowed = numba.get_num_threads()
+        numba.set_num_threads(min(allowed, self._threads))
+        try:
+            for first in range(0, len(slots), FEW):
+                some = slots[first : first + FEW]
+                a = self._few[len(some)]
+                a.ids[:], a.slots[:], a.positions[:] = ids[first : first + FEW], some, self.lengths[some]
+                self._run(a, None)
+                self._output(a.x, a, self._logits[first : first + len(some)])
+        finally:
+            numba.set_num_threads(allowed)
         self.lengths[slots] += 1
         return self._logits[: len(slots)]
 

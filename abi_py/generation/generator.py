@@ -37,7 +37,7 @@ class Generator:
 
     def __init__(self, model: Any, tokenizer: Any = None, *, reuse: bool = False) -> None:
         """Take any model of `abi_py`; DataError if the tokenizer has more ids than the model."""
-        self.model, self.reuse = model, reuse
+        self.model, self.reuse, self._given = model, reuse, tokenizer is not None
         self.codec: TextCodec | None = text_codec(tokenizer, model.config.vocab_size)
         self.prefill_tokens = self.decode_tokens = 0  # of the last call, and the seconds that they took
         self.prefill_seconds = self.decode_seconds = 0.0
@@ -82,7 +82,9 @@ class Generator:
         ids = self._encode(index, prompt)
         stop_ids = config.stop_ids
         if stop_ids is None:
-            stop_ids = () if self.codec is None or self.codec.eos_id is None else (self.codec.eos_id,)
+            # Bare ids are not taken for bytes because the vocabulary has a certain size: only text, or a tokenizer.
+            codec = self.codec if self._given or isinstance(prompt, str) else None
+            stop_ids = () if codec is None or codec.eos_id is None else (codec.eos_id,)
         if config.stop_strings and self.codec is None:
             raise DataError("stop_strings need a tokenizer to compare texts; pass tokenizer=, or use stop_ids")
         return Sequence(

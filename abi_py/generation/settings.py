@@ -36,7 +36,7 @@ class GenerationConfig(Config):
     repetition_penalty: float = opt(1.0, "divide positive logits of earlier tokens by it (1 = off)")
     no_repeat_ngram_size: int = opt(0, "never repeat so many tokens in a row (0 = off)")
     seed: int = opt(0, "seed of the draws, for every prompt of a batch anew")
-    stop_ids: tuple[int, ...] | None = opt(None, "ids that end the text (none: the tokenizer's end token)")
+    stop_ids: tuple[int, ...] | None = opt(None, "ids that end the text  [the tokenizer's end token]")
     stop_strings: tuple[str, ...] = opt((), "strings that end the text")
     logprobs: int | None = opt(None, "tell log-probabilities: of each token, and of so many likeliest")
 
