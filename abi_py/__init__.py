@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from .data.tokens import BatchIterator as BatchIterator
     from .data.tokens import DataLoader as DataLoader
     from .data.tokens import TokenizedDataset as TokenizedDataset
+    from .generation import Generation as Generation
+    from .generation import GenerationConfig as GenerationConfig
+    from .generation import Generator as Generator
     from .generation import generate as generate
+    from .generation import generate_stream as generate_stream
     from .model.transformer import LossOutput as LossOutput
     from .model.transformer import TrainableModel as TrainableModel
     from .training.precision import LossScaler as LossScaler
@@ -73,7 +77,11 @@ _HOMES = {
     "TrainingStats": "training.report",
     "fp16_to_fp32": "training.precision",
     "fp32_to_fp16": "training.precision",
+    "Generation": "generation",
+    "GenerationConfig": "generation",
+    "Generator": "generation",
     "generate": "generation",
+    "generate_stream": "generation",
     "parse_instruction_dataset": "data.instructions",
     "train_llm": "training.trainer",
     "train_llm_with_validation": "training.trainer",
@@ -123,6 +131,10 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "train_llm",
     "train_llm_with_validation",
     "generate",
+    "generate_stream",
+    "GenerationConfig",
+    "Generator",
+    "Generation",
     "config",
     "data",
     "errors",

@@ -62,11 +62,12 @@ class Option:
     """What a reader (command line, YAML, documentation) has to know about one field."""
 
     name: str
-    type: type  # bool, int, float, str or an Enum, without the `| None`
+    type: type  # bool, int, float, str or an Enum, without the `| None` and the tuple around it
     optional: bool  # None is allowed
     required: bool  # there is no default
     default: Any  # None when required
     help: str
+    many: bool  # the field is a tuple of values of that type
     choices: tuple[str, ...]  # () when any value of the type is allowed
     metadata: Mapping[str, Any]
 
@@ -80,6 +81,9 @@ def fields_of(cls: type) -> tuple[Option, ...]:
         if typing.get_origin(hint) in (typing.Union, types.UnionType):
             inner = [part for part in typing.get_args(hint) if part is not type(None)]
             hint, optional = inner[0], True
+        many = typing.get_origin(hint) is tuple
+        if many:
+            hint = typing.get_args(hint)[0]
         choices = tuple(str(member.value) for member in hint) if issubclass(hint, Enum) else ()
         required = each.default is dataclasses.MISSING
         options.append(
@@ -90,6 +94,7 @@ def fields_of(cls: type) -> tuple[Option, ...]:
                 required=required,
                 default=None if required else each.default,
                 help=each.metadata.get("help", ""),
+                many=many,
                 choices=choices,
                 metadata=each.metadata,
             )
@@ -113,6 +118,9 @@ def convert(option: Option, value: Any) -> Any:
         value = aliases[value]
     if value is None and option.optional:
         return None
+    if option.many:
+        single = dataclasses.replace(option, many=False)
+        return tuple(convert(single, each) for each in (value if isinstance(value, list | tuple) else (value,)))
     name, kind = option.name, option.type
     if issubclass(kind, Enum):
         text = value.value if isinstance(value, Enum) else value
@@ -400,12 +408,12 @@ class LlmTrainingConfig(Config):
     max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops")
     max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)")
     num_threads: int | None = opt(None, "threads of the kernels (0 = all)")
-    initial_loss_scale: float = opt(32768.0, "factor of the loss at the beginning (fp16)")
+    initial_loss_scale: float = opt(65536.0, "factor of the loss at the beginning (fp16)")
     loss_scale_growth_factor: float = opt(2.0, "factor of the loss scale after loss_scale_growth_interval (fp16)")
     loss_scale_backoff_factor: float = opt(0.5, "factor of the loss scale after an overflow (fp16)")
     loss_scale_growth_interval: int = opt(2000, "updates without an overflow before the loss scale grows (fp16)")
     min_loss_scale: float = opt(1.0, "smallest loss scale; an overflow there counts as a skipped update (fp16)")
-    max_loss_scale: float = opt(65536.0, "largest loss scale (fp16)")
+    max_loss_scale: float = opt(2147483648.0, "largest loss scale (fp16)")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

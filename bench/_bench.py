@@ -81,18 +81,45 @@ def header(operation, threads):
     }
 
 
+def machine_name():
+    """Return the name of this machine's results files: processor and cores."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {os.cpu_count()} cores".lower()).strip("-")
+
+
 def save_rows(rows, kind=""):
-    """Add rows, dicts with the same keys, to the results file of this machine: bench/results/<machine><kind>.csv."""
-    machine = re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {os.cpu_count()} cores".lower()).strip("-")
+    """Add rows, dicts with the same keys, to the results file of this machine: bench/results/<machine><kind>.csv.
+
+    A file of an earlier date may lack columns, or have others: it then gets the columns of both, empty where unknown.
+    """
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{machine}{kind}.csv"
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["date", *rows[0]], lineterminator="\n")
-        if new:
-            writer.writeheader()
+    path = RESULTS / f"{machine_name()}{kind}.csv"
+    columns, before = [], []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns, before = list(reader.fieldnames or []), list(reader)
+    wanted = ["date", *rows[0]]
+    columns += [name for name in wanted if name not in columns]
+    whole = path.with_suffix(".new")  # what was measured before must not be lost if this is stopped
+    with whole.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(before)
         writer.writerows({"date": date} | row for row in rows)
+    whole.replace(path)
+
+
+def run_script(main):
+    """Run `main` and end with what it returns; with one line, and no traceback, if it is stopped or nobody reads on."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head`: what Python would still flush has no reader
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 class Bench:

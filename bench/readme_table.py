@@ -8,42 +8,67 @@ import csv
 import sys
 from pathlib import Path
 
+from shapes import SHAPES
+
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured by bench/bench_vs_peers.py -->", "<!-- end of measured -->"
 
 
-def latest_runs(path: Path) -> list[list[dict[str, str]]]:
-    """Return the rows of the newest run of each operation in a results file, in the order of the file."""
-    runs: dict[str, list[dict[str, str]]] = {}
+Row = dict[str, str]
+Pair = tuple[Row, Row]  # ours and the peer's, of one run
+
+
+def latest_runs(path: Path) -> list[Pair]:
+    """Return the newest measurement of each peer in each operation, by shape as in shapes.py, then as in the file.
+
+    Every run begins with our own row, so a peer's row belongs to the last `abi_py` above it.
+    """
+    pairs: dict[tuple[str, str], Pair] = {}
+    ours: Row = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["name"] == "abi_py":  # every run begins with our own row
-                runs.pop(row["operation"], None)
-            runs.setdefault(row["operation"], []).append(row)
-    return list(runs.values())
+            if row["name"] == "abi_py":
+                ours = row
+            else:
+                pairs[row["operation"], row["name"]] = (ours, row)
+    shapes = list(SHAPES)
+    return sorted(pairs.values(), key=lambda pair: shapes.index(pair[0]["operation"].split()[1]))
+
+
+def percent(text: str | None) -> str:
+    """Return "0.83" as "83%"; an empty cell stays empty."""
+    return f"{float(text):.0%}" if text else ""
+
+
+def line(ours: Row, peer: Row) -> str:
+    """Return the line of one peer."""
+    seconds = [f"{float(row['step_s']) * 1e3:,.1f} ms" for row in (ours, peer)]
+    name = f"{peer['name']} {peer['version'].split()[-1]}"
+    ratio = f"{float(peer['speed_ratio']):.2f}"
+    if peer.get("lowest_ratio"):  # files of the first days lack it
+        ratio += f" ({float(peer['lowest_ratio']):.2f} to {float(peer['highest_ratio']):.2f})"
+    share = float(ours["peak_rss_mb"]) / float(peer["peak_rss_mb"])
+    shape = ours["operation"].removeprefix("step ")
+    cells = (shape, seconds[0], percent(ours.get("share_of_peak")), name, seconds[1], ratio, f"{share:.0%}")
+    return f"| {' | '.join(cells)} |"
 
 
 def table(path: Path) -> str:
     """Return the table of one machine as Markdown."""
-    runs = latest_runs(path)
-    first = runs[0][0]
-    rounds = "/".join(sorted({run[0]["rounds"] for run in runs}))
+    pairs = latest_runs(path)
+    first = pairs[0][0]
+    rounds = "/".join(sorted({ours["rounds"] for ours, _ in pairs}))
+    dates = " and ".join(sorted({ours["date"] for ours, _ in pairs}))
+    commits = ", ".join(sorted({ours["commit"] for ours, _ in pairs}))
     lines = [
         f"{first['cpu']}, {first['threads']} threads, medians of {rounds} rounds in turn, each in a process of its own "
-        f"(`{path.relative_to(ROOT)}`, commits {', '.join(sorted({run[0]['commit'] for run in runs}))}):",
+        f"(`{path.relative_to(ROOT)}`, {dates}, commits {commits}):",
         "",
-        "| shape of `bench/shapes.py` | ours | peer | its step | its step / ours | our peak memory / its |",
-        "|---|---:|---|---:|---:|---:|",
+        "| shape of `bench/shapes.py` | ours | of the peak | peer | its step | its step / ours (single rounds) "
+        "| our peak memory / its |",
+        "|---|---:|---:|---|---:|---:|---:|",
     ]
-    for ours, *peers in runs:
-        shape = ours["operation"].removeprefix("step ")
-        for peer in peers:
-            seconds = [f"{float(row['step_s']) * 1e3:,.1f} ms" for row in (ours, peer)]
-            share = float(ours["peak_rss_mb"]) / float(peer["peak_rss_mb"])
-            name = f"{peer['name']} {peer['version'].split()[-1]}"
-            ratio = float(peer["speed_ratio"])
-            lines.append(f"| {shape} | {seconds[0]} | {name} | {seconds[1]} | {ratio:.2f} | {share:.0%} |")
-    return "\n".join(lines)
+    return "\n".join(lines + [line(*pair) for pair in pairs])
 
 
 def readme() -> tuple[str, str]:

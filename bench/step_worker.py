@@ -5,16 +5,22 @@
 A step is zero gradients, forward and backward, the global norm, and AdamW with clipping at 1.
 """
 
-import argparse
-import json
-import resource
-import statistics
-import sys
-import time
-
 import numba
 import numpy as np
 from shapes import SHAPES
+from worker import (
+    ADAM_EPS,
+    BETA1,
+    BETA2,
+    LEARNING_RATE,
+    MAX_NORM,
+    WEIGHT_DECAY,
+    batch,
+    first_weights,
+    options_of,
+    print_line,
+    timed,
+)
 
 from abi_py.config import CheckpointingStrategy, Precision, TrainableModelConfig
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
@@ -29,8 +35,9 @@ class Step:
     def __init__(self, shape, precision="fp32", **options):
         self.precision = Precision(precision)
         self.model = TrainableModel(TrainableModelConfig(**shape.model_fields(), **options))
-        rng = np.random.default_rng(0)
-        self.ids, self.labels = rng.integers(0, shape.vocab_size, (2, shape.batch_size, shape.seq_len)).astype(np.int32)
+        for name, weight in first_weights(shape):
+            self.model.weights[name][...] = weight
+        self.ids, self.labels = batch(shape)
         table = self.model.parameters.table
         columns = ([tensor.offset for tensor in table], [tensor.size for tensor in table], [t.decay for t in table])
         self.chunks, self.decay = parameter_chunks(*columns)
@@ -50,9 +57,9 @@ class Step:
         """Clip to 1 and apply AdamW, in one pass."""
         self.count += 1
         weights, gradients = self.model.parameters.weights_flat, self.model.parameters.gradients_flat
-        scale = min(1.0, 1.0 / norm)
+        scale = min(1.0, MAX_NORM / norm)
         state = weights, self.m, self.v, gradients, self.chunks, self.decay
-        adamw_(*state, 1e-4, 0.9, 0.999, 1e-8, 0.01, self.count, scale)
+        adamw_(*state, LEARNING_RATE, BETA1, BETA2, ADAM_EPS, WEIGHT_DECAY, self.count, scale)
 
     def __call__(self):
         """Run the whole step; return the loss."""
@@ -63,41 +70,12 @@ class Step:
 
 def main():
     """Read the options, time the steps, print the line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="model and batch, see shapes.py")
-    parser.add_argument("--threads", type=int, default=numba.config.NUMBA_NUM_THREADS, help="threads of the kernels")
-    parser.add_argument("--steps", type=int, default=6, help="steps that count")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="operands of the products")
-    parser.add_argument("--checkpointing", choices=STRATEGIES, default="none", help="gradient checkpointing strategy")
-    options = parser.parse_args()
-    if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
-        parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
+    choice = {"choices": STRATEGIES, "default": "none", "help": "gradient checkpointing strategy"}
+    options = options_of(__doc__.splitlines()[0], ("--checkpointing", choice))
     numba.set_num_threads(options.threads)
-    shape = SHAPES[options.shape]
-    step = Step(shape, options.precision, checkpointing=options.checkpointing)
-    losses, seconds = [], []
-    for _ in range(options.warmup + options.steps):
-        start = time.perf_counter()
-        losses.append(step())
-        seconds.append(time.perf_counter() - start)
-    counted = seconds[options.warmup :]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on a Mac bytes
-    median = statistics.median(counted)
-    line = {
-        "peer": "abi_py",
-        "shape": options.shape,
-        "precision": options.precision,
-        "threads": options.threads,
-        "parameters": step.model.num_params(),
-        "first_loss": round(losses[0], 4),
-        "step_s": round(median, 5),
-        "best_step_s": round(min(counted), 5),
-        "tokens_per_s": round(shape.tokens / median, 1),
-        "peak_rss_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
-        "version": f"numba {numba.__version__}",
-    }
-    print(json.dumps(line))
+    step = Step(SHAPES[options.shape], options.precision, checkpointing=options.checkpointing)
+    losses, seconds = timed(step, options)
+    print_line("abi_py", f"numba {numba.__version__}", options, losses, seconds, step.model.num_params())
 
 
 if __name__ == "__main__":

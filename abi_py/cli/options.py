@@ -6,6 +6,7 @@ A field `learning_rate` is the flag `--learning-rate`; a name that two sections 
 other carries its section's name (`--model-max-seq-len`).  Some flags have the ABI's short spelling too.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -124,12 +125,12 @@ def _flag(section: str, option: Option, defaults: Mapping[str, Any], taken: set[
     if option.type is bool:
         flag = f"--{name}/--no-{name}"
     else:
-        settings["type"] = FieldType(option)
+        settings["type"] = FieldType(dataclasses.replace(option, many=False))
+        settings["multiple"] = option.many
     default = defaults.get(option.name, option.default)
     shown = getattr(default, "value", default)
-    help_text = (
-        option.help if shown is None else f"{option.help}  [{str(shown).lower() if shown in (True, False) else shown}]"
-    )
+    shown = str(shown).lower() if shown in (True, False) else shown
+    help_text = option.help if shown in (None, ()) else f"{option.help}  [{shown}]"
     made = FieldOption([*short, flag, f"{section}__{option.name}"], default=None, help=help_text, **settings)
     made.section, made.field = section, option.name
     return made

@@ -4,9 +4,15 @@
     tokenizer.py     any tokenizer.json: text to ids and back                   token_stream.py  the same, id by id
     corpus.py        text as byte-level ids; the text that is on every machine
     packing.py       many short sequences in few rows
-    instructions.py  Alpaca and ShareGPT rows
+    rows.py          rows of JSON, each with its line               conversation.py    conversations, from all formats
+    chat.py          chat templates                                 chat_templates.py  those built in
+    chat_encoding.py ids of a conversation, and which are learnt    toolcalls.py       calls of tools in an answer
+    instructions.py  the ABI's view of instruction data
 """
 
+from .chat import ChatTemplate, load_template, template_for, template_names
+from .chat_encoding import ChatEncoder
+from .conversation import Conversation, Message, RowReader, read_conversation
 from .corpus import (
     BYTE_VOCAB_SIZE,
     END_OF_DOCUMENT,
@@ -22,28 +28,43 @@ from .instructions import InstructionList, InstructionSample, parse_instruction_
 from .packing import PackedBatches, PackingStats, SequencePacker
 from .tokenizer import Tokenizer
 from .tokens import IGNORE_INDEX, IGNORE_LABEL, Batch, BatchIterator, DataLoader, TokenizedDataset
+from .toolcalls import BadToolCall, ParsedAnswer, ToolCall, parse_tool_calls, render_tool_calls
 
 __all__ = [
     "BYTE_VOCAB_SIZE",
     "END_OF_DOCUMENT",
     "IGNORE_INDEX",
     "IGNORE_LABEL",
+    "BadToolCall",
     "Batch",
     "BatchIterator",
+    "ChatEncoder",
+    "ChatTemplate",
+    "Conversation",
     "DataLoader",
     "InstructionList",
     "InstructionSample",
+    "Message",
     "PackedBatches",
     "PackingStats",
+    "ParsedAnswer",
+    "RowReader",
     "SequencePacker",
     "TokenizeReport",
     "TokenizedDataset",
     "Tokenizer",
+    "ToolCall",
     "byte_tokens",
     "decode_bytes",
+    "load_template",
     "load_text_corpus",
     "open_corpus",
     "parse_instruction_dataset",
+    "parse_tool_calls",
+    "read_conversation",
+    "render_tool_calls",
     "standard_library_corpus",
+    "template_for",
+    "template_names",
     "tokenize_to_file",
 ]

@@ -28,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config, TrainableModelConfig, load_yaml, to_yaml
+from ..config import Config, load_yaml, to_yaml
 from ..errors import CheckpointError, ConfigError, NonFiniteError
 from ..files import atomic_text, fsync_directory, sha256_of, write_synced
+from ..formats.huggingface import huggingface_config
 from ..formats.safetensors import encoded_size, read_safetensors, write_safetensors
 
 __all__ = [
@@ -88,8 +89,8 @@ class TrainingState:
     checkpoints_saved: int = 0
     elapsed_ns: int = 0  # whole time of the run
     train_ns: int = 0  # time in training steps
-    window_scale: float = 1.0  # factor inside the gradients of the open window (fp16's loss scale)
-    loss_scale: float = 0.0  # of the next window; 0: never scaled; these three are the state of `LossScaler`
+    window_scale: float = 1.0  # factor inside the gradients of the open window, other than 1 with fp16
+    loss_scale: float = 0.0  # 0: never scaled; these three are the state of `LossScaler`
     steps_since_overflow: int = 0
     overflow_count: int = 0  # windows dropped because of it
     data: dict[str, Any] = field(default_factory=dict)  # identity of the data set and of its order
@@ -188,34 +189,6 @@ def save_checkpoint(
     atomic_text(root / "latest", name + "\n")
     _prune(root, keep, {name, f"llm_step_{state.best_step}"})
     return final
-
-
-def huggingface_config(config: TrainableModelConfig) -> dict[str, Any]:
-    """Return the fields of a Hugging Face `LlamaConfig` for this model."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_dim,
-        "intermediate_size": config.intermediate_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.resolved_head_dim,
-        "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "mlp_bias": False,
-        "initializer_range": 0.02,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "torch_dtype": "float32",
-        "use_cache": True,
-    }
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -87,7 +87,7 @@ class StepEvent(Event):
     gflops: float
     memory: int  # bytes in use by the process
     logged: bool
-    loss_scale: float | None = None  # of this step; None without fp16
+    loss_scale: float | None = None  # after this step; None without fp16
 
     def record(self) -> dict[str, Any]:
         """Return the event as a JSON object; without fp16 it has no loss_scale."""

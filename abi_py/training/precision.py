@@ -9,6 +9,9 @@ is larger infinite.  So the gradient of S times the loss is computed, and divide
     times in a row
 
 Scales and factors are powers of two, so that neither the multiplication nor the division rounds.
+
+The loss that S multiplies is the mean over a micro-batch, as in the ABI and in PyTorch.  The trainer computes gradients
+of sums, so it multiplies them by `gradient_factor`, S / n with n the labels of a full micro-batch.
 """
 
 from dataclasses import dataclass
@@ -19,7 +22,15 @@ import numpy.typing as npt
 
 from ..config import Config, LlmTrainingConfig, Precision, check_loss_scaling, opt
 
-__all__ = ["LossScaler", "LossScalerStats", "MixedPrecisionConfig", "fp16_to_fp32", "fp32_to_fp16", "scaler_for"]
+__all__ = [
+    "LossScaler",
+    "LossScalerStats",
+    "MixedPrecisionConfig",
+    "fp16_to_fp32",
+    "fp32_to_fp16",
+    "gradient_factor",
+    "scaler_for",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +139,17 @@ def scaler_for(config: LlmTrainingConfig) -> LossScaler:
             growth_interval=config.loss_scale_growth_interval,
         )
     )
+
+
+def gradient_factor(scaler: LossScaler, config: LlmTrainingConfig) -> float:
+    """Return the factor of the gradient of summed losses; 1 unless the scaler is enabled.
+
+    n is brought down to a power of two, so that S / n is one as well.
+    """
+    if not scaler.config.enabled:
+        return 1.0
+    n = config.batch_size * config.max_seq_len
+    return scaler.get_scale() / (1 << n.bit_length() - 1)
 
 
 def fp32_to_fp16(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

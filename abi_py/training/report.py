@@ -34,7 +34,7 @@ class StepMetrics:
 
     loss and accuracy are of this micro-batch; grad_norm (before clipping) and learning_rate are of the most recent
     optimizer step; updated: this micro-batch completed an optimizer step; skipped: the window was dropped, by the NaN
-    guard or for an overflow of fp16; loss_scale: the factor inside the gradients of its window, 1 without fp16.
+    guard or for an overflow of fp16; loss_scale: fp16's after it, 1 without fp16.
     """
 
     loss: float

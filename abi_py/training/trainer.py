@@ -13,9 +13,9 @@ inside the optimizer's pass.  `train_step_with_metrics` is the table of contents
 NaN guard: a micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window.
 Weights, moments, `global_step` and thus the schedule stay as they were; the next micro-batch opens a new window.
 
-With fp16 all gradients of a window are those of S times the loss, S as `precision.py` has it, and the factor 1/S
-joins the others in the optimizer's pass.  A gradient that is not finite then means that S is too large: the window is
-dropped, S falls, and only at its lower limit does that count as a bad step.
+With fp16 all gradients of a window carry a factor (`precision.py`), whose inverse joins the others in the optimizer's
+pass.  A gradient that is not finite then means that the factor is too large: the window is dropped, the loss scale
+falls, and only at its lower limit does that count as a bad step.
 """
 
 import math
@@ -52,7 +52,7 @@ from .feed import Data, Feed, check_same_data, describe, open_feed
 from .guard import bad_rows, bad_tensors
 from .metrics import configured_sinks, memory_in_use
 from .optimizer import Optimizer
-from .precision import LossScalerStats, scaler_for
+from .precision import LossScalerStats, gradient_factor, scaler_for
 from .report import EvalResult, StepMetrics, TrainingReport, TrainingStats, perplexity
 from .resume import restore, restore_best, restore_zig
 from .schedule import learning_rate
@@ -144,7 +144,7 @@ class LlamaTrainer:
         labels = self._in_rows(labels, "labels")
         self._seq_len = input_ids.shape[-1]
         if self.state.micro_step == 0:  # an open window keeps its factor, also when it was resumed with another format
-            self.state.window_scale = self.scaler.get_scale()
+            self.state.window_scale = gradient_factor(self.scaler, self.config)
         return self.model.compute_loss(
             input_ids,
             labels,
@@ -285,7 +285,7 @@ class LlamaTrainer:
             learning_rate=self.state.learning_rate,
             updated=updated,
             skipped=skipped,
-            loss_scale=self.state.window_scale,
+            loss_scale=self.scaler.get_scale(),
         )
 
     def _log(self) -> None:
@@ -311,7 +311,7 @@ class LlamaTrainer:
             tokens_per_second=speed,
             gflops=speed * float(self.model.flops_per_token(self._seq_len)) / 1e9,
             memory=memory_in_use(),
-            loss_scale=state.window_scale if self.scaler.config.enabled else None,
+            loss_scale=self.scaler.get_scale() if self.scaler.config.enabled else None,
             logged=logged,
         )
         self.events.emit(event)

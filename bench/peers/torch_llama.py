@@ -1,5 +1,6 @@
 """Time a training step of the same model in PyTorch on the CPU, and print one JSON line.
 
+    pip install torch==2.13.0 numpy --index-url https://download.pytorch.org/whl/cpu
     python bench/peers/torch_llama.py --shape tiny [--precision bf16] [--compile]
 
 The model is abi_py's: pre-norm Llama, RMSNorm, rotate-half RoPE, grouped heads, SwiGLU, tied head, mean cross-entropy;
@@ -7,12 +8,7 @@ AdamW (fused) and clipping at 1.  It is written as one would write it in PyTorch
 fused RMSNorm.
 """
 
-import argparse
-import json
-import resource
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -21,8 +17,21 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shapes import SHAPES
-
-EPS, THETA = 1e-5, 1e4
+from worker import (
+    ADAM_EPS,
+    BETA1,
+    BETA2,
+    EPS,
+    LEARNING_RATE,
+    MAX_NORM,
+    THETA,
+    WEIGHT_DECAY,
+    batch,
+    first_weights,
+    options_of,
+    print_line,
+    timed,
+)
 
 
 def rotary_table(length, width):
@@ -56,7 +65,7 @@ class Layer(nn.Module):
             "w_down": (shape.hidden_dim, shape.intermediate_dim),
         }
         for name, (rows, columns) in plan.items():
-            setattr(self, name, nn.Parameter(0.02 * torch.randn(rows, columns)))
+            setattr(self, name, nn.Parameter(torch.empty(rows, columns)))
         self.attn_norm, self.ffn_norm = (nn.Parameter(torch.ones(shape.hidden_dim)) for _ in range(2))
 
     def split(self, x, heads):
@@ -82,7 +91,7 @@ class Model(nn.Module):
 
     def __init__(self, shape):
         super().__init__()
-        self.token_embedding = nn.Parameter(0.02 * torch.randn(shape.vocab_size, shape.hidden_dim))
+        self.token_embedding = nn.Parameter(torch.empty(shape.vocab_size, shape.hidden_dim))
         self.layers = nn.ModuleList([Layer(shape) for _ in range(shape.num_layers)])
         self.final_norm = nn.Parameter(torch.ones(shape.hidden_dim))
         self.table = rotary_table(shape.seq_len, shape.hidden_dim // shape.num_heads)
@@ -97,52 +106,35 @@ class Model(nn.Module):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="model and batch, see ../shapes.py")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads inside operations")
-    parser.add_argument("--steps", type=int, default=6, help="steps that count")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before them")
-    options = parser.parse_args()
+    """Read the options, time the steps, print the line."""
+    flag = {"action": "store_true", "help": "use torch.compile"}
+    options = options_of(__doc__.splitlines()[0], ("--compile", flag))
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     shape = SHAPES[options.shape]
     model = Model(shape)
+    with torch.no_grad():
+        for name, weight in first_weights(shape):
+            model.get_parameter(name).copy_(torch.from_numpy(weight))
     matrices = [w for w in model.parameters() if w.ndim == 2]
     vectors = [w for w in model.parameters() if w.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(BETA1, BETA2), eps=ADAM_EPS, fused=True)
     call = torch.compile(model) if options.compile else model
-    ids, labels = torch.randint(shape.vocab_size, (2, shape.batch_size, shape.seq_len))
-    losses, seconds = [], []
-    for _ in range(options.warmup + options.steps):
-        start = time.perf_counter()
+    ids, labels = (torch.from_numpy(x).long() for x in batch(shape))
+
+    def step():
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
             loss = call(ids, labels)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
-        losses.append(loss.item())
-        seconds.append(time.perf_counter() - start)
-    counted = seconds[options.warmup :]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, on a Mac bytes
-    median = statistics.median(counted)
-    line = {
-        "peer": "torch compile" if options.compile else "torch eager",
-        "shape": options.shape,
-        "precision": options.precision,
-        "threads": options.threads,
-        "parameters": sum(w.numel() for w in model.parameters()),
-        "first_loss": round(losses[0], 4),
-        "step_s": round(median, 5),
-        "best_step_s": round(min(counted), 5),
-        "tokens_per_s": round(shape.tokens / median, 1),
-        "peak_rss_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
-        "version": f"torch {torch.__version__}",
-    }
-    print(json.dumps(line))
+        return loss.item()
+
+    losses, seconds = timed(step, options)
+    count = sum(w.numel() for w in model.parameters())
+    name = "torch compile" if options.compile else "torch eager"
+    print_line(name, f"torch {torch.__version__}", options, losses, seconds, count)
 
 
 if __name__ == "__main__":

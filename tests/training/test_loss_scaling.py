@@ -14,6 +14,7 @@ from abi_py.config import LlmTrainingConfig, Precision
 from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
 from abi_py.training.checkpoint import ADDED, TrainingState
 from abi_py.training.metrics import JsonlSink
+from abi_py.training.precision import gradient_factor, scaler_for
 from abi_py.training.trainer import LlamaTrainer
 
 HALVES = np.arange(65536, dtype=np.uint16).view(np.float16)
@@ -216,22 +217,25 @@ def test_an_overflow_drops_the_window_and_halves_the_scale(make_model, make_conf
         if metrics.skipped:
             np.testing.assert_array_equal(model.collect_weights(), before)
             assert not metrics.updated
-        assert metrics.loss_scale == scales[-1]
-    assert scales == [32768.0] * 3 + [16384.0] * 5  # windows of three: the scale changes between them only
+        assert metrics.loss_scale == trainer.scaler.get_scale()
+    # Windows of three, between which alone it changes; a full micro-batch has 16 labels.
+    assert scales == [65536 / 16] * 3 + [32768 / 16] * 5
     (event,) = sink.of("loss_scale")
-    assert (event.previous, event.loss_scale, event.overflow, event.step) == (32768.0, 16384.0, True, 0)
+    assert (event.previous, event.loss_scale, event.overflow, event.step) == (65536.0, 32768.0, True, 0)
     assert "layers.1.w_up" in event.message
     assert sink.of("bad_step") == []
-    assert [event.loss_scale for event in sink.of("step")] == [16384.0]
+    assert [event.loss_scale for event in sink.of("step")] == [32768.0]
     assert (trainer.state.overflow_count, trainer.state.bad_steps, trainer.state.global_step) == (1, 0, 1)
     assert trainer.get_report().overflows == 1
 
 
 def test_a_scale_that_is_too_large_comes_down_by_itself(make_model, make_config, data):
     model = in_float32(make_model(), lambda call, scale: scale > 64)
-    config = make_config(mixed_precision="fp16", grad_accum_steps=1, max_bad_steps=2, initial_loss_scale=2.0**16)
-    report = LlamaTrainer(model, config).fit(data)
+    config = make_config(mixed_precision="fp16", grad_accum_steps=1, max_bad_steps=2, initial_loss_scale=2.0**20)
+    trainer = LlamaTrainer(model, config)
+    report = trainer.fit(data)
     assert (report.overflows, report.skipped_updates, report.total_steps) == (10, 0, 6)
+    assert trainer.scaler.get_scale() == 64 * 16
     assert np.isfinite(model.collect_weights()).all()
 
 
@@ -246,13 +250,13 @@ def test_overflows_at_the_smallest_scale_are_bad_steps(make_model, make_config, 
 
 def test_growth_is_an_event_and_the_log_shows_the_scale(make_model, make_config, data, record, tmp_path):
     sink = record()
-    config = make_config(mixed_precision="fp16", loss_scale_growth_interval=4, max_loss_scale=2.0**16)
+    config = make_config(mixed_precision="fp16", loss_scale_growth_interval=4)
     file = tmp_path / "metrics.jsonl"
     LlamaTrainer(in_float32(make_model()), config, [sink, JsonlSink(file)]).fit(data)
     (event,) = sink.of("loss_scale")
-    assert (event.previous, event.loss_scale, event.overflow, event.step) == (32768.0, 65536.0, False, 4)
+    assert (event.previous, event.loss_scale, event.overflow, event.step) == (65536.0, 131072.0, False, 4)
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [r["loss_scale"] for r in records if r["type"] == "step"] == [32768.0] * 4 + [65536.0] * 2
+    assert [r["loss_scale"] for r in records if r["type"] == "step"] == [65536.0] * 3 + [131072.0] * 3
     LlamaTrainer(make_model(), make_config(), [JsonlSink(tmp_path / "plain.jsonl")]).fit(data)
     assert "loss_scale" not in (tmp_path / "plain.jsonl").read_text()
 
@@ -285,7 +289,7 @@ def test_the_state_of_the_scaler_is_saved(make_model, make_config, tmp_path):
     assert parts.model.collect_weights().tobytes() == whole.model.collect_weights().tobytes()
     assert parts.scaler.get_stats() == whole.scaler.get_stats()
     assert whole.scaler.get_stats() == abi.LossScalerStats(
-        current_scale=65536.0, overflow_count=1, steps_since_overflow=1
+        current_scale=131072.0, overflow_count=1, steps_since_overflow=1
     )
     assert parts.loss_history == whole.loss_history
 
@@ -332,13 +336,27 @@ def test_checkpoints_from_before_loss_scaling_load():
 # -- the configuration -------------------------------------------------------------------------
 
 
+def test_a_training_begins_as_the_scaler_of_the_abi(make_config):
+    config = make_config(mixed_precision="fp16")
+    assert scaler_for(config).config == abi.MixedPrecisionConfig(enabled=True)
+    assert not scaler_for(config.replace(mixed_precision="bf16")).config.enabled
+
+
+@pytest.mark.parametrize(("rows", "length", "n"), [(2, 8, 16), (3, 8, 16), (4, 512, 2048), (1, 1, 1)])
+def test_factor_of_summed_losses_is_a_power_of_two(make_config, rows, length, n):
+    config = make_config(mixed_precision="fp16", batch_size=rows, max_seq_len=length)
+    assert gradient_factor(scaler_for(config), config) == 65536 / n
+    config = config.replace(mixed_precision="fp32")
+    assert gradient_factor(scaler_for(config), config) == 1
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"initial_loss_scale": 1024}, r"initial_loss_scale \(1024\.0\) must be 32768 unless mixed_precision is fp16"),
+        ({"initial_loss_scale": 1024}, r"initial_loss_scale \(1024\.0\) must be 65536 unless mixed_precision is fp16"),
         ({"mixed_precision": "bf16", "loss_scale_growth_interval": 5}, "must be 2000 unless"),
         ({"mixed_precision": "fp16", "initial_loss_scale": 1000}, "power of two"),
-        ({"mixed_precision": "fp16", "max_loss_scale": 1024}, r"initial_loss_scale \(32768\.0\) must lie between"),
+        ({"mixed_precision": "fp16", "max_loss_scale": 1024}, r"initial_loss_scale \(65536\.0\) must lie between"),
         ({"mixed_precision": "fp16", "loss_scale_backoff_factor": 1}, "loss_scale_backoff_factor"),
         ({"mixed_precision": "fp16", "nan_guard": False}, r"nan_guard \(False\) must be true for fp16"),
     ],

@@ -1,0 +1,119 @@
+"""What the verbs that use a trained model share: finding it, its tokenizer and its settings, and showing text."""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..generation import GenerationConfig
+    from ..generation.text import TextCodec
+    from ..training.loading import LoadedModel
+
+__all__ = ["find_tokenizer", "generation_settings", "note", "open_model", "printable", "set_threads_option"]
+
+KERNELS = ("_attention_forward", "_cached_attention", "_product")  # the slow ones to compile
+
+
+def note(text: str) -> None:
+    """Tell the user something that is not the output."""
+    click.echo(text, err=True)
+
+
+def open_model(path: Path) -> "LoadedModel":
+    """Load the model that `path` means and tell what a search passed over."""
+    from ..training.loading import load_model
+    from .compiling import decode_once, is_cached
+
+    loaded = load_model(path)
+    for reason in loaded.skipped:
+        note(f"passed over: {reason}")
+    if not all(map(is_cached, KERNELS)):
+        note("compiling kernels for this processor, once; later calls find them in the cache ...")
+    decode_once()  # so that no speed that is shown later has compiling or loading in it
+    return loaded
+
+
+def find_tokenizer(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
+    """Return the tokenizer that was given, or lies with the model or its run, or that of byte-level models; or None."""
+    from ..generation.text import text_codec
+
+    return text_codec(load_tokenizer(loaded, given), loaded.model.config.vocab_size)
+
+
+def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> Any:
+    """Return the tokenizer that was given, or that lies beside the model, or in the directory of its run; or None."""
+    from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+
+    if given is not None:
+        return Tokenizer.load(given)
+    run = loaded.directory.parent  # RUN/checkpoints/llm_step_N, or RUN/llm_step_N
+    for directory in (loaded.directory, run, run.parent):
+        if (directory / TOKENIZER_FILE).is_file() and (directory == loaded.directory or _is_run(directory)):
+            return Tokenizer.load(directory)
+    return None
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "config.yaml").is_file()
+
+
+def generation_settings(loaded: "LoadedModel", file: Path | None, flags: dict[str, Any]) -> "GenerationConfig":
+    """Return the settings: flag beats file beats the model's own generation_config.json beats the defaults."""
+    from ..generation import GenerationConfig
+    from ..generation.settings import CONFIG_FILE
+
+    beside = loaded.directory / CONFIG_FILE
+    if file is None and beside.is_file():
+        file = beside
+    config = GenerationConfig.load(file) if file is not None else GenerationConfig()
+    return config.replace(**flags)
+
+
+def set_threads_option(threads: int | None) -> None:
+    """Use so many threads; ConfigError if this machine has fewer."""
+    if threads is None:
+        return
+    from ..training.trainer import set_threads
+
+    if threads < 1:
+        raise ConfigError(f"threads ({threads}) must be at least 1; leave it out to use all")
+    set_threads(threads)
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: control characters other than line ends as U+FFFD."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def write(pieces: Iterable[str]) -> None:
+    """Write text to stdout at once; made printable if that is a terminal."""
+    for piece in pieces:
+        sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
+    sys.stdout.flush()
+
+
+def read_stdin() -> str:
+    """Return all of stdin as text without its last line end; ConfigError if it is a terminal, empty, or not UTF-8."""
+    if sys.stdin.isatty():
+        raise ConfigError("prompt () must be given: --prompt TEXT, or text on standard input")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input must be UTF-8 text, but byte {error.start} is not; convert it") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ConfigError("prompt () must not be empty; standard input was, so give --prompt TEXT")
+    return text
+
+
+def utf8_output() -> None:
+    """Write UTF-8 whatever the locale says: a model may write any character."""
+    if isinstance(sys.stdout, os.PathLike) or not hasattr(sys.stdout, "reconfigure"):
+        return
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")

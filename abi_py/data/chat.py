@@ -1,0 +1,265 @@
+"""Chat templates: conversations as the text that a model reads, rendered by Jinja in a sandbox.
+
+    template = load_template("deepzig")                     built in: chat_templates.py
+    template = load_template("my.jinja")                    a file of your own, or a directory with a chat template
+    text = template.render(messages, tools, add_generation_prompt=True)
+
+A template is a program from whoever made the model, so it runs in Jinja's immutable sandbox: no attribute that leads
+out of it, no change of what it is given.  It sees what Hugging Face's templates see: `messages`, `tools`,
+`add_generation_prompt`, the tokenizer's `bos_token`, `eos_token` ..., `raise_exception`, `strftime_now`, `tojson`
+without HTML escapes, `break` and `continue`, and blocks of {% generation %}, which mark what the model writes.
+How text becomes ids and a mask is in `chat_encoding.py`.
+"""
+
+import functools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ConfigError, DataError
+from .chat_encoding import ANSWER_BEGINS, ANSWER_ENDS, ChatEncoder
+from .chat_templates import BUILT_IN, BuiltIn
+from .conversation import Conversation
+from .tokenizer import CONFIG_FILE, Tokenizer
+
+if TYPE_CHECKING:
+    import jinja2
+
+__all__ = ["ChatTemplate", "load_template", "template_for", "template_names"]
+
+_GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+
+
+def template_names() -> tuple[str, ...]:
+    """Return the names of the built-in templates."""
+    return tuple(BUILT_IN)
+
+
+class ChatTemplate:
+    """A template, ready to render.
+
+    name       what error messages call it
+    source     its text
+    built_in   the facts of a built-in template: tokens it needs, form of its tool calls; of others, empty ones
+    variables  what the template sees beside the conversation, such as `eos_token`
+    """
+
+    def __init__(
+        self,
+        source: str,
+        name: str = "the chat template",
+        built_in: BuiltIn | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Compile the template; ConfigError names the line of a mistake in it."""
+        import jinja2
+
+        self.source, self.name = source, name
+        self.built_in = built_in or BuiltIn(source)
+        self.variables = dict(variables or {})
+        self.marks_answers = any("endgeneration" in tag.group() for tag in _GENERATION_TAG.finditer(source))
+        try:
+            self._compiled = _environment(False).from_string(source)
+            self._marking = _environment(True).from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(f"{name}:{error.lineno}: not a Jinja template: {error.message}; correct it") from None
+        self._encoder: ChatEncoder | None = None
+
+    def __repr__(self) -> str:
+        return f"ChatTemplate({self.name!r})"
+
+    @property
+    def portable_source(self) -> str:
+        """The text without {% generation %}, which some readers of Jinja (llama.cpp, older transformers) lack."""
+
+        # The minus signs of the tags strip spaces around them; a comment keeps them doing so.
+        def blank(tag: re.Match[str]) -> str:
+            return f"{{#{tag[1]} {tag[2]}#}}"
+
+        return _GENERATION_TAG.sub(blank, self.source)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Conversation,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the text of a conversation; with add_generation_prompt it ends where the model should go on.
+
+        messages  dictionaries {"role": ..., "content": ...}, or a Conversation, whose own tools are then used.
+        DataError says what the template has to complain about.
+        """
+        return self._render(self._compiled, messages, tools, add_generation_prompt, variables)
+
+    def render_marked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the text with ANSWER_BEGINS and ANSWER_ENDS around each {% generation %} block."""
+        return self._render(self._marking, messages, tools, False, variables)
+
+    def _render(
+        self,
+        compiled: "jinja2.Template",
+        messages: Sequence[Mapping[str, Any]] | Conversation,
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
+        import jinja2
+
+        if isinstance(messages, Conversation):
+            tools = tools or messages.tools
+            messages = messages.to_dicts()
+        try:
+            return compiled.render(
+                messages=list(messages),
+                tools=list(tools) if tools else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{**self.variables, **(variables or {})},
+            )
+        except jinja2.TemplateError as error:
+            raise DataError(f"{self.name}: {error.message or type(error).__name__}") from None
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            # What a template does wrong inside surfaces as Python's own errors.
+            raise DataError(f"{self.name} fails on this conversation: {type(error).__name__}: {error}") from None
+
+    def encoder(self, tokenizer: Tokenizer) -> "ChatEncoder":
+        """Return what turns conversations into ids with this tokenizer; ConfigError if it lacks a token."""
+        if self._encoder is None or self._encoder.tokenizer is not tokenizer:
+            self._encoder = ChatEncoder(self, tokenizer)
+        return self._encoder
+
+    def encode(
+        self, tokenizer: Tokenizer, conversation: Conversation, loss_on: str = "assistant"
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """Return ids and labels (n,) uint32 of a conversation: see `ChatEncoder.encode`."""
+        return self.encoder(tokenizer).encode(conversation, loss_on)
+
+
+# -- finding one -------------------------------------------------------------------------------
+
+
+def load_template(name: str | os.PathLike[str]) -> ChatTemplate:
+    """Return a built-in template by its name, or the one in a file of Jinja, a tokenizer_config.json, or a directory.
+
+    ConfigError if there is none.
+    """
+    text = os.fspath(name)
+    if text in BUILT_IN:
+        return ChatTemplate(BUILT_IN[text].source, text, BUILT_IN[text])
+    path = Path(text)
+    if path.is_dir():
+        from_directory = [path / "chat_template.jinja", path / CONFIG_FILE]
+        path = next((file for file in from_directory if file.is_file()), path / CONFIG_FILE)
+    if not path.is_file():
+        raise ConfigError(
+            f"template ({text}) must be {', '.join(BUILT_IN)}, or a file with a Jinja template; check the name"
+        )
+    try:
+        source = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be UTF-8, but byte {error.start} is not; give a Jinja template") from None
+    if path.suffix == ".json":
+        source = _from_config(source, path)
+    return ChatTemplate(source, str(path))
+
+
+def _from_config(text: str, path: Path) -> str:
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}; give a tokenizer_config.json") from None
+    source = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(source, list):
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        raise ConfigError(f"{path} has no chat_template; name a built-in one: {', '.join(BUILT_IN)}")
+    return source
+
+
+def template_for(tokenizer: Tokenizer, name: str | os.PathLike[str] | None = None) -> ChatTemplate:
+    """Return the template `name`; None takes the tokenizer's own, or the built-in one whose tokens it has.
+
+    ConfigError if none fits.
+    """
+    if name is not None:
+        return load_template(name)
+    if tokenizer.chat_template is not None:
+        known = next((n for n, t in BUILT_IN.items() if _same(tokenizer.chat_template, t)), None)
+        if known is not None:
+            return load_template(known)
+        return ChatTemplate(tokenizer.chat_template, f"the chat template of {tokenizer.name}")
+    for known in ("deepzig", "chatml", "llama3"):
+        if all(tokenizer.id_of(token) is not None for token in BUILT_IN[known].tokens):
+            return load_template(known)
+    if tokenizer.eos_id is not None:
+        return load_template("alpaca")
+    raise ConfigError(
+        f"{tokenizer.name} has no chat template, no special tokens of a built-in one, and no EOS; name a template, "
+        "and train the tokenizer with its special tokens"
+    )
+
+
+def _same(source: str, built_in: BuiltIn) -> bool:
+    return source in (built_in.source, ChatTemplate(built_in.source).portable_source)
+
+
+# -- Jinja -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _environment(marking: bool) -> "jinja2.Environment":
+    """Return the sandbox; if `marking`, generation blocks put marks around what they render."""
+    import jinja2
+    import jinja2.ext
+    import jinja2.nodes
+    import jinja2.parser
+    import jinja2.sandbox
+
+    class Generation(jinja2.ext.Extension):
+        tags = {"generation"}  # noqa: RUF012 (Jinja wants it so)
+
+        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+        def _mark(self, caller: Any) -> str:
+            text = str(caller())
+            return f"{ANSWER_BEGINS}{text}{ANSWER_ENDS}" if marking else text
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    return environment
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

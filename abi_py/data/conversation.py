@@ -1,0 +1,339 @@
+"""Conversations, and how they are read from the rows of the usual formats.
+
+    Alpaca              {"instruction": "Add.", "input": "1 2", "output": "3"}            input may be missing
+    Dolly, custom       {"instruction": "Add.", "context": "1 2", "response": "3"}        or "input" for "context"
+    ShareGPT            {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
+    messages (OpenAI)   {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    prompt/completion   {"prompt": "Add 1 2.", "completion": "3"}
+    text, content       {"text": "..."}                                                   no turns: all of it is learnt
+
+A row's format is the first of these whose keys it has, with values that are not null.  Beside them a row may have
+`system` (a string), `history` (pairs of strings), `tools` (signatures, a list or its JSON), and `category` or
+`pattern`.  CodeAlpaca is Alpaca.  Other keys ("id", "source"...) are not read.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import DataError
+from .rows import BadRow, Source, kind, list_keys, open_rows, text_value
+from .toolcalls import ToolCall, read_call
+
+__all__ = ["Conversation", "Message", "RowReader", "read_conversation"]
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+OPENAI = ("system", "developer", "user", "assistant", "tool", "function")
+SHAREGPT = ("human", "user", "gpt", "assistant", "system", "function_call", "observation", "function_response", "tool")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn.
+
+    role        system, user, assistant or tool (the result of a call)
+    content     its text; of an assistant that only calls tools, empty
+    context     what the text of a user works on (Alpaca's input, Dolly's context), or None
+    tool_calls  what an assistant calls
+    name, tool_call_id   of a result: which tool, which call
+    trained     is this answer to be learnt?  Not those of Alpaca's history, and not those of OpenAI's "weight": 0
+    """
+
+    role: str
+    content: str
+    context: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    tool_call_id: str | None = None
+    trained: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the turn as chat templates want it; a context is joined to the content, and stands apart as well."""
+        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.context:
+            made.update(content=f"{self.content}\n\n{self.context}", instruction=self.content, context=self.context)
+        if self.tool_calls:
+            made["tool_calls"] = [
+                {
+                    "type": "function",
+                    **({"id": call.id} if call.id else {}),
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        extra = {"name": self.name, "tool_call_id": self.tool_call_id}
+        return {**made, **{key: value for key, value in extra.items() if value is not None}}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of a row, or its plain text.
+
+    messages  the turns; empty if the row is plain text
+    text      the plain text of a row without turns, else None
+    tools     signatures of the tools that may be called, as JSON schemas, or None
+    category  the row's category or pattern, or None
+    place     file:line, for messages
+    """
+
+    messages: tuple[Message, ...]
+    text: str | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+    category: str | None = None
+    place: str = field(default="", compare=False)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the turns as chat templates want them."""
+        return [message.to_dict() for message in self.messages]
+
+    @property
+    def calls_tools(self) -> bool:
+        """Say whether tools are called, or their signatures given, or calls stand in the text of an answer."""
+        answers = [message for message in self.messages if message.role == "assistant"]
+        tags = ("<tool>", "<tool_call>")
+        return bool(self.tools) or any(m.tool_calls or any(tag in m.content for tag in tags) for m in answers)
+
+    def strings(self) -> Iterator[str]:
+        """Yield every text of it: what a pattern is looked for in."""
+        if self.text is not None:
+            yield self.text
+        for message in self.messages:
+            yield message.content
+            if message.context:
+                yield message.context
+            for call in message.tool_calls:
+                yield call.name
+                yield json.dumps(call.arguments, ensure_ascii=False)
+
+
+class RowReader:
+    """The conversations of a source, one after the other: `for conversation in RowReader(path)`.
+
+    A bad row is a DataError naming file:line, the keys it has and those it should have; with skip_bad_rows it is left
+    out and its message kept in `skipped`.  OSError for a source that cannot be opened comes at once.
+    """
+
+    def __init__(self, source: Source, *, skip_bad_rows: bool = False) -> None:
+        """Open the source; see `rows.open_rows` for what it may be."""
+        self.name, self._rows = open_rows(source)
+        self.skip_bad_rows = skip_bad_rows
+        self.skipped: list[str] = []
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """Yield the conversations."""
+        for line, row in self._rows:
+            self.count += 1
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                conversation = read_conversation(row, f"{self.name}:{line}")
+            except BadRow as bad:
+                self.reject(f"{self.name}:{line}: {bad}")
+            else:
+                yield conversation
+
+    def reject(self, message: str) -> None:
+        """Raise the message about a row, or keep it if bad rows are left out."""
+        if not self.skip_bad_rows:
+            raise DataError(
+                f"{message}; correct the row, or leave out such rows with skip_bad_rows=True (--skip-bad-rows)"
+            )
+        self.skipped.append(message)
+
+
+# -- formats -----------------------------------------------------------------------------------
+
+
+def read_conversation(row: Any, place: str = "") -> Conversation:
+    """Return the conversation of a row; BadRow says what is wrong with it."""
+    if not isinstance(row, dict):
+        raise BadRow(f"a row must be a JSON object, found {kind(row)}")
+    # A table made of several sets has all their columns, null where a row has none: null is as good as missing.
+    for present in (lambda key: row.get(key) is not None, lambda key: key in row):
+        for keys, _, read in FORMATS:
+            if all(map(present, keys)):
+                messages, text = read(row)
+                return Conversation(tuple(messages), text, _tools(row), _category(row), place)
+    wanted = "; ".join(f"{' and '.join(map(repr, keys))} ({name})" for keys, name, _ in FORMATS)
+    raise BadRow(f"found the keys {list_keys(row)}; expected {wanted}")
+
+
+Turns = tuple[list[Message], str | None]
+
+
+def _instruction(row: dict[str, Any], answer: str) -> Turns:
+    messages = _before(row)
+    messages.append(Message("user", text_value(row["instruction"], "instruction"), _context(row)))
+    messages.append(Message("assistant", text_value(row[answer], answer)))
+    return messages, None
+
+
+def _alpaca(row: dict[str, Any]) -> Turns:
+    _refuse_both(row, "output", "response")
+    return _instruction(row, "output")
+
+
+def _dolly(row: dict[str, Any]) -> Turns:
+    return _instruction(row, "response")
+
+
+def _prompt(row: dict[str, Any]) -> Turns:
+    prompt = Message("user", text_value(row["prompt"], "prompt"))
+    return [*_before(row), prompt, Message("assistant", text_value(row["completion"], "completion"))], None
+
+
+def _sharegpt(row: dict[str, Any]) -> Turns:
+    turns = _turn_list(row["conversations"], "conversations")
+    return [*_before(row), *(_turn(turn, i, "from", "value", SHAREGPT) for i, turn in enumerate(turns))], None
+
+
+def _openai(row: dict[str, Any]) -> Turns:
+    if row.get("functions"):
+        raise BadRow("'functions' is the old form of the signatures; write them as 'tools'")
+    turns = _turn_list(row["messages"], "messages")
+    return [*_before(row), *(_turn(turn, i, "role", "content", OPENAI) for i, turn in enumerate(turns))], None
+
+
+FORMATS: tuple[tuple[tuple[str, ...], str, Callable[[dict[str, Any]], Turns]], ...] = (
+    (("instruction", "output"), "Alpaca", _alpaca),
+    (("instruction", "response"), "Dolly", _dolly),
+    (("conversations",), "ShareGPT", _sharegpt),
+    (("messages",), "OpenAI", _openai),
+    (("prompt", "completion"), "prompt and completion", _prompt),
+    (("text",), "text", lambda row: ([], text_value(row["text"], "text"))),
+    (("content",), "content", lambda row: ([], text_value(row["content"], "content"))),
+)
+
+
+def _refuse_both(row: dict[str, Any], one: str, other: str) -> None:
+    """Raise if a row says two things where one is read."""
+    if row.get(one) and row.get(other) and row[one] != row[other]:
+        raise BadRow(f"it has both '{one}' and '{other}', which differ; keep one of them")
+
+
+def _optional(row: dict[str, Any], key: str) -> str | None:
+    value = row.get(key)
+    return None if value is None else text_value(value, key, may_be_empty=True)
+
+
+def _context(row: dict[str, Any]) -> str | None:
+    _refuse_both(row, "input", "context")
+    first, second = _optional(row, "input"), _optional(row, "context")
+    return first or second or (first if first is not None else second)
+
+
+def _before(row: dict[str, Any]) -> list[Message]:
+    """Return what a row says before its own turns: system message and history."""
+    system, history = _optional(row, "system"), row.get("history")
+    messages = [Message("system", system)] if system else []
+    if history is None:
+        history = []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BadRow("'history' must be a list of [question, answer] pairs")
+    for question, answer in history:
+        messages.append(Message("user", text_value(question, "history question")))
+        messages.append(Message("assistant", text_value(answer, "history answer"), trained=False))
+    return messages
+
+
+def _category(row: dict[str, Any]) -> str | None:
+    value = row.get("category") if row.get("category") is not None else row.get("pattern")
+    return None if value is None else text_value(value, "category", may_be_empty=True)
+
+
+def _tools(row: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise BadRow(f"'tools' is a string, but not of JSON: {error.msg} at character {error.pos}") from None
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow(f"'tools' must be a list of objects, found {kind(tools)}")
+    return tuple(tools)
+
+
+# -- turns -------------------------------------------------------------------------------------
+
+
+def _turn_list(turns: Any, key: str) -> list[Any]:
+    if not isinstance(turns, list) or not turns:
+        found = "an empty list" if turns == [] else kind(turns)
+        raise BadRow(f"'{key}' must be a list of turns, found {found}")
+    return turns
+
+
+def _turn(turn: Any, i: int, speaker: str, text: str, known: tuple[str, ...]) -> Message:
+    """Return turn `i`, whose keys are called `speaker` and `text`."""
+    calls = isinstance(turn, dict) and (turn.get("tool_calls") or turn.get("function_call"))
+    if not isinstance(turn, dict) or speaker not in turn or (text not in turn and not calls):
+        found = list_keys(turn) if isinstance(turn, dict) else kind(turn)
+        raise BadRow(f"turn {i}: found {found}; expected the keys '{speaker}' and '{text}'")
+    who = turn[speaker]
+    if who not in known:
+        raise BadRow(f"turn {i}: '{speaker}' is {who!r}; expected {', '.join(known)}")
+    if who == "function_call":
+        value = text_value(turn[text], f"turn {i} {text}")
+        return Message("assistant", "", tool_calls=_calls([_json(value, i)], i))
+    role, value = ROLES[who], _content(turn.get(text), f"turn {i} {text}", optional=bool(calls) or ROLES[who] == "tool")
+    if calls and role != "assistant":
+        raise BadRow(f"turn {i}: only an assistant can call tools, this turn is from {who}")
+    made = _calls(turn.get("tool_calls") or [turn["function_call"]], i) if calls else ()
+    if role != "tool":
+        weight = turn.get("weight", 1)
+        if weight not in (0, 1):
+            raise BadRow(f"turn {i}: 'weight' is {weight!r}; it must be 0 or 1")
+        return Message(role, value, tool_calls=made, trained=bool(weight))
+    return Message(role, value, name=_optional(turn, "name"), tool_call_id=_optional(turn, "tool_call_id"))
+
+
+def _content(value: Any, key: str, optional: bool) -> str:
+    """Return the text of a turn; a list of parts, as OpenAI writes it, is joined."""
+    if isinstance(value, list):
+        parts = []
+        for part in value:
+            if not isinstance(part, dict) or part.get("type") != "text":
+                found = repr(part.get("type")) if isinstance(part, dict) else kind(part)
+                raise BadRow(f"'{key}' has a part of type {found}; only text can be read")
+            parts.append(text_value(part.get("text"), key, may_be_empty=True))
+        value = "".join(parts)
+    if value is None and optional:
+        return ""
+    return text_value(value, key, may_be_empty=optional)
+
+
+def _json(text: str, i: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"turn {i}: the call is no JSON: {error.msg} at character {error.pos}") from None
+
+
+def _calls(calls: Any, i: int) -> tuple[ToolCall, ...]:
+    if not isinstance(calls, list):
+        raise BadRow(f"turn {i}: 'tool_calls' must be a list, found {kind(calls)}")
+    made = []
+    for call in calls:
+        call_id = call.get("id") if isinstance(call, dict) else None
+        function = call.get("function", call) if isinstance(call, dict) else call
+        try:
+            made.append(read_call(function, call_id if isinstance(call_id, str) else None))
+        except ValueError as error:
+            raise BadRow(f"turn {i}: {error}") from None
+    return tuple(made)

@@ -1,0 +1,243 @@
+"""The loop: batches, stops, streaming, the end of the context, texts, and a cache that is used again."""
+
+import numpy as np
+import pytest
+
+from abi_py.config import TrainableModelConfig
+from abi_py.errors import ConfigError, DataError, NonFiniteError
+from abi_py.generation import GenerationConfig, Generator, generate, generate_stream
+from abi_py.generation.decoder import FEW, Decoder
+from abi_py.generation.text import ByteText, StopText
+from abi_py.model import TrainableModel
+
+SHAPE = {"hidden_dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 24}
+DRAWN = {"temperature": 1.3, "top_k": 0, "top_p": 0.95}
+
+
+def make(vocab_size=257, max_seq_len=48, seed=5):
+    model = TrainableModel(
+        TrainableModelConfig(vocab_size=vocab_size, max_seq_len=max_seq_len, seed=seed, **SHAPE)
+    )
+    model.parameters.weights_flat[...] *= 8  # fresh weights are so small that all tokens are about equally likely
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make()
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, DRAWN], ids=["greedy", "drawn"])
+def test_a_batch_gives_what_each_prompt_gives_alone(model, rng, settings):
+    """More prompts than slots, of different lengths, ending at different times."""
+    prompts = [rng.integers(0, 257, n) for n in (1, 30, 4, 9, 2, 17, 1, 3, 8, 12, 5)]
+    assert len(prompts) > FEW
+    settings = {**settings, "stop_ids": tuple(range(40, 90)), "max_new_tokens": 20}
+    together = generate(model, prompts, **settings)
+    assert len({len(ids) for ids in together}) > 3
+    for prompt, ids in zip(prompts, together):
+        assert generate(model, prompt, **settings).tolist() == ids.tolist()
+
+
+def test_bits_of_logits_do_not_depend_on_the_batch_or_on_threads(model, rng, same_bits):
+    prompts = [rng.integers(0, 257, n) for n in (3, 20, 1)]
+
+    def logits(slots):
+        decoder = Decoder(model, len(slots))
+        read = [decoder.prefill(i, prompts[slot]).copy() for i, slot in enumerate(slots)]
+        step = decoder.step(np.arange(len(slots), dtype=np.int32), np.full(len(slots), 7, np.int32)).copy()
+        return np.array(read), step
+
+    same_bits(lambda: logits([0, 1, 2]))
+    read, step = logits([0, 1, 2])
+    for slot in range(3):
+        alone = logits([slot])
+        assert alone[0].tobytes() == read[slot].tobytes()
+        assert alone[1].tobytes() == step[slot].tobytes()
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+def test_the_cache_holds_key_value_heads_only(heads):
+    config = TrainableModelConfig(vocab_size=9, max_seq_len=8, **{**SHAPE, "num_kv_heads": heads})
+    decoder = Decoder(TrainableModel(config), 3)
+    decoder.prefill(0, np.zeros(5, np.int32))
+    assert decoder.cache.nbytes == 2 * SHAPE["num_layers"] * 3 * heads * 8 * 4 * 4  # D = 4
+
+
+def test_the_cache_grows_seldom_and_keeps_what_it_holds(rng):
+    model = make(vocab_size=31, max_seq_len=1100)
+    ids = rng.integers(0, 31, 1100).astype(np.int32)
+    decoder, capacities = Decoder(model), set()
+    slot = np.zeros(1, np.int32)
+    decoder.prefill(0, ids[:250])
+    for t in range(250, 1100):
+        logits = decoder.step(slot, ids[t : t + 1])
+        capacities.add(decoder.cache.capacity)
+    assert sorted(capacities) == [256, 512, 1024, 1100]
+    expected = model.forward(ids)[0, -1]
+    assert np.abs(logits[0] - expected).max() < 1e-4 * np.abs(expected).max()
+    with pytest.raises(DataError, match="max_seq_len"):
+        decoder.step(slot, ids[:1])
+
+
+def test_a_long_prompt_in_chunks_equals_one_pass(rng, monkeypatch):
+    from abi_py.generation import decoder
+
+    model, ids = make(vocab_size=31, max_seq_len=80), rng.integers(0, 31, 77)
+    whole = Decoder(model).prefill(0, ids)
+    monkeypatch.setattr(decoder, "CHUNK", 20)
+    assert np.abs(Decoder(model).prefill(0, ids) - whole).max() < 1e-5
+
+
+def test_past_the_context_the_newer_half_is_kept(model):
+    """Every token equals the one that the model gives for what it still sees."""
+    longest = model.config.max_seq_len
+    made = generate(model, [1, 2, 3], 100, temperature=0).tolist()
+    text, seen = [1, 2, 3], [1, 2, 3]
+    for token in made:
+        assert token == model.forward(np.array([seen]))[0, -1].argmax()
+        text.append(token)
+        seen = [*seen, token] if len(seen) < longest else text[-(longest // 2) :]
+    (result,) = Generator(model).run([[1, 2, 3]], max_new_tokens=100, temperature=0)
+    assert result.dropped > 0
+
+
+def test_a_prompt_longer_than_the_context_loses_its_beginning(model, rng):
+    prompt = rng.integers(0, 257, 70)
+    (result,) = Generator(model).run([prompt], max_new_tokens=1, temperature=0)
+    assert result.dropped == 70 - 48
+    assert result.ids.tolist() == generate(model, prompt[-48:], 1, temperature=0).tolist()
+
+
+def test_seeds(model):
+    settings = {"max_new_tokens": 30, **DRAWN}
+    one = generate(model, [1], seed=1, **settings)
+    assert np.array_equal(one, generate(model, [1], seed=1, **settings))
+    assert not np.array_equal(one, generate(model, [1], seed=2, **settings))
+
+
+def test_stop_ids_and_stop_strings(model):
+    free = generate(model, "ab", 40, temperature=0, stop_ids=())
+    ids = generate(model, list(b"ab"), 40, temperature=0, stop_ids=())
+    stop = next(text for text in (free[i : i + 2] for i in range(5, 30)) if "\ufffd" not in text)
+    (result,) = Generator(model).run(["ab"], max_new_tokens=40, temperature=0, stop_ids=(), stop_strings=(stop,))
+    assert result.text == free[: free.index(stop)]
+    assert (result.finish_reason, result.stop) == ("stop", stop)
+    assert result.ids.tolist() == ids[: len(result.ids)].tolist()
+    (result,) = Generator(model).run(["ab"], max_new_tokens=40, temperature=0, stop_ids=(int(ids[7]),))
+    assert result.ids.tolist() == ids[: ids.tolist().index(ids[7])].tolist()
+    assert (result.finish_reason, result.stop) == ("stop", ids[7])
+
+
+def test_the_end_token_of_a_tokenizer_stops(model):
+    ids = generate(model, list(b"ab"), 30, **DRAWN)
+    end = int(ids[9])
+
+    class Ending(ByteText):
+        eos_id = end
+
+    made = generate(model, list(b"ab"), 30, tokenizer=Ending(), **DRAWN)
+    assert made.tolist() == ids[: ids.tolist().index(end)].tolist()
+    assert generate(model, list(b"ab"), 30, tokenizer=Ending(), stop_ids=(), **DRAWN).tolist() == ids.tolist()
+
+
+def test_streaming_gives_the_same_in_pieces(model):
+    settings = {"max_new_tokens": 40, "stop": ["zz", 256], "logprobs": 0, **DRAWN}
+    prompts, seen = ["one", "two and", "t"], []
+    generator = Generator(model)
+    results = generator.run(prompts, callback=seen.append, **{**settings, "stop": None, "stop_strings": "zz"})
+    for number, result in enumerate(results):
+        mine = [token for token in seen if token.prompt == number]
+        assert "".join(token.text for token in mine) == result.text
+        assert [token.id for token in mine if token.id is not None] == result.ids.tolist()
+        assert [token.logprob for token in mine if token.id is not None] == result.logprobs.tolist()
+        assert [token.finish_reason for token in mine[:-1]] == [None] * (len(mine) - 1)
+        assert mine[-1].finish_reason == result.finish_reason
+    texts = generate(model, prompts, **{**settings, "stop": "zz"})
+    assert texts == [result.text for result in results]
+    streamed = "".join(token.text for token in generate_stream(model, prompts[0], **{**settings, "stop": "zz"}))
+    assert streamed == texts[0]
+
+
+def test_a_stream_that_is_left_early_tells_what_was_there(model):
+    generator = Generator(model)
+    stream = generator.stream([[1, 2]], max_new_tokens=30, **DRAWN)
+    first = [next(stream).id for _ in range(4)]
+    (result,) = generator.results()
+    assert result.ids.tolist() == first
+    assert result.finish_reason == "interrupted"
+
+
+def test_nothing_asked_nothing_made(model):
+    (result,) = Generator(model).run(["a"], max_new_tokens=0)
+    assert (result.ids.size, result.text, result.finish_reason) == (0, "", "length")
+
+
+def test_a_growing_conversation_reads_only_what_is_new(model, rng):
+    ids = rng.integers(0, 257, 12)
+    generator = Generator(model, reuse=True)
+    settings = GenerationConfig(max_new_tokens=6, temperature=0, stop_ids=())
+    (first,) = generator.run([ids], settings)
+    longer = np.concatenate((ids, first.ids, [5, 6, 7]))
+    (second,) = generator.run([longer], settings)
+    assert generator.prefill_tokens == 4  # the last of the six was made, never read; and three new ones
+    assert second.ids.tolist() == generate(model, longer, settings).tolist()
+    other = np.concatenate((ids[:5], [9, 9]))  # goes another way
+    (third,) = generator.run([other], settings)
+    assert generator.prefill_tokens == 2
+    assert third.ids.tolist() == generate(model, other, settings).tolist()
+    (again,) = generator.run([other], settings)
+    assert again.ids.tolist() == third.ids.tolist()
+
+
+def test_every_token_banned_is_said(model):
+    tiny = make(vocab_size=3)
+    with pytest.raises(DataError, match="no_repeat_ngram_size"):
+        generate(tiny, [0, 1, 2], 3, no_repeat_ngram_size=1)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, DRAWN], ids=["greedy", "drawn"])
+def test_a_model_of_nan_is_an_error(settings):
+    broken = make()
+    broken.weights["final_norm"][3] = np.nan
+    with pytest.raises(NonFiniteError):
+        generate(broken, [1], 3, **settings)
+
+
+def test_wrong_calls(model):
+    with pytest.raises(DataError, match="prompt 1"):
+        generate(model, [[1], []], 3)
+    with pytest.raises(DataError, match=r"257 at place 1"):
+        generate(model, [3, 257], 3)
+    with pytest.raises(TypeError, match="integers"):
+        generate(model, [0.5], 3)
+    with pytest.raises(ConfigError, match="top_q"):
+        generate(model, [1], 3, top_q=1)
+    with pytest.raises(ConfigError, match="config"):
+        generate(model, [1], "3")
+    other = make(vocab_size=40)
+    with pytest.raises(DataError, match="tokenizer"):
+        generate(other, "text", 3)
+    with pytest.raises(DataError, match="stop_strings"):
+        generate(other, [1], 3, stop_strings="x")
+    with pytest.raises(DataError, match="257 ids"):
+        generate(other, "text", 3, tokenizer=ByteText())
+
+
+def test_held_back_beginnings_of_stop_strings():
+    text = StopText(ByteText(), ["END", "ENOUGH"])
+    given = [text.add(byte) for byte in b"EEN"]
+    assert given == [("", None), ("E", None), ("", None)]
+    assert [text.add(byte)[0] for byte in b"OE"] == ["", "ENO"]
+    assert [text.add(byte) for byte in b"ND"] == [("", None), ("", "END")]
+    text = StopText(ByteText(), ["END"])
+    assert [text.add(byte)[0] for byte in b"abEN"] == ["a", "b", "", ""]
+    assert text.finish() == ("EN", None)
+
+
+def test_characters_come_whole():
+    text = StopText(ByteText(), [])
+    pieces = [text.add(byte)[0] for byte in "ä€".encode()]
+    assert pieces == ["", "ä", "", "", "€"]
+    text.add(0xE2)
+    assert text.finish() == ("\ufffd", None)

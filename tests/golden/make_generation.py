@@ -1,0 +1,140 @@
+"""Make generation.npz: what Hugging Face's `transformers` generates with a tiny model, and what its filters keep.
+
+    python tests/golden/make_generation.py            make it
+    python tests/golden/make_generation.py --check    make it in memory and compare; exit 1 if it differs
+
+This script needs PyTorch and transformers; the tests read only the .npz file, which holds the weights by their Hugging
+Face names, prompts and greedy ids, logits, scores before and after each processor, and `meta`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+PATH = Path(__file__).resolve().with_name("generation.npz")
+SEED = 20240229
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+NEW = 24  # tokens of each greedy continuation
+# Settings by name; `transformers` builds its own list of processors from them, in its own order.
+CASES = [
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.7},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3},
+    {"temperature": 0.6},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 500},
+    {"top_p": 0.05},
+    {"top_p": 0.8},
+    {"min_p": 0.2},
+    {"temperature": 0.5, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+    {"temperature": 1.7, "top_p": 0.6, "min_p": 0.3},
+    {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "temperature": 0.8, "top_k": 12, "top_p": 0.95},
+]
+
+
+def build():
+    """Return the model, with weights large enough that its greedy text does not repeat one token."""
+    torch.manual_seed(SEED)
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(0, 0.3) if weight.ndim > 1 else weight.uniform_(0.5, 1.5)
+            if name == "lm_head.weight":
+                weight.normal_(0, 0.6)
+    return model
+
+
+def greedy(model, arrays):
+    """Generate greedily, with cache, and store prompts, continuations and the logits of the whole."""
+    rng = np.random.default_rng(SEED)
+    settings = (({}, ""), ({"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}, "_penalised"))
+    for number, length in enumerate((1, 5, 11, 30)):
+        prompt = rng.integers(0, SHAPE["vocab_size"], length)
+        arrays[f"prompt_{number}"] = prompt.astype(np.int32)
+        for extra, suffix in settings:
+            ids = torch.tensor(prompt)[None]
+            all_seen = torch.ones_like(ids)  # a prompt may hold the padding's id
+            ids = model.generate(ids, attention_mask=all_seen, do_sample=False, max_new_tokens=NEW, **extra)
+            arrays[f"greedy_{number}{suffix}"] = ids[0, length:].numpy().astype(np.int32)
+            if not suffix:
+                arrays[f"logits_{number}"] = model(ids).logits[0].numpy()
+
+
+def processors(model, arrays):
+    """Run the processors that `transformers` makes of each case on random scores behind random ids."""
+    rng = np.random.default_rng(SEED + 1)
+    vocab = 1000
+    ids = rng.integers(0, 9, 40)  # few ids: many n-grams come twice
+    scores = 2.5 * rng.standard_normal(vocab).astype(np.float32)
+    arrays |= {"ids": ids.astype(np.int32), "scores": scores, "cases": np.array(json.dumps(CASES))}
+    for number, case in enumerate(CASES):
+        config = GenerationConfig(do_sample=True, **({"top_k": 0, "top_p": 1.0, "temperature": 1.0} | case))
+        chain = model._get_logits_processor(generation_config=config, input_ids_seq_length=len(ids))
+        kept = chain(torch.tensor(ids)[None], torch.tensor(scores)[None])[0]
+        arrays[f"kept_{number}"] = kept.numpy()
+    return arrays
+
+
+def make():
+    """Return all arrays."""
+    torch.set_num_threads(1)
+    model = build()
+    arrays = {f"weights.{name}": weight.detach().numpy() for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        greedy(model, arrays)
+        processors(model, arrays)
+    meta = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seed": SEED,
+        "command": "python tests/golden/make_generation.py",
+        "shape": SHAPE,
+    }
+    arrays["meta"] = np.array(json.dumps(meta))
+    return arrays
+
+
+def main():
+    """Make or check the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with the stored file instead of writing it")
+    arrays = make()
+    if not parser.parse_args().check:
+        np.savez_compressed(PATH, **arrays)
+        print(f"{PATH.name}: {PATH.stat().st_size / 1000:.0f} KB, {len(arrays)} arrays")
+        return
+    with np.load(PATH) as stored:
+        same = set(stored.files) == set(arrays)
+        for name in stored.files:
+            if name == "meta" or name not in arrays:
+                continue
+            old, new = stored[name], np.asarray(arrays[name])
+            close = np.allclose(old, new, rtol=1e-5, atol=1e-5) if old.dtype.kind == "f" else np.array_equal(old, new)
+            if not close:
+                print(f"{name} differs")
+                same = False
+    sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()
