@@ -27,5 +27,6 @@ for name, numbers, elements in (("tile", FLOAT32, 1), ("tile bf16", BFLOAT16, 2)
     if numbers is FLOAT32:
         bench.check(name, c, a.T.astype(np.float64) @ b.astype(np.float64), 1e-5)
     flops = 2 * ROWS * COLUMNS * DEPTH * TIMES * elements
-    bench.time(f"{name}, {TIMES} times", lambda c=c, n=numbers: tiles(c, a.ravel(), b.ravel(), DEPTH, TIMES, n), flops=flops)
+    arguments = c, a.ravel(), b.ravel(), DEPTH, TIMES, numbers
+    bench.time(f"{name}, {TIMES} times", lambda arguments=arguments: tiles(*arguments), flops=flops)
 bench.finish()

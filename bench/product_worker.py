@@ -35,10 +35,11 @@ def transposed(form):
 def abi(form, rows, columns, depth, precision):
     """Return a function that does the product with our kernel."""
     from abi_py.kernels.matmul import product
+    from abi_py.kernels.panels import BFLOAT16, FLOAT32
 
     a, b = operands(form, rows, columns, depth)
     out, turned = np.empty((rows, columns), np.float32), transposed(form)
-    return lambda: product(out, a, b, bf16=precision == "bf16", **turned)
+    return lambda: product(out, a, b, numbers=BFLOAT16 if precision == "bf16" else FLOAT32, **turned)
 
 
 def numpy(form, rows, columns, depth, precision):

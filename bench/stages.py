@@ -16,6 +16,7 @@ from abi_py.kernels.embedding import embedding_backward, embedding_forward
 from abi_py.kernels.global_norm import global_norm
 from abi_py.kernels.matmul import product
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
+from abi_py.kernels.panels import BFLOAT16, FLOAT32
 from abi_py.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from abi_py.kernels.rope import rope_backward, rope_forward, rope_table
 from abi_py.kernels.swiglu import swiglu_backward, swiglu_forward
@@ -56,6 +57,11 @@ def attention_stages(shape):
     return {"attention y": forward, "attention dx": backward}
 
 
+def numbers_of(bf16):
+    """Return what products multiply."""
+    return BFLOAT16 if bf16 else FLOAT32
+
+
 def product_stages(shape, bf16):
     """Return {name: function of the layer} of the linear layers' products."""
     draw, rows, found = Draw(), shape.tokens, {}
@@ -65,13 +71,13 @@ def product_stages(shape, bf16):
         dx, dy = draw(rows, inputs), draw(rows, outputs)
 
         def y_product(i, x=x, y=y, w=w):
-            product(y[i], x[i], w[i], transpose_b=True, bf16=bf16)
+            product(y[i], x[i], w[i], transpose_b=True, numbers=numbers_of(bf16))
 
         def dx_product(i, dx=dx, dy=dy, w=w):
-            product(dx, dy, w[i], bf16=bf16)
+            product(dx, dy, w[i], numbers=numbers_of(bf16))
 
         def dw_product(i, dw=dw, dy=dy, x=x):
-            product(dw[i], dy, x[i], transpose_a=True, bf16=bf16)
+            product(dw[i], dy, x[i], transpose_a=True, numbers=numbers_of(bf16))
 
         found |= {f"{name} y": y_product, f"{name} dx": dx_product, f"{name} dw": dw_product}
     return found
@@ -113,7 +119,7 @@ def once_stages(shape, bf16):
     ids, labels = np.random.default_rng(0).integers(0, shape.vocab_size, (2, rows)).astype(np.int32)
     losses, hits = np.empty(rows, np.float32), np.empty(rows, np.uint8)
     chunks, decay = parameter_chunks([0], [size], [True])
-    head = losses, hits, dhidden, dtable, hidden, table, labels, 1 / rows, 0.0, False, bf16
+    head = losses, hits, dhidden, dtable, hidden, table, labels, 1 / rows, 0.0, False, numbers_of(bf16)
     return {
         "head and loss": lambda i: head_loss_backward(*head),
         "embedding y": lambda i: embedding_forward(hidden, ids, table),

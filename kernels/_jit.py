@@ -3,6 +3,8 @@
     kernel     a function called from Python; loops over `prange` run on all threads
     helper     a function called from kernels; never parallel itself
 
+    threads_for    run what is too small to share on one thread
+
 Numba's disk cache hashes only the file in which a function stands.  A kernel that calls a helper of another file
 would keep the old helper after an edit, so everything that a compiled kernel depends on goes into the *name* of the
 cache directory: the text of all of `kernels/`, the versions of Python, Numba and NumPy, the processor and its
@@ -14,11 +16,12 @@ choice, the process that compiled and the next one, which loads from the cache, 
 docs/log.md).  Sums that are to be vectors are spelt out in `simd.py`.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ import numba
 import numpy as np
 from numba import config, njit, prange
 
-__all__ = ["JIT", "cache_directory", "helper", "kernel", "prange"]
+__all__ = ["JIT", "cache_directory", "helper", "kernel", "prange", "threads_for"]
 
 numba_config: Any = config  # its fields are made at run time: type checkers know none of them
 
@@ -70,3 +73,22 @@ def kernel(function: Callable[..., Any]) -> Any:
 def helper(function: Callable[..., Any]) -> Any:
     """Compile a function that kernels call; it is never parallel."""
     return _compile_lazily(function)
+
+
+# Operations of a step below which one thread is faster: starting a parallel region costs 2 to 20 us, a step has some
+# fifty of them, and one thread does 50 million operations in half a millisecond (docs/log.md).
+SMALL = 50e6
+
+
+@contextlib.contextmanager
+def threads_for(operations: float) -> Iterator[None]:
+    """Run the kernels inside on one thread if there are few operations to share; the bits are the same."""
+    threads = numba.get_num_threads()
+    if threads == 1 or operations > SMALL:
+        yield
+        return
+    numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(threads)

@@ -2,6 +2,9 @@
 
 A process runs tiny training steps in which only *its* kernels are real and all others do nothing; so each is compiled
 with exactly the types that training gives it, and the disk cache holds it for every later process.
+
+A kernel that a reduced precision calls with other types is compiled for it apart: `_product` is that of float32,
+`_product:bf16` that of bfloat16.
 """
 
 import contextlib
@@ -24,7 +27,15 @@ __all__ = ["compile_for_training", "compile_kernels", "decode_once", "is_cached"
 SECONDS = {"_attention_backward": 6.5, "_attention_forward": 5.0, "_cached_attention": 3.0, "_product": 2.5}
 USUAL_SECONDS = 0.6
 OPTIMIZERS = {"sgd": "sgd_", "adam": "adam_", "adamw": "adamw_"}
-NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", "cache_append", "_cached_attention")
+GENERATION = ("cache_append", "_cached_attention", "_product_of_few_rows")
+NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", *GENERATION)
+ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float32
+VARIANTS = {
+    "fp32": (),
+    "bf16": ("_product", "_attention_forward", "_attention_backward", "swiglu_forward", "swiglu_backward", "repeat_tile")
+    + ONLY_NARROW,
+    "fp16": ("_product",),
+}
 
 
 def _dispatchers() -> dict[str, tuple[str, Any]]:
@@ -41,28 +52,45 @@ def _dispatchers() -> dict[str, tuple[str, Any]]:
 
 
 def kernel_names() -> list[str]:
-    """Return the names of all kernels, the slowest to compile first."""
-    return sorted(_dispatchers(), key=lambda name: (-SECONDS.get(name, USUAL_SECONDS), name))
+    """Return the names of all kernels, with those of reduced precision, the slowest to compile first."""
+    plain = _dispatchers()
+    names = [name for name in plain if name not in ONLY_NARROW]
+    names += [f"{name}:{precision}" for precision, kernels in VARIANTS.items() for name in kernels if name in plain]
+    return sorted(names, key=lambda name: (-_seconds(name), name))
 
 
-def kernels_of_training(optimizer: str) -> list[str]:
-    """Return the kernels that a training step with this optimizer runs."""
-    others = {name for kind, name in OPTIMIZERS.items() if kind != optimizer}
-    return [name for name in kernel_names() if name not in others and name not in NOT_IN_A_STEP]
+def _seconds(name: str) -> float:
+    return SECONDS.get(name.partition(":")[0], USUAL_SECONDS)
+
+
+def kernels_of_training(optimizer: str, precision: str = "fp32") -> list[str]:
+    """Return the kernels that a training step with this optimizer and precision runs."""
+    others = {name for kind, name in OPTIMIZERS.items() if kind != optimizer} | {*NOT_IN_A_STEP, *VARIANTS[precision]}
+    plain = [name for name in kernel_names() if ":" not in name and name not in others]
+    return [name for name in kernel_names() if name in plain or name.endswith(f":{precision}")]
 
 
 def is_cached(name: str) -> bool:
     """Say whether the disk cache holds a kernel."""
     from ..kernels._jit import cache_directory
 
+    if ":" in name:
+        return _stamp(name).exists()
     module, dispatcher = _dispatchers()[name]
     stem = f"{module.rpartition('.')[2]}.{dispatcher.py_func.__qualname__}-"
     return any(cache_directory().glob(f"*/{stem}*.nbi"))
 
 
-def compile_for_training(optimizer: str, report: Callable[[str], None]) -> None:
+def _stamp(name: str) -> Path:
+    """Return the file that says that a variant is compiled: Numba's own index does not show types in its name."""
+    from ..kernels._jit import cache_directory
+
+    return cache_directory() / f"{name.replace(':', '-')}.compiled"
+
+
+def compile_for_training(optimizer: str, precision: str, report: Callable[[str], None]) -> None:
     """Compile what is missing in the cache and `report` it in one line before and one after."""
-    missing = [name for name in kernels_of_training(optimizer) if not is_cached(name)]
+    missing = [name for name in kernels_of_training(optimizer, precision) if not is_cached(name)]
     if not missing:
         return
     report(f"{len(missing)} kernels for this processor, once; later runs find them in the cache ...")
@@ -107,10 +135,10 @@ def _share_out(names: list[str], count: int) -> list[list[str]]:
     """Give each kernel, the slowest first, to the group with the least to do."""
     groups: list[list[str]] = [[] for _ in range(max(1, min(count, len(names))))]
     load = [0.0] * len(groups)
-    for name in sorted(names, key=lambda name: -SECONDS.get(name, USUAL_SECONDS)):
+    for name in sorted(names, key=lambda name: -_seconds(name)):
         least = load.index(min(load))
         groups[least].append(name)
-        load[least] += SECONDS.get(name, USUAL_SECONDS)
+        load[least] += _seconds(name)
     return [group for group in groups if group]
 
 
@@ -149,11 +177,14 @@ def worker(names: list[str]) -> None:
         switches[name] = _Switch(real)
         setattr(importlib.import_module(module), name, switches[name])
     for name in names:
-        switches[name].on = True
+        kernel, _, precision = name.partition(":")
+        switches[kernel].on = True
         began = time.perf_counter()
-        _exercise(name)
+        _exercise(kernel, precision or "fp32")
+        switches[kernel].on = False
+        if precision:
+            _stamp(name).touch()
         print(name, time.perf_counter() - began, flush=True)
-        switches[name].on = False
 
 
 class _Switch:
@@ -166,11 +197,11 @@ class _Switch:
         return self.real(*arguments) if self.on else 0.0
 
 
-def _exercise(name: str) -> None:
+def _exercise(name: str, precision: str) -> None:
     """Run whatever calls a kernel, with the types of training."""
     import numpy as np
 
-    from ..config import LlmTrainingConfig, OptimizerType, TrainableModelConfig
+    from ..config import LlmTrainingConfig, OptimizerType, Precision, TrainableModelConfig
     from ..kernels import dropout, peak
     from ..model import TrainableModel
     from ..training.trainer import LlamaTrainer
@@ -181,9 +212,9 @@ def _exercise(name: str) -> None:
         dropout.dropout_backward(x, x, 0.5, 1)
         return
     if name == "repeat_tile":
-        peak.measured_peak(0.0)
+        peak.measured_peak(0.0, bf16=precision == "bf16")
         return
-    if name in ("cache_append", "_cached_attention"):
+    if name in GENERATION:
         decode_once()
         return
     kinds = {kernel: kind for kind, kernel in OPTIMIZERS.items()}
@@ -194,10 +225,13 @@ def _exercise(name: str) -> None:
     config = LlmTrainingConfig(
         optimizer=OptimizerType(kinds.get(name, "adamw")), grad_accum_steps=1, max_seq_len=8, nan_guard=False
     )
-    trainer = LlamaTrainer(TrainableModel(shape), config)
+    model = TrainableModel(shape)
     ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
-    trainer.train_step(ids, ids)
-    trainer.model.forward(ids)
+    if precision == "fp32":
+        LlamaTrainer(model, config).train_step(ids, ids)
+        model.forward(ids)
+    else:
+        model.compute_loss(ids, ids, backward=True, precision=Precision(precision))
 
 
 def decode_once() -> None:

@@ -115,7 +115,9 @@ def estimate(
     from ..training.trainer import LlamaTrainer
     from .compiling import compile_for_training
 
-    compile_for_training(run.training.optimizer.value, lambda text: say(console, "compile", text))
+    compile_for_training(
+        run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)
+    )
     quiet = {"checkpoint_path": None, "log_dir": None, "grad_accum_steps": 1}
     off = {"enable_tensorboard": False, "enable_wandb": False, "enable_metrics_stream": False}
     config: LlmTrainingConfig = run.training.replace(**quiet, **off)

@@ -121,7 +121,9 @@ def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> in
     say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
-    compile_for_training(run.training.optimizer.value, lambda text: say(console, "compile", text))
+    compile_for_training(
+        run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)
+    )
     from ..model import TrainableModel
     from ..training.trainer import LlamaTrainer
 

@@ -216,7 +216,9 @@ def start(
     )
     directory.mkdir(parents=True, exist_ok=True)
     atomic_text(directory / "config.yaml", run.to_yaml(directory))
-    compile_for_training(run.training.optimizer.value, lambda text: say(console, "compile", text))
+    compile_for_training(
+        run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)
+    )
     from ..model import TrainableModel
     from ..training.trainer import LlamaTrainer
 

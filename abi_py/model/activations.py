@@ -24,7 +24,7 @@ from ..config import CheckpointingStrategy, TrainableModelConfig
 __all__ = ["ATTENTION_ENTRIES", "Arena", "saved_bytes"]
 
 ATTENTION_ENTRIES = ("r_attn", "qkv", "att", "lse")
-NARROW = ("qkv", "att", "gate_up")
+NARROW = ("qkv", "gate_up")
 
 
 def saved_table(config: TrainableModelConfig) -> dict[str, int]:

@@ -4,8 +4,8 @@
     out    = middle + swiglu(rms_norm(middle)) w_downᵀ    swiglu: silu(n w_gateᵀ) * (n w_upᵀ)
 
 w_q, w_k and w_v lie next to each other and are one product; so are w_gate and w_up.  What is cheap to compute again
-(the normed rows, the SwiGLU output) is not saved.  In bfloat16, q k v, the attention output and gate_up are saved
-rounded, and what follows reads them rounded, in forward and in backward.
+(the normed rows, the SwiGLU output) is not saved.  In bfloat16, q k v and gate_up are saved rounded, and what
+follows reads them rounded, in forward and in backward.
 """
 
 from dataclasses import dataclass

@@ -139,7 +139,7 @@ def test_warmup_compiles_into_an_empty_cache_once(tmp_path):
     environment = {**os.environ, "ABI_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     code = (
         "from abi_py.cli.compiling import *\n"
-        "names = ['swiglu_forward', 'repeat_tile']\n"
+        "names = ['swiglu_forward', 'swiglu_forward:bf16']\n"
         "print([is_cached(name) for name in names])\n"
         "compile_kernels(names, lambda name, seconds: print('compiled', name))\n"
         "print([is_cached(name) for name in names])\n"
@@ -148,7 +148,7 @@ def test_warmup_compiles_into_an_empty_cache_once(tmp_path):
     assert done.returncode == 0, done.stderr
     out = done.stdout.splitlines()
     assert out[0] == "[False, False]"
-    assert sorted(out[1:3]) == ["compiled repeat_tile", "compiled swiglu_forward"]
+    assert sorted(out[1:3]) == ["compiled swiglu_forward", "compiled swiglu_forward:bf16"]
     assert out[3] == "[True, True]"
 
 
@@ -169,6 +169,10 @@ def test_kernels_of_training_leave_other_optimizers_out():
     if compiling.kernel_names():
         assert "sgd_" in names
         assert "_attention_forward" in names
+        assert not any(":" in name for name in names)
+        narrow = compiling.kernels_of_training("sgd", "bf16")
+        assert {"_product:bf16", "rms_norm_forward"} <= set(narrow)
+        assert "_product" not in narrow
 
 
 def test_compiling_says_what_failed(monkeypatch):
@@ -181,7 +185,7 @@ def test_a_run_compiles_alone_where_no_process_can_be_started(monkeypatch):
     said = []
     monkeypatch.setattr(compiling.sys, "executable", "/no/such/python")
     monkeypatch.setattr(compiling, "is_cached", lambda name: False)
-    compiling.compile_for_training("adamw", said.append)
+    compiling.compile_for_training("adamw", "bf16", said.append)
     if compiling.kernel_names():
         assert "one by one instead" in said[-1]
 

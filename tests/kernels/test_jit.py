@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 from abi_py.kernels import _jit
-from abi_py.kernels._jit import JIT, cache_directory
+from abi_py.kernels._jit import JIT, cache_directory, threads_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,3 +66,15 @@ def test_directory_depends_on_every_kernel_file(monkeypatch, tmp_path):
     with (tmp_path / "rope.py").open("a") as file:
         file.write("\n")
     assert cache_directory() != before
+
+
+def test_what_is_small_runs_on_one_thread_and_leaves_the_number_as_it_was():
+    before = numba.get_num_threads()
+    with threads_for(1e3):
+        assert numba.get_num_threads() == 1
+    assert numba.get_num_threads() == before
+    with threads_for(1e12):
+        assert numba.get_num_threads() == before
+    with pytest.raises(KeyError), threads_for(0):
+        raise KeyError
+    assert numba.get_num_threads() == before
