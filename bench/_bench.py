@@ -26,6 +26,7 @@ import numba
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"
+CODE = (":(top)", ":(top,exclude)bench/results")  # what `git status` is asked about
 MINIMUM_RUNS = 20
 SHORTEST_RUN = 2e-4  # seconds: far above the resolution of the clock
 
@@ -40,14 +41,17 @@ def cpu_name():
 
 
 def commit():
-    """Return the short name of the commit, with a plus sign where the tree has changes; "unknown" outside a clone."""
+    """Return the short name of the commit; "unknown" outside a clone.
+
+    A plus sign follows where tracked files have changes, other than the results that a benchmark itself has written.
+    """
     folder = Path(__file__).resolve().parent
 
     def git(*words):
         return subprocess.run(("git", *words), cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", *CODE) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

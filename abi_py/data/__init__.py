@@ -7,10 +7,12 @@
     rows.py          rows of JSON, each with its line               conversation.py    conversations, from all formats
     chat.py          chat templates                                 chat_templates.py  those built in
     chat_encoding.py ids of a conversation, and which are learnt    toolcalls.py       calls of tools in an answer
+    selection.py     which conversations, in which order         chat_dataset.py    rows that are trained on, in batches
     instructions.py  the ABI's view of instruction data
 """
 
 from .chat import ChatTemplate, load_template, template_for, template_names
+from .chat_dataset import ChatDataset, EncodingStats
 from .chat_encoding import ChatEncoder
 from .conversation import Conversation, Message, RowReader, read_conversation
 from .corpus import (
@@ -26,6 +28,7 @@ from .corpus import (
 )
 from .instructions import InstructionList, InstructionSample, parse_instruction_dataset
 from .packing import PackedBatches, PackingStats, SequencePacker
+from .selection import Selection, select_conversations
 from .tokenizer import Tokenizer
 from .tokens import IGNORE_INDEX, IGNORE_LABEL, Batch, BatchIterator, DataLoader, TokenizedDataset
 from .toolcalls import BadToolCall, ParsedAnswer, ToolCall, parse_tool_calls, render_tool_calls
@@ -38,10 +41,12 @@ __all__ = [
     "BadToolCall",
     "Batch",
     "BatchIterator",
+    "ChatDataset",
     "ChatEncoder",
     "ChatTemplate",
     "Conversation",
     "DataLoader",
+    "EncodingStats",
     "InstructionList",
     "InstructionSample",
     "Message",
@@ -49,6 +54,7 @@ __all__ = [
     "PackingStats",
     "ParsedAnswer",
     "RowReader",
+    "Selection",
     "SequencePacker",
     "TokenizeReport",
     "TokenizedDataset",
@@ -63,6 +69,7 @@ __all__ = [
     "parse_tool_calls",
     "read_conversation",
     "render_tool_calls",
+    "select_conversations",
     "standard_library_corpus",
     "template_for",
     "template_names",

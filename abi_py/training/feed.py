@@ -1,8 +1,8 @@
 """From what a caller calls data to batches in a resumable order.
 
-Data may be a TokenizedDataset, an array or list of token ids, a DataLoader (with its own batch size and order), or
-packed sequences.  A feed has `epoch`, `position` (the next batch), `num_batches`, `seq_len`, `set_epoch`, `seek`, and
-gives batches.
+Data may be a TokenizedDataset, an array or list of token ids, a DataLoader (with its own batch size and order), packed
+sequences, or conversations (ChatDataset).  A feed has `epoch`, `position` (the next batch), `num_batches`, `seq_len`,
+`set_epoch`, `seek`, and gives batches.
 """
 
 import hashlib
@@ -13,25 +13,27 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import LlmTrainingConfig, TrainableModelConfig
+from ..data.chat_dataset import ChatDataset
 from ..data.order import permute
 from ..data.packing import PackedBatches
 from ..data.tokens import Batch, BatchIterator, DataLoader, TokenizedDataset
 from ..errors import ConfigError, DataError
 
-__all__ = ["Data", "Feed", "PackedFeed", "check_same_data", "describe", "open_feed"]
+__all__ = ["Data", "Feed", "PackedFeed", "PaddedFeed", "check_same_data", "describe", "open_feed"]
 
 EDGE = 1 << 18  # tokens hashed at either end: 1 MB
 SAMPLES = 64  # places between them of which one token is hashed
 
-Data: TypeAlias = TokenizedDataset | DataLoader | PackedBatches | npt.ArrayLike
+Data: TypeAlias = TokenizedDataset | DataLoader | PackedBatches | ChatDataset | npt.ArrayLike
 
 
 class PackedFeed:
     """Packed sequences as a feed; with shuffle, the batches come in the order of (seed, epoch)."""
 
-    def __init__(self, packed: PackedBatches, shuffle: bool, seed: int) -> None:
-        """Begin at the first batch of epoch 0."""
-        self.packed, self.shuffle, self.seed = packed, shuffle, seed
+    def __init__(self, packed: PackedBatches, shuffle: bool, seed: int, dataset: ChatDataset | None = None) -> None:
+        """Begin at the first batch of epoch 0; `dataset` is what was packed, if it is known."""
+        self.packed, self.shuffle, self.seed, self.dataset = packed, shuffle, seed, dataset
+        self.batch_size = packed.batch_size
         self.epoch = self.position = 0
 
     @property
@@ -62,7 +64,37 @@ class PackedFeed:
             yield self.packed.get_batch(index)
 
 
-Feed: TypeAlias = BatchIterator | PackedFeed
+class PaddedFeed:
+    """Rows of their own lengths as a feed: batches as wide as their longest row, in the order of (seed, epoch)."""
+
+    def __init__(self, dataset: ChatDataset, batch_size: int, shuffle: bool, seed: int) -> None:
+        """Begin at the first batch of epoch 0."""
+        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
+        self.num_batches, self.seq_len = dataset.num_batches(batch_size), dataset.max_seq_len
+        self.epoch = self.position = 0
+        self._plan: list[npt.NDArray[np.int64]] = []
+        self._plan_epoch = -1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first batch of an epoch."""
+        self.epoch, self.position = epoch, 0
+
+    def seek(self, position: int) -> None:
+        """Go to a batch of this epoch."""
+        self.position = position
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give the batches from `position` to the end of the epoch."""
+        while self.position < self.num_batches:
+            if self._plan_epoch != self.epoch:
+                self._plan = self.dataset.plan(self.batch_size, self.shuffle, self.seed, self.epoch)
+                self._plan_epoch = self.epoch
+            rows = self._plan[self.position]
+            self.position += 1
+            yield self.dataset.padded(rows)
+
+
+Feed: TypeAlias = BatchIterator | PackedFeed | PaddedFeed
 
 
 def open_feed(data: Data, config: LlmTrainingConfig, model: TrainableModelConfig, training: bool) -> Feed:
@@ -74,6 +106,16 @@ def open_feed(data: Data, config: LlmTrainingConfig, model: TrainableModelConfig
     feed: Feed
     if isinstance(data, PackedBatches):
         feed = PackedFeed(data, shuffle, config.seed)
+    elif isinstance(data, ChatDataset):
+        if data.vocab_size > model.vocab_size:
+            raise ConfigError(
+                f"vocab_size ({model.vocab_size}) of the model must be at least that of the conversations' tokenizer "
+                f"({data.vocab_size}); set it to {data.vocab_size} or more"
+            )
+        if data.packing:
+            feed = PackedFeed(data.packed(config.batch_size), shuffle, config.seed, data)
+        else:
+            feed = PaddedFeed(data, config.batch_size, shuffle, config.seed)
     elif isinstance(data, DataLoader):
         feed = data.iterator() if training else data.dataset.batches(data.batch_size, data.seq_len, False, 0, False)
         feed.vocab_size = model.vocab_size
@@ -90,20 +132,27 @@ def open_feed(data: Data, config: LlmTrainingConfig, model: TrainableModelConfig
 
 
 def describe(feed: Feed) -> dict[str, Any]:
-    """Return what identifies the data (`identity`) and the order of its batches (`order`), as plain values for JSON."""
-    if isinstance(feed, PackedFeed):
+    """Return what identifies the data (`identity`) and the order of its batches (`order`), as plain values for JSON.
+
+    `batches` is how many of them an epoch has.
+    """
+    order: dict[str, Any] = {"batch_size": feed.batch_size, "shuffle": feed.shuffle, "seed": feed.seed}
+    if isinstance(feed.dataset, ChatDataset):
+        content, length = feed.dataset.fingerprint().encode(), len(feed.dataset)
+        order["packing"] = feed.dataset.packing
+    elif isinstance(feed, PackedFeed):
         batches = [feed.packed.get_batch(index) for index in sorted({0, feed.num_batches // 2, feed.num_batches - 1})]
         content = b"".join(batch.input_ids.tobytes() + batch.labels.tobytes() for batch in batches)
         length = feed.num_batches
-        order = {"batch_size": feed.packed.batch_size, "shuffle": feed.shuffle, "seed": feed.seed}
-    else:
+    elif isinstance(feed, BatchIterator):
         tokens = feed.dataset.tokens
         length = len(tokens)
         samples = tokens[np.linspace(0, length - 1, SAMPLES).astype(np.int64)]
         content = b"".join(part.astype("<u4").tobytes() for part in (tokens[:EDGE], tokens[-EDGE:], samples))
-        order = {"batch_size": feed.batch_size, "shuffle": feed.shuffle, "seed": feed.seed, "drop_last": feed.drop_last}
+        order["drop_last"] = feed.drop_last
     order["seq_len"] = feed.seq_len
-    return {"identity": {"length": length, "sha256": hashlib.sha256(content).hexdigest()}, "order": order}
+    identity = {"length": length, "sha256": hashlib.sha256(content).hexdigest()}
+    return {"identity": identity, "order": order, "batches": feed.num_batches}
 
 
 def check_same_data(saved: dict[str, Any], now: dict[str, Any], inside_epoch: bool) -> None:

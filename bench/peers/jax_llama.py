@@ -7,6 +7,8 @@ The model is abi_py's: pre-norm Llama, RMSNorm, rotate-half RoPE, grouped heads,
 AdamW and clipping at 1.  It is written as one would write it in JAX: a pure function of a tree of weights, the whole
 step one compiled program (`jit`), weights and moments donated so that they are updated in place.  With bf16, weights
 stay float32 and are rounded where they are used; norms, softmax and loss are computed in float32.
+
+On a CPU JAX has no fused attention: the T x T probabilities of all layers are in memory, 15 GB for the shape `long`.
 """
 
 import os

@@ -1,0 +1,184 @@
+"""`abi-train chat`: a conversation with a trained model, in the terminal, through a pipe, or one question long."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import AbiError, ConfigError, DataError
+from ..generation.settings import GenerationConfig
+from .generate import INTERRUPTED, TOKENIZER_HELP
+from .models import generation_settings, load_tokenizer, note, open_model, set_threads_option, utf8_output, write
+from .options import Verb, config_options, given_values
+
+if TYPE_CHECKING:
+    from ..data.chat_encoding import ChatEncoder
+    from ..generation import Generator
+
+HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ctrl-C stops an answer"
+
+
+@click.command(
+    cls=Verb,
+    example="abi-train chat my-model --once Hello",
+    short_help="Talk with a trained model.",
+)
+@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.option("--system", help="text of a system turn before the conversation")
+@click.option("--once", help="ask this one question, print the answer, and end")
+@click.option("--template", help="name or Jinja file of the chat template  [the tokenizer's own]")
+@click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
+@click.option("--config", type=click.Path(path_type=Path, exists=True), help="generation_config.json; flags beat it")
+@click.option("--threads", type=int, help="threads to use  [all]")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    model: Path,
+    system: str | None,
+    once: str | None,
+    template: str | None,
+    tokenizer: Path | None,
+    config: Path | None,
+    threads: int | None,
+    **_: Any,
+) -> None:
+    """Talk with MODEL: a run, a checkpoint, or a folder of Hugging Face's kind, with a tokenizer.
+
+    Each line of input is a turn. /reset forgets the conversation, /exit (or the end of input) ends it, and Ctrl-C
+    stops an answer. Only answers go to standard output.
+    """
+    from ..generation import Generator
+
+    if once == "":
+        raise ConfigError("once () must not be empty; give a question")
+    set_threads_option(threads)
+    loaded = open_model(model)
+    codec = load_tokenizer(loaded, tokenizer)
+    if codec is None:
+        raise ConfigError(
+            f"{loaded.directory} has no tokenizer, which a conversation needs; give --tokenizer, or use "
+            "abi-train generate"
+        )
+    from ..data.chat import template_for
+
+    encoder = template_for(codec, template).encoder(codec)
+    settings = generation_settings(loaded, config, given_values(ctx).get("generation", {}))
+    chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system)
+    utf8_output()
+    if once is not None:
+        if chat.answer(once):
+            ctx.exit(INTERRUPTED)
+        return
+    ctx.exit(talk(chat))
+
+
+config_options({"generation": GenerationConfig}, {})(command)
+
+
+class Chat:
+    """The turns so far, and how the next answer is made."""
+
+    def __init__(
+        self, generator: "Generator", encoder: "ChatEncoder", settings: GenerationConfig, system: str | None
+    ) -> None:
+        """Begin a conversation, with a system turn if there is one."""
+        self.generator, self.encoder = generator, encoder
+        if settings.stop_ids is None:
+            settings = settings.replace(stop_ids=encoder.stop_ids)
+        self.settings, self.system = settings, system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns but the system's."""
+        self.messages: list[dict[str, Any]] = []
+        if self.system:
+            self.messages.append({"role": "system", "content": self.system})
+
+    def answer(self, question: str) -> bool:
+        """Ask, write the answer as it comes, remember both; return whether Ctrl-C ended the answer.
+
+        DataError, and nothing remembered, if the question is longer than the context has room for.
+        """
+        ids = self._prompt([*self.messages, {"role": "user", "content": question}])
+        interrupted = False
+        stream = self.generator.stream([ids], self.settings)
+        try:
+            for token in stream:
+                write([token.text])
+        except KeyboardInterrupt:
+            interrupted = True
+        write(["\n"])
+        (result,) = self.generator.results()
+        self.messages.append({"role": "user", "content": question})
+        self.messages.append({"role": "assistant", "content": result.text})
+        return interrupted
+
+    def _prompt(self, messages: list[dict[str, Any]]) -> Any:
+        """Return the ids of the turns; the oldest ones are forgotten where the context has no room for an answer."""
+        longest = self.generator.model.config.max_seq_len
+        room = longest - min(self.settings.limit(0, longest), longest // 2)
+        first = 1 if self.system else 0
+        ids = self.encoder.encode_prompt(messages)
+        forgotten = 0
+        while len(ids) > room and len(messages) > first + 1:
+            del messages[first : first + 2]  # a question and its answer
+            forgotten += 2
+            ids = self.encoder.encode_prompt(messages)
+        if len(ids) > room:
+            raise DataError(
+                f"the question makes {len(ids)} tokens, but the context of {longest} has room for {room} beside the "
+                "answer; ask something shorter, or lower --max-new-tokens"
+            )
+        if forgotten:
+            note(f"note: the context is full: the oldest {forgotten} turns are forgotten")
+            del self.messages[first : first + forgotten]
+        return ids
+
+
+def questions() -> Iterator[str]:
+    """Yield the lines of the user until the input ends."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (gives input() its line editing and history)
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
+
+
+def talk(chat: Chat) -> int:
+    """Answer line by line; return the exit code."""
+    on_terminal = sys.stdin.isatty()
+    if on_terminal:
+        note(HELP)
+    try:
+        for line in questions():
+            word = line.strip()
+            if word in ("/exit", "/quit"):
+                break
+            if word == "/reset":
+                chat.reset()
+                note("the conversation begins anew")
+            elif word.startswith("/") and word[1:].isalpha():
+                note(f"unknown command {word}; {HELP}")
+            elif word:
+                try:
+                    interrupted = chat.answer(line)
+                except AbiError as error:
+                    if not on_terminal:
+                        raise
+                    note(f"error: {error}")
+                    continue
+                if interrupted and not on_terminal:
+                    return INTERRUPTED
+    except KeyboardInterrupt:  # at the prompt
+        note("")
+        return INTERRUPTED
+    return 0

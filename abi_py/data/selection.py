@@ -1,0 +1,188 @@
+"""Which conversations of several sources are taken, and in which order.
+
+    read      all rows of every source; bad ones are errors, or counted
+    filter    by category ("memory_*") and by a pattern in any of the texts
+    shuffle   each source by itself, by seed
+    cut       to max_samples: every source keeps its share, at least one row; rows with tools are kept
+    mix       item i of k of a source stands at (i + 1/2) / k of the whole, so that any part holds the same mixture
+
+The order is a function of the rows and the seed.  Cutting comes after the shuffle, so that no source is lost because it
+is read last; the few rows that show how tools are called are kept whole if they are at most half of what is wanted.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from ..errors import ConfigError, DataError
+from .conversation import Conversation, RowReader
+from .order import permute
+from .rows import Source
+from .tokens import check_integer
+
+__all__ = ["Selection", "percentages", "select_conversations"]
+
+NO_CATEGORY = "(none)"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The conversations that were taken, and what became of the others.
+
+    sources   rows taken of each source, by name      read      rows in the sources, bad ones included
+    skipped   a message for each bad row              filtered  rows that the filters left out
+    cut       rows beyond max_samples
+    """
+
+    conversations: list[Conversation]
+    sources: dict[str, int]
+    read: int
+    filtered: int
+    cut: int
+    skipped: list[str] = field(default_factory=list)
+
+    def categories(self) -> dict[str, int]:
+        """Return how many of the conversations have which category, most frequent first."""
+        return dict(Counter(c.category or NO_CATEGORY for c in self.conversations).most_common())
+
+
+def percentages(counts: Sequence[int]) -> list[float]:
+    """Return the shares in per cent with one decimal, rounded so that they sum to 100.0 (largest remainders)."""
+    total = sum(counts)
+    if not total:
+        return [0.0 for _ in counts]
+    tenths = [1000 * count // total for count in counts]
+    rest = sorted(range(len(counts)), key=lambda i: (-(1000 * counts[i] % total), i))
+    for i in rest[: 1000 - sum(tenths)]:
+        tenths[i] += 1
+    return [tenth / 10 for tenth in tenths]
+
+
+def select_conversations(
+    sources: Sequence[Source],
+    *,
+    skip_bad_rows: bool = False,
+    categories: Sequence[str] = (),
+    match: str | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> Selection:
+    """Return the conversations of the sources, chosen and mixed as the module says.
+
+    categories   patterns with * and ?; a row is taken if its category matches one of them (none given: all rows)
+    match        a regular expression, looked for in every text of a row
+    max_samples  at most so many conversations; None or 0: all
+
+    DataError for a bad row (file:line) unless skip_bad_rows, and if nothing is left; ConfigError for a bad pattern.
+    """
+    seed = check_integer("seed", seed, 0, 1 << 64)
+    limit = check_integer("max_samples", max_samples or 0, 0)
+    pattern = _compile(match)
+    groups: list[list[Conversation]] = []
+    readers = [RowReader(source, skip_bad_rows=skip_bad_rows) for source in sources]
+    seen: Counter[str] = Counter()
+    for reader in readers:
+        rows = list(reader)
+        seen.update(row.category or NO_CATEGORY for row in rows)
+        groups.append([row for row in rows if _wanted(row, categories, pattern)])
+    skipped = [message for reader in readers for message in reader.skipped]
+    names = ", ".join(dict.fromkeys(reader.name for reader in readers))
+    if not any(groups):
+        raise DataError(_nothing(names, skipped, seen, categories, match))
+    taken = sum(map(len, groups))
+    parts = _cut(_strata(groups, seed), limit or taken)
+    sizes = Counter[str]()
+    for part, index in parts:
+        sizes[readers[index].name] += len(part)
+    chosen = _mix([part for part, _ in parts])
+    return Selection(
+        conversations=chosen,
+        sources=dict(sizes),
+        read=sum(reader.count for reader in readers),
+        filtered=sum(seen.values()) - taken,
+        cut=taken - len(chosen),
+        skipped=skipped,
+    )
+
+
+def _compile(match: str | None) -> re.Pattern[str] | None:
+    if match is None:
+        return None
+    try:
+        return re.compile(match)
+    except re.error as error:
+        raise ConfigError(f"match ({match!r}) must be a regular expression: {error}") from None
+
+
+def _wanted(row: Conversation, categories: Sequence[str], pattern: re.Pattern[str] | None) -> bool:
+    if categories and not any(fnmatchcase(row.category or "", wanted) for wanted in categories):
+        return False
+    return pattern is None or any(pattern.search(text) for text in row.strings())
+
+
+def _nothing(
+    names: str, skipped: list[str], seen: Counter[str], categories: Sequence[str], match: str | None
+) -> str:
+    if seen:
+        asked = [f"category {' or '.join(map(repr, categories))}"] if categories else []
+        asked += [f"match {match!r}"] if match is not None else []
+        there = ", ".join(f"{name} ({count})" for name, count in seen.most_common(10))
+        return f"{names}: none of {sum(seen.values())} rows fits {' and '.join(asked)}; the categories are {there}"
+    why = f"all {len(skipped)} rows are bad, the first: {skipped[0]}" if skipped else "there are no rows"
+    return f"{names}: no conversations: {why}; give JSON lines or a JSON array"
+
+
+Stratum = tuple[list[Conversation], int]  # rows, number of their source
+
+
+def _strata(groups: list[list[Conversation]], seed: int) -> list[Stratum]:
+    """Return each source, shuffled, in two parts: rows with tools first, then the others; empty parts are left out."""
+    strata: list[Stratum] = []
+    for index, group in enumerate(groups):
+        shuffled = [group[int(i)] for i in permute(np.arange(len(group)), max(1, len(group)), seed, index)]
+        for tools in (True, False):
+            part = [row for row in shuffled if row.calls_tools is tools]
+            if part:
+                strata.append((part, index))
+    return strata
+
+
+def _cut(strata: list[Stratum], limit: int) -> list[Stratum]:
+    """Cut the strata to `limit` rows together."""
+    sizes = [len(part) for part, _ in strata]
+    if sum(sizes) <= limit:
+        return strata
+    tools = [part[0].calls_tools for part, _ in strata]
+    kept = sum(size for size, is_tool in zip(sizes, tools, strict=True) if is_tool)
+    whole = tools if kept <= limit // 2 else [False] * len(strata)
+    shares = [size if keep else 0 for size, keep in zip(sizes, whole, strict=True)]
+    _share_out([i for i, keep in enumerate(whole) if not keep], sizes, limit - sum(shares), shares)
+    return [(part[:share], index) for (part, index), share in zip(strata, shares, strict=True) if share]
+
+
+def _share_out(which: list[int], sizes: list[int], limit: int, shares: list[int]) -> None:
+    """Give each of `which` its part of `limit` in proportion to its size, and at least one row while there are any."""
+    total = sum(sizes[i] for i in which)
+    exact = {i: sizes[i] * limit / total for i in which}
+    for i in which:
+        shares[i] = max(1, int(exact[i]))
+    while sum(shares[i] for i in which) > limit:  # the single rows of small sources, at the cost of the largest share
+        largest = max(which, key=lambda i: (shares[i], i))
+        shares[largest] -= 1
+    by_remainder = sorted(which, key=lambda i: (int(exact[i]) - exact[i], i))
+    spare = limit - sum(shares[i] for i in which)
+    while spare:
+        for i in by_remainder:
+            if spare and shares[i] < sizes[i]:
+                shares[i] += 1
+                spare -= 1
+
+
+def _mix(parts: list[list[Conversation]]) -> list[Conversation]:
+    """Return all rows so that each part is spread evenly over the whole."""
+    placed = [((2 * i + 1) / (2 * len(part)), n, i) for n, part in enumerate(parts) for i in range(len(part))]
+    return [parts[n][i] for _, n, i in sorted(placed)]

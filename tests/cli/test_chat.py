@@ -1,0 +1,138 @@
+"""abi-train chat: one question, a pipe, a terminal; what is remembered, forgotten and refused."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tokenizers
+from test_generate import save_folder
+
+from abi_py.data.chat import load_template
+from abi_py.data.tokenizer import Tokenizer
+from abi_py.generation import generate
+
+SPECIALS = "<unk> <s> </s> <pad> <user> </user> <assistant> </assistant> <system> </system> <tool> </tool>"
+FLAGS = ["--max-new-tokens", "6", "--temperature", "0"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Write a model with a byte-level tokenizer and the special tokens of the deepzig template."""
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {token: i for i, token in enumerate([*SPECIALS.split(), *sorted(alphabet)])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(SPECIALS.split())
+    tokenizer = Tokenizer(backend)
+    model = save_folder(tmp_path / "m", vocab_size=tokenizer.vocab_size)
+    tokenizer.save(tmp_path / "m")
+
+    def answer(*turns, system=None):
+        """Return what the model says to a conversation, by way of the library."""
+        roles = ["user", "assistant"] * len(turns)
+        messages = [{"role": role, "content": text} for role, text in zip(roles, turns)]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        encoder = load_template("deepzig").encoder(tokenizer)
+        made = generate(model, encoder.encode_prompt(messages), 6, temperature=0, stop_ids=encoder.stop_ids)
+        return tokenizer.decode(made)
+
+    return answer
+
+
+def pipe(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def test_one_question(abi_train, model):
+    code, out, _ = abi_train("chat", "m", "--once", "hi", "--system", "s", *FLAGS)
+    assert (code, out) == (0, model("hi", system="s") + "\n")
+    assert out != model("hi") + "\n"
+
+
+def test_a_conversation_remembers_and_forgets(abi_train, model, monkeypatch):
+    pipe(monkeypatch, "hi\n\nyo\n/reset\nyo\n/what\n/exit\nnever\n")
+    code, out, err = abi_train("chat", "m", *FLAGS)
+    first = model("hi")
+    assert code == 0
+    assert out == f"{first}\n{model('hi', first, 'yo')}\n{model('yo')}\n"
+    assert "begins anew" in err
+    assert "/what" in err
+
+
+def test_the_oldest_turns_go_when_the_context_is_full(abi_train, model, monkeypatch):
+    pipe(monkeypatch, "".join(f"question {i}\n" for i in range(5)))
+    code, out, err = abi_train("chat", "m", "--system", "s", *FLAGS)
+    assert code == 0
+    assert "oldest 2 turns" in err
+    assert len(out.splitlines()) >= 5
+
+
+def test_too_long_a_question(abi_train, model):
+    code, _, err = abi_train("chat", "m", "--once", "x" * 80, *FLAGS)
+    assert code == 1
+    assert "context of 64" in err
+
+
+def test_a_model_without_a_tokenizer(abi_train, tmp_path):
+    save_folder(tmp_path / "m")
+    code, _, err = abi_train("chat", "m", "--once", "hi")
+    assert code == 2
+    assert "--tokenizer" in err
+
+
+def test_wrong_calls(abi_train, model):
+    for words in (["--once", ""], ["--once", "x", "--template", "none"], ["--once", "x", "--top-k", "-1"]):
+        code, out, err = abi_train("chat", "m", *words)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX")
+def test_on_a_terminal_ctrl_c_stops_the_answer_and_then_the_program(model, tmp_path):
+    import pty
+
+    master, slave = pty.openpty()
+    root = Path(__file__).resolve().parents[2]
+    words = [sys.executable, "-m", "abi_py", "chat", "m", "--max-new-tokens", "100000000"]
+    child = subprocess.Popen(
+        [*words, "--stop-ids", "0"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root), "TERM": "dumb"},
+        start_new_session=True,
+    )
+    os.close(slave)
+    seen = b""
+
+    def until(part):
+        nonlocal seen
+        end = time.monotonic() + 60
+        while part not in seen and time.monotonic() < end:
+            seen += os.read(master, 4096)
+        assert part in seen
+        seen = seen[seen.index(part) + len(part) :]
+
+    try:
+        until(b"> ")
+        os.write(master, b"hi\n")
+        until(b"hi\r\n")
+        while len(seen) < 40:
+            seen += os.read(master, 4096)
+        child.send_signal(signal.SIGINT)
+        until(b"\r\n> ")
+        assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        until(b"\n")
+        assert child.wait(timeout=60) == 130
+    finally:
+        child.kill()
+        os.close(master)
