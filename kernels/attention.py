@@ -12,8 +12,8 @@
 `starts[n]` is the first position, within its own sample, that query n may see: 0 for plain causal attention, the
 beginning of its segment in a packed row.  Samples of a batch never see each other.
 
-q, k and v are float32, or all bfloat16 (as uint16); then the products multiply bfloat16, and p, ds and do are rounded to
-it while they are packed.  Everything else is float32.
+q, k and v are float32, or all bfloat16 (as uint16); then the products multiply bfloat16, and p, ds and do are rounded
+to it while they are packed.  Everything else is float32.
 
 No T x T matrix is stored.  A block of queries walks over blocks of keys with a running maximum m and sum l of its
 softmax (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention", algorithm 1), and backward computes p again

@@ -32,8 +32,10 @@ NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", *GENERATION)
 ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float32
 VARIANTS = {
     "fp32": (),
-    "bf16": ("_product", "_attention_forward", "_attention_backward", "swiglu_forward", "swiglu_backward", "repeat_tile")
-    + ONLY_NARROW,
+    "bf16": (
+        *("_product", "_attention_forward", "_attention_backward", "swiglu_forward", "swiglu_backward", "repeat_tile"),
+        *ONLY_NARROW,
+    ),
     "fp16": ("_product",),
 }
 

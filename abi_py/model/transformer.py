@@ -326,10 +326,20 @@ class TrainableModel:
         layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         layout = replace(layout, numbers=NUMBERS[precision])
         count = int(np.count_nonzero(targets >= 0))
-        scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
+        head, numbers = self.weights[self._output_name], layout.numbers
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
-            self._pass_over(ids, targets, layout, label_smoothing, scale if backward else None)
-        _, scratch = self._arena.views(ids.size, layout.narrow)
+            hidden = self._forward(ids, layout)
+            self._last = None
+            _, scratch = self._arena.views(ids.size, layout.narrow)
+            results = scratch.losses, scratch.hits
+            if backward:
+                gradients, accumulate = self._gradients_to_write()
+                scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
+                dw, options = gradients[self._output_name], (scale, label_smoothing, accumulate, numbers)
+                head_loss_backward(*results, scratch.dn, dw, hidden, head, targets, *options)
+                self._backward(ids, layout, gradients, accumulate)
+            else:
+                head_loss(*results, hidden, head, targets, label_smoothing, numbers)
         loss_sum = float(scratch.losses.sum(dtype=np.float64))
         return LossOutput(
             loss=loss_sum / max(count, 1),
@@ -338,22 +348,6 @@ class TrainableModel:
             num_correct=int(scratch.hits.sum()),
             token_losses=scratch.losses.reshape(ids.shape).copy(),
         )
-
-    def _pass_over(
-        self, ids: np.ndarray, targets: np.ndarray, layout: Layout, smoothing: float, scale: float | None
-    ) -> None:
-        """Fill scratch.losses and scratch.hits; add the gradients of `scale` times the summed loss, unless it is None."""
-        hidden = self._forward(ids, layout)
-        self._last = None
-        _, scratch = self._arena.views(ids.size, layout.narrow)
-        head, results = self.weights[self._output_name], (scratch.losses, scratch.hits)
-        if scale is None:
-            head_loss(*results, hidden, head, targets, smoothing, layout.numbers)
-            return
-        gradients, accumulate = self._gradients_to_write()
-        dw, options = gradients[self._output_name], (scale, smoothing, accumulate, layout.numbers)
-        head_loss_backward(*results, scratch.dn, dw, hidden, head, targets, *options)
-        self._backward(ids, layout, gradients, accumulate)
 
     def train_step(self, input_ids: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         """Return the mean loss of a batch and add its gradients; the weights stay as they are."""
