@@ -7,6 +7,7 @@ other carries its section's name (`--model-max-seq-len`).  Some flags have the A
 """
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import click
 from ..config import Config, Option, convert, fields_of
 from ..errors import ConfigError
 
-__all__ = ["Verb", "config_options", "given_values"]
+__all__ = ["Verb", "VerbGroup", "config_options", "given_values"]
 
 SHORT = {
     "epochs": ("-e",),
@@ -91,6 +92,33 @@ class Verb(click.Command):
                 formatter.write_dl(sections[section], col_max=34)
 
 
+class VerbGroup(click.Group):
+    """A verb of several verbs: its help opens with a command that works, an unknown one gets a suggestion."""
+
+    def __init__(self, *arguments: Any, example: str = "", **settings: Any) -> None:
+        """Take click's settings and the example."""
+        super().__init__(*arguments, **settings)
+        self.example = example
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example, then the usage."""
+        formatter.write_usage(self.example, prefix="Example: ")
+        super().format_usage(ctx, formatter)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show the help where nothing is asked for."""
+        return super().parse_args(ctx, args or ["--help"])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the verb."""
+        name, known = args[0], list(self.commands)
+        if name not in known and not name.startswith("-"):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(known)}"
+            raise click.UsageError(f"unknown verb {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
 def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         ctx.meta["debug"] = True
@@ -130,7 +158,8 @@ def _flag(section: str, option: Option, defaults: Mapping[str, Any], taken: set[
     default = defaults.get(option.name, option.default)
     shown = getattr(default, "value", default)
     shown = str(shown).lower() if shown in (True, False) else shown
-    help_text = option.help if shown in (None, ()) else f"{option.help}  [{shown}]"
+    shown = " ".join(map(str, shown)) or None if isinstance(shown, tuple) else shown
+    help_text = option.help if shown is None else f"{option.help}  [{shown}]"
     made = FieldOption([*short, flag, f"{section}__{option.name}"], default=None, help=help_text, **settings)
     made.section, made.field = section, option.name
     return made

@@ -9,6 +9,7 @@ import click
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_text
+from .opening import open_data
 from .options import Verb, config_options, given_values
 from .session import (
     RUN_SECTIONS,
@@ -24,7 +25,6 @@ from .session import (
     has_checkpoint,
     is_run,
     make_console,
-    open_data,
     place_of_checkpoints,
     prepare,
     read_run_config,
@@ -109,7 +109,7 @@ def changed(checkpoint: Path, flags: dict[str, dict[str, Any]], where: Path) -> 
         early_stopping=EarlyStoppingConfig.from_dict(joined["early_stopping"]),
         data=DataConfig.from_dict(absolute(joined["data"])),
     )
-    check_early_stopping(run.early_stopping, run.data.valid_fraction, run.training.eval_interval)
+    check_early_stopping(run.early_stopping, run.data.to_dict(), run.training.eval_interval)
     return run, directory
 
 

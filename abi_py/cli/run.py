@@ -10,6 +10,7 @@ import click
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
 from ..errors import ConfigError
 from ..files import atomic_text
+from .opening import find_tokenizer, open_data
 from .options import Verb, config_options, given_values
 from .session import (
     RUN_SECTIONS,
@@ -23,7 +24,6 @@ from .session import (
     early_stopping_values,
     has_checkpoint,
     make_console,
-    open_data,
     prepare,
     read_run_config,
     say,
@@ -48,7 +48,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Worked out from the others when not given; the text is what the help shows.
 DERIVED = {
-    "model": {"vocab_size": "257 for text; else largest id + 1", "max_seq_len": "that of the training"},
+    "model": {
+        "vocab_size": "that of the tokenizer; 257 for text as bytes; else largest id + 1",
+        "max_seq_len": "that of the training",
+    },
     "training": {
         "decay_steps": "steps of the whole run",
         "warmup_steps": "5% of them, at most 100",
@@ -104,6 +107,9 @@ config_options(RUN_SECTIONS, SHOWN)(command)
 
 def merged(flags: dict[str, dict[str, Any]], file: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the values by section: flag beats file beats the defaults of this verb."""
+    given = flags.get("data", {})
+    if given.get("valid_path") and given.get("valid_fraction"):
+        raise ConfigError("valid_fraction must be left out with --valid-data, which is all used for validation")
     values = {name: {**DEFAULTS[name], **file.get(name, {}), **flags.get(name, {})} for name in DEFAULTS}
     asked = flags.get("early_stopping", {}), file.get("early_stopping", {})
     values["early_stopping"] = early_stopping_values(*asked, DEFAULTS["early_stopping"])
@@ -120,7 +126,7 @@ def check_early(values: dict[str, dict[str, Any]]) -> None:
             "leave --model-max-seq-len out"
         )
     early = EarlyStoppingConfig.from_dict(values["early_stopping"])
-    check_early_stopping(early, values["data"].get("valid_fraction", 1), values["training"].get("eval_interval"))
+    check_early_stopping(early, values["data"], values["training"].get("eval_interval"))
 
 
 def timeless(training: dict[str, Any]) -> dict[str, Any]:
@@ -216,6 +222,12 @@ def start(
     )
     directory.mkdir(parents=True, exist_ok=True)
     atomic_text(directory / "config.yaml", run.to_yaml(directory))
+    tokenizer, problem = find_tokenizer(run.data, train_data)
+    if tokenizer is not None:
+        tokenizer.save(directory)
+        say(console, "ids of", f"{tokenizer.name}, kept in {directory}")
+    elif problem:
+        say(console, "note", problem)
     compile_for_training(
         run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)
     )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
-__all__ = ["RUN_SECTIONS", "DataConfig", "RunConfig", "make_console", "open_data", "read_run_config", "train"]
+__all__ = ["RUN_SECTIONS", "DataConfig", "RunConfig", "make_console", "read_run_config", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,15 @@ class DataConfig(Config):
         "text file, directory of texts, or .bin file of u32 ids; Python's standard library when not given",
         flag="data",
     )
-    valid_fraction: float = opt(0.05, "share of the tokens, at the end, kept for validation (0 = none)")
+    valid_path: str | None = opt(
+        None, "data of the same kind for validation; --data is then used for training alone", flag="valid-data"
+    )
+    valid_fraction: float = opt(
+        0.05, "share of the tokens, at the end, kept for validation if there is no --valid-data (0 = none)"
+    )
+    tokenizer: str | None = opt(
+        None, "tokenizer.json, or a directory with one, for texts; for a .bin file its .json names the tokenizer"
+    )
     corpus_bytes: int = opt(300_000, "bytes of the standard library to train on when there is no --data")
     prompt: str = opt("The ", "beginning of the sample at the end of the run (byte-level models)")
     sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
@@ -63,6 +71,9 @@ class DataConfig(Config):
         self._require_at_least(1, "corpus_bytes")
         self._require_at_least(0, "sample_tokens")
         self._require("prompt", self.prompt != "", "not be empty", "give at least one character")
+        if self.path is None:
+            for name in ("valid_path", "tokenizer"):
+                self._require(name, getattr(self, name) is None, "be left out without --data", "give --data too")
 
 
 RUN_SECTIONS: dict[str, type[Config]] = {
@@ -150,43 +161,12 @@ def early_stopping_values(
     return values
 
 
-def check_early_stopping(early: EarlyStoppingConfig, valid_fraction: float, eval_interval: int | None) -> None:
-    """Raise ConfigError if early stopping is on and nothing would ever be evaluated."""
-    if early.enabled and valid_fraction == 0:
+def check_early_stopping(early: EarlyStoppingConfig, data: Mapping[str, Any], eval_interval: int | None) -> None:
+    """Raise ConfigError if early stopping is on and nothing would ever be evaluated; `data` is the section's values."""
+    if early.enabled and data.get("valid_fraction") == 0 and data.get("valid_path") is None:
         raise ConfigError("valid_fraction (0) must be above 0 for early stopping; try 0.05, or --no-early-stopping")
     if early.enabled and eval_interval == 0:
         raise ConfigError("eval_interval (0) must be above 0 for early stopping; try 100, or --no-early-stopping")
-
-
-# -- data --------------------------------------------------------------------------------------
-
-
-def open_data(data: DataConfig, vocab_size: int | None) -> tuple["TokenizedDataset", "TokenizedDataset | None", int]:
-    """Return training data, validation data, and the vocabulary's size (found out if None).
-
-    Text has 257 ids, one for each byte and one for the end of a document.  A .bin file of unknown vocabulary is read
-    once for its largest id.
-    """
-    from ..data.corpus import BYTE_VOCAB_SIZE, open_corpus, standard_library_corpus
-
-    if data.path is None:
-        dataset = standard_library_corpus(data.corpus_bytes)
-    elif not os.path.exists(data.path):
-        raise ConfigError(f"data ({data.path}) must be a file or a directory that exists; check the path")
-    else:
-        dataset = open_corpus(data.path, vocab_size)
-    if dataset.vocab_size is None:
-        size = dataset.check_vocab() + 1
-    elif vocab_size is None:
-        size = dataset.vocab_size
-    else:
-        size = vocab_size
-        if size < dataset.vocab_size and dataset.vocab_size == BYTE_VOCAB_SIZE:
-            raise ConfigError(f"vocab_size ({size}) must be at least {BYTE_VOCAB_SIZE} for text as bytes; leave it out")
-    if data.valid_fraction == 0:
-        return dataset, None, size
-    train, valid = dataset.split(1 - data.valid_fraction)
-    return train, valid, size
 
 
 def is_byte_level(model: TrainableModelConfig) -> bool:
@@ -338,7 +318,7 @@ def show_end(
         table.add_row(name, value)
     console.print(table)
     if run.data.sample_tokens and not report.interrupted:
-        show_sample(trainer.model, run, console)
+        show_sample(trainer.model, run, directory, console)
     if report.interrupted:
         say(
             console,
@@ -380,28 +360,29 @@ def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple
     return rows
 
 
-def show_sample(model: "TrainableModel", run: RunConfig, console: "Console") -> None:
+def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, console: "Console") -> None:
     """Print what the model makes of the prompt."""
-    if not is_byte_level(model.config):
+    from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+    from ..generation import generate
+    from ..generation.text import text_codec
+
+    there = (directory / TOKENIZER_FILE).is_file()
+    codec = text_codec(Tokenizer.load(directory) if there else None, model.config.vocab_size)
+    prompt = codec.encode(run.data.prompt) if codec is not None else []
+    if codec is None or not prompt:
         say(console, "sample", f"none: {run.data.path or 'the data'} has ids without a text of their own")
         return
-    from ..data.corpus import END_OF_DOCUMENT, byte_tokens, decode_bytes
-    from ..generation import generate
-
-    made = generate(
-        model, byte_tokens(run.data.prompt), run.data.sample_tokens, seed=run.training.seed, stop=END_OF_DOCUMENT
-    )
-    text = decode_bytes(made)
+    settings: dict[str, Any] = {} if codec.eos_id is None else {"stop": codec.eos_id}
+    made = generate(model, prompt, run.data.sample_tokens, seed=run.training.seed, **settings)
+    text = codec.decode([*prompt, *made])
     say(console, "sample", f"from the prompt {run.data.prompt!r}, temperature 0.7")
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the last character may have been cut
-    shown = "".join(
-        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in run.data.prompt + text
-    )
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
     for line in shown.splitlines():
         console.print("    " + line, soft_wrap=True, markup=False)
 
 
 def absolute(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a data section with an absolute path, so that a run can be resumed from any directory."""
-    path = data.get("path")
-    return {**data, "path": os.path.abspath(path)} if path else dict(data)
+    """Return the values of a data section with absolute paths, so that a run can be resumed from any directory."""
+    paths = {name: data.get(name) for name in ("path", "valid_path", "tokenizer")}
+    return {**data, **{name: os.path.abspath(path) for name, path in paths.items() if path}}

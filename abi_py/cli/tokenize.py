@@ -1,13 +1,19 @@
 """`abi-train tokenize`: text to a file of u32 token ids."""
 
 import shlex
+import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
-from .options import Verb
+from ..data.documents import list_inputs
+from ..data.tokenizing import TokenizeConfig, tokenize_if_needed, tokenize_to_file, valid_path
+from .options import Verb, config_options, given_values
+
+if TYPE_CHECKING:
+    from ..data.tokenizing import TokenizeReport
 
 
 @click.command(
@@ -15,18 +21,69 @@ from .options import Verb
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(exists=True, allow_dash=True))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="file to write")
-@click.option("--force", is_flag=True, help="replace the file if it is there")
-def command(inputs: tuple[str, ...], output: Path, force: bool) -> None:
-    """Write text files, or all texts under directories, as u32 token ids: one id for a byte, 256 after each document.
+@click.option("--force", is_flag=True, help="make the file even if it is there")
+@click.pass_context
+def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bool, **_: Any) -> None:
+    """Write text files, JSONL files, or all texts under directories as u32 token ids.
 
-    INPUT - is standard input.
+    With --tokenizer, the ids are those of a tokenizer.json; without, an id is a byte, and 256 follows each document.
+    INPUT - is standard input. OUTPUT.json tells abi-train run what OUTPUT is; if it says that OUTPUT was made from the
+    same data in the same way, nothing is done.
     """
-    from ..data.corpus import BYTE_VOCAB_SIZE, tokenize_to_file
+    from .session import make_console
 
-    if output.is_file() and not force:
-        raise ConfigError(f"output ({output}) must not be there yet; choose another name, or replace it with --force")
-    report = tokenize_to_file(inputs, output, stdin=sys.stdin.buffer)
-    click.echo(f"{output}: {report.tokens:,} tokens from {report.documents:,} documents of {report.bytes:,} bytes")
+    config = TokenizeConfig.from_dict(given_values(ctx).get("tokenize", {}))
+    listing = list_inputs(inputs)
+    console = make_console()
+    make = tokenize_to_file if force else tokenize_if_needed
+    # Like Ctrl-C: what has been begun is removed on the way out.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        from .progress import bytes_progress
+
+        with bytes_progress(console, "reading", listing.bytes if listing else None) as show:
+            report = make(
+                inputs,
+                output,
+                config,
+                stdin=sys.stdin.buffer,
+                progress=lambda done, tokens: show(done, f"{tokens:,} tokens"),
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for line in summary(report):
+        click.echo(line)
+    click.echo(f"next: {next_command(output, config, report)}")
+
+
+config_options({"tokenize": TokenizeConfig}, {})(command)
+
+
+def summary(report: "TokenizeReport") -> list[str]:
+    """Return what to say about the files, and about what was left out."""
+    lines = []
+    for path, info in report.files.items():
+        text = f"{path}: {info.tokens:,} tokens from {info.documents:,} documents of {info.bytes:,} bytes"
+        if info.tokenizer is not None:
+            text += f" ({info.bytes / max(info.tokens, 1):.2f} bytes a token)"
+        lines.append(text + (", there already" if report.reused else ""))
     if report.skipped:
-        click.echo(f"left out: {len(report.skipped)} files, the first: {report.skipped[0]}")
-    click.echo(f"next: abi-train run --data {shlex.quote(str(output))} --vocab-size {BYTE_VOCAB_SIZE}")
+        lines.append(f"left out: {len(report.skipped)} files, the first: {report.skipped[0]}")
+    if report.bad_rows:
+        lines.append(f"left out: {report.bad_rows:,} bad rows, the first: {report.first_bad_row}")
+    if report.empty_rows:
+        lines.append(f"left out: {report.empty_rows:,} rows without text")
+    if report.forced_cuts:
+        lines.append(
+            f"note: {report.forced_cuts:,} cuts inside of very long texts that this tokenizer wants whole: at each, a "
+            "few ids may be others than those of the whole text"
+        )
+    return lines
+
+
+def next_command(output: Path, config: TokenizeConfig, report: "TokenizeReport") -> str:
+    """Return the command that trains on the files."""
+    words = ["abi-train", "run", "--data", str(output)]
+    if config.valid_split:
+        words += ["--valid-data", str(valid_path(output))]
+    return shlex.join(words)

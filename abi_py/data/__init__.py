@@ -1,7 +1,12 @@
 """Data: from files on the disk to batches of token ids.
 
     tokens.py        token files (u32), Batch, BatchIterator, DataLoader        order.py   the order of an epoch
+    documents.py     documents from files, directories, JSONL, standard input
     tokenizer.py     any tokenizer.json: text to ids and back                   token_stream.py  the same, id by id
+    tokenizer_training.py                a new tokenizer from texts
+    tokenizing.py    documents to token files                                   pieces.py  where to cut a text
+    pipeline.py      reads, encodes and writes at the same time
+    encoders.py      the two ways from text to ids                              sidecar.py  what X.bin.json says
     corpus.py        text as byte-level ids; the text that is on every machine
     packing.py       many short sequences in few rows
     rows.py          rows of JSON, each with its line               conversation.py    conversations, from all formats
@@ -18,18 +23,20 @@ from .conversation import Conversation, Message, RowReader, read_conversation
 from .corpus import (
     BYTE_VOCAB_SIZE,
     END_OF_DOCUMENT,
-    TokenizeReport,
     byte_tokens,
     decode_bytes,
     load_text_corpus,
     open_corpus,
     standard_library_corpus,
-    tokenize_to_file,
 )
+from .documents import Document, Documents, TextFormat
 from .instructions import InstructionList, InstructionSample, parse_instruction_dataset
 from .packing import PackedBatches, PackingStats, SequencePacker
 from .selection import Selection, select_conversations
+from .sidecar import TokensInfo, read_sidecar
 from .tokenizer import Tokenizer
+from .tokenizer_training import SPECIAL_TOKENS, TokenizerStyle, train_tokenizer
+from .tokenizing import TokenizeConfig, TokenizeReport, tokenize_if_needed, tokenize_to_file
 from .tokens import IGNORE_INDEX, IGNORE_LABEL, Batch, BatchIterator, DataLoader, TokenizedDataset
 from .toolcalls import BadToolCall, ParsedAnswer, ToolCall, parse_tool_calls, render_tool_calls
 
@@ -38,6 +45,7 @@ __all__ = [
     "END_OF_DOCUMENT",
     "IGNORE_INDEX",
     "IGNORE_LABEL",
+    "SPECIAL_TOKENS",
     "BadToolCall",
     "Batch",
     "BatchIterator",
@@ -46,6 +54,8 @@ __all__ = [
     "ChatTemplate",
     "Conversation",
     "DataLoader",
+    "Document",
+    "Documents",
     "EncodingStats",
     "InstructionList",
     "InstructionSample",
@@ -56,9 +66,13 @@ __all__ = [
     "RowReader",
     "Selection",
     "SequencePacker",
+    "TextFormat",
+    "TokenizeConfig",
     "TokenizeReport",
     "TokenizedDataset",
     "Tokenizer",
+    "TokenizerStyle",
+    "TokensInfo",
     "ToolCall",
     "byte_tokens",
     "decode_bytes",
@@ -68,10 +82,13 @@ __all__ = [
     "parse_instruction_dataset",
     "parse_tool_calls",
     "read_conversation",
+    "read_sidecar",
     "render_tool_calls",
     "select_conversations",
     "standard_library_corpus",
     "template_for",
     "template_names",
+    "tokenize_if_needed",
     "tokenize_to_file",
+    "train_tokenizer",
 ]

@@ -3,34 +3,27 @@
     id 0 .. 255   this byte of the UTF-8 text
     id 256        end of a document; it follows every document, the last one too
 
-So a model needs vocab_size 257 (BYTE_VOCAB_SIZE) or more, every text can be encoded, and decoding gives it back.  A
-file is one document.  A file with a zero byte in its first 64 KB is not text (UTF-16 counts as such): given by name it
-is an error, in a directory it is left out and counted.
+So a model needs vocab_size 257 (BYTE_VOCAB_SIZE) or more, every text can be encoded, and decoding gives it back.  What
+is a document, and what is not text, says documents.py.
 """
 
 import contextlib
 import importlib
 import os
-import sys
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..files import atomic_file
-from .tokens import TokenArray, TokenizedDataset, as_tokens, check_integer, check_output
+from .documents import Documents
+from .tokens import TokenArray, TokenizedDataset, as_tokens, check_integer
 
 END_OF_DOCUMENT = 256
 BYTE_VOCAB_SIZE = 257
-
-READ_BLOCK = 1 << 20  # bytes read at once by tokenize_to_file: memory stays below 10 MB for any input
-TEXT_PROBE = 1 << 16  # bytes in which a zero byte is looked for
 
 # Folders of the standard library that are not for reading: tests, programs with their own window, tables of characters,
 # and what is not part of it.  pydoc_data is read as text, not as source.
@@ -56,74 +49,6 @@ def decode_bytes(ids: npt.ArrayLike) -> str:
     return np.minimum(tokens, 255).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
-@dataclass(frozen=True)
-class TokenizeReport:
-    """What `tokenize_to_file` wrote: documents, their bytes, tokens (bytes + documents); files left out, and why."""
-
-    documents: int
-    bytes: int
-    tokens: int
-    skipped: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    named: bool  # the user gave this very file, so that it is an error if it cannot be read
-
-
-def _expand(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[_File]:
-    """Yield the files of `inputs` in order; of a directory sorted by path, without hidden ones and __pycache__."""
-    for given in inputs:
-        path = Path(given)
-        if not path.is_dir():
-            yield _File(path, True)
-            continue
-        found = []
-        for folder, folders, names in os.walk(path):
-            folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
-        for file in sorted(found, key=lambda file: file.relative_to(path).as_posix()):
-            yield _File(file, False)
-
-
-def _blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the bytes of a text in blocks; DataError if it has none or is not text."""
-    block = file.read(READ_BLOCK)
-    if not block:
-        raise DataError(f"{name} is empty; a document needs at least one byte")
-    if b"\0" in block[:TEXT_PROBE]:
-        at = block.index(b"\0")
-        raise DataError(
-            f"{name} is not text: byte {at} is zero; convert it to UTF-8, or name it .bin if it holds u32 token ids"
-        )
-    while block:
-        yield block
-        block = file.read(READ_BLOCK)
-
-
-def _documents(files: Iterable[_File], skipped: list[str]) -> Iterator[Iterator[bytes]]:
-    """Yield each document as blocks of bytes; a file of a directory that cannot be read is named in `skipped`."""
-    for file in files:
-        if not file.named and not file.path.is_file():  # a pipe or a broken link: opening it could wait for ever
-            skipped.append(f"{file.path}: not a regular file")
-            continue
-        try:
-            with open(file.path, "rb") as opened:
-                blocks = _blocks(opened, str(file.path))
-                first = next(blocks)
-                yield _chain(first, blocks)
-        except (DataError, PermissionError) as error:
-            if file.named:
-                raise
-            skipped.append(str(error) if isinstance(error, DataError) else f"{file.path}: {error.strerror}")
-
-
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
 def load_text_corpus(path: str | os.PathLike[str]) -> TokenizedDataset:
     """Return a text file, or all text files under a directory (sorted by path), as byte-level tokens in memory.
 
@@ -131,16 +56,11 @@ def load_text_corpus(path: str | os.PathLike[str]) -> TokenizedDataset:
     TokenizedDataset.load.  Files of a directory that are not text, empty or unreadable are left out and listed in
     `skipped`.  DataError if nothing is left, or if `path` is one file and not text; OSError passes through.
     """
-    skipped: list[str] = []
-    documents = [b"".join(blocks) for blocks in _documents(_expand([path]), skipped)]
-    if not documents:
-        raise DataError(_nothing_left(str(path), skipped))
-    return _from_documents(documents, str(path), skipped)
-
-
-def _nothing_left(name: str, skipped: list[str]) -> str:
-    why = f"{len(skipped)} files were left out, the first: {skipped[0]}" if skipped else "it has no files"
-    return f"{name} holds no text: {why}; give a text file, a directory of them, or a .bin file of u32 token ids"
+    documents = Documents([path])
+    texts = [b"".join(document.blocks) for document in documents]
+    if not texts:
+        raise documents.nothing_left()
+    return _from_documents(texts, str(path), documents.skipped)
 
 
 def _from_documents(documents: list[bytes], name: str, skipped: Iterable[str] = ()) -> TokenizedDataset:
@@ -219,33 +139,3 @@ def open_corpus(path: str | os.PathLike[str], vocab_size: int | None = None) -> 
     if path.suffix == ".bin" and not path.is_dir():
         return TokenizedDataset.load(path, vocab_size)
     return load_text_corpus(path)
-
-
-def tokenize_to_file(
-    inputs: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str], *, stdin: BinaryIO | None = None
-) -> TokenizeReport:
-    """Write `inputs` (files, directories, "-" for standard input) as byte-level u32 tokens to `output`; return the
-    counts.
-
-    Texts are read in blocks of 1 MB, so memory does not grow with them.  `output` appears when all is written, and is
-    as it was if anything fails.  Errors are those of `load_text_corpus`.
-    """
-    inputs = list(inputs)
-    skipped: list[str] = []
-    documents = size = 0
-    with atomic_file(check_output(output)) as file:
-        for given in inputs:
-            if os.fspath(given) == "-":
-                source: Iterator[Iterator[bytes]] = iter([_blocks(stdin or sys.stdin.buffer, "standard input")])
-            else:
-                source = _documents(_expand([given]), skipped)
-            for blocks in source:
-                for block in blocks:
-                    file.write(byte_tokens(block).astype("<u4", copy=False).tobytes())
-                    size += len(block)
-                file.write(END_OF_DOCUMENT.to_bytes(4, "little"))
-                documents += 1
-        if not documents:
-            names = ", ".join(str(given) for given in inputs)
-            raise DataError(_nothing_left(names or "the list of inputs", skipped))
-    return TokenizeReport(documents, size, size + documents, tuple(skipped))

@@ -26,6 +26,7 @@ from ..config import IGNORE_INDEX
 from ..errors import ConfigError, DataError
 from ..files import atomic_file
 from .order import permute
+from .sidecar import TokensInfo, read_sidecar
 
 IGNORE_LABEL = np.uint32(IGNORE_INDEX & 0xFFFFFFFF)  # 0xFFFFFF9C: the same 32 bits in a uint32 array
 
@@ -121,7 +122,10 @@ class TokenizedDataset:
     vocab_size  batches are checked to hold only ids below it; None = no check
     name        what error messages call it: the file's name, or "tokens"
     skipped     files that were left out when the tokens were made from a directory, each with its reason
+    info        what the sidecar of the file says, or None
     """
+
+    info: TokensInfo | None = None
 
     def __init__(
         self,
@@ -147,8 +151,11 @@ class TokenizedDataset:
     def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> "TokenizedDataset":
         """Map a file of u32 little-endian token ids; takes the same time for any size.
 
-        Ids are checked against `vocab_size` when batches are made; `check_vocab` checks all of them now.  DataError if
-        the file is empty or its size is not a multiple of 4; OSError (FileNotFoundError...) passes through.
+        If PATH.json lies beside it (data/sidecar.py), the vocabulary's size comes from there when `vocab_size` is None,
+        and the data set keeps it as `info`.  Ids are checked against the size when batches are made; `check_vocab`
+        checks all of them now.  DataError if the file is empty, its size is not a multiple of 4 or not what the sidecar
+        says; ConfigError if `vocab_size` is smaller than the tokenizer's; OSError (FileNotFoundError...) passes
+        through.
         """
         path = Path(path)
         size = os.stat(path).st_size
@@ -159,7 +166,13 @@ class TokenizedDataset:
                 f"{path}: size is {size} bytes, which is not a multiple of 4, but each token is a u32 of 4 bytes; "
                 f"the file is cut short or is no token file: make it again with `abi-train tokenize`"
             )
-        return cls(np.memmap(path, dtype="<u4", mode="r"), vocab_size, str(path))
+        info = read_sidecar(path)
+        if info is not None:
+            _check_sidecar(info, path, size, vocab_size)
+            vocab_size = info.vocab_size if vocab_size is None else vocab_size
+        dataset = cls(np.memmap(path, dtype="<u4", mode="r"), vocab_size, str(path))
+        dataset.info = info
+        return dataset
 
     @classmethod
     def from_slice(
@@ -192,7 +205,9 @@ class TokenizedDataset:
 
     def _part(self, start: int, stop: int) -> "TokenizedDataset":
         part = self.tokens[start:stop]
-        return TokenizedDataset(part, self.vocab_size, self.name, self.skipped, start=self._start + start)
+        made = TokenizedDataset(part, self.vocab_size, self.name, self.skipped, start=self._start + start)
+        made.info = self.info
+        return made
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -254,6 +269,19 @@ class TokenizedDataset:
         `vocab_size` None takes that of the data set.  DataError if there are too few tokens for one batch.
         """
         return BatchIterator(self, batch_size, seq_len, shuffle, seed, drop_last, vocab_size=vocab_size)
+
+
+def _check_sidecar(info: TokensInfo, path: Path, size: int, vocab_size: int | None) -> None:
+    if size != 4 * info.tokens:
+        raise DataError(
+            f"{path} holds {size // 4} tokens, but {path.name}.json beside it says {info.tokens}; the file is cut "
+            "short or something else made it: make both again with `abi-train tokenize --force`, or delete the .json"
+        )
+    if vocab_size is not None and vocab_size < info.vocab_size:
+        raise ConfigError(
+            f"vocab_size ({vocab_size}) must be at least {info.vocab_size}, the number of ids of the tokenizer that "
+            f"made {path}; leave it out, or tokenize again with the model's tokenizer"
+        )
 
 
 class BatchIterator:

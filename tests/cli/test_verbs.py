@@ -42,10 +42,11 @@ def test_tokenize(abi_train, tmp_path, monkeypatch):
     assert code == 0
     assert out.splitlines() == [
         "a.bin: 4 tokens from 1 documents of 3 bytes",
-        "next: abi-train run --data a.bin --vocab-size 257",
+        "next: abi-train run --data a.bin",
     ]
     assert np.fromfile("a.bin", "<u4").tolist() == [104, 195, 169, 256]
-    assert abi_train("tokenize", "a.txt", "-o", "a.bin")[0] == 2
+    code, out, _ = abi_train("tokenize", "a.txt", "-o", "a.bin")
+    assert (code, out.splitlines()[0]) == (0, "a.bin: 4 tokens from 1 documents of 3 bytes, there already")
     assert abi_train("tokenize", "a.txt", "-o", "a.bin", "--force")[0] == 0
 
 
@@ -193,7 +194,8 @@ def test_a_run_compiles_alone_where_no_process_can_be_started(monkeypatch):
 def test_the_line_of_progress_fits_a_narrow_terminal():
     from abi_py.training.metrics import _fit
 
-    parts = ["loss 1.0", "lr 1e-3", "grad 0.1", "99 tok/s", "9 GFLOP/s", "9 MB", "ETA 0:01"]
-    assert _fit(parts, None) == "  ".join(parts)
+    parts = ["loss 1.0", "lr 1e-3", "grad 0.1", "99 tok/s", "9 GFLOP/s", "9 MB", "ETA 0:01", ""]
+    assert _fit(parts, None) == "  ".join(parts[:-1])
+    assert _fit([*parts[:-1], "scale 4"], None).endswith("ETA 0:01  scale 4")
     assert _fit(parts, 52) == "loss 1.0  lr 1e-3  99 tok/s  9 GFLOP/s  ETA 0:01"
     assert _fit(parts, 10) == "loss 1.0  99 tok/s  ETA 0:01"

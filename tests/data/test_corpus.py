@@ -17,6 +17,7 @@ from abi_py.data import (
     byte_tokens,
     corpus,
     decode_bytes,
+    documents,
     load_text_corpus,
     open_corpus,
     standard_library_corpus,
@@ -112,7 +113,7 @@ def test_unreadable_file_is_counted_in_a_directory_and_an_error_by_name(
             raise PermissionError(13, "Permission denied", str(path))
         return open(path, mode)
 
-    monkeypatch.setattr(corpus, "open", refuse, raising=False)
+    monkeypatch.setattr(documents, "open", refuse, raising=False)
     assert any("b.txt: Permission denied" in message for message in load_text_corpus(folder).skipped)
     with pytest.raises(PermissionError):
         load_text_corpus(folder / "b.txt")

@@ -1,0 +1,110 @@
+"""From what `--data`, `--valid-data` and `--tokenizer` name to token ids."""
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ..data.tokenizer import Tokenizer
+    from ..data.tokens import TokenizedDataset
+    from .session import DataConfig
+
+__all__ = ["find_tokenizer", "open_data"]
+
+
+def open_data(data: "DataConfig", vocab_size: int | None) -> tuple["TokenizedDataset", "TokenizedDataset | None", int]:
+    """Return training data, validation data, and the vocabulary's size (found out if None).
+
+    Text has 257 ids, one for each byte and one for the end of a document, or those of the tokenizer.  The vocabulary of
+    a .bin file stands in its sidecar; without one, the file is read once for its largest id.
+    """
+    from ..data.corpus import BYTE_VOCAB_SIZE, standard_library_corpus
+
+    if data.path is None:
+        dataset = standard_library_corpus(data.corpus_bytes)
+    else:
+        dataset = _open_path("data", data.path, data.tokenizer, vocab_size)
+    if dataset.vocab_size is None:
+        size = dataset.check_vocab() + 1
+    elif vocab_size is None:
+        size = dataset.vocab_size
+    else:
+        size = vocab_size
+        if size < dataset.vocab_size and dataset.vocab_size == BYTE_VOCAB_SIZE:
+            raise ConfigError(f"vocab_size ({size}) must be at least {BYTE_VOCAB_SIZE} for text as bytes; leave it out")
+    if data.valid_path is not None:
+        valid = _open_path("valid_path", data.valid_path, data.tokenizer, size)
+        _check_same_kind(dataset, valid)
+        return dataset, valid, size
+    if data.valid_fraction == 0:
+        return dataset, None, size
+    train, valid = dataset.split(1 - data.valid_fraction)
+    return train, valid, size
+
+
+def _open_path(name: str, path: str, tokenizer: str | None, vocab_size: int | None) -> "TokenizedDataset":
+    from ..data.corpus import open_corpus
+    from ..data.tokenizer import Tokenizer
+    from ..data.tokens import TokenizedDataset
+
+    if not os.path.exists(path):
+        raise ConfigError(f"{name} ({path}) must be a file or a directory that exists; check the path")
+    if tokenizer is None:
+        return open_corpus(path, vocab_size)
+    if not path.endswith(".bin") or os.path.isdir(path):
+        return _tokenized(path, tokenizer, vocab_size)
+    given = Tokenizer.load(tokenizer)
+    dataset = TokenizedDataset.load(path, max(given.vocab_size, vocab_size or 0))
+    if dataset.info is not None:
+        dataset.info.check_tokenizer(given, path, "leave --tokenizer out, or tokenize again with abi-train tokenize")
+    return dataset
+
+
+def _tokenized(path: str, tokenizer: str, vocab_size: int | None) -> "TokenizedDataset":
+    """Return the tokens of texts; they are kept in the cache directory, until texts or tokenizer change."""
+    from ..data.documents import list_inputs
+    from ..data.tokenizing import TokenizeConfig, tokenize_if_needed
+    from ..data.tokens import TokenizedDataset
+    from ..kernels._jit import cache_directory
+    from .progress import bytes_progress
+    from .session import make_console
+
+    key = hashlib.sha256(repr((path, os.path.abspath(tokenizer))).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    output = cache_directory().parent / "tokens" / f"{key}.bin"
+    listing = list_inputs([path])
+    console = make_console()
+    with bytes_progress(console, "tokenize", listing.bytes if listing else None) as show:
+        tokenize_if_needed(
+            [path],
+            output,
+            TokenizeConfig(tokenizer=tokenizer),
+            replace=True,
+            progress=lambda done, tokens: show(done, f"{tokens:,} tokens"),
+        )
+    dataset = TokenizedDataset.load(output, vocab_size)
+    dataset.name = path
+    return dataset
+
+
+def _check_same_kind(train: "TokenizedDataset", valid: "TokenizedDataset") -> None:
+    hashes = [data.info.tokenizer and data.info.tokenizer.sha256 for data in (train, valid) if data.info is not None]
+    if len(set(hashes)) > 1:
+        raise ConfigError(
+            f"valid_path ({valid.name}) must be made with the tokenizer of {train.name}; tokenize one of them again"
+        )
+
+
+def find_tokenizer(data: "DataConfig", dataset: "TokenizedDataset") -> tuple["Tokenizer | None", str]:
+    """Return the tokenizer of the data, or None and why there is none though the ids came from one."""
+    from ..data.tokenizer import Tokenizer
+
+    if data.tokenizer is not None:
+        return Tokenizer.load(data.tokenizer), ""
+    if dataset.info is None or data.path is None:
+        return None, ""
+    try:
+        return dataset.info.load_tokenizer(data.path), ""
+    except DataError as error:
+        return None, f"{error}; the run goes on without"

@@ -1,0 +1,155 @@
+"""`abi-train tokenizer`: train a tokenizer on texts, or look at one."""
+
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..data.tokenizer_training import TokenizerTrainingConfig
+from ..errors import ConfigError
+from .options import Verb, VerbGroup, config_options, given_values
+
+if TYPE_CHECKING:
+    from ..data.documents import Documents
+    from ..data.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+# Letters with and without accents, other scripts, a sign of four bytes, numbers, and white space that counts.
+SAMPLE = "The fox said: naïve façade, 12 345.6 €\n\tif x != 'λ':  return 世界 🦊  # end"
+
+
+@click.group(
+    cls=VerbGroup, example="abi-train tokenizer info tokenizer/", short_help="Train a tokenizer, or look at one."
+)
+def command() -> None:
+    """Train a tokenizer on texts, or look at one."""
+
+
+@command.command(
+    cls=Verb,
+    example="abi-train tokenizer train texts/ -o tokenizer/ --vocab-size 4096",
+    short_help="Train a byte-level BPE tokenizer on texts.",
+)
+@click.argument("corpus", nargs=-1, required=True, metavar="CORPUS...", type=click.Path(exists=True, allow_dash=True))
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="directory to write"
+)
+@click.option("--field", default="text", help="key of the text in a row of JSONL  [text]")
+@click.option("--force", is_flag=True, help="replace a tokenizer that is there")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    corpus: tuple[str, ...],
+    output: Path,
+    field: str,
+    force: bool,
+    **_: Any,
+) -> None:
+    """Train a tokenizer on text files, JSONL files, or all texts under directories; - is standard input.
+
+    The same texts give the same tokenizer. OUTPUT then holds tokenizer.json and tokenizer_config.json.
+    """
+    from ..data.documents import Documents, list_inputs
+    from ..data.tokenizer import TOKENIZER_FILE
+    from ..data.tokenizer_training import train_tokenizer
+    from .progress import bytes_progress
+    from .session import make_console
+
+    config = TokenizerTrainingConfig.from_dict(given_values(ctx).get("tokenizer", {}))
+    if (output / TOKENIZER_FILE).exists() and not force:
+        raise ConfigError(
+            f"output ({output}) must not hold a tokenizer yet; choose another name, or replace it with --force"
+        )
+    listing = list_inputs(corpus)
+    console = make_console()
+    documents = Documents(corpus, field=field, utf8=True, stdin=sys.stdin.buffer)
+    with bytes_progress(console, "reading", listing.bytes if listing else None) as show:
+        texts = texts_of(documents, lambda: show(documents.bytes_read, ""))
+        tokenizer = interruptible(
+            lambda: train_tokenizer(texts, config.vocab_size, config.special, config.style, config.min_frequency)
+        )
+    tokenizer.save(output)
+    console.print(
+        f"{output}: {tokenizer.vocab_size:,} tokens from {documents.bytes_read:,} bytes of text", soft_wrap=True
+    )
+    if tokenizer.vocab_size < config.vocab_size:
+        click.echo(
+            f"fewer than the {config.vocab_size:,} asked for: no other pair occurs {config.least_count} times; more "
+            "text, or a lower --min-frequency, gives more"
+        )
+    if documents.skipped:
+        click.echo(f"left out: {len(documents.skipped)} files, the first: {documents.skipped[0]}")
+    show_round_trip(tokenizer)
+    click.echo(f"next: {shlex.join(['abi-train', 'tokenize', *corpus, '--tokenizer', str(output), '-o', 'train.bin'])}")
+
+
+config_options({"tokenizer": TokenizerTrainingConfig}, {})(train)
+
+
+@command.command(cls=Verb, example="abi-train tokenizer info tokenizer/", short_help="Show what a tokenizer is.")
+@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.option("--text", default=SAMPLE, help="text to encode and decode")
+def info(path: Path, text: str) -> None:
+    """Show vocabulary, special tokens and chat template of a tokenizer.json, and what a sample text becomes."""
+    from ..data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(path)
+    click.echo(f"tokenizer  {tokenizer.name}")
+    click.echo(f"vocabulary {tokenizer.vocab_size:,} ids")
+    click.echo(f"hash       {tokenizer.hash}")
+    for role in ("bos", "eos", "pad", "unk"):
+        token_id = getattr(tokenizer, f"{role}_id")
+        click.echo(f"{role:<11}{'none' if token_id is None else f'{token_id} {tokenizer.token_of(token_id)}'}")
+    special = [f"{i} {tokenizer.token_of(i)}" for i in sorted(tokenizer.special_ids)]
+    click.echo(f"special    {', '.join(special) or 'none'}")
+    template = tokenizer.chat_template
+    click.echo(f"template   {'none' if template is None else f'{len(template):,} characters of Jinja'}")
+    show_round_trip(tokenizer, text)
+
+
+def texts_of(documents: "Documents", passed: Callable[[], None]) -> Iterator[str]:
+    """Yield the texts of documents in pieces, cut where a line ends; `passed` is called after each piece."""
+    from ..data.pieces import TextCutter
+
+    cutter = TextCutter()
+    for document in documents:
+        for text in cutter.cut(document):
+            yield text
+            passed()
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """Return what `work` returns; Ctrl-C ends the program even while the library counts pairs and looks at nothing."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # a daemon does not keep the program from ending
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def show_round_trip(tokenizer: "Tokenizer", text: str = SAMPLE) -> None:
+    """Print a text, its tokens, and whether decoding gives it back."""
+    ids = tokenizer.encode(text)
+    back = tokenizer.decode(ids)
+    shown = f"{ids[:16]}{' ...' if ids[16:] else ''}"
+    click.echo(f"sample     {len(text.encode('utf-8'))} bytes, {len(ids)} tokens: {shown}")
+    if back == text:
+        click.echo("decoded    the same text")
+    else:
+        click.echo(f"decoded    another text: {back!r} for {text!r}")

@@ -1,0 +1,110 @@
+"""X.bin.json beside a token file X.bin: which tokenizer made the ids, how many, from what, with which settings.
+
+A run reads from it how large the vocabulary is and which tokenizer turns ids into text; `abi-train tokenize` reads
+from it whether there is anything to do.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..files import atomic_text
+from .documents import Listing, sidecar_path
+from .tokenizer import Tokenizer
+
+__all__ = ["TokenizerRef", "TokensInfo", "read_sidecar"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TokenizerRef:
+    """Path of a tokenizer.json, relative to the sidecar if that is how it was found last, and the tokenizer's hash."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TokensInfo:
+    """What a sidecar says.
+
+    tokens, documents, bytes   of this file; bytes are those of its text as UTF-8
+    vocab_size                 every id is below it
+    end_of_document            the id after each document
+    part                       "all", or "train" or "valid" of documents that were divided
+    tokenizer                  None: ids are bytes
+    settings                   all that decides which ids come of the same inputs
+    given                      the inputs as they were named
+    listing                    files, bytes and digest of `list_inputs`; None for standard input
+    content                    SHA-256 of what was read
+    """
+
+    tokens: int
+    documents: int
+    bytes: int
+    vocab_size: int
+    end_of_document: int
+    part: str
+    tokenizer: TokenizerRef | None
+    settings: dict[str, Any]
+    given: list[str]
+    listing: Listing | None
+    content: str
+
+    def write(self, path: Path) -> None:
+        """Write the sidecar of the token file `path`."""
+        atomic_text(sidecar_path(path), json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n")
+
+    def load_tokenizer(self, path: str | os.PathLike[str]) -> Tokenizer | None:
+        """Return the tokenizer that made the token file `path`; None if the ids are bytes.
+
+        DataError if it is not where it was, or is another one.
+        """
+        if self.tokenizer is None:
+            return None
+        place = Path(path).parent / self.tokenizer.path
+        remedy = "put it back, or name the place of that tokenizer with --tokenizer"
+        if not place.is_file():
+            raise DataError(f"{path} was made with the tokenizer {place}, which is not there; {remedy}")
+        tokenizer = Tokenizer.load(place)
+        self.check_tokenizer(tokenizer, path, remedy)
+        return tokenizer
+
+    def check_tokenizer(self, tokenizer: Tokenizer, path: str | os.PathLike[str], remedy: str) -> None:
+        """Raise DataError if `tokenizer` is not the one that made the token file `path`."""
+        if self.tokenizer is None or tokenizer.hash != self.tokenizer.sha256:
+            made = "as bytes" if self.tokenizer is None else f"with another one (hash {self.tokenizer.sha256[:12]})"
+            raise DataError(
+                f"{tokenizer.name} has the hash {tokenizer.hash[:12]}, but {path} was made {made}; {remedy}"
+            )
+
+
+def read_sidecar(path: str | os.PathLike[str]) -> TokensInfo | None:
+    """Return what the sidecar of the token file `path` says, None if there is none; DataError if it is damaged."""
+    file = sidecar_path(path)
+    remedy = "delete it, or make both files again with `abi-train tokenize --force`"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version = values.pop("format")
+        if version != FORMAT:
+            raise DataError(f"{file} has format {version}, this version reads {FORMAT}; {remedy}")
+        if values["tokenizer"] is not None:
+            values["tokenizer"] = TokenizerRef(**values["tokenizer"])
+        if values["listing"] is not None:
+            values["listing"] = Listing(**values["listing"])
+        info = TokensInfo(**values)
+        for name in ("tokens", "documents", "bytes", "vocab_size", "end_of_document"):
+            if not isinstance(getattr(info, name), int):
+                raise ValueError(f"{name} is no whole number")
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file} does not describe a token file ({error}); {remedy}") from None
+    return info
