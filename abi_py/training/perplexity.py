@@ -1,0 +1,162 @@
+"""Perplexity of a model on a text that is longer than its context: which windows it sees, which tokens count.
+
+    llama.cpp's rule     disjoint windows of `context` tokens; of each, the second half counts, so that a token has at
+    (stride None)        least context / 2 - 1 before it.  What does not fill a window is left out.
+                         context = c, window at s:   targets s + c/2 + 1 ... s + c - 1
+    stride S             windows begin at 0, S, 2S ...; of each, the tokens count that none before it has counted: every
+                         token but the first counts once, with at least context - S before it once the text is so long
+
+    loss = sum of -log p(token) / tokens      perplexity = exp(loss)      its error: perplexity x standard error of loss
+    bits per byte = sum of -log2 p / bytes of the tokens that count
+
+Figures of two models with different tokenizers can be compared in bits per byte only.  Source of the first rule: the
+program `llama-perplexity` of llama.cpp, which also puts the tokenizer's BOS, if it adds one, in each window's first
+place; the second is the one of Hugging Face's documentation on perplexity.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..config import IGNORE_INDEX
+from ..errors import ConfigError, DataError
+from .report import perplexity
+
+__all__ = ["PerplexityResult", "Window", "count_bytes", "evaluate_tokens", "windows"]
+
+ROWS = 2048  # tokens that go through the model at once, if the context is no longer
+
+
+class Window(NamedTuple):
+    """ids[start : end] are seen; targets ids[first : end] count, first > start."""
+
+    start: int
+    end: int
+    first: int
+
+
+def windows(tokens: int, context: int, stride: int | None = None) -> Iterator[Window]:
+    """Yield the windows of a text of so many tokens.
+
+    ConfigError for a context below 4 or a stride outside 1 ... context - 1; DataError for too short a text.
+    """
+    if context < 4:
+        raise ConfigError(f"context ({context}) must be at least 4; half of a window's tokens count")
+    if stride is not None and not 1 <= stride < context:
+        raise ConfigError(f"stride ({stride}) must be at least 1 and below context ({context}); try {context // 2}")
+    if stride is None and tokens < context:
+        raise DataError(
+            f"the text has {tokens} tokens, fewer than one window of {context}; lower the context, or give a stride, "
+            "with which every token counts"
+        )
+    if tokens < 2:
+        raise DataError(f"the text has {tokens} tokens; a token is foretold from one before it, so give at least two")
+    if stride is None:
+        yield from (Window(s, s + context, s + context // 2 + 1) for s in range(0, tokens - context + 1, context))
+        return
+    start, counted = 0, 1
+    while counted < tokens:
+        end = min(start + context, tokens)
+        yield Window(start, end, counted)
+        start, counted = start + stride, end
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityResult:
+    """What an evaluation found; `bits_per_byte` is None where the bytes of tokens are not known."""
+
+    loss: float
+    loss_error: float  # standard error of the mean
+    perplexity: float
+    accuracy: float
+    bits_per_byte: float | None
+    tokens: int  # that count
+    bytes: int | None  # of those tokens
+    windows: int
+
+
+class _Sums:
+    """Running sums over the tokens that count."""
+
+    def __init__(self) -> None:
+        self.loss = self.squares = 0.0
+        self.tokens = self.correct = self.bytes = self.windows = 0
+
+    def result(self, bytes_known: bool) -> PerplexityResult:
+        mean = self.loss / self.tokens
+        variance = max(self.squares / self.tokens - mean * mean, 0.0)
+        known = bytes_known and self.bytes > 0
+        return PerplexityResult(
+            loss=mean,
+            loss_error=math.sqrt(variance / max(self.tokens - 1, 1)),
+            perplexity=perplexity(mean),
+            accuracy=self.correct / self.tokens,
+            bits_per_byte=self.loss / math.log(2) / self.bytes if known else None,
+            tokens=self.tokens,
+            bytes=self.bytes if bytes_known else None,
+            windows=self.windows,
+        )
+
+
+def evaluate_tokens(
+    model: Any,
+    ids: np.ndarray,
+    *,
+    context: int,
+    stride: int | None = None,
+    bos_id: int | None = None,
+    byte_counts: np.ndarray | None = None,
+    progress: Callable[[int, int, PerplexityResult], object] = lambda done, total, result: None,
+) -> PerplexityResult:
+    """Return loss, perplexity, accuracy and bits per byte of the text ids (N,).
+
+    bos_id       put in the first place of every window (llama.cpp's rule only)
+    byte_counts  (N,) bytes of each token, for bits per byte
+    progress     called with windows done, windows in all, and the result so far; KeyboardInterrupt passes through
+
+    Weights and gradients stay as they are.  ConfigError and DataError as `windows` says, and for a context above the
+    model's max_seq_len; DataError for ids outside the vocabulary.
+    """
+    if context > model.config.max_seq_len:
+        raise ConfigError(
+            f"context ({context}) must be at most the model's max_seq_len ({model.config.max_seq_len}); lower it"
+        )
+    every = list(windows(len(ids), context, stride))
+    together, sums, at = max(1, ROWS // context), _Sums(), 0
+    while at < len(every):
+        some = every[at : at + together]
+        while some[-1].end - some[-1].start != some[0].end - some[0].start:
+            some.pop()  # the last windows of a stride are shorter
+        _add(sums, model, np.asarray(ids), some, bos_id if stride is None else None)
+        if byte_counts is not None:
+            sums.bytes += sum(int(byte_counts[window.first : window.end].sum()) for window in some)
+        at += len(some)
+        progress(at, len(every), sums.result(byte_counts is not None))
+    return sums.result(byte_counts is not None)
+
+
+def _add(sums: _Sums, model: Any, ids: np.ndarray, some: list[Window], bos_id: int | None) -> None:
+    """Add the tokens of equally long windows to the sums."""
+    inputs = np.stack([ids[window.start : window.end - 1] for window in some]).astype(np.int64)
+    labels = np.full(inputs.shape, IGNORE_INDEX, np.int64)
+    for row, window in zip(labels, some):
+        skipped = window.first - window.start - 1
+        row[skipped:] = ids[window.first : window.end]
+    if bos_id is not None:
+        inputs[:, 0] = bos_id
+    out = model.compute_loss(inputs, labels, reduction="sum")
+    losses = out.token_losses[labels != IGNORE_INDEX].astype(np.float64)
+    sums.loss += float(losses.sum())
+    sums.squares += float(np.square(losses).sum())
+    sums.tokens += out.num_tokens
+    sums.correct += out.num_correct
+    sums.windows += len(some)
+
+
+def count_bytes(ids: np.ndarray, codec: Any) -> np.ndarray:
+    """Return the bytes of UTF-8 that each id (N,) adds to the text: int32; a character counts for its last token."""
+    stream = codec.stream()
+    return np.fromiter((len(stream.add(int(i)).encode("utf-8", "replace")) for i in ids), np.int32, len(ids))

@@ -1,0 +1,88 @@
+"""abi-train eval: texts, token files, tokenizers, JSON, and what is said about wrong calls."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from test_generate import save_folder
+
+from abi_py.training.perplexity import evaluate_tokens
+
+TEXT = "It is a truth universally acknowledged, that a model must be in want of a text. " * 4
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "t.txt").write_text(TEXT)
+    return save_folder(tmp_path / "m")
+
+
+def test_a_text(abi_train, model):
+    code, out, _ = abi_train("eval", "m", "t.txt", "--json")
+    assert code == 0
+    found = json.loads(out)
+    ids = np.frombuffer(TEXT.encode(), np.uint8)
+    expected = evaluate_tokens(model, ids, context=64)  # the model's max_seq_len: below 512
+    assert (found["context"], found["tokens"]) == (64, expected.tokens)
+    assert found["perplexity"] == pytest.approx(expected.perplexity)
+    assert found["bits_per_byte"] == pytest.approx(np.log2(expected.perplexity))
+    code, out, _ = abi_train("eval", "m", "t.txt", "--context", "32", "--stride", "8")
+    assert code == 0
+    assert f"tokens         {len(TEXT) - 1:,} counted ({len(TEXT) - 1:,} bytes)" in out
+    assert "8 apart" in out
+
+
+def test_a_directory_has_an_end_between_its_documents(abi_train, model, tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in "ab":
+        (tmp_path / "d" / f"{name}.txt").write_text(TEXT)
+    found = json.loads(abi_train("eval", "m", "d", "--stride", "32", "--json")[1])
+    assert found["tokens"] == 2 * len(TEXT)
+    assert found["bytes"] == 2 * len(TEXT) - 1
+
+
+def test_a_token_file(abi_train, model, tmp_path):
+    np.frombuffer(TEXT.encode(), np.uint8).astype("<u4").tofile(tmp_path / "t.bin")
+    one, two = (json.loads(abi_train("eval", "m", name, "--json")[1]) for name in ("t.txt", "t.bin"))
+    for name in ("seconds", "data"):
+        del one[name], two[name]
+    assert one == two
+
+
+def test_a_tokenizer_that_adds_bos(abi_train, tmp_path):
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", "a", "b", "cc"])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    backend.add_special_tokens(["<s>"])
+    model = save_folder(tmp_path / "w", vocab_size=5)
+    (tmp_path / "w.txt").write_text("a b cc a b cc cc")
+    code, _, err = abi_train("eval", "w", "w.txt", "--context", "4")
+    assert code == 2
+    assert "--tokenizer" in err
+    backend.save(str(tmp_path / "w/tokenizer.json"))
+    found = json.loads(abi_train("eval", "w", "w.txt", "--context", "4", "--json")[1])
+    expected = evaluate_tokens(model, np.array([1, 2, 3, 4, 2, 3, 4, 4]), context=4, bos_id=1)
+    assert (found["tokens"], found["perplexity"]) == (2, pytest.approx(expected.perplexity))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        (["m", "nothing.txt"], 2, "nothing.txt"),
+        (["m", "t.txt", "--context", "65"], 2, "max_seq_len"),
+        (["m", "t.txt", "--stride", "64"], 2, "stride"),
+        (["m", "empty.txt"], 1, "empty"),
+        (["m", "short.txt"], 1, "fewer than one window"),
+        (["m", "large.bin"], 1, "300"),
+    ],
+)
+def test_wrong_calls(abi_train, model, tmp_path, words, code, part):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("short")
+    np.full(200, 300, "<u4").tofile(tmp_path / "large.bin")
+    found, out, err = abi_train("eval", *words)
+    assert (found, out) == (code, "")
+    assert part in err
+    assert len(err.splitlines()) == 1
