@@ -349,7 +349,7 @@ def check_loss_scaling(
     config._require(growth, getattr(config, growth) > 1, "be above 1", "try 2")
     config._require(backoff, getattr(config, backoff) < 1, "be below 1", "try 0.5")
     config._require_at_least(1, interval)
-    limits = f"{least} ({getattr(config, least):g}) and {most} ({getattr(config, most):g})"
+    limits = f"{least} ({getattr(config, least):.10g}) and {most} ({getattr(config, most):.10g})"
     between = getattr(config, least) <= getattr(config, initial) <= getattr(config, most)
     config._require(initial, between, f"lie between {limits}", "change one of the three")
 
@@ -467,19 +467,17 @@ class LlmTrainingConfig(Config):
     def _check_precision(self) -> None:
         scales = ("initial_loss_scale", "min_loss_scale", "max_loss_scale")
         rules = ("loss_scale_growth_factor", "loss_scale_backoff_factor", "loss_scale_growth_interval")
-        check_loss_scaling(self, *scales, *rules)
         if self.mixed_precision is Precision.FP16:
+            check_loss_scaling(self, *scales, *rules)
             remedy = "loss scaling finds its scale by skipping updates that overflow"
             self._require("nan_guard", self.nan_guard, "be true for fp16", remedy)
             return
         defaults = {option.name: option.default for option in fields_of(type(self))}
         for name in (*scales, *rules):
-            rule = f"be {defaults[name]:g} unless mixed_precision is fp16"
+            rule = f"be {defaults[name]:.10g} unless mixed_precision is fp16"
             self._require(name, getattr(self, name) == defaults[name], rule, "only halves need a loss scale")
 
     def _check_not_here_yet(self) -> None:
-        computed = self.mixed_precision is not Precision.FP16
-        self._require("mixed_precision", computed, "be fp32 or bf16", "bf16 has the range of fp32, so use that")
         self._require("use_gpu", not self.use_gpu, "be false", _GPU_REMEDY)
         self._require("gpu_backend", self.gpu_backend is None, "be unset", _GPU_REMEDY)
         self._require("gpu_batch_threshold", self.gpu_batch_threshold == 8, "be 8", _GPU_REMEDY)

@@ -208,8 +208,12 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
 
     facts = simd.describe()
     product = f", {facts['simd']}, tile {facts['tile']}" if matmul.BACKEND == "numba" else ", products by BLAS"
-    rounding = f", bf16: {BF16_METHOD[tiles.NATIVE_BF16]}" if precision is Precision.BF16 else ""
-    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}{rounding}"
+    rounding = {
+        Precision.FP32: "",
+        Precision.BF16: f", bf16: {BF16_METHOD[tiles.NATIVE_BF16]}",
+        Precision.FP16: ", fp16: rounded operands, float32 arithmetic",
+    }
+    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}{rounding[precision]}"
 
 
 def describe_model(model: TrainableModelConfig) -> str:

@@ -321,7 +321,7 @@ class ConsoleSink:
             self._speed(event.gflops),
             f"{event.memory / 1e6:,.0f} MB",
             f"ETA {self._time_left(event.step)}",
-            f"scale {event.loss_scale:g}" if event.loss_scale is not None else "",
+            f"scale {event.loss_scale:.10g}" if event.loss_scale is not None else "",
         ]
         if self._progress is not None:
             room = self.console.width - 2 * len(str(self._total)) - 3 - (21 if self.console.width >= WIDE else 0)
@@ -372,7 +372,7 @@ def _sentence(event: Event) -> str:
     if isinstance(event, BadStepEvent):
         return f"step {event.step}: update skipped ({event.in_row} in a row): {event.message}"
     if isinstance(event, LossScaleEvent):
-        change = f"loss scale {event.previous:g} -> {event.loss_scale:g}"
+        change = f"loss scale {event.previous:.10g} -> {event.loss_scale:.10g}"
         return f"step {event.step}: {'update dropped, ' if event.overflow else ''}{change}: {event.message}"
     if isinstance(event, EpochEvent):
         return f"epoch {event.epoch}: training loss {event.train_loss:.4f}, perplexity {event.train_perplexity:.2f}"

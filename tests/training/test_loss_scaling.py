@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import abi_py as abi
-from abi_py.config import LlmTrainingConfig, Precision
+from abi_py.config import Precision
 from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
 from abi_py.training.checkpoint import ADDED, TrainingState
 from abi_py.training.metrics import JsonlSink
@@ -18,12 +18,6 @@ from abi_py.training.precision import gradient_factor, scaler_for
 from abi_py.training.trainer import LlamaTrainer
 
 HALVES = np.arange(65536, dtype=np.uint16).view(np.float16)
-
-
-@pytest.fixture(autouse=True)
-def _lifted(monkeypatch):
-    """Let configurations ask for fp16: the batches of these tests are computed in float32 (see `in_float32`)."""
-    monkeypatch.setattr(LlmTrainingConfig, "_check_not_here_yet", lambda self: None)
 
 
 # -- conversions -------------------------------------------------------------------------------

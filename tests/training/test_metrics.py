@@ -147,13 +147,13 @@ def test_loss_scale_is_shown_with_fp16_only():
     text = io.StringIO()
     sink = ConsoleSink(Console(file=text))
     sink.handle(a_step(1))
-    sink.handle(a_step(2, loss_scale=1024.0))
+    sink.handle(a_step(2, loss_scale=2.0**31))
     change = {"loss_scale": 512.0, "previous": 1024.0, "overflow": True, "message": "the gradient is not finite in w_q"}
     sink.handle(LossScaleEvent(step=2, time=1.0, **change))
     sink.handle(LossScaleEvent(step=2, time=1.0, **{**change, "overflow": False, "message": "2000 good updates"}))
     plain, scaled, overflow, growth = text.getvalue().splitlines()
     assert "scale" not in plain
-    assert scaled.endswith("scale 1024")
+    assert scaled.endswith("scale 2147483648")
     assert overflow == "step 2: update dropped, loss scale 1024 -> 512: the gradient is not finite in w_q"
     assert growth == "step 2: loss scale 1024 -> 512: 2000 good updates"
     assert "train/loss_scale" not in dict(scalars(a_step(1)))

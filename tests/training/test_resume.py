@@ -62,6 +62,27 @@ def test_stop_at_every_micro_batch_and_resume(make_model, make_config, data, tmp
     assert report.total_steps == 6
 
 
+def test_stop_and_resume_in_fp16(make_model, make_config, data, tmp_path):
+    """While the loss scale falls from far above, and while it grows; in windows and between them."""
+    config = make_config(epochs=5, mixed_precision="fp16", initial_loss_scale=2.0**20, loss_scale_growth_interval=2)
+    whole = LlamaTrainer(make_model(), config)
+    report = whole.fit(data)
+    assert report.overflows > 2
+    assert report.total_steps == 15 - report.overflows
+    assert report.skipped_updates == 0
+    for number in (1, 2, 3, 5, 8, 10, 22, 30, 38):
+        config = config.replace(checkpoint_path=str(tmp_path / str(number)))
+        model = make_model()
+        assert LlamaTrainer(model, config).fit(data, stop=stop_at(model, number)).interrupted
+        second = LlamaTrainer(make_model(seed=99), config)
+        second.load_checkpoint(tmp_path / str(number))
+        second.fit(data)
+        assert second.loss_history == whole.loss_history
+        assert second.model.collect_weights().tobytes() == whole.model.collect_weights().tobytes()
+        assert moments(second) == moments(whole)
+        assert second.scaler.get_stats() == whole.scaler.get_stats()
+
+
 def test_resume_keeps_early_stopping_memory(make_model, make_config, data, tmp_path, record):
     other = np.random.default_rng(1).integers(0, 19, 60)
     early = EarlyStoppingConfig(patience=4, min_delta=0.0)
@@ -212,12 +233,13 @@ from abi_py.config import LlmTrainingConfig, TrainableModelConfig
 from abi_py.model import TrainableModel
 from abi_py.training.stop import GracefulStop
 from abi_py.training.trainer import LlamaTrainer
-root, pause, steps = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+root, pause, steps, precision = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 model = TrainableModel(TrainableModelConfig(
     hidden_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_dim=24, vocab_size=19, max_seq_len=16))
 config = LlmTrainingConfig(
     epochs=1000, batch_size=2, max_seq_len=8, learning_rate=1e-2, warmup_steps=2, decay_steps=50, grad_accum_steps=3,
-    checkpoint_interval=1, max_checkpoints=2, checkpoint_path=root, max_steps=steps)
+    checkpoint_interval=1, max_checkpoints=2, checkpoint_path=root, max_steps=steps,
+    mixed_precision=precision)
 class Sink:
     def handle(self, event):
         if event.type == "step":
@@ -236,8 +258,8 @@ sys.exit(stop.exit_code if report.interrupted else 0)
 """
 
 
-def start(root, pause, steps):
-    command = [sys.executable, "-c", RUN, str(root), str(pause), str(steps)]
+def start(root, pause, steps, precision="fp32"):
+    command = [sys.executable, "-c", RUN, str(root), str(pause), str(steps), precision]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -273,17 +295,18 @@ def test_a_second_signal_exits_at_once(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_kill_at_random_moments(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_kill_at_random_moments(tmp_path, precision):
     """Kill a run that saves at every step (ABI_KILLS times, 3 if not set): it always resumes, to the same bits."""
     kills = int(os.environ.get("ABI_KILLS", "3"))
     steps = 10 * (kills + 1)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    process = start(whole, 0, steps)
+    process = start(whole, 0, steps, precision)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     random = np.random.default_rng(5)
     for kill in range(kills):
-        process = start(parts, 0, steps)
+        process = start(parts, 0, steps, precision)
         wait_for_step(process, 2)  # so the checkpoint of step 1 is there
         time.sleep(float(random.uniform(0, 0.05)))
         process.kill()
@@ -291,7 +314,7 @@ def test_kill_at_random_moments(tmp_path):
         found = find_latest(parts)
         assert found.skipped == (), kill
     assert int(found.path.name.removeprefix("llm_step_")) < steps  # the last kill, too, hit a run that was under way
-    process = start(parts, 0, steps)
+    process = start(parts, 0, steps, precision)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     for name in ("model.safetensors", "optimizer.safetensors"):
