@@ -89,12 +89,17 @@ def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]
 
     from ..data.corpus import END_OF_DOCUMENT, open_corpus
     from ..data.tokens import TokenizedDataset
-    from ..generation.text import text_codec
+    from ..generation.text import ByteText, text_codec
 
     codec = text_codec(codec, vocab_size)
     if data.suffix == ".bin" and data.is_file():
         dataset = TokenizedDataset.load(data, vocab_size)
         dataset.check_vocab()
+        if dataset.info is not None:
+            if codec is None:
+                codec = text_codec(dataset.info.load_tokenizer(data), vocab_size)
+            elif not isinstance(codec, ByteText):
+                dataset.info.check_tokenizer(codec, data, "tokenize again with the model's own tokenizer")
         return np.asarray(dataset.tokens), codec
     if codec is None:
         raise ConfigError(

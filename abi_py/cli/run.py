@@ -23,6 +23,7 @@ from .session import (
     describe_model,
     early_stopping_values,
     has_checkpoint,
+    is_byte_level,
     make_console,
     prepare,
     read_run_config,
@@ -95,6 +96,7 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
         show_plan(run, train_data, valid, console)
         return
     checked = complete(values, data, train_data, valid, Path("OUT"))  # raises every error that can be found
+    check_samples(checked, train_data, valid)
     prepare(checked.training)
     describe_machine()  # before there is a directory
     directory = out if out is not None else new_directory()
@@ -103,6 +105,18 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
 
 
 config_options(RUN_SECTIONS, SHOWN)(command)
+
+
+def check_samples(run: RunConfig, train_data: "TokenizedDataset", valid: "TokenizedDataset | None") -> None:
+    """Raise ConfigError if samples are asked for and there would be none."""
+    if not run.data.sample_prompts:
+        return
+    if valid is None or run.training.eval_interval == 0:
+        raise ConfigError("sample_prompts must come with evaluations; set valid_fraction and eval_interval above 0")
+    if not is_byte_level(run.model) and find_tokenizer(run.data, train_data)[0] is None:
+        raise ConfigError(
+            f"sample_prompts must be left out: {run.data.path} has ids without a text of their own; give --tokenizer"
+        )
 
 
 def merged(flags: dict[str, dict[str, Any]], file: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..data.tokens import TokenizedDataset
+    from ..generation.text import TextCodec
     from ..model import TrainableModel
     from ..training.checkpoint import TrainingState
     from ..training.report import TrainingReport
@@ -63,6 +64,10 @@ class DataConfig(Config):
     corpus_bytes: int = opt(300_000, "bytes of the standard library to train on when there is no --data")
     prompt: str = opt("The ", "beginning of the sample at the end of the run (byte-level models)")
     sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
+    sample_prompts: tuple[str, ...] = opt(
+        (), "text that the model goes on from after each evaluation; may be repeated", flag="sample-prompt"
+    )
+    sample_length: int = opt(40, "tokens of those samples")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
@@ -70,6 +75,8 @@ class DataConfig(Config):
         self._require("valid_fraction", good, "be at least 0 and below 1", "the usual value is 0.05")
         self._require_at_least(1, "corpus_bytes")
         self._require_at_least(0, "sample_tokens")
+        self._require_at_least(1, "sample_length")
+        self._require("sample_prompts", "" not in self.sample_prompts, "hold no empty text", "give a character or more")
         self._require("prompt", self.prompt != "", "not be empty", "give at least one character")
         if self.path is None:
             for name in ("valid_path", "tokenizer"):
@@ -302,6 +309,7 @@ def train(
                 """Nothing to close."""
 
         trainer.add_sink(StopWhenNobodyReads())
+        add_samples(trainer, run, directory)
         early = run.early_stopping if run.early_stopping.enabled and valid is not None else None
         report = trainer.fit(train_data, valid, early, stop)
         write_report(report, directory / "report.json")
@@ -364,14 +372,32 @@ def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple
     return rows
 
 
-def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, console: "Console") -> None:
-    """Print what the model makes of the prompt."""
+def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":
+    """Return the tokenizer that a run keeps in its directory, or that of byte-level models, or None."""
     from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
-    from ..generation import generate
     from ..generation.text import text_codec
 
     there = (directory / TOKENIZER_FILE).is_file()
-    codec = text_codec(Tokenizer.load(directory) if there else None, model.config.vocab_size)
+    return text_codec(Tokenizer.load(directory) if there else None, vocab_size)
+
+
+def add_samples(trainer: "LlamaTrainer", run: RunConfig, directory: Path) -> None:
+    """Let the model write after each evaluation, if the run asks for it; ConfigError if its tokenizer has gone."""
+    if not run.data.sample_prompts:
+        return
+    from .samples import SampleSink
+
+    codec = codec_of_run(directory, trainer.model.config.vocab_size)
+    if codec is None:
+        raise ConfigError(f"sample_prompts must have a tokenizer; put tokenizer.json back into {directory}")
+    trainer.add_sink(SampleSink(trainer, codec, run.data.sample_prompts, run.data.sample_length, run.training.seed))
+
+
+def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, console: "Console") -> None:
+    """Print what the model makes of the prompt."""
+    from ..generation import generate
+
+    codec = codec_of_run(directory, model.config.vocab_size)
     prompt = codec.encode(run.data.prompt) if codec is not None else []
     if codec is None or not prompt:
         say(console, "sample", f"none: {run.data.path or 'the data'} has ids without a text of their own")

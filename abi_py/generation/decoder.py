@@ -20,14 +20,13 @@ from ..errors import DataError
 from ..kernels.attention import attention_forward
 from ..kernels.cached_attention import cache_append, cached_attention_forward
 from ..kernels.embedding import embedding_forward
-from ..kernels.matmul import product
+from ..kernels.matmul import FEW, product
 from ..kernels.rms_norm import rms_norm_forward
 from ..kernels.rope import rope_forward, rope_table
 from ..kernels.swiglu import swiglu_forward
 
 __all__ = ["FEW", "Cache", "Decoder"]
 
-FEW = 8  # rows that `product` streams the weights for at once
 CHUNK = 512  # rows of a prompt that go through the wide products at once: bounds the memory of a long prompt
 BYTES_OF_A_THREAD = 2 << 20  # weights that one thread reads in the time of a few kernel calls: fewer need no second
 FIRST_CAPACITY = 256  # positions of a new cache

@@ -4,6 +4,7 @@
     StartEvent      training begins or goes on                         -
     StepEvent       after each optimizer step                          step (only if `logged`)
     EvaluationEvent after each evaluation                              evaluation
+    SampleEvent     text of the model, after an evaluation             sample
     CheckpointEvent after each save                                    checkpoint
     BadStepEvent    the NaN guard skipped an update                    bad_step
     LossScaleEvent  fp16: the loss scale fell or grew                  loss_scale
@@ -33,6 +34,7 @@ __all__ = [
     "Event",
     "EventHub",
     "LossScaleEvent",
+    "SampleEvent",
     "Sink",
     "StartEvent",
     "StepEvent",
@@ -107,6 +109,15 @@ class EvaluationEvent(Event):
     val_tokens: int
     improved: bool
     patience_left: int | None = None  # None without early stopping
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleEvent(Event):
+    """What the model makes of a prompt at this moment."""
+
+    type = "sample"
+    prompt: str
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from .events import (
     EvaluationEvent,
     Event,
     LossScaleEvent,
+    SampleEvent,
     Sink,
     StartEvent,
     StepEvent,
@@ -367,6 +368,8 @@ def _sentence(event: Event) -> str:
             f"step {event.step}: validation loss {event.val_loss:.4f}, perplexity {event.val_perplexity:.2f}, "
             f"accuracy {100 * event.val_accuracy:.2f}%{note}{left}"
         )
+    if isinstance(event, SampleEvent):
+        return f"step {event.step}: {event.prompt!r} -> {event.text!r}"  # quoted: one line, nothing a terminal obeys
     if isinstance(event, CheckpointEvent):
         return f"step {event.step}: saved {event.path} ({event.size / 1e6:.1f} MB{', best' if event.best else ''})"
     if isinstance(event, BadStepEvent):

@@ -67,6 +67,23 @@ def test_a_tokenizer_that_adds_bos(abi_train, tmp_path):
     assert (found["tokens"], found["perplexity"]) == (2, pytest.approx(expected.perplexity))
 
 
+def test_a_token_file_knows_its_tokenizer(abi_train, tmp_path):
+    """Bytes are known from the sidecar's tokenizer; ids of another one are refused."""
+    (tmp_path / "t.txt").write_text(TEXT)
+    for name, size in (("one", 300), ("two", 301)):
+        words = ["--vocab-size", size, "-o", f"{name}"]
+        assert abi_train("tokenizer", "train", "t.txt", *words)[0] == 0
+    assert abi_train("tokenize", "t.txt", "-o", "t.bin", "--tokenizer", "one")[0] == 0
+    save_folder(tmp_path / "m", vocab_size=301)
+    code, out, err = abi_train("eval", "m", "t.bin", "--stride", "32", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert 0.9 * len(TEXT) < found["bytes"] <= len(TEXT) + 20
+    code, _, err = abi_train("eval", "m", "t.bin", "--tokenizer", "two")
+    assert code == 1
+    assert "hash" in err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
