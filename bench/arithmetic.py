@@ -14,8 +14,11 @@
       embedding     forward 8 N C (row in, row out), backward 12 N C (dx in, dw in and out), + 4 N of ids
       rms_norm      forward 8 N C + 4 N + 4 C.  backward 12 N C (dy, x in, dx out), or 16 N C where it adds to dx,
                     + 4 N + 8 C
-      rope          8 N (H + G) D, in place, + 4 N of positions + 4 T D of the table
+      rope          8 N (H + G) D, in place, + 4 N of positions + 4 T D of the table; in bfloat16, forward also reads
+                    and saves the whole row: 6 N (H + 2 G) D
       swiglu        forward 12 N F (two in, one out).  backward 20 N F (dh, gate, up in, two out)
+                    in bfloat16, which is how gate and up are saved then: 16 N F (two in; two saved, one out) the first
+                    time, 8 N F (two in, one out) in backward; backward 16 N F
       global norm   4 P
       AdamW         28 P: w, m, v, g in, w, m, v out
 """
@@ -123,13 +126,26 @@ def head_products(shape, chunk):
     return found
 
 
-def stages(shape):
+def stages(shape, bf16=False):
     """Return the stages of a step; rms_norm and swiglu run once more in backward, where their outputs are not saved."""
     rows, c, f, layers = shape.tokens, shape.hidden_dim, shape.intermediate_dim, shape.num_layers
     size, turned = parameters(shape), shape.hidden_dim + kv_width(shape)
     rope = 8 * rows * turned + 4 * rows + 4 * shape.seq_len * head_dim(shape)
     norm = 8 * rows * c + 4 * rows + 4 * c
     norm_backward = 12 * rows * c + 4 * rows + 8 * c
+    if bf16:  # rotated in place, then all of it is saved
+        rope_forward = rope + 6 * rows * (turned + kv_width(shape))
+        swiglu = [
+            Stage("swiglu y", "memory", layers, layers, 0, 16 * rows * f),
+            Stage("swiglu y again", "memory", layers, layers, 0, 8 * rows * f),
+            Stage("swiglu dx", "memory", layers, layers, 0, 16 * rows * f),
+        ]
+    else:
+        rope_forward = rope
+        swiglu = [
+            Stage("swiglu y", "memory", 2 * layers, layers, 0, 12 * rows * f),
+            Stage("swiglu dx", "memory", layers, layers, 0, 20 * rows * f),
+        ]
     found = [Stage(p.name, "product", p.calls, layers, p.flops, 0) for p in layer_products(shape)]
     return found + [
         Stage("attention y", "attention", layers, layers, 4 * c * pairs(shape), 0),
@@ -139,10 +155,9 @@ def stages(shape):
         Stage("rms_norm dx", "memory", 2 * layers, layers, 0, norm_backward + 4 * rows * c),
         Stage("final rms_norm y", "memory", 1, 1, 0, norm),
         Stage("final rms_norm dx", "memory", 1, 1, 0, norm_backward),
-        Stage("rope y", "memory", layers, layers, 0, rope),
+        Stage("rope y", "memory", layers, layers, 0, rope_forward),
         Stage("rope dx", "memory", layers, layers, 0, rope),
-        Stage("swiglu y", "memory", 2 * layers, layers, 0, 12 * rows * f),
-        Stage("swiglu dx", "memory", layers, layers, 0, 20 * rows * f),
+        *swiglu,
         Stage("embedding y", "memory", 1, 1, 0, 8 * rows * c + 4 * rows),
         Stage("embedding dx", "memory", 1, 1, 0, 12 * rows * c + 4 * rows),
         Stage("global norm", "memory", 1, 1, 0, 4 * size),

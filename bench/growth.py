@@ -60,7 +60,7 @@ def step_seconds(shape, precision, steps):
 
 def attention_seconds(shape, runs):
     """Return the seconds that a step's attention takes, its kernels by themselves, forward and backward."""
-    per_layer = [seconds_per_call(function, shape.num_layers, runs) for function in attention_stages(shape).values()]
+    per_layer = [seconds_per_call(function, shape.num_layers, runs) for function in attention_stages(shape, False).values()]
     return shape.num_layers * sum(per_layer)
 
 

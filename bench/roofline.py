@@ -88,10 +88,10 @@ def stage_rows(found, seconds, whole, host, precision):
     found: the stages; seconds: {name: of one call}; whole: seconds of a step; host: peaks and bandwidths, see `main`.
     """
     rows, least = [], 0.0
-    linear = host[f"{precision}_flop_per_s"]  # attention computes in float32 in either precision
+    peak = host[f"{precision}_flop_per_s"]
     for stage in found:
         taken = seconds[stage.name] * stage.calls
-        limit = {"product": linear, "attention": host["fp32_flop_per_s"], "memory": host["bytes_per_s"]}[stage.kind]
+        limit = host["bytes_per_s"] if stage.kind == "memory" else peak
         work = stage.bytes if stage.kind == "memory" else stage.flops
         rate = work / seconds[stage.name]
         rows.append(
@@ -123,8 +123,8 @@ def stage_rows(found, seconds, whole, host, precision):
             "whole step",
             whole * 1e3,
             gflop_per_s=flops / whole / 1e9,
-            share_of_bound=flops / whole / linear,
-            least_ms=flops / linear * 1e3,
+            share_of_bound=flops / whole / peak,
+            least_ms=flops / peak * 1e3,
         ),
     ]
     return [{key: round(x, 4) if isinstance(x, float) else x for key, x in entry.items()} for entry in rows]
@@ -173,7 +173,7 @@ def main():
     gflops = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
     print(f"host: {gflops}; read {read / 1e9:.1f} GB/s, copy {copy / 1e9:.1f} GB/s ({megabytes} MB)")
     whole = whole_step(shape, options.precision, runs)
-    found = stages(shape)
+    found = stages(shape, options.precision == "bf16")
     seconds = measured_stages(shape, found, options.precision == "bf16", runs)
     rows = stage_rows(found, seconds, whole, host, options.precision)
     print_table(rows)

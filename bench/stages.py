@@ -16,10 +16,10 @@ from abi_py.kernels.embedding import embedding_backward, embedding_forward
 from abi_py.kernels.global_norm import global_norm
 from abi_py.kernels.matmul import product
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
-from abi_py.kernels.panels import BFLOAT16, FLOAT32
+from abi_py.kernels.panels import BFLOAT16, FLOAT32, round_to_bf16_ref
 from abi_py.kernels.rms_norm import rms_norm_backward, rms_norm_forward
-from abi_py.kernels.rope import rope_backward, rope_forward, rope_table
-from abi_py.kernels.swiglu import swiglu_backward, swiglu_forward
+from abi_py.kernels.rope import rope_backward, rope_forward, rope_forward_rounded, rope_table
+from abi_py.kernels.swiglu import swiglu_backward, swiglu_forward, swiglu_forward_rounded
 
 EPS, THETA = 1e-5, 1e4
 
@@ -35,12 +35,22 @@ class Draw:
         return (flat * np.float32(scale)).reshape(size)
 
 
-def attention_stages(shape):
+def saved(x, bf16):
+    """Return x as a step of that precision saves it."""
+    return (round_to_bf16_ref(x).view(np.uint32) >> np.uint32(16)).astype(np.uint16) if bf16 else x
+
+
+def numbers_of(bf16):
+    """Return what products multiply."""
+    return BFLOAT16 if bf16 else FLOAT32
+
+
+def attention_stages(shape, bf16):
     """Return {name: function of the layer} of attention, forward and backward."""
     draw, rows, c, kv = Draw(), shape.tokens, shape.hidden_dim, kv_width(shape)
     layers = range(shape.num_layers)
     ends = np.cumsum((c, kv))
-    qkv = [np.split(draw(rows, c + 2 * kv), ends, axis=1) for _ in layers]
+    qkv = [np.split(saved(draw(rows, c + 2 * kv), bf16), ends, axis=1) for _ in layers]
     att, lse = ([np.zeros(size, np.float32) for _ in layers] for size in ((rows, c), (shape.num_heads, rows)))
     dqkv, datt = np.split(np.zeros((rows, c + 2 * kv), np.float32), ends, axis=1), draw(rows, c)
     delta, starts = np.empty((shape.num_heads, rows), np.float32), np.zeros(rows, np.int32)
@@ -55,11 +65,6 @@ def attention_stages(shape):
     for i in layers:  # backward reads what forward saved
         forward(i)
     return {"attention y": forward, "attention dx": backward}
-
-
-def numbers_of(bf16):
-    """Return what products multiply."""
-    return BFLOAT16 if bf16 else FLOAT32
 
 
 def product_stages(shape, bf16):
@@ -83,7 +88,7 @@ def product_stages(shape, bf16):
     return found
 
 
-def row_stages(shape):
+def row_stages(shape, bf16):
     """Return {name: function of the layer} of norms, RoPE and SwiGLU."""
     draw, rows, c, f = Draw(), shape.tokens, shape.hidden_dim, shape.intermediate_dim
     layers = range(shape.num_layers)
@@ -93,18 +98,29 @@ def row_stages(shape):
     n, dn, dx, h, dh, dgate_up, dqkv = (
         draw(rows, width) for width in (c, c, c, f, f, 2 * f, c + 2 * kv_width(shape))
     )
+    kept = [saved(x, bf16) for x in (*gate_up, *qkv)]
+    kept_gate_up, kept_qkv = kept[: shape.num_layers], kept[shape.num_layers :]
     r, w, dw = np.ones(rows, np.float32), draw(c), np.zeros(c, np.float32)
     cos, sin = rope_table(shape.seq_len, head_dim(shape), THETA)
     positions = np.tile(np.arange(shape.seq_len, dtype=np.int32), shape.batch_size)
-    return {
+    if bf16:
+        own = {
+            "rope y": lambda i: rope_forward_rounded(kept_qkv[i], qkv[i], cos, sin, positions, turned),
+            "swiglu y": lambda i: swiglu_forward_rounded(h, kept_gate_up[i], gate_up[i]),
+            "swiglu y again": lambda i: swiglu_forward(h, kept_gate_up[i]),
+        }
+    else:
+        own = {
+            "rope y": lambda i: rope_forward(qkv[i], cos, sin, positions, turned),
+            "swiglu y": lambda i: swiglu_forward(h, gate_up[i]),
+        }
+    return own | {
         "rms_norm y": lambda i: rms_norm_forward(n, r, x[i], w, EPS),
         "rms_norm dx": lambda i: rms_norm_backward(dx, dw, dn, x[i], w, r, True),
         "final rms_norm y": lambda i: rms_norm_forward(n, r, x[-1], w, EPS),
         "final rms_norm dx": lambda i: rms_norm_backward(dx, dw, dn, x[-1], w, r, False),
-        "rope y": lambda i: rope_forward(qkv[i], cos, sin, positions, turned),
         "rope dx": lambda i: rope_backward(dqkv, cos, sin, positions, turned),
-        "swiglu y": lambda i: swiglu_forward(h, gate_up[i]),
-        "swiglu dx": lambda i: swiglu_backward(dgate_up, dh, gate_up[i]),
+        "swiglu dx": lambda i: swiglu_backward(dgate_up, dh, kept_gate_up[i]),
     }
 
 
@@ -145,8 +161,8 @@ def measured_stages(shape, stages, bf16, runs):
     wanted, found = {stage.name: stage for stage in stages}, {}
     groups = (
         lambda: product_stages(shape, bf16),
-        lambda: attention_stages(shape),
-        lambda: row_stages(shape),
+        lambda: attention_stages(shape, bf16),
+        lambda: row_stages(shape, bf16),
         lambda: once_stages(shape, bf16),
     )
     for group in groups:

@@ -101,8 +101,8 @@ def test_stages_move_what_their_arrays_hold(bench):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_every_stage_can_be_run(bench, bf16):
     shape = bench.shapes.Shape(40, 8, 2, 4, 2, 16, 2, 5)
-    seconds = bench.stages.measured_stages(shape, bench.arithmetic.stages(shape), bf16, 1)
-    assert seconds.keys() == {stage.name for stage in bench.arithmetic.stages(shape)}
+    seconds = bench.stages.measured_stages(shape, bench.arithmetic.stages(shape, bf16), bf16, 1)
+    assert seconds.keys() == {stage.name for stage in bench.arithmetic.stages(shape, bf16)}
     assert min(seconds.values()) > 0
 
 
