@@ -21,7 +21,11 @@ from ..errors import AbiError, ConfigError
 
 __all__ = ["VERBS", "Group", "cli", "main"]
 
-VERBS = ("run", "resume", "generate", "chat", "eval", "info", "tokenizer", "tokenize", "trace", "verify", "warmup")
+VERBS = (
+    *("run", "resume", "generate", "chat", "eval"),
+    *("preview", "tokenizer", "tokenize"),
+    *("info", "trace", "verify", "warmup"),
+)
 
 
 class Group(click.Group):

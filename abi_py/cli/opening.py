@@ -1,27 +1,40 @@
-"""From what `--data`, `--valid-data` and `--tokenizer` name to token ids."""
+"""From what `--data`, `--valid-data` and `--tokenizer` name to token ids, or to conversations as rows of them."""
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from ..errors import ConfigError, DataError
+from .chat_data import ChatConfig, find_files, open_chat, split_chat
 
 if TYPE_CHECKING:
+    from ..data.chat_dataset import ChatDataset
     from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
     from .session import DataConfig
 
-__all__ = ["find_tokenizer", "open_data"]
+__all__ = ["RunData", "find_tokenizer", "open_data"]
+
+RunData: TypeAlias = Union["TokenizedDataset", "ChatDataset"]
 
 
-def open_data(data: "DataConfig", vocab_size: int | None) -> tuple["TokenizedDataset", "TokenizedDataset | None", int]:
+def open_data(
+    data: "DataConfig", chat: ChatConfig, vocab_size: int | None, *, max_seq_len: int, seed: int
+) -> tuple[RunData, RunData | None, int]:
     """Return training data, validation data, and the vocabulary's size (found out if None).
+
+    Files of conversations become rows of at most `max_seq_len` ids, chosen and ordered by `seed`.  All else is ids:
 
     Text has 257 ids, one for each byte and one for the end of a document, or those of the tokenizer.  The vocabulary of
     a .bin file stands in its sidecar; without one, the file is read once for its largest id.
     """
     from ..data.corpus import BYTE_VOCAB_SIZE, standard_library_corpus
 
+    files = find_files(data.path, chat)
+    if files:
+        rows, valid_rows = _conversations(files, data, chat, max_seq_len, seed)
+        return rows, valid_rows, vocab_size or rows.vocab_size
     if data.path is None:
         dataset = standard_library_corpus(data.corpus_bytes)
     else:
@@ -40,8 +53,21 @@ def open_data(data: "DataConfig", vocab_size: int | None) -> tuple["TokenizedDat
         return dataset, valid, size
     if data.valid_fraction == 0:
         return dataset, None, size
-    train, valid = dataset.split(1 - data.valid_fraction)
-    return train, valid, size
+    first, last = dataset.split(1 - data.valid_fraction)
+    return first, last, size
+
+
+def _conversations(
+    files: list[Path], data: "DataConfig", chat: ChatConfig, max_seq_len: int, seed: int
+) -> tuple["ChatDataset", "ChatDataset | None"]:
+    dataset = open_chat(files, data.tokenizer, chat, max_seq_len=max_seq_len, seed=seed).dataset
+    if data.valid_path is None:
+        return split_chat(dataset, data.valid_fraction)
+    others = find_files(data.valid_path, chat)
+    if not others:
+        raise ConfigError(f"valid_path ({data.valid_path}) must be a file of conversations, as --data is")
+    whole = chat.replace(mix=(), max_samples=0)  # they choose what is trained on
+    return dataset, open_chat(others, data.tokenizer, whole, max_seq_len=max_seq_len, seed=seed).dataset
 
 
 def _open_path(name: str, path: str, tokenizer: str | None, vocab_size: int | None) -> "TokenizedDataset":
@@ -96,12 +122,22 @@ def _check_same_kind(train: "TokenizedDataset", valid: "TokenizedDataset") -> No
         )
 
 
-def find_tokenizer(data: "DataConfig", dataset: "TokenizedDataset") -> tuple["Tokenizer | None", str]:
-    """Return the tokenizer of the data, or None and why there is none though the ids came from one."""
+def find_tokenizer(data: "DataConfig", chat: ChatConfig | None, dataset: RunData) -> tuple["Tokenizer | None", str]:
+    """Return the tokenizer of the data, or None and why there is none though the ids came from one.
+
+    That of conversations has the chat template they were trained with.
+    """
+    from ..data.chat import template_for
+    from ..data.chat_dataset import ChatDataset
     from ..data.tokenizer import Tokenizer
 
     if data.tokenizer is not None:
-        return Tokenizer.load(data.tokenizer), ""
+        tokenizer = Tokenizer.load(data.tokenizer)
+        if chat is not None and isinstance(dataset, ChatDataset):
+            tokenizer.chat_template = template_for(tokenizer, chat.template).portable_source
+        return tokenizer, ""
+    if isinstance(dataset, ChatDataset):
+        return None, ""
     if dataset.info is None or data.path is None:
         return None, ""
     try:

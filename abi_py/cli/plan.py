@@ -1,5 +1,6 @@
 """`abi-train run --dry-run`: what a run will need, before it is begun.  Nothing is written."""
 
+import itertools
 import shutil
 import time
 from pathlib import Path
@@ -8,22 +9,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..config import LlmTrainingConfig, OptimizerType
 from .run import count_steps
-from .session import RunConfig, describe_data, describe_machine, describe_model, say
+from .session import RunConfig, describe_data, describe_machine, describe_model, say, token_count
 
 if TYPE_CHECKING:
-    from ..data.tokens import TokenizedDataset
+    from .opening import RunData
 
 __all__ = ["memory_by_part", "show_plan"]
 
 MEASURED = 2  # micro-batches that are timed, after one that is not
 
 
-def show_plan(run: RunConfig, train: "TokenizedDataset", valid: "TokenizedDataset | None", console: Any) -> None:
+def show_plan(run: RunConfig, train: "RunData", valid: "RunData | None", console: Any) -> None:
     """Print parameters, memory by part, steps, disk, and the time estimated from two measured steps."""
     from rich.table import Table
 
     config = run.training
-    epoch, total = count_steps(config, len(train))
+    epoch, total = count_steps(config, train)
     say(console, "machine", describe_machine(config.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train, valid))
@@ -38,6 +39,7 @@ def show_plan(run: RunConfig, train: "TokenizedDataset", valid: "TokenizedDatase
         table.add_row("free here", megabytes(free))
     console.print(table)
     tokens = config.batch_size * config.max_seq_len * config.grad_accum_steps
+    seen = token_count(train) * config.epochs
     moments = {OptimizerType.SGD: 1 if config.momentum else 0}.get(config.optimizer, 2)
     disk = 4 * run.model.num_params() * (1 + moments)
     kept = f"the last {config.max_checkpoints} and the best are kept" if config.max_checkpoints else "all are kept"
@@ -45,7 +47,7 @@ def show_plan(run: RunConfig, train: "TokenizedDataset", valid: "TokenizedDatase
     rows = [
         ("epochs", f"{config.epochs}"),
         ("steps", f"{total:,} ({epoch:,} an epoch), {tokens:,} tokens each"),
-        ("tokens", f"{len(train) * config.epochs:,}" if not config.max_steps else f"at most {total * tokens:,}"),
+        ("tokens", f"{seen:,}" if not config.max_steps else f"at most {total * tokens:,}"),
         (
             "schedule",
             f"{config.lr_schedule.value}: {config.learning_rate:g}, "
@@ -108,10 +110,11 @@ def advice(run: RunConfig) -> str:
 
 
 def estimate(
-    run: RunConfig, train: "TokenizedDataset", valid: "TokenizedDataset | None", total: int, console: Any
+    run: RunConfig, train: "RunData", valid: "RunData | None", total: int, console: Any
 ) -> str:
     """Return the run's time from measured micro-batches."""
     from ..model import TrainableModel
+    from ..training.feed import open_feed
     from ..training.trainer import LlamaTrainer
     from .compiling import compile_for_training
 
@@ -122,14 +125,9 @@ def estimate(
     off = {"enable_tensorboard": False, "enable_wandb": False, "enable_metrics_stream": False}
     config: LlmTrainingConfig = run.training.replace(**quiet, **off)
     trainer = LlamaTrainer(TrainableModel(run.model), config)
-    batches = train.batches(
-        config.batch_size, config.max_seq_len, config.shuffle, config.seed, False, vocab_size=run.model.vocab_size
-    )
+    feed = open_feed(train, config, run.model, training=True)
     seconds = []
-    for index in range(1 + MEASURED):
-        if batches.position == batches.num_batches:
-            batches.seek(0)
-        batch = next(batches)
+    for index, batch in enumerate(itertools.islice(itertools.cycle(feed), 1 + MEASURED)):
         began = time.perf_counter()
         trainer.train_step(batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids)
         if index:
@@ -138,7 +136,7 @@ def estimate(
     whole = total * run.training.grad_accum_steps * each
     if valid is not None and run.training.eval_interval:  # an evaluation is the forward third of a step
         evaluations = total // run.training.eval_interval
-        whole += evaluations * len(valid) / (config.batch_size * config.max_seq_len) * each / 3
+        whole += evaluations * token_count(valid) / (config.batch_size * config.max_seq_len) * each / 3
     speed = config.batch_size * config.max_seq_len / each
     return (
         f"about {duration(whole)} ({1000 * each:,.0f} ms for a micro-batch, {speed:,.0f} tokens/s; two were measured)"

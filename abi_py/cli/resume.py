@@ -9,7 +9,8 @@ import click
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_text
-from .opening import open_data
+from .chat_data import ChatConfig, absolute_chat
+from .opening import RunData, open_data
 from .options import Verb, config_options, given_values
 from .session import (
     RUN_SECTIONS,
@@ -108,6 +109,7 @@ def changed(checkpoint: Path, flags: dict[str, dict[str, Any]], where: Path) -> 
         training=LlmTrainingConfig.from_dict(joined["training"]),
         early_stopping=EarlyStoppingConfig.from_dict(joined["early_stopping"]),
         data=DataConfig.from_dict(absolute(joined["data"])),
+        chat=ChatConfig.from_dict(absolute_chat(joined["chat"])) if joined["chat"] else None,
     )
     check_early_stopping(run.early_stopping, run.data.to_dict(), run.training.eval_interval)
     return run, directory
@@ -117,7 +119,8 @@ def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> in
     """Load the checkpoint and train to the end; return the exit code."""
     from .compiling import compile_for_training
 
-    train_data, valid, _ = open_data(run.data, run.model.vocab_size)
+    sizes = {"max_seq_len": run.training.max_seq_len, "seed": run.training.seed}
+    train_data, valid, _ = open_data(run.data, run.chat or ChatConfig(), run.model.vocab_size, **sizes)
     say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
@@ -130,7 +133,7 @@ def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> in
     trainer = LlamaTrainer(TrainableModel(run.model), run.training)
     trainer.load_checkpoint(checkpoint)
     trainer.check_data(train_data)  # before the run's config.yaml is replaced
-    planned = planned_steps(run, len(train_data))
+    planned = planned_steps(run, train_data)
     if run.training.lr_schedule.value != "constant" and planned > run.training.decay_steps:
         say(
             console, "note", f"the schedule ends at step {run.training.decay_steps} (decay_steps), the run at {planned}"
@@ -139,8 +142,8 @@ def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> in
     return train(trainer, run, directory, train_data, valid, console)
 
 
-def planned_steps(run: RunConfig, tokens: int) -> int:
+def planned_steps(run: RunConfig, data: RunData) -> int:
     """Return the optimizer steps of the whole run."""
     from .run import count_steps
 
-    return count_steps(run.training, tokens)[1]
+    return count_steps(run.training, data)[1]

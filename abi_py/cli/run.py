@@ -10,6 +10,7 @@ import click
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
 from ..errors import ConfigError
 from ..files import atomic_text
+from .chat_data import ChatConfig, absolute_chat
 from .opening import find_tokenizer, open_data
 from .options import Verb, config_options, given_values
 from .session import (
@@ -32,7 +33,7 @@ from .session import (
 )
 
 if TYPE_CHECKING:
-    from ..data.tokens import TokenizedDataset
+    from .opening import RunData
 
 # What `run` does when it is told nothing; everything else has the default of its config class.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -46,6 +47,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "early_stopping": {"enabled": False},
     "data": {},
+    "chat": {},
 }
 # Worked out from the others when not given; the text is what the help shows.
 DERIVED = {
@@ -78,7 +80,9 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
     """Train a model from scratch and keep everything in one directory.
 
     Without arguments: ten epochs of a small byte-level model on the help pages of Python's standard library,
-    about a minute. Text is read as bytes; a .bin file holds u32 token ids (abi-train tokenize makes one).
+    about a minute. Text is read as bytes, or with --tokenizer; a .bin file holds u32 token ids (abi-train tokenize
+    makes one); a .jsonl or .json file of conversations is trained on by its answers (look at it with abi-train
+    preview first).
     """
     values = merged(given_values(ctx), read_run_config(config) if config else {})
     check_early(values)
@@ -86,7 +90,12 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
         check_free(out)
     console = make_console()
     data = DataConfig.from_dict(absolute(values["data"]))
-    train_data, valid, vocab_size = open_data(data, values["model"].get("vocab_size"))
+    chat = ChatConfig.from_dict(absolute_chat(values["chat"]))
+    training = LlmTrainingConfig.from_dict({**values["training"], **timeless(values["training"])})
+    train_data, valid, vocab_size = open_data(
+        data, chat, values["model"].get("vocab_size"), max_seq_len=training.max_seq_len, seed=training.seed
+    )
+    values["chat"] = chat.to_dict()
     values["model"]["vocab_size"] = vocab_size
     if dry_run:
         from .plan import show_plan
@@ -154,14 +163,16 @@ def timeless(training: dict[str, Any]) -> dict[str, Any]:
 def complete(
     values: dict[str, dict[str, Any]],
     data: DataConfig,
-    train_data: "TokenizedDataset",
-    valid: "TokenizedDataset | None",
+    train_data: "RunData",
+    valid: "RunData | None",
     directory: Path,
 ) -> RunConfig:
     """Fill in what follows from the rest: intervals and schedule from the number of steps, paths from the directory."""
+    from ..data.chat_dataset import ChatDataset
+
     training = values["training"]
     base = LlmTrainingConfig.from_dict({**training, **timeless(training)})
-    epoch, total = count_steps(base, len(train_data))
+    epoch, total = count_steps(base, train_data)
     decay = training.get("decay_steps", total)
     derived = {
         "decay_steps": decay,
@@ -178,13 +189,13 @@ def complete(
         ),
         early_stopping=EarlyStoppingConfig.from_dict(values["early_stopping"]),
         data=data,
+        chat=ChatConfig.from_dict(values["chat"]) if isinstance(train_data, ChatDataset) else None,
     )
 
 
-def count_steps(config: LlmTrainingConfig, tokens: int) -> tuple[int, int]:
+def count_steps(config: LlmTrainingConfig, data: "RunData") -> tuple[int, int]:
     """Return the optimizer steps of an epoch, and of the whole run."""
-    rows = -(-max(tokens - 1, 1) // config.max_seq_len)
-    batches = -(-rows // config.batch_size)
+    batches = max(1, data.num_batches(config.batch_size, config.max_seq_len, drop_last=False))
     epoch = -(-batches // config.grad_accum_steps)
     total = epoch * config.epochs
     return epoch, min(total, config.max_steps) if config.max_steps else total
@@ -217,26 +228,25 @@ def new_directory() -> Path:
 def start(
     run: RunConfig,
     directory: Path,
-    train_data: "TokenizedDataset",
-    valid: "TokenizedDataset | None",
+    train_data: "RunData",
+    valid: "RunData | None",
     console: Any,
 ) -> int:
     """Make the model and train it; return the exit code."""
+    from ..data.chat_dataset import ChatDataset
     from .compiling import compile_for_training
 
-    epoch, total = count_steps(run.training, len(train_data))
+    epoch, total = count_steps(run.training, train_data)
     tokens = run.training.batch_size * run.training.max_seq_len * run.training.grad_accum_steps
+    most = "at most " if isinstance(train_data, ChatDataset) else ""
     say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
-    say(
-        console,
-        "plan",
-        f"{run.training.epochs} epochs, {total:,} steps of {tokens:,} tokens ({epoch:,} an epoch); run in {directory}",
-    )
+    steps = f"{total:,} steps of {most}{tokens:,} tokens ({epoch:,} an epoch)"
+    say(console, "plan", f"{run.training.epochs} epochs, {steps}; run in {directory}")
     directory.mkdir(parents=True, exist_ok=True)
     atomic_text(directory / "config.yaml", run.to_yaml(directory))
-    tokenizer, problem = find_tokenizer(run.data, train_data)
+    tokenizer, problem = find_tokenizer(run.data, run.chat, train_data)
     if tokenizer is not None:
         tokenizer.save(directory)
         say(console, "ids of", f"{tokenizer.name}, kept in {directory}")

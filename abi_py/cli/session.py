@@ -29,16 +29,17 @@ from ..config import (
     to_yaml,
 )
 from ..errors import ConfigError
+from .chat_data import ChatConfig, describe_chat, show_answer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..data.tokens import TokenizedDataset
     from ..generation.text import TextCodec
     from ..model import TrainableModel
     from ..training.checkpoint import TrainingState
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
+    from .opening import RunData
 
 __all__ = ["RUN_SECTIONS", "DataConfig", "RunConfig", "make_console", "read_run_config", "train"]
 
@@ -62,7 +63,7 @@ class DataConfig(Config):
         None, "tokenizer.json, or a directory with one, for texts; for a .bin file its .json names the tokenizer"
     )
     corpus_bytes: int = opt(300_000, "bytes of the standard library to train on when there is no --data")
-    prompt: str = opt("The ", "beginning of the sample at the end of the run (byte-level models)")
+    prompt: str = opt("The ", "beginning of the sample at the end of the run; after conversations, a question")
     sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
     sample_prompts: tuple[str, ...] = opt(
         (), "text that the model goes on from after each evaluation; may be repeated", flag="sample-prompt"
@@ -89,16 +90,18 @@ RUN_SECTIONS: dict[str, type[Config]] = {
     "model": TrainableModelConfig,
 }
 RUN_SECTIONS["early_stopping"] = SECTIONS["early_stopping"]
+RUN_SECTIONS["chat"] = ChatConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The four sections of a run's config.yaml."""
+    """The sections of a run's config.yaml."""
 
     model: TrainableModelConfig
     training: LlmTrainingConfig
     early_stopping: EarlyStoppingConfig
     data: DataConfig
+    chat: ChatConfig | None  # None: the data are no conversations
 
     def to_yaml(self, directory: Path) -> str:
         """Return the text of `directory`/config.yaml.
@@ -108,7 +111,8 @@ class RunConfig:
         training = self.training
         if training.checkpoint_path == str(directory / "checkpoints"):
             training = training.replace(checkpoint_path=None)
-        return to_yaml(model=self.model, training=training, early_stopping=self.early_stopping, data=self.data)
+        rest = {"early_stopping": self.early_stopping, "data": self.data, "chat": self.chat}
+        return to_yaml(model=self.model, training=training, **rest)
 
 
 def read_run_config(path: Path) -> dict[str, dict[str, Any]]:
@@ -146,8 +150,7 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
     at_limit = bool(config.max_steps) and state.global_step >= (config.max_steps or 0)
     no_limit = " --max-steps 0" if at_limit else ""
     # The last checkpoint may stand at the very end of its epoch, before this counts as finished.
-    rows = -(-(state.data["identity"]["length"] - 1) // config.max_seq_len) if state.data else 0
-    at_end = rows > 0 and state.batch_position >= -(-rows // config.batch_size)
+    at_end = 0 < state.data.get("batches", 0) <= state.batch_position
     if state.epoch + at_end >= config.epochs:
         reason = f"all {config.epochs} epochs are done (step {state.global_step})"
         return reason, f"--epochs {2 * config.epochs}{no_limit}"
@@ -232,8 +235,17 @@ def describe_model(model: TrainableModelConfig) -> str:
     )
 
 
-def describe_data(train: "TokenizedDataset", valid: "TokenizedDataset | None") -> str:
-    """Return one line about the tokens."""
+def token_count(data: "RunData") -> int:
+    """Return the tokens of a data set."""
+    return getattr(data, "num_tokens", 0) or len(data)
+
+
+def describe_data(train: "RunData", valid: "RunData | None") -> str:
+    """Return one line about the tokens, or the conversations."""
+    from ..data.chat_dataset import ChatDataset
+
+    if isinstance(train, ChatDataset):
+        return describe_chat(train, valid)
     parts = f"{train.name}: {len(train):,} tokens"
     parts += f", {len(valid):,} more for validation" if valid is not None else ", none for validation"
     if train.skipped:
@@ -281,8 +293,8 @@ def train(
     trainer: "LlamaTrainer",
     run: RunConfig,
     directory: Path,
-    train_data: "TokenizedDataset",
-    valid: "TokenizedDataset | None",
+    train_data: "RunData",
+    valid: "RunData | None",
     console: "Console",
 ) -> int:
     """Train to the end, show what came of it, and return the exit code."""
@@ -313,24 +325,36 @@ def train(
         early = run.early_stopping if run.early_stopping.enabled and valid is not None else None
         report = trainer.fit(train_data, valid, early, stop)
         write_report(report, directory / "report.json")
-    show_end(trainer, report, run, directory, console)
+    show_end(trainer, report, run, directory, console, train_data if valid is None else valid)
     if report.interrupted:
         return stop.exit_code or 141  # 128 + SIGPIPE: what a program says that nobody reads any more
     return 0
 
 
 def show_end(
-    trainer: "LlamaTrainer", report: "TrainingReport", run: RunConfig, directory: Path, console: "Console"
+    trainer: "LlamaTrainer",
+    report: "TrainingReport",
+    run: RunConfig,
+    directory: Path,
+    console: "Console",
+    data: "RunData",
 ) -> None:
-    """Print the report, the loss that fell, a sample, and how to go on."""
+    """Print the report, the loss that fell, a sample (from `data`, if they are conversations), and how to go on."""
     from rich.table import Table
+
+    from ..data.chat_dataset import ChatDataset
 
     table = Table(title="Report", title_justify="left", show_header=False, title_style="bold")
     for name, value in report_rows(trainer, report):
         table.add_row(name, value)
     console.print(table)
     if run.data.sample_tokens and not report.interrupted:
-        show_sample(trainer.model, run, directory, console)
+        if isinstance(data, ChatDataset):
+            question = run.data.prompt if run.data.prompt != DataConfig().prompt else None
+            sizes = {"tokens": run.data.sample_tokens, "seed": run.training.seed}
+            show_answer(trainer.model, data, directory, question, console, **sizes)
+        else:
+            show_sample(trainer.model, run, directory, console)
     if report.interrupted:
         say(
             console,

@@ -81,6 +81,7 @@ class ChatDataset:
     name         what messages call it                 vocab_size  ids are below it
     max_seq_len  no row is longer                      packing     rows are packed, not padded
     pad_id       what stands in padding                stats       what was left out (of the data set before a split)
+    places       file:line of each row
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ChatDataset:
         pad_id: int = 0,
         name: str = "conversations",
         stats: EncodingStats | None = None,
+        places: Iterable[str] | None = None,
     ) -> None:
         """Take rows of ids (n,) uint32 and trained (n,) bool; DataError if there are none."""
         rows = list(rows)
@@ -105,6 +107,7 @@ class ChatDataset:
         self.max_seq_len = check_integer("max_seq_len", max_seq_len, 2)
         self.packing = bool(packing)
         self.stats = stats or EncodingStats(rows=len(rows))
+        self.places = list(places) if places is not None else [""] * len(rows)
         self._packed: dict[int, PackedBatches] = {}
 
     @classmethod
@@ -125,7 +128,7 @@ class ChatDataset:
         DataError names file:line of one that the template refuses, unless bad rows are skipped; then it is counted.
         """
         encoder, stats = template.encoder(tokenizer), EncodingStats()
-        rows = []
+        rows, places = [], []
         for conversation in conversations:
             try:
                 ids, labels = encoder.encode(conversation, loss_on)
@@ -138,6 +141,7 @@ class ChatDataset:
             row = _fit(ids, trained_of(labels), max_seq_len, stats)
             if row is not None:
                 rows.append(row)
+                places.append(conversation.place)
         stats.rows = len(rows)
         return cls(
             rows,
@@ -147,6 +151,7 @@ class ChatDataset:
             pad_id=tokenizer.pad_id if tokenizer.pad_id is not None else 0,
             name=name,
             stats=stats,
+            places=places,
         )
 
     # -- what is in it -------------------------------------------------------------------------
@@ -199,6 +204,7 @@ class ChatDataset:
             pad_id=self.pad_id,
             name=self.name,
             stats=self.stats,
+            places=self.places[start:stop],
         )
 
     def fingerprint(self) -> str:

@@ -21,7 +21,7 @@ from ..errors import DataError
 from .rows import BadRow, Source, kind, list_keys, open_rows, text_value
 from .toolcalls import ToolCall, read_call
 
-__all__ = ["Conversation", "Message", "RowReader", "read_conversation"]
+__all__ = ["Conversation", "Message", "RowReader", "has_turns", "read_conversation"]
 
 ROLES = {
     "system": "system",
@@ -162,14 +162,17 @@ def read_conversation(row: Any, place: str = "") -> Conversation:
     """Return the conversation of a row; BadRow says what is wrong with it."""
     if not isinstance(row, dict):
         raise BadRow(f"a row must be a JSON object, found {kind(row)}")
-    # A table made of several sets has all their columns, null where a row has none: null is as good as missing.
-    for present in (lambda key: row.get(key) is not None, lambda key: key in row):
-        for keys, _, read in FORMATS:
-            if all(map(present, keys)):
-                messages, text = read(row)
-                return Conversation(tuple(messages), text, _tools(row), _category(row), place)
+    read = _format_of(row)
+    if read is not None:
+        messages, text = read(row)
+        return Conversation(tuple(messages), text, _tools(row), _category(row), place)
     wanted = "; ".join(f"{' and '.join(map(repr, keys))} ({name})" for keys, name, _ in FORMATS)
     raise BadRow(f"found the keys {list_keys(row)}; expected {wanted}")
+
+
+def has_turns(row: Any) -> bool:
+    """Say whether a row is in one of the formats with turns, not plain text or something else."""
+    return isinstance(row, dict) and _format_of(row) not in (None, _text, _bare_content)
 
 
 Turns = tuple[list[Message], str | None]
@@ -208,15 +211,33 @@ def _openai(row: dict[str, Any]) -> Turns:
     return [*_before(row), *(_turn(turn, i, "role", "content", OPENAI) for i, turn in enumerate(turns))], None
 
 
+def _text(row: dict[str, Any]) -> Turns:
+    return [], text_value(row["text"], "text")
+
+
+def _bare_content(row: dict[str, Any]) -> Turns:
+    return [], text_value(row["content"], "content")
+
+
 FORMATS: tuple[tuple[tuple[str, ...], str, Callable[[dict[str, Any]], Turns]], ...] = (
     (("instruction", "output"), "Alpaca", _alpaca),
     (("instruction", "response"), "Dolly", _dolly),
     (("conversations",), "ShareGPT", _sharegpt),
     (("messages",), "OpenAI", _openai),
     (("prompt", "completion"), "prompt and completion", _prompt),
-    (("text",), "text", lambda row: ([], text_value(row["text"], "text"))),
-    (("content",), "content", lambda row: ([], text_value(row["content"], "content"))),
+    (("text",), "text", _text),
+    (("content",), "content", _bare_content),
 )
+
+
+def _format_of(row: dict[str, Any]) -> Callable[[dict[str, Any]], Turns] | None:
+    """Return what reads a row, or None if its keys are those of no format."""
+    # A table made of several sets has all their columns, null where a row has none: null is as good as missing.
+    for present in (lambda key: row.get(key) is not None, lambda key: key in row):
+        for keys, _, read in FORMATS:
+            if all(map(present, keys)):
+                return read
+    return None
 
 
 def _refuse_both(row: dict[str, Any], one: str, other: str) -> None:

@@ -10,21 +10,25 @@ The order is a function of the rows and the seed.  Cutting comes after the shuff
 is read last; the few rows that show how tools are called are kept whole if they are at most half of what is wanted.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from .conversation import Conversation, RowReader
+from .conversation import Conversation, RowReader, has_turns
 from .order import permute
-from .rows import Source
+from .rows import Source, open_rows
 from .tokens import check_integer
 
-__all__ = ["Selection", "percentages", "select_conversations"]
+__all__ = ["Selection", "conversation_files", "percentages", "select_conversations"]
+
+SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 NO_CATEGORY = "(none)"
 
@@ -48,6 +52,27 @@ class Selection:
     def categories(self) -> dict[str, int]:
         """Return how many of the conversations have which category, most frequent first."""
         return dict(Counter(c.category or NO_CATEGORY for c in self.conversations).most_common())
+
+
+def conversation_files(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the files of conversations that `path` means: itself, or those of a directory that holds no others.
+
+    Empty if it is something else.  A file of conversations is called .jsonl, .ndjson or .json, and its first row has
+    the keys of a format with turns; rows of {"text": ...} are documents, which need no template.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path] if path.suffix.lower() in SUFFIXES and has_turns(_first_row(path)) else []
+    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    good = bool(files) and all(file.is_file() and conversation_files(file) for file in files)
+    return files if good else []
+
+
+def _first_row(path: Path) -> object:
+    try:
+        return next((row for _, row in open_rows(path)[1]), None)
+    except DataError:  # not what its name says; whoever reads it will say so
+        return None
 
 
 def percentages(counts: Sequence[int]) -> list[float]:

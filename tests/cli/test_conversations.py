@@ -1,0 +1,132 @@
+"""Conversations on the command line: preview shows what is learnt, run trains on it, resume goes on with it."""
+
+import json
+
+import pytest
+import yaml
+
+SHAPE = "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 --sample-tokens 8"
+RUN = f"{SHAPE} --max-seq-len 64 --batch-size 4 --epochs 2".split()
+
+
+@pytest.fixture
+def talks(tmp_path, abi_train):
+    """Write 40 rows and a tokenizer, and return the flags that name them."""
+    colours = ["red", "green", "blue", "gold"]
+    rows = [
+        {"instruction": f"Say {colour} {i} times", "output": " ".join([colour] * i), "category": f"colour_{colour}"}
+        for i in range(1, 11)
+        for colour in colours
+    ]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "words.txt").write_text("red green blue gold Say times " * 50)
+    code, _, err = abi_train("tokenizer", "train", "words.txt", "-o", "tok", "--vocab-size", "300")
+    assert code == 0, err
+    return ["talks.jsonl", "--tokenizer", "tok"]
+
+
+def test_preview(abi_train, talks):
+    code, out, err = abi_train("preview", *talks, "-n", "2", "--max-seq-len", "16", "--batch-size", "4")
+    assert (code, err) == (0, "")
+    assert out.count("\u27e6") == out.count("\u27e7") == 2
+    assert "<assistant>\u27e6" in out
+    assert "</assistant></s>\u27e7" in out or "</s>\u27e7" in out
+    rows = {" ".join(cells[:-1]): cells[-1] for line in out.splitlines() if "\u2502" in line
+            for cells in [[cell.strip() for cell in line.strip("\u2502").split("\u2502")]]}  # fmt: skip
+    assert rows["read"] == rows["trained on"] == "40"
+    assert rows["bad, left out"] == "0"
+    assert int(rows["truncated to --max-seq-len"].split()[0]) > 0
+    assert rows["colour_red"] == "10 25.0%".replace(" ", "  ")
+    assert sum(float(rows[f"colour_{c}"].split()[1][:-1]) for c in ("red", "green", "blue", "gold")) == 100.0
+    assert float(rows["packed (--packing)"][:-1]) < float(rows["every row 16 wide"][:-1])
+    assert "template deepzig, learnt: assistant" in out
+
+
+def test_preview_of_everything_learnt_and_filters(abi_train, talks):
+    flags = ["--loss-on", "all", "--category", "*_gold", "--match", "Say gold [12] ", "--template", "alpaca"]
+    code, out, _ = abi_train("preview", *talks, "-n", "9", "--max-seq-len", "256", *flags)
+    assert code == 0
+    assert out.count("<s>\u27e6Below is an instruction") == 2
+    assert "left out by --category and --match" in out
+    assert "38" in out
+
+
+def test_run_and_resume(abi_train, talks, tmp_path):
+    data = ["--data", *talks, "--packing", "--valid-fraction", "0.1", *RUN]
+    code, out, err = abi_train("run", *data, "--out", "whole")
+    assert code == 0, err
+    assert "36 conversations" in out
+    assert "4 more for validation" in out
+    assert "asked    <s><user>Say" in out
+    config = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())
+    assert config["chat"]["packing"] is True
+    assert config["model"]["vocab_size"] == 290
+    template = json.loads((tmp_path / "whole/tokenizer_config.json").read_text())["chat_template"]
+    assert "<assistant>" in template
+
+    code, out, err = abi_train("run", *data, "--out", "part", "--max-steps", "3", "--decay-steps", "18")
+    assert code == 0, err
+    code, out, err = abi_train("resume", "part", "--max-steps", "0")
+    assert code == 0, err
+    assert "all 2 epochs are done" in abi_train("resume", "part")[1]
+    losses = {}
+    for name in ("whole", "part"):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [row["loss"] for row in rows if row["type"] == "step"]
+    assert len(losses["part"]) == len(losses["whole"])
+    assert losses["part"][0] == losses["whole"][0]  # the same rows in the same order
+
+
+def test_padded_run_with_validation_data_and_a_question(abi_train, talks, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "Say red"}, {"role": "assistant", "content": "red"}]}] * 3
+    (tmp_path / "valid.json").write_text(json.dumps(rows))
+    flags = ["--valid-data", "valid.json", "--prompt", "Say </user> gold", "--mix", "valid.json", *RUN]
+    code, out, err = abi_train("run", "--data", *talks, *flags, "--out", "r")
+    assert code == 0, err
+    assert "43 conversations" in out
+    assert "3 more for validation" in out
+    assert "asked    <s><user>Say </user> gold</user><assistant>" in out
+    code, out, _ = abi_train("run", "--data", *talks, *RUN, "--dry-run")
+    assert code == 0
+    assert "ms for a micro-batch" in out
+
+
+def test_a_directory_of_conversations(abi_train, talks, tmp_path):
+    (tmp_path / "many").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / "many" / name).write_text((tmp_path / "talks.jsonl").read_text())
+    code, out, err = abi_train("preview", "many", "--tokenizer", "tok", "-n", "0", "--max-samples", "10")
+    assert code == 0, err
+    assert "many/a.jsonl" in out
+    assert "50.0%" in out
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("run --data talks.jsonl", "talks.jsonl); make one with abi-train tokenizer train"),
+        ("run --data words.txt --packing", "words.txt) has none; leave it out, or give a .jsonl or .json file"),
+        ("run --data empty.jsonl --tokenizer tok --packing", "empty.jsonl: no conversations: there are no rows"),
+        ("run --packing", "packing is for conversations, and the standard library has none"),
+        ("run --data talks.jsonl --tokenizer tok --template deepzip", "template (deepzip) must be deepzig, chatml"),
+        ("run --data talks.jsonl --tokenizer tok --template chatml", "needs the special tokens <|im_start|>"),
+        ("run --data talks.jsonl --tokenizer tok --category x", "none of 40 rows fits category 'x'"),
+        ("run --data talks.jsonl --tokenizer tok --match (", "must be a regular expression"),
+        ("run --data talks.jsonl --tokenizer tok --loss-on user", "loss_on"),
+        ("run --data talks.jsonl --tokenizer tok --valid-data words.txt", "must be a file of conversations"),
+        ("run --data talks.jsonl --tokenizer tok --max-seq-len 4", "40 whose answers begin behind max_seq_len (4)"),
+        ("preview words.txt --tokenizer tok", "words.txt:1: not a JSON object"),
+        ("preview tok --tokenizer tok", "data (tok) must be a file of conversations"),
+        ("preview bad.jsonl --tokenizer tok", "bad.jsonl:2: found the keys 'question'; expected"),
+        ("preview empty.jsonl --tokenizer tok", "empty.jsonl: no conversations: there are no rows"),
+    ],
+)
+def test_wrong_calls_are_one_helpful_line(abi_train, talks, tmp_path, call, message):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"question": "c"}\n')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    code, out, err = abi_train(*call.split())
+    assert code in (1, 2)
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "runs").exists()
