@@ -116,13 +116,13 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
 config_options(RUN_SECTIONS, SHOWN)(command)
 
 
-def check_samples(run: RunConfig, train_data: "TokenizedDataset", valid: "TokenizedDataset | None") -> None:
+def check_samples(run: RunConfig, train_data: "RunData", valid: "RunData | None") -> None:
     """Raise ConfigError if samples are asked for and there would be none."""
     if not run.data.sample_prompts:
         return
     if valid is None or run.training.eval_interval == 0:
         raise ConfigError("sample_prompts must come with evaluations; set valid_fraction and eval_interval above 0")
-    if not is_byte_level(run.model) and find_tokenizer(run.data, train_data)[0] is None:
+    if not is_byte_level(run.model) and find_tokenizer(run.data, run.chat, train_data)[0] is None:
         raise ConfigError(
             f"sample_prompts must be left out: {run.data.path} has ids without a text of their own; give --tokenizer"
         )
