@@ -58,10 +58,10 @@ def step_seconds(shape, precision, steps):
     return samples[2:]
 
 
-def attention_seconds(shape, runs):
+def attention_seconds(shape, precision, runs):
     """Return the seconds that a step's attention takes, its kernels by themselves, forward and backward."""
-    per_layer = [seconds_per_call(function, shape.num_layers, runs) for function in attention_stages(shape, False).values()]
-    return shape.num_layers * sum(per_layer)
+    functions = attention_stages(shape, precision == "bf16").values()
+    return shape.num_layers * sum(seconds_per_call(function, shape.num_layers, runs) for function in functions)
 
 
 def point(axis, size, shape, step, attention, peak):
@@ -114,7 +114,7 @@ def measure(axis, sizes, options, peak):
     for _ in range(options.rounds):
         for size, shape in sizes.items():
             steps[size].append(statistics.median(step_seconds(shape, options.precision, options.steps)))
-            attention[size].append(attention_seconds(shape, options.steps))
+            attention[size].append(attention_seconds(shape, options.precision, options.steps))
     # The fastest round of each: other programs only ever make one slower.
     return [point(axis, size, shape, min(steps[size]), min(attention[size]), peak) for size, shape in sizes.items()]
 

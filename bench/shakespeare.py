@@ -8,7 +8,6 @@ and the time of the training steps; --save keeps them as a table and a curve.
 """
 
 import argparse
-import csv
 import json
 import math
 import subprocess
@@ -16,8 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numba
 import numpy as np
-from _bench import RESULTS
+from _bench import header, run_script, save_rows
 from shapes import SHAPES
 from worker import first_weights
 
@@ -136,12 +136,9 @@ def main():
     train_here(batches, validation, options.interval, reporter("abi_py"))
     train_there(options.peer_python, batches, validation, options.interval, reporter("torch"))
     if options.save:
-        with (RESULTS / "shakespeare.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, rows[0])
-            table.writeheader()
-            table.writerows(rows)
+        save_rows([header("shakespeare", numba.get_num_threads()) | row for row in rows], "-shakespeare")
         plot(rows, ROOT / "docs/shakespeare.svg")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
