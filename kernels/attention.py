@@ -44,8 +44,8 @@ from .panels import (
 from .simd import as_element, dot, exp, largest, total
 from .tiles import tile
 
-QUERIES = 64  # queries of a block
-KEYS = 192  # keys of a block, forward
+QUERIES = 128  # queries of a block, forward
+KEYS = 384  # keys of a block, forward
 BLOCK_BACKWARD = 96  # queries, and keys, of a block in backward
 
 # -- reference -----------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def _sum_over_keys(c, row, column, queries, width, a, b, keys, ahead, add, numbe
         n = min(COLUMNS, width - j)
         for i in range(0, queries, ROWS):
             m = min(ROWS, queries - i)
-            seen = panel_depth(min(keys, i + m + ahead), numbers)
+            seen = panel_depth(max(min(keys, i + m + ahead), 0), numbers)
             tile(c, c, row + i, column + j, m, n, a, i * depth, b, j * depth, seen, add, numbers)
 
 
