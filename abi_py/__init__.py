@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from .config import LlmTrainingConfig as LlmTrainingConfig
     from .config import OptimizerType as OptimizerType
     from .config import TrainableModelConfig as TrainableModelConfig
+    from .data.chat import load_template as load_template
+    from .data.chat_dataset import ChatDataset as ChatDataset
     from .data.instructions import InstructionSample as InstructionSample
     from .data.instructions import parse_instruction_dataset as parse_instruction_dataset
     from .data.packing import SequencePacker as SequencePacker
+    from .data.selection import select_conversations as select_conversations
     from .data.tokenizer import Tokenizer as Tokenizer
     from .data.tokens import Batch as Batch
     from .data.tokens import BatchIterator as BatchIterator
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batch": "data.tokens",
     "BatchIterator": "data.tokens",
+    "ChatDataset": "data.chat_dataset",
     "CheckpointingStrategy": "config",
     "DataLoader": "data.tokens",
     "EarlyStoppingConfig": "config",
@@ -82,7 +86,9 @@ _HOMES = {
     "Generator": "generation",
     "generate": "generation",
     "generate_stream": "generation",
+    "load_template": "data.chat",
     "parse_instruction_dataset": "data.instructions",
+    "select_conversations": "data.selection",
     "train_llm": "training.trainer",
     "train_llm_with_validation": "training.trainer",
 }
@@ -113,6 +119,9 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "SequencePacker",
     "InstructionSample",
     "parse_instruction_dataset",
+    "select_conversations",
+    "load_template",
+    "ChatDataset",
     "LlmTrainingConfig",
     "OptimizerType",
     "LearningRateSchedule",

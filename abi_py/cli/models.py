@@ -28,12 +28,12 @@ def note(text: str) -> None:
 def open_model(path: Path) -> "LoadedModel":
     """Load the model that `path` means and tell what a search passed over."""
     from ..training.loading import load_model
-    from .compiling import decode_once, is_cached
+    from .compiling import decode_once, is_cached, kernel_names
 
     loaded = load_model(path)
     for reason in loaded.skipped:
         note(f"passed over: {reason}")
-    if not all(map(is_cached, KERNELS)):
+    if kernel_names() and not all(map(is_cached, KERNELS)):
         note("compiling kernels for this processor, once; later calls find them in the cache ...")
     decode_once()  # so that no speed that is shown later has compiling or loading in it
     return loaded

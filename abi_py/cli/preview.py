@@ -11,6 +11,7 @@ import numpy as np
 from ..config import LlmTrainingConfig
 from ..errors import ConfigError
 from .chat_data import ChatConfig, OpenChat, open_chat
+from .models import printable, utf8_output
 from .options import Verb, config_options, given_values
 from .session import make_console
 
@@ -64,6 +65,7 @@ def command(
         files += found
     seed = LlmTrainingConfig().seed if seed is None else seed
     opened = open_chat(files, tokenizer, chat, max_seq_len=max_seq_len, seed=seed)
+    utf8_output()
     console = make_console()
     for index in range(min(count, len(opened.dataset))):
         show_row(console, opened, index)
@@ -93,8 +95,6 @@ def show_row(console: "Console", opened: OpenChat, index: int) -> None:
 def marked_text(dataset: "ChatDataset", tokenizer: "Tokenizer", index: int, colour: bool) -> "Text":
     """Return the text of a row: what is learnt in colour, or in double brackets."""
     from rich.text import Text
-
-    from .models import printable
 
     ids, trained = dataset.row(index)
     borders = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]

@@ -143,19 +143,11 @@ class ChatEncoder:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, prompt: bool
     ) -> str:
         """Return the rendered text, with AS_TEXT before every name of a special token that stands in the values."""
-        plain = self.template.render(messages, tools, prompt, self.variables)
-        self._check_marks(plain)
-        guarded_messages, guarded_tools = self._guard(messages, tools)
-        if guarded_messages == list(messages) and guarded_tools == tools:
-            return plain
-        guarded = self.template.render(guarded_messages, guarded_tools, prompt, self.variables)
-        self._check_same(guarded, plain)
-        return guarded
-
-    def _check_marks(self, text: str) -> None:
-        found = _MARKS.search(text)
-        if found is not None:
-            raise DataError(f"the text holds U+{ord(found[0]):04X}, which is no character; remove it")
+        guarded_messages, guarded_tools, changed = self._guard(messages, tools)
+        text = self.template.render(guarded_messages, guarded_tools, prompt, self.variables)
+        if changed:
+            self._check_same(text, self.template.render(messages, tools, prompt, self.variables))
+        return text
 
     def _check_same(self, guarded: str, plain: str) -> None:
         if _MARKS.sub("", guarded) != plain:
@@ -166,23 +158,33 @@ class ChatEncoder:
 
     def _guard(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> tuple[list[dict[str, Any]], list[Any] | None]:
-        """Return messages and tools with AS_TEXT before the names of special tokens in all their strings."""
+    ) -> tuple[list[dict[str, Any]], list[Any] | None, bool]:
+        """Return messages and tools with AS_TEXT before the names of special tokens in all their strings.
+
+        The last value says whether there are any.  DataError for a text that holds one of the marks itself.
+        """
+        changed = False
 
         def guard(value: Any, starts: re.Pattern[str]) -> Any:
+            nonlocal changed
             if isinstance(value, str):
-                return starts.sub(AS_TEXT, value)
+                if (found := _MARKS.search(value)) is not None:
+                    raise DataError(f"the text holds U+{ord(found[0]):04X}, which is no character; remove it")
+                made, count = starts.subn(AS_TEXT, value)
+                changed = changed or count > 0
+                return made
             if isinstance(value, Mapping):
                 return {guard(key, starts): guard(inner, starts) for key, inner in value.items()}
             return [guard(inner, starts) for inner in value] if isinstance(value, list | tuple) else value
 
-        made = []
+        made_messages = []
         for message in messages:
             texts = {key: guard(value, self._starts) for key, value in message.items() if key != "role"}
             if message.get("role") == "assistant" and isinstance(message.get("content"), str):
                 texts["content"] = guard(message["content"], self._starts_in_answers)
-            made.append({"role": message.get("role"), **texts})
-        return made, None if tools is None else guard(list(tools), self._starts)
+            made_messages.append({"role": message.get("role"), **texts})
+        made_tools = None if tools is None else guard(list(tools), self._starts)
+        return made_messages, made_tools, changed
 
     # -- where answers are ---------------------------------------------------------------------
 
@@ -191,11 +193,10 @@ class ChatEncoder:
         messages, tools = conversation.to_dicts(), conversation.tools
         if not self.template.marks_answers:
             return self._marked_by_prefixes(messages, tools)
-        plain = self.template.render(messages, tools, False, self.variables)
-        self._check_marks(plain)
-        guarded_messages, guarded_tools = self._guard(messages, tools)
+        guarded_messages, guarded_tools, changed = self._guard(messages, tools)
         marked = self.template.render_marked(guarded_messages, guarded_tools, self.variables)
-        self._check_same(marked, plain)
+        if changed:
+            self._check_same(marked, self.template.render(messages, tools, False, self.variables))
         return marked
 
     def _marked_by_prefixes(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:

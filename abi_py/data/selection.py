@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import ConfigError, DataError
 from .conversation import Conversation, RowReader, has_turns
 from .order import permute
-from .rows import Source, open_rows
+from .rows import BYTE_ORDER_MARK, Source, open_rows
 from .tokens import check_integer
 
 __all__ = ["Selection", "conversation_files", "percentages", "select_conversations"]
@@ -58,21 +58,27 @@ def conversation_files(path: str | os.PathLike[str]) -> list[Path]:
     """Return the files of conversations that `path` means: itself, or those of a directory that holds no others.
 
     Empty if it is something else.  A file of conversations is called .jsonl, .ndjson or .json, and its first row has
-    the keys of a format with turns; rows of {"text": ...} are documents, which need no template.
+    the keys of a format with turns, or of none; JSON lines of {"text": ...} are documents, which need no template.
     """
     path = Path(path)
     if not path.is_dir():
-        return [path] if path.suffix.lower() in SUFFIXES and has_turns(_first_row(path)) else []
+        return [path] if path.suffix.lower() in SUFFIXES and _holds_conversations(path) else []
     files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     good = bool(files) and all(file.is_file() and conversation_files(file) for file in files)
     return files if good else []
 
 
-def _first_row(path: Path) -> object:
+def _holds_conversations(path: Path) -> bool:
     try:
-        return next((row for _, row in open_rows(path)[1]), None)
+        row = next((row for _, row in open_rows(path)[1]), None)
     except DataError:  # not what its name says; whoever reads it will say so
-        return None
+        return False
+    if has_turns(row) or not isinstance(row, dict):
+        return has_turns(row)
+    if path.suffix.lower() == ".json":  # an array of objects is rows; one object is a text like any other
+        with open(path, "rb") as file:
+            return file.read(1 << 16).removeprefix(BYTE_ORDER_MARK).lstrip()[:1] == b"["
+    return "text" not in row and "content" not in row  # unknown keys: the reader of conversations names them best
 
 
 def percentages(counts: Sequence[int]) -> list[float]:

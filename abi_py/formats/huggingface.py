@@ -99,7 +99,7 @@ def read_config(folder: Path) -> TrainableModelConfig:
 def read_weights(folder: Path, model: Any) -> None:
     """Fill a model's weights from a folder; CheckpointError names a tensor that is missing or of another shape.
 
-    Tensors may be F32, F16 or F64.  A tied model's lm_head, if it is stored all the same, is left aside.
+    Tensors may be F32, BF16, F16 or F64.  A tied model's lm_head, if it is stored all the same, is left aside.
     """
     tensors = _read_tensors(folder)
     table = model.parameters.table

@@ -56,7 +56,10 @@ def write_safetensors(
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Return read-only memory-mapped arrays by name; a file that breaks the format is a `CheckpointError`."""
+    """Return read-only memory-mapped arrays by name; a file that breaks the format is a `CheckpointError`.
+
+    NumPy has no bfloat16: such tensors are widened to float32 copies, which loses nothing.
+    """
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -73,7 +76,8 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         if name == "__metadata__":
             continue
         try:
-            dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+            bf16 = entry["dtype"] == "BF16"
+            dtype, shape = np.dtype("<u2" if bf16 else DTYPES[entry["dtype"]]), tuple(entry["shape"])
             first, last = entry["data_offsets"]
             count = int(np.prod(shape, dtype=np.int64))
         except (KeyError, TypeError, ValueError):
@@ -81,5 +85,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         if not 0 <= first <= last <= len(content) or last - first != count * dtype.itemsize:
             place = f"offsets {start + first} to {start + last}"
             raise CheckpointError(f"{path}: {name!r} ({place}) does not fit shape {shape} or the file; it is damaged")
-        tensors[name] = content[first:last].view(dtype).reshape(shape)
+        tensor = content[first:last].view(dtype).reshape(shape)
+        # bfloat16 is the upper half of a float32.
+        tensors[name] = np.left_shift(tensor, 16, dtype=np.uint32).view(np.float32) if bf16 else tensor
     return tensors

@@ -117,6 +117,7 @@ def test_a_directory_of_conversations(abi_train, talks, tmp_path):
         ("run --data talks.jsonl --tokenizer tok --max-seq-len 4", "40 whose answers begin behind max_seq_len (4)"),
         ("preview words.txt --tokenizer tok", "words.txt:1: not a JSON object"),
         ("preview tok --tokenizer tok", "data (tok) must be a file of conversations"),
+        ("run --data typo.jsonl --tokenizer tok", "typo.jsonl:1: found the keys 'instrction', 'output'; expected"),
         ("preview bad.jsonl --tokenizer tok", "bad.jsonl:2: found the keys 'question'; expected"),
         ("preview empty.jsonl --tokenizer tok", "empty.jsonl: no conversations: there are no rows"),
     ],
@@ -124,6 +125,7 @@ def test_a_directory_of_conversations(abi_train, talks, tmp_path):
 def test_wrong_calls_are_one_helpful_line(abi_train, talks, tmp_path, call, message):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"question": "c"}\n')
     (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "typo.jsonl").write_text('{"instrction": "a", "output": "b"}\n')
     code, out, err = abi_train(*call.split())
     assert code in (1, 2)
     assert message in err

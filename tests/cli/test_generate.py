@@ -104,7 +104,7 @@ def test_a_tokenizer_beside_the_model(abi_train, tmp_path):
 
 
 def test_a_run_directory(abi_train, tiny):
-    assert abi_train("run", "--out", "r", *tiny)[0] == 0
+    assert abi_train("run", "--out", "r", *tiny, "--max-steps", "2")[0] == 0
     for path in ("r", "r/checkpoints"):
         code, out, _ = abi_train("generate", path, "-p", "x", "--max-new-tokens", "4")
         assert code == 0

@@ -18,7 +18,7 @@ def weights(directory):
 
 
 def test_samples_come_after_evaluations_and_change_nothing(abi_train, tmp_path, tiny):
-    flags = ["--eval-interval", "20", "--max-steps", "60"]
+    flags = ["--eval-interval", "2", "--max-steps", "6"]
     assert abi_train("run", "--out", "a", *tiny, *flags)[0] == 0
     asked = ["--sample-prompt", "The ", "--sample-prompt", "é\x1b", "--sample-length", "5"]
     code, out, _ = abi_train("run", "--out", "b", *tiny, *flags, *asked)

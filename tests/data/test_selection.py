@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abi_py.data import select_conversations
-from abi_py.data.selection import percentages
+from abi_py.data.selection import conversation_files, percentages
 from abi_py.errors import ConfigError, DataError
 
 
@@ -117,3 +117,30 @@ def test_bad_rows_and_nothing(tmp_path):
     empty.write_text("")
     with pytest.raises(DataError, match="there are no rows"):
         select_conversations([empty])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "good"),
+    [
+        ("a.jsonl", '{"instruction": "a", "output": "b"}\n', True),
+        ("a.ndjson", '\n{"messages": []}\n', True),
+        ("a.jsonl", '{"instrction": "a", "output": "b"}\n', True),  # its reader says which keys it should have
+        ("a.jsonl", '{"text": "a"}\n', False),
+        ("a.jsonl", "not JSON\n", False),
+        ("a.jsonl", "", False),
+        ("a.json", '\ufeff\n[{"instrction": "a"}]', True),
+        ("a.json", '[{"text": "a"}]', True),
+        ("a.json", '{"version": 1}', False),
+        ("a.json", '{"prompt": "a", "completion": "b"}\n', True),
+        ("a.json", "[1, 2]", False),
+        ("a.txt", '{"instruction": "a", "output": "b"}\n', False),
+    ],
+)
+def test_which_files_are_conversations(tmp_path, name, text, good):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).write_text(text, encoding="utf-8")
+    assert conversation_files(folder / name) == ([folder / name] if good else [])
+    assert conversation_files(folder) == ([folder / name] if good else [])
+    (folder / "notes.txt").write_text("text")
+    assert conversation_files(folder) == []

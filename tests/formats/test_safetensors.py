@@ -74,3 +74,13 @@ def test_header_is_padded_to_eight_bytes(tmp_path):
     length = int.from_bytes(content[:8], "little")
     assert length % 8 == 0
     assert json.loads(content[8 : 8 + length])["w"]["data_offsets"] == [0, 12]
+
+
+def test_bfloat16_is_widened(tmp_path):
+    bits = np.array([[0x3F80, 0xC020, 0x7F80], [0x0000, 0x8000, 0x7FC0]], "<u2")
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}}).encode()
+    (tmp_path / "b.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bits.tobytes())
+    found = read_safetensors(tmp_path / "b.safetensors")["w"]
+    assert found.dtype == np.float32
+    assert np.array_equal(found, np.array([[1, -2.5, np.inf], [0, -0.0, np.nan]]), equal_nan=True)
+    assert np.signbit(found[1, 1])

@@ -64,16 +64,19 @@ def test_the_cache_holds_key_value_heads_only(heads):
     assert decoder.cache.nbytes == 2 * SHAPE["num_layers"] * 3 * heads * 8 * 4 * 4  # D = 4
 
 
-def test_the_cache_grows_seldom_and_keeps_what_it_holds(rng):
-    model = make(vocab_size=31, max_seq_len=1100)
-    ids = rng.integers(0, 31, 1100).astype(np.int32)
+def test_the_cache_grows_seldom_and_keeps_what_it_holds(rng, monkeypatch):
+    from abi_py.generation import decoder as module
+
+    monkeypatch.setattr(module, "FIRST_CAPACITY", 16)
+    model = make(vocab_size=31, max_seq_len=70)
+    ids = rng.integers(0, 31, 70).astype(np.int32)
     decoder, capacities = Decoder(model), set()
     slot = np.zeros(1, np.int32)
-    decoder.prefill(0, ids[:250])
-    for t in range(250, 1100):
+    decoder.prefill(0, ids[:12])
+    for t in range(12, 70):
         logits = decoder.step(slot, ids[t : t + 1])
         capacities.add(decoder.cache.capacity)
-    assert sorted(capacities) == [256, 512, 1024, 1100]
+    assert sorted(capacities) == [16, 32, 64, 70]
     expected = model.forward(ids)[0, -1]
     assert np.abs(logits[0] - expected).max() < 1e-4 * np.abs(expected).max()
     with pytest.raises(DataError, match="max_seq_len"):
