@@ -263,11 +263,16 @@ def _cached_attention(o, q, keys, values, slots, positions, heads, longest, scor
             queries = q[n, g * group * head_dim : (g + 1) * group * head_dim]
             k, v = keys[slots[n], g, first:last], values[slots[n], g, first:last]
             _attend(sums[n, g, part], stats[n, g, part], queries, k, v, s, scale)
-    for task in prange(rows * heads):
-        n, h = task // heads, task % heads
-        g, i = h // group, h % group
-        parts = positions[n] // SPLIT + 1
-        _join(o[n, h * head_dim : (h + 1) * head_dim], sums[n, g, :, i], stats[n, g, :, i], parts)
+            if longest == 1:  # no other part to wait for: one parallel region less
+                for i in range(group):
+                    h = g * group + i
+                    _join(o[n, h * head_dim : (h + 1) * head_dim], sums[n, g, :, i], stats[n, g, :, i], 1)
+    if longest > 1:
+        for task in prange(rows * heads):
+            n, h = task // heads, task % heads
+            g, i = h // group, h % group
+            parts = positions[n] // SPLIT + 1
+            _join(o[n, h * head_dim : (h + 1) * head_dim], sums[n, g, :, i], stats[n, g, :, i], parts)
 
 
 # -- calling it --------------------------------------------------------------------------------
