@@ -18,7 +18,7 @@ more in traffic between them than packing it twice (docs/log.md).  Every element
 same order however C is cut up, so its bits are the same for any number of threads.
 
 With few rows of x (a token at a time, in generation) y = x Wᵀ reads each weight for a handful of multiply-adds, and its
-time is that of reading W from memory: then rows of W are multiplied as they lie there (`tiles.dots`).
+time is that of reading W from memory: then rows of W are multiplied as they lie there (`tiles.row_by_row`).
 """
 
 import functools
@@ -44,14 +44,14 @@ from .panels import (
     round_to_fp16_ref,
     widen_bf16_ref,
 )
-from .tiles import DOTS, dots, tile
+from .tiles import row_by_row, tile
 
 SLICE = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
 SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
 BLOCK = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KB
 PACKING = 5  # packing an element takes as long as so many multiply-adds
 FEW = 6  # rows of x up to which y = x Wᵀ is better off without packing
-STRETCH = 16 * DOTS  # rows of W of one task
+STRETCH = 64  # rows of W of one task
 ALONE = 1 << 16  # multiply-adds below which waking other threads does not pay
 BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
 if BACKEND not in ("numba", "blas"):
@@ -126,9 +126,9 @@ def _product_of_few_rows(c, d, a, b, add):
     rows, columns = c.shape
     for stretch in prange((columns + STRETCH - 1) // STRETCH):
         first = stretch * STRETCH
-        for j in range(first, min(columns, first + STRETCH), DOTS):
+        for j in range(first, min(columns, first + STRETCH)):
             for i in range(rows):
-                dots(c, d, i, j, min(DOTS, columns - j), a, b, add)
+                row_by_row(c, d, i, j, a, b, add)
 
 
 # -- calling it ----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The register tile: the inside of every matrix product in the house.
 
-    tile    C[rows, cols] = A B, or D[rows, cols] + A B, for one panel of A and one of B (see `panels.py`)
-    dots    a row of A times DOTS rows of Bᵀ as they lie in memory, for products of so few rows that packing B, which is
-            read only once, would cost more than it saves
+    tile          C[rows, cols] = A B, or D[rows, cols] + A B, for one panel of A and one of B (see `panels.py`)
+    row_by_row    one element, of a row of A and a row of Bᵀ as they lie in memory, for products of so few rows that
+                  packing B, which is read only once, would cost more than it saves
 
 A tile keeps ROWS x COLUMNS sums in vector registers and reads both panels straight through, in the way of Goto and van
 de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  Panels of bfloat16 hold pairs of elements: the
@@ -40,9 +40,8 @@ from .simd import (
     with_twin,
 )
 
-__all__ = ["COLUMNS", "DOTS", "NATIVE_BF16", "ROWS", "dots", "tile"]
+__all__ = ["COLUMNS", "NATIVE_BF16", "ROWS", "row_by_row", "tile"]
 
-DOTS = 4  # rows read side by side: enough sums to hide the latency of adding, few enough streams for the prefetcher
 NATIVE_BF16 = ISA.name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16"))
 
 
@@ -66,8 +65,8 @@ def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
     c[block] = left.T @ right + (d[block] if add else np.float32(0))
 
 
-def _dots_twin(c, d, i, j, count, a, b, add):
-    c[i, j : j + count] = b[j : j + count] @ a[i] + (d[i, j : j + count] if add else np.float32(0))
+def _row_by_row_twin(c, d, i, j, a, b, add):
+    c[i, j] = b[j] @ a[i] + (d[i, j] if add else np.float32(0))
 
 
 # -- one register tile ---------------------------------------------------------------------------
@@ -203,52 +202,49 @@ def _tile_of(builder, multiply, vectors, c, d, a, b, c_row, d_row, rows, cols, k
 tile = with_twin(_tile_twin)(_tile)
 
 
-# -- a row against a few rows --------------------------------------------------------------------
+# -- a row against a row -------------------------------------------------------------------------
 
 
-def _dots(typing, c, d, i, j, count, a, b, add):
+def _row_by_row(typing, c, d, i, j, a, b, add):
     def codegen(context, builder, signature, arguments):
-        c, d, i, j, count, a, b, add = arguments
+        c, d, i, j, a, b, add = arguments
         kinds = signature.args
         pointers = [
             pointer(context, builder, kinds[at], array, row, column)
-            for at, array, row, column in ((0, c, i, j), (1, d, i, j), (5, a, i, constant(0)), (6, b, j, constant(0)))
+            for at, array, row, column in ((0, c, i, j), (1, d, i, j), (4, a, i, constant(0)), (5, b, j, constant(0)))
         ]
-        terms = builder.extract_value(context.make_array(kinds[5])(context, builder, a).shape, 1)
-        row = row_length(context, builder, kinds[6], b)
-        call_once_built(builder, "abi_dots", [*pointers, row, terms, count, add], _dots_body)
+        terms = builder.extract_value(context.make_array(kinds[4])(context, builder, a).shape, 1)
+        call_once_built(builder, "abi_row_by_row", [*pointers, terms, add], _row_by_row_body)
         return context.get_dummy_value()
 
-    return types.void(c, d, *[types.intp] * 3, a, b, types.boolean), codegen
+    return types.void(c, d, types.intp, types.intp, a, b, types.boolean), codegen
 
 
-def _dots_body(builder, c, d, a, b, row, terms, count, add):
-    """Emit DOTS sums of two vectors each over the terms, and what is left of them by masks."""
-    lines = []
-    for r in range(DOTS):  # a row that does not exist is read as the first, and not written
-        there = builder.icmp_signed(">", count, constant(r))
-        lines.append(move(builder, b, builder.select(there, builder.mul(row, constant(r)), constant(0))))
-    sums = [[cgutils.alloca_once_value(builder, ZERO) for _ in range(2)] for _ in lines]
+SUMS = 4  # vectors summed side by side, which hides the latency of adding
 
-    def visit(at, half, read):
-        left = read(move(builder, a, at))
-        for line, halves in zip(lines, sums, strict=True):
-            total = _multiply(builder, left, read(move(builder, line, at)), builder.load(halves[half]))
-            builder.store(total, halves[half])
 
-    whole = builder.sub(terms, builder.srem(terms, constant(2 * LANES)))
-    with cgutils.for_range_slice(builder, constant(0), whole, constant(2 * LANES), I64) as (at, _):
-        for half in range(2):
-            visit(builder.add(at, constant(half * LANES)), half, lambda x: load(builder, x))
-    for half in range(2):
-        at = builder.add(whole, constant(half * LANES))
-        mask = first_lanes(builder, builder.sub(terms, at))
-        visit(at, half, lambda x, mask=mask: masked_load(builder, x, mask))
-    for r, halves in enumerate(sums):
-        with builder.if_then(builder.icmp_signed("<", constant(r), count)):
-            total = _sum(builder, builder.fadd(*(builder.load(half) for half in halves)))
-            base = builder.select(add, builder.load(move(builder, d, r)), ir.Constant(F32, 0.0))
-            builder.store(builder.fadd(total, base), move(builder, c, r))
+def _row_by_row_body(builder, c, d, a, b, terms, add):
+    """Emit SUMS sums of vectors over the terms, and what is left of the terms by masks."""
+    sums = [cgutils.alloca_once_value(builder, ZERO) for _ in range(SUMS)]
+
+    def visit(at, total, read):
+        product = _multiply(builder, read(move(builder, a, at)), read(move(builder, b, at)), builder.load(total))
+        builder.store(product, total)
+
+    whole = builder.sub(terms, builder.srem(terms, constant(SUMS * LANES)))
+    with cgutils.for_range_slice(builder, constant(0), whole, constant(SUMS * LANES), I64) as (at, _):
+        for index, total in enumerate(sums):
+            visit(builder.add(at, constant(index * LANES)), total, lambda x: load(builder, x))
+    with builder.if_then(builder.icmp_signed("<", whole, terms)):
+        for index, total in enumerate(sums):
+            at = builder.add(whole, constant(index * LANES))
+            mask = first_lanes(builder, builder.sub(terms, at))
+            visit(at, total, lambda x, mask=mask: masked_load(builder, x, mask))
+    vectors = [builder.load(total) for total in sums]
+    while len(vectors) > 1:
+        vectors = [builder.fadd(x, y) for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
+    base = builder.select(add, builder.load(d), ir.Constant(F32, 0.0))
+    builder.store(builder.fadd(_sum(builder, vectors[0]), base), c)
 
 
 def _sum(builder, vector):
@@ -262,6 +258,5 @@ def _sum(builder, vector):
     return builder.extract_element(vector, ir.Constant(I32, 0))
 
 
-# dots(c, d, i, j, count, a, b, add):
-# c[i, j+r] = sum_k a[i, k] b[j+r, k], plus d[i, j+r] if `add`, for r < count <= DOTS; all float32, unit column stride
-dots = with_twin(_dots_twin)(_dots)
+# row_by_row(c, d, i, j, a, b, add): c[i, j] = sum_k a[i, k] b[j, k], plus d[i, j] if `add`; float32, unit column stride
+row_by_row = with_twin(_row_by_row_twin)(_row_by_row)

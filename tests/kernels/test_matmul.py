@@ -28,7 +28,6 @@ from abi_py.kernels.panels import (
     widen_bf16_ref,
 )
 from abi_py.kernels.simd import LANES
-from abi_py.kernels.tiles import DOTS
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
@@ -300,7 +299,7 @@ def test_an_unknown_backend_is_refused():
 
 @pytest.mark.parametrize("add", [False, True])
 def test_few_rows_against_rows_as_they_lie(rng, add, threads):
-    for m, n, k in ((1, 1, 1), (FEW, DOTS + 1, 2 * LANES + 1), (2, STRETCH + 3, 7), (FEW, 2 * STRETCH, 4 * LANES)):
+    for m, n, k in ((1, 1, 1), (FEW, 5, 4 * LANES + 1), (2, STRETCH + 3, 7), (FEW, 2 * STRETCH, 8 * LANES)):
         a, wide = rng.standard_normal((m, k + 3)).astype(np.float32), rng.standard_normal((n, k + 9)).astype(np.float32)
         a, b = a[:, 3:], wide[::-1, 4 : 4 + k]
         whole = rng.standard_normal((m + 1, n + 5)).astype(np.float32)
