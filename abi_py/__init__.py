@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .config import EarlyStoppingConfig as EarlyStoppingConfig
     from .config import LearningRateSchedule as LearningRateSchedule
     from .config import LlmTrainingConfig as LlmTrainingConfig
+    from .config import LoraConfig as LoraConfig
     from .config import OptimizerType as OptimizerType
     from .config import TrainableModelConfig as TrainableModelConfig
     from .data.chat import load_template as load_template
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .generation import Generator as Generator
     from .generation import generate as generate
     from .generation import generate_stream as generate_stream
+    from .model.lora import LoraModel as LoraModel
     from .model.transformer import LossOutput as LossOutput
     from .model.transformer import TrainableModel as TrainableModel
     from .training.precision import LossScaler as LossScaler
@@ -66,6 +68,8 @@ _HOMES = {
     "LearningRateSchedule": "config",
     "LlamaTrainer": "training.trainer",
     "LlmTrainingConfig": "config",
+    "LoraConfig": "config",
+    "LoraModel": "model.lora",
     "LossOutput": "model.transformer",
     "LossScaler": "training.precision",
     "LossScalerStats": "training.precision",
@@ -111,6 +115,8 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "CheckpointingStrategy",
     "TrainableModel",
     "LossOutput",
+    "LoraConfig",
+    "LoraModel",
     "Tokenizer",
     "TokenizedDataset",
     "Batch",

@@ -32,6 +32,7 @@ __all__ = [
     "EarlyStoppingConfig",
     "LearningRateSchedule",
     "LlmTrainingConfig",
+    "LoraConfig",
     "OptimizerType",
     "Option",
     "Precision",
@@ -503,12 +504,51 @@ class EarlyStoppingConfig(Config):
         self._require("min_delta", good, "be zero or more", "the ABI's default is 0.001")
 
 
+# -- adapters -----------------------------------------------------------------------------------
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # Hugging Face's names
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(Config):
+    """Low-rank adapters on a frozen model (LoRA); the defaults of rank, alpha and dropout are the ABI's."""
+
+    rank: int = opt(8, "inner width of an adapter", flag="lora-rank")
+    alpha: float = opt(16.0, "the adapters' output is multiplied by alpha / rank", flag="lora-alpha")
+    dropout: float = opt(0.0, "share of an adapter's input that is dropped in training", flag="lora-dropout")
+    target_modules: tuple[str, ...] = opt(
+        PROJECTIONS, "projections that get an adapter; repeat the flag for each", flag="lora-target"
+    )
+    bias: str = opt("none", "PEFT field; must stay none, these models have no biases", flag="lora-bias")
+    use_rslora: bool = opt(False, "multiply by alpha / sqrt(rank) instead", flag="rslora")
+    seed: int = opt(0, "seed of the adapters and of their dropout", flag="lora-seed")
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy; put the targets into the order of the layers."""
+        self._require_at_least(1, "rank")
+        self._require_at_least(0, "seed")
+        self._require("alpha", math.isfinite(self.alpha) and self.alpha > 0, "be a positive number", "try 2 x rank")
+        self._require("dropout", 0 <= self.dropout < 1, "be at least 0 and below 1", "try 0.05")
+        self._require("bias", self.bias == "none", "be none", "these models have no biases to train")
+        for name in self.target_modules:
+            if name not in PROJECTIONS:
+                raise ConfigError(f"target_modules ({name!r}): no such projection; {_closest(name, list(PROJECTIONS))}")
+        self._require("target_modules", bool(self.target_modules), "name at least one projection", "try q_proj, v_proj")
+        object.__setattr__(self, "target_modules", tuple(name for name in PROJECTIONS if name in self.target_modules))
+
+    @property
+    def scaling(self) -> float:
+        """The factor of an adapter's output."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
 # -- the file of a run --------------------------------------------------------------------------
 
 SECTIONS: dict[str, type[Config]] = {
     "model": TrainableModelConfig,
     "training": LlmTrainingConfig,
     "early_stopping": EarlyStoppingConfig,
+    "lora": LoraConfig,
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .config import TrainableModelConfig
 
-__all__ = ["Parameters", "Tensor", "Views", "tensor_table"]
+__all__ = ["Buffers", "Parameters", "Tensor", "Views", "tensor_table"]
 
 INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2), section 2.3, and every Llama configuration since: initializer_range
 
@@ -97,12 +97,12 @@ class Views(Mapping[str, np.ndarray]):
         return len(self._views)
 
 
-class Parameters:
-    """The flat buffers of a model's weights and gradients, float32 (P,), with their named views."""
+class Buffers:
+    """The flat buffers of some tensors and of their gradients, float32 (P,), with their named views."""
 
-    def __init__(self, config: TrainableModelConfig) -> None:
-        """Allocate both buffers; matrices are N(0, 0.02) from `config.seed`, norms are 1, gradients 0."""
-        self.table = tensor_table(config)
+    def __init__(self, table: tuple[Tensor, ...]) -> None:
+        """Allocate both; the weights are not filled, the gradients are 0."""
+        self.table = table
         self.size = sum(tensor.size for tensor in self.table)
         self.weights_flat = np.empty(self.size, np.float32)
         self.weights = Views(self.weights_flat, self.table)
@@ -110,14 +110,6 @@ class Parameters:
         self._gradients = Views(self._gradients_flat, self.table)
         self._stale = False
         self._by_name = {tensor.name: tensor for tensor in self.table}
-        random = np.random.default_rng(config.seed)
-        for tensor in self.table:
-            view = self.weights[tensor.name]
-            if len(tensor.shape) == 1:
-                view[...] = 1
-            else:
-                random.standard_normal(out=view, dtype=np.float32)
-                view *= np.float32(INITIAL_STD)
 
     # Zeroing the gradients is put off: a backward that comes next overwrites them, which saves a pass over memory.
 
@@ -158,3 +150,25 @@ class Parameters:
     def joined_gradients(self, first: str, last: str) -> np.ndarray:
         """Return neighbouring gradients as one matrix."""
         return self.joined(self._gradients_flat, first, last)
+
+
+class Parameters(Buffers):
+    """All weights of a model, and their gradients."""
+
+    def __init__(self, config: TrainableModelConfig, weights: np.ndarray | None = None) -> None:
+        """Allocate both buffers, gradients 0; weights are copied if given (P,).
+
+        Otherwise matrices are N(0, 0.02) from `config.seed`, and norms are 1.
+        """
+        super().__init__(tensor_table(config))
+        if weights is not None:
+            self.weights_flat[...] = weights
+            return
+        random = np.random.default_rng(config.seed)
+        for tensor in self.table:
+            view = self.weights[tensor.name]
+            if len(tensor.shape) == 1:
+                view[...] = 1
+            else:
+                random.standard_normal(out=view, dtype=np.float32)
+                view *= np.float32(INITIAL_STD)

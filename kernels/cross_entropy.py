@@ -117,7 +117,10 @@ def head_loss(losses, hits, x, w, labels, smoothing=0.0, numbers=FLOAT32):
 
 
 def head_loss_backward(losses, hits, dx, dw, x, w, labels, scale, smoothing=0.0, accumulate=True, numbers=FLOAT32):
-    """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`.  Forward and backward in one pass."""
+    """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
+
+    Forward and backward in one pass.
+    """
     _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, numbers)
 
 
@@ -130,7 +133,7 @@ def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, numb
         hits[...] = 0
         if backward:
             dx[...] = 0
-    if backward and len(rows) == 0 and not accumulate:
+    if dw is not None and len(rows) == 0 and not accumulate:
         dw[...] = 0
     step = min(chunk_rows(w.shape[0]), max(len(rows), 1))
     for first in range(0, len(rows), step):
@@ -145,8 +148,9 @@ def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, numb
         product(z, x_rows, w, transpose_b=True, numbers=numbers)
         cross_entropy(z, losses, hits, labels, rows, first, float(smoothing), float(scale), backward)
         if backward:
-            base = dw if accumulate or first > 0 else None
-            product(dw, z, x_rows, transpose_a=True, addend=base, numbers=numbers)
+            if dw is not None:
+                base = dw if accumulate or first > 0 else None
+                product(dw, z, x_rows, transpose_a=True, addend=base, numbers=numbers)
             if whole:
                 product(dx[chunk], z, w, numbers=numbers)
             else:

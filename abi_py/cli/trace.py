@@ -21,7 +21,13 @@ from .options import Verb
 
 __all__ = ["Call", "flow", "trace_step"]
 
-MODULES = ("abi_py.model.transformer", "abi_py.model.block", "abi_py.training.optimizer")
+MODULES = (
+    "abi_py.model.transformer",
+    "abi_py.model.block",
+    "abi_py.model.linear",
+    "abi_py.training.optimizer",
+)
+HELPERS = ("linear_forward", "linear_backward")  # their callers are the stages
 # How many of a function's first arguments it writes (kernels/README.md: outputs come first).
 OUTPUTS = {
     "embedding_forward": 1,
@@ -119,7 +125,7 @@ def _recorder(
 
     def call(*arguments: Any, **named: Any) -> Any:
         frame = sys._getframe(1)
-        while frame.f_code.co_name == "weight_gradient" and frame.f_back is not None:  # a helper inside block_backward
+        while frame.f_code.co_name in HELPERS and frame.f_back is not None:
             frame = frame.f_back
         stage = frame.f_code.co_name.strip("_")
         began = time.perf_counter()

@@ -74,11 +74,13 @@ class Decoder:
     """A model's weights, read for decoding, and the cache of up to `slots` sequences.
 
     The weights are views: a model that is trained further is decoded as it is at that moment, but what a slot holds
-    then belongs to older weights and must be read again (`clear`).
+    then belongs to older weights and must be read again (`clear`).  Those of a LoraModel are a merged copy, so that a
+    token costs no more than without adapters; after further training, make a new Decoder.
     """
 
     def __init__(self, model: Any, slots: int = 1) -> None:
-        """Make an empty cache; nothing is copied from the model."""
+        """Make an empty cache; nothing is copied from a model without adapters, others are merged into a copy."""
+        model = model.merged()
         self.config = model.config
         self.cache = Cache(self.config, slots)
         parameters = model.parameters

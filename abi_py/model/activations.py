@@ -12,22 +12,38 @@ its entries are kept for every layer, and which are shared between layers and co
 A step in bfloat16 saves the entries of `NARROW` in bfloat16 (as uint16), half the bytes; the residual stream, in which
 a small share of a layer would be lost, stays float32.
 
+Where linear layers have adapters (`linear.py`), the table has their inner values uᵀ as well.
+
 Backward runs a segment's forward again unless the shared arrays still hold it, which they do for the last one.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
 
 from ..config import CheckpointingStrategy, TrainableModelConfig
 
-__all__ = ["ATTENTION_ENTRIES", "Arena", "saved_bytes"]
+__all__ = ["ATTENTION_ENTRIES", "NO_ADAPTERS", "AdapterWidths", "Arena", "saved_bytes"]
 
-ATTENTION_ENTRIES = ("r_attn", "qkv", "att", "lse")
+ATTENTION_ENTRIES = ("r_attn", "qkv", "att", "lse", "u_qkv")
 NARROW = ("qkv", "gate_up")
+COLUMNS = ("lse", "delta", "u_qkv", "u_o", "u_gate_up", "u_down", "du")  # kept as (width, N): a row for each head
 
 
-def saved_table(config: TrainableModelConfig) -> dict[str, int]:
+@dataclass(frozen=True)
+class AdapterWidths:
+    """How wide the inner values of a block's adapters are: the ranks of the projections of each linear layer."""
+
+    ranks: Mapping[str, int] = field(default_factory=dict)  # qkv, o, gate_up, down -> rank; 0 if missing
+    dropped: int = 0  # the widest input that dropout has to copy
+
+
+NO_ADAPTERS = AdapterWidths()
+
+
+def saved_table(config: TrainableModelConfig, adapters: AdapterWidths = NO_ADAPTERS) -> dict[str, int]:
     """Return the entries that a block saves: name -> floats per row (row = token)."""
     c = config.hidden_dim
     return {
@@ -39,10 +55,11 @@ def saved_table(config: TrainableModelConfig) -> dict[str, int]:
         "middle": c,  # x + attention branch: input of the feed-forward branch
         "r_ffn": 1,
         "gate_up": 2 * config.intermediate_dim,
+        **{f"u_{layer}": adapters.ranks.get(layer, 0) for layer in ("qkv", "o", "gate_up", "down")},
     }
 
 
-def scratch_table(config: TrainableModelConfig) -> dict[str, int]:
+def scratch_table(config: TrainableModelConfig, adapters: AdapterWidths = NO_ADAPTERS) -> dict[str, int]:
     """Return the arrays that live only inside one operation or between two: name -> floats per row."""
     c, f = config.hidden_dim, config.intermediate_dim
     return {
@@ -59,6 +76,8 @@ def scratch_table(config: TrainableModelConfig) -> dict[str, int]:
         "datt": config.q_dim,
         "delta": config.num_heads,
         "losses": 1,
+        "du": max(adapters.ranks.values(), default=0),
+        "dropped": adapters.dropped,
     }
 
 
@@ -82,12 +101,14 @@ def slot(config: TrainableModelConfig, layer: int, entry: str) -> int:
     return inside if entry != "x" else -inside  # inner inputs have arrays of their own, apart from the kept ones
 
 
-def saved_bytes(config: TrainableModelConfig, rows: int, narrow: bool = False) -> int:
+def saved_bytes(
+    config: TrainableModelConfig, rows: int, narrow: bool = False, adapters: AdapterWidths = NO_ADAPTERS
+) -> int:
     """Return the bytes of saved activations for `rows` tokens; `narrow`: of a step in bfloat16."""
     layers = range(config.num_layers)
     return rows * sum(
         _dtype(entry, narrow).itemsize * width * len({slot(config, i, entry) for i in layers})
-        for entry, width in saved_table(config).items()
+        for entry, width in saved_table(config, adapters).items()
     )
 
 
@@ -95,16 +116,16 @@ def _dtype(entry: str, narrow: bool) -> np.dtype:
     return np.dtype(np.uint16 if narrow and entry in NARROW else np.float32)
 
 
-def scratch_bytes(config: TrainableModelConfig, rows: int) -> int:
+def scratch_bytes(config: TrainableModelConfig, rows: int, adapters: AdapterWidths = NO_ADAPTERS) -> int:
     """Return the bytes of scratch for `rows` tokens."""
-    return 4 * rows * sum(scratch_table(config).values())
+    return 4 * rows * sum(scratch_table(config, adapters).values())
 
 
 class Arena:
     """Activations and scratch for up to `capacity` rows; `views` hands them out, made once for each number of rows."""
 
-    def __init__(self, config: TrainableModelConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainableModelConfig, adapters: AdapterWidths = NO_ADAPTERS) -> None:
+        self.config, self.adapters = config, adapters
         self.capacity = 0
         self._flat: dict[tuple[str, int, np.dtype], np.ndarray] = {}
         self._views: dict[tuple[int, bool], tuple[list[SimpleNamespace], SimpleNamespace]] = {}
@@ -114,8 +135,8 @@ class Arena:
         if key not in self._flat:
             self._flat[key] = np.empty(self.capacity * width, key[2])
         flat = self._flat[key][: rows * width]
-        if entry in ("lse", "delta"):
-            return flat.reshape(width, rows)  # (H, N)
+        if entry in COLUMNS:
+            return flat.reshape(width, rows)
         return flat if width == 1 and entry.startswith(("r_", "losses")) else flat.reshape(rows, width)
 
     def views(self, rows: int, narrow: bool = False) -> tuple[list[SimpleNamespace], SimpleNamespace]:
@@ -129,12 +150,12 @@ class Arena:
                 SimpleNamespace(
                     **{
                         name: self._view(name, slot(self.config, i, name), width, rows, narrow)
-                        for name, width in saved_table(self.config).items()
+                        for name, width in saved_table(self.config, self.adapters).items()
                     }
                 )
                 for i in range(self.config.num_layers)
             ]
-            table = scratch_table(self.config)
+            table = scratch_table(self.config, self.adapters)
             scratch = SimpleNamespace(**{name: self._view(name, 0, width, rows) for name, width in table.items()})
             scratch.hits = np.empty(rows, np.uint8)
             # What forward rounds before it saves it is float32 where, later, its gradient will be.

@@ -1,22 +1,24 @@
-"""TrainableModel: a Llama-family transformer whose forward and backward are lists of kernel calls.
+"""A Llama-family transformer whose forward and backward are lists of kernel calls.
 
     forward    x = embedding(ids);  L x block;  hidden = rms_norm(x);  head and loss in one operation
     backward   the same list in reverse
 
 Batches are (B, T) ids; inside, all is rows: N = B T.  Samples never see each other, and neither do the segments of a
 packed row.
+
+    Transformer       the two passes, over weights of which all, some or none are trained
+    TrainableModel    all of them are; `lora.py` has the model of which only adapters are
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import IGNORE_INDEX, CheckpointingStrategy, Precision, TrainableModelConfig
-from ..errors import CheckpointError, DataError
+from ..config import CheckpointingStrategy, Config, Precision, TrainableModelConfig
+from ..errors import CheckpointError
 from ..formats.zig import load_abic, save_abic
 from ..kernels._jit import threads_for
 from ..kernels.cross_entropy import chunk_rows, head_loss, head_loss_backward
@@ -25,12 +27,12 @@ from ..kernels.global_norm import global_norm
 from ..kernels.matmul import product
 from ..kernels.panels import BFLOAT16, FLOAT16, FLOAT32
 from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
-from ..kernels.rope import rope_table
-from ..parameters import Parameters, Views
-from .activations import Arena, saved_bytes, scratch_bytes, segment_length
-from .block import BlockTensors, Layout, attention_branch, block_backward, block_forward
+from ..parameters import Buffers, Parameters, Views
+from .activations import NO_ADAPTERS, AdapterWidths, Arena, saved_bytes, scratch_bytes, segment_length
+from .block import BlockGradients, BlockWeights, attention_branch, block_backward, block_forward
+from .inputs import Layout, Layouts, as_ids, as_labels, check_ids
 
-__all__ = ["LossOutput", "TrainableModel"]
+__all__ = ["Gradients", "LossOutput", "TrainableModel", "Transformer"]
 
 NUMBERS = {Precision.FP32: FLOAT32, Precision.BF16: BFLOAT16, Precision.FP16: FLOAT16}  # what products multiply
 
@@ -46,28 +48,44 @@ class LossOutput:
     token_losses: np.ndarray  # (B, T) float32, 0 where the label does not count
 
 
-class TrainableModel:
-    """Weights, gradients, and the two passes; see `TrainableModelConfig` for its shape."""
+@dataclass(frozen=True)
+class Gradients:
+    """Where a backward pass writes: matrices are added to if `accumulate`, vectors and the embedding always.
 
-    def __init__(self, config: TrainableModelConfig) -> None:
-        """Make a model with fresh weights: N(0, 0.02) from `config.seed`, norms 1."""
+    None stands for a frozen matrix.
+    """
+
+    head: np.ndarray | None
+    token_embedding: np.ndarray | None
+    final_norm: np.ndarray
+    blocks: list[BlockGradients]
+    accumulate: bool
+
+
+class Transformer:
+    """The two passes over the weights `base`; `parameters` are what is trained, and what their gradients are of."""
+
+    parameters: Buffers
+    draws = 0  # training passes that drew random numbers; the masks of dropout depend on it (`LoraModel`)
+
+    def __init__(
+        self,
+        config: TrainableModelConfig,
+        base: Parameters,
+        blocks: list[BlockWeights],
+        adapters: AdapterWidths = NO_ADAPTERS,
+    ) -> None:
+        """Prepare for the passes; nothing is allocated before the first of them."""
         self.config = config
-        self.parameters = Parameters(config)
-        self._arena = Arena(config)
-        self._cos, self._sin = rope_table(config.max_seq_len, config.resolved_head_dim, config.rope_theta)
-        self._layouts: dict[tuple[int, int], Layout] = {}
-        layers = range(config.num_layers)
-        flat, views = self.parameters.weights_flat, self.parameters.weights
-        self._blocks = [BlockTensors(self.parameters, i, views, flat) for i in layers]
-        flat, views = self.parameters.gradients_flat, self.parameters.gradients
-        self._block_gradients = [BlockTensors(self.parameters, i, views, flat) for i in layers]
+        self.base, self.blocks = base, blocks
+        self._arena, self._layouts = Arena(config, adapters), Layouts(config)
         self._last: tuple[np.ndarray, Layout] | None = None  # ids and layout of the forward that the arena holds
 
     # -- what it is made of ----------------------------------------------------------------------
 
     @property
     def weights(self) -> Views:
-        """The weights by name, float32 views (out, in) into the flat buffer."""
+        """What is trained by name, float32 views (out, in) into the flat buffer."""
         return self.parameters.weights
 
     @property
@@ -79,12 +97,20 @@ class TrainableModel:
     def _output_name(self) -> str:
         return "token_embedding" if self.config.tie_embeddings else "output_proj"
 
+    def sections(self) -> dict[str, Config]:
+        """Return the sections of a run's config.yaml that describe this model."""
+        return {"model": self.config}
+
+    def base_digest(self) -> str:
+        """Return the SHA-256 of the frozen weights under adapters; empty where there are none."""
+        return ""
+
     def num_params(self) -> int:
         """Return the number of trained weights."""
         return self.parameters.size
 
     def collect_weights(self) -> np.ndarray:
-        """Return a copy of all weights, float32 (P,), in the ABI's flat order."""
+        """Return a copy of all weights, float32 (P,), in flat order."""
         return self.parameters.weights_flat.copy()
 
     def distribute_weights(self, flat: npt.ArrayLike) -> None:
@@ -123,81 +149,6 @@ class TrainableModel:
         """Say whether any gradient is NaN or infinite."""
         return not np.isfinite(self.compute_gradient_norm())
 
-    # -- borders: checked once, here -------------------------------------------------------------
-
-    def _ids(self, ids: npt.ArrayLike, name: str = "input_ids") -> np.ndarray:
-        """Return ids as int32 (B, T); a flat array is one sequence, or rows of max_seq_len."""
-        array = np.asarray(ids)
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"{name} has dtype {array.dtype}; token ids are integers")
-        longest = self.config.max_seq_len
-        if array.ndim == 1:
-            if array.size > longest and array.size % longest:
-                raise DataError(
-                    f"{name} is flat with {array.size} ids, neither at most nor a multiple of max_seq_len ({longest}); "
-                    "reshape it to (batch, time)"
-                )
-            array = array.reshape(-1, min(max(array.size, 1), longest))
-        if array.ndim != 2 or 0 in array.shape:
-            raise DataError(f"{name} has shape {np.shape(ids)}; it must be (batch, time) with at least one id")
-        if array.shape[1] > longest:
-            raise DataError(
-                f"{name} has {array.shape[1]} ids in a row, but max_seq_len is {longest}; cut the rows, or build the "
-                "model with a larger max_seq_len"
-            )
-        if array.dtype == np.uint32:
-            return np.ascontiguousarray(array).view(np.int32)  # an id >= 2^31 becomes negative and is refused below
-        if array.dtype.itemsize > 4:
-            clipped = np.clip(array, -(2**31), 2**31 - 1)  # too large stays too large
-            return np.ascontiguousarray(clipped, np.int32)
-        return np.ascontiguousarray(array, np.int32)
-
-    def _check_ids(self, ids: np.ndarray, given: npt.ArrayLike) -> None:
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            row, column = np.argwhere((ids < 0) | (ids >= self.config.vocab_size))[0]
-            found = np.asarray(given).reshape(ids.shape)[row, column]  # as the caller wrote it, not as int32
-            raise DataError(
-                f"input_ids[{row}, {column}] is {found}; ids must be 0 ... {self.config.vocab_size - 1} "
-                "(vocab_size - 1); tokenize with this model's vocabulary"
-            )
-
-    def _labels(self, labels: npt.ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-        array = self._ids(labels, "labels")
-        if array.shape != shape:
-            raise DataError(f"labels have shape {np.shape(labels)}, input_ids {shape}; there is one label for each id")
-        if array.max() >= self.config.vocab_size or array.min() < 0:
-            wrong = ((array < 0) & (array != IGNORE_INDEX)) | (array >= self.config.vocab_size)
-            if wrong.any():
-                row, column = np.argwhere(wrong)[0]
-                raise DataError(
-                    f"labels[{row}, {column}] is {np.asarray(labels).reshape(shape)[row, column]}; labels must be "
-                    f"0 ... {self.config.vocab_size - 1}, or {IGNORE_INDEX} where none counts"
-                )
-        return array
-
-    def _layout(
-        self, shape: tuple[int, int], attention_mask: npt.ArrayLike | None, segment_ids: npt.ArrayLike | None
-    ) -> Layout:
-        """Return starts and positions of all rows; a run of equal segment ids (or mask values) is a segment."""
-        batch, time = shape
-        if attention_mask is None and segment_ids is None:
-            if shape not in self._layouts:
-                positions = np.tile(np.arange(time, dtype=np.int32), batch)
-                self._layouts[shape] = Layout(batch, np.zeros(batch * time, np.int32), positions, self._cos, self._sin)
-            return self._layouts[shape]
-        change = np.zeros(shape, bool)
-        for name, marks in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
-            if marks is None:
-                continue
-            array = np.asarray(marks)
-            if array.size != batch * time:
-                raise DataError(f"{name} has shape {array.shape}, input_ids {shape}; there is one for each id")
-            array = array.reshape(shape)
-            change[:, 1:] |= array[:, 1:] != array[:, :-1]
-        columns = np.arange(time, dtype=np.int32)
-        starts = np.maximum.accumulate(np.where(change, columns, 0), axis=1).astype(np.int32)
-        return Layout(batch, starts.ravel(), (columns - starts).ravel(), self._cos, self._sin)
-
     # -- forward and backward --------------------------------------------------------------------
 
     def _segments(self) -> list[range]:
@@ -212,43 +163,43 @@ class TrainableModel:
             out = scratch.final if last else layers[i + 1].x
             if redo and i == segment[-1]:
                 out = scratch.dn  # not needed again, and its place may hold what is
-            block_forward(out, self._blocks[i], layers[i], scratch, layout, self.config)
+            block_forward(out, self.blocks[i], layers[i], scratch, layout, self.config)
 
     def _forward(self, ids: np.ndarray, layout: Layout) -> np.ndarray:
         """Return hidden (N, C), the input of the head; the arena keeps what backward needs."""
         layers, scratch = self._arena.views(ids.size, layout.narrow)
-        weights = self.weights
+        weights = self.base.weights
         embedding_forward(layers[0].x, ids.ravel(), weights["token_embedding"])
         for segment in self._segments():
             self._run_segment(segment, layout, ids.size)
         rms_norm_forward(scratch.hidden, scratch.r_final, scratch.final, weights["final_norm"], self.config.norm_eps)
         return scratch.hidden
 
-    def _backward(self, ids: np.ndarray, layout: Layout, gradients: Mapping[str, np.ndarray], accumulate: bool) -> None:
-        """Go from scratch.dn, the gradient of the head's input, to the gradients of all weights."""
+    def _backward(self, ids: np.ndarray, layout: Layout, gradients: Gradients) -> None:
+        """Go from scratch.dn, the gradient of the head's input, to the gradients of what is trained."""
         layers, scratch = self._arena.views(ids.size, layout.narrow)
-        weights, dx = self.weights, scratch.dx
-        d_norm, norm = gradients["final_norm"], weights["final_norm"]
-        rms_norm_backward(dx, d_norm, scratch.dn, scratch.final, norm, scratch.r_final, False)
+        norm, dx = self.base.weights["final_norm"], scratch.dx
+        rms_norm_backward(dx, gradients.final_norm, scratch.dn, scratch.final, norm, scratch.r_final, False)
         segments = self._segments()
         for segment in reversed(segments):
             if segment is not segments[-1]:
                 self._run_segment(segment, layout, ids.size, redo=True)
             for i in reversed(segment):
-                w, dw, a = self._blocks[i], self._block_gradients[i], layers[i]
+                w, dw, a = self.blocks[i], gradients.blocks[i], layers[i]
                 if self.config.checkpointing is CheckpointingStrategy.ATTENTION_ONLY and i != segments[-1][-1]:
                     attention_branch(w, a, scratch, layout, self.config)
-                block_backward(dx, dw, w, a, scratch, layout, self.config, accumulate)
-        embedding_backward(gradients["token_embedding"], dx, ids.ravel())
+                wanted = i > 0 or gradients.token_embedding is not None
+                block_backward(dx, dw, w, a, scratch, layout, self.config, gradients.accumulate, wanted)
+        if gradients.token_embedding is not None:
+            embedding_backward(gradients.token_embedding, dx, ids.ravel())
 
-    def _gradients_to_write(self) -> tuple[Views, bool]:
-        """Return the gradients and whether to add to them; what kernels always add to is zeroed if not."""
-        gradients, accumulate = self.parameters.gradients_to_write()
-        if not accumulate:
-            for tensor in self.parameters.table:
-                if len(tensor.shape) == 1 or (tensor.name == "token_embedding" and not self.config.tie_embeddings):
-                    gradients[tensor.name].fill(0)
-        return gradients, accumulate
+    def _gradients_to_write(self) -> Gradients:
+        """Return where a backward pass writes."""
+        raise NotImplementedError
+
+    def _next_draw(self) -> int | None:
+        """Count a training pass with random numbers and return its number; None if it has none."""
+        return None
 
     def forward(
         self,
@@ -262,12 +213,12 @@ class TrainableModel:
         Runs of equal values in attention_mask or segment_ids (B, T) see only themselves. DataError for an id outside
         the vocabulary or a row longer than max_seq_len; TypeError for ids that are no integers.
         """
-        ids = self._ids(input_ids)
-        self._check_ids(ids, input_ids)
-        layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
+        ids = as_ids(input_ids, self.config)
+        check_ids(ids, input_ids, self.config)
+        layout = self._layouts.layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         hidden = self._forward(ids, layout)
         logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
-        product(logits.reshape(ids.size, -1), hidden, self.weights[self._output_name], transpose_b=True)
+        product(logits.reshape(ids.size, -1), hidden, self.base.weights[self._output_name], transpose_b=True)
         self._last = (ids, layout)
         return logits
 
@@ -284,11 +235,12 @@ class TrainableModel:
             raise ValueError(f"dlogits is {dlogits.dtype} {dlogits.shape}; it must be float32 {shape}")
         _, scratch = self._arena.views(ids.size)
         rows = np.ascontiguousarray(dlogits).reshape(ids.size, -1)
-        gradients, accumulate = self._gradients_to_write()
-        dw = gradients[self._output_name]
-        product(dw, rows, scratch.hidden, transpose_a=True, addend=dw if accumulate else None)
-        product(scratch.dn, rows, self.weights[self._output_name])
-        self._backward(ids, layout, gradients, accumulate)
+        gradients = self._gradients_to_write()
+        dw = gradients.head
+        if dw is not None:
+            product(dw, rows, scratch.hidden, transpose_a=True, addend=dw if gradients.accumulate else None)
+        product(scratch.dn, rows, self.base.weights[self._output_name])
+        self._backward(ids, layout, gradients)
         self._last = None
 
     def compute_loss(
@@ -320,24 +272,24 @@ class TrainableModel:
             raise ValueError(f"precision ({precision}) must be one of {', '.join(NUMBERS)}")
         if not 0 < loss_scale < math.inf:
             raise ValueError(f"loss_scale ({loss_scale}) must be a positive number; 1 leaves the gradients as they are")
-        ids = self._ids(input_ids)
-        self._check_ids(ids, input_ids)
-        targets = self._labels(labels, ids.shape).ravel()
-        layout = self._layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
-        layout = replace(layout, numbers=NUMBERS[precision])
+        ids = as_ids(input_ids, self.config)
+        check_ids(ids, input_ids, self.config)
+        targets = as_labels(labels, ids.shape, self.config).ravel()
+        layout = self._layouts.layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
+        layout = replace(layout, numbers=NUMBERS[precision], draw=self._next_draw() if backward else None)
         count = int(np.count_nonzero(targets >= 0))
-        head, numbers = self.weights[self._output_name], layout.numbers
+        head, numbers = self.base.weights[self._output_name], layout.numbers
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
             hidden = self._forward(ids, layout)
             self._last = None
             _, scratch = self._arena.views(ids.size, layout.narrow)
             results = scratch.losses, scratch.hits
             if backward:
-                gradients, accumulate = self._gradients_to_write()
+                gradients = self._gradients_to_write()
                 scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
-                dw, options = gradients[self._output_name], (scale, label_smoothing, accumulate, numbers)
-                head_loss_backward(*results, scratch.dn, dw, hidden, head, targets, *options)
-                self._backward(ids, layout, gradients, accumulate)
+                options = scale, label_smoothing, gradients.accumulate, numbers
+                head_loss_backward(*results, scratch.dn, gradients.head, hidden, head, targets, *options)
+                self._backward(ids, layout, gradients)
             else:
                 head_loss(*results, hidden, head, targets, label_smoothing, numbers)
         loss_sum = float(scratch.losses.sum(dtype=np.float64))
@@ -352,6 +304,59 @@ class TrainableModel:
     def train_step(self, input_ids: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         """Return the mean loss of a batch and add its gradients; the weights stay as they are."""
         return self.compute_loss(input_ids, labels, backward=True).loss
+
+    # -- what it costs ---------------------------------------------------------------------------
+
+    def memory_plan(
+        self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32
+    ) -> dict[str, int]:
+        """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len)."""
+        rows, narrow, adapters = batch_size * seq_len, precision == Precision.BF16, self._arena.adapters
+        trained = 4 * self.num_params()
+        logits = 4 * min(rows, chunk_rows(self.config.vocab_size)) * self.config.vocab_size
+        return {
+            "weights": trained if self.base is self.parameters else 4 * self.base.size + trained,
+            "gradients": trained,
+            "moments": 2 * trained,
+            "saved activations": saved_bytes(self.config, rows, narrow, adapters),
+            "scratch": scratch_bytes(self.config, rows, adapters),
+            "logits": logits,
+        }
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Return the operations of a step for one token of a row of seq_len; a multiply-add counts two."""
+        raise NotImplementedError
+
+
+class TrainableModel(Transformer):
+    """Weights, gradients, and the two passes; see `TrainableModelConfig` for its shape."""
+
+    parameters: Parameters
+
+    def __init__(self, config: TrainableModelConfig, weights: np.ndarray | None = None) -> None:
+        """Make a model with a copy of `weights` (P,), or with fresh ones: N(0, 0.02) from `config.seed`, norms 1."""
+        self.parameters = Parameters(config, weights)
+        layers = range(config.num_layers)
+        super().__init__(config, self.parameters, [BlockWeights(self.parameters, i, {}) for i in layers])
+        self._block_gradients = [BlockGradients(self.parameters, i) for i in layers]
+
+    def merged(self) -> "TrainableModel":
+        """Return a model without adapters that computes the same: this one."""
+        return self
+
+    def _gradients_to_write(self) -> Gradients:
+        gradients, accumulate = self.parameters.gradients_to_write()
+        if not accumulate:  # what kernels always add to
+            for tensor in self.parameters.table:
+                if len(tensor.shape) == 1 or (tensor.name == "token_embedding" and not self.config.tie_embeddings):
+                    gradients[tensor.name].fill(0)
+        return Gradients(
+            head=gradients[self._output_name],
+            token_embedding=gradients["token_embedding"],
+            final_norm=gradients["final_norm"],
+            blocks=self._block_gradients,
+            accumulate=accumulate,
+        )
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -369,23 +374,6 @@ class TrainableModel:
             )
         self.distribute_weights(checkpoint.weights)
         return checkpoint.step
-
-    # -- what it costs ---------------------------------------------------------------------------
-
-    def memory_plan(
-        self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32
-    ) -> dict[str, int]:
-        """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len)."""
-        rows, weights = batch_size * seq_len, 4 * self.num_params()
-        logits = 4 * min(rows, chunk_rows(self.config.vocab_size)) * self.config.vocab_size
-        return {
-            "weights": weights,
-            "gradients": weights,
-            "moments": 2 * weights,
-            "saved activations": saved_bytes(self.config, rows, precision == Precision.BF16),
-            "scratch": scratch_bytes(self.config, rows),
-            "logits": logits,
-        }
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the operations of forward and backward for one token of a row of seq_len; a multiply-add counts two.

@@ -7,6 +7,8 @@
         config.yaml             model, training and early-stopping configuration of the run
         state.json              `TrainingState`, and size and SHA-256 of each file above; written last
 
+Of adapters on a frozen model (LoRA) the first two are adapter_model.safetensors and adapter_config.json.
+
 A checkpoint is written under a temporary name beside its place, forced to the disk file by file, and renamed; only then
 may older ones be removed.  So at every moment, whatever happens, the last good checkpoint is whole.  A second one
 of the same step takes the place of the first by way of the name `.old-llm_step_{step}`, which counts as the checkpoint
@@ -28,10 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config, load_yaml, to_yaml
+from ..config import Config, LoraConfig, load_yaml, to_yaml
 from ..errors import CheckpointError, ConfigError, NonFiniteError
 from ..files import atomic_text, fsync_directory, sha256_of, write_synced
 from ..formats.huggingface import huggingface_config
+from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from ..formats.safetensors import encoded_size, read_safetensors, write_safetensors
 
 __all__ = [
@@ -47,13 +50,15 @@ __all__ = [
 ]
 
 FORMAT, VERSION = "abi_py checkpoint", 1
-FILES = ("model.safetensors", "config.json", "optimizer.safetensors", "config.yaml")
+FILES = ("optimizer.safetensors", "config.yaml")
+MODEL_FILES, ADAPTER_FILES = ("model.safetensors", "config.json"), (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 STATE = "state.json"
 NAME = re.compile(r"llm_step_(\d+)")
 OLD, TEMPORARY = ".old-", ".tmp-"
 SLACK = 1.05  # free space that must be there, in units of the checkpoint's size
 ADVICE = "; resume from the directory above it to use the newest whole checkpoint"
-ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count"}  # to the state, after version 1 began
+# Added to the state after version 1 began.
+ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
 PIECE = 1 << 20  # weights looked at together by the finiteness check
 
 
@@ -93,6 +98,8 @@ class TrainingState:
     loss_scale: float = 0.0  # 0: never scaled; these three are the state of `LossScaler`
     steps_since_overflow: int = 0
     overflow_count: int = 0  # windows dropped because of it
+    draws: int = 0  # training passes that drew random numbers (dropout)
+    base_digest: str = ""  # SHA-256 of the frozen weights under adapters
     data: dict[str, Any] = field(default_factory=dict)  # identity of the data set and of its order
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,7 +114,7 @@ class TrainingState:
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainingState":
         """Build from what `to_dict` returned; fields that are missing or unknown are a `CheckpointError`.
 
-        The fields of loss scaling may be missing: the first checkpoints had none.
+        The fields of loss scaling and of adapters may be missing: the first checkpoints had none.
         """
         types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls)}
         odd = ", ".join(sorted(set(values) - set(types) | set(types) - set(values) - ADDED))
@@ -126,7 +133,7 @@ class Checkpoint:
     path: Path
     state: TrainingState
     config: dict[str, dict[str, Any]]  # sections of config.yaml
-    weights: dict[str, np.ndarray]  # by Hugging Face name
+    weights: dict[str, np.ndarray]  # by Hugging Face name, of adapters by PEFT's
     optimizer: dict[str, np.ndarray]  # m, v (P,) float32; gradients (P,) float32; loss_history float64
 
 
@@ -162,14 +169,18 @@ def save_checkpoint(
     tensors = {entry.hf_name: weights[entry.offset : entry.offset + entry.size].reshape(entry.shape) for entry in table}
     _check_finite(tensors, root)
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
+    (weights_file, config_file), description = MODEL_FILES, huggingface_config(model.config)
+    lora = sections.get("lora")
+    if isinstance(lora, LoraConfig):
+        (weights_file, config_file), description = ADAPTER_FILES, adapter_config(lora, model.base_model)
     name = f"llm_step_{state.global_step}"
     temporary, final = root / f"{TEMPORARY}{name}-{os.getpid()}", root / name
     order = max([order for order, _ in list_checkpoints(root)], default=0)
     try:
         temporary.mkdir()
         files = {
-            "model.safetensors": write_safetensors(temporary / "model.safetensors", tensors, {"format": "pt"}),
-            "config.json": write_synced(temporary / "config.json", [_json(huggingface_config(model.config))]),
+            weights_file: write_safetensors(temporary / weights_file, tensors, {"format": "pt"}),
+            config_file: write_synced(temporary / config_file, [_json(description)]),
             "optimizer.safetensors": write_safetensors(temporary / "optimizer.safetensors", optimizer),
             "config.yaml": write_synced(temporary / "config.yaml", [to_yaml(**sections).encode()]),
         }
@@ -321,7 +332,7 @@ def verify(path: str | Path) -> dict[str, Any]:
         found = f"{content['format']} {content['version']}"
         rule = f"this version reads {FORMAT} {VERSION}"
         raise CheckpointError(f"{path / STATE} is of kind {found}, {rule}; use the version that wrote it")
-    for name in FILES:
+    for name in (*_model_files(content["files"]), *FILES):
         wanted, file = content["files"][name], path / name
         if not file.exists():
             raise CheckpointError(f"{file} is missing{ADVICE}")
@@ -331,6 +342,10 @@ def verify(path: str | Path) -> dict[str, Any]:
         if digest != wanted["sha256"]:
             raise CheckpointError(f"{file} is damaged (checksum){ADVICE}")
     return content
+
+
+def _model_files(files: Mapping[str, Any]) -> tuple[str, str]:
+    return ADAPTER_FILES if ADAPTER_WEIGHTS in files else MODEL_FILES
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -345,7 +360,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         path=path,
         state=TrainingState.from_dict(content["state"]),
         config=config,
-        weights=read_safetensors(path / "model.safetensors"),
+        weights=read_safetensors(path / _model_files(content["files"])[0]),
         optimizer=read_safetensors(path / "optimizer.safetensors"),
     )
 

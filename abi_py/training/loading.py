@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..formats.huggingface import CONFIG, read_config, read_weights
-from ..model import TrainableModel
+from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
+from ..model import LoraModel, TrainableModel
 from .checkpoint import STATE, locate, verify
 
 __all__ = ["LoadedModel", "load_model"]
@@ -15,7 +16,7 @@ __all__ = ["LoadedModel", "load_model"]
 class LoadedModel:
     """A model, the directory that its weights came from, and what a search passed over and why."""
 
-    model: TrainableModel
+    model: TrainableModel | LoraModel
     directory: Path
     skipped: tuple[str, ...] = ()
 
@@ -23,12 +24,14 @@ class LoadedModel:
 def load_model(path: str | Path) -> LoadedModel:
     """Load a model from a checkpoint, a run directory (its newest whole checkpoint), or a folder with a config.json.
 
+    Adapters, of a LoRA run or of PEFT, bring the model along that their adapter_config.json names.
     Of a checkpoint every file is held against its checksum.  FileNotFoundError if the path does not exist,
     CheckpointError if there is no model in it, or a damaged one, or one of another architecture.
     """
     path = Path(path)
-    if (path / CONFIG).is_file() and not (path / STATE).is_file():
-        return _from_folder(path)
+    is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
+    if is_folder and not (path / STATE).is_file():
+        return LoadedModel(_from_folder(path), path)
     found = locate(path)
     if found.path.is_file():
         raise CheckpointError(
@@ -36,10 +39,26 @@ def load_model(path: str | Path) -> LoadedModel:
             "run directory, or a folder with config.json and model.safetensors"
         )
     verify(found.path)
-    return LoadedModel(_from_folder(found.path).model, found.path, found.skipped)
+    return LoadedModel(_from_folder(found.path), found.path, found.skipped)
 
 
-def _from_folder(path: Path) -> LoadedModel:
+def _from_folder(path: Path) -> TrainableModel | LoraModel:
+    if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
+        return LoraModel.load(_base_of(path), path)
     model = TrainableModel(read_config(path))
     read_weights(path, model)
-    return LoadedModel(model, path)
+    return model
+
+
+def _base_of(path: Path) -> TrainableModel:
+    """Return the model that the adapters in a folder belong to."""
+    place, name = path / ADAPTER_CONFIG, read_adapter_config(path).get("base_model_name_or_path")
+    if not name:
+        raise CheckpointError(f"{place} names no base model; set base_model_name_or_path to the folder of the model")
+    for base in (Path(name), path / name):
+        if base.exists():
+            found = load_model(base).model
+            if isinstance(found, LoraModel):
+                raise CheckpointError(f"{place}: the base model {base} holds adapters itself; merge them into it first")
+            return found
+    raise CheckpointError(f"{place}: the base model {name} does not exist here; set base_model_name_or_path")

@@ -13,7 +13,8 @@ from .optimizer import Optimizer
 
 __all__ = ["restore", "restore_best", "restore_zig"]
 
-MAY_DIFFER = ("max_seq_len", "checkpointing", "checkpoint_interval", "seed")  # model fields that mean no other weights
+# Fields that mean no other weights.
+MAY_DIFFER = {("model", name) for name in ("max_seq_len", "checkpointing", "checkpoint_interval", "seed")}
 
 
 def restore(model: Any, optimizer: Optimizer, path: Path) -> tuple[TrainingState, list[float]]:
@@ -23,6 +24,7 @@ def restore(model: Any, optimizer: Optimizer, path: Path) -> tuple[TrainingState
     """
     loaded = read_checkpoint(path)
     _check_model(model, loaded)
+    _check_base(model, loaded)
     gradients, size = loaded.optimizer.get("gradients"), model.parameters.weights_flat.size
     if loaded.state.micro_step and (gradients is None or gradients.size != size):
         raise CheckpointError(f"{path} lacks the partial gradients of its open window; use another checkpoint")
@@ -62,18 +64,31 @@ def restore_zig(model: Any, optimizer: Optimizer, path: Path) -> TrainingState:
 
 
 def _check_model(model: Any, loaded: Checkpoint) -> None:
-    here, there = model.config.to_dict(), loaded.config.get("model", {})
-    for name, value in here.items():
-        stored = getattr(there.get(name), "value", there.get(name))  # enums by their names
-        if name not in MAY_DIFFER and stored != value:
-            raise CheckpointError(
-                f"{loaded.path} is of another model: {name} is {stored} there and {value} here; build the model from "
-                "the checkpoint's config.yaml"
-            )
+    sections = model.sections()
+    if ("lora" in loaded.config) != ("lora" in sections):
+        kinds = "adapters of LoRA", "a whole model"
+        there, here = kinds if "lora" in loaded.config else kinds[::-1]
+        raise CheckpointError(f"{loaded.path} holds {there}, but {here} is trained here; use a checkpoint of this run")
+    for section, config in sections.items():
+        stored_values = loaded.config.get(section, {})
+        for name, value in config.to_dict().items():
+            stored = getattr(stored_values.get(name), "value", stored_values.get(name))  # enums by their names
+            if (section, name) not in MAY_DIFFER and stored != value:
+                raise CheckpointError(
+                    f"{loaded.path} is of another model: {name} is {stored} there and {value} here; build the model "
+                    "from the checkpoint's config.yaml"
+                )
     for entry in model.parameters.table:
         if entry.hf_name not in loaded.weights or loaded.weights[entry.hf_name].shape != entry.shape:
             place = f"{loaded.path}: {entry.hf_name}"
             raise CheckpointError(f"{place} is missing, or its shape is not {entry.shape}; use another checkpoint")
+
+
+def _check_base(model: Any, loaded: Checkpoint) -> None:
+    if loaded.state.base_digest != model.base_digest():
+        raise CheckpointError(
+            f"{loaded.path} is of adapters on other weights than these; put them on the model that they were trained on"
+        )
 
 
 def _set_weights(model: Any, tensors: Mapping[str, np.ndarray]) -> None:

@@ -582,6 +582,7 @@ class LlamaTrainer:
             raise ConfigError("checkpoint_path (None) must be a directory for checkpoints to be saved; set it")
         self._tick()
         state.checkpoints_saved += 1
+        state.draws, state.base_digest = self.model.draws, self.model.base_digest()
         arrays = dict(self.optimizer.moments)
         arrays["loss_history"] = np.array(self.loss_history, np.float64)
         if state.micro_step:
@@ -593,7 +594,7 @@ class LlamaTrainer:
                 model=self.model,
                 state=state,
                 optimizer=arrays,
-                sections={"model": self.model.config, "training": config, "early_stopping": self._early},
+                sections={**self.model.sections(), "training": config, "early_stopping": self._early},
                 keep=config.max_checkpoints,
             )
         except BaseException:
@@ -637,6 +638,7 @@ class LlamaTrainer:
             self.state, self.loss_history = restore_zig(self.model, self.optimizer, found.path), []
         else:
             self.state, self.loss_history = restore(self.model, self.optimizer, found.path)
+        self.model.draws = self.state.draws
         self.scaler = scaler_for(self.config)
         if self.state.loss_scale:  # 0 in the checkpoint of a run that never scaled
             self.scaler.load(

@@ -66,12 +66,12 @@ def test_trace_is_the_flow_of_the_docs(abi_train):
 
 
 def test_trace_puts_the_kernels_back_and_counts_what_is_saved():
-    from abi_py.model import block
+    from abi_py.model import linear
     from abi_py.model.activations import saved_bytes
 
-    before = block.product
+    before = linear.product
     calls = trace.trace_step()
-    assert block.product is before
+    assert linear.product is before
     saved = sum(call.saved for call in calls)
     rows = trace.BATCH * trace.TIME
     assert saved == saved_bytes(TrainableModelConfig(**trace.SHAPE, max_seq_len=trace.TIME), rows) + _rope_twice(rows)

@@ -135,6 +135,22 @@ def test_logits_never_exist_at_once(rng, monkeypatch):
     assert module._scratch.logits.size == 16 * 53
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("ignored", [0.0, 0.4, 1.0])
+def test_a_frozen_head_has_no_dw(rng, monkeypatch, ignored, accumulate):
+    """Without dw all else has the same bits, in one chunk and in several; labels that do not count among them."""
+    x, w, labels = inputs(rng, 67, 9, 13, ignored)
+    for chunk in (module.CHUNK, 32 * 13):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        expected = run_kernels(x, w, labels, 0.5, 0.1)
+        got = np.full(67, np.nan, np.float32), np.full(67, 77, np.uint8), np.full_like(x, np.nan)
+        before = w.copy()
+        head_loss_backward(*got, None, x, w, labels, 0.5, 0.1, accumulate)
+        for one, other in zip(got, expected[:3], strict=True):
+            assert one.tobytes() == other.tobytes()
+        assert w.tobytes() == before.tobytes()
+
+
 # -- accuracy, numbers ---------------------------------------------------------------------------
 
 

@@ -1,0 +1,122 @@
+"""PEFT's folder of a LoRA adapter: adapter_config.json and adapter_model.safetensors.
+
+    base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    (R, in)
+    base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    (out, R)
+
+As PEFT 0.21 writes and reads it.  What would compute something else than `model/lora.py` is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import PROJECTIONS, LoraConfig
+from ..errors import CheckpointError, ConfigError
+from ..files import write_synced
+from .safetensors import read_safetensors, write_safetensors
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "adapter_config",
+    "read_adapter",
+    "read_adapter_config",
+    "write_adapter",
+]
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What is written besides the sizes, and the only values of it that are read.
+FIXED: dict[str, Any] = {
+    "alpha_pattern": {},
+    "bias": "none",
+    "exclude_modules": None,
+    "fan_in_fan_out": False,
+    "layer_replication": None,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "rank_pattern": {},
+    "use_dora": False,
+}
+UNREAD: dict[str, Any] = {
+    "auto_mapping": None,
+    "inference_mode": True,
+    "init_lora_weights": True,
+    "revision": None,
+    "task_type": "CAUSAL_LM",
+}
+
+
+def adapter_config(config: LoraConfig, base_model: str | None = None) -> dict[str, Any]:
+    """Return the content of adapter_config.json; `base_model` is the name or place of the frozen model."""
+    content = {
+        **FIXED,
+        **UNREAD,
+        "base_model_name_or_path": base_model,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "r": config.rank,
+        "target_modules": list(config.target_modules),
+        "use_rslora": config.use_rslora,
+    }
+    return dict(sorted(content.items()))
+
+
+def write_adapter(
+    folder: Path, tensors: Mapping[str, np.ndarray], config: LoraConfig, base_model: str | None = None
+) -> None:
+    """Write both files; `tensors` by PEFT's names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+    text = json.dumps(adapter_config(config, base_model), indent=2) + "\n"
+    write_synced(folder / ADAPTER_CONFIG, [text.encode()])
+
+
+def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, np.ndarray]]:
+    """Return the configuration and the tensors by PEFT's names.
+
+    FileNotFoundError if a file is missing; CheckpointError if one is damaged or says what is not computed here.
+    """
+    content = read_adapter_config(folder)
+    place = folder / ADAPTER_CONFIG
+    for name, wanted in FIXED.items():
+        found = content.get(name, wanted)
+        if found != wanted and not (found in (None, [], {}) and wanted in (None, {})):
+            raise CheckpointError(f"{place}: {name} is {found!r}; this version computes only {wanted!r}")
+    missing = [name for name in ("r", "lora_alpha", "target_modules") if content.get(name) is None]
+    if missing:
+        raise CheckpointError(f"{place} lacks {', '.join(missing)}; it is not the adapter_config.json of LoRA")
+    targets = content["target_modules"]
+    if targets == "all-linear":
+        targets = PROJECTIONS
+    if not isinstance(targets, list | tuple):
+        raise CheckpointError(f"{place}: target_modules is {targets!r}; this version reads a list of projections")
+    try:
+        config = LoraConfig(
+            rank=content["r"],
+            alpha=content["lora_alpha"],
+            dropout=content.get("lora_dropout") or 0.0,
+            target_modules=tuple(str(name).rpartition(".")[2] for name in targets),
+            use_rslora=bool(content.get("use_rslora")),
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"{place}: {error}") from None
+    return config, read_safetensors(folder / ADAPTER_WEIGHTS)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the content of adapter_config.json; FileNotFoundError without it, CheckpointError if it is damaged."""
+    place = folder / ADAPTER_CONFIG
+    if not place.is_file():
+        raise FileNotFoundError(f"{place} does not exist; give a folder that LoraModel.save or PEFT has written")
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{place} is not JSON ({error}); it is damaged") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{place} holds a JSON {type(content).__name__}, but must hold an object; it is damaged")
+    return content

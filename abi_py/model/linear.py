@@ -1,0 +1,165 @@
+"""A linear layer is storage plus adapter: W, and on top of a frozen W the low-rank product of LoRA.
+
+    forward    y  = x Wᵀ + s D(x) Aᵀ Bᵀ       u  = s D(x) Aᵀ is saved for backward, as uᵀ (R, N)
+    backward   dx = dy W + D(du A)            du = s dy B
+               dB = dyᵀ u                     dA = duᵀ D(x)           dW = dyᵀ x, unless W is frozen
+
+    x dx (N, in)   y dy (N, out)   W dW (out, in)   A dA (R, in)   B dB (out, R)   D: dropout, the same mask each time
+
+Projections that read the same input are one matrix W (q, k, v; gate and up), and then a joined layer has an adapter
+for each of them: a *part*, with its own rows of y and of uᵀ.  Without dropout their As are one matrix as well, and one
+product; with it, each has a mask of its own, as in PEFT.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..kernels.dropout import dropout_backward, dropout_forward
+from ..kernels.matmul import product
+from .inputs import Layout
+
+__all__ = ["Adapter", "Group", "Linear", "Part", "linear_backward", "linear_forward"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The second half of one projection's adapter."""
+
+    columns: slice  # of y
+    ranks: slice  # rows of uᵀ
+    b: np.ndarray  # (out, R)
+    db: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """The first half of the adapters that see their input with the same mask."""
+
+    ranks: slice
+    a: np.ndarray  # (R, in)
+    da: np.ndarray
+    parts: tuple[Part, ...]
+    stream: int  # tells its masks from those of all other groups
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to one linear layer."""
+
+    groups: tuple[Group, ...]
+    scale: float  # s
+    dropout: float
+    seed: int  # of the masks
+    streams: int  # number of groups in the whole model
+
+    def mask_seed(self, group: Group, layout: Layout) -> int | None:
+        """Return the seed of a group's mask in this pass; None if nothing is dropped."""
+        if self.dropout == 0 or layout.draw is None:
+            return None
+        return (self.seed + layout.draw * self.streams + group.stream) % 2**63
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer: its storage, and its adapter if it has one."""
+
+    w: np.ndarray  # (out, in) float32
+    adapter: Adapter | None = None
+
+
+def linear_forward(
+    y: np.ndarray,
+    x: np.ndarray,
+    linear: Linear,
+    u: np.ndarray,
+    s: Any,
+    layout: Layout,
+    addend: np.ndarray | None = None,
+) -> None:
+    """Overwrite y (N, out) from x (N, in), with addend (N, out) added; u (R, N) is what the adapter saves."""
+    product(y, x, linear.w, transpose_b=True, addend=addend, numbers=layout.numbers)
+    if linear.adapter is None:
+        return
+    for group in linear.adapter.groups:
+        kept = _drop(x, linear.adapter.dropout, linear.adapter.mask_seed(group, layout), s)
+        product(u[group.ranks], group.a, kept, transpose_b=True, numbers=layout.numbers)
+    u *= np.float32(linear.adapter.scale)
+    for group in linear.adapter.groups:
+        for part in group.parts:
+            target = y[:, part.columns]
+            both = {"transpose_a": True, "transpose_b": True}
+            product(target, u[part.ranks], part.b, **both, addend=target, numbers=layout.numbers)
+
+
+def linear_backward(
+    dx: np.ndarray | None,
+    dw: np.ndarray | None,
+    dy: np.ndarray,
+    x: np.ndarray,
+    linear: Linear,
+    u: np.ndarray,
+    s: Any,
+    layout: Layout,
+    accumulate: bool,
+) -> None:
+    """Overwrite dx (N, in), unless it is None; add to dw and the adapter's gradients, or overwrite them.
+
+    dw is None for a frozen W.  x, u and layout are those of the forward call.
+    """
+    if dw is not None:  # forward: y = x Wᵀ
+        product(dw, dy, x, transpose_a=True, addend=dw if accumulate else None, numbers=layout.numbers)
+    if dx is not None:
+        product(dx, dy, linear.w, numbers=layout.numbers)
+    if linear.adapter is not None:
+        _adapter_backward(dx, dy, x, linear.adapter, u, s, layout, accumulate)
+
+
+def _adapter_backward(
+    dx: np.ndarray | None,
+    dy: np.ndarray,
+    x: np.ndarray,
+    adapter: Adapter,
+    u: np.ndarray,
+    s: Any,
+    layout: Layout,
+    accumulate: bool,
+) -> None:
+    """Add to dx what comes through the adapter; the gradients of its matrices as in `linear_backward`."""
+    numbers, both = layout.numbers, {"transpose_a": True, "transpose_b": True}
+    du = _shaped(s.du, *u.shape)
+    for group in adapter.groups:
+        for part in group.parts:  # forward: y = u Bᵀ
+            dy_part = dy[:, part.columns]
+            product(part.db, dy_part, u[part.ranks], **both, addend=part.db if accumulate else None, numbers=numbers)
+            product(du[part.ranks], part.b, dy_part, **both, numbers=numbers)
+        du_group = du[group.ranks]
+        du_group *= np.float32(adapter.scale)  # forward: u = s D(x) Aᵀ
+        seed = adapter.mask_seed(group, layout)
+        kept = _drop(x, adapter.dropout, seed, s)
+        product(group.da, du_group, kept, addend=group.da if accumulate else None, numbers=numbers)
+        if dx is None:
+            continue
+        if seed is None:
+            product(dx, du_group, group.a, transpose_a=True, addend=dx, numbers=numbers)
+        else:
+            part_of_dx = kept  # scratch, and no longer needed
+            product(part_of_dx, du_group, group.a, transpose_a=True, numbers=numbers)
+            dropout_backward(part_of_dx, part_of_dx, adapter.dropout, seed)
+            dx += part_of_dx
+
+
+def _drop(x: np.ndarray, rate: float, seed: int | None, s: Any) -> np.ndarray:
+    """Return D(x): x itself where nothing is dropped, else a copy in s.dropped."""
+    if seed is None:
+        return x
+    kept = _shaped(s.dropped, *x.shape)
+    dropout_forward(kept, x, rate, seed)
+    return kept
+
+
+def _shaped(scratch: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    return scratch.reshape(-1)[: rows * columns].reshape(rows, columns)
