@@ -72,6 +72,7 @@ def _conversations(
 
 def _open_path(name: str, path: str, tokenizer: str | None, vocab_size: int | None) -> "TokenizedDataset":
     from ..data.corpus import open_corpus
+    from ..data.sidecar import read_sidecar
     from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
 
@@ -82,10 +83,15 @@ def _open_path(name: str, path: str, tokenizer: str | None, vocab_size: int | No
     if not path.endswith(".bin") or os.path.isdir(path):
         return _tokenized(path, tokenizer, vocab_size)
     given = Tokenizer.load(tokenizer)
-    dataset = TokenizedDataset.load(path, max(given.vocab_size, vocab_size or 0))
-    if dataset.info is not None:
-        dataset.info.check_tokenizer(given, path, "leave --tokenizer out, or tokenize again with abi-train tokenize")
-    return dataset
+    info = read_sidecar(path)
+    if info is not None:
+        info.check_tokenizer(given, path, "leave --tokenizer out, or tokenize again with abi-train tokenize")
+    if vocab_size is not None and vocab_size < given.vocab_size:
+        raise ConfigError(
+            f"vocab_size ({vocab_size}) must be at least {given.vocab_size}, the number of ids of {given.name}; "
+            "leave it out"
+        )
+    return TokenizedDataset.load(path, given.vocab_size if vocab_size is None else vocab_size)
 
 
 def _tokenized(path: str, tokenizer: str, vocab_size: int | None) -> "TokenizedDataset":
@@ -93,12 +99,11 @@ def _tokenized(path: str, tokenizer: str, vocab_size: int | None) -> "TokenizedD
     from ..data.documents import list_inputs
     from ..data.tokenizing import TokenizeConfig, tokenize_if_needed
     from ..data.tokens import TokenizedDataset
-    from ..kernels._jit import cache_directory
     from .progress import bytes_progress
     from .session import make_console
 
     key = hashlib.sha256(repr((path, os.path.abspath(tokenizer))).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    output = cache_directory().parent / "tokens" / f"{key}.bin"
+    output = token_cache() / f"{key}.bin"
     listing = list_inputs([path])
     console = make_console()
     with bytes_progress(console, "tokenize", listing.bytes if listing else None) as show:
@@ -112,6 +117,13 @@ def _tokenized(path: str, tokenizer: str, vocab_size: int | None) -> "TokenizedD
     dataset = TokenizedDataset.load(output, vocab_size)
     dataset.name = path
     return dataset
+
+
+def token_cache() -> Path:
+    """Return the directory in which the tokens of texts are kept: beside that of the compiled kernels."""
+    from ..kernels._jit import cache_directory
+
+    return cache_directory().parent / "tokens"
 
 
 def _check_same_kind(train: "TokenizedDataset", valid: "TokenizedDataset") -> None:

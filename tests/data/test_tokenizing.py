@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from abi_py.data import (
     tokenize_to_file,
     train_tokenizer,
 )
+from abi_py.data import documents as documents_file
 from abi_py.data import pieces as pieces_file
 from abi_py.data import pipeline as pipeline_file
 from abi_py.data.pipeline import Divider
@@ -83,6 +85,31 @@ def test_one_byte_at_a_time_from_a_pipe(tok: Path, tmp_path: Path) -> None:
     text = "h\u00e9 世界 fox"
     tokenize_to_file(["-"], tmp_path / "o.bin", TokenizeConfig(tokenizer=str(tok)), stdin=Slow(text.encode()))
     assert documents_in(tmp_path / "o.bin", Tokenizer.load(tok)) == [text]
+
+
+class EndlessText(io.RawIOBase):
+    """8 MB that exist nowhere."""
+
+    left = 8 << 20
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size, self.left)
+        self.left -= size
+        return (b"some words of an endless line, again and again.\n" * (size // 48 + 1))[:size]
+
+
+def test_memory_does_not_grow_with_the_text(tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_file, "READ_BLOCK", 1 << 16)
+    monkeypatch.setattr(pipeline_file, "BATCH", 1 << 16)
+    config = TokenizeConfig(tokenizer=str(tok))
+    tracemalloc.start()
+    try:
+        report = tokenize_to_file(["-"], tmp_path / "out.bin", config, stdin=EndlessText())  # type: ignore[arg-type]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert report.bytes == 8 << 20
+    assert peak < 4 << 20
 
 
 # -- division --------------------------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""tokenizer, tokenize, and what run makes of their files: as a user calls them."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from abi_py.cli.session import read_run_config
+from abi_py.data import Tokenizer, read_sidecar
+
+TEXT = "Some words to learn: naïve 世界, and some more of them to check.\n"
+
+
+@pytest.fixture
+def texts(tmp_path, abi_train):
+    """Make rows of text and a tokenizer for them."""
+    rows = "".join(json.dumps({"text": f"{n}: {TEXT}"}) + "\n" for n in range(200))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (tmp_path / "a.txt").write_text(TEXT * 100)
+    assert abi_train("tokenizer", "train", "rows.jsonl", "-o", "tok", "--vocab-size", 320)[0] == 0
+    return tmp_path
+
+
+def test_tokenizer_train_and_info(abi_train, texts):
+    code, out, _ = abi_train("tokenizer", "info", "tok")
+    assert code == 0
+    for line in ("eos        2 </s>", "decoded    the same text", "template   none", "11 </tool>"):
+        assert line in out
+    code, out, _ = abi_train("tokenizer", "info", "tok", "--text", "<s> 世界")
+    assert code == 0
+    assert "[1, " in out
+    assert abi_train("tokenizer", "train", "a.txt", "-o", "tok", "--vocab-size", 300)[0] == 2
+    chatml = ["--special", "<|endoftext|>", "--special", "<|im_end|>"]
+    code, out, _ = abi_train("tokenizer", "train", "a.txt", "-o", "tok", "--vocab-size", 9000, *chatml, "--force")
+    assert code == 0
+    assert "fewer than the 9,000 asked for" in out
+    assert out.splitlines()[-1] == "next: abi-train tokenize a.txt --tokenizer tok -o train.bin"
+    assert Tokenizer.load("tok").id_of("<|im_end|>") == 1
+    code, out, _ = abi_train("tokenizer", "train", "a.txt", "-o", "ws", "--style", "deepzig-ws", "--vocab-size", 300)
+    assert code == 0
+    assert "decoded    another text" in out
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "message"),
+    [
+        (["tokenizer", "trian"], 2, "did you mean train?"),
+        (["tokenizer", "train", "missing.txt", "-o", "x"], 2, "missing.txt"),
+        (["tokenizer", "train", "a.txt", "-o", "x", "--vocab-size", "20"], 2, "at least 268"),
+        (["tokenizer", "train", "a.txt", "-o", "x", "--style", "gpt2"], 2, "qwen2"),
+        (["tokenizer", "train", "bad.txt", "-o", "x"], 1, "bad.txt: byte 3 is not UTF-8"),
+        (["tokenizer", "train", "empty.txt", "-o", "x"], 1, "empty.txt is empty"),
+        (["tokenizer", "info", "missing"], 1, "missing is not there"),
+        (["tokenizer", "info", "a.txt"], 1, "a.txt:1: not JSON"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--tokenizer", "missing"], 1, "missing is not there"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--plain"], 2, "give --tokenizer too"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "2"], 2, "below 1"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "0.1"], 1, "1 documents leaves none for validation"),
+        (["tokenize", "rows.jsonl", "-o", "x.bin", "--field", "body"], 1, "rows.jsonl:1: expected the key 'body'"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--format", "jsonl"], 1, "a.txt:1: a row must be a JSON object"),
+        (["run", "--tokenizer", "tok"], 2, "give --data too"),
+        (["run", "--valid-data", "a.txt"], 2, "give --data too"),
+        (["run", "--data", "a.txt", "--valid-data", "missing"], 2, "missing"),
+        (["run", "--data", "a.txt", "--valid-data", "a.txt", "--valid-fraction", "0.5"], 2, "left out"),
+    ],
+)
+def test_wrong_calls(abi_train, texts, call, code, message):
+    (texts / "bad.txt").write_bytes(b"abc\xff")
+    (texts / "empty.txt").write_bytes(b"")
+    before = sorted(os.listdir(texts))
+    found, out, err = abi_train(*call)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert sorted(os.listdir(texts)) == before
+
+
+def test_bad_rows_are_counted(abi_train, texts):
+    with (texts / "rows.jsonl").open("a") as file:
+        file.write('{"text": ""}\n{bad\n{"text": 5}\n')
+    assert abi_train("tokenize", "rows.jsonl", "-o", "x.bin")[0] == 1
+    code, out, _ = abi_train("tokenize", "rows.jsonl", "-o", "x.bin", "--skip-bad-rows")
+    assert code == 0
+    assert "left out: 2 bad rows, the first: rows.jsonl:202: " in out
+    assert "left out: 1 rows without text" in out
+
+
+def test_run_with_what_tokenize_made(abi_train, texts, tiny):
+    call = ["tokenize", "rows.jsonl", "--tokenizer", "tok", "-o", "train.bin", "--valid-split", "0.1"]
+    code, out, _ = abi_train(*call)
+    assert code == 0
+    assert out.splitlines()[-1] == "next: abi-train run --data train.bin --valid-data valid.bin"
+    info = read_sidecar("train.bin")
+    assert out.startswith(f"train.bin: {info.tokens:,} tokens from 180 documents")
+    assert abi_train(*call)[1].count("there already") == 2
+    run = ["run", *tiny, "--data", "train.bin", "--valid-data", "valid.bin", "--max-steps", 2, "--prompt", "Some words"]
+    code, out, _ = abi_train(*run, "--out", "r")
+    assert code == 0
+    assert f"vocabulary {info.vocab_size}" in out
+    assert f"{read_sidecar('valid.bin').tokens:,} more for validation" in out
+    assert "    Some words" in out  # the sample, as text
+    kept = Tokenizer.load("r")
+    assert kept.hash == Tokenizer.load("tok").hash == info.tokenizer.sha256
+    data = read_run_config(texts / "r/config.yaml")["data"]
+    assert data["valid_path"] == str(texts / "valid.bin")
+    code, _, err = abi_train(*run, "--out", "s", "--vocab-size", 100)
+    assert code == 2
+    assert "vocab_size (100) must be at least" in err
+    assert abi_train("resume", "r", "--max-steps", 3)[0] == 0
+
+
+def test_run_without_the_tokenizer_of_its_data(abi_train, texts, tiny):
+    abi_train("tokenize", "a.txt", "--tokenizer", "tok", "-o", "train.bin")
+    (texts / "tok").rename(texts / "moved")
+    run = ["run", *tiny, "--data", "train.bin", "--max-steps", 1]
+    code, out, _ = abi_train(*run, "--out", "r")
+    assert code == 0
+    assert "which is not there" in out
+    assert "sample   none" in out
+    assert abi_train(*run, "--out", "s", "--tokenizer", "moved")[0] == 0
+    assert (texts / "s/tokenizer.json").is_file()
+    abi_train("tokenizer", "train", "a.txt", "-o", "other", "--vocab-size", 270)
+    code, _, err = abi_train(*run, "--out", "t", "--tokenizer", "other")
+    assert code == 1
+    assert "made with another one" in err
+
+
+def test_run_on_texts_with_a_tokenizer(abi_train, texts, tiny, monkeypatch):
+    monkeypatch.setattr("abi_py.cli.opening.token_cache", lambda: texts / "cache/tokens")
+    run = ["run", *tiny, "--data", "a.txt", "--tokenizer", "tok", "--max-steps", 1]
+    code, out, _ = abi_train(*run, "--out", "r")
+    assert code == 0
+    (made,) = (texts / "cache/tokens").glob("*.bin")
+    first = made.stat()
+    assert f"vocabulary {Tokenizer.load('tok').vocab_size}" in out
+    assert abi_train(*run, "--out", "s")[0] == 0
+    assert made.stat() == first
+    abi_train("tokenizer", "train", "a.txt", "-o", "tok", "--vocab-size", 290, "--force")
+    assert abi_train(*run, "--out", "t")[0] == 0
+    assert made.stat() != first
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_leaves_nothing_behind(process, tmp_path, number, code):
+    (tmp_path / "out").mkdir()
+    child = process("tokenize", "-", "-o", "out/x.bin", stdin=subprocess.PIPE)
+    child.stdin.write("x" * (1 << 21))
+    child.stdin.flush()
+    wait = time.monotonic() + 30
+    while not os.listdir(tmp_path / "out") and time.monotonic() < wait:
+        time.sleep(0.05)
+    assert os.listdir(tmp_path / "out")
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert child.returncode == code
+    assert os.listdir(tmp_path / "out") == []
