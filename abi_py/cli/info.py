@@ -69,7 +69,7 @@ BF16_METHOD = {True: "the processor's dot product", False: "rounded operands, fl
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return what matters for speed; measuring the two peaks takes four tenths of a second."""
+    """Return what matters for speed; measuring the two peaks takes a fifth of a second."""
     import numba
 
     from ..kernels import matmul, simd, tiles
@@ -77,7 +77,7 @@ def machine_facts() -> dict[str, Any]:
     from ..kernels.peak import measured_peak
     from .compiling import is_cached, kernel_names
 
-    peaks = [round(measured_peak(bf16=bf16) / 1e9, 1) if JIT else None for bf16 in (False, True)]
+    peaks = [round(measured_peak(0.1, bf16=bf16) / 1e9, 1) if JIT else None for bf16 in (False, True)]
     names = kernel_names()
     warm = sum(map(is_cached, names))
     facts = simd.describe()
