@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..data.chat import ChatTemplate
     from ..data.chat_dataset import ChatDataset
+    from ..data.chat_encoding import ChatEncoder
     from ..data.selection import Selection
     from ..data.tokenizer import Tokenizer
     from ..model import TrainableModel
@@ -29,6 +30,8 @@ __all__ = [
     "OpenChat",
     "absolute_chat",
     "describe_chat",
+    "encode_chat",
+    "encoder_of_run",
     "find_files",
     "open_chat",
     "show_answer",
@@ -112,9 +115,6 @@ def open_chat(
     files: Sequence[Path], tokenizer_path: str | None, chat: ChatConfig, *, max_seq_len: int, seed: int
 ) -> OpenChat:
     """Read, choose and encode the conversations of files; ConfigError, DataError or OSError for what is wrong."""
-    from ..data.chat import template_for
-    from ..data.chat_dataset import ChatDataset
-    from ..data.selection import select_conversations
     from ..data.tokenizer import Tokenizer
 
     if tokenizer_path is None:
@@ -122,7 +122,17 @@ def open_chat(
             f"tokenizer must be given for conversations ({files[0]}); make one with abi-train tokenizer train, with "
             "the special tokens of the template"
         )
-    tokenizer = Tokenizer.load(tokenizer_path)
+    return encode_chat(files, Tokenizer.load(tokenizer_path), chat, max_seq_len=max_seq_len, seed=seed)
+
+
+def encode_chat(
+    files: Sequence[Path], tokenizer: "Tokenizer", chat: ChatConfig, *, max_seq_len: int, seed: int
+) -> OpenChat:
+    """Do what `open_chat` does, with a tokenizer that is loaded already."""
+    from ..data.chat import template_for
+    from ..data.chat_dataset import ChatDataset
+    from ..data.selection import select_conversations
+
     template = template_for(tokenizer, chat.template)
     template.encoder(tokenizer)  # a token that is missing is said before anything is read
     selection = select_conversations(
@@ -155,6 +165,15 @@ def split_chat(
     return dataset.split(valid_fraction)
 
 
+def encoder_of_run(directory: Path) -> "ChatEncoder":
+    """Return the tokenizer that a run keeps in its directory, with the chat template it was trained with."""
+    from ..data.chat import template_for
+    from ..data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(directory)
+    return template_for(tokenizer).encoder(tokenizer)
+
+
 def show_answer(
     model: "TrainableModel",
     data: "ChatDataset",
@@ -166,13 +185,11 @@ def show_answer(
     seed: int,
 ) -> None:
     """Print what the model answers to a question; None: to the first one of `data`, beside what the data answer."""
-    from ..data.chat import template_for
-    from ..data.tokenizer import Tokenizer
     from ..generation import generate
     from .models import printable
 
-    tokenizer = Tokenizer.load(directory)
-    encoder = template_for(tokenizer).encoder(tokenizer)
+    encoder = encoder_of_run(directory)
+    tokenizer = encoder.tokenizer
     if question is None:
         ids, trained = data.row(0)
         begin = int(np.argmax(trained))
@@ -190,12 +207,13 @@ def show_answer(
         console.print(f"{name:<9}" + text.replace("\n", "\n" + " " * 9), soft_wrap=True, markup=False)
 
 
-def describe_chat(train: "ChatDataset", valid: Any) -> str:
-    """Return one line about the rows."""
+def describe_chat(train: "ChatDataset", valid: Any = False) -> str:
+    """Return one line about the rows; `valid` is False where validation is not spoken of."""
     stats = train.stats
     parts = f"{train.name}: {len(train):,} conversations, {train.num_tokens:,} tokens, "
     parts += f"{100 * train.num_targets / train.num_tokens:.0f}% of them learnt"
-    parts += f"; {len(valid):,} more for validation" if valid is not None else "; none for validation"
+    if valid is not False:
+        parts += f"; {len(valid):,} more for validation" if valid is not None else "; none for validation"
     counts = {
         "cut to max_seq_len": stats.truncated,
         "left out, their answers lie behind max_seq_len": stats.dropped,

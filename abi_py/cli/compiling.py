@@ -95,7 +95,8 @@ def compile_for_training(optimizer: str, precision: str, report: Callable[[str],
     missing = [name for name in kernels_of_training(optimizer, precision) if not is_cached(name)]
     if not missing:
         return
-    report(f"{len(missing)} kernels for this processor, once; later runs find them in the cache ...")
+    kernels = "1 kernel" if len(missing) == 1 else f"{len(missing)} kernels"
+    report(f"{kernels} for this processor, once; later runs find them in the cache ...")
     began = time.perf_counter()
     try:
         compile_kernels(missing, lambda name, seconds: None)

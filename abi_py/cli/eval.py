@@ -1,15 +1,17 @@
-"""`abi-train eval`: how well a trained model foretells a text."""
+"""`abi-train eval`: how well a trained model foretells a text, or the answers of conversations."""
 
 import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ConfigError
+from .chat_data import ChatConfig, describe_chat, encode_chat, find_files
 from .generate import INTERRUPTED, TOKENIZER_HELP
 from .models import load_tokenizer, note, open_model, set_threads_option
 from .options import Verb
@@ -17,6 +19,7 @@ from .options import Verb
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..training.loading import LoadedModel
     from ..training.perplexity import PerplexityResult
 
 CONTEXT = 512  # llama.cpp's
@@ -25,13 +28,14 @@ CONTEXT = 512  # llama.cpp's
 @click.command(
     cls=Verb,
     example="abi-train eval runs/20260122-101500 texts/valid.txt",
-    short_help="Measure perplexity and bits per byte on a text.",
+    short_help="Measure perplexity and bits per byte on a text, or perplexity on conversations.",
 )
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--context", type=int, help=f"tokens of a window  [{CONTEXT}, or the model's max_seq_len]")
 @click.option("--stride", type=int, help="count every token once, windows so far apart  [second halves of windows]")
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
+@click.option("--template", help="name or Jinja file of the template of conversations  [the tokenizer's own]")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 @click.option("--threads", type=int, help="threads to use  [all]")
 @click.pass_context
@@ -42,42 +46,83 @@ def command(
     context: int | None,
     stride: int | None,
     tokenizer: Path | None,
+    template: str | None,
     as_json: bool,
     threads: int | None,
 ) -> None:
-    """Measure how well MODEL foretells DATA: a text file, a directory of texts, or a .bin file of u32 token ids.
+    """Measure how well MODEL foretells DATA: a text file, a directory of texts, a .bin file of u32 token ids, or a
+    file of conversations.
 
     By llama.cpp's rule: windows side by side, of which the second half counts, so that the figures of the two programs
-    can be compared. Ctrl-C shows the result so far.
+    can be compared. Of conversations the answers count, as in training; a row is a window. Ctrl-C shows the result so
+    far.
     """
-    from ..training.perplexity import count_bytes, evaluate_tokens
-
     set_threads_option(threads)
+    files = find_files(str(data), ChatConfig(template=template))
+    if files and stride is not None:
+        raise ConfigError(f"stride ({stride}) must be left out: {data} holds conversations, of which a row is a window")
     loaded = open_model(model)
-    config = loaded.model.config
     codec = load_tokenizer(loaded, tokenizer)
-    ids, codec = read_ids(data, codec, config.vocab_size)
-    size = context if context is not None else min(CONTEXT, config.max_seq_len)
     shown = Progress()
+    if files:
+        measure, facts = of_conversations(loaded, files, codec, template, context, shown)
+    else:
+        measure, facts = of_text(loaded, data, codec, context, stride, shown)
     interrupted = False
     try:
-        evaluate_tokens(
-            loaded.model,
-            ids,
-            context=size,
-            stride=stride,
-            bos_id=added_bos(codec),
-            byte_counts=None if codec is None else count_bytes(ids, codec),
-            progress=shown,
-        )
+        measure()
     except KeyboardInterrupt:
         interrupted = True
     shown.end()
     if shown.result is not None:
-        show(shown, {"data": str(data), "context": size, "stride": stride}, as_json)
+        show(shown, {"data": str(data), **facts}, as_json)
     if interrupted:
         note(f"stopped by Ctrl-C after {shown.done} of {shown.total} windows")
         ctx.exit(INTERRUPTED)
+
+
+Measure = tuple[Callable[[], object], dict[str, Any]]  # what measures, and the facts that are shown with the result
+
+
+def of_text(
+    loaded: "LoadedModel", data: Path, codec: Any, context: int | None, stride: int | None, shown: "Progress"
+) -> Measure:
+    """Return the measurement of a text, or of token ids."""
+    from ..training.perplexity import count_bytes, evaluate_tokens
+
+    ids, codec = read_ids(data, codec, loaded.model.config.vocab_size)
+    size = context if context is not None else min(CONTEXT, loaded.model.config.max_seq_len)
+    bos_id = added_bos(codec)
+
+    def measure() -> None:
+        counts = None if codec is None else count_bytes(ids, codec)
+        settings: dict[str, Any] = {"stride": stride, "bos_id": bos_id, "byte_counts": counts}
+        evaluate_tokens(loaded.model, ids, context=size, progress=shown, **settings)
+
+    return measure, {"context": size, "stride": stride}
+
+
+def of_conversations(
+    loaded: "LoadedModel", files: list[Path], codec: Any, template: str | None, context: int | None, shown: "Progress"
+) -> Measure:
+    """Return the measurement of the answers in files of conversations; what is cut or left out is told."""
+    from ..generation.text import text_codec
+    from ..training.perplexity import evaluate_conversations
+
+    longest = loaded.model.config.max_seq_len
+    size = longest if context is None else context
+    if not 2 <= size <= longest:
+        raise ConfigError(f"context ({context}) must be 2 ... {longest}, the model's max_seq_len; leave it out")
+    if codec is None:
+        raise ConfigError(
+            f"tokenizer must be given for conversations ({files[0]}): {loaded.directory} has none; give --tokenizer, "
+            "the one that the model was trained with"
+        )
+    text_codec(codec, loaded.model.config.vocab_size)  # raises for a tokenizer with more ids than the model
+    opened = encode_chat(files, codec, ChatConfig(template=template), max_seq_len=size, seed=0)
+    note(describe_chat(opened.dataset))
+    facts = {"context": size, "stride": None, "template": opened.template.name}
+    return lambda: evaluate_conversations(loaded.model, opened.dataset, progress=shown), facts
 
 
 def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]":
@@ -159,17 +204,22 @@ def show(shown: Progress, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**facts, **dataclasses.asdict(result), "seconds": round(shown.seconds, 3)}))
         return
+    answers = "template" in facts
     error = result.perplexity * result.loss_error
     apart = f"{facts['stride']} apart, every token counts once"
     rule = "second half of each counts" if facts["stride"] is None else apart
     click.echo(f"perplexity     {result.perplexity:.4f} +/- {error:.4f}")
     click.echo(f"loss           {result.loss:.4f} nats a token")
-    if result.bits_per_byte is None:
-        click.echo("bits per byte  unknown: these ids have no text; give --tokenizer")
-    else:
+    if result.bits_per_byte is not None:
         click.echo(f"bits per byte  {result.bits_per_byte:.4f}")
+    elif not answers:
+        click.echo("bits per byte  unknown: these ids have no text; give --tokenizer")
     click.echo(f"accuracy       {100 * result.accuracy:.2f}%")
     size = "" if result.bytes is None else f" ({result.bytes:,} bytes)"
     click.echo(f"tokens         {result.tokens:,} counted{size}")
-    click.echo(f"windows        {result.windows:,} of {facts['context']} tokens, {rule}")
+    if answers:
+        click.echo(f"rows           {result.windows:,} of at most {facts['context']} tokens, the answers count")
+        click.echo(f"template       {facts['template']}")
+    else:
+        click.echo(f"windows        {result.windows:,} of {facts['context']} tokens, {rule}")
     click.echo(f"time           {shown.seconds:.1f} s")

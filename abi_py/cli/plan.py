@@ -4,8 +4,7 @@ import itertools
 import shutil
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..config import LlmTrainingConfig, OptimizerType
 from .run import count_steps
@@ -70,13 +69,10 @@ def show_plan(run: RunConfig, train: "RunData", valid: "RunData | None", console
 
 def memory_by_part(run: RunConfig) -> dict[str, int]:
     """Return bytes by part; the model itself is not made for it."""
-    from ..model import TrainableModel
+    from ..model.activations import memory_plan
 
-    shape = SimpleNamespace(config=run.model, num_params=run.model.num_params)
     training = run.training
-    parts = TrainableModel.memory_plan(
-        cast(TrainableModel, shape), training.batch_size, training.max_seq_len, training.mixed_precision
-    )
+    parts = memory_plan(run.model, training.batch_size, training.max_seq_len, training.mixed_precision)
     if run.training.optimizer is OptimizerType.SGD:
         parts["moments"] = 4 * run.model.num_params() if run.training.momentum else 0
     return parts

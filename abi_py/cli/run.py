@@ -243,7 +243,8 @@ def start(
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
     steps = f"{total:,} steps of {most}{tokens:,} tokens ({epoch:,} an epoch)"
-    say(console, "plan", f"{run.training.epochs} epochs, {steps}; run in {directory}")
+    epochs = "1 epoch" if run.training.epochs == 1 else f"{run.training.epochs} epochs"
+    say(console, "plan", f"{epochs}, {steps}; run in {directory}")
     directory.mkdir(parents=True, exist_ok=True)
     atomic_text(directory / "config.yaml", run.to_yaml(directory))
     tokenizer, problem = find_tokenizer(run.data, run.chat, train_data)

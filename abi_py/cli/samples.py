@@ -1,11 +1,12 @@
 """Samples while a model is trained: what it makes of some prompts after each evaluation."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..training.events import EvaluationEvent, Event, SampleEvent
 
 if TYPE_CHECKING:
+    from ..data.chat_encoding import ChatEncoder
     from ..generation.text import TextCodec
     from ..training.trainer import LlamaTrainer
 
@@ -19,11 +20,21 @@ class SampleSink:
     """
 
     def __init__(
-        self, trainer: "LlamaTrainer", codec: "TextCodec", prompts: Sequence[str], length: int, seed: int
+        self,
+        trainer: "LlamaTrainer",
+        codec: "TextCodec",
+        prompts: Sequence[str],
+        length: int,
+        seed: int,
+        encoder: "ChatEncoder | None" = None,
     ) -> None:
-        """Write `length` tokens for each prompt."""
+        """Write `length` tokens for each prompt; with `encoder`, which is for conversations, a prompt is a question."""
         self.trainer, self.codec, self.prompts = trainer, codec, list(prompts)
-        self.length, self.seed = length, seed
+        self.asked: list[Any] = self.prompts
+        self.settings: dict[str, Any] = {"max_new_tokens": length, "seed": seed}
+        if encoder is not None:
+            self.asked = [encoder.encode_prompt([{"role": "user", "content": prompt}]) for prompt in self.prompts]
+            self.settings["stop_ids"] = encoder.stop_ids
 
     def handle(self, event: Event) -> None:
         """Look out for evaluations."""
@@ -32,7 +43,7 @@ class SampleSink:
         from ..generation import Generator
 
         generator = Generator(self.trainer.model, self.codec)
-        results = generator.run(self.prompts, max_new_tokens=self.length, seed=self.seed)
+        results = generator.run(self.asked, **self.settings)
         for prompt, result in zip(self.prompts, results):
             text = result.text or ""
             self.trainer.events.emit(SampleEvent(step=event.step, time=event.time, prompt=prompt, text=text))

@@ -66,7 +66,9 @@ class DataConfig(Config):
     prompt: str = opt("The ", "beginning of the sample at the end of the run; after conversations, a question")
     sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
     sample_prompts: tuple[str, ...] = opt(
-        (), "text that the model goes on from after each evaluation; may be repeated", flag="sample-prompt"
+        (),
+        "text that the model goes on from after each evaluation, of conversations a question; may be repeated",
+        flag="sample-prompt",
     )
     sample_length: int = opt(40, "tokens of those samples")
 
@@ -321,7 +323,7 @@ def train(
                 """Nothing to close."""
 
         trainer.add_sink(StopWhenNobodyReads())
-        add_samples(trainer, run, directory)
+        add_samples(trainer, run, directory, train_data)
         early = run.early_stopping if run.early_stopping.enabled and valid is not None else None
         report = trainer.fit(train_data, valid, early, stop)
         write_report(report, directory / "report.json")
@@ -405,16 +407,20 @@ def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":
     return text_codec(Tokenizer.load(directory) if there else None, vocab_size)
 
 
-def add_samples(trainer: "LlamaTrainer", run: RunConfig, directory: Path) -> None:
+def add_samples(trainer: "LlamaTrainer", run: RunConfig, directory: Path, train_data: "RunData") -> None:
     """Let the model write after each evaluation, if the run asks for it; ConfigError if its tokenizer has gone."""
     if not run.data.sample_prompts:
         return
+    from ..data.chat_dataset import ChatDataset
+    from .chat_data import encoder_of_run
     from .samples import SampleSink
 
     codec = codec_of_run(directory, trainer.model.config.vocab_size)
     if codec is None:
         raise ConfigError(f"sample_prompts must have a tokenizer; put tokenizer.json back into {directory}")
-    trainer.add_sink(SampleSink(trainer, codec, run.data.sample_prompts, run.data.sample_length, run.training.seed))
+    encoder = encoder_of_run(directory) if isinstance(train_data, ChatDataset) else None
+    sizes = run.data.sample_length, run.training.seed
+    trainer.add_sink(SampleSink(trainer, codec, run.data.sample_prompts, *sizes, encoder))
 
 
 def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, console: "Console") -> None:

@@ -49,6 +49,9 @@ UNREAD: dict[str, Any] = {
     "revision": None,
     "task_type": "CAUSAL_LM",
 }
+READ = ("base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "target_modules", "use_rslora")
+WITHOUT_EFFECT = ("megatron_core", "peft_version", "qalora_group_size")  # set even where nothing uses them
+INITIAL = (True, False, "gaussian", "orthogonal")  # other beginnings change the frozen weights
 
 
 def adapter_config(config: LoraConfig, base_model: str | None = None) -> dict[str, Any]:
@@ -87,6 +90,13 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, np.ndarray]]:
         found = content.get(name, wanted)
         if found != wanted and not (found in (None, [], {}) and wanted in (None, {})):
             raise CheckpointError(f"{place}: {name} is {found!r}; this version computes only {wanted!r}")
+    unknown = sorted(set(content) - {*FIXED, *UNREAD, *READ, *WITHOUT_EFFECT})
+    for name in unknown:
+        if content[name]:
+            raise CheckpointError(f"{place}: {name} is {content[name]!r}; this version does not compute that")
+    if content.get("init_lora_weights", True) not in INITIAL:
+        found = content["init_lora_weights"]
+        raise CheckpointError(f"{place}: init_lora_weights is {found!r}, which changes frozen weights; merge in PEFT")
     missing = [name for name in ("r", "lora_alpha", "target_modules") if content.get(name) is None]
     if missing:
         raise CheckpointError(f"{place} lacks {', '.join(missing)}; it is not the adapter_config.json of LoRA")

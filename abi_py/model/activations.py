@@ -23,9 +23,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..config import CheckpointingStrategy, TrainableModelConfig
+from ..config import CheckpointingStrategy, Precision, TrainableModelConfig
+from ..kernels.cross_entropy import chunk_rows
 
-__all__ = ["ATTENTION_ENTRIES", "NO_ADAPTERS", "AdapterWidths", "Arena", "saved_bytes"]
+__all__ = ["ATTENTION_ENTRIES", "NO_ADAPTERS", "AdapterWidths", "Arena", "memory_plan", "saved_bytes"]
 
 ATTENTION_ENTRIES = ("r_attn", "qkv", "att", "lse", "u_qkv")
 NARROW = ("qkv", "gate_up")
@@ -119,6 +120,29 @@ def _dtype(entry: str, narrow: bool) -> np.dtype:
 def scratch_bytes(config: TrainableModelConfig, rows: int, adapters: AdapterWidths = NO_ADAPTERS) -> int:
     """Return the bytes of scratch for `rows` tokens."""
     return 4 * rows * sum(scratch_table(config, adapters).values())
+
+
+def memory_plan(
+    config: TrainableModelConfig,
+    batch_size: int,
+    seq_len: int,
+    precision: Precision = Precision.FP32,
+    adapters: AdapterWidths = NO_ADAPTERS,
+    added: int = 0,
+) -> dict[str, int]:
+    """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len); no model is needed.
+
+    `added` is the number of weights of the adapters, which are then the only ones that are trained.
+    """
+    rows, trained = batch_size * seq_len, 4 * (added or config.num_params())
+    return {
+        "weights": 4 * (config.num_params() + added),
+        "gradients": trained,
+        "moments": 2 * trained,
+        "saved activations": saved_bytes(config, rows, precision == Precision.BF16, adapters),
+        "scratch": scratch_bytes(config, rows, adapters),
+        "logits": 4 * min(rows, chunk_rows(config.vocab_size)) * config.vocab_size,
+    }
 
 
 class Arena:

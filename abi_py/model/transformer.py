@@ -21,14 +21,14 @@ from ..config import CheckpointingStrategy, Config, Precision, TrainableModelCon
 from ..errors import CheckpointError
 from ..formats.zig import load_abic, save_abic
 from ..kernels._jit import threads_for
-from ..kernels.cross_entropy import chunk_rows, head_loss, head_loss_backward
+from ..kernels.cross_entropy import head_loss, head_loss_backward
 from ..kernels.embedding import embedding_backward, embedding_forward
 from ..kernels.global_norm import global_norm
 from ..kernels.matmul import product
 from ..kernels.panels import BFLOAT16, FLOAT16, FLOAT32
 from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from ..parameters import Buffers, Parameters, Views
-from .activations import NO_ADAPTERS, AdapterWidths, Arena, saved_bytes, scratch_bytes, segment_length
+from .activations import NO_ADAPTERS, AdapterWidths, Arena, memory_plan, segment_length
 from .block import BlockGradients, BlockWeights, attention_branch, block_backward, block_forward
 from .inputs import Layout, Layouts, as_ids, as_labels, check_ids
 
@@ -311,17 +311,8 @@ class Transformer:
         self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32
     ) -> dict[str, int]:
         """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len)."""
-        rows, narrow, adapters = batch_size * seq_len, precision == Precision.BF16, self._arena.adapters
-        trained = 4 * self.num_params()
-        logits = 4 * min(rows, chunk_rows(self.config.vocab_size)) * self.config.vocab_size
-        return {
-            "weights": trained if self.base is self.parameters else 4 * self.base.size + trained,
-            "gradients": trained,
-            "moments": 2 * trained,
-            "saved activations": saved_bytes(self.config, rows, narrow, adapters),
-            "scratch": scratch_bytes(self.config, rows, adapters),
-            "logits": logits,
-        }
+        added = 0 if self.base is self.parameters else self.num_params()
+        return memory_plan(self.config, batch_size, seq_len, precision, self._arena.adapters, added)
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the operations of a step for one token of a row of seq_len; a multiply-add counts two."""

@@ -28,10 +28,13 @@ def load_model(path: str | Path) -> LoadedModel:
     Of a checkpoint every file is held against its checksum.  FileNotFoundError if the path does not exist,
     CheckpointError if there is no model in it, or a damaged one, or one of another architecture.
     """
-    path = Path(path)
+    return _load(Path(path), adapters=True)
+
+
+def _load(path: Path, adapters: bool) -> LoadedModel:
     is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
     if is_folder and not (path / STATE).is_file():
-        return LoadedModel(_from_folder(path), path)
+        return LoadedModel(_from_folder(path, adapters), path)
     found = locate(path)
     if found.path.is_file():
         raise CheckpointError(
@@ -39,11 +42,13 @@ def load_model(path: str | Path) -> LoadedModel:
             "run directory, or a folder with config.json and model.safetensors"
         )
     verify(found.path)
-    return LoadedModel(_from_folder(found.path), found.path, found.skipped)
+    return LoadedModel(_from_folder(found.path, adapters), found.path, found.skipped)
 
 
-def _from_folder(path: Path) -> TrainableModel | LoraModel:
+def _from_folder(path: Path, adapters: bool) -> TrainableModel | LoraModel:
     if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
+        if not adapters:
+            raise CheckpointError(f"{path} is named as a base model but holds adapters itself; merge them into theirs")
         return LoraModel.load(_base_of(path), path)
     model = TrainableModel(read_config(path))
     read_weights(path, model)
@@ -57,8 +62,5 @@ def _base_of(path: Path) -> TrainableModel:
         raise CheckpointError(f"{place} names no base model; set base_model_name_or_path to the folder of the model")
     for base in (Path(name), path / name):
         if base.exists():
-            found = load_model(base).model
-            if isinstance(found, LoraModel):
-                raise CheckpointError(f"{place}: the base model {base} holds adapters itself; merge them into it first")
-            return found
+            return _load(base, adapters=False).model.merged()
     raise CheckpointError(f"{place}: the base model {name} does not exist here; set base_model_name_or_path")

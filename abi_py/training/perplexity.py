@@ -9,6 +9,8 @@
     loss = sum of -log p(token) / tokens      perplexity = exp(loss)      its error: perplexity x standard error of loss
     bits per byte = sum of -log2 p / bytes of the tokens that count
 
+Of conversations, each row is a window by itself, and the tokens that are learnt count: the validation loss of training.
+
 Figures of two models with different tokenizers can be compared in bits per byte only.  Source of the first rule: the
 program `llama-perplexity` of llama.cpp, which also puts the tokenizer's BOS, if it adds one, in each window's first
 place; the second is the one of Hugging Face's documentation on perplexity.
@@ -22,10 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import IGNORE_INDEX
+from ..data.chat_dataset import ChatDataset
+from ..data.tokens import IGNORE_LABEL
 from ..errors import ConfigError, DataError
 from .report import perplexity
 
-__all__ = ["PerplexityResult", "Window", "count_bytes", "evaluate_tokens", "windows"]
+__all__ = ["PerplexityResult", "Window", "count_bytes", "evaluate_conversations", "evaluate_tokens", "windows"]
 
 ROWS = 2048  # tokens that go through the model at once, if the context is no longer
 
@@ -84,6 +88,15 @@ class _Sums:
     def __init__(self) -> None:
         self.loss = self.squares = 0.0
         self.tokens = self.correct = self.bytes = self.windows = 0
+
+    def add(self, out: Any, counted: np.ndarray) -> None:
+        """Add a pass over some windows, of whose labels (B, T) those that are `counted` count."""
+        losses = out.token_losses[counted].astype(np.float64)
+        self.loss += float(losses.sum())
+        self.squares += float(np.square(losses).sum())
+        self.tokens += out.num_tokens
+        self.correct += out.num_correct
+        self.windows += len(counted)
 
     def result(self, bytes_known: bool) -> PerplexityResult:
         mean = self.loss / self.tokens
@@ -147,13 +160,27 @@ def _add(sums: _Sums, model: Any, ids: np.ndarray, some: list[Window], bos_id: i
         row[skipped:] = ids[window.first : window.end]
     if bos_id is not None:
         inputs[:, 0] = bos_id
-    out = model.compute_loss(inputs, labels, reduction="sum")
-    losses = out.token_losses[labels != IGNORE_INDEX].astype(np.float64)
-    sums.loss += float(losses.sum())
-    sums.squares += float(np.square(losses).sum())
-    sums.tokens += out.num_tokens
-    sums.correct += out.num_correct
-    sums.windows += len(some)
+    sums.add(model.compute_loss(inputs, labels, reduction="sum"), labels != IGNORE_INDEX)
+
+
+def evaluate_conversations(
+    model: Any,
+    data: ChatDataset,
+    *,
+    progress: Callable[[int, int, PerplexityResult], object] = lambda done, total, result: None,
+) -> PerplexityResult:
+    """Return loss, perplexity and accuracy of the tokens of conversations that are learnt; bits per byte are None.
+
+    `windows` are rows; `progress` as in `evaluate_tokens`.  DataError for ids outside the vocabulary.
+    """
+    sums = _Sums()
+    for rows in data.plan(max(1, ROWS // data.max_seq_len), False, 0, 0):
+        batch = data.padded(rows)
+        mask = batch.attention_mask
+        out = model.compute_loss(batch.input_ids, batch.labels, attention_mask=mask, reduction="sum")
+        sums.add(out, batch.labels != IGNORE_LABEL)
+        progress(sums.windows, len(data), sums.result(False))
+    return sums.result(False)
 
 
 def count_bytes(ids: np.ndarray, codec: Any) -> np.ndarray:

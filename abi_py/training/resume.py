@@ -68,7 +68,7 @@ def _check_model(model: Any, loaded: Checkpoint) -> None:
     if ("lora" in loaded.config) != ("lora" in sections):
         kinds = "adapters of LoRA", "a whole model"
         there, here = kinds if "lora" in loaded.config else kinds[::-1]
-        raise CheckpointError(f"{loaded.path} holds {there}, but {here} is trained here; use a checkpoint of this run")
+        raise CheckpointError(f"{loaded.path} holds {there}; trained here: {here}; use a checkpoint of this run")
     for section, config in sections.items():
         stored_values = loaded.config.get(section, {})
         for name, value in config.to_dict().items():

@@ -132,3 +132,20 @@ def test_wrong_calls_are_one_helpful_line(abi_train, talks, tmp_path, call, mess
     assert err.count("\n") == 1
     assert out == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_samples_of_a_chat_run_are_answers_to_questions(abi_train, talks, tmp_path):
+    """A prompt is asked through the template, and the answer ends where the template ends one."""
+    question = "Say red 3 times"
+    asked = ["--sample-prompt", question, "--eval-interval", "100", "--sample-length", "30", "--learning-rate", "0.02"]
+    code, _, err = abi_train("run", "--data", *talks, *RUN, "--epochs", "8", *asked, "--out", "r")
+    assert code == 0, err
+    lines = (tmp_path / "r/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (sample,) = [record for record in map(json.loads, lines) if record["type"] == "sample"]
+    assert sample["prompt"] == question
+    code, answer, err = abi_train(
+        "chat", "r", "--once", question, "--max-new-tokens", "30", "--temperature", "0.7"
+    )
+    assert code == 0, err
+    assert answer == sample["text"] + "\n"
+    assert "</assistant>" not in answer

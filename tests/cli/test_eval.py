@@ -103,3 +103,50 @@ def test_wrong_calls(abi_train, model, tmp_path, words, code, part):
     assert (found, out) == (code, "")
     assert part in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.fixture
+def talks(abi_train, tmp_path):
+    """Write conversations, a tokenizer, and train a model on them: in r."""
+    turns = [("What comes after one?", "Two."), ("After two?", "Three, as all know."), ("And then?", "Four.")]
+    rows = [{"prompt": question, "completion": answer} for question, answer in turns * 4]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.txt").write_text(TEXT)
+    assert abi_train("tokenizer", "train", "t.txt", "-o", "tok", "--vocab-size", "300")[0] == 0
+    shape = "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 --max-seq-len 64"
+    data = "--data talks.jsonl --valid-data talks.jsonl --tokenizer tok --sample-tokens 0 --epochs 1"
+    code, _, err = abi_train("run", "--out", "r", *data.split(), *shape.split())
+    assert code == 0, err
+
+
+def test_conversations_give_the_validation_loss_of_training(abi_train, talks, tmp_path):
+    lines = (tmp_path / "r/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    last = [record for record in map(json.loads, lines) if record["type"] == "evaluation"][-1]
+    code, out, err = abi_train("eval", "r", "talks.jsonl", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["loss"] == pytest.approx(last["val_loss"], rel=1e-6)
+    assert found["accuracy"] == pytest.approx(last["val_accuracy"])
+    assert (found["windows"], found["template"], found["bits_per_byte"]) == (12, "deepzig", None)
+    assert "12 conversations" in err
+    out = abi_train("eval", "r", "talks.jsonl")[1]
+    assert "rows           12 of at most 64 tokens, the answers count" in out
+    assert "bits per byte" not in out
+    other = json.loads(abi_train("eval", "r", "talks.jsonl", "--template", "llama2", "--json")[1])
+    assert other["loss"] != pytest.approx(found["loss"])
+
+
+def test_wrong_calls_with_conversations(abi_train, talks, model):
+    for words, rule in (
+        (["r", "talks.jsonl", "--stride", "8"], "stride (8)"),
+        (["r", "talks.jsonl", "--context", "65"], "context (65) must be 2 ... 64"),
+        (["r", "t.txt", "--template", "deepzig"], "template is for conversations"),
+        (["m", "talks.jsonl"], "tokenizer must be given"),
+    ):
+        code, out, err = abi_train("eval", *words)
+        assert (code, out) == (2, "")
+        assert rule in err
+        assert err.count("\n") == 1
+    code, _, err = abi_train("eval", "m", "talks.jsonl", "--tokenizer", "tok")
+    assert code == 1
+    assert "has 300 ids, the model only 257" in err

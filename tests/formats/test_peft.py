@@ -1,0 +1,185 @@
+"""PEFT's folders: its own names, shapes and keys; what it wrote is read; what is refused and how."""
+
+import json
+
+import numpy as np
+import pytest
+
+from abi_py.config import LoraConfig, TrainableModelConfig
+from abi_py.errors import CheckpointError
+from abi_py.formats.huggingface import huggingface_config
+from abi_py.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
+from abi_py.formats.safetensors import read_safetensors, write_safetensors
+from abi_py.model import LoraModel, TrainableModel
+from abi_py.training.loading import load_model
+
+SHAPE = {
+    "hidden_dim": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "intermediate_dim": 40,
+    "vocab_size": 61,
+    "max_seq_len": 32,
+}
+NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.fixture
+def model():
+    return TrainableModel(TrainableModelConfig(**SHAPE))
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    """Return the folder of adapters with other values than fresh ones."""
+    lora = LoraModel(model, LoraConfig(rank=3, alpha=7.5, dropout=0.1))
+    lora.weights["layers.1.w_v.b"][...] = 0.25
+    lora.save(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def rewrite(folder, **changes):
+    path = folder / ADAPTER_CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+# -- the same as PEFT ----------------------------------------------------------------------------
+
+
+def test_names_shapes_and_keys_are_those_of_peft(golden, model, tmp_path):
+    g = golden("lora")
+    LoraModel(model, LoraConfig(rank=4, alpha=12)).save(tmp_path, "some/model")
+    tensors = read_safetensors(tmp_path / ADAPTER_WEIGHTS)
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == json.loads(str(g["saved_names"]))
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
+    ours = json.loads((tmp_path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    theirs = json.loads(str(g["saved_config"]))
+    assert set(ours) <= set(theirs)
+    assert sorted(ours.pop("target_modules")) == theirs["target_modules"]
+    assert ours.pop("base_model_name_or_path") == "some/model"
+    assert ours == {name: theirs[name] for name in ours}
+    left_out = {name: value for name, value in theirs.items() if name not in ours and value}
+    assert set(left_out) == {
+        *("base_model_name_or_path", "target_modules", "megatron_core", "peft_version", "qalora_group_size")
+    } & set(left_out)
+
+
+def test_what_peft_wrote_is_read(golden, model, tmp_path):
+    """Its config with all its keys, and tensors in float64: the logits are PEFT's."""
+    g = golden("lora")
+    for entry in model.parameters.table:
+        model.weights[entry.name] = g[f"base/{entry.hf_name}"]
+    tensors = {name.partition("/")[2]: g[name] for name in g if name.startswith("final/")}
+    write_safetensors(tmp_path / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+    (tmp_path / ADAPTER_CONFIG).write_text(str(g["saved_config"]), encoding="utf-8")
+    lora = LoraModel.load(model, tmp_path)
+    assert lora.lora == LoraConfig(rank=4, alpha=12)
+    assert np.abs(lora.forward(g["ids"][0]) - g["logits"]).max() < 1e-4 * np.abs(g["logits"]).max()
+
+
+# -- save and load -------------------------------------------------------------------------------
+
+
+def test_round_trip(model, folder):
+    lora = LoraModel.load(model, folder)
+    assert lora.lora == LoraConfig(rank=3, alpha=7.5, dropout=0.1)
+    assert (lora.weights["layers.1.w_v.b"] == 0.25).all()
+    fresh = LoraModel(model, LoraConfig(rank=3, alpha=7.5, dropout=0.1))
+    fresh.weights["layers.1.w_v.b"][...] = 0.25
+    assert lora.collect_weights().tobytes() == fresh.collect_weights().tobytes()
+    assert lora.base_model is None
+
+
+def test_options_of_the_config():
+    content = adapter_config(LoraConfig(rank=4, alpha=6, target_modules=("v_proj", "q_proj"), use_rslora=True), "base")
+    assert (content["r"], content["lora_alpha"], content["use_rslora"]) == (4, 6, True)
+    assert content["target_modules"] == ["q_proj", "v_proj"]
+    assert list(content) == sorted(content)
+
+
+def test_targets_of_every_spelling(model, folder):
+    for targets in ("all-linear", [f"model.layers.0.mlp.{name}" for name in LoraConfig().target_modules]):
+        rewrite(folder, target_modules=targets)
+        assert LoraModel.load(model, folder).lora.target_modules == LoraConfig().target_modules
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_dora": True}, "use_dora is True; this version computes only False"),
+        ({"bias": "all"}, "bias is 'all'; this version computes only 'none'"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
+        ({"layers_to_transform": [0]}, "layers_to_transform is"),
+        ({"lora_bias": True}, "lora_bias is True; this version does not compute that"),
+        ({"some_new_thing": 3}, "some_new_thing is 3; this version does not compute that"),
+        ({"init_lora_weights": "pissa"}, "'pissa', which changes frozen weights"),
+        ({"r": None}, "lacks r; it is not the adapter_config.json of LoRA"),
+        ({"r": 0}, r"rank \(0\) must be at least 1"),
+        ({"r": 5}, r"has shape \(3, 24\); rank 5 on this model takes \(5, 24\)"),
+        ({"target_modules": ["q_proj"]}, r"and \d+ more has no place in this model; .* names other targets"),
+        ({"target_modules": ["lm_head"]}, "'lm_head'.: no such projection"),
+        ({"target_modules": ".*proj"}, "reads a list of projections"),
+    ],
+)
+def test_what_is_refused(model, folder, changes, message):
+    rewrite(folder, **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        LoraModel.load(model, folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_damaged_folders(model, folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json does not exist; give a folder"):
+        LoraModel.load(model, tmp_path / "nowhere")
+    tensors = dict(read_safetensors(folder / ADAPTER_WEIGHTS))
+    tensors = {name: tensor.copy() for name, tensor in tensors.items()}
+    write_safetensors(folder / ADAPTER_WEIGHTS, {name: t for name, t in tensors.items() if name != NAME})
+    with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn\.q_proj\.lora_A\.weight is missing; rank 3"):
+        LoraModel.load(model, folder)
+    write_safetensors(folder / ADAPTER_WEIGHTS, tensors | {NAME: tensors[NAME].astype(np.int32)})
+    with pytest.raises(CheckpointError, match="is int32; adapters are floats"):
+        LoraModel.load(model, folder)
+    for text, message in (("{", "is not JSON"), ("[]", "holds a JSON list")):
+        (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=message):
+            LoraModel.load(model, folder)
+
+
+def test_another_model_is_refused(folder):
+    wider = TrainableModel(TrainableModelConfig(**SHAPE | {"hidden_dim": 32}))
+    with pytest.raises(CheckpointError, match=r"has shape \(3, 24\); rank 3 on this model takes \(3, 32\)"):
+        LoraModel.load(wider, folder)
+    shallower = TrainableModel(TrainableModelConfig(**SHAPE | {"num_layers": 1}))
+    with pytest.raises(CheckpointError, match="trained on a model with more layers"):
+        LoraModel.load(shallower, folder)
+
+
+# -- a folder that brings its model along --------------------------------------------------------
+
+
+def save_base(model, folder):
+    folder.mkdir()
+    tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
+    write_safetensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps(huggingface_config(model.config)), encoding="utf-8")
+
+
+def test_load_model_finds_the_base(model, folder, tmp_path):
+    with pytest.raises(CheckpointError, match="names no base model; set base_model_name_or_path"):
+        load_model(folder)
+    rewrite(folder, base_model_name_or_path=str(tmp_path / "base"))
+    with pytest.raises(CheckpointError, match="base does not exist here"):
+        load_model(folder)
+    save_base(model, tmp_path / "base")
+    loaded = load_model(folder)
+    assert isinstance(loaded.model, LoraModel)
+    assert loaded.directory == folder
+    assert loaded.model.base_model == str(tmp_path / "base")
+    ids = np.arange(9)[None]
+    assert loaded.model.forward(ids).tobytes() == LoraModel.load(model, folder).forward(ids).tobytes()
+    rewrite(folder, base_model_name_or_path=str(folder))
+    with pytest.raises(CheckpointError, match="named as a base model but holds adapters itself"):
+        load_model(folder)
