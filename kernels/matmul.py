@@ -187,11 +187,21 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
         out[...] = 0 if addend is None else addend
         return
     base = out if addend is None else addend
-    if rows <= FEW and transpose_b and not transpose_a and numbers is FLOAT32 and b.dtype == np.float32:
-        _product_of_few_rows(out, base, a, b, addend is not None)
-        return
     parts = _parts(rows, columns, terms, numba.get_num_threads())
     _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers, *parts)
+
+
+def streamed_product(out, x, w, addend=None):
+    """Write x wᵀ (+ addend) to out, all float32; up to FEW rows of x are multiplied with w as it lies in memory.
+
+    For generation.  A row's bits are those of the row alone among few rows, and of `product` among more.
+    """
+    if len(x) > FEW or BACKEND == "blas":
+        product(out, x, w, transpose_b=True, addend=addend)
+    elif x.shape[1] == 0:
+        out[...] = 0 if addend is None else addend
+    else:
+        _product_of_few_rows(out, out if addend is None else addend, x, w, addend is not None)
 
 
 def _readable(x):

@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..kernels.attention import attention_forward
 from ..kernels.cached_attention import cache_append, cached_attention_forward
 from ..kernels.embedding import embedding_forward
-from ..kernels.matmul import FEW, product
+from ..kernels.matmul import FEW, streamed_product
 from ..kernels.rms_norm import rms_norm_forward
 from ..kernels.rope import rope_forward, rope_table
 from ..kernels.swiglu import swiglu_forward
@@ -203,7 +203,7 @@ class Decoder:
         heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
         for rows, wide in self._chunks(a):
             rms_norm_forward(a.n[wide], a.r[wide], a.x[rows], w.attn_norm, self.config.norm_eps)
-            product(a.qkv[rows], a.n[wide], w.qkv, transpose_b=True)
+            streamed_product(a.qkv[rows], a.n[wide], w.qkv)
         rope_forward(a.qkv, self._cos, self._sin, a.positions, heads + kv_heads)
         keys, values = self.cache.keys[i], self.cache.values[i]
         cache_append(keys, values, a.k, a.v, a.slots, a.positions)
@@ -212,19 +212,19 @@ class Decoder:
         else:
             lse = np.empty((heads, len(starts)), np.float32)
             attention_forward(a.att, lse, a.q, a.k, a.v, starts, 1, heads, kv_heads)
-        product(a.x, a.att, w.w_o, transpose_b=True, addend=a.x)
+        streamed_product(a.x, a.att, w.w_o, addend=a.x)
 
     def _feed_forward(self, a: SimpleNamespace, w: SimpleNamespace) -> None:
         for rows, wide in self._chunks(a):
             x = a.x[rows]
             rms_norm_forward(a.n[wide], a.r[wide], x, w.ffn_norm, self.config.norm_eps)
-            product(a.gate_up[wide], a.n[wide], w.gate_up, transpose_b=True)
+            streamed_product(a.gate_up[wide], a.n[wide], w.gate_up)
             swiglu_forward(a.h[wide], a.gate_up[wide])
-            product(x, a.h[wide], w.w_down, transpose_b=True, addend=x)
+            streamed_product(x, a.h[wide], w.w_down, addend=x)
 
     def _output(self, x: np.ndarray, a: SimpleNamespace, logits: np.ndarray) -> np.ndarray:
         """Write the logits (N, V) of the last block's output x (N, C)."""
         n, r = a.n[: len(x)], a.r[: len(x)]
         rms_norm_forward(n, r, x, self._final_norm, self.config.norm_eps)
-        product(logits, n, self._head, transpose_b=True)
+        streamed_product(logits, n, self._head)
         return logits

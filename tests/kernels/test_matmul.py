@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from abi_py.kernels import matmul as module
 from abi_py.kernels._jit import JIT
-from abi_py.kernels.matmul import BLOCK, FEW, SLAB, SLICE, STRETCH, matmul, product, product_ref
+from abi_py.kernels.matmul import BLOCK, FEW, SLAB, SLICE, STRETCH, matmul, product, product_ref, streamed_product
 from abi_py.kernels.panels import (
     BFLOAT16,
     COLUMNS,
@@ -199,12 +199,19 @@ def test_same_bits_for_any_thread_count(rng, same_bits, way):
 
 @pytest.mark.parametrize("few", [False, True])
 def test_same_bits_however_many_rows_go_together(rng, few):
-    """A row of the product does not depend on the other rows; but few rows are summed in another order than many."""
-    a, b = operands(rng, FEW if few else 3 * (FEW + 1), 53, 41, False, True)
-    together = matmul(a, b, transpose_b=True)
-    size = 1 if few else FEW + 1
-    alone = np.concatenate([matmul(a[i : i + size], b, transpose_b=True) for i in range(0, len(a), size)])
-    assert together.tobytes() == alone.tobytes()
+    """A row of the product does not depend on the other rows: a batch of one gives the bits of a batch of many."""
+    a, b = operands(rng, FEW if few else 2 * ROWS + 3, 53, 41, False, True)
+
+    def multiplied(rows):
+        out = np.empty((len(rows), len(b)), np.float32)
+        if few:
+            streamed_product(out, rows, b)
+        else:
+            product(out, rows, b, transpose_b=True)
+        return out
+
+    alone = np.concatenate([multiplied(a[i : i + 1]) for i in range(len(a))])
+    assert multiplied(a).tobytes() == alone.tobytes()
 
 
 def test_nan_and_infinity_stay_where_they_are(rng):
@@ -304,7 +311,7 @@ def test_few_rows_against_rows_as_they_lie(rng, add, threads):
         a, b = a[:, 3:], wide[::-1, 4 : 4 + k]
         whole = rng.standard_normal((m + 1, n + 5)).astype(np.float32)
         before, out = whole.copy(), whole[:m, 2 : 2 + n]
-        product(out, a, b, transpose_b=True, addend=out if add else None)
+        streamed_product(out, a, b, addend=out if add else None)
         expected = a.astype(np.float64) @ b.T.astype(np.float64) + (before[:m, 2 : 2 + n] if add else 0)
         check_close(out, expected, 1e-5)
         before[:m, 2 : 2 + n] = out
@@ -316,7 +323,7 @@ def test_few_rows_have_the_same_bits_for_any_number_of_threads(rng, same_bits):
 
     def make():
         out = np.empty((len(a), len(b)), np.float32)
-        product(out, a, b, transpose_b=True)
+        streamed_product(out, a, b)
         return out
 
     same_bits(make)
@@ -326,7 +333,7 @@ def test_nan_in_few_rows_stays_in_its_row_and_column(rng):
     a, b = operands(rng, 3, 7, 5, False, True)
     a[1, 2] = b[4, 0] = np.nan
     out = np.zeros((3, 7), np.float32)
-    product(out, a, b, transpose_b=True)
+    streamed_product(out, a, b)
     expected = np.zeros((3, 7), bool)
     expected[1], expected[:, 4] = True, True
     assert np.array_equal(np.isnan(out), expected)
