@@ -187,7 +187,8 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
         out[...] = 0 if addend is None else addend
         return
     base = out if addend is None else addend
-    if rows <= FEW and transpose_b and not transpose_a and numbers is FLOAT32 and b.dtype == np.float32:
+    plain = numbers is FLOAT32 and a.dtype == b.dtype == np.float32
+    if rows <= FEW and transpose_b and not transpose_a and plain:
         _product_of_few_rows(out, base, a, b, addend is not None)
         return
     parts = _parts(rows, columns, terms, numba.get_num_threads())
@@ -226,6 +227,8 @@ def matmul(a, b, out=None, transpose_a=False, transpose_b=False, accumulate=Fals
             raise TypeError(f"{name} is {found}; matmul takes float32 arrays; use {name}.astype(np.float32)")
         if x.ndim < 2:
             raise ValueError(f"{name} has shape {x.shape}; matmul takes matrices or stacks of them; add an axis")
+    if out is not None and not out.flags.writeable:
+        raise ValueError("out is read-only, and matmul writes to it; pass a writable array")
     if accumulate and out is None:
         raise ValueError("accumulate adds to an existing array; pass it as out=")
     m, k = a.shape[:-3:-1] if transpose_a else a.shape[-2:]

@@ -272,6 +272,11 @@ def test_wrong_calls_are_refused():
         matmul(x, x, transpose_a=True, transpose_b=True)
     with pytest.raises(ValueError, match=r"out has shape \(3, 4\); the product has shape \(3, 3\)"):
         matmul(x, x, np.zeros((3, 4), np.float32), transpose_b=True)
+    fixed = np.zeros((3, 3), np.float32)
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        matmul(x, x, fixed, transpose_b=True)
+    assert not fixed.any()
     with pytest.raises(ValueError, match="accumulate adds to an existing array"):
         matmul(x, x, transpose_b=True, accumulate=True)
     with pytest.raises(ValueError, match="broadcast"):
@@ -320,6 +325,14 @@ def test_few_rows_have_the_same_bits_for_any_number_of_threads(rng, same_bits):
         return out
 
     same_bits(make)
+
+
+def test_few_rows_stored_in_bfloat16(rng):
+    a, b = operands(rng, 2, 5, 11, False, True)
+    narrow = np.ascontiguousarray(round_to_bf16_ref(a).view(np.uint32) >> np.uint32(16), np.uint16)
+    out = np.empty((2, 5), np.float32)
+    product(out, narrow, b, transpose_b=True)
+    check_close(out, round_to_bf16_ref(a).astype(np.float64) @ b.T.astype(np.float64), 1e-5)
 
 
 def test_nan_in_few_rows_stays_in_its_row_and_column(rng):
