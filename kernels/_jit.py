@@ -7,8 +7,8 @@
 
 Numba's disk cache hashes only the file in which a function stands.  A kernel that calls a helper of another file
 would keep the old helper after an edit, so everything that a compiled kernel depends on goes into the *name* of the
-cache directory: the text of all of `kernels/`, the versions of Python, Numba and NumPy, the processor and its
-features, and the SIMD override.
+cache directory: the text of all of `kernels/`, the versions of Python, Numba, llvmlite and NumPy, the processor and its
+features, the SIMD override, and those settings of Numba that change the code it makes.
 
 No fast-math flag at all.  NaN stays NaN, and bits stay what they are: Numba optimises a helper once for the process
 that compiles it, and once more inside the kernel that goes into the cache, so wherever a flag leaves the compiler a
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
@@ -36,6 +37,12 @@ numba_config: Any = config  # its fields are made at run time: type checkers kno
 
 JIT = not numba_config.DISABLE_JIT  # False under NUMBA_DISABLE_JIT=1: intrinsics then use their plain-Python twins
 
+# What Numba's environment variables (NUMBA_OPT ...) set, and its own index of cached code does not record.
+NUMBA_SETTINGS = (
+    *("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "USING_SVML", "BOUNDSCHECK", "DEBUGINFO_DEFAULT"),
+    *("CPU_NAME", "CPU_FEATURES"),
+)
+
 
 def cache_directory() -> Path:
     """Return the directory of compiled kernels; its name changes whenever anything that they depend on does.
@@ -46,8 +53,9 @@ def cache_directory() -> Path:
     for path in sorted(Path(__file__).resolve().parent.glob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     features = llvm.get_host_cpu_features().flatten()
-    versions = (sys.version, numba.__version__, np.__version__, platform.machine(), llvm.get_host_cpu_name(), features)
-    settings = (os.environ.get("ABI_SIMD", ""), os.environ.get("NUMBA_CPU_NAME", ""))
+    host = platform.machine(), llvm.get_host_cpu_name(), features
+    versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__, *host)
+    settings = (os.environ.get("ABI_SIMD", ""), *(getattr(numba_config, name, None) for name in NUMBA_SETTINGS))
     digest.update(repr(versions + settings).encode())
     fallback = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abi_py"
     return Path(os.environ.get("ABI_CACHE_DIR") or fallback) / digest.hexdigest()[:16]

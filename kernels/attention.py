@@ -318,7 +318,10 @@ _scratch = _Scratch()
 
 
 def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
-    """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays, all of one dtype."""
+    """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays.
+
+    q, k and v have one dtype, float32 or uint16; o is float32.
+    """
     head_dim = q.shape[1] // heads
     s = _scratch.prepare(head_dim)
     scale = np.float32(1 / math.sqrt(head_dim))

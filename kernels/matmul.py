@@ -236,6 +236,8 @@ def matmul(a, b, out=None, transpose_a=False, transpose_b=False, accumulate=Fals
             raise TypeError(f"{name} is {found}; matmul takes float32 arrays; use {name}.astype(np.float32)")
         if x.ndim < 2:
             raise ValueError(f"{name} has shape {x.shape}; matmul takes matrices or stacks of them; add an axis")
+    if out is not None and not out.flags.writeable:
+        raise ValueError("out is read-only, and matmul writes to it; pass a writable array")
     if accumulate and out is None:
         raise ValueError("accumulate adds to an existing array; pass it as out=")
     m, k = a.shape[:-3:-1] if transpose_a else a.shape[-2:]

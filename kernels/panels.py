@@ -57,7 +57,7 @@ __all__ = [
     "FLOAT32",
     "ROWS",
     "fold",
-        "pack_a",
+    "pack_a",
     "pack_a_transposed",
     "pack_b",
     "pack_b_transposed",

@@ -74,20 +74,25 @@ def kernels_of_training(optimizer: str, precision: str = "fp32") -> list[str]:
 
 def is_cached(name: str) -> bool:
     """Say whether the disk cache holds a kernel."""
-    from ..kernels._jit import cache_directory
-
+    module, dispatcher = _dispatchers()[name.partition(":")[0]]
     if ":" in name:
-        return _stamp(name).exists()
-    module, dispatcher = _dispatchers()[name]
-    stem = f"{module.rpartition('.')[2]}.{dispatcher.py_func.__qualname__}-"
-    return any(cache_directory().glob(f"*/{stem}*.nbi"))
+        files = [_stamp(name, dispatcher)]
+    else:
+        stem = f"{module.rpartition('.')[2]}.{dispatcher.py_func.__qualname__}-"
+        files = list(_folder(dispatcher).glob(f"{stem}*.nbi"))
+    # Numba compiles again what is older than its source, as after a new installation at the same place.
+    changed = Path(dispatcher.py_func.__code__.co_filename).stat().st_mtime
+    return any(file.exists() and file.stat().st_mtime >= changed for file in files)
 
 
-def _stamp(name: str) -> Path:
+def _folder(dispatcher: Any) -> Path:
+    """Return where Numba keeps a kernel: another copy of the same sources has another folder."""
+    return Path(dispatcher.stats.cache_path)
+
+
+def _stamp(name: str, dispatcher: Any) -> Path:
     """Return the file that says that a variant is compiled: Numba's own index does not show types in its name."""
-    from ..kernels._jit import cache_directory
-
-    return cache_directory() / f"{name.replace(':', '-')}.compiled"
+    return _folder(dispatcher) / f"{name.replace(':', '-')}.compiled"
 
 
 def compile_for_training(optimizer: str, precision: str, report: Callable[[str], None]) -> None:
@@ -186,7 +191,7 @@ def worker(names: list[str]) -> None:
         _exercise(kernel, precision or "fp32")
         switches[kernel].on = False
         if precision:
-            _stamp(name).touch()
+            _stamp(name, switches[kernel].real).touch()
         print(name, time.perf_counter() - began, flush=True)
 
 

@@ -110,7 +110,7 @@ class Layouts:
             if marks is None:
                 continue
             array = np.asarray(marks)
-            if array.size != batch * time:
+            if array.shape not in (shape, (batch * time,)):
                 raise DataError(f"{name} has shape {array.shape}, input_ids {shape}; there is one for each id")
             array = array.reshape(shape)
             change[:, 1:] |= array[:, 1:] != array[:, :-1]

@@ -231,8 +231,11 @@ class Transformer:
             raise RuntimeError("backward needs the activations of a forward; call model.forward(input_ids) first")
         ids, layout = self._last
         shape = (*ids.shape, self.config.vocab_size)
-        if dlogits.shape != shape or dlogits.dtype != np.float32:
-            raise ValueError(f"dlogits is {dlogits.dtype} {dlogits.shape}; it must be float32 {shape}")
+        if not isinstance(dlogits, np.ndarray) or dlogits.dtype != np.float32:
+            found = getattr(dlogits, "dtype", type(dlogits).__name__)
+            raise TypeError(f"dlogits is {found}; it must be a float32 array {shape}")
+        if dlogits.shape != shape:
+            raise ValueError(f"dlogits has shape {dlogits.shape}; the logits have {shape}")
         _, scratch = self._arena.views(ids.size)
         rows = np.ascontiguousarray(dlogits).reshape(ids.size, -1)
         gradients = self._gradients_to_write()

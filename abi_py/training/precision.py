@@ -92,7 +92,8 @@ class LossScaler:
             raise TypeError(f"gradients ({kind}) must be an array of floats, because it is changed in place")
         if not self.config.enabled:
             return True
-        gradients *= gradients.dtype.type(1.0 / self._scale)
+        wide = np.promote_types(gradients.dtype, np.float32)  # halves have no room for 1 / S
+        np.multiply(gradients, wide.type(1.0 / self._scale), out=gradients, casting="same_kind")
         if np.isfinite(gradients).all():
             return True
         gradients.fill(0)

@@ -139,10 +139,18 @@ def test_reference_model_is_the_model_in_both_forms_of_the_head():
 def test_warmup_compiles_into_an_empty_cache_once(tmp_path):
     environment = {**os.environ, "ABI_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     code = (
+        "import os\n"
         "from abi_py.cli.compiling import *\n"
         "names = ['swiglu_forward', 'swiglu_forward:bf16']\n"
         "print([is_cached(name) for name in names])\n"
         "compile_kernels(names, lambda name, seconds: print('compiled', name))\n"
+        "print([is_cached(name) for name in names])\n"
+        "from abi_py.cli import compiling\n"
+        "place = compiling._folder\n"
+        "compiling._folder = lambda dispatcher: place(dispatcher).with_name('of_another_copy')\n"
+        "print([is_cached(name) for name in names])\n"
+        "compiling._folder = place\n"
+        "for file in place(compiling._dispatchers()['swiglu_forward'][1]).iterdir(): os.utime(file, (1, 1))\n"
         "print([is_cached(name) for name in names])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
@@ -151,6 +159,8 @@ def test_warmup_compiles_into_an_empty_cache_once(tmp_path):
     assert out[0] == "[False, False]"
     assert sorted(out[1:3]) == ["compiled swiglu_forward", "compiled swiglu_forward:bf16"]
     assert out[3] == "[True, True]"
+    assert out[4] == "[False, False]"  # what another installation has compiled
+    assert out[5] == "[False, False]"  # older than the source
 
 
 def test_work_is_shared_out_by_its_length():

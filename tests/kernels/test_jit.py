@@ -57,6 +57,15 @@ def test_directory_depends_on_settings(monkeypatch, tmp_path):
     assert cache_directory() != first
 
 
+@pytest.mark.parametrize("name", _jit.NUMBA_SETTINGS)
+def test_directory_depends_on_what_numba_is_told(monkeypatch, name):
+    """Kernels of a run with NUMBA_OPT=0, say, are slow; they must not be those of the next run as well."""
+    before = cache_directory()
+    assert hasattr(_jit.numba_config, name)
+    monkeypatch.setattr(_jit.numba_config, name, "another")
+    assert cache_directory() != before
+
+
 def test_directory_depends_on_every_kernel_file(monkeypatch, tmp_path):
     for path in Path(_jit.__file__).resolve().parent.glob("*.py"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -279,6 +279,11 @@ def test_wrong_calls_are_refused():
         matmul(x, x, transpose_a=True, transpose_b=True)
     with pytest.raises(ValueError, match=r"out has shape \(3, 4\); the product has shape \(3, 3\)"):
         matmul(x, x, np.zeros((3, 4), np.float32), transpose_b=True)
+    fixed = np.zeros((3, 3), np.float32)
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        matmul(x, x, fixed, transpose_b=True)
+    assert not fixed.any()
     with pytest.raises(ValueError, match="accumulate adds to an existing array"):
         matmul(x, x, transpose_b=True, accumulate=True)
     with pytest.raises(ValueError, match="broadcast"):

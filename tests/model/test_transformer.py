@@ -233,8 +233,10 @@ def test_backward_needs_its_forward(rng):
     with pytest.raises(RuntimeError, match=r"call model\.forward"):
         model.backward(dlogits)
     model.forward(ids)
-    for wrong in (dlogits[:1], dlogits.astype(np.float64)):
-        with pytest.raises(ValueError, match=r"must be float32 \(2, 13, 97\)"):
+    with pytest.raises(ValueError, match=r"dlogits has shape \(1, 13, 97\); the logits have \(2, 13, 97\)"):
+        model.backward(dlogits[:1])
+    for wrong, found in ((dlogits.astype(np.float64), "float64"), (dlogits.tolist(), "list")):
+        with pytest.raises(TypeError, match=rf"dlogits is {found}; it must be a float32 array"):
             model.backward(wrong)
     model.compute_loss(ids, labels)  # takes the place of the activations
     with pytest.raises(RuntimeError, match=r"call model\.forward"):
@@ -473,6 +475,8 @@ def test_wrong_calls_are_refused(rng):
     for name in ("attention_mask", "segment_ids"):
         with pytest.raises(DataError, match=rf"{name} has shape \(2, 12\)"):
             model.forward(ids, **{name: labels[:, 1:]})
+        with pytest.raises(DataError, match=rf"{name} has shape \(13, 2\)"):  # as many, but not in this order
+            model.forward(ids, **{name: labels.T})
     with pytest.raises(ValueError, match=r"reduction \(max\) must be mean or sum"):
         model.compute_loss(ids, labels, reduction="max")
     for wrong in (-0.1, 1.0, math.nan):

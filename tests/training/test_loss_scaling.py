@@ -86,6 +86,13 @@ def test_defaults_are_the_abis():
     assert abi.MixedPrecisionConfig().to_dict() == wanted
 
 
+def test_halves_are_divided_by_a_scale_whose_inverse_is_no_half():
+    scaler = make_scaler(initial_scale=2.0**30)
+    gradients = np.array([1024, -2048], np.float16)
+    assert scaler.unscale_gradients(gradients)
+    assert gradients.tolist() == [2.0**-20, -(2.0**-19)]
+
+
 def test_scale_and_unscale():
     scaler = make_scaler()
     assert scaler.scale_loss(1.0) == 1024.0
