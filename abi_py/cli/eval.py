@@ -132,7 +132,6 @@ def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]
     """
     import numpy as np
 
-    from ..data.corpus import END_OF_DOCUMENT, open_corpus
     from ..data.tokens import TokenizedDataset
     from ..generation.text import ByteText, text_codec
 
@@ -150,16 +149,37 @@ def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]
         raise ConfigError(
             f"data ({data}) must be a .bin file of token ids, or come with --tokenizer: this model does not read bytes"
         )
-    bytes_and_ends = np.asarray(open_corpus(data).tokens)
-    ends = np.flatnonzero(bytes_and_ends == END_OF_DOCUMENT)
-    parts = np.split(bytes_and_ends, ends + 1)
-    documents = [part[part != END_OF_DOCUMENT].astype(np.uint8).tobytes() for part in parts]
-    between = [] if codec.eos_id is None else [codec.eos_id]
-    encode = getattr(codec, "encode_plain", codec.encode)
-    ids: list[int] = [] if added_bos(codec) is None else [added_bos(codec)]  # type: ignore[list-item]
-    for number, document in enumerate(filter(None, documents)):
-        ids += (between if number else []) + encode(document.decode("utf-8", "replace"))
-    return np.array(ids, np.int64), codec
+    return text_ids(data, codec), codec
+
+
+def text_ids(data: Path, codec: Any) -> "np.ndarray":
+    """Return the ids of all documents, cut into pieces on the way: 4 bytes a token are what is in memory."""
+    import numpy as np
+
+    from ..data.corpus import byte_tokens
+    from ..data.documents import Documents
+    from ..data.pieces import TextCutter
+    from ..generation.text import ByteText
+
+    as_bytes = isinstance(codec, ByteText)
+    encode = codec.encode if as_bytes else getattr(codec, "encode_plain", codec.encode)
+    documents, cutter = Documents([data], utf8=not as_bytes), TextCutter(encode)
+    bos = added_bos(codec)
+    parts = [] if bos is None else [np.array([bos], np.uint32)]
+    empty = True
+    for document in documents:
+        if not empty and codec.eos_id is not None:
+            parts.append(np.array([codec.eos_id], np.uint32))
+        if as_bytes:
+            parts += map(byte_tokens, document.blocks)
+        else:
+            parts += (np.array(encode(piece), np.uint32) for piece in cutter.cut(document))
+        empty = False
+    if empty:
+        raise documents.nothing_left()
+    for reason in documents.skipped[:1]:
+        note(f"{len(documents.skipped)} files left out, the first: {reason}")
+    return np.concatenate(parts)
 
 
 def added_bos(codec: Any) -> int | None:

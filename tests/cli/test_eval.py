@@ -150,3 +150,33 @@ def test_wrong_calls_with_conversations(abi_train, talks, model):
     code, _, err = abi_train("eval", "m", "talks.jsonl", "--tokenizer", "tok")
     assert code == 1
     assert "has 300 ids, the model only 257" in err
+
+
+def test_a_long_text_is_cut_and_its_ids_are_those_of_the_whole(abi_train, talks, tmp_path, monkeypatch):
+    from abi_py.cli import eval as verb
+    from abi_py.data.tokenizer import Tokenizer
+
+    longest = 0
+    encode = Tokenizer.encode_plain
+
+    def watched(self, text):
+        nonlocal longest
+        longest = max(longest, len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode_plain", watched)
+    (tmp_path / "long.txt").write_text(TEXT * 300)
+    tokenizer = Tokenizer.load("tok")
+    ids = verb.text_ids(tmp_path / "long.txt", tokenizer)
+    assert longest < 20_000 < len(TEXT * 300)
+    assert ids.tolist() == encode(tokenizer, TEXT * 300)
+
+
+def test_a_text_in_another_encoding(abi_train, talks, model, tmp_path):
+    """Bytes are measured as they stand; a tokenizer says which byte is wrong."""
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 40)
+    code, out, _ = abi_train("eval", "m", "latin.txt", "--stride", "16", "--json")
+    assert (code, json.loads(out)["tokens"]) == (0, 199)
+    code, _, err = abi_train("eval", "r", "latin.txt")
+    assert code == 1
+    assert "latin.txt: byte 3 is not UTF-8" in err
