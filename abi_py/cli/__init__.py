@@ -9,6 +9,7 @@ Errors are one line on stderr; `--debug` adds the traceback.
 """
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -79,12 +80,15 @@ def _silence_stdout() -> None:
 
 def _complain(error: Exception) -> None:
     if isinstance(error, click.ClickException):
-        text = error.format_message()
+        text = error.format_message().removesuffix(".")
         ctx = getattr(error, "ctx", None)
         if ctx is not None:
             text += f"; see {ctx.command_path} --help"
     elif isinstance(error, MemoryError):
         text = f"not enough memory ({error}); lower batch_size or max_seq_len, or set checkpointing to full"
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = error.filename or "writing failed"  # a write says no name: it may be a file, or the standard output
+        text = f"{where}: {error.strerror}; free some space, or write somewhere else"
     elif isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror or error}"
     else:

@@ -139,10 +139,15 @@ class Chat:
 
 
 def questions() -> Iterator[str]:
-    """Yield the lines of the user until the input ends."""
+    """Yield the lines of the user until the input ends; DataError for one that is not UTF-8."""
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
+        for number, line in enumerate(sys.stdin.buffer, 1):  # whatever the locale says
+            try:
+                yield line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"standard input:{number}: byte {error.start} is not UTF-8; convert the text (iconv does that)"
+                ) from None
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (gives input() its line editing and history)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BEGINS, ENDS = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}", "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"
 BINS = 10  # of the histogram
-BAR = 40  # characters of its longest bar
+BAR = 32  # characters of its longest bar: with names and counts, no more than 80
 
 
 @click.command(

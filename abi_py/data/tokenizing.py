@@ -276,7 +276,7 @@ def _there(
     made_with = None if info.tokenizer is None else info.tokenizer.sha256
     wanted = encoder.tokenizer.hash if isinstance(encoder, TextEncoder) else None
     changes = [f"tokenizer {_short(made_with)}, now {_short(wanted)}"] if made_with != wanted else []
-    if info.given != [str(given) for given in inputs]:
+    if list(map(os.path.normpath, info.given)) != [os.path.normpath(str(given)) for given in inputs]:  # texts/, texts
         changes.append(f"inputs {' '.join(info.given)}, now {' '.join(map(str, inputs))}")
     for name, value in config.settings().items():
         if info.settings.get(name) != value:

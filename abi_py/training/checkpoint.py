@@ -377,7 +377,7 @@ def find_latest(root: str | Path) -> Found:
         return Found(path=path, skipped=tuple(skipped))
     if skipped:
         raise CheckpointError(f"{root} holds no whole checkpoint: {'; '.join(skipped)}; the run must be begun again")
-    raise CheckpointError(f"{root} holds no checkpoint; train with checkpoint_path set to make one")
+    raise CheckpointError(f"{root} holds no checkpoint; give the directory of a run that has saved one (abi-train run)")
 
 
 def locate(path: str | Path) -> Found:

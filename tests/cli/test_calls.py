@@ -1,5 +1,7 @@
 """Wrong calls, help, and the flags: made from the config classes, all of them, once."""
 
+import errno
+import os
 import re
 
 import pytest
@@ -160,3 +162,16 @@ def test_a_wrong_environment_is_a_wrong_call(process, tmp_path):
         assert child.returncode == 2
         assert f"{name} (foo) must be" in one_line(err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_a_remedy(abi_train, monkeypatch):
+    """As a write says it: without a name."""
+
+    def write(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("abi_py.cli.tokenizer.Verb.invoke", write)
+    code, out, err = abi_train("info")
+    assert (code, out) == (1, "")
+    one_line(err)
+    assert "writing failed: No space left on device; free some space" in err

@@ -136,3 +136,10 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_then_the_program(model, tmp_p
     finally:
         child.kill()
         os.close(master)
+
+
+def test_a_line_that_is_not_utf8_is_named(abi_train, model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/reset\ncaf\xe9\n"), encoding="ascii"))
+    code, _, err = abi_train("chat", "m")
+    assert code == 1
+    assert "standard input:2: byte 3 is not UTF-8" in err

@@ -157,3 +157,12 @@ def test_stopping_leaves_nothing_behind(process, tmp_path, number, code):
     child.communicate(timeout=60)
     assert child.returncode == code
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_directory_with_and_without_a_slash_is_the_same_input(abi_train, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("some words")
+    assert abi_train("tokenize", "texts/", "-o", "t.bin")[0] == 0
+    code, out, err = abi_train("tokenize", "texts", "-o", "t.bin")
+    assert code == 0, err
+    assert "there already" in out
