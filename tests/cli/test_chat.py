@@ -134,7 +134,7 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_then_the_program(model, tmp_p
         assert child.poll() is None
         end = time.monotonic() + 60
         while child.poll() is None and time.monotonic() < end:
-            child.send_signal(signal.SIGINT)  # one that comes before the prompt waits for a line is taken for the answer's
+            child.send_signal(signal.SIGINT)  # again: one that comes before the prompt waits counts for the answer
             time.sleep(0.5)
         assert child.wait(timeout=60) == 130
     finally:
