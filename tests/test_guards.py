@@ -20,6 +20,7 @@ FLOORS = [
     {"formats"},
     {"model", "data"},
     {"training", "generation", "verification"},
+    {"pipelines"},
     {"cli"},
     {"__main__"},
 ]

@@ -23,7 +23,7 @@ from ..errors import AbiError, ConfigError
 __all__ = ["VERBS", "Group", "cli", "main"]
 
 VERBS = (
-    *("run", "resume", "generate", "chat", "eval"),
+    *("run", "resume", "deepzig", "generate", "chat", "eval"),
     *("preview", "tokenizer", "tokenize"),
     *("info", "trace", "verify", "warmup"),
 )

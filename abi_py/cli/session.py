@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ..generation.text import TextCodec
     from ..model import TrainableModel
     from ..training.checkpoint import TrainingState
+    from ..training.events import Sink
+    from ..training.feed import Data
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
     from .opening import RunData
@@ -300,6 +302,26 @@ def train(
     console: "Console",
 ) -> int:
     """Train to the end, show what came of it, and return the exit code."""
+    early = run.early_stopping if run.early_stopping.enabled and valid is not None else None
+    samples = sample_sinks(trainer, run, directory, train_data)
+    report, code = fit_and_show(trainer, directory, train_data, valid, early, console, samples)
+    show_end(trainer, report, run, directory, console, train_data if valid is None else valid)
+    return code
+
+
+def fit_and_show(
+    trainer: "LlamaTrainer",
+    directory: Path,
+    train_data: "Data",
+    valid: "Data | None",
+    early: EarlyStoppingConfig | None,
+    console: "Console",
+    sinks: "Sequence[Sink]" = (),
+) -> tuple["TrainingReport", int]:
+    """Train to the end with the terminal, metrics.jsonl and Ctrl-C attached, and `sinks` behind them.
+
+    Writes report.json; returns the report and the exit code.
+    """
     from ..kernels.peak import measured_peak
     from ..training.events import Event
     from ..training.metrics import ConsoleSink, JsonlSink
@@ -307,7 +329,7 @@ def train(
     from ..training.stop import GracefulStop
 
     trainer.add_sink(JsonlSink(directory / "metrics.jsonl"))
-    peak = measured_peak(bf16=run.training.mixed_precision is Precision.BF16) / 1e9
+    peak = measured_peak(bf16=trainer.config.mixed_precision is Precision.BF16) / 1e9
     trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if console.is_terminal else LINE_SECONDS))
     with GracefulStop() as stop:
 
@@ -323,14 +345,13 @@ def train(
                 """Nothing to close."""
 
         trainer.add_sink(StopWhenNobodyReads())
-        add_samples(trainer, run, directory, train_data)
-        early = run.early_stopping if run.early_stopping.enabled and valid is not None else None
+        for sink in sinks:
+            trainer.add_sink(sink)
         report = trainer.fit(train_data, valid, early, stop)
         write_report(report, directory / "report.json")
-    show_end(trainer, report, run, directory, console, train_data if valid is None else valid)
     if report.interrupted:
-        return stop.exit_code or 141  # 128 + SIGPIPE: what a program says that nobody reads any more
-    return 0
+        return report, stop.exit_code or 141  # 128 + SIGPIPE: what a program says that nobody reads any more
+    return report, 0
 
 
 def show_end(
@@ -407,10 +428,12 @@ def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":
     return text_codec(Tokenizer.load(directory) if there else None, vocab_size)
 
 
-def add_samples(trainer: "LlamaTrainer", run: RunConfig, directory: Path, train_data: "RunData") -> None:
-    """Let the model write after each evaluation, if the run asks for it; ConfigError if its tokenizer has gone."""
+def sample_sinks(
+    trainer: "LlamaTrainer", run: RunConfig, directory: Path, train_data: "RunData"
+) -> list["Sink"]:
+    """Return what lets the model write after each evaluation, if asked for; ConfigError if its tokenizer has gone."""
     if not run.data.sample_prompts:
-        return
+        return []
     from ..data.chat_dataset import ChatDataset
     from .chat_data import encoder_of_run
     from .samples import SampleSink
@@ -420,7 +443,7 @@ def add_samples(trainer: "LlamaTrainer", run: RunConfig, directory: Path, train_
         raise ConfigError(f"sample_prompts must have a tokenizer; put tokenizer.json back into {directory}")
     encoder = encoder_of_run(directory) if isinstance(train_data, ChatDataset) else None
     sizes = run.data.sample_length, run.training.seed
-    trainer.add_sink(SampleSink(trainer, codec, run.data.sample_prompts, *sizes, encoder))
+    return [SampleSink(trainer, codec, run.data.sample_prompts, *sizes, encoder)]
 
 
 def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, console: "Console") -> None:

@@ -1,0 +1,179 @@
+"""`abi-train deepzig`: from conversations to a small conversational model in a folder, in one command."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import ConfigError
+from ..pipelines.deepzig_config import DeepZigConfig
+from .options import Verb, config_options, given_values
+from .session import describe_machine, describe_model, fit_and_show, make_console, prepare, report_rows, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..model import TrainableModel
+    from ..pipelines.deepzig import DeepZigRun
+    from ..training.report import TrainingReport
+    from ..training.trainer import LlamaTrainer
+
+# What is taken when nothing is given; the text is what the help shows.
+SHOWN = {
+    "model_size": "test, or what --base has",
+    "output_dir": "deepzig-SIZE-model",
+    "data": ("the package's own conversations",),
+    "max_samples": "by size; all of the package's own",
+    "epochs": "by size: 3 or 5; 40 for the package's own data",
+    "batch_size": "by size: 4, 2 or 1; 8 for the package's own data",
+    "learning_rate": "by size: 5e-4 to 5e-5; 2e-3 * 128 / width for the package's own data",
+    **dict.fromkeys(("grad_accum_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "beta2"), "by size"),
+    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "save_total_limit"), "by size"),
+    "gradient_checkpointing": "by size: on for medium, large, seed",
+}
+QUESTIONS = ("What is Zig?", "What's the weather like in Tokyo?", "Write the Fibonacci sequence in Python.")
+SAMPLES, SAMPLE_TOKENS = 3, 200
+
+
+@click.command(
+    cls=Verb,
+    example="abi-train deepzig",
+    short_help="Train a small conversational model; needs no arguments.",
+)
+@click.option("--resume", is_flag=True, help="go on with the interrupted run in --output-dir, as it was begun")
+@click.pass_context
+def command(ctx: click.Context, resume: bool, **_: Any) -> None:
+    """Train a conversational model on questions and answers, and write it as a folder for chat.
+
+    Without arguments: the test preset on the conversations that come with the package, a minute or two. Then:
+    abi-train chat deepzig-test-model
+    """
+    from ..pipelines.deepzig import DeepZigRun, check_free, load_run_config
+
+    given = given_values(ctx).get("deepzig", {})
+    if resume:
+        if set(given) != {"output_dir"}:
+            raise ConfigError("resume takes --output-dir and nothing else: the settings are those of the run")
+        config = load_run_config(Path(given["output_dir"]))
+        if (Path(given["output_dir"]) / "model.safetensors").exists():
+            raise ConfigError(f"output_dir ({given['output_dir']}) holds a finished run; go on from it with --base")
+    else:
+        config = DeepZigConfig.from_dict(given)
+    run = DeepZigRun.prepare(config)
+    if not resume:
+        check_free(run.directory)
+    prepare(run.training)
+    ctx.exit(start(run, make_console(), resume))
+
+
+config_options({"deepzig": DeepZigConfig}, {"deepzig": SHOWN})(command)
+
+
+def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
+    """Train, write the folder, show three answers; return the exit code."""
+    from .compiling import compile_for_training
+
+    say(console, "machine", describe_machine(run.config.precision))
+    say(console, "model", describe_model(run.shape))
+    for label, text in describe_data(run):
+        say(console, label, text)
+    config, steps = run.training, run.steps_per_epoch * run.training.epochs
+    say(console, "plan", f"{config.epochs} epochs, {steps:,} steps of {per_step(run)}; model in {run.directory}")
+    compile_for_training(
+        config.optimizer.value, config.mixed_precision.value, lambda text: say(console, "compile", text)
+    )
+    trainer = run.make_trainer()
+    if run.config.use_lora:
+        say(console, "lora", trainer.model.report())
+        if run.config.base is None:
+            say(console, "note", "the frozen weights are random, so adapters can do little; --base names trained ones")
+    if resume:
+        trainer.load_checkpoint(run.directory)
+    report, code = fit_and_show(trainer, run.directory, run.train, run.valid, None, console)
+    folder = shlex.quote(str(run.directory))
+    show_report(trainer, report, console)
+    if report.interrupted:
+        go_on = f"abi-train deepzig --resume --output-dir {folder}"
+        say(console, "stopped", f"{report.total_steps} steps done; go on with: {go_on}")
+        return code
+    model = run.finish(trainer, report)
+    if trainer.state.best_step not in (-1, trainer.state.global_step):
+        say(console, "best", f"the weights of step {trainer.state.best_step} are taken")
+    show_answers(run, model, console)
+    say(console, "saved", f"{run.directory}")
+    say(console, "go on", f'abi-train chat {folder} --once "What is Zig?"')
+    return code
+
+
+def per_step(run: "DeepZigRun") -> str:
+    """Return how many conversations a step has."""
+    return f"{run.training.batch_size * run.training.grad_accum_steps} conversations"
+
+
+def describe_data(run: "DeepZigRun") -> list[tuple[str, str]]:
+    """Return the lines about conversations and tokens."""
+    sources = ", ".join(f"{Path(name).name} ({rows:,})" for name, rows in run.selection.sources.items())
+    tokens = f"{len(run.train):,} conversations, {run.train.num_tokens:,} tokens, {run.train.num_targets:,} learnt"
+    kept = f"{len(run.valid):,} more for evaluation" if run.valid is not None else "none for evaluation"
+    lines = [("data", f"{sources}: {tokens}; {kept}")]
+    stats, selection = run.train.stats, run.selection
+    counts = {
+        "bad rows left out": len(selection.skipped) + len(stats.bad),
+        "cut to max_seq_len": stats.truncated,
+        "without an answer": stats.empty,
+        "whose answer lies behind max_seq_len, left out": stats.dropped,
+        "beyond max_samples": selection.cut,
+    }
+    notes = [f"{count:,} {what}" for what, count in counts.items() if count]
+    if notes:
+        lines.append(("note", "; ".join(notes)))
+    return lines
+
+
+def show_report(trainer: "LlamaTrainer", report: "TrainingReport", console: "Console") -> None:
+    """Print the table of the end."""
+    from rich.table import Table
+
+    table = Table(title="Report", title_justify="left", show_header=False, title_style="bold")
+    for name, value in report_rows(trainer, report):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def show_answers(run: "DeepZigRun", model: "TrainableModel", console: "Console") -> None:
+    """Print what the model answers to three questions, with the settings of its folder."""
+    from ..generation import GenerationConfig, Generator
+
+    encoder = run.template.encoder(run.tokenizer)
+    settings = GenerationConfig.load(run.directory).replace(max_new_tokens=SAMPLE_TOKENS)
+    generator = Generator(model, run.tokenizer)
+    for messages in questions(run):
+        (result,) = generator.run([encoder.encode_prompt(messages)], settings)
+        say(console, "asked", one_line(messages[-1]["content"]))
+        for line in shown(result.text or "").splitlines() or [""]:
+            console.print(f"    {line}", soft_wrap=True, markup=False)
+
+
+def questions(run: "DeepZigRun") -> list[list[dict[str, Any]]]:
+    """Return three beginnings of conversations: fixed ones for the package's own data, else from those kept back."""
+    if run.config.on_shipped_data:
+        return [[{"role": "user", "content": question}] for question in QUESTIONS]
+    found: list[list[dict[str, Any]]] = []
+    for row in [*run.held_out, *run.selection.conversations]:
+        turns = row.to_dicts()
+        asked = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
+        if asked is not None and len(found) < SAMPLES:
+            found.append(turns[: asked + 1])
+    return found
+
+
+def one_line(text: str) -> str:
+    """Return the beginning of a text without line ends."""
+    text = shown(" ".join(text.split()))
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def shown(text: str) -> str:
+    """Return text that a terminal shows and does not obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

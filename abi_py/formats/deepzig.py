@@ -1,0 +1,90 @@
+"""The folder of a finished DeepZig model, as Hugging Face's tools and the Zig loader read it.
+
+    model.safetensors        weights under Hugging Face's names, and `lm_head.weight` even where it is tied
+    config.json              model_type deepzig_conversational
+    generation_config.json   how it writes
+    training_args.json       how it was trained, in the names of transformers' TrainingArguments and in ours
+    README.md                the model card
+
+The Zig loader fills a missing lm_head with noise, so a tied model's embedding is written a second time; readers that
+tie leave it aside.  It takes `rms_norm_eps` and `qk_rope_base` only as JSON floats (10000.0, never 10000), and integers
+only as integers.  The original's training_args.bin is a pickle of PyTorch, which nobody should load from a stranger;
+ours is JSON.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import TrainableModelConfig
+from ..files import atomic_text, fsync_directory
+from .huggingface import CONFIG, WEIGHTS, huggingface_config
+from .safetensors import write_safetensors
+
+__all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "write_json", "write_model"]
+
+TRAINING_ARGS = "training_args.json"
+LONGEST = 2048  # max_length of the original's generation_config.json
+
+
+def deepzig_config(config: TrainableModelConfig, special: Mapping[str, int | None]) -> dict[str, Any]:
+    """Return the content of config.json; `special` has the ids of "bos", "eos" and "pad"."""
+    theirs = huggingface_config(config)
+    return {
+        **theirs,
+        "model_type": "deepzig_conversational",
+        "architectures": ["DeepZigConversationalModel"],
+        "rope_base": config.rope_theta,
+        "qk_rope_base": config.rope_theta,
+        "rope_scaling": None,
+        **{f"{role}_token_id": special.get(role) for role in ("pad", "bos", "eos")},
+    }
+
+
+def generation_config(
+    context: int, special: Mapping[str, int | None], stop_ids: tuple[int, ...], calm: bool = False
+) -> dict[str, Any]:
+    """Return the content of generation_config.json: the original's settings, within the model's context.
+
+    eos_token_id lists all ids that end an answer, `</assistant>` among them.  `calm` is for a model of few weights,
+    whose less likely tokens are noise: it draws close to the likeliest and does not punish what comes twice.
+    """
+    return {
+        "max_length": min(LONGEST, context),
+        "do_sample": True,
+        "temperature": 0.2 if calm else 0.8,
+        "top_p": 0.9,
+        "top_k": 40,
+        "repetition_penalty": 1.0 if calm else 1.1,
+        "pad_token_id": special.get("pad"),
+        "bos_token_id": special.get("bos"),
+        "eos_token_id": stop_ids[0] if len(stop_ids) == 1 else sorted(stop_ids),
+    }
+
+
+def write_model(folder: Path, model: Any, special: Mapping[str, int | None]) -> None:
+    """Write model.safetensors and config.json of a model into a folder; each file is replaced whole."""
+    tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
+    if model.config.tie_embeddings:
+        tensors["lm_head.weight"] = model.weights["token_embedding"]
+    temporary = folder / f".tmp-{WEIGHTS}-{os.getpid()}"
+    try:
+        write_safetensors(temporary, _contiguous(tensors), {"format": "pt"})
+        os.replace(temporary, folder / WEIGHTS)
+        fsync_directory(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_json(folder / CONFIG, deepzig_config(model.config, special))
+
+
+def _contiguous(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, replaced whole; floats keep their point or exponent, which the Zig loader asks for."""
+    atomic_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,111 @@
+"""The model card of a DeepZig run: README.md in its folder."""
+
+import math
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..files import atomic_text
+from ..training.report import TrainingReport
+
+if TYPE_CHECKING:
+    from .deepzig import DeepZigRun
+
+__all__ = ["model_card"]
+
+
+def model_card(run: "DeepZigRun", num_params: int, report: TrainingReport) -> None:
+    """Write README.md: what the model is, what it was trained on and how well, and how to use it."""
+    atomic_text(run.directory / "README.md", _text(run, num_params, report))
+
+
+def _text(run: "DeepZigRun", num_params: int, report: TrainingReport) -> str:
+    name, shape = run.directory.resolve().name, run.shape
+    rows = {
+        "architecture": "Llama: RMSNorm, RoPE, SwiGLU",
+        "embedding and head": "one matrix" if shape.tie_embeddings else "two matrices",
+        "layers, width, heads": f"{shape.num_layers}, {shape.hidden_dim}, {shape.num_heads} "
+        f"({shape.num_kv_heads} for keys)",
+        "feed-forward width": f"{shape.intermediate_dim:,}",
+        "vocabulary, context": f"{run.tokenizer.vocab_size:,}, {shape.max_seq_len:,}",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return f"""---
+library_name: abi_py
+pipeline_tag: text-generation
+tags: [deepzig, conversational, llama]
+---
+
+# {name}
+
+A conversational model of {num_params:,} weights, trained on a CPU with abi_py.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+```bash
+abi-train chat {name} --once "Hello"
+```
+
+{_wrapped(_USE)}
+
+## Training
+
+{_wrapped(_training(run, report))}
+
+## Limits
+
+{_wrapped(_LIMITS)}
+"""
+
+
+def _training(run: "DeepZigRun", report: TrainingReport) -> str:
+    config, training = run.config, run.training
+    sources = ", ".join(f"{rows:,} from {_short(source)}" for source, rows in run.selection.sources.items())
+    kept = f"{len(run.valid):,} of them kept for evaluation" if run.valid is not None else "all of them trained on"
+    origin = f"Training went on from {_short(config.base)}." if config.base else "Training began with random weights."
+    if config.use_lora:
+        origin += (
+            f" Only adapters of rank {config.lora_rank} were trained; they are in `adapter/` in PEFT's layout, and "
+            "merged into `model.safetensors`."
+        )
+    result = f"training loss {report.final_loss:.4f} at the last step"
+    if math.isfinite(report.best_val_loss):
+        ppl = math.exp(min(report.best_val_loss, 700))
+        result += (
+            f"; best evaluation loss {report.best_val_loss:.4f} (perplexity {ppl:.2f}, "
+            f"{100 * report.best_val_accuracy:.1f}% of the tokens right), whose weights these are"
+        )
+    learnt = "the answers" if config.loss_on == "assistant" else "all tokens"
+    return (
+        f"{len(run.selection.conversations):,} conversations ({sources}), {kept}. {origin} {training.epochs} epochs, "
+        f"{report.total_steps:,} steps of {training.batch_size * training.grad_accum_steps} conversations, learning "
+        f"rate {training.learning_rate:g} along a cosine to 0, loss on {learnt}. The end: {result}. "
+        "`training_args.json` has every setting, `trainer_state.json` the course of the losses."
+    )
+
+
+_USE = (
+    "The text of a conversation is that of the chat template in `tokenizer_config.json`; an answer ends with one of "
+    "the `eos_token_id` in `generation_config.json`. `config.json` and the tensor names are those of a Llama model, "
+    "with `lm_head.weight` written out, so Hugging Face's `LlamaForCausalLM` reads the folder when `model_type` in "
+    "`config.json` is changed to `llama`."
+)
+_LIMITS = (
+    "The model knows what its conversations say and little else. Of few conversations it learns the answers by heart; "
+    "to a question that is far from all of them it writes something that only looks like an answer. It can be wrong "
+    "about anything: check what it says. A tool that it calls is run by nobody unless your program does, and what it "
+    "writes after the call is not the tool's result."
+)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
+
+
+def _short(source: str) -> str:
+    """Return the last name of a path: the folder may be given away, and its way there is nobody's business."""
+    return Path(source).name
