@@ -102,7 +102,7 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
         say(console, "best", f"the weights of step {trainer.state.best_step} are taken")
     show_answers(run, model, console)
     say(console, "saved", f"{run.directory}")
-    say(console, "go on", f'abi-train chat {folder} --once "What is Zig?"')
+    say(console, "go on", f"abi-train chat {folder}")
     return code
 
 

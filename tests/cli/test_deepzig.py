@@ -1,8 +1,12 @@
 """`abi-train deepzig` as a user calls it: it trains, `chat` talks with what came of it, and mistakes are told."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +74,21 @@ def test_ctrl_c_and_resume(process, tmp_path):
     out, err = child.communicate(timeout=120)
     assert child.returncode == 0, err
     assert (tmp_path / "deepzig-test-model" / "model.safetensors").is_file()
+
+
+def test_the_example_runs(tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    words = ["--model-size", "test", "--max-samples", "16", "--epochs", "1", "--batch-size", "4", "--output-dir", "made", "--eval-split", "0.25"]
+    done = subprocess.run(
+        [sys.executable, root / "examples/train_medium.py", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 steps, training loss" in done.stdout  # 12 conversations in batches of 4
+    assert "model.safetensors" in done.stdout
 
 
 @pytest.mark.parametrize(
