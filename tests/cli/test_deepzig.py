@@ -78,7 +78,8 @@ def test_ctrl_c_and_resume(process, tmp_path):
 
 def test_the_example_runs(tmp_path):
     root = Path(__file__).resolve().parents[2]
-    words = ["--model-size", "test", "--max-samples", "16", "--epochs", "1", "--batch-size", "4", "--output-dir", "made", "--eval-split", "0.25"]
+    words = ["--model-size", "test", "--max-samples", "16", "--epochs", "1", "--batch-size", "4"]
+    words += ["--output-dir", "made", "--eval-split", "0.25"]
     done = subprocess.run(
         [sys.executable, root / "examples/train_medium.py", *words],
         cwd=tmp_path,
