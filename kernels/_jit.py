@@ -31,7 +31,7 @@ import numba
 import numpy as np
 from numba import config, njit, prange
 
-__all__ = ["JIT", "cache_directory", "helper", "kernel", "prange", "threads_for"]
+__all__ = ["JIT", "PASS", "cache_directory", "helper", "kernel", "prange", "threads_for"]
 
 numba_config: Any = config  # its fields are made at run time: type checkers know none of them
 
@@ -86,6 +86,7 @@ def helper(function: Callable[..., Any]) -> Any:
 # Operations of a step below which one thread is faster: starting a parallel region costs 2 to 20 us, a step has some
 # fifty of them, and one thread does 50 million operations in half a millisecond (docs/log.md).
 SMALL = 50e6
+PASS = 200  # operations of one core in the time that a pass over the weights (norm, update) takes for one of them
 
 
 @contextlib.contextmanager

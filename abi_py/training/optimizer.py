@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import LlmTrainingConfig, OptimizerType
 from ..errors import CheckpointError
+from ..kernels._jit import PASS, threads_for
 from ..kernels.optimizers import adam_, adamw_, parameter_chunks, sgd_
 
 __all__ = ["Optimizer"]
@@ -42,12 +43,13 @@ class Optimizer:
         config, weights, gradients = self.config, self.parameters.weights_flat, self.parameters.gradients_flat
         m, v = self.moments.get("m", np.zeros(0, np.float32)), self.moments.get("v")
         cut, rate, decay = (self.chunks, self.decay), float(learning_rate), config.weight_decay
-        if config.optimizer is OptimizerType.SGD:
-            sgd_(weights, m, gradients, *cut, rate, config.momentum, decay, config.nesterov, float(scale))
-            return
         rule = adam_ if config.optimizer is OptimizerType.ADAM else adamw_
         betas = (config.beta1, config.beta2, config.epsilon)
-        rule(weights, m, v, gradients, *cut, rate, *betas, decay, self.step, float(scale))
+        with threads_for(PASS * weights.size):
+            if config.optimizer is OptimizerType.SGD:
+                sgd_(weights, m, gradients, *cut, rate, config.momentum, decay, config.nesterov, float(scale))
+            else:
+                rule(weights, m, v, gradients, *cut, rate, *betas, decay, self.step, float(scale))
 
     def load(self, moments: Mapping[str, np.ndarray], step: int) -> None:
         """Take over moments (P,) float32 under the names m and v, and the number of updates in them."""
