@@ -24,7 +24,6 @@ a part the same sum runs over blocks of KEYS, whose scores and keys stay in firs
 
 import math
 
-import llvmlite.ir as ir
 import numba
 import numpy as np
 from numba import types
@@ -32,7 +31,6 @@ from numba.core import cgutils
 
 from ._jit import helper, kernel, prange
 from .simd import (
-    I32,
     I64,
     LANES,
     VECTOR,
@@ -48,6 +46,7 @@ from .simd import (
     masked_store,
     pointer,
     store,
+    sum_of_lanes,
     total,
     with_twin,
 )
@@ -121,18 +120,6 @@ def _load(builder, start, at, mask):
     return load(builder, address) if mask is None else masked_load(builder, address, mask)
 
 
-def _sum_of_lanes(builder, vector):
-    """Add the upper half of the lanes to the lower one until one is left."""
-    while vector.type.count > 1:
-        half = vector.type.count // 2
-        parts = [
-            builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half))))
-            for at in (0, half)
-        ]
-        vector = builder.fadd(*parts)
-    return builder.extract_element(vector, ir.Constant(I32, 0))
-
-
 def _shape(context, builder, kind, array):
     return [builder.extract_value(context.make_array(kind)(context, builder, array).shape, i) for i in range(kind.ndim)]
 
@@ -159,7 +146,7 @@ def _scores(typing, s, query, keys, scale):
                 builder.store(builder.fadd(builder.load(partial), added), partial)
 
             _each_piece(builder, constant(0), head_dim, visit)
-            score = builder.fmul(_sum_of_lanes(builder, builder.load(partial)), arguments[3])
+            score = builder.fmul(sum_of_lanes(builder, builder.load(partial)), arguments[3])
             builder.store(score, builder.gep(out, [loop.index]))
         return context.get_dummy_value()
 

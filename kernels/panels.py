@@ -36,17 +36,22 @@ from .simd import (
     I64,
     ISA,
     LANES,
+    bf16_bits,
     call_once_built,
     constant,
+    each,
     element_type,
     first_lanes,
     load,
     masked_load,
     move,
+    of_shape,
     pointer,
+    round_to_bf16_ref,
     row_length,
     store,
     widen,
+    widen_bf16_ref,
     with_twin,
 )
 
@@ -84,23 +89,10 @@ def panel_depth(k, numbers):
 # -- reference: roundings, and the plain-Python twin of the packers ------------------------------
 
 
-def round_to_bf16_ref(x):
-    """Return float32 x rounded to bfloat16 (8 bits of significand), to nearest even, still float32; NaN stays NaN."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-    kept = np.where(np.isnan(x), bits | np.uint32(0x400000), rounded)
-    return (kept & np.uint32(0xFFFF0000)).view(np.float32)
-
-
 def round_to_fp16_ref(x):
     """Return float32 x rounded to IEEE half precision, to nearest even, still float32."""
     with np.errstate(over="ignore"):
         return np.asarray(x, np.float32).astype(np.float16).astype(np.float32)
-
-
-def widen_bf16_ref(x):
-    """Return the float32 numbers of x, if it is stored as bfloat16 (uint16), else x itself."""
-    return (x.astype(np.uint32) << np.uint32(16)).view(np.float32) if x.dtype == np.uint16 else x
 
 
 def _pair_twin(block):
@@ -130,16 +122,6 @@ def _pack_twin(width, transposed):
 # -- storage formats: how elements of x become numbers -------------------------------------------
 
 
-def _each(value, vector):
-    """The constant vector of equal elements."""
-    return ir.Constant(vector, [value] * vector.count)
-
-
-def _like(vector, element):
-    """The vector type of as many elements of another type."""
-    return ir.VectorType(element, vector.type.count)
-
-
 class _StoredFloat32:
     """x is float32."""
 
@@ -149,13 +131,7 @@ class _StoredFloat32:
         return x
 
     def halves(self, builder, x):
-        """Round to bfloat16, into the lower 16 bits of each int32; NaN stays NaN."""
-        integers = _like(x, I32)
-        bits = builder.bitcast(x, integers)
-        upper = builder.lshr(bits, _each(16, integers))
-        odd = builder.and_(upper, _each(1, integers))
-        rounded = builder.lshr(builder.add(bits, builder.add(odd, _each(0x7FFF, integers))), _each(16, integers))
-        return builder.select(builder.fcmp_unordered("uno", x, x), builder.or_(upper, _each(0x40, integers)), rounded)
+        return bf16_bits(builder, x)
 
 
 class _StoredBFloat16:
@@ -167,7 +143,7 @@ class _StoredBFloat16:
         return widen(builder, x)
 
     def halves(self, builder, x):
-        return builder.zext(x, _like(x, I32))
+        return builder.zext(x, of_shape(x.type, I32))
 
 
 # -- numbers of panels: how `fold` elements of the sum become one place of a panel ---------------
@@ -186,7 +162,7 @@ class _BFloat16:
 
     def place(self, builder, storage, elements):
         lower, upper = (storage.halves(builder, x) for x in elements)
-        return builder.bitcast(builder.or_(lower, builder.shl(upper, _each(16, upper.type))), _like(lower, F32))
+        return builder.bitcast(builder.or_(lower, builder.shl(upper, each(16, upper.type))), of_shape(lower.type, F32))
 
 
 class _Float16:
@@ -195,19 +171,19 @@ class _Float16:
     def place(self, builder, storage, elements):
         """Round in float32 and integer arithmetic, which every machine has."""
         x = storage.widened(builder, elements[0])
-        integers = _like(x, I32)
+        integers = of_shape(x.type, I32)
         bits = builder.bitcast(x, integers)
-        sign = builder.and_(bits, _each(0x80000000, integers))
+        sign = builder.and_(bits, each(0x80000000, integers))
         size = builder.xor(bits, sign)
-        odd = builder.and_(builder.lshr(size, _each(13, integers)), _each(1, integers))
-        normal = builder.add(size, builder.add(odd, _each(0xFFF, integers)))  # 13 of 23 bits go
-        normal = builder.and_(normal, _each(0xFFFFE000, integers))
-        too_large = builder.icmp_unsigned(">", normal, _each(0x477FE000, integers))  # 65504
-        normal = builder.select(too_large, _each(0x7F800000, integers), normal)
+        odd = builder.and_(builder.lshr(size, each(13, integers)), each(1, integers))
+        normal = builder.add(size, builder.add(odd, each(0xFFF, integers)))  # 13 of 23 bits go
+        normal = builder.and_(normal, each(0xFFFFE000, integers))
+        too_large = builder.icmp_unsigned(">", normal, each(0x477FE000, integers))  # 65504
+        normal = builder.select(too_large, each(0x7F800000, integers), normal)
         # Below 2^-14 halves are multiples of 2^-24, and so are all float32 between 1/2 and 1.
-        half = _each(0.5, x.type)
+        half = each(0.5, x.type)
         tiny = builder.fsub(builder.fadd(builder.bitcast(size, x.type), half), half)
-        small = builder.icmp_unsigned("<", size, _each(0x38800000, integers))
+        small = builder.icmp_unsigned("<", size, each(0x38800000, integers))
         rounded = builder.select(small, builder.bitcast(tiny, integers), normal)
         rounded = builder.bitcast(builder.or_(rounded, sign), x.type)
         return builder.select(builder.fcmp_unordered("uno", x, x), x, rounded)

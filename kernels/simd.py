@@ -99,22 +99,27 @@ def _largest_twin(x):
     return np.fmax.reduce(x, initial=np.float32(-np.inf))
 
 
-def _widen_twin(x):
+def round_to_bf16_ref(x):
+    """Return float32 x rounded to bfloat16 (8 bits of significand), to nearest even, still float32; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    kept = np.where(np.isnan(x), bits | np.uint32(0x400000), rounded)
+    return (kept & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def widen_bf16_ref(x):
+    """Return the float32 numbers of x, if it is stored as bfloat16 (uint16), else x itself."""
     return (x.astype(np.uint32) << np.uint32(16)).view(np.float32) if x.dtype == np.uint16 else x
 
 
 def _as_element_twin(array, x):
     if array.dtype != np.uint16:
         return np.float32(x)
-    bits = np.float32(x).view(np.uint32)
-    if x != x:
-        return np.uint16(bits >> np.uint32(16) | np.uint32(0x40))
-    with np.errstate(over="ignore"):
-        return np.uint16(bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) >> np.uint32(16))
+    return np.uint16(round_to_bf16_ref(x).view(np.uint32)[0] >> np.uint32(16))
 
 
 def _total_twin(*factors):
-    product, *others = (_widen_twin(x) for x in factors)
+    product, *others = (widen_bf16_ref(x) for x in factors)
     for factor in others:
         product = product * factor
     return product.sum(dtype=np.float32)
@@ -173,11 +178,41 @@ def load(builder, pointer, vector=VECTOR):
     return value
 
 
+def of_shape(kind, element):
+    """The type of one `element`, or of a vector of as many as the type `kind` has."""
+    return ir.VectorType(element, kind.count) if isinstance(kind, ir.VectorType) else element
+
+
+def each(value, kind):
+    """The constant of a type, with equal elements if it is a vector."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
 def widen(builder, x):
-    """Turn a vector of bfloat16, stored as 16-bit integers, into float32."""
-    wide = ir.VectorType(I32, x.type.count)
-    shifted = builder.shl(builder.zext(x, wide), ir.Constant(wide, [16] * x.type.count))
-    return builder.bitcast(shifted, ir.VectorType(F32, x.type.count))
+    """Turn bfloat16, one or a vector, stored as 16-bit integers, into float32."""
+    wide = of_shape(x.type, I32)
+    return builder.bitcast(builder.shl(builder.zext(x, wide), each(16, wide)), of_shape(x.type, F32))
+
+
+def bf16_bits(builder, x):
+    """Round float32, one or a vector, to bfloat16 (nearest even), into the lower half of each int32; NaN stays NaN."""
+    kind = of_shape(x.type, I32)
+    bits = builder.bitcast(x, kind)
+    upper = builder.lshr(bits, each(16, kind))
+    up = builder.add(builder.and_(upper, each(1, kind)), each(0x7FFF, kind))
+    rounded = builder.lshr(builder.add(bits, up), each(16, kind))
+    return builder.select(builder.fcmp_unordered("uno", x, x), builder.or_(upper, each(0x40, kind)), rounded)
+
+
+def sum_of_lanes(builder, vector):
+    """Add up a vector: the upper half to the lower, until one element is left."""
+    lanes = vector.type.count
+    while lanes > 1:
+        lanes //= 2
+        lower, upper = (ir.Constant(ir.VectorType(I32, lanes), [at + i for i in range(lanes)]) for at in (0, lanes))
+        halves = builder.shuffle_vector(vector, vector, lower), builder.shuffle_vector(vector, vector, upper)
+        vector = builder.fadd(*halves)
+    return builder.extract_element(vector, ir.Constant(I32, 0))
 
 
 def _bytes(vector):
@@ -245,7 +280,7 @@ def call_once_built(builder, name, arguments, body):
 # -- scalars: bfloat16 ---------------------------------------------------------------------------
 
 
-@with_twin(_widen_twin)
+@with_twin(widen_bf16_ref)
 def as_float(typing, x):
     """Return an element of a float32 array, or of a uint16 array that holds bfloat16, as float32."""
 
@@ -253,7 +288,7 @@ def as_float(typing, x):
         (x,) = arguments
         if signature.args[0] != types.uint16:
             return x
-        return builder.bitcast(builder.shl(builder.zext(x, I32), ir.Constant(I32, 16)), F32)
+        return widen(builder, x)
 
     return types.float32(x if x == types.uint16 else types.float32), codegen
 
@@ -267,12 +302,7 @@ def as_element(typing, array, x):
         _, x = arguments
         if not narrow:
             return x
-        bits = builder.bitcast(x, I32)
-        upper = builder.lshr(bits, ir.Constant(I32, 16))
-        up = builder.add(builder.and_(upper, ir.Constant(I32, 1)), ir.Constant(I32, 0x7FFF))
-        rounded = builder.lshr(builder.add(bits, up), ir.Constant(I32, 16))
-        quiet = builder.or_(upper, ir.Constant(I32, 0x40))  # NaN stays NaN
-        return builder.trunc(builder.select(builder.fcmp_unordered("uno", x, x), quiet, rounded), I16)
+        return builder.trunc(bf16_bits(builder, x), I16)
 
     return (types.uint16 if narrow else types.float32)(array, types.float32), codegen
 

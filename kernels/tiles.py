@@ -37,6 +37,7 @@ from .simd import (
     pointer,
     row_length,
     store,
+    sum_of_lanes,
     with_twin,
 )
 
@@ -244,18 +245,7 @@ def _row_by_row_body(builder, c, d, a, b, terms, add):
     while len(vectors) > 1:
         vectors = [builder.fadd(x, y) for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
     base = builder.select(add, builder.load(d), ir.Constant(F32, 0.0))
-    builder.store(builder.fadd(_sum(builder, vectors[0]), base), c)
-
-
-def _sum(builder, vector):
-    """Add up a vector: the upper half to the lower, until one element is left."""
-    lanes = vector.type.count
-    while lanes > 1:
-        lanes //= 2
-        lower, upper = (ir.Constant(ir.VectorType(I32, lanes), [at + i for i in range(lanes)]) for at in (0, lanes))
-        halves = builder.shuffle_vector(vector, vector, lower), builder.shuffle_vector(vector, vector, upper)
-        vector = builder.fadd(*halves)
-    return builder.extract_element(vector, ir.Constant(I32, 0))
+    builder.store(builder.fadd(sum_of_lanes(builder, vectors[0]), base), c)
 
 
 # row_by_row(c, d, i, j, a, b, add): c[i, j] = sum_k a[i, k] b[j, k], plus d[i, j] if `add`; float32, unit column stride

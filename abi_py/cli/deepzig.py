@@ -8,6 +8,7 @@ import click
 
 from ..errors import ConfigError
 from ..pipelines.deepzig_config import DeepZigConfig
+from .models import printable
 from .options import Verb, config_options, given_values
 from .session import describe_machine, describe_model, fit_and_show, make_console, prepare, report_rows, say
 
@@ -151,7 +152,7 @@ def show_answers(run: "DeepZigRun", model: "TrainableModel", console: "Console")
     for messages in questions(run):
         (result,) = generator.run([encoder.encode_prompt(messages)], settings)
         say(console, "asked", one_line(messages[-1]["content"]))
-        for line in shown(result.text or "").splitlines() or [""]:
+        for line in printable(result.text or "").splitlines() or [""]:
             console.print(f"    {line}", soft_wrap=True, markup=False)
 
 
@@ -170,10 +171,5 @@ def questions(run: "DeepZigRun") -> list[list[dict[str, Any]]]:
 
 def one_line(text: str) -> str:
     """Return the beginning of a text without line ends."""
-    text = shown(" ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return text if len(text) <= 100 else text[:97] + "..."
-
-
-def shown(text: str) -> str:
-    """Return text that a terminal shows and does not obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

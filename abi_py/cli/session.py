@@ -30,6 +30,7 @@ from ..config import (
 )
 from ..errors import ConfigError
 from .chat_data import ChatConfig, describe_chat, show_answer
+from .models import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -460,8 +461,7 @@ def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, consol
     text = codec.decode([*prompt, *made])
     say(console, "sample", f"from the prompt {run.data.prompt!r}, temperature 0.7")
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the last character may have been cut
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    for line in shown.splitlines():
+    for line in printable(text).splitlines():
         console.print("    " + line, soft_wrap=True, markup=False)
 
 
