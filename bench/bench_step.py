@@ -18,7 +18,7 @@ from shapes import SHAPES
 from step_worker import STRATEGIES, Step
 
 from abi_py.kernels.peak import measured_peak
-from abi_py.model import block, transformer
+from abi_py.model import block, linear, transformer
 
 
 class Clocks:
@@ -66,7 +66,7 @@ class Clocks:
     def wrap_all(self):
         """Wrap every kernel that the model calls."""
 
-        def product(out, a, b, transpose_a=False, transpose_b=False, addend=None):
+        def product(out, a, b, transpose_a=False, transpose_b=False, **others):
             weight = self.names.get(b.ctypes.data) or self.names.get(out.ctypes.data) or "other"
             kind = "y" if transpose_b else "dw" if transpose_a else "dx"
             return f"{weight}  {kind}", 2.0 * out.size * (a.shape[0] if transpose_a else a.shape[1])
@@ -84,7 +84,7 @@ class Clocks:
         def head(losses, hits, dx, dw, x, w, labels, *rest):
             return "head and loss  y dx dw", 6.0 * np.count_nonzero(labels >= 0) * w.size
 
-        self.wrap(block, "product", product)
+        self.wrap(linear, "product", product)
         self.wrap(block, "attention_forward", attention_forward)
         self.wrap(block, "attention_backward", attention_backward)
         self.wrap(transformer, "head_loss_backward", head)
