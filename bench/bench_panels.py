@@ -5,9 +5,7 @@ from _bench import Bench
 
 from abi_py.kernels._jit import helper
 from abi_py.kernels.panels import (
-    BFLOAT16,
     COLUMNS,
-    FLOAT32,
     ROWS,
     pack_a,
     pack_a_transposed,
@@ -15,6 +13,7 @@ from abi_py.kernels.panels import (
     pack_b_transposed,
 )
 from abi_py.kernels.simd import LANES, describe
+from abi_py.kernels.tiles import BFLOAT16, FLOAT32
 
 COUNT, DEPTH = 4 * ROWS * COLUMNS, 256  # what is packed: COUNT rows or columns of A or B over DEPTH
 
@@ -41,7 +40,7 @@ for name, pack, x, width in (
     ("b", compiled(pack_b, False), flat, COLUMNS),
     ("b transposed", compiled(pack_b_transposed, True), tall, COLUMNS),
 ):
-    pack(panels, x, FLOAT32)
+    pack(panels, x, FLOAT32.table)
     by_depth = x.T if x is tall else x  # (DEPTH, COUNT)
     expected = by_depth.reshape(DEPTH, -1, width).swapaxes(0, 1)
     packed = panels[: x.size].reshape(expected.shape)
@@ -53,7 +52,6 @@ for name, pack, x, width in (
     def numpy_once(expected=expected, out=packed):
         out[...] = expected
 
-    bench.time(f"pack {name}", lambda once=once: once(FLOAT32), bytes_moved=8 * x.size, numpy=numpy_once)
-    once(BFLOAT16)  # compiles
-    bench.time(f"pack {name} bf16", lambda once=once: once(BFLOAT16), bytes_moved=6 * x.size)
+    bench.time(f"pack {name}", lambda once=once: once(FLOAT32.table), bytes_moved=8 * x.size, numpy=numpy_once)
+    bench.time(f"pack {name} bf16", lambda once=once: once(BFLOAT16.table), bytes_moved=6 * x.size)
 bench.finish()

@@ -4,9 +4,9 @@ import numpy as np
 from _bench import Bench
 
 from abi_py.kernels._jit import helper
-from abi_py.kernels.panels import BFLOAT16, COLUMNS, FLOAT32, ROWS
+from abi_py.kernels.panels import COLUMNS, ROWS
 from abi_py.kernels.simd import describe
-from abi_py.kernels.tiles import tile
+from abi_py.kernels.tiles import BFLOAT16, FLOAT32, tile
 
 DEPTH, TIMES = 256, 100
 
@@ -23,10 +23,10 @@ rng = np.random.default_rng(0)
 a, b = rng.standard_normal((DEPTH, ROWS), dtype=np.float32), rng.standard_normal((DEPTH, COLUMNS), dtype=np.float32)
 for name, numbers, elements in (("tile", FLOAT32, 1), ("tile bf16", BFLOAT16, 2)):
     c = np.zeros((ROWS, COLUMNS), np.float32)
-    tiles(c, a.ravel(), b.ravel(), DEPTH, 1, numbers)
+    tiles(c, a.ravel(), b.ravel(), DEPTH, 1, numbers.table)
     if numbers is FLOAT32:
         bench.check(name, c, a.T.astype(np.float64) @ b.astype(np.float64), 1e-5)
     flops = 2 * ROWS * COLUMNS * DEPTH * TIMES * elements
-    arguments = c, a.ravel(), b.ravel(), DEPTH, TIMES, numbers
+    arguments = c, a.ravel(), b.ravel(), DEPTH, TIMES, numbers.table
     bench.time(f"{name}, {TIMES} times", lambda arguments=arguments: tiles(*arguments), flops=flops)
 bench.finish()

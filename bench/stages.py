@@ -16,10 +16,11 @@ from abi_py.kernels.embedding import embedding_backward, embedding_forward
 from abi_py.kernels.global_norm import global_norm
 from abi_py.kernels.matmul import product
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
-from abi_py.kernels.panels import BFLOAT16, FLOAT32, round_to_bf16_ref
+from abi_py.kernels.panels import round_to_bf16_ref
 from abi_py.kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from abi_py.kernels.rope import rope_backward, rope_forward, rope_forward_rounded, rope_table
 from abi_py.kernels.swiglu import swiglu_backward, swiglu_forward, swiglu_forward_rounded
+from abi_py.kernels.tiles import BFLOAT16, FLOAT32
 
 EPS, THETA = 1e-5, 1e4
 

@@ -28,12 +28,10 @@ import numba
 import numpy as np
 
 from ._jit import helper, kernel, prange
+from ._routines import FOLD
 from .panels import (
-    BFLOAT16,
     COLUMNS,
-    FLOAT32,
     ROWS,
-    fold,
     pack_a,
     pack_a_transposed,
     pack_b,
@@ -42,7 +40,7 @@ from .panels import (
     widen_bf16_ref,
 )
 from .simd import as_element, dot, exp, largest, total
-from .tiles import tile
+from .tiles import BFLOAT16, FLOAT32, tile
 
 QUERIES = 128  # queries of a block, forward
 KEYS = 384  # keys of a block, forward
@@ -131,7 +129,7 @@ def _sum_over_queries(c, row, column, keys, width, a, b, queries, ahead, add, nu
         for i in range(0, keys, ROWS):
             m = min(ROWS, keys - i)
             first = min(max(i - ahead, 0), queries)
-            first //= fold(numbers)
+            first //= numbers[FOLD]
             a_at, b_at = i * depth + first * ROWS, j * depth + first * COLUMNS
             tile(c, c, row + i, column + j, m, n, a, a_at, b, b_at, depth - first, add, numbers)
 
@@ -325,7 +323,7 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
     head_dim = q.shape[1] // heads
     s = _scratch.prepare(head_dim)
     scale = np.float32(1 / math.sqrt(head_dim))
-    numbers = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
+    numbers = (BFLOAT16 if q.dtype == np.uint16 else FLOAT32).table
     _attention_forward(o, lse, q, k, v, starts, batch, heads, s.scores, s.sums, s.stats, s.panels, scale, numbers)
 
 
@@ -334,6 +332,6 @@ def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, he
     head_dim = q.shape[1] // heads
     s = _scratch.prepare(head_dim)
     scale = np.float32(1 / math.sqrt(head_dim))
-    numbers = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
+    numbers = (BFLOAT16 if q.dtype == np.uint16 else FLOAT32).table
     shape = starts, batch, heads, kv_heads, s.scores_backward, s.panels_backward
     _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, *shape, scale, numbers)

@@ -20,8 +20,8 @@ import numpy as np
 
 from ._jit import kernel, prange
 from .matmul import product
-from .panels import FLOAT32
 from .simd import exp, largest, total
+from .tiles import FLOAT32
 
 CHUNK = 1 << 24  # floats of logits at a time: 64 MiB
 STRETCH = 4096

@@ -28,13 +28,10 @@ import numba
 import numpy as np
 
 from ._jit import helper, kernel, prange
+from ._routines import FOLD
 from .panels import (
-    BFLOAT16,
     COLUMNS,
-    FLOAT16,
-    FLOAT32,
     ROWS,
-    fold,
     pack_a,
     pack_a_transposed,
     pack_b,
@@ -44,7 +41,7 @@ from .panels import (
     round_to_fp16_ref,
     widen_bf16_ref,
 )
-from .tiles import row_by_row, tile
+from .tiles import BFLOAT16, FLOAT16, FLOAT32, row_by_row, tile
 
 SLICE = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
 SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
@@ -90,7 +87,7 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, numb
     """c (M, N) = op(a) op(b) (+ d if add), in parts of part_rows x part_columns; packed_a, packed_b: scratch."""
     rows, columns = c.shape
     terms = a.shape[0] if transpose_a else a.shape[1]
-    slice_terms = fold(numbers) * SLICE  # the same bytes of panels
+    slice_terms = numbers[FOLD] * SLICE  # the same bytes of panels
     down = (rows + part_rows - 1) // part_rows
     across = (columns + part_columns - 1) // part_columns
     for part in prange(down * across):
@@ -149,7 +146,7 @@ class _Scratch:
 
 
 _scratch = _Scratch()
-_ROUND = {type(FLOAT32): np.asarray, type(BFLOAT16): round_to_bf16_ref, type(FLOAT16): round_to_fp16_ref}
+_ROUND = {FLOAT32: np.asarray, BFLOAT16: round_to_bf16_ref, FLOAT16: round_to_fp16_ref}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -175,7 +172,7 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     a and b are rounded to FLOAT32, BFLOAT16 or FLOAT16 while they are packed.  Sums are float32.
     """
     if BACKEND == "blas":
-        a, b = (_ROUND[type(numbers)](widen_bf16_ref(x)) for x in (a, b))
+        a, b = (_ROUND[numbers](widen_bf16_ref(x)) for x in (a, b))
         y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
         np.copyto(out, y if addend is None else y + addend)
         return
@@ -188,7 +185,7 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
         return
     base = out if addend is None else addend
     parts = _parts(rows, columns, terms, numba.get_num_threads())
-    _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers, *parts)
+    _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers.table, *parts)
 
 
 def streamed_product(out, x, w, addend=None):

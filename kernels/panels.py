@@ -21,7 +21,12 @@ uint16: the upper half of a float32).  The panels hold one of
                 half-precision arithmetic
 
 Rounding is to nearest even.
+
+A packer is a routine (`_routines.py`); the argument `numbers` is the table of FLOAT32, BFLOAT16 or FLOAT16, which stand
+in `tiles.py`.
 """
+
+import functools
 
 import llvmlite.ir as ir
 import numpy as np
@@ -29,6 +34,7 @@ from numba import types
 from numba.core import cgutils
 
 from ._jit import helper
+from ._routines import FOLD, KIND, PACKERS, call_routine
 from .simd import (
     F32,
     I16,
@@ -37,7 +43,6 @@ from .simd import (
     ISA,
     LANES,
     bf16_bits,
-    call_once_built,
     constant,
     each,
     element_type,
@@ -56,16 +61,14 @@ from .simd import (
 )
 
 __all__ = [
-    "BFLOAT16",
     "COLUMNS",
-    "FLOAT16",
-    "FLOAT32",
+    "KINDS",
     "ROWS",
-    "fold",
     "pack_a",
     "pack_a_transposed",
     "pack_b",
     "pack_b_transposed",
+    "packers",
     "panel_depth",
     "round_to_bf16_ref",
     "round_to_fp16_ref",
@@ -75,15 +78,10 @@ __all__ = [
 ROWS = ISA.tile_rows
 COLUMNS = ISA.tile_columns
 
-# What panels hold.  The *type* of these scalars says it, so a kernel is compiled for the numbers that it is called with
-# and for no others.  (Half precision would be np.float16, which Numba does not take as an argument.)
-FLOAT32, BFLOAT16, FLOAT16 = np.float32(0), np.uint16(0), np.int16(0)
-
-
 @helper
 def panel_depth(k, numbers):
     """Return how deep panels of `numbers` are for a sum over k elements."""
-    return (k + fold(numbers) - 1) // fold(numbers)
+    return (k + numbers[FOLD] - 1) // numbers[FOLD]
 
 
 # -- reference: roundings, and the plain-Python twin of the packers ------------------------------
@@ -106,10 +104,8 @@ def _pack_twin(width, transposed):
     def pack(panels, at, x, i, j, count, k, numbers):
         x = widen_bf16_ref(x)
         block = x[i : i + k, j : j + count] if transposed else x[i : i + count, j : j + k].T  # (k, count)
-        if fold(numbers) == 2:
-            block, k = _pair_twin(block), (k + 1) // 2
-        elif type(numbers) is type(FLOAT16):
-            block = round_to_fp16_ref(block)
+        k = panel_depth(k, numbers)
+        block = KINDS[numbers[KIND]].twin(block)
         for c in range(0, count, width):
             panel = panels[at + c * k : at + (c + width) * k].reshape(k, width)
             part = block[:, c : c + width]
@@ -150,7 +146,10 @@ class _StoredBFloat16:
 
 
 class _Float32:
-    fold = 1
+    name, fold = "float32", 1
+
+    def twin(self, block):
+        return block
 
     def place(self, builder, storage, elements):
         """Return a vector of places from `fold` vectors of elements."""
@@ -158,7 +157,10 @@ class _Float32:
 
 
 class _BFloat16:
-    fold = 2
+    name, fold = "bfloat16", 2
+
+    def twin(self, block):
+        return _pair_twin(block)
 
     def place(self, builder, storage, elements):
         lower, upper = (storage.halves(builder, x) for x in elements)
@@ -166,7 +168,10 @@ class _BFloat16:
 
 
 class _Float16:
-    fold = 1
+    name, fold = "float16", 1
+
+    def twin(self, block):
+        return round_to_fp16_ref(block)
 
     def place(self, builder, storage, elements):
         """Round in float32 and integer arithmetic, which every machine has."""
@@ -189,41 +194,29 @@ class _Float16:
         return builder.select(builder.fcmp_unordered("uno", x, x), x, rounded)
 
 
-_NUMBERS = {types.float32: _Float32(), types.uint16: _BFloat16(), types.int16: _Float16()}
-
-
-@with_twin(lambda numbers: 2 if type(numbers) is type(BFLOAT16) else 1)
-def fold(typing, numbers):
-    """Return how many elements of the sum share a place in panels of `numbers`."""
-
-    def codegen(context, builder, signature, arguments):
-        return constant(_NUMBERS[numbers].fold)
-
-    return types.int64(numbers), codegen
+KINDS = (_Float32(), _BFloat16(), _Float16())  # in the order of the tables' KIND
 
 
 # -- packing -------------------------------------------------------------------------------------
 
 
-def _packer(name, body, width):
-    """Return a Numba intrinsic that calls an LLVM function of its own for each storage and kind of numbers."""
+def _packer(name, slot):
+    """Return a Numba intrinsic that calls the packer whose routine for float32 stands at `slot`, bfloat16 behind it."""
 
     def typed(typing, panels, at, x, i, j, count, k, numbers):
         def codegen(context, builder, signature, arguments):
-            panels, at, x, i, j, count, k, _ = arguments
+            panels, at, x, i, j, count, k, table = arguments
             kinds = signature.args
             to = pointer(context, builder, kinds[0], panels, at)
             source = pointer(context, builder, kinds[2], x, i, j)
-            row = row_length(context, builder, kinds[2], x)
-            storage = _StoredBFloat16() if element_type(kinds[2])[0] == I16 else _StoredFloat32()
-            kind = _NUMBERS[numbers]
-            built = f"{name}{type(kind).__name__}{type(storage).__name__}"
-            values = [to, source, row, count, k]
-            call_once_built(builder, built, values, lambda inner, *args: body(inner, width, storage, kind, *args))
+            values = [to, source, row_length(context, builder, kinds[2], x), count, k]
+            storage = STORAGES.index(element_type(kinds[2])[0])
+            call_routine(context, builder, kinds[7], table, slot + storage, values)
             return context.get_dummy_value()
 
         return types.void(panels, types.intp, x, *[types.intp] * 4, numbers), codegen
 
+    typed.__name__ = name
     return typed
 
 
@@ -375,14 +368,33 @@ def _pack_copying_body(builder, width, storage, numbers, to, source, row, count,
             deal(paired, 1, last=True)
 
 
-def _make_packer(name, width, transposed):
-    """Return one of the packers; `transposed`: the sum's index runs over the rows of x."""
-    body = _pack_copying_body if transposed else _pack_transposing_body
-    return with_twin(_pack_twin(width, transposed))(_packer(name, body, width))
+STORAGES = (F32, I16)
+FORMS = (  # of packing: what emits it, the width of its panels, and whether the sum's index runs over the rows of x
+    (_pack_transposing_body, ROWS, False),
+    (_pack_copying_body, ROWS, True),
+    (_pack_copying_body, COLUMNS, True),
+    (_pack_transposing_body, COLUMNS, False),
+)
+
+
+def packers(kind):
+    """Return the routines that pack into panels of one of KINDS: {slot of a table: routine}."""
+    found = {}
+    for form, (body, width, _) in enumerate(FORMS):
+        for index, storage in enumerate((_StoredFloat32(), _StoredBFloat16())):
+            arguments = [F32.as_pointer(), storage.element.as_pointer(), I64, I64, I64]
+            found[PACKERS + 2 * form + index] = arguments, functools.partial(_emit, body, width, storage, kind)
+    return found
+
+
+def _emit(body, width, storage, kind, builder, *arguments):
+    body(builder, width, storage, kind, *arguments)
+
+
+def _make_packer(form):
+    _, width, transposed = FORMS[form]
+    return with_twin(_pack_twin(width, transposed))(_packer(f"pack_{form}", PACKERS + 2 * form))
 
 
 # Called as pack(panels, at, x, i, j, count, k, numbers): count rows of A or columns of B, a sum over k elements.
-pack_a = _make_packer("abi_pack_a", ROWS, False)
-pack_a_transposed = _make_packer("abi_pack_a_transposed", ROWS, True)
-pack_b = _make_packer("abi_pack_b", COLUMNS, True)
-pack_b_transposed = _make_packer("abi_pack_b_transposed", COLUMNS, False)
+pack_a, pack_a_transposed, pack_b, pack_b_transposed = (_make_packer(form) for form in range(len(FORMS)))

@@ -11,8 +11,8 @@ import numba
 import numpy as np
 
 from ._jit import kernel, prange
-from .panels import BFLOAT16, COLUMNS, FLOAT32, ROWS
-from .tiles import tile
+from .panels import COLUMNS, ROWS
+from .tiles import BFLOAT16, FLOAT32, tile
 
 DEPTH = 256  # panels of 8 and 48 KiB: first-level cache
 
@@ -34,7 +34,7 @@ def measured_peak(seconds=0.2, bf16=False):
     Runs for about `seconds` and takes the best of several rounds, because other programs only ever make a round slower.
     """
     threads = numba.get_num_threads()
-    numbers = BFLOAT16 if bf16 else FLOAT32
+    numbers = (BFLOAT16 if bf16 else FLOAT32).table
     c = np.zeros((threads, ROWS, COLUMNS), np.float32)
     a = np.ones((threads, DEPTH * ROWS), np.float32)
     b = np.ones((threads, DEPTH * COLUMNS), np.float32)

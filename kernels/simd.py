@@ -73,6 +73,7 @@ ISA = _chosen_isa()
 LANES = ISA.lanes
 
 F32 = ir.FloatType()
+I1 = ir.IntType(1)
 I16 = ir.IntType(16)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
@@ -258,23 +259,6 @@ def first_lanes(builder, count, lanes=LANES):
     """Mask of the lanes below `count`, which may be negative or larger than the vector."""
     wide = ir.VectorType(I64, lanes)
     return builder.icmp_signed("<", ir.Constant(wide, list(range(lanes))), broadcast(builder, count, wide))
-
-
-def call_once_built(builder, name, arguments, body):
-    """Call a function of this module that `body(builder, *arguments)` fills in at its first use.
-
-    Out of line, so that a kernel with seven products holds one copy of the tile; a call is nothing beside its loop.
-    """
-    function = builder.module.globals.get(name)
-    if function is None:
-        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-        function = ir.Function(builder.module, kind, name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        inside = ir.IRBuilder(function.append_basic_block("entry"))
-        body(inside, *function.args)
-        inside.ret_void()
-    builder.call(function, arguments)
 
 
 # -- scalars: bfloat16 ---------------------------------------------------------------------------

@@ -8,6 +8,8 @@ A tile keeps ROWS x COLUMNS sums in vector registers and reads both panels strai
 de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  Panels of bfloat16 hold pairs of elements: the
 tile then adds two products at once, with the processor's bfloat16 dot product where there is one (`NATIVE_BF16`), else
 in float32 after shifting each half back into place.  Sums are float32 in any case.
+
+FLOAT32, BFLOAT16 and FLOAT16 are the kinds of numbers that products multiply.  Kernels take their tables.
 """
 
 import llvmlite.binding as llvm
@@ -16,9 +18,11 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from .panels import COLUMNS, ROWS, fold
+from ._routines import FOLD, TILE, Numbers, call_routine
+from .panels import COLUMNS, KINDS, ROWS, packers
 from .simd import (
     F32,
+    I1,
     I32,
     I64,
     ISA,
@@ -26,7 +30,6 @@ from .simd import (
     VECTOR,
     ZERO,
     broadcast,
-    call_once_built,
     constant,
     declare,
     first_lanes,
@@ -41,7 +44,7 @@ from .simd import (
     with_twin,
 )
 
-__all__ = ["COLUMNS", "NATIVE_BF16", "ROWS", "row_by_row", "tile"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "NATIVE_BF16", "Numbers", "row_by_row", "tile"]
 
 NATIVE_BF16 = ISA.name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16"))
 
@@ -60,7 +63,7 @@ def _unpair_twin(panel):
 def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
     left = a[a_at : a_at + k * ROWS].reshape(k, ROWS)[:, :rows]
     right = b[b_at : b_at + k * COLUMNS].reshape(k, COLUMNS)[:, :cols]
-    if fold(numbers) == 2:
+    if numbers[FOLD] == 2:
         left, right = _unpair_twin(left), _unpair_twin(right)
     block = (slice(i, i + rows), slice(j, j + cols))
     c[block] = left.T @ right + (d[block] if add else np.float32(0))
@@ -75,10 +78,9 @@ def _row_by_row_twin(c, d, i, j, a, b, add):
 
 def _tile(typing, c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
     signature = types.void(c, d, *[types.intp] * 4, a, types.intp, b, types.intp, types.intp, types.boolean, numbers)
-    multiply = _multiply_bf16 if numbers == types.uint16 else _multiply
 
     def codegen(context, builder, signature, arguments):
-        c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, _ = arguments
+        c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table = arguments
         kinds = signature.args
         pointers = (
             pointer(context, builder, kinds[0], c, i, j),
@@ -88,8 +90,7 @@ def _tile(typing, c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
         )
         lengths = (row_length(context, builder, kinds[0], c), row_length(context, builder, kinds[1], d))
         values = [*pointers, *lengths, rows, cols, k, add]
-        built = f"abi_tile_{numbers}"
-        call_once_built(builder, built, values, lambda inner, *args: _tile_body(inner, multiply, *args))
+        call_routine(context, builder, kinds[12], table, TILE, values)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -199,8 +200,18 @@ def _tile_of(builder, multiply, vectors, c, d, a, b, c_row, d_row, rows, cols, k
 # c[i:i+rows, j:j+cols] = A B, plus d[i:i+rows, j:j+cols] if `add`; d may be c.
 #     a: float32 buffer with a panel of A, (k, ROWS), at `a_at`;  b: the same of B, (k, COLUMNS), at `b_at`
 #     c, d: float32 matrices with unit column stride;  rows <= ROWS, cols <= COLUMNS
-#     numbers: what the panels hold; k counts their depth, in pairs for BFLOAT16
+#     numbers: the table of what the panels hold; k counts their depth, in pairs for BFLOAT16
 tile = with_twin(_tile_twin)(_tile)
+
+
+def _numbers(kind):
+    """Return one of panels.KINDS with its routines."""
+    multiply = _multiply_bf16 if kind.fold == 2 else _multiply
+    tile = [F32.as_pointer()] * 4 + [I64] * 5 + [I1], lambda builder, *values: _tile_body(builder, multiply, *values)
+    return Numbers(kind.name, KINDS.index(kind), kind.fold, {TILE: tile} | packers(kind))
+
+
+FLOAT32, BFLOAT16, FLOAT16 = (_numbers(kind) for kind in KINDS)
 
 
 # -- a row against a row -------------------------------------------------------------------------
@@ -215,7 +226,7 @@ def _row_by_row(typing, c, d, i, j, a, b, add):
             for at, array, row, column in ((0, c, i, j), (1, d, i, j), (4, a, i, constant(0)), (5, b, j, constant(0)))
         ]
         terms = builder.extract_value(context.make_array(kinds[4])(context, builder, a).shape, 1)
-        call_once_built(builder, "abi_row_by_row", [*pointers, terms, add], _row_by_row_body)
+        _row_by_row_body(builder, *pointers, terms, add)
         return context.get_dummy_value()
 
     return types.void(c, d, types.intp, types.intp, a, b, types.boolean), codegen

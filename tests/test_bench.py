@@ -4,15 +4,19 @@ import csv
 import importlib
 import itertools
 import json
+import runpy
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
+from abi_py.kernels._jit import JIT
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("arithmetic", "shapes", "worker", "_bench", "bench_vs_peers", "products", "readme_table", "stages",
-         "roofline", "growth", "goals", "step_worker", "product_worker")  # fmt: skip
+         "roofline", "growth", "goals", "step_worker", "product_worker", "bench_step")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,45 @@ def test_a_step_of_the_worker_learns_its_batch(bench):
     losses = [step() for _ in range(5)]
     assert losses[0] == pytest.approx(np.log(40), abs=0.05)
     assert all(later < sooner for sooner, later in itertools.pairwise(losses))
+
+
+def test_a_step_is_split_into_all_its_stages(bench):
+    from abi_py.model import block, linear
+
+    before = linear.product, block.attention_forward
+    shape = bench.shapes.Shape(40, 8, 2, 4, 2, 16, 2, 5)
+    whole, seconds, clocks = bench.bench_step.measured_steps(bench.step_worker.Step(shape), 2)
+    assert (linear.product, block.attention_forward) == before
+    assert len(whole) == len(seconds["between kernels"]) == 2
+    for weight in ("w_q w_k w_v", "w_o", "w_gate w_up", "w_down"):
+        for kind in ("y", "dx", "dw"):
+            assert clocks.calls[f"{weight}  {kind}"] == shape.num_layers
+    assert sum(clocks.flops.values()) >= bench.arithmetic.step_flops(shape)  # attention computes its scores again
+
+
+LIGHT = sorted({"dropout", "embedding", "global_norm", "panels", "peak", "rms_norm", "rope", "simd", "swiglu", "tiles"})
+
+
+@pytest.mark.skipif(not JIT, reason="slow without compiling")
+@pytest.mark.parametrize("operation", LIGHT)
+def test_benchmarks_of_operations_run(bench, operation, monkeypatch, capsys):
+    """Each checks its kernel before it times it; here it calls it once."""
+    calls = []
+
+    def once(function, runs):
+        function()
+        calls.append(function)
+        return np.ones(3)
+
+    monkeypatch.setattr(bench._bench, "seconds_per_call", once)
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    before = numba.get_num_threads()
+    try:
+        runpy.run_path(str(ROOT / f"bench/bench_{operation}.py"), run_name="__main__")
+    finally:
+        numba.set_num_threads(before)
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert 0 < len(rows) <= len(calls)
 
 
 @pytest.mark.parametrize("form", ["y", "dx", "dw"])

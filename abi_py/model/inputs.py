@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from ..config import IGNORE_INDEX, TrainableModelConfig
 from ..errors import DataError
-from ..kernels.panels import BFLOAT16, FLOAT32
 from ..kernels.rope import rope_table
+from ..kernels.tiles import BFLOAT16, FLOAT32
 
 __all__ = ["Layout", "Layouts", "as_ids", "as_labels", "check_ids"]
 

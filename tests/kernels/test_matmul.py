@@ -17,17 +17,9 @@ from hypothesis import strategies as st
 from abi_py.kernels import matmul as module
 from abi_py.kernels._jit import JIT
 from abi_py.kernels.matmul import BLOCK, FEW, SLAB, SLICE, STRETCH, matmul, product, product_ref, streamed_product
-from abi_py.kernels.panels import (
-    BFLOAT16,
-    COLUMNS,
-    FLOAT16,
-    FLOAT32,
-    ROWS,
-    round_to_bf16_ref,
-    round_to_fp16_ref,
-    widen_bf16_ref,
-)
+from abi_py.kernels.panels import COLUMNS, ROWS, round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from abi_py.kernels.simd import LANES
+from abi_py.kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 

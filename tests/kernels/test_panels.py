@@ -8,12 +8,8 @@ import pytest
 
 from abi_py.kernels._jit import helper
 from abi_py.kernels.panels import (
-    BFLOAT16,
     COLUMNS,
-    FLOAT16,
-    FLOAT32,
     ROWS,
-    fold,
     pack_a,
     pack_a_transposed,
     pack_b,
@@ -24,6 +20,7 @@ from abi_py.kernels.panels import (
     widen_bf16_ref,
 )
 from abi_py.kernels.simd import LANES
+from abi_py.kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
 
 UNTOUCHED = np.float32(-77)
 
@@ -45,7 +42,7 @@ PACKERS = {
     "b": (compiled(pack_b), COLUMNS, False),
     "b_transposed": (compiled(pack_b_transposed), COLUMNS, True),
 }
-NUMBERS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+NUMBERS = {str(kind): kind.table for kind in (FLOAT32, BFLOAT16, FLOAT16)}
 DEPTHS = [1, 2, LANES - 1, LANES, 2 * LANES + 3, 4 * LANES, 64 * LANES + 1]
 
 
@@ -126,7 +123,7 @@ def test_rounding_to_bfloat16():
     """To nearest even, with ties both ways, infinity reached by rounding, and NaN that stays NaN."""
     bits = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFFFFFFFF, 0x80000000]
     expected = [0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7F80, 0x7FC0, 0xFFFF, 0x8000]
-    found = packed_column(bits, BFLOAT16)
+    found = packed_column(bits, NUMBERS["bfloat16"])
     assert [hex(value & 0xFFFF) for value in found] == [hex(value) for value in expected]
     assert [hex(value >> 16) for value in found] == [hex(value) for value in expected]
 
@@ -136,14 +133,6 @@ def test_rounding_to_half_precision(rng):
     special = [1 + 2**-11, 1 + 3 * 2**-11, 65504, 65519.996, 65520, 1e30, 2**-14, 2**-24, 2**-25, 1.1 * 2**-25, 3e-8, 0]
     x = np.array([*special, np.inf, *(rng.standard_normal(500) * 2.0 ** rng.integers(-30, 20, 500))], np.float32)
     x = np.concatenate([x, -x])
-    found = packed_column(x.view(np.uint32), FLOAT16)
+    found = packed_column(x.view(np.uint32), NUMBERS["float16"])
     assert found.tobytes() == round_to_fp16_ref(x).tobytes()
-    assert np.isnan(packed_column([0x7FC00000], FLOAT16).view(np.float32)).all()
-
-
-def test_fold():
-    @helper
-    def folds():
-        return fold(FLOAT32), fold(BFLOAT16), fold(FLOAT16)
-
-    assert folds() == (1, 2, 1)
+    assert np.isnan(packed_column([0x7FC00000], NUMBERS["float16"]).view(np.float32)).all()

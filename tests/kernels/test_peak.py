@@ -6,16 +6,17 @@ import pytest
 
 from abi_py.kernels import peak
 from abi_py.kernels._jit import JIT
-from abi_py.kernels.tiles import COLUMNS, ROWS
+from abi_py.kernels.panels import COLUMNS, ROWS
+from abi_py.kernels.tiles import BFLOAT16, FLOAT32
 
 
 def test_the_tile_is_repeated_as_often_as_is_counted():
     c = np.zeros((2, ROWS, COLUMNS), np.float32)
     a, b = np.ones((2, 3 * ROWS), np.float32), np.full((2, 3 * COLUMNS), 2, np.float32)
-    peak.repeat_tile(c, a, b, 3, 5, False)
+    peak.repeat_tile(c, a, b, 3, 5, FLOAT32.table)
     assert (c == 3 * 2 * 5).all()  # depth 3, one times two, five times: nothing was left out by the compiler
     c[...] = 0
-    peak.repeat_tile(c, a, b, 3, 5, True)
+    peak.repeat_tile(c, a, b, 3, 5, BFLOAT16.table)
     assert (c == 3 * 2 * 5).all()  # of each pair, here 1 and 2 in float32, the upper halves are 1 and 2, the lower 0
 
 

@@ -8,9 +8,9 @@ import pytest
 from gradcheck import check_close
 
 from abi_py.kernels._jit import helper
-from abi_py.kernels.panels import BFLOAT16, COLUMNS, FLOAT32, ROWS, round_to_bf16_ref
+from abi_py.kernels.panels import COLUMNS, ROWS, round_to_bf16_ref
 from abi_py.kernels.simd import LANES
-from abi_py.kernels.tiles import tile
+from abi_py.kernels.tiles import BFLOAT16, FLOAT32, tile
 
 
 @helper
@@ -39,7 +39,7 @@ def test_tile_at_every_edge(rng, k, add):
     for rows in range(1, ROWS + 1):
         for cols in sorted({1, LANES - 1, LANES, LANES + 1, COLUMNS - 1, COLUMNS}):
             c = np.full_like(d, np.nan)
-            one_tile(c, d, 2, 3, rows, cols, a.ravel(), 0, b.ravel(), 0, k, add, FLOAT32)
+            one_tile(c, d, 2, 3, rows, cols, a.ravel(), 0, b.ravel(), 0, k, add, FLOAT32.table)
             block = (slice(2, 2 + rows), slice(3, 3 + cols))
             check_close(c[block], expected[:rows, :cols] + (d[block] if add else 0), 1e-5)
             c[block] = np.nan
@@ -53,7 +53,7 @@ def test_tile_adds_in_place_at_offsets_and_in_strided_matrices(rng):
     b_panel = np.concatenate([np.full(3, np.nan, np.float32), b.ravel()])
     whole = rng.standard_normal((ROWS, COLUMNS + 13)).astype(np.float32)
     before, c = whole.copy(), whole[::-1, 4 : 4 + COLUMNS]
-    one_tile(c, c, 0, 0, ROWS, COLUMNS, a_panel, 7, b_panel, 3, k, True, FLOAT32)
+    one_tile(c, c, 0, 0, ROWS, COLUMNS, a_panel, 7, b_panel, 3, k, True, FLOAT32.table)
     check_close(c, expected + before[::-1, 4 : 4 + COLUMNS], 1e-5)
     whole[:, 4 : 4 + COLUMNS] = before[:, 4 : 4 + COLUMNS]
     assert np.array_equal(whole, before)
@@ -63,7 +63,7 @@ def test_nan_in_a_panel_stays_in_its_row_and_column(rng):
     a, b, _ = panels(rng, 5)
     a[3, 1] = np.nan
     c = np.zeros((ROWS, COLUMNS), np.float32)
-    one_tile(c, c, 0, 0, ROWS, COLUMNS, a.ravel(), 0, b.ravel(), 0, 5, False, FLOAT32)
+    one_tile(c, c, 0, 0, ROWS, COLUMNS, a.ravel(), 0, b.ravel(), 0, 5, False, FLOAT32.table)
     assert np.isnan(c[1]).all()
     assert np.isfinite(np.delete(c, 1, axis=0)).all()
 
@@ -77,7 +77,8 @@ def test_tile_of_pairs(rng, add):
     for rows in (1, ROWS):
         for cols in (1, LANES, LANES + 1, COLUMNS):
             c = np.full_like(d, np.nan)
-            one_tile(c, d, 2, 3, rows, cols, pairs(a).ravel(), 0, pairs(b).ravel(), 0, (k + 1) // 2, add, BFLOAT16)
+            place = 2, 3, rows, cols, pairs(a).ravel(), 0, pairs(b).ravel(), 0, (k + 1) // 2
+            one_tile(c, d, *place, add, BFLOAT16.table)
             block = (slice(2, 2 + rows), slice(3, 3 + cols))
             check_close(c[block], expected[:rows, :cols] + (d[block] if add else 0), 1e-5)
             c[block] = np.nan

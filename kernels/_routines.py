@@ -1,0 +1,134 @@
+"""Routines: LLVM functions emitted from Python, compiled once for a machine and called by their address.
+
+The tile and the packers stand at the heart of every product and of attention.  Were they part of the kernels that call
+them, each kernel would compile them again, and Numba several times for each kernel: most of the time of a cold start
+(docs/log.md).  So they are compiled apart, at first use and in a fraction of a second, all of one kind of numbers
+together; the machine code is kept beside Numba's cache, under the same key.  A kernel takes their addresses as an
+argument, a *table*:
+
+    table (SLOTS,) int64        KIND: which numbers    FOLD: elements of the sum in a place of a panel    then addresses
+
+Under NUMBA_DISABLE_JIT=1 nothing is compiled: the addresses are zero, and the operations' twins read KIND and FOLD.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+import numpy as np
+
+from ._jit import JIT, cache_directory, numba_config
+
+__all__ = ["FOLD", "KIND", "PACKERS", "TILE", "Numbers", "Routine", "call_routine"]
+
+KIND, FOLD, TILE, PACKERS = range(4)  # slots; from PACKERS on, one for each packer and storage format
+SLOTS = PACKERS + 8
+
+Routine = tuple[list[ir.Type], Callable[..., None]]  # types of the arguments; emits the body: body(builder, *arguments)
+
+_engines: list[Any] = []  # the machine code lives as long as they do
+
+
+class Numbers:
+    """A kind of numbers that products multiply, with the routines that pack and multiply them."""
+
+    def __init__(self, name: str, kind: int, fold: int, routines: Mapping[int, Routine]) -> None:
+        """Describe it; `routines` has one for each slot from TILE on.  Nothing is compiled before `table` is read."""
+        self.name, self.kind, self.fold, self.routines = name, kind, fold, routines
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def file(self) -> Path:
+        """Where the machine code is kept."""
+        return cache_directory() / f"routines-{self.name}.o"
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """The argument of kernels, (SLOTS,) int64; compiled, or read from the cache, when it is first asked for."""
+        table = np.zeros(SLOTS, np.int64)
+        table[KIND], table[FOLD] = self.kind, self.fold
+        if JIT:
+            addresses = _load(_kept(self.file, self._module), self.routines)
+            for slot, address in addresses.items():
+                table[slot] = address
+        return table
+
+    def _module(self) -> str:
+        module = ir.Module(self.name)
+        for slot, (arguments, body) in self.routines.items():
+            function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), _symbol(slot))
+            builder = ir.IRBuilder(function.append_basic_block("entry"))
+            body(builder, *function.args)
+            builder.ret_void()
+        return str(module)
+
+
+def _symbol(slot: int) -> str:
+    return f"abi_routine_{slot}"
+
+
+def _target_machine() -> Any:
+    """Return LLVM's description of this machine, with the settings that Numba has for its own code."""
+    features = numba_config.CPU_FEATURES
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=numba_config.CPU_NAME or llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten() if features is None else features,
+        opt=3,
+        reloc="static" if llvm.get_process_triple().startswith("x86") else "default",
+        codemodel="jitdefault",
+    )
+
+
+def _compiled(assembly: str) -> bytes:
+    """Return the object file of an LLVM module."""
+    machine = _target_machine()
+    module = llvm.parse_assembly(assembly)
+    module.triple, module.data_layout = llvm.get_process_triple(), str(machine.target_data)
+    module.verify()
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(module, builder)
+    return bytes(machine.emit_object(module))
+
+
+def _kept(file: Path, assembly: Callable[[], str]) -> bytes:
+    """Return what `file` keeps, or compile and keep it; a file damaged, or impossible to write, is no error."""
+    with contextlib.suppress(OSError):
+        raw = file.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() == raw[:32]:
+            return raw[32:]
+    code = _compiled(assembly())
+    part = file.with_name(f".{file.name}-{os.getpid()}")
+    # A full disk, a directory of somebody else's: compile again next time, as Numba does.
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(hashlib.sha256(code).digest() + code)
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+    return code
+
+
+def _load(code: bytes, slots: Mapping[int, Any]) -> dict[int, int]:
+    """Return the address of each slot's routine in an object file, ready to be called."""
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return {slot: engine.get_function_address(_symbol(slot)) for slot in slots}
+
+
+def call_routine(context: Any, builder: Any, table_type: Any, table: Any, slot: int, arguments: list[Any]) -> None:
+    """Emit a call of the routine in a slot of a table, for an intrinsic of which the table is an argument."""
+    entries = context.make_array(table_type)(context, builder, table).data
+    address = builder.load(builder.gep(entries, [ir.Constant(ir.IntType(64), slot)]))
+    kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+    builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)

@@ -1,0 +1,91 @@
+"""Routines: compiled once, kept on disk, compiled again when the file is damaged or can't be written."""
+
+import llvmlite.ir as ir
+import numpy as np
+import pytest
+from numba import types
+from numba.extending import intrinsic
+
+from abi_py.kernels import _routines
+from abi_py.kernels._jit import JIT, helper
+from abi_py.kernels._routines import FOLD, KIND, TILE, Numbers, call_routine
+from abi_py.kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
+
+I64 = ir.IntType(64)
+compiled_only = pytest.mark.skipif(not JIT, reason="nothing is compiled")
+
+
+def double(builder, place):
+    builder.store(builder.mul(builder.load(place), ir.Constant(I64, 2)), place)
+
+
+@intrinsic
+def doubled(typing, x, table):
+    def codegen(context, builder, signature, arguments):
+        place = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        call_routine(context, builder, signature.args[1], arguments[1], TILE, [place])
+        return context.get_dummy_value()
+
+    return types.void(x, table), codegen
+
+
+@helper
+def call_doubled(x, table):
+    doubled(x, table)
+
+
+@pytest.fixture
+def numbers(tmp_path, monkeypatch):
+    """Make numbers with one routine, which doubles an integer, in a cache of their own; the value makes them anew."""
+    monkeypatch.setattr(_routines, "cache_directory", lambda: tmp_path / "cache")
+    return lambda: Numbers("doubles", 7, 3, {TILE: ([I64.as_pointer()], double)})
+
+
+def result_of(numbers):
+    x = np.array([21], np.int64)
+    call_doubled(x, numbers.table)
+    return x[0]
+
+
+def test_tables_say_what_they_are():
+    kinds = [(numbers.table[KIND], numbers.table[FOLD]) for numbers in (FLOAT32, BFLOAT16, FLOAT16)]
+    assert kinds == [(0, 1), (1, 2), (2, 1)]
+    assert [str(numbers) for numbers in (FLOAT32, BFLOAT16, FLOAT16)] == ["float32", "bfloat16", "float16"]
+    for numbers in (FLOAT32, BFLOAT16, FLOAT16):
+        assert numbers.table is numbers.table
+        assert (numbers.table[TILE:] != 0).all() == JIT
+
+
+@compiled_only
+def test_compiled_once_and_then_read(numbers, monkeypatch):
+    assert result_of(numbers()) == 42
+    assert [path.name for path in numbers().file.parent.iterdir()] == ["routines-doubles.o"]  # and nothing half-written
+    monkeypatch.setattr(_routines, "_compiled", None)  # would fail if it were called
+    assert result_of(numbers()) == 42
+
+
+@compiled_only
+@pytest.mark.parametrize("damage", [lambda x: b"", lambda x: x[:-1], lambda x: x[:40] + b"?" + x[41:]])
+def test_a_damaged_file_is_made_again(numbers, damage):
+    assert result_of(numbers()) == 42
+    file = numbers().file
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert result_of(numbers()) == 42
+    assert file.read_bytes() == whole
+
+
+@compiled_only
+def test_a_cache_that_cannot_be_written_is_no_error(numbers):
+    numbers().file.parent.write_text("a file where the directory should be")
+    assert result_of(numbers()) == 42
+
+
+@compiled_only
+def test_nothing_is_left_of_a_write_that_failed(numbers, monkeypatch):
+    def full(*names):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_routines.os, "replace", full)
+    assert result_of(numbers()) == 42
+    assert list(numbers().file.parent.iterdir()) == []
