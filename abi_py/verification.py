@@ -226,7 +226,8 @@ def _cross_entropy(rng: np.random.Generator) -> Iterator[Check]:
     labels = rng.integers(0, 53, 31).astype(np.int32)
     labels[::5] = -100
     losses, hits, dx, dw = np.empty(31, np.float32), np.empty(31, np.uint8), np.empty_like(x), np.empty_like(w)
-    cross_entropy.head_loss_backward(losses, hits, dx, dw, x, w, labels, 1.0, 0.1, False)
+    scratch = np.empty(cross_entropy.scratch_floats(31, 53, 24), np.float32)
+    cross_entropy.head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch, 1.0, 0.1, False)
     x, w = _wide(x, w)
     losses_ref, _, dx_ref, dw_ref = cross_entropy.head_loss_ref(x, w, labels, 1.0, 0.1)
     yield _speed("cross_entropy", "loss", losses, losses_ref)

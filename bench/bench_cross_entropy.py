@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.cross_entropy import head_loss, head_loss_backward, head_loss_ref
+from abi_py.kernels.cross_entropy import head_loss, head_loss_backward, head_loss_ref, scratch_floats
 
 # (N, C, V)
 SHAPES = [(2048, 512, 4096), (512, 512, 32_000), (4096, 128, 256)]
@@ -16,15 +16,16 @@ for N, C, V in SHAPES:
     fewer = np.where(labels % 4, labels, -100).astype(np.int32)
     losses, hits = np.empty(N, np.float32), np.empty(N, np.uint8)
     dx, dw = np.empty_like(x), np.empty_like(w)
+    scratch = np.empty(scratch_floats(N, V, C), np.float32)
 
-    def forward(losses=losses, hits=hits, x=x, w=w, labels=labels):
-        head_loss(losses, hits, x, w, labels)
+    def forward(losses=losses, hits=hits, x=x, w=w, labels=labels, scratch=scratch):
+        head_loss(losses, hits, x, w, labels, scratch)
 
-    def both(losses=losses, hits=hits, dx=dx, dw=dw, x=x, w=w, labels=labels, N=N):
-        head_loss_backward(losses, hits, dx, dw, x, w, labels, 1 / N, 0.0, False)
+    def both(losses=losses, hits=hits, dx=dx, dw=dw, x=x, w=w, labels=labels, scratch=scratch, N=N):
+        head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch, 1 / N, 0.0, False)
 
-    def some(losses=losses, hits=hits, dx=dx, dw=dw, x=x, w=w, labels=fewer, N=N):
-        head_loss_backward(losses, hits, dx, dw, x, w, labels, 1 / N, 0.0, False)
+    def some(losses=losses, hits=hits, dx=dx, dw=dw, x=x, w=w, labels=fewer, scratch=scratch, N=N):
+        head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch, 1 / N, 0.0, False)
 
     both()
     few = min(N, 512)

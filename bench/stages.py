@@ -11,7 +11,7 @@ import numpy as np
 from arithmetic import head_dim, kv_width, linear_layers, parameters
 
 from abi_py.kernels.attention import attention_backward, attention_forward
-from abi_py.kernels.cross_entropy import head_loss_backward
+from abi_py.kernels.cross_entropy import head_loss_backward, scratch_floats
 from abi_py.kernels.embedding import embedding_backward, embedding_forward
 from abi_py.kernels.global_norm import global_norm
 from abi_py.kernels.matmul import product
@@ -136,7 +136,8 @@ def once_stages(shape, bf16):
     ids, labels = np.random.default_rng(0).integers(0, shape.vocab_size, (2, rows)).astype(np.int32)
     losses, hits = np.empty(rows, np.float32), np.empty(rows, np.uint8)
     chunks, decay = parameter_chunks([0], [size], [True])
-    head = losses, hits, dhidden, dtable, hidden, table, labels, 1 / rows, 0.0, False, numbers_of(bf16)
+    scratch = np.empty(scratch_floats(rows, shape.vocab_size, c), np.float32)
+    head = losses, hits, dhidden, dtable, hidden, table, labels, scratch, 1 / rows, 0.0, False, numbers_of(bf16)
     return {
         "head and loss": lambda i: head_loss_backward(*head),
         "embedding y": lambda i: embedding_forward(hidden, ids, table),

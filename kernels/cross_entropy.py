@@ -9,9 +9,9 @@
 
 The rows that count go through in chunks.  A chunk's logits are made, become probabilities, become dz, and feed both
 products of the backward while they are still in cache, so the backward needs nothing saved but x and W.  Rows that do
-not count cost nothing. dx is overwritten (zero for rows that do not count); dw is overwritten or added to.  `scale`
-is 1 for a sum, 1 / count for a mean. Label smoothing: Szegedy et al. 2016, section 7, as in PyTorch (the smoothed
-mass includes the label itself).
+not count cost nothing. dx is overwritten (zero for rows that do not count) and may be x itself; dw is overwritten or
+added to.  `scale` is 1 for a sum, 1 / count for a mean. Label smoothing: Szegedy et al. 2016, section 7, as in PyTorch
+(the smoothed mass includes the label itself).
 """
 
 import math
@@ -23,7 +23,7 @@ from .matmul import product
 from .simd import exp, largest, total
 from .tiles import FLOAT32
 
-CHUNK = 1 << 24  # floats of logits at a time: 64 MiB
+CHUNK = 3 << 22  # floats of logits at a time: 48 MiB; dw is read and written once for each chunk (docs/log.md)
 STRETCH = 4096
 
 # -- reference -----------------------------------------------------------------------------------
@@ -90,69 +90,60 @@ def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backwa
 # -- calling it ----------------------------------------------------------------------------------
 
 
-class _Scratch:
-    """The chunk of logits, and gathered rows where some rows do not count; made once for a shape and kept."""
-
-    def __init__(self):
-        self.logits = np.empty(0, np.float32)
-        self.gathered = np.empty(0, np.float32)
-
-    def rows_of(self, name, rows, columns):
-        if getattr(self, name).size < rows * columns:
-            setattr(self, name, np.empty(rows * columns, np.float32))
-        return getattr(self, name)[: rows * columns].reshape(rows, columns)
-
-
-_scratch = _Scratch()
-
-
 def chunk_rows(vocabulary):
     """Rows of logits that are in memory at once."""
     return max(CHUNK // vocabulary // 16 * 16, 16)
 
 
-def head_loss(losses, hits, x, w, labels, smoothing=0.0, numbers=FLOAT32):
-    """Write losses (N,) and hits (N,); see the top of the file."""
-    _head(losses, hits, None, None, x, w, labels, 1.0, smoothing, False, numbers)
+def scratch_floats(rows, vocabulary, width):
+    """Return how many floats of scratch the head needs: the logits of a chunk, and its rows of x where they are few."""
+    return min(rows, chunk_rows(vocabulary)) * (vocabulary + width)
 
 
-def head_loss_backward(losses, hits, dx, dw, x, w, labels, scale, smoothing=0.0, accumulate=True, numbers=FLOAT32):
+def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, numbers=FLOAT32):
+    """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32."""
+    _head(losses, hits, None, None, x, w, labels, scratch, 1.0, smoothing, False, numbers)
+
+
+def head_loss_backward(
+    losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing=0.0, accumulate=True, numbers=FLOAT32
+):
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
     Forward and backward in one pass.
     """
-    _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, numbers)
+    _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, numbers)
 
 
-def _head(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate, numbers):
-    rows = np.flatnonzero(labels >= 0)
+def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, numbers):
+    counted = labels >= 0
+    rows = np.flatnonzero(counted)
     whole = len(rows) == len(labels)
-    backward = dx is not None
-    if not whole:
-        losses[...] = 0
-        hits[...] = 0
-        if backward:
-            dx[...] = 0
-    if dw is not None and len(rows) == 0 and not accumulate:
-        dw[...] = 0
-    step = min(chunk_rows(w.shape[0]), max(len(rows), 1))
+    vocabulary, width = w.shape
+    step = min(chunk_rows(vocabulary), len(labels))
+    logits, gathered = scratch[: step * vocabulary], scratch[step * vocabulary : step * (vocabulary + width)]
     for first in range(0, len(rows), step):
         count = min(step, len(rows) - first)
         chunk = slice(first, first + count) if whole else rows[first : first + count]
         if whole:
             x_rows = x[chunk]
         else:
-            x_rows = _scratch.rows_of("gathered", count, x.shape[1])
+            x_rows = gathered[: count * width].reshape(count, width)
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
-        z = _scratch.rows_of("logits", count, w.shape[0])
+        z = logits[: count * vocabulary].reshape(count, vocabulary)
         product(z, x_rows, w, transpose_b=True, numbers=numbers)
-        cross_entropy(z, losses, hits, labels, rows, first, float(smoothing), float(scale), backward)
-        if backward:
-            if dw is not None:
-                base = dw if accumulate or first > 0 else None
-                product(dw, z, x_rows, transpose_a=True, addend=base, numbers=numbers)
-            if whole:
-                product(dx[chunk], z, w, numbers=numbers)
-            else:
-                product(x_rows, z, w, numbers=numbers)  # x_rows is a copy and no longer needed
-                dx[chunk] = x_rows
+        cross_entropy(z, losses, hits, labels, rows, first, float(smoothing), float(scale), dx is not None)
+        if dw is not None:
+            base = dw if accumulate or first > 0 else None
+            product(dw, z, x_rows, transpose_a=True, addend=base, numbers=numbers)
+        if dx is not None and whole:
+            product(dx[chunk], z, w, numbers=numbers)
+        elif dx is not None:
+            product(x_rows, z, w, numbers=numbers)  # x_rows is a copy and no longer needed
+            dx[chunk] = x_rows
+    if not whole:
+        for out in (losses, hits, dx):
+            if out is not None:
+                out[~counted] = 0
+    if dw is not None and len(rows) == 0 and not accumulate:
+        dw[...] = 0

@@ -48,7 +48,7 @@ OUTPUTS = {
     "adam_": 3,
     "adamw_": 3,
 }
-HIDDEN = ("delta", "chunks", "decay")  # scratch and bookkeeping: arrays that are no part of the mathematics
+HIDDEN = ("delta", "scratch", "chunks", "decay")  # scratch and bookkeeping: arrays that are no part of the mathematics
 SHAPE = {
     "hidden_dim": 32,
     "num_layers": 1,

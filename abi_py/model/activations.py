@@ -15,6 +15,11 @@ a small share of a layer would be lost, stays float32.
 Where linear layers have adapters (`linear.py`), the table has their inner values uᵀ as well.
 
 Backward runs a segment's forward again unless the shared arrays still hold it, which they do for the last one.
+
+Scratch is used again and again within a block: entries of `PLACES` lie where another one lies, because the one is read
+for the last time before the other is written.  A linear layer's backward reads its input before it writes the input's
+gradient, so dh lies where h lies.  The head works between the two passes over the blocks: its scratch spans that of the
+blocks' (`UNDER_HEAD`).
 """
 
 from collections.abc import Mapping
@@ -24,12 +29,14 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..config import CheckpointingStrategy, Precision, TrainableModelConfig
-from ..kernels.cross_entropy import chunk_rows
+from ..kernels.cross_entropy import scratch_floats
 
 __all__ = ["ATTENTION_ENTRIES", "NO_ADAPTERS", "AdapterWidths", "Arena", "memory_plan", "saved_bytes"]
 
 ATTENTION_ENTRIES = ("r_attn", "qkv", "att", "lse", "u_qkv")
 NARROW = ("qkv", "gate_up")
+PLACES = {"hidden": "n", "dn": "n", "datt": "n", "dh": "h", "dqkv": "h"}  # entry -> whose memory
+UNDER_HEAD = ("dx", "h", "dgate_up", "du", "dropped")  # lie side by side in the memory of the head's scratch
 COLUMNS = ("lse", "delta", "u_qkv", "u_o", "u_gate_up", "u_down", "du")  # kept as (width, N): a row for each head
 
 
@@ -117,9 +124,28 @@ def _dtype(entry: str, narrow: bool) -> np.dtype:
     return np.dtype(np.uint16 if narrow and entry in NARROW else np.float32)
 
 
+def scratch_places(
+    config: TrainableModelConfig, rows: int, adapters: AdapterWidths = NO_ADAPTERS
+) -> dict[str, int]:
+    """Return the floats of each piece of scratch for `rows` tokens, by the entry that it is named after."""
+    places: dict[str, int] = {}
+    for name, width in scratch_table(config, adapters).items():
+        place = PLACES.get(name, name)
+        places[place] = max(places.get(place, 0), rows * width)
+    return places
+
+
+def head_floats(config: TrainableModelConfig, rows: int, places: Mapping[str, int]) -> int:
+    """Return the floats of the head's scratch, with all that lies under it."""
+    needed = scratch_floats(rows, config.vocab_size, config.hidden_dim)
+    return max(needed, sum(places[name] for name in UNDER_HEAD))
+
+
 def scratch_bytes(config: TrainableModelConfig, rows: int, adapters: AdapterWidths = NO_ADAPTERS) -> int:
     """Return the bytes of scratch for `rows` tokens."""
-    return 4 * rows * sum(scratch_table(config, adapters).values())
+    places = scratch_places(config, rows, adapters)
+    apart = sum(size for name, size in places.items() if name not in UNDER_HEAD)
+    return 4 * (apart + head_floats(config, rows, places))
 
 
 def memory_plan(
@@ -141,8 +167,14 @@ def memory_plan(
         "moments": 2 * trained,
         "saved activations": saved_bytes(config, rows, precision == Precision.BF16, adapters),
         "scratch": scratch_bytes(config, rows, adapters),
-        "logits": 4 * min(rows, chunk_rows(config.vocab_size)) * config.vocab_size,
     }
+
+
+def _shaped(entry: str, memory: np.ndarray, width: int, rows: int) -> np.ndarray:
+    flat = memory[: rows * width]
+    if entry in COLUMNS:
+        return flat.reshape(width, rows)
+    return flat if width == 1 and entry.startswith(("r_", "losses")) else flat.reshape(rows, width)
 
 
 class Arena:
@@ -152,16 +184,29 @@ class Arena:
         self.config, self.adapters = config, adapters
         self.capacity = 0
         self._flat: dict[tuple[str, int, np.dtype], np.ndarray] = {}
+        self._scratch: dict[str, np.ndarray] = {}
         self._views: dict[tuple[int, bool], tuple[list[SimpleNamespace], SimpleNamespace]] = {}
 
-    def _view(self, entry: str, index: int, width: int, rows: int, narrow: bool = False) -> np.ndarray:
-        key = (entry, index, _dtype(entry, narrow))
+    def _saved(self, entry: str, layer: int, width: int, rows: int, narrow: bool) -> np.ndarray:
+        key = (entry, slot(self.config, layer, entry), _dtype(entry, narrow))
         if key not in self._flat:
             self._flat[key] = np.empty(self.capacity * width, key[2])
-        flat = self._flat[key][: rows * width]
-        if entry in COLUMNS:
-            return flat.reshape(width, rows)
-        return flat if width == 1 and entry.startswith(("r_", "losses")) else flat.reshape(rows, width)
+        return _shaped(entry, self._flat[key], width, rows)
+
+    def _make_scratch(self) -> None:
+        places = scratch_places(self.config, self.capacity, self.adapters)
+        head, used = np.empty(head_floats(self.config, self.capacity, places), np.float32), 0
+        self._scratch = {"head": head}
+        for name, size in places.items():
+            if name in UNDER_HEAD:
+                self._scratch[name], used = head[used : used + size], used + size
+            else:
+                self._scratch[name] = np.empty(size, np.float32)
+
+    def nbytes(self) -> int:
+        """Return the bytes of all arrays."""
+        owned = [array for array in self._scratch.values() if array.base is None]
+        return sum(array.nbytes for array in (*self._flat.values(), *owned))
 
     def views(self, rows: int, narrow: bool = False) -> tuple[list[SimpleNamespace], SimpleNamespace]:
         """Return each layer's saved arrays, and the scratch, for `rows` tokens of a step (`narrow`: in bfloat16)."""
@@ -169,18 +214,21 @@ class Arena:
             self.capacity = rows
             self._flat.clear()
             self._views.clear()
+            self._make_scratch()
         if (rows, narrow) not in self._views:
             layers = [
                 SimpleNamespace(
                     **{
-                        name: self._view(name, slot(self.config, i, name), width, rows, narrow)
+                        name: self._saved(name, i, width, rows, narrow)
                         for name, width in saved_table(self.config, self.adapters).items()
                     }
                 )
                 for i in range(self.config.num_layers)
             ]
             table = scratch_table(self.config, self.adapters)
-            scratch = SimpleNamespace(**{name: self._view(name, 0, width, rows) for name, width in table.items()})
+            memory = {name: self._scratch[PLACES.get(name, name)] for name in (*table, "head")}
+            scratch = SimpleNamespace(**{name: _shaped(name, memory[name], table[name], rows) for name in table})
+            scratch.head = memory["head"]
             scratch.hits = np.empty(rows, np.uint8)
             # What forward rounds before it saves it is float32 where, later, its gradient will be.
             scratch.qkv, scratch.gate_up = scratch.dqkv, scratch.dgate_up

@@ -108,18 +108,20 @@ def linear_backward(
 ) -> None:
     """Overwrite dx (N, in), unless it is None; add to dw and the adapter's gradients, or overwrite them.
 
-    dw is None for a frozen W.  x, u and layout are those of the forward call.
+    dw is None for a frozen W.  x, u and layout are those of the forward call.  x is read for the last time before dx is
+    written, so dx may lie where x lies.
     """
     if dw is not None:  # forward: y = x Wᵀ
         product(dw, dy, x, transpose_a=True, addend=dw if accumulate else None, numbers=layout.numbers)
+    if linear.adapter is not None:
+        _adapter_gradients(dy, x, linear.adapter, u, s, layout, accumulate)
     if dx is not None:
         product(dx, dy, linear.w, numbers=layout.numbers)
-    if linear.adapter is not None:
-        _adapter_backward(dx, dy, x, linear.adapter, u, s, layout, accumulate)
+        if linear.adapter is not None:
+            _add_through_adapter(dx, linear.adapter, u, s, layout)
 
 
-def _adapter_backward(
-    dx: np.ndarray | None,
+def _adapter_gradients(
     dy: np.ndarray,
     x: np.ndarray,
     adapter: Adapter,
@@ -128,7 +130,7 @@ def _adapter_backward(
     layout: Layout,
     accumulate: bool,
 ) -> None:
-    """Add to dx what comes through the adapter; the gradients of its matrices as in `linear_backward`."""
+    """Add to the gradients of the adapter's matrices, or overwrite them; s.du keeps du."""
     numbers, both = layout.numbers, {"transpose_a": True, "transpose_b": True}
     du = _shaped(s.du, *u.shape)
     for group in adapter.groups:
@@ -138,16 +140,20 @@ def _adapter_backward(
             product(du[part.ranks], part.b, dy_part, **both, numbers=numbers)
         du_group = du[group.ranks]
         du_group *= np.float32(adapter.scale)  # forward: u = s D(x) Aᵀ
-        seed = adapter.mask_seed(group, layout)
-        kept = _drop(x, adapter.dropout, seed, s)
+        kept = _drop(x, adapter.dropout, adapter.mask_seed(group, layout), s)
         product(group.da, du_group, kept, addend=group.da if accumulate else None, numbers=numbers)
-        if dx is None:
-            continue
+
+
+def _add_through_adapter(dx: np.ndarray, adapter: Adapter, u: np.ndarray, s: Any, layout: Layout) -> None:
+    """Add to dx what comes through the adapter."""
+    du = _shaped(s.du, *u.shape)
+    for group in adapter.groups:  # forward: u = s D(x) Aᵀ
+        seed = adapter.mask_seed(group, layout)
         if seed is None:
-            product(dx, du_group, group.a, transpose_a=True, addend=dx, numbers=numbers)
+            product(dx, du[group.ranks], group.a, transpose_a=True, addend=dx, numbers=layout.numbers)
         else:
-            part_of_dx = kept  # scratch, and no longer needed
-            product(part_of_dx, du_group, group.a, transpose_a=True, numbers=numbers)
+            part_of_dx = _shaped(s.dropped, *dx.shape)
+            product(part_of_dx, du[group.ranks], group.a, transpose_a=True, numbers=layout.numbers)
             dropout_backward(part_of_dx, part_of_dx, adapter.dropout, seed)
             dx += part_of_dx
 

@@ -293,10 +293,10 @@ class Transformer:
                 gradients = self._gradients_to_write()
                 scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
                 options = scale, label_smoothing, gradients.accumulate, numbers
-                head_loss_backward(*results, scratch.dn, gradients.head, hidden, head, targets, *options)
+                head_loss_backward(*results, scratch.dn, gradients.head, hidden, head, targets, scratch.head, *options)
                 self._backward(ids, layout, gradients)
             else:
-                head_loss(*results, hidden, head, targets, label_smoothing, numbers)
+                head_loss(*results, hidden, head, targets, scratch.head, label_smoothing, numbers)
         loss_sum = float(scratch.losses.sum(dtype=np.float64))
         return LossOutput(
             loss=loss_sum / max(count, 1),

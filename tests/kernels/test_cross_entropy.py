@@ -21,12 +21,17 @@ def inputs(rng, N, C, V, ignored=0.3, dtype=np.float32):
     return x, w, labels
 
 
+def scratch_for(x, w):
+    """Return just what the head needs, filled with garbage."""
+    return np.full(module.scratch_floats(len(x), len(w), x.shape[1]), np.nan, np.float32)
+
+
 def run_kernels(x, w, labels, scale=1.0, smoothing=0.0, dw=None):
     """Return losses, hits, dx and dw; what is overwritten begins as garbage, and dw as the array given."""
     losses, hits = np.full(len(x), np.nan, np.float32), np.full(len(x), 77, np.uint8)
     dx, accumulate = np.full_like(x, np.nan), dw is not None
     dw = dw.copy() if accumulate else np.full_like(w, np.nan)
-    head_loss_backward(losses, hits, dx, dw, x, w, labels, scale, smoothing, accumulate)
+    head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch_for(x, w), scale, smoothing, accumulate)
     return losses, hits, dx, dw
 
 
@@ -38,7 +43,7 @@ def check_equal(x, w, labels, scale=1.0, smoothing=0.0, dw=None):
     check_close(made[2], expected[2], 1e-4)
     check_close(made[3], expected[3] + (0 if dw is None else dw), 1e-4)
     losses, hits = np.full(len(x), np.nan, np.float32), np.full(len(x), 77, np.uint8)
-    head_loss(losses, hits, x, w, labels, smoothing)
+    head_loss(losses, hits, x, w, labels, scratch_for(x, w), smoothing)
     assert losses.tobytes() == made[0].tobytes()  # with and without backward
     assert hits.tobytes() == made[1].tobytes()
 
@@ -128,11 +133,23 @@ def test_several_chunks(rng, monkeypatch, ignored, accumulate):
 
 
 def test_logits_never_exist_at_once(rng, monkeypatch):
-    """The buffer of logits holds one chunk, however many rows there are."""
+    """The scratch holds the logits of one chunk and its rows of x, however many rows there are."""
     monkeypatch.setattr(module, "CHUNK", 16 * 53)
-    monkeypatch.setattr(module, "_scratch", module._Scratch())
-    run_kernels(*inputs(rng, 500, 3, 53))
-    assert module._scratch.logits.size == 16 * 53
+    assert module.scratch_floats(500, 53, 3) == module.scratch_floats(16, 53, 3) == 16 * (53 + 3)
+    assert module.scratch_floats(7, 53, 3) == 7 * (53 + 3)
+    check_equal(*inputs(rng, 500, 3, 53))
+
+
+@pytest.mark.parametrize("ignored", [0.0, 0.4, 1.0])
+def test_dx_may_lie_where_x_lies(rng, monkeypatch, ignored):
+    monkeypatch.setattr(module, "CHUNK", 16 * 13)
+    x, w, labels = inputs(rng, 67, 9, 13, ignored)
+    labels[0] = -100 if ignored == 1 else labels[0]
+    expected = run_kernels(x, w, labels, 0.5, 0.1)
+    got = np.full(67, np.nan, np.float32), np.full(67, 77, np.uint8), x, np.full_like(w, np.nan)
+    head_loss_backward(*got, x, w, labels, scratch_for(x, w), 0.5, 0.1, False)
+    for one, other in zip(got, expected, strict=True):
+        assert one.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
@@ -145,7 +162,7 @@ def test_a_frozen_head_has_no_dw(rng, monkeypatch, ignored, accumulate):
         expected = run_kernels(x, w, labels, 0.5, 0.1)
         got = np.full(67, np.nan, np.float32), np.full(67, 77, np.uint8), np.full_like(x, np.nan)
         before = w.copy()
-        head_loss_backward(*got, None, x, w, labels, 0.5, 0.1, accumulate)
+        head_loss_backward(*got, None, x, w, labels, scratch_for(x, w), 0.5, 0.1, accumulate)
         for one, other in zip(got, expected[:3], strict=True):
             assert one.tobytes() == other.tobytes()
         assert w.tobytes() == before.tobytes()
