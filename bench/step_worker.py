@@ -23,7 +23,7 @@ from worker import (
 )
 
 from abi_py.config import CheckpointingStrategy, Precision, TrainableModelConfig
-from abi_py.kernels._jit import PASS, threads_for
+from abi_py.kernels._jit import PASS, threads_as_before
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.model import TrainableModel
 
@@ -60,7 +60,7 @@ class Step:
         weights, gradients = self.model.parameters.weights_flat, self.model.parameters.gradients_flat
         scale = min(1.0, MAX_NORM / norm)
         state = weights, self.m, self.v, gradients, self.chunks, self.decay
-        with threads_for(PASS * weights.size):  # as `training/optimizer.py` does
+        with threads_as_before(PASS * weights.size):  # as `training/optimizer.py` does
             adamw_(*state, LEARNING_RATE, BETA1, BETA2, ADAM_EPS, WEIGHT_DECAY, self.count, scale)
 
     def __call__(self):

@@ -3,7 +3,8 @@
     kernel     a function called from Python; loops over `prange` run on all threads
     helper     a function called from kernels; never parallel itself
 
-    threads_for    run what is too small to share on one thread
+    threads_for    run what is too small to share on one thread;  threads_as_before: and what follows it
+    thread_count   how many threads are in use
 
 Numba's disk cache hashes only the file in which a function stands.  A kernel that calls a helper of another file
 would keep the old helper after an edit, so everything that a compiled kernel depends on goes into the *name* of the
@@ -21,6 +22,7 @@ import hashlib
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,19 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import config, njit, prange
+from numba.np.ufunc import parallel
 
-__all__ = ["JIT", "PASS", "cache_directory", "helper", "kernel", "prange", "threads_for"]
+__all__ = [
+    "JIT",
+    "PASS",
+    "cache_directory",
+    "helper",
+    "kernel",
+    "prange",
+    "thread_count",
+    "threads_as_before",
+    "threads_for",
+]
 
 numba_config: Any = config  # its fields are made at run time: type checkers know none of them
 
@@ -83,17 +96,74 @@ def helper(function: Callable[..., Any]) -> Any:
     return _compile_lazily(function)
 
 
-# Operations of a step below which one thread is faster: starting a parallel region costs 2 to 20 us, a step has some
-# fifty of them, and one thread does 50 million operations in half a millisecond (docs/log.md).
-SMALL = 50e6
+def thread_count() -> int:
+    """Return how many threads kernels now use.
+
+    As `numba.get_num_threads`, which takes a lock between processes at each call, 3 us; a small step asks thirty times.
+    """
+    if not _asking:
+        numba.get_num_threads()  # starts the threads
+        _asking.append(getattr(parallel, "_get_num_threads", numba.get_num_threads))
+    return int(_asking[0]())
+
+
+_asking: list[Callable[[], int]] = []
+
+# Whether a second thread pays for small work depends on what it costs to start a parallel region, 0.5 to 20 us, fifty
+# of them in a step, and that on the machine and the hour (docs/log.md).  Between these limits both are tried.
+TINY, SMALL = 1e6, 100e6  # operations
+TRIALS = 8  # of each
 PASS = 200  # operations of one core in the time that a pass over the weights (norm, update) takes for one of them
+
+
+class _Trials:
+    """Which of two numbers of threads is faster for one kind of work; the best time of each counts."""
+
+    def __init__(self) -> None:
+        self.best = {True: float("inf"), False: float("inf")}  # on one thread?
+        self.count = 0
+
+    def alone(self) -> bool:
+        """Say whether the work is to run on one thread this time."""
+        if self.count < 2 * TRIALS:
+            return self.count % 2 == 0
+        return self.best[True] < self.best[False]
+
+    def took(self, alone: bool, seconds: float) -> None:
+        """Count a time; the first of each is not: it compiles, or fills the caches."""
+        if 2 <= self.count < 2 * TRIALS:
+            self.best[alone] = min(self.best[alone], seconds)
+        self.count += 1
+
+
+_trials: dict[tuple[float, int], _Trials] = {}
+_last = {"alone": True}  # how the last small work ran
 
 
 @contextlib.contextmanager
 def threads_for(operations: float) -> Iterator[None]:
-    """Run the kernels inside on one thread if there are few operations to share; the bits are the same."""
-    threads = numba.get_num_threads()
+    """Run the kernels inside on one thread where there are too few operations to share; the bits are the same."""
+    threads = thread_count()
     if threads == 1 or operations > SMALL:
+        yield
+        return
+    trials = _trials.setdefault((operations, threads), _Trials())
+    _last["alone"] = alone = operations < TINY or trials.alone()
+    began = time.perf_counter()
+    with _one_thread(alone):
+        yield
+    trials.took(alone, time.perf_counter() - began)
+
+
+def threads_as_before(operations: float) -> contextlib.AbstractContextManager[None]:
+    """Run what follows a step (norm, update) on the threads on which that ran: its results are in their caches."""
+    return _one_thread(operations <= SMALL and _last["alone"])
+
+
+@contextlib.contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    threads = thread_count()
+    if not wanted or threads == 1:
         yield
         return
     numba.set_num_threads(1)

@@ -27,7 +27,7 @@ import os
 import numba
 import numpy as np
 
-from ._jit import helper, kernel, prange
+from ._jit import helper, kernel, prange, thread_count
 from ._routines import FOLD
 from .panels import (
     COLUMNS,
@@ -184,7 +184,7 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
         out[...] = 0 if addend is None else addend
         return
     base = out if addend is None else addend
-    parts = _parts(rows, columns, terms, numba.get_num_threads())
+    parts = _parts(rows, columns, terms, thread_count())
     _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers.table, *parts)
 
 

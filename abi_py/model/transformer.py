@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..config import CheckpointingStrategy, Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
 from ..formats.zig import load_abic, save_abic
-from ..kernels._jit import PASS, threads_for
+from ..kernels._jit import PASS, threads_as_before, threads_for
 from ..kernels.cross_entropy import head_loss, head_loss_backward
 from ..kernels.embedding import embedding_backward, embedding_forward
 from ..kernels.global_norm import global_norm
@@ -129,7 +129,7 @@ class Transformer:
     def compute_gradient_norm(self) -> float:
         """Return the length of the whole gradient."""
         gradients = self.parameters.gradients_flat
-        with threads_for(PASS * gradients.size):
+        with threads_as_before(PASS * gradients.size):
             return float(global_norm(gradients))
 
     def clip_gradients(self, max_norm: float) -> float:

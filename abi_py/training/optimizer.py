@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import LlmTrainingConfig, OptimizerType
 from ..errors import CheckpointError
-from ..kernels._jit import PASS, threads_for
+from ..kernels._jit import PASS, threads_as_before
 from ..kernels.optimizers import adam_, adamw_, parameter_chunks, sgd_
 
 __all__ = ["Optimizer"]
@@ -45,7 +45,7 @@ class Optimizer:
         cut, rate, decay = (self.chunks, self.decay), float(learning_rate), config.weight_decay
         rule = adam_ if config.optimizer is OptimizerType.ADAM else adamw_
         betas = (config.beta1, config.beta2, config.epsilon)
-        with threads_for(PASS * weights.size):
+        with threads_as_before(PASS * weights.size):
             if config.optimizer is OptimizerType.SGD:
                 sgd_(weights, m, gradients, *cut, rate, config.momentum, decay, config.nesterov, float(scale))
             else:
