@@ -25,6 +25,8 @@ from pathlib import Path
 import numba
 import numpy as np
 
+from abi_py.kernels.simd import host_isa
+
 RESULTS = Path(__file__).resolve().parent / "results"
 CODE = (":(top)", ":(top,exclude)bench/results")  # what `git status` is asked about
 MINIMUM_RUNS = 20
@@ -86,8 +88,8 @@ def header(operation, threads):
 
 
 def machine_name():
-    """Return the name of this machine's results files: processor and cores."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {os.cpu_count()} cores".lower()).strip("-")
+    """Return the name of this machine's results files: processor, its vectors (virtual machines hide more) and cores."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {host_isa()} {os.cpu_count()} cores".lower()).strip("-")
 
 
 def save_rows(rows, kind=""):
