@@ -88,7 +88,7 @@ def header(operation, threads):
 
 
 def machine_name():
-    """Return the name of this machine's results files: processor, its vectors (virtual machines hide more) and cores."""
+    """Return the name of this machine's results files: processor, vectors (which virtual machines hide), cores."""
     return re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {host_isa()} {os.cpu_count()} cores".lower()).strip("-")
 
 

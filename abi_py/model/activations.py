@@ -203,6 +203,11 @@ class Arena:
             else:
                 self._scratch[name] = np.empty(size, np.float32)
 
+    def _heads(self, qkv: np.ndarray) -> list[np.ndarray]:
+        """Return the columns of q, k and v in their common matrix (N, q_dim + 2 kv_dim)."""
+        q, kv = self.config.q_dim, self.config.kv_dim
+        return np.split(qkv, [q, q + kv], axis=1)
+
     def nbytes(self) -> int:
         """Return the bytes of all arrays."""
         owned = [array for array in self._scratch.values() if array.base is None]
@@ -229,6 +234,9 @@ class Arena:
             memory = {name: self._scratch[PLACES.get(name, name)] for name in (*table, "head")}
             scratch = SimpleNamespace(**{name: _shaped(name, memory[name], table[name], rows) for name in table})
             scratch.head = memory["head"]
+            for layer in layers:
+                layer.q, layer.k, layer.v = self._heads(layer.qkv)
+            scratch.dq, scratch.dk, scratch.dv = self._heads(scratch.dqkv)
             scratch.hits = np.empty(rows, np.uint8)
             # What forward rounds before it saves it is float32 where, later, its gradient will be.
             scratch.qkv, scratch.gate_up = scratch.dqkv, scratch.dgate_up

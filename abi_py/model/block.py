@@ -65,11 +65,6 @@ class BlockGradients:
         return made
 
 
-def _split(qkv: np.ndarray, config: TrainableModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    q, kv = config.q_dim, config.kv_dim
-    return qkv[:, :q], qkv[:, q : q + kv], qkv[:, q + kv :]
-
-
 def attention_branch(w: BlockWeights, a: Any, s: Any, layout: Layout, config: TrainableModelConfig) -> None:
     """Compute what the attention branch saves: a.r_attn, a.qkv, a.att and a.lse from a.x."""
     heads, kv_heads = config.num_heads, config.num_kv_heads
@@ -81,7 +76,7 @@ def attention_branch(w: BlockWeights, a: Any, s: Any, layout: Layout, config: Tr
         rope_forward_rounded(a.qkv, qkv, *angles)
     else:
         rope_forward(qkv, *angles)
-    attention_forward(a.att, a.lse, *_split(a.qkv, config), layout.starts, layout.batch, heads, kv_heads)
+    attention_forward(a.att, a.lse, a.q, a.k, a.v, layout.starts, layout.batch, heads, kv_heads)
 
 
 def block_forward(
@@ -133,18 +128,8 @@ def block_backward(
     linear_backward(s.datt, dw.w_o, dx, a.att, w.w_o, a.u_o, s, layout, accumulate)
     # forward: att = attention(RoPE(q), RoPE(k), v)
     heads, kv_heads = config.num_heads, config.num_kv_heads
-    attention_backward(
-        *_split(s.dqkv, config),
-        s.datt,
-        *_split(a.qkv, config),
-        a.att,
-        a.lse,
-        s.delta,
-        layout.starts,
-        layout.batch,
-        heads,
-        kv_heads,
-    )
+    saved = a.q, a.k, a.v, a.att, a.lse, s.delta, layout.starts, layout.batch, heads, kv_heads
+    attention_backward(s.dq, s.dk, s.dv, s.datt, *saved)
     rope_backward(s.dqkv, layout.cos, layout.sin, layout.positions, heads + kv_heads)
     # forward: qkv = n qkvᵀ, n = rms_norm(x)
     rms_norm_forward(s.n, a.r_attn, a.x, w.attn_norm, config.norm_eps)

@@ -44,7 +44,7 @@ def as_ids(ids: npt.ArrayLike, config: TrainableModelConfig, name: str = "input_
 
 def check_ids(ids: np.ndarray, given: npt.ArrayLike, config: TrainableModelConfig) -> None:
     """Raise DataError for an id outside the vocabulary; `given` is what the caller wrote."""
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
+    if ids.view(np.uint32).max() >= config.vocab_size:  # negative ones are large as uint32
         row, column = np.argwhere((ids < 0) | (ids >= config.vocab_size))[0]
         found = np.asarray(given).reshape(ids.shape)[row, column]  # as the caller wrote it, not as int32
         raise DataError(

@@ -334,25 +334,31 @@ class TrainableModel(Transformer):
         self.parameters = Parameters(config, weights)
         layers = range(config.num_layers)
         super().__init__(config, self.parameters, [BlockWeights(self.parameters, i, {}) for i in layers])
-        self._block_gradients = [BlockGradients(self.parameters, i) for i in layers]
+        gradients, table = self.parameters.gradients, self.parameters.table
+        blocks = [BlockGradients(self.parameters, i) for i in layers]
+        self._destinations = {  # by `accumulate`
+            accumulate: Gradients(
+                head=gradients[self._output_name],
+                token_embedding=gradients["token_embedding"],
+                final_norm=gradients["final_norm"],
+                blocks=blocks,
+                accumulate=accumulate,
+            )
+            for accumulate in (False, True)
+        }
+        added_to = ("token_embedding",) if not config.tie_embeddings else ()
+        self._added_to = [gradients[t.name] for t in table if len(t.shape) == 1 or t.name in added_to]
 
     def merged(self) -> "TrainableModel":
         """Return a model without adapters that computes the same: this one."""
         return self
 
     def _gradients_to_write(self) -> Gradients:
-        gradients, accumulate = self.parameters.gradients_to_write()
-        if not accumulate:  # what kernels always add to
-            for tensor in self.parameters.table:
-                if len(tensor.shape) == 1 or (tensor.name == "token_embedding" and not self.config.tie_embeddings):
-                    gradients[tensor.name].fill(0)
-        return Gradients(
-            head=gradients[self._output_name],
-            token_embedding=gradients["token_embedding"],
-            final_norm=gradients["final_norm"],
-            blocks=self._block_gradients,
-            accumulate=accumulate,
-        )
+        _, accumulate = self.parameters.gradients_to_write()
+        if not accumulate:
+            for gradient in self._added_to:  # by kernels, in any case
+                gradient.fill(0)
+        return self._destinations[accumulate]
 
     # -- files -----------------------------------------------------------------------------------
 
