@@ -14,8 +14,8 @@ from pathlib import Path
 
 import abi_py as abi
 from abi_py.pipelines import DeepZigConfig, train_deepzig
+from abi_py.training.console import ConsoleSink
 from abi_py.training.loading import load_model
-from abi_py.training.metrics import ConsoleSink
 
 
 def parse() -> argparse.Namespace:

@@ -90,10 +90,10 @@ def is_cached(name: str) -> bool:
 
 
 def _numbers(precision: str) -> Any:
-    from ..config import Precision
-    from ..model.transformer import NUMBERS
+    """Return the numbers whose routines a precision needs; from the kernels, so that `info` need not load the model."""
+    from ..kernels import tiles
 
-    return NUMBERS[Precision(precision or "fp32")]
+    return {"": tiles.FLOAT32, "bf16": tiles.BFLOAT16, "fp16": tiles.FLOAT16}[precision]
 
 
 def _folder(dispatcher: Any) -> Path:

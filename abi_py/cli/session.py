@@ -324,8 +324,9 @@ def fit_and_show(
     Writes report.json; returns the report and the exit code.
     """
     from ..kernels.peak import measured_peak
+    from ..training.console import ConsoleSink
     from ..training.events import Event
-    from ..training.metrics import ConsoleSink, JsonlSink
+    from ..training.metrics import JsonlSink
     from ..training.report import write_report
     from ..training.stop import GracefulStop
 

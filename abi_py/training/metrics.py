@@ -1,4 +1,7 @@
-"""Sinks: where events go - the terminal, the run's metrics.jsonl, the ABI's stream, TensorBoard, Weights & Biases."""
+"""Sinks: where events go - the run's metrics.jsonl, the ABI's stream, TensorBoard, Weights & Biases.
+
+The terminal is one more, in `console.py`: only who shows something there loads what it takes to show it.
+"""
 
 import json
 import math
@@ -9,31 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
-
 from ..config import LlmTrainingConfig
 from ..errors import ConfigError
 from ..files import atomic_file
 from .events import (
-    BadStepEvent,
     CheckpointEvent,
     EndEvent,
-    EpochEvent,
     EvaluationEvent,
     Event,
-    LossScaleEvent,
-    SampleEvent,
     Sink,
     StartEvent,
     StepEvent,
-    StopEvent,
-    WarningEvent,
 )
 from .report import TrainingReport, plain
 
 __all__ = [
-    "ConsoleSink",
     "Event",
     "JsonlSink",
     "MetricsStreamSink",
@@ -261,129 +254,6 @@ def configured_sinks(config: LlmTrainingConfig) -> list[Sink]:
     if config.enable_wandb:
         sinks.append(WandbSink(config, config.log_dir))
     return sinks
-
-
-# -- the terminal ------------------------------------------------------------------------------
-
-
-WIDE = 120  # columns of a terminal that has room for a bar
-
-
-class ConsoleSink:
-    """One live line of progress on a terminal; elsewhere one plain line for each logged step.
-
-    `peak_gflops`, the machine's measured peak, adds the share of it that training reaches.
-    """
-
-    def __init__(self, console: Console | None = None, peak_gflops: float | None = None) -> None:
-        """Write to `console` (default: standard output)."""
-        self.console = console or Console()
-        self.peak_gflops = peak_gflops
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
-        self._total = self._first = 0
-        self._began = time.perf_counter()
-
-    def handle(self, event: Event) -> None:
-        """Show the event."""
-        if isinstance(event, StartEvent):
-            self._start(event)
-        elif isinstance(event, StepEvent):
-            self._step(event)
-        elif isinstance(event, EndEvent):
-            self.close()
-        else:
-            self._say(_sentence(event))
-
-    def close(self) -> None:
-        """Take the live line down."""
-        progress, self._progress = self._progress, None
-        if progress is not None:
-            progress.stop()
-
-    def _start(self, event: StartEvent) -> None:
-        self._total, self._first, self._began = event.total_steps, event.step, time.perf_counter()
-        if event.resumed_from:
-            self._say(f"resumed from {event.resumed_from} at step {event.step}")
-        if self.console.is_terminal and self._progress is None:
-            columns: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.description}")]
-            if self.console.width >= WIDE:
-                columns.insert(0, BarColumn(bar_width=20))
-            self._progress = Progress(*columns, console=self.console, transient=True)
-            self._task = self._progress.add_task("", total=event.total_steps, completed=event.step)
-            self._progress.start()
-
-    def _step(self, event: StepEvent) -> None:
-        parts = [
-            f"loss {event.loss:.4f}",
-            f"lr {event.learning_rate:.2e}",
-            f"grad {event.grad_norm:.3f}",
-            f"{event.tokens_per_second:,.0f} tok/s",
-            self._speed(event.gflops),
-            f"{event.memory / 1e6:,.0f} MB",
-            f"ETA {self._time_left(event.step)}",
-            f"scale {event.loss_scale:.10g}" if event.loss_scale is not None else "",
-        ]
-        if self._progress is not None:
-            room = self.console.width - 2 * len(str(self._total)) - 3 - (21 if self.console.width >= WIDE else 0)
-            self._progress.update(self._task, completed=event.step, description=_fit(parts, room))
-        elif event.logged:
-            text = _fit(parts, None)
-            place = f"{event.step}/{self._total}" if self._total else f"{event.step}"
-            self._say(f"step {place}  epoch {event.epoch}  {text}")
-
-    def _speed(self, gflops: float) -> str:
-        if gflops <= 0:
-            return ""
-        share = f" ({100 * gflops / self.peak_gflops:.0f}% of peak)" if self.peak_gflops else ""
-        return f"{gflops:.1f} GFLOP/s{share}"
-
-    def _time_left(self, step: int) -> str:
-        done = step - self._first
-        if done <= 0 or step > self._total:
-            return "-"
-        seconds = round((time.perf_counter() - self._began) / done * (self._total - step))
-        hours, rest = divmod(seconds, 3600)
-        return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-
-def _fit(parts: list[str], room: int | None) -> str:
-    """Join the parts of a line of progress; where there is not enough room, the less important ones are left out."""
-    left = list(parts)
-    for index in (7, 5, 2, 1, 4):  # loss scale, memory, gradient norm, learning rate, GFLOP/s
-        if room is None or len("  ".join(filter(None, left))) <= room:
-            break
-        left[index] = ""
-    return "  ".join(filter(None, left))
-
-
-def _sentence(event: Event) -> str:
-    if isinstance(event, EvaluationEvent):
-        note = " (best so far)" if event.improved else ""
-        left = "" if event.patience_left is None else f", patience left {event.patience_left}"
-        return (
-            f"step {event.step}: validation loss {event.val_loss:.4f}, perplexity {event.val_perplexity:.2f}, "
-            f"accuracy {100 * event.val_accuracy:.2f}%{note}{left}"
-        )
-    if isinstance(event, SampleEvent):
-        return f"step {event.step}: {event.prompt!r} -> {event.text!r}"  # quoted: one line, nothing a terminal obeys
-    if isinstance(event, CheckpointEvent):
-        return f"step {event.step}: saved {event.path} ({event.size / 1e6:.1f} MB{', best' if event.best else ''})"
-    if isinstance(event, BadStepEvent):
-        return f"step {event.step}: update skipped ({event.in_row} in a row): {event.message}"
-    if isinstance(event, LossScaleEvent):
-        change = f"loss scale {event.previous:.10g} -> {event.loss_scale:.10g}"
-        return f"step {event.step}: {'update dropped, ' if event.overflow else ''}{change}: {event.message}"
-    if isinstance(event, EpochEvent):
-        return f"epoch {event.epoch}: training loss {event.train_loss:.4f}, perplexity {event.train_perplexity:.2f}"
-    if isinstance(event, WarningEvent):
-        return f"warning: {event.message}"
-    if isinstance(event, StopEvent):
-        return event.message
-    return f"step {event.step}: {event.type}"
 
 
 def memory_in_use() -> int:

@@ -202,7 +202,7 @@ def test_a_run_compiles_alone_where_no_process_can_be_started(monkeypatch):
 
 
 def test_the_line_of_progress_fits_a_narrow_terminal():
-    from abi_py.training.metrics import _fit
+    from abi_py.training.console import _fit
 
     parts = ["loss 1.0", "lr 1e-3", "grad 0.1", "99 tok/s", "9 GFLOP/s", "9 MB", "ETA 0:01", ""]
     assert _fit(parts, None) == "  ".join(parts[:-1])

@@ -13,8 +13,9 @@ from rich.console import Console
 from abi_py.config import LlmTrainingConfig
 from abi_py.errors import ConfigError
 from abi_py.training import metrics
+from abi_py.training.console import ConsoleSink
 from abi_py.training.events import EventHub, LossScaleEvent, StartEvent, StepEvent, WarningEvent
-from abi_py.training.metrics import ConsoleSink, JsonlSink, scalars
+from abi_py.training.metrics import JsonlSink, scalars
 from abi_py.training.report import TrainingReport, perplexity, write_report
 from abi_py.training.trainer import LlamaTrainer
 
