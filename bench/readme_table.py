@@ -10,6 +10,8 @@ from pathlib import Path
 
 from shapes import SHAPES
 
+from abi_py.kernels.simd import ISAS
+
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured by bench/bench_vs_peers.py -->", "<!-- end of measured -->"
 
@@ -60,9 +62,10 @@ def table(path: Path) -> str:
     rounds = "/".join(sorted({ours["rounds"] for ours, _ in pairs}))
     dates = " and ".join(sorted({ours["date"] for ours, _ in pairs}))
     commits = ", ".join(sorted({ours["commit"] for ours, _ in pairs}))
+    vectors = "".join(f" with {name}" for name in ISAS if f"-{name}-" in path.name)
     lines = [
-        f"{first['cpu']}, {first['threads']} threads, medians of {rounds} rounds in turn, each in a process of its own "
-        f"(`{path.relative_to(ROOT)}`, {dates}, commits {commits}):",
+        f"{first['cpu']}{vectors}, {first['threads']} threads, medians of {rounds} rounds in turn, "
+        f"each in a process of its own (`{path.relative_to(ROOT)}`, {dates}, commits {commits}):",
         "",
         "| shape of `bench/shapes.py` | ours | of the peak | peer | its step | its step / ours (single rounds) "
         "| our peak memory / its |",
