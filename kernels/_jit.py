@@ -35,6 +35,7 @@ from numba import config, njit, prange
 from numba.np.ufunc import parallel
 
 __all__ = [
+    "CACHE_DIRECTORY",
     "JIT",
     "PASS",
     "cache_directory",
@@ -74,12 +75,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("ABI_CACHE_DIR") or fallback) / digest.hexdigest()[:16]
 
 
-_CACHE_DIRECTORY = str(cache_directory())
+CACHE_DIRECTORY = cache_directory()  # of this process
 
 
 def _compile_lazily(function: Callable[..., Any], **options: Any) -> Any:
     # Numba reads CACHE_DIR when it decorates; setting it only here leaves the user's own Numba functions alone.
-    before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, _CACHE_DIRECTORY
+    before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, str(CACHE_DIRECTORY)
     try:
         return njit(error_model="numpy", nogil=True, cache=True, **options)(function)
     finally:

@@ -23,7 +23,7 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
-from ._jit import JIT, cache_directory, numba_config
+from ._jit import CACHE_DIRECTORY, JIT, numba_config
 
 __all__ = ["FOLD", "KIND", "PACKERS", "TILE", "Numbers", "Routine", "call_routine"]
 
@@ -48,7 +48,7 @@ class Numbers:
     @property
     def file(self) -> Path:
         """Where the machine code is kept."""
-        return cache_directory() / f"routines-{self.name}.o"
+        return CACHE_DIRECTORY / f"routines-{self.name}.o"
 
     @functools.cached_property
     def table(self) -> np.ndarray:
@@ -56,8 +56,7 @@ class Numbers:
         table = np.zeros(SLOTS, np.int64)
         table[KIND], table[FOLD] = self.kind, self.fold
         if JIT:
-            addresses = _load(_kept(self.file, self._module), self.routines)
-            for slot, address in addresses.items():
+            for slot, address in _load(_kept(self.file, self._module), self.routines).items():
                 table[slot] = address
         return table
 

@@ -142,6 +142,9 @@ class _StoredBFloat16:
         return builder.zext(x, of_shape(x.type, I32))
 
 
+STORAGES = (_StoredFloat32(), _StoredBFloat16())  # in the order of a packer's slots
+
+
 # -- numbers of panels: how `fold` elements of the sum become one place of a panel ---------------
 
 
@@ -210,7 +213,7 @@ def _packer(name, slot):
             to = pointer(context, builder, kinds[0], panels, at)
             source = pointer(context, builder, kinds[2], x, i, j)
             values = [to, source, row_length(context, builder, kinds[2], x), count, k]
-            storage = STORAGES.index(element_type(kinds[2])[0])
+            storage = [known.element for known in STORAGES].index(element_type(kinds[2])[0])
             call_routine(context, builder, kinds[7], table, slot + storage, values)
             return context.get_dummy_value()
 
@@ -368,7 +371,6 @@ def _pack_copying_body(builder, width, storage, numbers, to, source, row, count,
             deal(paired, 1, last=True)
 
 
-STORAGES = (F32, I16)
 FORMS = (  # of packing: what emits it, the width of its panels, and whether the sum's index runs over the rows of x
     (_pack_transposing_body, ROWS, False),
     (_pack_copying_body, ROWS, True),
@@ -381,10 +383,15 @@ def packers(kind):
     """Return the routines that pack into panels of one of KINDS: {slot of a table: routine}."""
     found = {}
     for form, (body, width, _) in enumerate(FORMS):
-        for index, storage in enumerate((_StoredFloat32(), _StoredBFloat16())):
+        for index, storage in enumerate(STORAGES):
             arguments = [F32.as_pointer(), storage.element.as_pointer(), I64, I64, I64]
-            found[PACKERS + 2 * form + index] = arguments, functools.partial(_emit, body, width, storage, kind)
+            found[_slot(form) + index] = arguments, functools.partial(_emit, body, width, storage, kind)
     return found
+
+
+def _slot(form):
+    """Return where a form's routines begin in a table."""
+    return PACKERS + len(STORAGES) * form
 
 
 def _emit(body, width, storage, kind, builder, *arguments):
@@ -393,7 +400,7 @@ def _emit(body, width, storage, kind, builder, *arguments):
 
 def _make_packer(form):
     _, width, transposed = FORMS[form]
-    return with_twin(_pack_twin(width, transposed))(_packer(f"pack_{form}", PACKERS + 2 * form))
+    return with_twin(_pack_twin(width, transposed))(_packer(f"pack_{form}", _slot(form)))
 
 
 # Called as pack(panels, at, x, i, j, count, k, numbers): count rows of A or columns of B, a sum over k elements.

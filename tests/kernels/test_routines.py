@@ -37,7 +37,7 @@ def call_doubled(x, table):
 @pytest.fixture
 def numbers(tmp_path, monkeypatch):
     """Make numbers with one routine, which doubles an integer, in a cache of their own; the value makes them anew."""
-    monkeypatch.setattr(_routines, "cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setattr(_routines, "CACHE_DIRECTORY", tmp_path / "cache")
     return lambda: Numbers("doubles", 7, 3, {TILE: ([I64.as_pointer()], double)})
 
 
