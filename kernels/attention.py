@@ -39,7 +39,7 @@ from .panels import (
     panel_depth,
     widen_bf16_ref,
 )
-from .simd import as_element, dot, exp, largest, total
+from .simd import LANES, as_element, dot, exp, largest, total
 from .tiles import BFLOAT16, FLOAT32, tile
 
 QUERIES = 128  # queries of a block, forward
@@ -98,12 +98,17 @@ def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads):
 
 
 @helper
+def _whole_vectors(count):
+    return (count + LANES - 1) // LANES * LANES
+
+
+@helper
 def _scores(s, queries, keys, a, b, depth, ahead, numbers):
     """s[r, j] = a_r b_j for j <= r + ahead, and some beyond; a (queries), b (keys): packed, `depth` deep."""
     for j in range(0, keys, COLUMNS):
         for i in range(0, queries, ROWS):
             m = min(ROWS, queries - i)
-            n = min(COLUMNS, keys - j, i + m + ahead - j)
+            n = min(COLUMNS, _whole_vectors(min(keys, i + m + ahead) - j))
             if n > 0:
                 tile(s, s, i, j, m, n, a, i * depth, b, j * depth, depth, False, numbers)
 
@@ -144,6 +149,17 @@ def _first_visible(starts, row, rows):
 
 
 @helper
+def _visible(start, position, j0, columns):
+    """Return low, high, end: a query sees the keys low to high of a block, in vectors that reach to `end`.
+
+    Scores from high to end are to be -inf: their exponentials are the zeros that the mask wants.
+    """
+    low = min(max(start - j0, 0), columns)
+    high = max(min(position - j0 + 1, columns), low)
+    return low, high, _whole_vectors(high) if high > low else high
+
+
+@helper
 def _scaled_copy(y, x, factor):
     for i in range(y.size):
         y[i] = as_element(y, x[i] * factor)
@@ -162,13 +178,13 @@ def _softmax_row(s, scale, top):
 def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
     """Turn the scores s of one block into exp(s - m) in place; update the running maximum m and sum l; rescale o."""
     for r in range(rows):
-        low = min(max(starts[row + r] - j0, 0), columns)
-        high = max(min(t0 + r - j0 + 1, columns), low)
+        low, high, end = _visible(starts[row + r], t0 + r, j0, columns)
         s[r, :low] = 0
-        s[r, high:columns] = 0
+        s[r, high:end] = -np.inf
+        s[r, end:columns] = 0
         if low == high:
             continue
-        top, added = _softmax_row(s[r, low:high], scale, m[r])
+        top, added = _softmax_row(s[r, low:end], scale, m[r])
         shrink = exp(m[r] - top)  # 0 at the first block: m is -inf
         for d in range(o.shape[1]):
             o[r, d] *= shrink
@@ -228,12 +244,13 @@ def _softmax_backward_row(p, dp, scale, lse, delta):
 def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, scale):
     """Do that for a block of queries; what the mask hides is zero."""
     for r in range(rows):
-        low = min(max(starts[row + r] - j0, 0), columns)
-        high = max(min(t0 + r - j0 + 1, columns), low)
-        for x in (p, dp):
-            x[r, :low] = 0
-            x[r, high:columns] = 0
-        _softmax_backward_row(p[r, low:high], dp[r, low:high], scale, lse[row + r], delta[row + r])
+        low, high, end = _visible(starts[row + r], t0 + r, j0, columns)
+        p[r, :low] = 0
+        p[r, high:end] = -np.inf
+        p[r, end:columns] = 0
+        dp[r, :low] = 0
+        dp[r, high:columns] = 0
+        _softmax_backward_row(p[r, low:end], dp[r, low:end], scale, lse[row + r], delta[row + r])
 
 
 @kernel

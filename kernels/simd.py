@@ -328,9 +328,10 @@ _EXP_LOW, _EXP_HIGH = np.float32(-87.33654), np.float32(88.72283)  # ln of the s
 _LOG2_E = np.float32(1 / math.log(2))
 _LN2_HIGH = np.float32(0.693359375)  # 355 / 512: n * _LN2_HIGH is exact for |n| < 2^15 (Cody and Waite 1980)
 _LN2_LOW = np.float32(math.log(2) - 0.693359375)
+_TO_INTEGER = np.float32(1.5 * 2**23)  # floats of this size are whole numbers: adding it rounds to one
 # e^r on |r| <= ln(2) / 2 by its Taylor series; the first term left out is r^8 / 8!, below 6e-9
-_EXP_2, _EXP_3, _EXP_4, _EXP_5, _EXP_6, _EXP_7 = (np.float32(1 / math.factorial(n)) for n in range(2, 8))
-_ONE, _HALF, _ZERO_F = np.float32(1), np.float32(0.5), np.float32(0)
+_EXP_3, _EXP_4, _EXP_5, _EXP_6, _EXP_7 = (np.float32(1 / math.factorial(n)) for n in range(3, 8))
+_ONE, _HALF, _ZERO_F, _INFINITY = np.float32(1), np.float32(0.5), np.float32(0), np.float32(np.inf)
 _SHIFT = np.int32(23)
 
 
@@ -338,24 +339,26 @@ _SHIFT = np.int32(23)
 def exp(x):
     """Return e^x for a float32 x; relative error below 2e-7, 0 below -87.3, inf above 88.7, NaN for NaN.
 
-    x = n ln 2 + r with |r| <= ln(2)/2; e^x = 2^n e^r.
-    Branch-free, so that a loop over it becomes vector code.
+    x = n ln 2 + r with |r| <= ln(2)/2; e^x = 2^n e^r.  e^r is summed in pairs (Estrin 1960), whose chain of operations
+    that wait for each other is half as long.  Branch-free, so that a loop over it becomes vector code; comparisons are
+    spelt so that NaN falls through them.
     """
-    inside = min(_EXP_HIGH, max(_EXP_LOW, x))
-    n = np.floor(inside * _LOG2_E + _HALF)
-    r = fma(n, -_LN2_HIGH, inside)
+    shifted = fma(x, _LOG2_E, _TO_INTEGER)
+    n = shifted - _TO_INTEGER
+    r = fma(n, -_LN2_HIGH, x)
     r = fma(n, -_LN2_LOW, r)
-    p = fma(_EXP_7, r, _EXP_6)
-    p = fma(p, r, _EXP_5)
-    p = fma(p, r, _EXP_4)
-    p = fma(p, r, _EXP_3)
-    p = fma(p, r, _EXP_2)
-    p = fma(fma(p, r, _ONE), r, _ONE)
+    r2 = r * r
+    p = fma(fma(_EXP_7, r, _EXP_6), r2, fma(_EXP_5, r, _EXP_4))
+    p = fma(fma(p, r2, fma(_EXP_3, r, _HALF)), r2, r) + _ONE
     # p's exponent field is raised by n as an integer: 2^n as a factor would overflow at n = 128, where e^x does not.
-    y = float_from_bits(bits_from_float(p) + (np.int32(n) << _SHIFT))
-    y = y if x >= _EXP_LOW else _ZERO_F
-    y = y if x <= _EXP_HIGH else np.float32(np.inf)
-    return y if x == x else x
+    # The last bits of `shifted` are n.
+    y = float_from_bits(bits_from_float(p) + (bits_from_float(shifted) << _SHIFT))
+    y = _ZERO_F if x < _EXP_LOW else y
+    return y if x <= _EXP_HIGH else x * _INFINITY
+
+
+if not JIT:
+    exp = np.errstate(over="ignore", invalid="ignore")(exp)  # NumPy's scalars warn, where its vectors do, too
 
 
 @with_twin(_largest_twin)
@@ -366,16 +369,14 @@ def largest(typing, x):
     """
 
     def codegen(context, builder, signature, arguments):
-        (kind,) = signature.args
-        size = builder.extract_value(context.make_array(kind)(context, builder, arguments[0]).shape, 0)
-        start = pointer(context, builder, kind, arguments[0], constant(0))
         lowest = ir.Constant(VECTOR, [float("-inf")] * LANES)
         best = cgutils.alloca_once_value(builder, lowest)
-        with cgutils.for_range_slice(builder, constant(0), size, constant(LANES), I64) as (at, _):
-            mask = first_lanes(builder, builder.sub(size, at))
-            x = masked_load(builder, builder.gep(start, [at]), mask, lowest)
+
+        def visit(vectors):
             now = builder.load(best)
-            builder.store(builder.select(builder.fcmp_ordered(">", x, now), x, now), best)
+            builder.store(builder.select(builder.fcmp_ordered(">", vectors[0], now), vectors[0], now), best)
+
+        _each_vector(context, builder, signature.args, arguments, visit, lowest)
         reduce = declare(builder, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, [VECTOR])
         return builder.call(reduce, [builder.load(best)])
 
@@ -387,15 +388,15 @@ def largest(typing, x):
 # which are then added up from the first to the last.
 
 
-def _each_vector(context, builder, kinds, arrays, visit):
-    """Call `visit(vectors)` in a loop over equally long contiguous arrays; lanes past the end are zero.
+def _each_vector(context, builder, kinds, arrays, visit, filling=None):
+    """Call `visit(vectors)` in a loop over equally long contiguous arrays; lanes past the end are `filling`, or zero.
 
     Arrays of uint16 hold bfloat16; the vectors are float32 in any case.
     """
 
     def read(kind, at, mask=None):
         vector = ir.VectorType(element_type(kind)[0], LANES)
-        value = load(builder, at, vector) if mask is None else masked_load(builder, at, mask, vector=vector)
+        value = load(builder, at, vector) if mask is None else masked_load(builder, at, mask, filling, vector)
         return widen(builder, value) if vector.element == I16 else value
 
     size = builder.extract_value(context.make_array(kinds[0])(context, builder, arrays[0]).shape, 0)
