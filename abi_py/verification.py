@@ -212,7 +212,7 @@ def _swiglu(rng: np.random.Generator) -> Iterator[Check]:
     gate_up, dh = _single(2 * rng.standard_normal((23, 62)), rng.standard_normal((23, 31)))
     h, d = np.empty_like(dh), np.empty_like(gate_up)
     swiglu.swiglu_forward(h, gate_up)
-    swiglu.swiglu_backward(d, dh, gate_up)
+    swiglu.swiglu_backward(d, dh.copy(), gate_up)  # a copy, which it overwrites
     gate_up, dh = _wide(gate_up, dh)
     d_ref = swiglu.swiglu_backward_ref(dh, gate_up)
     yield _speed("swiglu", "forward", h, swiglu.swiglu_forward_ref(gate_up))

@@ -16,9 +16,9 @@
                     + 4 N + 8 C
       rope          8 N (H + G) D, in place, + 4 N of positions + 4 T D of the table; in bfloat16, forward also reads
                     and saves the whole row: 6 N (H + 2 G) D
-      swiglu        forward 12 N F (two in, one out).  backward 20 N F (dh, gate, up in, two out)
-                    in bfloat16, which is how gate and up are saved then: 16 N F (two in; two saved, one out) the first
-                    time, 8 N F (two in, one out) in backward; backward 16 N F
+      swiglu        forward 12 N F (two in, one out).  backward 24 N F (dh, gate, up in, three out)
+                    in bfloat16, which is how gate and up are saved then: forward 16 N F (two in; two saved, one out),
+                    backward 20 N F
       global norm   4 P
       AdamW         28 P: w, m, v, g in, w, m, v out
 """
@@ -127,7 +127,7 @@ def head_products(shape, chunk):
 
 
 def stages(shape, bf16=False):
-    """Return the stages of a step; rms_norm and swiglu run once more in backward, where their outputs are not saved."""
+    """Return the stages of a step; rms_norm runs once more in backward, where its output is not saved."""
     rows, c, f, layers = shape.tokens, shape.hidden_dim, shape.intermediate_dim, shape.num_layers
     size, turned = parameters(shape), shape.hidden_dim + kv_width(shape)
     rope = 8 * rows * turned + 4 * rows + 4 * shape.seq_len * head_dim(shape)
@@ -137,14 +137,13 @@ def stages(shape, bf16=False):
         rope_forward = rope + 6 * rows * (turned + kv_width(shape))
         swiglu = [
             Stage("swiglu y", "memory", layers, layers, 0, 16 * rows * f),
-            Stage("swiglu y again", "memory", layers, layers, 0, 8 * rows * f),
-            Stage("swiglu dx", "memory", layers, layers, 0, 16 * rows * f),
+            Stage("swiglu dx", "memory", layers, layers, 0, 20 * rows * f),
         ]
     else:
         rope_forward = rope
         swiglu = [
-            Stage("swiglu y", "memory", 2 * layers, layers, 0, 12 * rows * f),
-            Stage("swiglu dx", "memory", layers, layers, 0, 20 * rows * f),
+            Stage("swiglu y", "memory", layers, layers, 0, 12 * rows * f),
+            Stage("swiglu dx", "memory", layers, layers, 0, 24 * rows * f),
         ]
     found = [Stage(p.name, "product", p.calls, layers, p.flops, 0) for p in layer_products(shape)]
     return found + [

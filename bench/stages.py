@@ -108,7 +108,6 @@ def row_stages(shape, bf16):
         own = {
             "rope y": lambda i: rope_forward_rounded(kept_qkv[i], qkv[i], cos, sin, positions, turned),
             "swiglu y": lambda i: swiglu_forward_rounded(h, kept_gate_up[i], gate_up[i]),
-            "swiglu y again": lambda i: swiglu_forward(h, kept_gate_up[i]),
         }
     else:
         own = {

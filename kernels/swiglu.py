@@ -4,8 +4,8 @@
     backward   db_i = dh_i a_i s_i                   da_i = dh_i b_i s_i (1 + a_i (1 - s_i))
 
     h dh (N, F)   gate_up dgate_up (N, 2F): gate is [:, :F], up is [:, F:]   N = B*T      saved for backward: gate_up
-    h and dgate_up are overwritten.  What is saved may be rounded to bfloat16 (as uint16); forward then computes h from
-    the rounded numbers, so that backward sees the function that forward computed.
+    h and dgate_up are overwritten; backward leaves h where dh was.  What is saved may be rounded to bfloat16 (as
+    uint16); forward then computes h from the rounded numbers, so that backward sees the function that forward computed.
 
 Where da comes from: ds/da = s (1 - s), so d(a s)/da = s + a s (1 - s) = s (1 + a (1 - s)).
 s is computed again in backward: one exponential costs less than storing and reading (N, F) more numbers.
@@ -53,7 +53,8 @@ def _gated(h, gate_up):
     one = np.float32(1)
     for j in range(F):
         a = as_float(gate_up[j])
-        h[j] = a / (one + exp(-a)) * as_float(gate_up[F + j])
+        s = one / (one + exp(-a))
+        h[j] = a * s * as_float(gate_up[F + j])
 
 
 @kernel
@@ -74,13 +75,17 @@ def swiglu_forward_rounded(h, saved, gate_up):
 
 @kernel
 def swiglu_backward(dgate_up, dh, gate_up):
-    """Overwrite dgate_up (N, 2F) from dh (N, F) and gate_up (N, 2F), float32 or bfloat16."""
+    """Overwrite dgate_up (N, 2F) from dh (N, F) and gate_up (N, 2F), float32 or bfloat16; then turn dh into h.
+
+    The product after it reads h, whose exponential is the one that is computed here; h has the bits of forward's.
+    """
     N, F = dh.shape
     one = np.float32(1)
     for n in prange(N):
         for j in range(F):
-            a = as_float(gate_up[n, j])
+            a, b = as_float(gate_up[n, j]), as_float(gate_up[n, F + j])
             s = one / (one + exp(-a))
             d = dh[n, j] * s
-            dgate_up[n, j] = d * as_float(gate_up[n, F + j]) * (one + a * (one - s))  # forward: h = a s b
+            dgate_up[n, j] = d * b * (one + a * (one - s))  # forward: h = a s b
             dgate_up[n, F + j] = d * a
+            dh[n, j] = a * s * b

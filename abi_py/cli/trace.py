@@ -27,7 +27,8 @@ MODULES = (
     "abi_py.model.linear",
     "abi_py.training.optimizer",
 )
-HELPERS = ("linear_forward", "linear_backward")  # their callers are the stages
+# their callers are the stages
+HELPERS = ("linear_forward", "linear_backward", "inner_gradient", "input_gradient", "weight_gradients")
 # How many of a function's first arguments it writes (kernels/README.md: outputs come first).
 OUTPUTS = {
     "embedding_forward": 1,

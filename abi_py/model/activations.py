@@ -17,9 +17,9 @@ Where linear layers have adapters (`linear.py`), the table has their inner value
 Backward runs a segment's forward again unless the shared arrays still hold it, which they do for the last one.
 
 Scratch is used again and again within a block: entries of `PLACES` lie where another one lies, because the one is read
-for the last time before the other is written.  A linear layer's backward reads its input before it writes the input's
-gradient, so dh lies where h lies.  The head works between the two passes over the blocks: its scratch spans that of the
-blocks' (`UNDER_HEAD`).
+for the last time before the other is written (a linear layer's backward reads its input before it writes the input's
+gradient), or because a kernel turns the one into the other (SwiGLU's backward: dh into h).  The head works between the
+two passes over the blocks: its scratch spans that of the blocks' (`UNDER_HEAD`).
 """
 
 from collections.abc import Mapping

@@ -22,7 +22,7 @@ from ..kernels.rope import rope_backward, rope_forward, rope_forward_rounded
 from ..kernels.swiglu import swiglu_backward, swiglu_forward, swiglu_forward_rounded
 from ..parameters import Parameters
 from .inputs import Layout
-from .linear import Adapter, Linear, linear_backward, linear_forward
+from .linear import Adapter, Linear, inner_gradient, input_gradient, linear_backward, linear_forward, weight_gradients
 
 __all__ = ["BlockGradients", "BlockWeights", "attention_branch", "block_backward", "block_forward"]
 
@@ -116,10 +116,11 @@ def block_backward(
     Matrix gradients are added to if `accumulate`, else overwritten; norm gradients are always added to.  Where nothing
     below the block is trained, dx is not wanted and is left unfinished.
     """
-    # forward: out = middle + h w_downᵀ, h = swiglu(gate_up)
-    swiglu_forward(s.h, a.gate_up)
-    linear_backward(s.dh, dw.w_down, dx, s.h, w.w_down, a.u_down, s, layout, accumulate)
+    # forward: out = middle + h w_downᵀ, h = swiglu(gate_up); s.h lies where s.dh lies, and swiglu_backward fills it
+    inner_gradient(dx, w.w_down, a.u_down, s, layout)
+    input_gradient(s.dh, dx, w.w_down, a.u_down, s, layout)
     swiglu_backward(s.dgate_up, s.dh, a.gate_up)
+    weight_gradients(dw.w_down, dx, s.h, w.w_down, a.u_down, s, layout, accumulate)
     # forward: gate_up = n gate_upᵀ, n = rms_norm(middle)
     rms_norm_forward(s.n, a.r_ffn, a.middle, w.ffn_norm, config.norm_eps)
     linear_backward(s.dn, dw.gate_up, s.dgate_up, s.n, w.gate_up, a.u_gate_up, s, layout, accumulate)

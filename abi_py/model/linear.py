@@ -22,7 +22,17 @@ from ..kernels.dropout import dropout_backward, dropout_forward
 from ..kernels.matmul import product
 from .inputs import Layout
 
-__all__ = ["Adapter", "Group", "Linear", "Part", "linear_backward", "linear_forward"]
+__all__ = [
+    "Adapter",
+    "Group",
+    "Linear",
+    "Part",
+    "inner_gradient",
+    "input_gradient",
+    "linear_backward",
+    "linear_forward",
+    "weight_gradients",
+]
 
 
 @dataclass(frozen=True)
@@ -111,50 +121,66 @@ def linear_backward(
     dw is None for a frozen W.  x, u and layout are those of the forward call.  x is read for the last time before dx is
     written, so dx may lie where x lies.
     """
-    if dw is not None:  # forward: y = x Wᵀ
-        product(dw, dy, x, transpose_a=True, addend=dw if accumulate else None, numbers=layout.numbers)
-    if linear.adapter is not None:
-        _adapter_gradients(dy, x, linear.adapter, u, s, layout, accumulate)
+    inner_gradient(dy, linear, u, s, layout)
+    weight_gradients(dw, dy, x, linear, u, s, layout, accumulate)
     if dx is not None:
-        product(dx, dy, linear.w, numbers=layout.numbers)
-        if linear.adapter is not None:
-            _add_through_adapter(dx, linear.adapter, u, s, layout)
+        input_gradient(dx, dy, linear, u, s, layout)
 
 
-def _adapter_gradients(
+# The parts of `linear_backward`, for a layer whose x is there only after dx; the first comes first.
+
+
+def inner_gradient(dy: np.ndarray, linear: Linear, u: np.ndarray, s: Any, layout: Layout) -> None:
+    """Write du (R, N), if there is an adapter, to s.du, where the other two parts read it."""
+    if linear.adapter is None:
+        return
+    du = _shaped(s.du, *u.shape)
+    for group in linear.adapter.groups:
+        for part in group.parts:  # forward: y = u Bᵀ
+            dy_part = dy[:, part.columns]
+            product(du[part.ranks], part.b, dy_part, transpose_a=True, transpose_b=True, numbers=layout.numbers)
+    du *= np.float32(linear.adapter.scale)  # forward: u = s D(x) Aᵀ
+
+
+def weight_gradients(
+    dw: np.ndarray | None,
     dy: np.ndarray,
     x: np.ndarray,
-    adapter: Adapter,
+    linear: Linear,
     u: np.ndarray,
     s: Any,
     layout: Layout,
     accumulate: bool,
 ) -> None:
-    """Add to the gradients of the adapter's matrices, or overwrite them; s.du keeps du."""
+    """Add to dw, unless it is None, and to the gradients of the adapter's matrices, or overwrite them."""
+    if dw is not None:  # forward: y = x Wᵀ
+        product(dw, dy, x, transpose_a=True, addend=dw if accumulate else None, numbers=layout.numbers)
+    if linear.adapter is None:
+        return
     numbers, both = layout.numbers, {"transpose_a": True, "transpose_b": True}
     du = _shaped(s.du, *u.shape)
-    for group in adapter.groups:
+    for group in linear.adapter.groups:
         for part in group.parts:  # forward: y = u Bᵀ
             dy_part = dy[:, part.columns]
             product(part.db, dy_part, u[part.ranks], **both, addend=part.db if accumulate else None, numbers=numbers)
-            product(du[part.ranks], part.b, dy_part, **both, numbers=numbers)
-        du_group = du[group.ranks]
-        du_group *= np.float32(adapter.scale)  # forward: u = s D(x) Aᵀ
-        kept = _drop(x, adapter.dropout, adapter.mask_seed(group, layout), s)
-        product(group.da, du_group, kept, addend=group.da if accumulate else None, numbers=numbers)
+        kept = _drop(x, linear.adapter.dropout, linear.adapter.mask_seed(group, layout), s)
+        product(group.da, du[group.ranks], kept, addend=group.da if accumulate else None, numbers=numbers)
 
 
-def _add_through_adapter(dx: np.ndarray, adapter: Adapter, u: np.ndarray, s: Any, layout: Layout) -> None:
-    """Add to dx what comes through the adapter."""
+def input_gradient(dx: np.ndarray, dy: np.ndarray, linear: Linear, u: np.ndarray, s: Any, layout: Layout) -> None:
+    """Overwrite dx (N, in)."""
+    product(dx, dy, linear.w, numbers=layout.numbers)
+    if linear.adapter is None:
+        return
     du = _shaped(s.du, *u.shape)
-    for group in adapter.groups:  # forward: u = s D(x) Aᵀ
-        seed = adapter.mask_seed(group, layout)
+    for group in linear.adapter.groups:  # forward: u = s D(x) Aᵀ
+        seed = linear.adapter.mask_seed(group, layout)
         if seed is None:
             product(dx, du[group.ranks], group.a, transpose_a=True, addend=dx, numbers=layout.numbers)
         else:
             part_of_dx = _shaped(s.dropped, *dx.shape)
             product(part_of_dx, du[group.ranks], group.a, transpose_a=True, numbers=layout.numbers)
-            dropout_backward(part_of_dx, part_of_dx, adapter.dropout, seed)
+            dropout_backward(part_of_dx, part_of_dx, linear.adapter.dropout, seed)
             dx += part_of_dx
 
 
