@@ -2,8 +2,8 @@
 
 import numpy as np
 from _bench import Bench
+from numba import njit
 
-from abi_py.kernels._jit import helper
 from abi_py.kernels.panels import (
     COLUMNS,
     ROWS,
@@ -21,7 +21,7 @@ COUNT, DEPTH = 4 * ROWS * COLUMNS, 256  # what is packed: COUNT rows or columns 
 def compiled(pack, rows_counted):
     """Return a compiled function that packs a whole matrix."""
 
-    @helper
+    @njit
     def call(panels, x, numbers):
         count, depth = x.shape if rows_counted else (x.shape[1], x.shape[0])
         pack(panels, 0, x, 0, 0, count, depth, numbers)

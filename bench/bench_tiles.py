@@ -2,8 +2,8 @@
 
 import numpy as np
 from _bench import Bench
+from numba import njit
 
-from abi_py.kernels._jit import helper
 from abi_py.kernels.panels import COLUMNS, ROWS
 from abi_py.kernels.simd import describe
 from abi_py.kernels.tiles import BFLOAT16, FLOAT32, tile
@@ -11,7 +11,7 @@ from abi_py.kernels.tiles import BFLOAT16, FLOAT32, tile
 DEPTH, TIMES = 256, 100
 
 
-@helper
+@njit
 def tiles(c, a, b, depth, times, numbers):
     """Add one product of two panels to c, `times` times."""
     for _ in range(times):

@@ -1,7 +1,7 @@
 """The two decorators, the only callers of Numba's `njit` in the house, and the key of the disk cache.
 
     kernel     a function called from Python; loops over `prange` run on all threads
-    helper     a function called from kernels; never parallel itself
+    helper     a function called from kernels, and part of them; never parallel itself
 
     threads_for    run what is too small to share on one thread;  threads_as_before: and what follows it
     thread_count   how many threads are in use
@@ -32,6 +32,7 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import config, njit, prange
+from numba.extending import register_jitable
 from numba.np.ufunc import parallel
 
 __all__ = [
@@ -78,23 +79,19 @@ def cache_directory() -> Path:
 CACHE_DIRECTORY = cache_directory()  # of this process
 
 
-def _compile_lazily(function: Callable[..., Any], **options: Any) -> Any:
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls, at its first call; `prange` loops in it run in parallel."""
     # Numba reads CACHE_DIR when it decorates; setting it only here leaves the user's own Numba functions alone.
     before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, str(CACHE_DIRECTORY)
     try:
-        return njit(error_model="numpy", nogil=True, cache=True, **options)(function)
+        return njit(error_model="numpy", nogil=True, cache=True, parallel=True, no_cfunc_wrapper=True)(function)
     finally:
         numba_config.CACHE_DIR = before
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function that Python calls, at its first call; `prange` loops in it run in parallel."""
-    return _compile_lazily(function, parallel=True)
-
-
 def helper(function: Callable[..., Any]) -> Any:
-    """Compile a function that kernels call; it is never parallel."""
-    return _compile_lazily(function)
+    """Compile a function into the kernels that call it, never parallel; called from Python, it is plain Python."""
+    return register_jitable(error_model="numpy", nogil=True)(function)
 
 
 def thread_count() -> int:

@@ -25,7 +25,7 @@ import numpy as np
 
 from ._jit import CACHE_DIRECTORY, JIT, numba_config
 
-__all__ = ["FOLD", "KIND", "PACKERS", "TILE", "Numbers", "Routine", "call_routine"]
+__all__ = ["FOLD", "KIND", "PACKERS", "TILE", "Numbers", "Routine", "call_routine", "entry_of"]
 
 KIND, FOLD, TILE, PACKERS = range(4)  # slots; from PACKERS on, one for each packer and storage format
 SLOTS = PACKERS + 8
@@ -125,9 +125,15 @@ def _load(code: bytes, slots: Mapping[int, Any]) -> dict[int, int]:
     return {slot: engine.get_function_address(_symbol(slot)) for slot in slots}
 
 
-def call_routine(context: Any, builder: Any, table_type: Any, table: Any, slot: int, arguments: list[Any]) -> None:
-    """Emit a call of the routine in a slot of a table, for an intrinsic of which the table is an argument."""
+def entry_of(context: Any, builder: Any, table_type: Any, table: Any, slot: Any) -> Any:
+    """Emit the reading of a table's entry, for an intrinsic of which the table is an argument; slot: int or i64."""
     entries = context.make_array(table_type)(context, builder, table).data
-    address = builder.load(builder.gep(entries, [ir.Constant(ir.IntType(64), slot)]))
+    index = slot if isinstance(slot, ir.Value) else ir.Constant(ir.IntType(64), slot)
+    return builder.load(builder.gep(entries, [index]))
+
+
+def call_routine(context: Any, builder: Any, table_type: Any, table: Any, slot: Any, arguments: list[Any]) -> None:
+    """Emit a call of the routine in a slot of a table."""
+    address = entry_of(context, builder, table_type, table, slot)
     kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
     builder.call(builder.inttoptr(address, kind.as_pointer()), arguments)

@@ -32,10 +32,13 @@ from ._routines import FOLD
 from .panels import (
     COLUMNS,
     ROWS,
+    as_stored,
     pack_a,
     pack_a_transposed,
     pack_b,
-    pack_b_transposed,
+    pack_stored_a,
+    pack_stored_b,
+    pack_stored_b_transposed,
     panel_depth,
     widen_bf16_ref,
 )
@@ -193,13 +196,16 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
 
 
 @kernel
-def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stats, panels, scale, numbers):
-    """Scratch of each thread: scores (QUERIES, KEYS), sums (QUERIES, D), stats (2, QUERIES), panels (3, ...)."""
-    rows_all, width = q.shape
+def _attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scores, sums, stats, panels, scale, numbers):
+    """Write o and lse; q, k and v come `as_stored`.
+
+    Scratch of each thread: scores (QUERIES, KEYS), sums (QUERIES, D), stats (2, QUERIES), panels (3, ...).
+    """
+    rows_all, width = o.shape
     time = rows_all // batch
     head_dim = width // heads
     depth = panel_depth(head_dim, numbers)
-    group = width // k.shape[1]
+    group = heads // kv_heads
     blocks = (time + QUERIES - 1) // QUERIES
     for task in prange(batch * heads * blocks):
         mine = numba.get_thread_id()
@@ -216,15 +222,15 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, scores, sums, stat
         m[:rows] = -np.inf
         l[:rows] = 0
         acc[:rows] = 0
-        pack_a(left, 0, q, row, q_column, rows, head_dim, numbers)
+        pack_stored_a(left, 0, q, row, q_column, rows, head_dim, numbers)
         first = _first_visible(starts, row, rows) // KEYS * KEYS
         for j0 in range(first, t0 + rows, KEYS):
             columns = min(KEYS, t0 + rows - j0)
-            pack_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim, numbers)
+            pack_stored_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim, numbers)
             _scores(s, rows, columns, left, right, depth, t0 - j0, numbers)
             _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale)
             pack_a(left_p, 0, s, 0, 0, rows, columns, numbers)
-            pack_b(right, 0, v, b * time + j0, kv_column, head_dim, columns, numbers)
+            pack_stored_b(right, 0, v, b * time + j0, kv_column, head_dim, columns, numbers)
             _sum_over_keys(acc, 0, 0, rows, head_dim, left_p, right, columns, t0 - j0, True, numbers)
         for r in range(rows):
             _scaled_copy(o[row + r, q_column : q_column + head_dim], acc[r], np.float32(1) / l[r])
@@ -257,9 +263,12 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 def _attention_backward(
     dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale, numbers
 ):
-    """Scratch of each thread: scores (2, BLOCK_BACKWARD, BLOCK_BACKWARD), panels (10, ...); delta (H, N) is shared."""
-    time = q.shape[0] // batch
-    head_dim = q.shape[1] // heads
+    """Write dq, dk and dv; q, k and v come `as_stored`.
+
+    Scratch of each thread: scores (2, BLOCK_BACKWARD, BLOCK_BACKWARD), panels (10, ...); delta (H, N) is shared.
+    """
+    time = do.shape[0] // batch
+    head_dim = do.shape[1] // heads
     depth = panel_depth(head_dim, numbers)
     group = heads // kv_heads
     for task in prange(batch * kv_heads):
@@ -275,9 +284,9 @@ def _attention_backward(
         for j0 in range(0, time, BLOCK_BACKWARD):
             columns = min(BLOCK_BACKWARD, time - j0)
             key = b * time + j0
-            pack_b_transposed(k_t, 0, k, key, kv, columns, head_dim, numbers)
-            pack_b_transposed(v_t, 0, v, key, kv, columns, head_dim, numbers)
-            pack_b(k_n, 0, k, key, kv, head_dim, columns, numbers)
+            pack_stored_b_transposed(k_t, 0, k, key, kv, columns, head_dim, numbers)
+            pack_stored_b_transposed(v_t, 0, v, key, kv, columns, head_dim, numbers)
+            pack_stored_b(k_n, 0, k, key, kv, head_dim, columns, numbers)
             for h in range(g * group, (g + 1) * group):
                 c = h * head_dim
                 for t0 in range(j0, time, BLOCK_BACKWARD):
@@ -289,9 +298,9 @@ def _attention_backward(
                     more_keys = first < j0  # an earlier block has written dq
                     more_queries = t0 > j0 or h > g * group  # the same of dk and dv: the diagonal is never left out
                     ahead = t0 - j0
-                    pack_a(q_l, 0, q, row, c, rows, head_dim, numbers)
+                    pack_stored_a(q_l, 0, q, row, c, rows, head_dim, numbers)
                     pack_a(do_l, 0, do, row, c, rows, head_dim, numbers)
-                    pack_b(q_r, 0, q, row, c, head_dim, rows, numbers)
+                    pack_stored_b(q_r, 0, q, row, c, head_dim, rows, numbers)
                     pack_b(do_r, 0, do, row, c, head_dim, rows, numbers)
                     _scores(p, rows, columns, q_l, k_t, depth, ahead, numbers)
                     _scores(dp, rows, columns, do_l, v_t, depth, ahead, numbers)
@@ -341,7 +350,9 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
     s = _scratch.prepare(head_dim)
     scale = np.float32(1 / math.sqrt(head_dim))
     numbers = (BFLOAT16 if q.dtype == np.uint16 else FLOAT32).table
-    _attention_forward(o, lse, q, k, v, starts, batch, heads, s.scores, s.sums, s.stats, s.panels, scale, numbers)
+    stored = as_stored(q), as_stored(k), as_stored(v)
+    shape = starts, batch, heads, kv_heads, s.scores, s.sums, s.stats, s.panels
+    _attention_forward(o, lse, *stored, *shape, scale, numbers)
 
 
 def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
@@ -350,5 +361,6 @@ def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, he
     s = _scratch.prepare(head_dim)
     scale = np.float32(1 / math.sqrt(head_dim))
     numbers = (BFLOAT16 if q.dtype == np.uint16 else FLOAT32).table
+    stored = as_stored(q), as_stored(k), as_stored(v)
     shape = starts, batch, heads, kv_heads, s.scores_backward, s.panels_backward
-    _attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, *shape, scale, numbers)
+    _attention_backward(dq, dk, dv, do, *stored, o, lse, delta, *shape, scale, numbers)

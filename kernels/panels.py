@@ -23,7 +23,9 @@ uint16: the upper half of a float32).  The panels hold one of
 Rounding is to nearest even.
 
 A packer is a routine (`_routines.py`); the argument `numbers` is the table of FLOAT32, BFLOAT16 or FLOAT16, which stand
-in `tiles.py`.
+in `tiles.py`.  `pack_a` and its like know from x's type how it is stored.  `pack_stored_a` and its like take x as
+uint16 in any case (`as_stored`), and bfloat16 is stored where bfloat16 is multiplied: a kernel that reads what the
+model saved is then compiled once, not for each format.
 """
 
 import functools
@@ -34,7 +36,7 @@ from numba import types
 from numba.core import cgutils
 
 from ._jit import helper
-from ._routines import FOLD, KIND, PACKERS, call_routine
+from ._routines import FOLD, KIND, PACKERS, call_routine, entry_of
 from .simd import (
     F32,
     I16,
@@ -64,10 +66,14 @@ __all__ = [
     "COLUMNS",
     "KINDS",
     "ROWS",
+    "as_stored",
     "pack_a",
     "pack_a_transposed",
     "pack_b",
     "pack_b_transposed",
+    "pack_stored_a",
+    "pack_stored_b",
+    "pack_stored_b_transposed",
     "packers",
     "panel_depth",
     "round_to_bf16_ref",
@@ -100,8 +106,15 @@ def _pair_twin(block):
     return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
 
 
-def _pack_twin(width, transposed):
+def as_stored(x):
+    """Return x, float32 or bfloat16 (as uint16), in the form that `pack_stored_a` and its like take."""
+    return x if x.dtype == np.uint16 else x.view(np.uint16)
+
+
+def _pack_twin(width, transposed, stored):
     def pack(panels, at, x, i, j, count, k, numbers):
+        if stored and numbers[FOLD] == 1:
+            x = x.view(np.float32)
         x = widen_bf16_ref(x)
         block = x[i : i + k, j : j + count] if transposed else x[i : i + count, j : j + k].T  # (k, count)
         k = panel_depth(k, numbers)
@@ -203,7 +216,7 @@ KINDS = (_Float32(), _BFloat16(), _Float16())  # in the order of the tables' KIN
 # -- packing -------------------------------------------------------------------------------------
 
 
-def _packer(name, slot):
+def _packer(name, slot, stored):
     """Return a Numba intrinsic that calls the packer whose routine for float32 stands at `slot`, bfloat16 behind it."""
 
     def typed(typing, panels, at, x, i, j, count, k, numbers):
@@ -211,10 +224,17 @@ def _packer(name, slot):
             panels, at, x, i, j, count, k, table = arguments
             kinds = signature.args
             to = pointer(context, builder, kinds[0], panels, at)
-            source = pointer(context, builder, kinds[2], x, i, j)
-            values = [to, source, row_length(context, builder, kinds[2], x), count, k]
-            storage = [known.element for known in STORAGES].index(element_type(kinds[2])[0])
-            call_routine(context, builder, kinds[7], table, slot + storage, values)
+            if stored:
+                narrow = builder.sub(entry_of(context, builder, kinds[7], table, FOLD), constant(1))
+                halves = builder.sub(constant(1), narrow)  # an element is 1 << halves uint16
+                source = pointer(context, builder, kinds[2], x, i, builder.shl(j, halves))
+                row = builder.ashr(row_length(context, builder, kinds[2], x), halves)
+                place = builder.add(constant(slot), narrow)
+            else:
+                source = pointer(context, builder, kinds[2], x, i, j)
+                row = row_length(context, builder, kinds[2], x)
+                place = slot + [known.element for known in STORAGES].index(element_type(kinds[2])[0])
+            call_routine(context, builder, kinds[7], table, place, [to, source, row, count, k])
             return context.get_dummy_value()
 
         return types.void(panels, types.intp, x, *[types.intp] * 4, numbers), codegen
@@ -398,10 +418,11 @@ def _emit(body, width, storage, kind, builder, *arguments):
     body(builder, width, storage, kind, *arguments)
 
 
-def _make_packer(form):
+def _make_packer(form, stored=False):
     _, width, transposed = FORMS[form]
-    return with_twin(_pack_twin(width, transposed))(_packer(f"pack_{form}", _slot(form)))
+    return with_twin(_pack_twin(width, transposed, stored))(_packer(f"pack_{form}_{stored}", _slot(form), stored))
 
 
 # Called as pack(panels, at, x, i, j, count, k, numbers): count rows of A or columns of B, a sum over k elements.
 pack_a, pack_a_transposed, pack_b, pack_b_transposed = (_make_packer(form) for form in range(len(FORMS)))
+pack_stored_a, _, pack_stored_b, pack_stored_b_transposed = (_make_packer(form, True) for form in range(len(FORMS)))

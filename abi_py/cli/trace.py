@@ -41,7 +41,7 @@ OUTPUTS = {
     "attention_forward": 2,
     "attention_backward": 3,
     "swiglu_forward": 1,
-    "swiglu_backward": 1,
+    "swiglu_backward": 2,
     "head_loss": 2,
     "head_loss_backward": 4,
     "global_norm": 0,

@@ -5,15 +5,19 @@ What is expected stands here in NumPy: one run checks the compiled operations, o
 
 import numpy as np
 import pytest
+from numba import njit
 
-from abi_py.kernels._jit import helper
 from abi_py.kernels.panels import (
     COLUMNS,
     ROWS,
+    as_stored,
     pack_a,
     pack_a_transposed,
     pack_b,
     pack_b_transposed,
+    pack_stored_a,
+    pack_stored_b,
+    pack_stored_b_transposed,
     panel_depth,
     round_to_bf16_ref,
     round_to_fp16_ref,
@@ -28,7 +32,7 @@ UNTOUCHED = np.float32(-77)
 def compiled(pack):
     """Return a compiled function that calls an operation which only compiled code can call."""
 
-    @helper
+    @njit
     def call(panels, at, x, i, j, count, k, numbers):
         pack(panels, at, x, i, j, count, k, numbers)
 
@@ -41,6 +45,11 @@ PACKERS = {
     "a_transposed": (compiled(pack_a_transposed), ROWS, False),
     "b": (compiled(pack_b), COLUMNS, False),
     "b_transposed": (compiled(pack_b_transposed), COLUMNS, True),
+}
+STORED = {
+    "a": compiled(pack_stored_a),
+    "b": compiled(pack_stored_b),
+    "b_transposed": compiled(pack_stored_b_transposed),
 }
 NUMBERS = {str(kind): kind.table for kind in (FLOAT32, BFLOAT16, FLOAT16)}
 DEPTHS = [1, 2, LANES - 1, LANES, 2 * LANES + 3, 4 * LANES, 64 * LANES + 1]
@@ -108,6 +117,21 @@ def test_packing_reads_nothing_beyond_the_edge(name, numbers, stored):
     pack(panels, 0, whole, 0, 0, count, k, NUMBERS[numbers])
     halves = widen_bf16_ref(panels.view(np.uint16)) if numbers == "bfloat16" else panels
     assert np.isin(halves, [0, 1]).all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "wide", "backwards"])
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("name", STORED)
+def test_packing_what_is_stored_as_the_numbers_are(rng, name, numbers, kind):
+    """The same panels as from the packer that knows the type, from x seen as uint16."""
+    pack, width, rows_counted = PACKERS[name]
+    i, j, k, count = 2, 3, 2 * LANES + 3, 2 * width + 1  # odd everywhere
+    stored = "bfloat16" if numbers == "bfloat16" else "float32"
+    x = matrix(rng, kind, stored, *((i + count, j + k) if rows_counted else (i + k, j + count)))
+    expected, panels = np.full((2, 3 * width * k), UNTOUCHED)
+    pack(expected, 0, x, i, j, count, k, NUMBERS[numbers])
+    STORED[name](panels, 0, as_stored(x), i, j, count, k, NUMBERS[numbers])
+    assert panels.tobytes() == expected.tobytes()
 
 
 def packed_column(bits, numbers):

@@ -3,11 +3,11 @@
 import llvmlite.ir as ir
 import numpy as np
 import pytest
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from abi_py.kernels import _routines
-from abi_py.kernels._jit import JIT, helper
+from abi_py.kernels._jit import JIT
 from abi_py.kernels._routines import FOLD, KIND, TILE, Numbers, call_routine
 from abi_py.kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
 
@@ -29,7 +29,7 @@ def doubled(typing, x, table):
     return types.void(x, table), codegen
 
 
-@helper
+@njit
 def call_doubled(x, table):
     doubled(x, table)
 

@@ -10,22 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
 
 from abi_py.kernels import simd
-from abi_py.kernels._jit import JIT, helper
+from abi_py.kernels._jit import JIT
 from abi_py.kernels.simd import ISA, ISAS, LANES, exp, largest
 
 HERE = Path(__file__).resolve().parent
 SAMPLES = 1_000_000 if JIT else 2_000
 
 
-@helper
+@njit
 def exp_of_each(y, x):
     for i in range(x.size):
         y[i] = exp(x[i])
 
 
-@helper
+@njit
 def largest_of(x):
     return largest(x)
 

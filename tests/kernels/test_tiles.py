@@ -6,14 +6,14 @@ What is expected stands here in NumPy: one run checks the compiled operations, o
 import numpy as np
 import pytest
 from gradcheck import check_close
+from numba import njit
 
-from abi_py.kernels._jit import helper
 from abi_py.kernels.panels import COLUMNS, ROWS, round_to_bf16_ref
 from abi_py.kernels.simd import LANES
 from abi_py.kernels.tiles import BFLOAT16, FLOAT32, tile
 
 
-@helper
+@njit
 def one_tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
     tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers)
 
