@@ -212,11 +212,13 @@ def _swiglu(rng: np.random.Generator) -> Iterator[Check]:
     gate_up, dh = _single(2 * rng.standard_normal((23, 62)), rng.standard_normal((23, 31)))
     h, d = np.empty_like(dh), np.empty_like(gate_up)
     swiglu.swiglu_forward(h, gate_up)
-    swiglu.swiglu_backward(d, dh.copy(), gate_up)  # a copy, which it overwrites
+    again = dh.copy()
+    swiglu.swiglu_backward(d, again, gate_up)  # turns it into h
     gate_up, dh = _wide(gate_up, dh)
     d_ref = swiglu.swiglu_backward_ref(dh, gate_up)
     yield _speed("swiglu", "forward", h, swiglu.swiglu_forward_ref(gate_up))
     yield _speed("swiglu", "dgate_up", d, d_ref)
+    yield _speed("swiglu", "h again", again, swiglu.swiglu_forward_ref(gate_up))
     f = lambda x: float((swiglu.swiglu_forward_ref(x) * dh).sum())  # noqa: E731
     yield _derivation("swiglu", "dgate_up", f, gate_up, d_ref, rng)
 

@@ -64,7 +64,7 @@ def table(path: Path) -> str:
     commits = ", ".join(sorted({ours["commit"] for ours, _ in pairs}))
     vectors = "".join(f" with {name}" for name in ISAS if f"-{name}-" in path.name)
     lines = [
-        f"{first['cpu']}{vectors}, {first['threads']} threads, medians of {rounds} rounds in turn, "
+        f"{first['cpu']}{vectors}, {first['threads']} threads, medians of {rounds} rounds, taken in turn, "
         f"each in a process of its own (`{path.relative_to(ROOT)}`, {dates}, commits {commits}):",
         "",
         "| shape of `bench/shapes.py` | ours | of the peak | peer | its step | its step / ours (single rounds) "

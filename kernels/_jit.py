@@ -1,4 +1,4 @@
-"""The two decorators, the only callers of Numba's `njit` in the house, and the key of the disk cache.
+"""The two decorators, the only callers of Numba's own in the house, and the key of the disk cache.
 
     kernel     a function called from Python; loops over `prange` run on all threads
     helper     a function called from kernels, and part of them; never parallel itself
@@ -84,14 +84,18 @@ def kernel(function: Callable[..., Any]) -> Any:
     # Numba reads CACHE_DIR when it decorates; setting it only here leaves the user's own Numba functions alone.
     before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, str(CACHE_DIRECTORY)
     try:
-        return njit(error_model="numpy", nogil=True, cache=True, parallel=True, no_cfunc_wrapper=True)(function)
+        options: dict[str, Any] = {"parallel": True, "cache": True, "nogil": True, "no_cfunc_wrapper": True}
+        return njit(error_model="numpy", **options)(function)
     finally:
         numba_config.CACHE_DIR = before
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """Compile a function into the kernels that call it, never parallel; called from Python, it is plain Python."""
-    return register_jitable(error_model="numpy", nogil=True)(function)
+    """Compile a function into the kernels that call it; never parallel.
+
+    Python runs it uncompiled, and only if it uses no intrinsic.
+    """
+    return register_jitable(error_model="numpy")(function)
 
 
 def thread_count() -> int:

@@ -42,12 +42,14 @@ from .panels import (
     panel_depth,
     widen_bf16_ref,
 )
-from .simd import LANES, as_element, dot, exp, largest, total
+from .simd import LANES, dot, exp, largest, total
 from .tiles import BFLOAT16, FLOAT32, tile
 
-QUERIES = 128  # queries of a block, forward
+# Measured (docs/log.md).
+QUERIES = 128 if 128 % ROWS == 0 else 96  # queries of a block, forward: whole panels
 KEYS = 384  # keys of a block, forward
-BLOCK_BACKWARD = 96  # queries, and keys, of a block in backward
+BLOCK_BACKWARD = 96 if LANES == 16 else 144  # queries, and keys, of a block in backward
+# KEYS and BLOCK_BACKWARD are multiples of every LANES: a row of scores is whole vectors, and is filled up to their end.
 
 # -- reference -----------------------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ def _whole_vectors(count):
 
 @helper
 def _scores(s, queries, keys, a, b, depth, ahead, numbers):
-    """s[r, j] = a_r b_j for j <= r + ahead, and some beyond; a (queries), b (keys): packed, `depth` deep."""
+    """s[r, j] = a_r b_j for j <= r + ahead, and on to the end of a vector, maybe past `keys`; a, b: packed panels."""
     for j in range(0, keys, COLUMNS):
         for i in range(0, queries, ROWS):
             m = min(ROWS, queries - i)
@@ -153,9 +155,9 @@ def _first_visible(starts, row, rows):
 
 @helper
 def _visible(start, position, j0, columns):
-    """Return low, high, end: a query sees the keys low to high of a block, in vectors that reach to `end`.
+    """Return low, high, end: of a block's keys a query sees low ... high - 1, in vectors that end before `end`.
 
-    Scores from high to end are to be -inf: their exponentials are the zeros that the mask wants.
+    `end` may lie past `columns`.  The caller makes the scores from high to end -inf, and their exponentials are zero.
     """
     low = min(max(start - j0, 0), columns)
     high = max(min(position - j0 + 1, columns), low)
@@ -165,7 +167,7 @@ def _visible(start, position, j0, columns):
 @helper
 def _scaled_copy(y, x, factor):
     for i in range(y.size):
-        y[i] = as_element(y, x[i] * factor)
+        y[i] = x[i] * factor
 
 
 @helper
@@ -248,7 +250,7 @@ def _softmax_backward_row(p, dp, scale, lse, delta):
 
 @helper
 def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, scale):
-    """Do that for a block of queries; what the mask hides is zero."""
+    """Do that for a block of queries; what the mask hides is zero, if lse and delta of its row are finite."""
     for r in range(rows):
         low, high, end = _visible(starts[row + r], t0 + r, j0, columns)
         p[r, :low] = 0

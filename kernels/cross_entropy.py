@@ -7,9 +7,9 @@
     x dx (N, C)   w dw (V, C)   labels (N,) int32, negative = not counted   losses (N,)   hits (N,) uint8
     s = label smoothing
 
-The rows that count go through in chunks.  A chunk's logits are made, become probabilities, become dz, and feed both
-products of the backward while they are still in cache, so the backward needs nothing saved but x and W.  Rows that do
-not count cost nothing. dx is overwritten (zero for rows that do not count) and may be x itself; dw is overwritten or
+The rows that count go through in chunks.  A chunk's logits are made, become probabilities, become dz, in the same
+memory, and feed both products of the backward, which so needs nothing saved but x and W.  Rows that do not count cost
+nothing.  dx is overwritten (zero for rows that do not count) and may be x itself; dw is overwritten or
 added to.  `scale` is 1 for a sum, 1 / count for a mean. Label smoothing: Szegedy et al. 2016, section 7, as in PyTorch
 (the smoothed mass includes the label itself).
 """

@@ -11,7 +11,7 @@ storage format of weights.
     in parallel, for each part of C (about equal parts, one for each thread):
         for each slab of the part's B: SLICE rows x SLAB columns       packed; stays in last-level cache
             for each block of its A: BLOCK rows x SLICE                packed; stays in second-level cache
-                for each panel of B, for each panel of A:  tile        two panels in first-level cache
+                for each panel of B, for each panel of A:  tile        a panel of A in first-level cache
 
 A thread packs what it reads, even if another packs the same: a packed slab that two cores write and both read costs
 more in traffic between them than packing it twice (docs/log.md).  Every element of C is summed over the depth in the

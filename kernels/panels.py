@@ -24,8 +24,8 @@ Rounding is to nearest even.
 
 A packer is a routine (`_routines.py`); the argument `numbers` is the table of FLOAT32, BFLOAT16 or FLOAT16, which stand
 in `tiles.py`.  `pack_a` and its like know from x's type how it is stored.  `pack_stored_a` and its like take x as
-uint16 in any case (`as_stored`), and bfloat16 is stored where bfloat16 is multiplied: a kernel that reads what the
-model saved is then compiled once, not for each format.
+uint16 in any case (`as_stored`): it holds bfloat16 if `numbers` is BFLOAT16, else float32.  So a kernel that reads what
+the model saved is compiled once, not for each format.
 """
 
 import functools
@@ -217,7 +217,10 @@ KINDS = (_Float32(), _BFloat16(), _Float16())  # in the order of the tables' KIN
 
 
 def _packer(name, slot, stored):
-    """Return a Numba intrinsic that calls the packer whose routine for float32 stands at `slot`, bfloat16 behind it."""
+    """Return a Numba intrinsic that calls the packer whose routine for float32 stands at `slot`, bfloat16 behind it.
+
+    With `stored`, x is uint16 in any case, and the table's FOLD says what it holds.
+    """
 
     def typed(typing, panels, at, x, i, j, count, k, numbers):
         def codegen(context, builder, signature, arguments):
@@ -420,9 +423,10 @@ def _emit(body, width, storage, kind, builder, *arguments):
 
 def _make_packer(form, stored=False):
     _, width, transposed = FORMS[form]
-    return with_twin(_pack_twin(width, transposed, stored))(_packer(f"pack_{form}_{stored}", _slot(form), stored))
+    name = f"pack_{'stored_' if stored else ''}{form}"
+    return with_twin(_pack_twin(width, transposed, stored))(_packer(name, _slot(form), stored))
 
 
 # Called as pack(panels, at, x, i, j, count, k, numbers): count rows of A or columns of B, a sum over k elements.
 pack_a, pack_a_transposed, pack_b, pack_b_transposed = (_make_packer(form) for form in range(len(FORMS)))
-pack_stored_a, _, pack_stored_b, pack_stored_b_transposed = (_make_packer(form, True) for form in range(len(FORMS)))
+pack_stored_a, pack_stored_b, pack_stored_b_transposed = (_make_packer(form, stored=True) for form in (0, 2, 3))

@@ -328,7 +328,7 @@ _EXP_LOW, _EXP_HIGH = np.float32(-87.33654), np.float32(88.72283)  # ln of the s
 _LOG2_E = np.float32(1 / math.log(2))
 _LN2_HIGH = np.float32(0.693359375)  # 355 / 512: n * _LN2_HIGH is exact for |n| < 2^15 (Cody and Waite 1980)
 _LN2_LOW = np.float32(math.log(2) - 0.693359375)
-_TO_INTEGER = np.float32(1.5 * 2**23)  # floats of this size are whole numbers: adding it rounds to one
+_TO_INTEGER = np.float32(1.5 * 2**23)  # floats of this size are whole numbers, so adding it rounds to the nearest
 # e^r on |r| <= ln(2) / 2 by its Taylor series; the first term left out is r^8 / 8!, below 6e-9
 _EXP_3, _EXP_4, _EXP_5, _EXP_6, _EXP_7 = (np.float32(1 / math.factorial(n)) for n in range(3, 8))
 _ONE, _HALF, _ZERO_F, _INFINITY = np.float32(1), np.float32(0.5), np.float32(0), np.float32(np.inf)
@@ -339,9 +339,9 @@ _SHIFT = np.int32(23)
 def exp(x):
     """Return e^x for a float32 x; relative error below 2e-7, 0 below -87.3, inf above 88.7, NaN for NaN.
 
-    x = n ln 2 + r with |r| <= ln(2)/2; e^x = 2^n e^r.  e^r is summed in pairs (Estrin 1960), whose chain of operations
-    that wait for each other is half as long.  Branch-free, so that a loop over it becomes vector code; comparisons are
-    spelt so that NaN falls through them.
+    x = n ln 2 + r with |r| <= ln(2)/2; e^x = 2^n e^r.  e^r is summed in pairs (after Estrin 1960): five operations that
+    wait for each other, where Horner's scheme has seven.  Branch-free, so that a loop over it becomes vector code.  NaN
+    fails both comparisons and leaves as x times infinity.
     """
     shifted = fma(x, _LOG2_E, _TO_INTEGER)
     n = shifted - _TO_INTEGER
@@ -358,7 +358,7 @@ def exp(x):
 
 
 if not JIT:
-    exp = np.errstate(over="ignore", invalid="ignore")(exp)  # NumPy's scalars warn, where its vectors do, too
+    exp = np.errstate(over="ignore", invalid="ignore")(exp)  # NumPy's scalars warn of overflows that are meant
 
 
 @with_twin(_largest_twin)

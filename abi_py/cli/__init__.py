@@ -3,7 +3,7 @@
     0    done
     1    the run failed: bad data, a damaged checkpoint, a full disk, too many non-finite steps
     2    a wrong call: unknown verb or flag, a value out of its range, a file that is not there
-    130  stopped by Ctrl-C (143 by SIGTERM), everything saved
+    130  stopped by Ctrl-C (143 by SIGTERM, 141: the reader of the output has gone), everything saved
 
 Errors are one line on stderr; `--debug` adds the traceback.
 """

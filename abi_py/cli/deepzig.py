@@ -29,8 +29,14 @@ SHOWN = {
     "epochs": "by size: 3 or 5; 40 for the package's own data",
     "batch_size": "by size: 4, 2 or 1; 8 for the package's own data",
     "learning_rate": "by size: 5e-4 to 5e-5; 2e-3 * 128 / width for the package's own data",
-    **dict.fromkeys(("grad_accum_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "beta2"), "by size"),
-    **dict.fromkeys(("logging_steps", "save_steps", "eval_steps", "save_total_limit"), "by size"),
+    "grad_accum_steps": "by size; 1 for the package's own data",
+    "warmup_ratio": "by size; 0.05 for the package's own data",
+    "weight_decay": "by size; 0.1 for the package's own data",
+    "max_grad_norm": "by size; 1 for the package's own data",
+    "logging_steps": "by size; 10 for the package's own data",
+    "save_steps": "by size; 192 for the package's own data",
+    "eval_steps": "by size; 96 for the package's own data",
+    **dict.fromkeys(("beta2", "save_total_limit"), "by size"),
     "gradient_checkpointing": "by size: on for medium, large, seed",
 }
 QUESTIONS = ("What is Zig?", "What's the weather like in Tokyo?", "Write the Fibonacci sequence in Python.")

@@ -53,17 +53,19 @@ class DataConfig(Config):
 
     path: str | None = opt(
         None,
-        "text file, directory of texts, or .bin file of u32 ids; Python's standard library when not given",
+        "text file, directory of texts, .bin file of u32 ids, or conversations (.jsonl, .ndjson, .json); "
+        "Python's standard library when not given",
         flag="data",
     )
     valid_path: str | None = opt(
         None, "data of the same kind for validation; --data is then used for training alone", flag="valid-data"
     )
     valid_fraction: float = opt(
-        0.05, "share of the tokens, at the end, kept for validation if there is no --valid-data (0 = none)"
+        0.05,
+        "share of the tokens or conversations, at the end, kept for validation if there is no --valid-data (0 = none)",
     )
     tokenizer: str | None = opt(
-        None, "tokenizer.json, or a directory with one, for texts; for a .bin file its .json names the tokenizer"
+        None, "tokenizer.json, or a directory with one, for texts and conversations; a .bin file's .json names it"
     )
     corpus_bytes: int = opt(300_000, "bytes of the standard library to train on when there is no --data")
     prompt: str = opt("The ", "beginning of the sample at the end of the run; after conversations, a question")

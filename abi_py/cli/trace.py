@@ -27,7 +27,7 @@ MODULES = (
     "abi_py.model.linear",
     "abi_py.training.optimizer",
 )
-# their callers are the stages
+# Functions of linear.py: the stages are their callers.
 HELPERS = ("linear_forward", "linear_backward", "inner_gradient", "input_gradient", "weight_gradients")
 # How many of a function's first arguments it writes (kernels/README.md: outputs come first).
 OUTPUTS = {

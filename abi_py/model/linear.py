@@ -127,7 +127,8 @@ def linear_backward(
         input_gradient(dx, dy, linear, u, s, layout)
 
 
-# The parts of `linear_backward`, for a layer whose x is there only after dx; the first comes first.
+# The parts of `linear_backward`, for a layer whose x is there only after dx.  The other two read the du that
+# `inner_gradient` leaves in s.du.
 
 
 def inner_gradient(dy: np.ndarray, linear: Linear, u: np.ndarray, s: Any, layout: Layout) -> None:

@@ -170,6 +170,8 @@ def test_work_is_shared_out_by_its_length():
     )
     assert groups[0][0] == "_attention_backward"
     assert groups[1][:2] == ["_attention_forward", "_product"]
+    groups = compiling._share_out(["_attention_backward", "routines", "routines:bf16"], 2)
+    assert [group[0] for group in groups] == ["routines", "routines:bf16"]
     assert compiling._share_out([], 2) == []
 
 
@@ -183,7 +185,8 @@ def test_kernels_of_training_leave_other_optimizers_out():
         assert not any(":" in name for name in names)
         narrow = compiling.kernels_of_training("sgd", "bf16")
         assert {"swiglu_forward:bf16", "routines:bf16", "_product", "_attention_forward"} <= set(narrow)
-        assert not {"swiglu_forward", "routines"} & set(narrow)
+        assert "swiglu_forward" not in narrow
+        assert "routines" in narrow  # whatever else compiles runs in a step of float32
 
 
 def test_compiling_says_what_failed(monkeypatch):

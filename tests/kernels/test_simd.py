@@ -58,6 +58,16 @@ def test_exp_around_every_reduction_step():
     assert np.abs(exps(x) / np.exp(x.astype(np.float64)) - 1).max() < 2e-7
 
 
+def test_exp_at_both_ends():
+    """The last 2000 floats inside, and the first one beyond, on each side."""
+    steps = np.arange(2000, dtype=np.int32)
+    ends = simd._EXP_LOW, simd._EXP_HIGH
+    x = np.concatenate([(end.view(np.int32) - steps).view(np.float32) for end in ends])
+    assert np.abs(exps(x) / np.exp(x.astype(np.float64)) - 1).max() < 2e-7
+    beyond = np.nextafter(np.float32(ends), np.float32([-np.inf, np.inf]))
+    assert exps(beyond).tolist() == [0, np.inf]
+
+
 def test_exp_of_special_values():
     inf, nan = np.inf, np.nan
     x = [0.0, -0.0, inf, -inf, nan, -nan, 88.73, 1e30, -87.4, -1e30, 3e-45, -3e-45]
@@ -144,7 +154,10 @@ def test_every_path(path):
         f"{HERE}/test_simd.py",
         f"{HERE}/test_tiles.py",
         f"{HERE}/test_matmul.py::test_edges_of_the_tile",
+        f"{HERE}/test_panels.py",
         f"{HERE}/test_attention.py::test_kernels_equal_the_reference",
+        f"{HERE}/test_attention.py::test_segments_equal_the_reference",
+        f"{HERE}/test_attention.py::test_stored_in_bfloat16",
     ]
     changes = {"NUMBA_DISABLE_JIT": "1"} if path == "plain Python" else {"ABI_SIMD": path}
     done = in_child(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not every_path", *selected], **changes)

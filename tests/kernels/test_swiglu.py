@@ -26,7 +26,8 @@ def run_kernels(gate_up, dh):
     swiglu_forward(h, gate_up)
     again = dh.copy()
     swiglu_backward(dgate_up, again, gate_up)
-    assert np.array_equal(again, h, equal_nan=True)
+    assert again[~np.isnan(h)].tobytes() == h[~np.isnan(h)].tobytes()
+    assert np.isnan(again[np.isnan(h)]).all()
     return h, dgate_up
 
 
@@ -53,8 +54,7 @@ def test_kernels_equal_the_reference(rng, shape):
 def test_gates_far_from_zero_are_exact():
     gate = np.array([-1e4, -100, -88, -30, 0, 30, 88, 100, 1e4], np.float32)
     gate_up = np.concatenate((gate, np.ones_like(gate)))[None]
-    with np.errstate(over="ignore"):  # exp(1e4) is infinite, and 1 / infinity the right answer
-        h, dgate_up = run_kernels(gate_up, np.ones((1, len(gate)), np.float32))
+    h, dgate_up = run_kernels(gate_up, np.ones((1, len(gate)), np.float32))
     check_close(h, swiglu_forward_ref(gate_up.astype(np.float64)), 1e-6)
     check_close(dgate_up, swiglu_backward_ref(np.ones((1, len(gate))), gate_up.astype(np.float64)), 1e-6)
 

@@ -12,7 +12,17 @@ from abi_py.kernels._jit import JIT
 from abi_py.kernels.dropout import dropout_mask_ref
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.inputs import Layout
-from abi_py.model.linear import Adapter, Group, Linear, Part, linear_backward, linear_forward
+from abi_py.model.linear import (
+    Adapter,
+    Group,
+    Linear,
+    Part,
+    inner_gradient,
+    input_gradient,
+    linear_backward,
+    linear_forward,
+    weight_gradients,
+)
 
 TARGETS = [
     PROJECTIONS,
@@ -178,6 +188,14 @@ def test_one_layer_equals_the_whole_matrix(rng, N, inner, rank, outers, dropout)
     check_close(dx, dx_ref, 1e-5)
 
     once = [(group.da.copy(), [part.db.copy() for part in group.parts]) for group in adapter.groups]
+    again = np.empty_like(dx)  # in the order of a layer whose x is there only after dx
+    inner_gradient(dy, linear, u, s, layout)
+    input_gradient(again, dy, linear, u, s, layout)
+    weight_gradients(None, dy, x, linear, u, s, layout, accumulate=False)
+    assert again.tobytes() == dx.tobytes()
+    for group, (da, dbs) in zip(adapter.groups, once, strict=True):
+        assert group.da.tobytes() == da.tobytes()
+        assert all(part.db.tobytes() == db.tobytes() for part, db in zip(group.parts, dbs, strict=True))
     linear_backward(None, None, dy, x, linear, u, s, layout, accumulate=True)
     for group, (da, dbs) in zip(adapter.groups, once, strict=True):
         check_close(group.da, 2 * da, 1e-6)
