@@ -1,6 +1,9 @@
-"""Write the speed table of the README from `bench/results/`, between its two markers; `--check` only compares.
+"""Write the tables of two pages from `bench/results/`, between their markers; `--check` only compares.
 
     python bench/readme_table.py [--check]
+
+    README.md          steps beside the peers'     from *-peers.csv, made by bench_vs_peers.py
+    docs/5-speed.md    what is asked and reached   from *-goals.csv, made by goals.py
 """
 
 import argparse
@@ -13,7 +16,7 @@ from shapes import SHAPES
 from abi_py.kernels.simd import ISAS
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- measured by bench/bench_vs_peers.py -->", "<!-- end of measured -->"
+END = "<!-- end of measured -->"
 
 
 Row = dict[str, str]
@@ -62,9 +65,8 @@ def table(path: Path) -> str:
     rounds = "/".join(sorted({ours["rounds"] for ours, _ in pairs}))
     dates = " and ".join(sorted({ours["date"] for ours, _ in pairs}))
     commits = ", ".join(sorted({ours["commit"] for ours, _ in pairs}))
-    vectors = "".join(f" with {name}" for name in ISAS if f"-{name}-" in path.name)
     lines = [
-        f"{first['cpu']}{vectors}, {first['threads']} threads, medians of {rounds} rounds, taken in turn, "
+        f"{_machine(first, path)}, {first['threads']} threads, medians of {rounds} rounds, taken in turn, "
         f"each in a process of its own (`{path.relative_to(ROOT)}`, {dates}, commits {commits}):",
         "",
         "| shape of `bench/shapes.py` | ours | of the peak | peer | its step | its step / ours (single rounds) "
@@ -74,23 +76,68 @@ def table(path: Path) -> str:
     return "\n".join(lines + [line(*pair) for pair in pairs])
 
 
-def readme() -> tuple[str, str]:
-    """Return the README as it is and as it should be."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
+def goals_table(path: Path) -> str:
+    """Return the newest measurement of each goal on one machine as Markdown."""
+    with path.open(newline="", encoding="utf-8") as file:
+        newest = {row["what"]: row for row in csv.DictReader(file)}
+
+    def figure(row: Row, key: str) -> str:
+        if not row[key]:
+            return ""
+        return percent(row[key]) if row["unit"] == "%" else f"{float(row[key]):.2f} {row['unit']}"
+
+    def verdict(row: Row) -> str:
+        if row["met"] == "yes" or not row["measured"]:
+            return "met" if row["met"] == "yes" else "not measured"
+        return "out of reach here" if row["bounded_by_machine"] else "missed"
+
+    first = next(iter(newest.values()))
+    dates = " and ".join(sorted({row["date"] for row in newest.values()}))
+    lines = [
+        f"{_machine(first, path)}, {first['threads']} threads (`{path.relative_to(ROOT)}`, {dates}):",
+        "",
+        "| goal | asked | measured | possible | |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for what, row in newest.items():
+        cells = f"{row['rule']} {figure(row, 'asked')}", figure(row, "measured"), figure(row, "possible"), verdict(row)
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _machine(row: Row, path: Path) -> str:
+    """Name the machine of a file: processors of different kinds may have one name."""
+    return row["cpu"] + "".join(f" with {name}" for name in ISAS if f"-{name}-" in path.name)
+
+
+PAGES = {  # page: the script that measures, the files, and what makes a table of one
+    "README.md": ("bench/bench_vs_peers.py", "*-peers.csv", table),
+    "docs/5-speed.md": ("bench/goals.py", "*-goals.csv", goals_table),
+}
+
+
+def page(name: str) -> tuple[str, str]:
+    """Return a page as it is and as it should be."""
+    script, files, make = PAGES[name]
+    begin = f"<!-- measured by {script} -->"
+    text = (ROOT / name).read_text(encoding="utf-8")
+    before, rest = text.split(begin)
     _, after = rest.split(END)
-    tables = "\n\n".join(table(path) for path in sorted((ROOT / "bench/results").glob("*-peers.csv")))
-    return text, f"{before}{BEGIN}\n{tables}\n{END}{after}"
+    tables = "\n\n".join(make(path) for path in sorted((ROOT / "bench/results").glob(files)))
+    return text, f"{before}{begin}\n{tables}\n{END}{after}"
 
 
 def main() -> int:
     """Write or compare; return 1 if `--check` finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    found, wanted = readme()
-    if parser.parse_args().check:
-        return int(found != wanted)
-    (ROOT / "README.md").write_text(wanted, encoding="utf-8")
+    check = parser.parse_args().check
+    for name in PAGES:
+        found, wanted = page(name)
+        if check and found != wanted:
+            return 1
+        if not check:
+            (ROOT / name).write_text(wanted, encoding="utf-8")
     return 0
 
 

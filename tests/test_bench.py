@@ -398,6 +398,28 @@ def test_table_of_the_readme_has_the_newest_run_of_each_peer(bench, tmp_path, mo
     assert jax == "| tiny fp32 | 500.0 ms |  | jax 3 | 2,000.0 ms | 4.00 | 50% |"
 
 
+def test_table_of_the_goals_has_the_newest_measurement_of_each(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.readme_table, "ROOT", tmp_path)
+    path = tmp_path / "x-avx2-2-cores-goals.csv"
+    path.write_text(
+        "date,cpu,threads,what,asked,rule,unit,measured,met,possible,bounded_by_machine\n"
+        "2026-01-01,C,2,cold,30.0,at most,s,40.0,no,,\n"
+        "2026-01-01,C,2,share,0.65,at least,%,0.84,yes,1.0,\n"
+        "2026-01-01,C,2,ratio,2.0,at least,x,1.2,no,1.5,yes\n"
+        "2026-01-02,C,2,cold,30.0,at most,s,31.0,no,,\n"
+        "2026-01-02,C,2,peer,2.0,at least,x,,not measured,,\n",
+        encoding="utf-8",
+    )
+    title, _, _, _, *rows = bench.readme_table.goals_table(path).splitlines()
+    assert title == "C with avx2, 2 threads (`x-avx2-2-cores-goals.csv`, 2026-01-01 and 2026-01-02):"
+    assert rows == [
+        "| cold | at most 30.00 s | 31.00 s |  | missed |",
+        "| share | at least 65% | 84% | 100% | met |",
+        "| ratio | at least 2.00 x | 1.20 x | 1.50 x | out of reach here |",
+        "| peer | at least 2.00 x |  |  | not measured |",
+    ]
+
+
 def test_stored_results_can_be_read():
     for path in sorted((ROOT / "bench/results").glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:

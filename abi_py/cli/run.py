@@ -81,8 +81,8 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
 
     Without arguments: ten epochs of a small byte-level model on the help pages of Python's standard library,
     about a minute. Text is read as bytes, or with --tokenizer; a .bin file holds u32 token ids (abi-train tokenize
-    makes one); a .jsonl or .json file of conversations is trained on by its answers (look at it with abi-train
-    preview first).
+    makes one); of a .jsonl, .ndjson or .json file of conversations the answers are learnt (abi-train preview shows
+    which).
     """
     values = merged(given_values(ctx), read_run_config(config) if config else {})
     check_early(values)
