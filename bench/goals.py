@@ -73,21 +73,27 @@ def judged(goal, measured, possible=None, note=""):
     }
 
 
+def figure(value, unit):
+    """Return a figure with its unit; "-" if there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.0%}" if unit == "%" else f"{value:.2f} {unit}"
+
+
+def verdict(row):
+    """Say whether a row is met, missed, or not measured."""
+    return {"yes": "met", "no": "missed"}.get(row["met"], row["met"])
+
+
 def table(rows):
     """Return the rows as text."""
-
-    def figure(value, unit):
-        if value is None:
-            return "-"
-        return f"{value:.0%}" if unit == "%" else f"{value:.2f} {unit}"
-
     lines = [f"{'what':46}{'asked':>16}{'measured':>10}{'':14}{'possible':>10}   command"]
     for row in rows:
         asked = f"{row['rule']} {figure(row['asked'], row['unit'])}"
         measured, possible = (figure(row[key], row["unit"]) for key in ("measured", "possible"))
-        verdict = {"yes": "met", "no": "missed"}.get(row["met"], row["met"])
         mark = " * " if row["bounded_by_machine"] else "   "
-        lines.append(f"{row['what']:46}{asked:>16}{measured:>10}  {verdict:12}{possible:>10}{mark}{row['command']}")
+        figures = f"{asked:>16}{measured:>10}  {verdict(row):12}{possible:>10}"
+        lines.append(f"{row['what']:46}{figures}{mark}{row['command']}")
         if row["note"]:
             lines.append(f"    {row['note'].splitlines()[0]}")
     if any(row["bounded_by_machine"] for row in rows):

@@ -11,6 +11,7 @@ import csv
 import sys
 from pathlib import Path
 
+from goals import figure, verdict
 from shapes import SHAPES
 
 from abi_py.kernels.simd import ISAS
@@ -81,16 +82,6 @@ def goals_table(path: Path) -> str:
     with path.open(newline="", encoding="utf-8") as file:
         newest = {row["what"]: row for row in csv.DictReader(file)}
 
-    def figure(row: Row, key: str) -> str:
-        if not row[key]:
-            return ""
-        return percent(row[key]) if row["unit"] == "%" else f"{float(row[key]):.2f} {row['unit']}"
-
-    def verdict(row: Row) -> str:
-        if row["met"] == "yes" or not row["measured"]:
-            return "met" if row["met"] == "yes" else "not measured"
-        return "out of reach here" if row["bounded_by_machine"] else "missed"
-
     first = next(iter(newest.values()))
     dates = " and ".join(sorted({row["date"] for row in newest.values()}))
     lines = [
@@ -100,8 +91,10 @@ def goals_table(path: Path) -> str:
         "|---|---:|---:|---:|---|",
     ]
     for what, row in newest.items():
-        cells = f"{row['rule']} {figure(row, 'asked')}", figure(row, "measured"), figure(row, "possible"), verdict(row)
-        lines.append(f"| {what} | {' | '.join(cells)} |")
+        keys = "asked", "measured", "possible"
+        asked, measured, possible = (figure(float(row[key]), row["unit"]) if row[key] else "" for key in keys)
+        said = "out of reach here" if row["bounded_by_machine"] and row["met"] == "no" else verdict(row)
+        lines.append(f"| {what} | {row['rule']} {asked} | {measured} | {possible} | {said} |")
     return "\n".join(lines)
 
 

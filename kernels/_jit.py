@@ -84,6 +84,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     # Numba reads CACHE_DIR when it decorates; setting it only here leaves the user's own Numba functions alone.
     before, numba_config.CACHE_DIR = numba_config.CACHE_DIR, str(CACHE_DIRECTORY)
     try:
+        # A dictionary, because the types that Numba declares for `njit` lack one of the options.
         options: dict[str, Any] = {"parallel": True, "cache": True, "nogil": True, "no_cfunc_wrapper": True}
         return njit(error_model="numpy", **options)(function)
     finally:

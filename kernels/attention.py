@@ -343,26 +343,27 @@ class _Scratch:
 _scratch = _Scratch()
 
 
+def _ready(q, k, v, heads):
+    """Return the scratch, q, k and v as the kernels take them, and the kernels' last two arguments."""
+    head_dim = q.shape[1] // heads
+    stored = as_stored(q), as_stored(k), as_stored(v)
+    numbers = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
+    return _scratch.prepare(head_dim), stored, (np.float32(1 / math.sqrt(head_dim)), numbers.table)
+
+
 def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
     """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays.
 
     q, k and v have one dtype, float32 or uint16; o is float32.
     """
-    head_dim = q.shape[1] // heads
-    s = _scratch.prepare(head_dim)
-    scale = np.float32(1 / math.sqrt(head_dim))
-    numbers = (BFLOAT16 if q.dtype == np.uint16 else FLOAT32).table
-    stored = as_stored(q), as_stored(k), as_stored(v)
-    shape = starts, batch, heads, kv_heads, s.scores, s.sums, s.stats, s.panels
-    _attention_forward(o, lse, *stored, *shape, scale, numbers)
+    s, stored, last = _ready(q, k, v, heads)
+    shape = starts, batch, heads, kv_heads
+    _attention_forward(o, lse, *stored, *shape, s.scores, s.sums, s.stats, s.panels, *last)
 
 
 def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
     """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch."""
-    head_dim = q.shape[1] // heads
-    s = _scratch.prepare(head_dim)
-    scale = np.float32(1 / math.sqrt(head_dim))
-    numbers = (BFLOAT16 if q.dtype == np.uint16 else FLOAT32).table
-    stored = as_stored(q), as_stored(k), as_stored(v)
-    shape = starts, batch, heads, kv_heads, s.scores_backward, s.panels_backward
-    _attention_backward(dq, dk, dv, do, *stored, o, lse, delta, *shape, scale, numbers)
+    s, stored, last = _ready(q, k, v, heads)
+    shape = starts, batch, heads, kv_heads
+    scratch = s.scores_backward, s.panels_backward
+    _attention_backward(dq, dk, dv, do, *stored, o, lse, delta, *shape, *scratch, *last)
