@@ -23,7 +23,8 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
+from .untrusted import read_yaml
 
 __all__ = [
     "IGNORE_INDEX",
@@ -128,22 +129,22 @@ def convert(option: Option, value: Any) -> Any:
         if text in option.choices:
             return kind(text)
         hint = _closest(str(text), list(option.choices))
-        raise ConfigError(f"{name} ({text!r}) must be one of {', '.join(option.choices)}; {hint}")
+        raise ConfigError(f"{name} ({shown(text)}) must be one of {', '.join(option.choices)}; {hint}")
     if kind is bool:
         if isinstance(value, bool):
             return value
-        raise ConfigError(f"{name} ({value!r}) must be true or false; write one of the two without quotes")
+        raise ConfigError(f"{name} ({shown(value)}) must be true or false; write one of the two without quotes")
     if kind is str:
         if isinstance(value, str | Path):
             return str(value)
-        raise ConfigError(f"{name} ({value!r}) must be text; put it in quotes")
+        raise ConfigError(f"{name} ({shown(value)}) must be text; put it in quotes")
     return _convert_number(name, kind, value)
 
 
 def _convert_number(name: str, kind: type, value: Any) -> Any:
     wanted = "a whole number" if kind is int else "a number"
     example = "write digits, for example 8" if kind is int else "write digits, for example 0.001 or 1e-3"
-    problem = ConfigError(f"{name} ({value!r}) must be {wanted}; {example}")
+    problem = ConfigError(f"{name} ({shown(value)}) must be {wanted}; {example}")
     if isinstance(value, bool) or value is None:
         raise problem
     try:
@@ -200,8 +201,8 @@ class Config:
     def _require(self, name: str, holds: bool, rule: str, remedy: str) -> None:
         if not holds:
             value = getattr(self, name)
-            shown = value.value if isinstance(value, Enum) else value
-            raise ConfigError(f"{name} ({shown}) must {rule}; {remedy}")
+            found = value.value if isinstance(value, Enum) else value
+            raise ConfigError(f"{name} ({found}) must {rule}; {remedy}")
 
     def _require_at_least(self, least: int, *names: str) -> None:
         for name in names:
@@ -212,7 +213,7 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
     known = [option.name for option in fields_of(cls)]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}; {_closest(str(key), known)}")
+            raise ConfigError(f"{where}: unknown key {shown(key)}; {_closest(str(key), known)}")
 
 
 # -- the model ----------------------------------------------------------------------------------
@@ -532,7 +533,8 @@ class LoraConfig(Config):
         self._require("bias", self.bias == "none", "be none", "these models have no biases to train")
         for name in self.target_modules:
             if name not in PROJECTIONS:
-                raise ConfigError(f"target_modules ({name!r}): no such projection; {_closest(name, list(PROJECTIONS))}")
+                hint = _closest(name, list(PROJECTIONS))
+                raise ConfigError(f"target_modules ({shown(name)}): no such projection; {hint}")
         self._require("target_modules", bool(self.target_modules), "name at least one projection", "try q_proj, v_proj")
         object.__setattr__(self, "target_modules", tuple(name for name in PROJECTIONS if name in self.target_modules))
 
@@ -552,33 +554,13 @@ SECTIONS: dict[str, type[Config]] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key that stands twice in a mapping is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice; keep one of the two")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
 def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS) -> dict[str, dict[str, Any]]:
     """Read a run's config file; return its sections as plain dictionaries.
 
     A file may leave sections and keys out, so that flags or defaults can fill them: build the classes with `from_dict`.
     Unknown sections and keys, and values of the wrong type, are `ConfigError`s that name the file.
     """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file: byte {error.start} is not UTF-8; convert it to UTF-8") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}; correct that line") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    content = read_yaml(path)
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -589,9 +571,9 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
             owner = [section for section, cls in sections.items() if name in {option.name for option in fields_of(cls)}]
             places = _either([f"`{each}:`" for each in owner]) if owner else ""
             hint = f"put it under {places}" if owner else _closest(str(name), list(sections))
-            raise ConfigError(f"{path}: unknown section {name!r}; {hint}")
+            raise ConfigError(f"{path}: unknown section {shown(name)}; {hint}")
         if not isinstance(values, dict | None):
-            raise ConfigError(f"{path}: section {name} must hold `key: value` lines; got {values!r}")
+            raise ConfigError(f"{path}: section {name} must hold `key: value` lines; got {shown(values)}")
         _check_keys(sections[name], values or {}, f"{path}, section {name}")
         options = {option.name: option for option in fields_of(sections[name])}
         try:

@@ -5,6 +5,18 @@ line and nothing else.  A wrong dtype or layout is a plain `TypeError`; file err
 `OSError`.
 """
 
+import reprlib
+from typing import Any
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 2, 4, 4, 4
+_short.maxstring = _short.maxother = _short.maxlong = 80
+
+
+def shown(value: Any) -> str:
+    """Return `repr(value)`, cut where it is long: a message is one line, whatever a file or a call put into it."""
+    return _short.repr(value)
+
 
 class AbiError(Exception):
     """The root of every error that `abi_py` raises on purpose."""
