@@ -55,7 +55,10 @@ ConfigType = TypeVar("ConfigType", bound="Config")
 
 
 def opt(default: Any, help: str, **meta: Any) -> Any:
-    """Declare a field of a config class: default (`REQUIRED` for none), help text, and more metadata for readers."""
+    """Declare a field of a config class: default (`REQUIRED` for none), help text, and more metadata for readers.
+
+    With the default None, `derive` is a function that works the value out from the fields above.
+    """
     return field(default=default, metadata={"help": help, **meta})
 
 
@@ -173,7 +176,10 @@ class Config:
     def __post_init__(self) -> None:
         """Bring every value to its declared type, then check the rules."""
         for option in fields_of(type(self)):
-            object.__setattr__(self, option.name, convert(option, getattr(self, option.name)))
+            value = getattr(self, option.name)
+            if value is None and "derive" in option.metadata:
+                value = option.metadata["derive"](self)
+            object.__setattr__(self, option.name, convert(option, value))
         self.validate()
 
     def validate(self) -> None:
@@ -195,8 +201,13 @@ class Config:
         return cls(**values)
 
     def replace(self: ConfigType, **changes: Any) -> ConfigType:
-        """Return a copy with some fields changed; the copy is checked anew."""
-        return type(self).from_dict({**self.to_dict(), **changes})
+        """Return a copy with some fields changed; it is checked, and what follows from other fields derived, anew."""
+        values = self.to_dict()
+        for option in fields_of(type(self)):
+            derive = option.metadata.get("derive")
+            if derive is not None and values[option.name] == derive(self):
+                del values[option.name]
+        return type(self).from_dict({**values, **changes})
 
     def _require(self, name: str, holds: bool, rule: str, remedy: str) -> None:
         if not holds:
@@ -356,6 +367,11 @@ def check_loss_scaling(
     config._require(initial, between, f"lie between {limits}", "change one of the three")
 
 
+def _usual_warmup(config: "LlmTrainingConfig") -> int:
+    """Return the warm-up of a schedule that is given none: the ABI's 100 steps for the one that is named after it."""
+    return 100 if config.lr_schedule is LearningRateSchedule.WARMUP_COSINE else 0
+
+
 _PRECISION_ALIASES = {False: "fp32", True: "bf16"}  # in the ABI the field is a bool
 _GPU_REMEDY = "this trainer runs on the CPU, so leave it at its default"
 
@@ -369,7 +385,9 @@ class LlmTrainingConfig(Config):
     max_seq_len: int = opt(512, "tokens in one sequence")
     learning_rate: float = opt(1e-5, "peak learning rate")
     lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "learning-rate schedule")
-    warmup_steps: int = opt(100, "optimizer steps of linear warm-up (warmup_cosine)")
+    warmup_steps: int = opt(
+        None, "optimizer steps of linear warm-up (100 for warmup_cosine, else 0)", derive=_usual_warmup
+    )
     decay_steps: int = opt(10000, "optimizer step at which the schedule ends (period of step and restarts)")
     min_learning_rate: float = opt(1e-7, "learning rate at which the schedules end")
     grad_accum_steps: int = opt(8, "micro-batches in one optimizer step")
@@ -398,6 +416,7 @@ class LlmTrainingConfig(Config):
     gpu_backend: str | None = opt(None, "ABI field; must stay unset, the trainer runs on the CPU")
     gpu_batch_threshold: int = opt(8, "ABI field; must keep its default, the trainer runs on the CPU")
     gpu_device_buffer_mb: int = opt(256, "ABI field; must keep its default, the trainer runs on the CPU")
+    schedule_start: int = opt(0, "optimizer step at which the schedule begins, above 0 where it was begun anew")
     seed: int = opt(0, "seed of the data order")
     shuffle: bool = opt(True, "shuffle the rows of the data anew in each epoch")
     beta1: float = opt(0.9, "decay of Adam's mean of gradients")
@@ -421,7 +440,7 @@ class LlmTrainingConfig(Config):
         """Raise `ConfigError` naming field, value, rule and remedy."""
         self._require_at_least(1, "epochs", "batch_size", "max_seq_len", "grad_accum_steps", "max_bad_steps")
         self._require_at_least(0, "warmup_steps", "checkpoint_interval", "max_checkpoints", "log_interval")
-        self._require_at_least(0, "eval_interval", "seed")
+        self._require_at_least(0, "eval_interval", "seed", "schedule_start")
         for name in ("max_steps", "num_threads"):
             if getattr(self, name) is not None:
                 self._require_at_least(0, name)
@@ -455,10 +474,11 @@ class LlmTrainingConfig(Config):
             raise ConfigError(
                 f"min_learning_rate ({least}) must not exceed learning_rate ({rate}); lower it, e.g. to {rate / 10:g}"
             )
-        if schedule is LearningRateSchedule.WARMUP_COSINE and self.warmup_steps > self.decay_steps:
+        periodic = schedule in (LearningRateSchedule.STEP, LearningRateSchedule.COSINE_WARM_RESTARTS)
+        if self.warmup_steps > self.decay_steps and not periodic:
             raise ConfigError(
                 f"warmup_steps ({self.warmup_steps}) must not exceed decay_steps ({self.decay_steps}), where the "
-                "cosine ends; lower warmup_steps or raise decay_steps"
+                "schedule ends; lower warmup_steps or raise decay_steps"
             )
 
     def _check_logging(self) -> None:

@@ -46,12 +46,16 @@ def command(as_json: bool) -> None:
 
 def defaults() -> dict[str, dict[str, Any]]:
     """Return section -> field -> default as plain values."""
-    plain = {}
+    plain: dict[str, dict[str, Any]] = {}
     for section, cls in SECTIONS.items():
-        plain[section] = {
-            option.name: "required" if option.required else getattr(option.default, "value", option.default)
-            for option in fields_of(cls)
-        }
+        options = fields_of(cls)
+        if any(option.required for option in options):
+            plain[section] = {
+                option.name: "required" if option.required else getattr(option.default, "value", option.default)
+                for option in options
+            }
+        else:
+            plain[section] = cls().to_dict()
     return plain
 
 

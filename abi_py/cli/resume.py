@@ -1,6 +1,8 @@
 """`abi-train resume`: go on with a run as if it had never stopped."""
 
+import dataclasses
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import click
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_text
+from ..training.schedule import ends, learning_rate, restarted, stretched
 from .chat_data import ChatConfig, absolute_chat
 from .opening import RunData, open_data
 from .options import Verb, config_options, given_values
+from .run import count_steps
 from .session import (
     RUN_SECTIONS,
     DataConfig,
@@ -33,6 +37,8 @@ from .session import (
     train,
 )
 
+SCHEDULES = ("continue", "stretch", "restart")
+
 
 @click.command(
     cls=Verb,
@@ -40,12 +46,18 @@ from .session import (
     short_help="Go on with a run to its end.",
 )
 @click.argument("where", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    help="what the learning rate does: continue (as it is), stretch (the same shape, to the run's new end) or restart "
+    "(a new warm-up and decay from here); the run remembers it  [continue]",
+)
 @click.pass_context
-def command(ctx: click.Context, where: Path, **_: Any) -> None:
+def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> None:
     """Go on with a run to its end, with the same data and settings; flags change settings.
 
     RUN is the directory of a run, its directory of checkpoints, or one checkpoint; of several, the newest whole one is
-    taken.
+    taken. A run whose schedule has ended goes on at its minimum rate, unless --schedule says otherwise.
     """
     from ..training.checkpoint import TrainingState, locate, verify
 
@@ -59,14 +71,16 @@ def command(ctx: click.Context, where: Path, **_: Any) -> None:
     for problem in found.skipped:
         say(console, "passed", f"over: {problem}")
     state = TrainingState.from_dict(verify(found.path)["state"])
-    run, directory = changed(found.path, given_values(ctx), where)
+    flags = given_values(ctx)
+    run, directory, before = changed(found.path, flags, where)
     end = finished(state, run)
     if end is not None:
         again = f"abi-train resume {shlex.quote(str(where))} {end[1]}"
         say(console, "finished", f"{end[0]}; nothing is left to do; to go on: {again}")
         return
     prepare(run.training)
-    ctx.exit(go_on(run, directory, found.path, console))
+    given = flags.get("training", {})
+    ctx.exit(go_on(run, directory, found.path, console, state.global_step, Reschedule(schedule, before, given)))
 
 
 config_options(RUN_SECTIONS, {name: {} for name in RUN_SECTIONS})(command)
@@ -87,8 +101,10 @@ def _about_file(path: Path) -> str:
     )
 
 
-def changed(checkpoint: Path, flags: dict[str, dict[str, Any]], where: Path) -> tuple[RunConfig, Path]:
-    """Return the run's configuration with the flags' changes, and the run's directory."""
+def changed(
+    checkpoint: Path, flags: dict[str, dict[str, Any]], where: Path
+) -> tuple[RunConfig, Path, LlmTrainingConfig]:
+    """Return the run's configuration with the flags' changes, the run's directory, and its training without them."""
     directory, values = checkpoint.parent, read_run_config(checkpoint / "config.yaml")
     for place in (where, checkpoint.parent.parent, checkpoint.parent):
         if (place / "config.yaml").is_file() and (place / "metrics.jsonl").is_file():
@@ -112,15 +128,64 @@ def changed(checkpoint: Path, flags: dict[str, dict[str, Any]], where: Path) -> 
         chat=ChatConfig.from_dict(absolute_chat(joined["chat"])) if joined["chat"] else None,
     )
     check_early_stopping(run.early_stopping, run.data.to_dict(), run.training.eval_interval)
-    return run, directory
+    return run, directory, LlmTrainingConfig.from_dict(values.get("training", {}))
 
 
-def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> int:
+@dataclass(frozen=True)
+class Reschedule:
+    """What becomes of the learning-rate schedule: what was asked for, and what the run had before."""
+
+    choice: str | None
+    before: LlmTrainingConfig
+    given: dict[str, Any]  # flags of the section
+
+    def apply(self, config: LlmTrainingConfig, step: int, data: RunData) -> LlmTrainingConfig:
+        """Return the training with the schedule that was chosen, at `step`; ConfigError if the choice has no effect."""
+        total = count_steps(config, data)[1]
+        if self.choice == "stretch":
+            if "decay_steps" in self.given:
+                raise ConfigError("schedule (stretch) works out decay_steps; leave one of the two flags out")
+            return stretched(config, count_steps(self.before, data)[1], total)
+        if self.choice == "restart":
+            lengths = {"warmup": self.given.get("warmup_steps"), "decay": self.given.get("decay_steps")}
+            return restarted(config, step, total, **lengths)
+        if step < config.schedule_start:
+            raise ConfigError(
+                f"schedule must be given: the run began its schedule anew at step {config.schedule_start}, after this "
+                f"checkpoint (step {step}); --schedule restart begins it here"
+            )
+        return config
+
+    def describe(self, config: LlmTrainingConfig, step: int, data: RunData) -> list[tuple[str, str]]:
+        """Return lines that tell the rate of the steps to come, and the other choices where it is the minimum."""
+        total = count_steps(config, data)[1]
+        first, last = learning_rate(config, step), learning_rate(config, max(step, total - 1))
+        lines = [("rate", f"{first:.3g} at step {step + 1}, {last:.3g} at step {max(step + 1, total)}")]
+        end = config.schedule_start + config.decay_steps
+        if not ends(config) or total <= end or self.choice == "continue":
+            return lines
+        higher = [f"stretch ({learning_rate(stretched(config, total, total), step):.3g} at step {step + 1})"]
+        anew = restarted(config, step, total)
+        higher.append(f"restart ({anew.learning_rate:.3g} at step {step + max(1, anew.warmup_steps)})")
+        lines.append(
+            (
+                "note",
+                f"the schedule ends at step {end} (decay_steps), the run at {total}: between them the rate is its "
+                f"minimum, {config.min_learning_rate:.3g}; for more: --schedule {' or '.join(higher)}",
+            )
+        )
+        return lines
+
+
+def go_on(
+    run: RunConfig, directory: Path, checkpoint: Path, console: Any, step: int, reschedule: Reschedule
+) -> int:
     """Load the checkpoint and train to the end; return the exit code."""
     from .compiling import compile_for_training
 
     sizes = {"max_seq_len": run.training.max_seq_len, "seed": run.training.seed}
     train_data, valid, _ = open_data(run.data, run.chat or ChatConfig(), run.model.vocab_size, **sizes)
+    run = dataclasses.replace(run, training=reschedule.apply(run.training, step, train_data))
     say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
@@ -133,17 +198,8 @@ def go_on(run: RunConfig, directory: Path, checkpoint: Path, console: Any) -> in
     trainer = LlamaTrainer(TrainableModel(run.model), run.training)
     trainer.load_checkpoint(checkpoint)
     trainer.check_data(train_data)  # before the run's config.yaml is replaced
-    planned = planned_steps(run, train_data)
-    if run.training.lr_schedule.value != "constant" and planned > run.training.decay_steps:
-        say(
-            console, "note", f"the schedule ends at step {run.training.decay_steps} (decay_steps), the run at {planned}"
-        )
+    for label, text in reschedule.describe(run.training, step, train_data):
+        say(console, label, text)
     atomic_text(directory / "config.yaml", run.to_yaml(directory))
     return train(trainer, run, directory, train_data, valid, console)
 
-
-def planned_steps(run: RunConfig, data: RunData) -> int:
-    """Return the optimizer steps of the whole run."""
-    from .run import count_steps
-
-    return count_steps(run.training, data)[1]

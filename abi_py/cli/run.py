@@ -57,7 +57,7 @@ DERIVED = {
     },
     "training": {
         "decay_steps": "steps of the whole run",
-        "warmup_steps": "5% of them, at most 100",
+        "warmup_steps": "warmup_cosine: 5% of them, at most 100; else 0",
         "min_learning_rate": "learning_rate / 10",
         "checkpoint_interval": "an epoch, at most 1000",
         "eval_interval": "an epoch, at most 500",
@@ -156,7 +156,7 @@ def timeless(training: dict[str, Any]) -> dict[str, Any]:
     """Return what `complete` works out later, at values that break no rule together with what is given."""
     decay = training.get("decay_steps", max(10_000, int(training.get("warmup_steps", 0) or 0)))
     rate = training.get("learning_rate", 1e-5)
-    filled = {"decay_steps": decay, "warmup_steps": min(1, int(decay)), "min_learning_rate": 0.0 if rate > 0 else rate}
+    filled = {"decay_steps": decay, "warmup_steps": 0, "min_learning_rate": 0.0 if rate > 0 else rate}
     return {name: training.get(name, value) for name, value in filled.items()}
 
 
@@ -176,7 +176,7 @@ def complete(
     decay = training.get("decay_steps", total)
     derived = {
         "decay_steps": decay,
-        "warmup_steps": min(100, total // 20, int(decay)),
+        "warmup_steps": min(100, total // 20, int(decay)) if base.lr_schedule.value == "warmup_cosine" else 0,
         "min_learning_rate": base.learning_rate / 10,
         "checkpoint_interval": min(epoch, 1000),
         "eval_interval": min(epoch, 500) if valid is not None else 0,

@@ -29,6 +29,7 @@ from ..config import (
     to_yaml,
 )
 from ..errors import ConfigError
+from ..training.schedule import ends
 from .chat_data import ChatConfig, describe_chat, show_answer
 from .models import printable
 
@@ -160,7 +161,8 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
     at_end = 0 < state.data.get("batches", 0) <= state.batch_position
     if state.epoch + at_end >= config.epochs:
         reason = f"all {config.epochs} epochs are done (step {state.global_step})"
-        return reason, f"--epochs {2 * config.epochs}{no_limit}"
+        anew = " --schedule restart" if ends(config) else ""  # or the rate would stay at its minimum
+        return reason, f"--epochs {2 * config.epochs}{no_limit}{anew}"
     if at_limit:
         return f"max_steps ({config.max_steps}) is reached (step {state.global_step})", no_limit.strip()
     return None

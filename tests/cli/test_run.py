@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 
 import numba
@@ -212,7 +213,36 @@ def test_resume_takes_a_run_its_checkpoints_or_one_of_them(abi_train, tmp_path, 
     assert code == 0
     assert "epoch 3:" in out
     assert "(decay_steps)" in out
+    assert re.search(r"the rate is its minimum, 0.0003; for more: --schedule stretch \(.*\) or restart \(0.003", out)
     assert yaml.safe_load((tmp_path / "moved/config.yaml").read_text())["training"]["epochs"] == 3
+
+
+def rates(run):
+    return [record["learning_rate"] for record in lines(run / "metrics.jsonl") if record["type"] == "step"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [
+        # `run` made 4 steps: a linear fall from 0.003 to 0.0003 at step 4. Then 4 more.
+        ("continue", [0.0003] * 4),
+        ("stretch", [0.003 - 0.0027 * step / 8 for step in (4, 5, 6, 7)]),
+        ("restart", [0.003 - 0.0027 * step / 4 for step in (0, 1, 2, 3)]),
+    ],
+)
+def test_the_schedule_of_a_run_that_is_made_longer(abi_train, tmp_path, tiny, choice, wanted):
+    common = [*tiny, "--corpus-bytes", 250, "--lr-schedule", "linear", "--log-interval", 1, "--sample-tokens", 0]
+    assert abi_train("run", *common, "--epochs", 1, "--out", "r")[0] == 0
+    assert rates(tmp_path / "r") == pytest.approx([0.003 - 0.0027 * step / 4 for step in range(4)])
+    code, out, err = abi_train("resume", "r", "--epochs", 2, "--schedule", choice)
+    assert (code, err) == (0, "")
+    assert f"rate     {wanted[0]:.3g} at step 5" in out
+    assert "note     the schedule ends" not in out
+    assert rates(tmp_path / "r")[4:] == pytest.approx(wanted)
+    end = weights(only_checkpoint(tmp_path / "r", 8))
+    shutil.rmtree(only_checkpoint(tmp_path / "r", 8))  # as if it had stopped before
+    assert abi_train("resume", "r")[0] == 0  # remembers the choice
+    assert weights(only_checkpoint(tmp_path / "r", 8)) == end
 
 
 def test_resume_refuses_what_cannot_go_on(abi_train, tmp_path, tiny):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from abi_py.config import LearningRateSchedule, LlmTrainingConfig
-from abi_py.training.schedule import learning_rate
+from abi_py.errors import ConfigError
+from abi_py.training.schedule import learning_rate, restarted, stretched
 
-COMMON = {"learning_rate": 1.0, "min_learning_rate": 0.1, "warmup_steps": 4, "decay_steps": 8}
+COMMON = {"learning_rate": 1.0, "min_learning_rate": 0.1, "decay_steps": 8}
 HALF = 0.1 + 0.9 * 0.5
 
 TABLE = {
@@ -24,13 +25,63 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_table(name):
-    config = LlmTrainingConfig(lr_schedule=name, **COMMON)
+    warmup = {"warmup_steps": 4} if name == "warmup_cosine" else {}
+    config = LlmTrainingConfig(lr_schedule=name, **COMMON, **warmup)
     for step, wanted in TABLE[name].items():
         assert learning_rate(config, step) == pytest.approx(wanted, rel=1e-12), step
 
 
+# With a warm-up of 4 of the 8 steps, each schedule falls from step 4 to step 8; a period of 8 begins at step 4.
+WARM = {
+    "constant": {4: 1.0, 10**9: 1.0},
+    "cosine": {4: 1.0, 6: HALF, 8: 0.1, 12: 0.1},
+    "warmup_cosine": {4: 1.0, 6: HALF, 8: 0.1, 12: 0.1},
+    "linear": {4: 1.0, 5: 0.775, 6: HALF, 8: 0.1, 12: 0.1},
+    "step": {4: 1.0, 11: 1.0, 12: 0.1},
+    "polynomial": {4: 1.0, 6: 0.1 + 0.9 * 0.5**0.9, 8: 0.1, 12: 0.1},
+    "cosine_warm_restarts": {4: 1.0, 8: HALF, 12: 1.0, 20: HALF, 28: 1.0},
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_schedule_takes_a_warm_up(name):
+    config = LlmTrainingConfig(lr_schedule=name, warmup_steps=4, **COMMON)
+    for step, wanted in {**dict(enumerate((0.25, 0.5, 0.75, 1.0))), **WARM[name]}.items():
+        assert learning_rate(config, step) == pytest.approx(wanted, rel=1e-12), step
+    later = config.replace(schedule_start=100)
+    assert [learning_rate(later, 100 + step) for step in range(40)] == [learning_rate(config, s) for s in range(40)]
+
+
+def test_the_warm_up_that_nobody_asked_for_is_that_of_warmup_cosine():
+    for name in TABLE:
+        assert LlmTrainingConfig(lr_schedule=name).warmup_steps == (100 if name == "warmup_cosine" else 0)
+    assert LlmTrainingConfig().replace(lr_schedule="linear").warmup_steps == 0
+    assert LlmTrainingConfig(warmup_steps=7).replace(lr_schedule="linear").warmup_steps == 7
+
+
+def test_a_schedule_that_has_ended_is_stretched():
+    config = LlmTrainingConfig(warmup_steps=4, lr_schedule="linear", **COMMON)
+    assert learning_rate(config, 8) == 0.1
+    assert learning_rate(stretched(config, 8, 20), 12) == pytest.approx(HALF)  # half of the way from 4 to 20
+    assert stretched(stretched(config, 8, 20), 20, 20) == stretched(config, 8, 20)
+    assert stretched(config.replace(lr_schedule="step"), 16, 32).decay_steps == 16  # two falls before, two falls now
+    with pytest.raises(ConfigError, match=r"schedule \(stretch\) .* constant"):
+        stretched(config.replace(lr_schedule="constant"), 8, 20)
+
+
+def test_a_schedule_is_restarted():
+    config = restarted(LlmTrainingConfig(warmup_steps=4, lr_schedule="linear", **COMMON), 8, 48)
+    assert (config.schedule_start, config.warmup_steps, config.decay_steps) == (8, 2, 40)
+    rates = [learning_rate(config, step) for step in (8, 9, 10, 29, 48, 60)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, HALF, 0.1, 0.1])
+    constant = LlmTrainingConfig(lr_schedule="constant", learning_rate=1.0)
+    assert learning_rate(restarted(constant, 8, 48, warmup=2), 8) == 0.5
+    with pytest.raises(ConfigError, match=r"schedule \(restart\) .* warmup_steps"):
+        restarted(constant, 8, 48)
+
+
 def test_every_schedule_has_a_table():
-    assert set(TABLE) == {each.value for each in LearningRateSchedule}
+    assert set(TABLE) == set(WARM) == {each.value for each in LearningRateSchedule}
 
 
 @pytest.mark.parametrize("name", TABLE)
