@@ -32,6 +32,7 @@ from .corpus import (
 from .documents import Document, Documents, TextFormat
 from .instructions import InstructionList, InstructionSample, parse_instruction_dataset
 from .packing import PackedBatches, PackingStats, SequencePacker
+from .places import Place
 from .selection import Selection, select_conversations
 from .sidecar import TokensInfo, read_sidecar
 from .tokenizer import Tokenizer
@@ -63,6 +64,7 @@ __all__ = [
     "PackedBatches",
     "PackingStats",
     "ParsedAnswer",
+    "Place",
     "RowReader",
     "Selection",
     "SequencePacker",

@@ -82,7 +82,6 @@ class ChatEncoder:
         self._scan = re.compile(f"([{ANSWER_BEGINS}{ANSWER_ENDS}])|(?<!{AS_TEXT})({names})")
         roles = {role: getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad", "unk")}
         self.variables = {f"{role}_token": tokenizer.token_of(i) for role, i in roles.items() if i is not None}
-        self._plain = functools.lru_cache(maxsize=4096)(lambda text: tuple(tokenizer.encode_plain(text)))
 
     def _in_answers(self, escaped: str) -> bool:
         return escaped in map(re.escape, self.template.built_in.answer_tokens)
@@ -287,10 +286,10 @@ class ChatEncoder:
         """Return ids (n,) and the number of the answer that each belongs to (n,), -1 for none."""
         ids: list[int] = []
         answers: list[int] = []
-        for text, special, answer in pieces:
-            made: Sequence[int | None] = (self.tokenizer.id_of(text),) if special else self._plain(text)
-            ids += [i for i in made if i is not None]
-            answers += [answer] * len(made)
+        made = self.tokenizer.encode_pieces([(text, special) for text, special, _ in pieces])
+        for each, (_, _, answer) in zip(made, pieces, strict=True):
+            ids += each
+            answers += [answer] * len(each)
         return np.array(ids, np.uint32), np.array(answers, np.int64)
 
     def _not_learnt(self, conversation: Conversation, answers: npt.NDArray[np.int64]) -> list[int]:

@@ -2,6 +2,7 @@
 
     encode        special tokens that are written in the text become their ids       "<s>hi</s>" -> [1, ..., 2]
     encode_plain  they do not: text from a user cannot open or close a turn          "<s>hi</s>" -> "<", "s", ...
+    encode_pieces both in one text, each piece encoded in its place (places.py)      a conversation
     decode        text of ids, special tokens written out                            [1, ..., 2] -> "<s>hi</s>"
     stream        the same text, token by token, in whole characters
 
@@ -9,11 +10,13 @@
 and padding that a file asks for are switched off: nothing here shortens a text that was not asked to.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ import tokenizers
 
 from ..errors import DataError
 from ..files import atomic_text
+from .places import Place, PlacedBackend, without_strip
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
 
 __all__ = ["CONFIG_FILE", "TOKENIZER_FILE", "Tokenizer", "canonical_json"]
@@ -102,67 +106,90 @@ class Tokenizer:
 
     # -- text to ids ---------------------------------------------------------------------------
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = False, place: Place = Place.FIRST) -> list[int]:
         """Return the ids of a text; special tokens written in it are recognised.
 
-        `add_special_tokens` also adds what the tokenizer's post-processor puts around a text.  DataError if the text
-        holds half a surrogate pair, which no UTF-8 file can.
+        `add_special_tokens` also adds what the tokenizer's post-processor puts around a text.  `place` says what stands
+        before it, if it is a piece of a longer one.  DataError if the text holds half a surrogate pair, which no UTF-8
+        file can.
         """
-        try:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError:
-            _check_unicode(text)
-            raise
+        with _unicode(text):
+            return self._recognising.encode(text, place, add_special_tokens)
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = False) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = False, places: Sequence[Place] | None = None
+    ) -> list[list[int]]:
         """Return the ids of each text, as `encode` does; the texts are divided among the processor's cores."""
-        try:
-            # encode_batch_fast leaves out the positions in the text, which nothing here reads.
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-        except TypeError:
-            for text in texts:
-                _check_unicode(text)
-            raise
-        return [encoding.ids for encoding in encodings]
+        with _unicode(*texts):
+            return self._recognising.encode_batch(texts, places, add_special_tokens)
 
-    def encode_plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str, place: Place = Place.FIRST) -> list[int]:
         """Return the ids of a text in which the names of special tokens are ordinary characters.
 
         The result holds no special id, except that of the unknown token.  Tokens that were added without the mark
         `special` (Qwen's "<tool_call>") are ordinary vocabulary, and are recognised here too.
         """
-        try:
-            ids = self._plain.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            _check_unicode(text)
-            raise
-        return ids if self._forbidden.isdisjoint(ids) else self._taken_apart(text)
+        with _unicode(text):
+            ids = self._plain.encode(text, place)
+        return ids if self._forbidden.isdisjoint(ids) else self._taken_apart(text, place)
 
-    def encode_plain_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_plain_batch(self, texts: Sequence[str], places: Sequence[Place] | None = None) -> list[list[int]]:
         """Return the ids of each text, as `encode_plain` does, on all cores."""
-        try:
-            encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError:
-            for text in texts:
-                _check_unicode(text)
-            raise
-        found = (encoding.ids for encoding in encodings)
-        return [
-            ids if self._forbidden.isdisjoint(ids) else self._taken_apart(text)
-            for text, ids in zip(texts, found, strict=True)
-        ]
+        with _unicode(*texts):
+            found = self._plain.encode_batch(texts, places)
+        for i, ids in enumerate(found):
+            if not self._forbidden.isdisjoint(ids):
+                found[i] = self._taken_apart(texts[i], Place.FIRST if places is None else places[i])
+        return found
 
-    def _taken_apart(self, text: str) -> list[int]:
-        """Return the ids of a text in which the model itself (unigram, or one that looks up whole words) finds special
-        tokens: cut inside their names."""
-        pieces = re.split(self._inside_specials, text)
-        return [i for piece in pieces for i in self._plain.encode(piece, add_special_tokens=False).ids]
+    def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Return the ids of each piece of one text: (its text, whether it is a special token), in their order.
+
+        Joined, they are the ids of the whole text, but that a piece which is no special token is plain (`encode_plain`)
+        and that no token reaches over the border of two pieces.  White space that a special token takes away beside it
+        (lstrip, rstrip) has no ids.  DataError for a special token that the vocabulary lacks.
+        """
+        made: list[list[int]] = []
+        place = Place.FIRST
+        for (name, special), text in zip(pieces, without_strip(pieces, self._strips), strict=True):
+            if special:
+                if (token_id := self.id_of(name)) is None:
+                    raise DataError(f"{self.name}: {name!r} is not in the vocabulary, and cannot be a special token")
+                made.append([token_id])
+                place = Place.AFTER_SPECIAL
+            else:
+                made.append(list(self._piece(text, place)) if text else [])
+                place = Place.AFTER_TEXT if text else place
+        return made
 
     @cached_property
-    def _plain(self) -> tokenizers.Tokenizer:
-        plain = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        plain.encode_special_tokens = True  # the library's name for "encode them like any other text"
-        return plain
+    def _piece(self) -> Callable[[str, Place], tuple[int, ...]]:
+        """`encode_plain`, which remembers: the pieces that a template writes are the same in every conversation."""
+        return functools.lru_cache(maxsize=4096)(lambda text, place: tuple(self.encode_plain(text, place)))
+
+    def _strips(self, token: str) -> tuple[bool, bool]:
+        return self._strip_flags.get(token, (False, False))
+
+    @cached_property
+    def _strip_flags(self) -> dict[str, tuple[bool, bool]]:
+        return {entry["content"]: (entry["lstrip"], entry["rstrip"]) for entry in self._described["added_tokens"]}
+
+    def _taken_apart(self, text: str, place: Place) -> list[int]:
+        """Return the ids of a text in which the model itself (unigram, or one that looks up whole words) finds special
+        tokens: cut inside their names."""
+        ids: list[int] = []
+        for piece in re.split(self._inside_specials, text):
+            ids += self._plain.encode(piece, place)
+            place = Place.AFTER_TEXT if piece else place
+        return ids
+
+    @cached_property
+    def _recognising(self) -> PlacedBackend:
+        return PlacedBackend(self.backend, self._described, plain=False)
+
+    @cached_property
+    def _plain(self) -> PlacedBackend:
+        return PlacedBackend(self.backend, self._described, plain=True)
 
     @cached_property
     def _forbidden(self) -> frozenset[int]:
@@ -270,6 +297,18 @@ class Tokenizer:
     def _name_of(self, role: str) -> str | None:
         token_id = getattr(self, f"{role}_id")
         return None if token_id is None else self.token_of(token_id)
+
+
+@contextlib.contextmanager
+def _unicode(*texts: str) -> Iterator[None]:
+    """Turn the library's TypeError for half a surrogate pair, which only says that a text must be a str, into one of
+    ours."""
+    try:
+        yield
+    except TypeError:
+        for text in texts:
+            _check_unicode(text)
+        raise
 
 
 def _check_unicode(text: str) -> None:
