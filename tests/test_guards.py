@@ -15,7 +15,7 @@ MAP = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").e
 FLOORS = [
     {"kernels"},
     {"errors"},
-    {"untrusted"},
+    {"locks", "untrusted"},
     {"config", "files"},
     {"parameters"},
     {"formats"},

@@ -138,7 +138,10 @@ def has_checkpoint(directory: Path) -> bool:
 
 def is_run(directory: Path) -> bool:
     """Say whether a directory is that of a run, not that of a checkpoint, which has a config.yaml too."""
-    return (directory / "config.yaml").is_file() and not (directory / "state.json").is_file()
+    from ..training.checkpoint import STATE, is_checkpoint_name
+
+    is_checkpoint = (directory / STATE).is_file() or is_checkpoint_name(directory.absolute())
+    return (directory / "config.yaml").is_file() and not is_checkpoint
 
 
 def place_of_checkpoints(directory: Path) -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import atomic_text
 from .documents import Listing, sidecar_path
 from .tokenizer import Tokenizer
 
@@ -56,9 +55,9 @@ class TokensInfo:
     listing: Listing | None
     content: str
 
-    def write(self, path: Path) -> None:
-        """Write the sidecar of the token file `path`."""
-        atomic_text(sidecar_path(path), json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n")
+    def to_json(self) -> str:
+        """Return the text of the sidecar."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     def load_tokenizer(self, path: str | os.PathLike[str]) -> Tokenizer | None:
         """Return the tokenizer that made the token file `path`; None if the ids are bytes.

@@ -24,7 +24,7 @@ from typing import Any
 import tokenizers
 
 from ..errors import DataError
-from ..files import atomic_text
+from ..files import atomic_files
 from .places import Place, PlacedBackend, without_strip
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
 
@@ -291,8 +291,13 @@ class Tokenizer:
         settings.pop("chat_template", None)
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
-        atomic_text(directory / TOKENIZER_FILE, self.backend.to_str(pretty=True))
-        atomic_text(directory / CONFIG_FILE, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        texts = {
+            CONFIG_FILE: json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
+            TOKENIZER_FILE: self.backend.to_str(pretty=True),
+        }
+        with atomic_files(directory / TOKENIZER_FILE) as open_new:
+            for name, text in texts.items():
+                open_new(directory / name).write(text.encode("utf-8"))
 
     def _name_of(self, role: str) -> str | None:
         token_id = getattr(self, f"{role}_id")

@@ -4,10 +4,9 @@
     X.bin         u32 ids of all documents, each followed by an end-of-document token (tokens.py)
     X.bin.json    the sidecar: tokenizer, counts, settings, what was read (sidecar.py)
 
-Files appear when all is written; whatever happens before that leaves what was there.
+Files appear when all is written, X.bin last; whatever happens before that leaves what was there.
 """
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO
 
 from ..config import Config, opt
 from ..errors import ConfigError, DataError
-from ..files import atomic_file
+from ..files import atomic_files, atomic_text
 from .documents import Documents, Listing, Paths, TextFormat, list_inputs, sidecar_path
 from .encoders import ByteEncoder, Encoder, TextEncoder
 from .pipeline import TRAIN, Divider, Tally, batches, encoded, pieces
@@ -142,8 +141,8 @@ def _write(
     documents = _documents(inputs, config, stdin)
     tallies = [Tally() for _ in outputs]
     end = encoder.end_of_document.to_bytes(4, "little")
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(atomic_file(check_output(path))) for path in outputs]
+    with atomic_files(output) as open_new:
+        files = [open_new(check_output(path)) for path in outputs]
         stream = pieces(documents, encoder, Divider(config.valid_split, config.seed), tallies)
         for piece, ids in encoded(batches(stream), encoder):
             files[piece.part].write(ids.astype("<u4", copy=False).data)
@@ -154,14 +153,12 @@ def _write(
                 if progress is not None:
                     progress(documents.bytes_read, sum(tally.tokens for tally in tallies))
         _check_parts(documents, tallies, config)
-        for path in outputs:  # from here on they would describe another file
-            sidecar_path(path).unlink(missing_ok=True)
-    infos = [
-        _describe(tally, part, inputs, output, config, encoder, listing, documents.content)
-        for part, tally in enumerate(tallies)
-    ]
-    for path, info in zip(outputs, infos, strict=True):
-        info.write(path)
+        infos = [
+            _describe(tally, part, inputs, output, config, encoder, listing, documents.content)
+            for part, tally in enumerate(tallies)
+        ]
+        for path, info in zip(outputs, infos, strict=True):
+            open_new(sidecar_path(path)).write(info.to_json().encode())
     return _report(dict(zip(outputs, infos, strict=True)), documents, encoder)
 
 
@@ -261,7 +258,7 @@ def tokenize_if_needed(
         if there is not None and listing is not None and _same_data(inputs, config, there[output], listing):
             for path, info in there.items():
                 if info.listing != listing:
-                    dataclasses.replace(info, listing=listing).write(path)
+                    atomic_text(sidecar_path(path), dataclasses.replace(info, listing=listing).to_json())
             return _report(there, None, encoder)
     return _write(inputs, output, config, encoder, listing, stdin, progress)
 

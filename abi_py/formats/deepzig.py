@@ -13,7 +13,6 @@ ours is JSON.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from ..config import TrainableModelConfig
-from ..files import atomic_text, fsync_directory
+from ..files import atomic_files, atomic_text, write_pieces
 from .huggingface import CONFIG, WEIGHTS, huggingface_config
-from .safetensors import write_safetensors
+from .safetensors import safetensors_pieces
 
-__all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "write_json", "write_model"]
+__all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "json_text", "write_json", "write_model"]
 
 TRAINING_ARGS = "training_args.json"
 LONGEST = 2048  # max_length of the original's generation_config.json
@@ -66,25 +65,32 @@ def generation_config(
     }
 
 
-def write_model(folder: Path, model: Any, special: Mapping[str, int | None]) -> None:
-    """Write model.safetensors and config.json of a model into a folder; each file is replaced whole."""
+def write_model(
+    folder: Path, model: Any, special: Mapping[str, int | None], more: Mapping[str, str] | None = None
+) -> None:
+    """Write model.safetensors, `more` texts by file name, and config.json, which appears last.
+
+    No reader takes a folder without config.json for a model, so the model is there whole or not at all.
+    """
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
     if model.config.tie_embeddings:
         tensors["lm_head.weight"] = model.weights["token_embedding"]
-    temporary = folder / f".tmp-{WEIGHTS}-{os.getpid()}"
-    try:
-        write_safetensors(temporary, _contiguous(tensors), {"format": "pt"})
-        os.replace(temporary, folder / WEIGHTS)
-        fsync_directory(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_json(folder / CONFIG, deepzig_config(model.config, special))
+    texts = {**(more or {}), CONFIG: json_text(deepzig_config(model.config, special))}
+    with atomic_files(folder / CONFIG) as open_new:
+        write_pieces(open_new(folder / WEIGHTS), safetensors_pieces(_contiguous(tensors), {"format": "pt"}))
+        for name, text in texts.items():
+            open_new(folder / name).write(text.encode())
 
 
 def _contiguous(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
 
 
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return a JSON object as text; floats keep their point or exponent, which the Zig loader asks for."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, replaced whole; floats keep their point or exponent, which the Zig loader asks for."""
-    atomic_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a JSON object, replaced whole."""
+    atomic_text(path, json_text(content))

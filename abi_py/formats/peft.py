@@ -15,8 +15,8 @@ import numpy as np
 
 from ..config import PROJECTIONS, LoraConfig
 from ..errors import CheckpointError, ConfigError
-from ..files import write_synced
-from .safetensors import read_safetensors, write_safetensors
+from ..files import atomic_files, write_pieces
+from .safetensors import read_safetensors, safetensors_pieces
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -72,11 +72,11 @@ def adapter_config(config: LoraConfig, base_model: str | None = None) -> dict[st
 def write_adapter(
     folder: Path, tensors: Mapping[str, np.ndarray], config: LoraConfig, base_model: str | None = None
 ) -> None:
-    """Write both files; `tensors` by PEFT's names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+    """Write both files, or leave those that are there as they are; `tensors` by PEFT's names."""
     text = json.dumps(adapter_config(config, base_model), indent=2) + "\n"
-    write_synced(folder / ADAPTER_CONFIG, [text.encode()])
+    with atomic_files(folder / ADAPTER_CONFIG) as open_new:
+        write_pieces(open_new(folder / ADAPTER_WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))
+        open_new(folder / ADAPTER_CONFIG).write(text.encode())
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, np.ndarray]]:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import write_synced
+from ..files import atomic_file, write_pieces
 
-__all__ = ["encoded_size", "read_safetensors", "write_safetensors"]
+__all__ = ["encoded_size", "read_safetensors", "safetensors_pieces", "write_safetensors"]
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
 DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
@@ -42,17 +42,21 @@ def encoded_size(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] 
     return len(_header(tensors, metadata or {})) + sum(tensor.nbytes for tensor in tensors.values())
 
 
+def safetensors_pieces(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | np.ndarray]:
+    """Yield the content of a file, header first, then the arrays; for `files.write_pieces` and `write_synced`."""
+    yield _header(tensors, metadata or {})
+    for tensor in tensors.values():
+        yield np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
+
+
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Write arrays of any shape under their names, fsync, and return {"size": bytes, "sha256": hexadecimal}."""
-
-    def pieces() -> Iterator[Any]:
-        yield _header(tensors, metadata or {})
-        for tensor in tensors.values():
-            yield np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
-
-    return write_synced(path, pieces())
+    """Write arrays of any shape under their names in one indivisible step; return {"size": ..., "sha256": ...}."""
+    with atomic_file(path) as file:
+        return write_pieces(file, safetensors_pieces(tensors, metadata))
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from ..data.selection import Selection, select_conversations
 from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..data.tokenizer_training import train_tokenizer
 from ..errors import ConfigError, DataError
-from ..formats.deepzig import TRAINING_ARGS, generation_config, write_json, write_model
+from ..formats.deepzig import TRAINING_ARGS, generation_config, json_text, write_json, write_model
 from ..formats.huggingface import read_config, read_weights
 from ..generation.settings import CONFIG_FILE as GENERATION_FILE
 from ..model import LoraModel, TrainableModel
@@ -41,7 +41,7 @@ from .training_args import training_args
 
 __all__ = ["DeepZigRun", "load_run_config", "train_deepzig"]
 
-ADAPTER = "adapter"  # folder inside the output
+ADAPTER, CARD = "adapter", "README.md"  # inside the output folder
 AGAIN = "again"
 CALM_BELOW = 2_000_000  # weights; a smaller model's generation_config.json draws close to the likeliest token
 
@@ -158,16 +158,14 @@ class DeepZigRun:
             restore_best(trainer.model, trainer.optimizer, Path(report.best_checkpoint))
         model = trainer.model
         if isinstance(model, LoraModel):
-            (self.directory / ADAPTER).mkdir(exist_ok=True)
             model.save(self.directory / ADAPTER)
             model = model.merged()
         special = {role: getattr(self.tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-        write_model(self.directory, model, special)
         stop_ids = self.template.encoder(self.tokenizer).stop_ids
         calm = model.num_params() < CALM_BELOW
         settings = generation_config(self.shape.max_seq_len, special, stop_ids, calm)
-        write_json(self.directory / GENERATION_FILE, settings)
-        model_card(self, model.num_params(), report)
+        texts = {GENERATION_FILE: json_text(settings), CARD: model_card(self, model.num_params(), report)}
+        write_model(self.directory, model, special, texts)
         return model
 
 

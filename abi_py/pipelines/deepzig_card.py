@@ -5,7 +5,6 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import atomic_text
 from ..training.report import TrainingReport
 
 if TYPE_CHECKING:
@@ -14,12 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["model_card"]
 
 
-def model_card(run: "DeepZigRun", num_params: int, report: TrainingReport) -> None:
-    """Write README.md: what the model is, what it was trained on and how well, and how to use it."""
-    atomic_text(run.directory / "README.md", _text(run, num_params, report))
-
-
-def _text(run: "DeepZigRun", num_params: int, report: TrainingReport) -> str:
+def model_card(run: "DeepZigRun", num_params: int, report: TrainingReport) -> str:
+    """Return the text of README.md: what the model is, what it was trained on and how well, and how to use it."""
     name, shape = run.directory.resolve().name, run.shape
     rows = {
         "architecture": "Llama: RMSNorm, RoPE, SwiGLU",

@@ -9,10 +9,10 @@
 
 Of adapters on a frozen model (LoRA) the first two are adapter_model.safetensors and adapter_config.json.
 
-A checkpoint is written under a temporary name beside its place, forced to the disk file by file, and renamed; only then
-may older ones be removed.  So at every moment, whatever happens, the last good checkpoint is whole.  A second one
-of the same step takes the place of the first by way of the name `.old-llm_step_{step}`, which counts as the checkpoint
-while its own name is free.
+A checkpoint is written under a temporary name beside its place, forced to the disk file by file, and renamed
+(`files.atomic_directory`); only then may older ones be removed.  So at every moment, whatever happens, the last good
+checkpoint is whole.  A second one of the same step takes the place of the first by way of the name
+`.old-llm_step_{step}`, which counts as the checkpoint while its own name is free.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ import numpy as np
 
 from ..config import Config, LoraConfig, load_yaml, to_yaml
 from ..errors import CheckpointError, ConfigError, NonFiniteError
-from ..files import atomic_text, fsync_directory, sha256_of, write_synced
+from ..files import OLD, atomic_directory, atomic_text, remove_directory, remove_leftovers, sha256_of, write_synced
 from ..formats.huggingface import huggingface_config
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
-from ..formats.safetensors import encoded_size, read_safetensors, write_safetensors
+from ..formats.safetensors import encoded_size, read_safetensors, safetensors_pieces
 
 __all__ = [
     "Checkpoint",
@@ -54,9 +54,9 @@ FILES = ("optimizer.safetensors", "config.yaml")
 MODEL_FILES, ADAPTER_FILES = ("model.safetensors", "config.json"), (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 STATE = "state.json"
 NAME = re.compile(r"llm_step_(\d+)")
-OLD, TEMPORARY = ".old-", ".tmp-"
 SLACK = 1.05  # free space that must be there, in units of the checkpoint's size
 ADVICE = "; resume from the directory above it to use the newest whole checkpoint"
+RENAME = "; it was renamed or copied over another one: give it its own name, or use another checkpoint"
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
 PIECE = 1 << 20  # weights looked at together by the finiteness check
@@ -159,30 +159,29 @@ def save_checkpoint(
 ) -> Path:
     """Save under `root`, return the new directory, and keep only the `keep` newest (0 = all), the best and this one.
 
-    OSError (disk full...) passes through; CheckpointError if there is too little free space to begin; NonFiniteError if
-    a weight is not finite.  In all cases the earlier checkpoints are as they were.
+    The caller holds `root` (locks.py).  OSError (disk full...) passes through; CheckpointError if there is too little
+    free space to begin; NonFiniteError if a weight or a moment is not finite.  In all cases the earlier checkpoints are
+    as they were.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     recover(root)
     table, weights = model.parameters.table, model.parameters.weights_flat
     tensors = {entry.hf_name: weights[entry.offset : entry.offset + entry.size].reshape(entry.shape) for entry in table}
-    _check_finite(tensors, root)
+    _check_finite({**tensors, **_moments(optimizer)}, root)
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
     (weights_file, config_file), description = MODEL_FILES, huggingface_config(model.config)
     lora = sections.get("lora")
     if isinstance(lora, LoraConfig):
         (weights_file, config_file), description = ADAPTER_FILES, adapter_config(lora, model.base_model)
     name = f"llm_step_{state.global_step}"
-    temporary, final = root / f"{TEMPORARY}{name}-{os.getpid()}", root / name
     order = max([order for order, _ in list_checkpoints(root)], default=0)
-    try:
-        temporary.mkdir()
+    with atomic_directory(root / name) as folder:
         files = {
-            weights_file: write_safetensors(temporary / weights_file, tensors, {"format": "pt"}),
-            config_file: write_synced(temporary / config_file, [_json(description)]),
-            "optimizer.safetensors": write_safetensors(temporary / "optimizer.safetensors", optimizer),
-            "config.yaml": write_synced(temporary / "config.yaml", [to_yaml(**sections).encode()]),
+            weights_file: write_synced(folder / weights_file, safetensors_pieces(tensors, {"format": "pt"})),
+            config_file: write_synced(folder / config_file, [_json(description)]),
+            "optimizer.safetensors": write_synced(folder / "optimizer.safetensors", safetensors_pieces(optimizer)),
+            "config.yaml": write_synced(folder / "config.yaml", [to_yaml(**sections).encode()]),
         }
         content = {
             "format": FORMAT,
@@ -191,15 +190,10 @@ def save_checkpoint(
             "state": state.to_dict(),
             "files": files,
         }
-        write_synced(temporary / STATE, [_json({**content, "checksum": _checksum(content)})])
-        fsync_directory(temporary)
-        _put_in_place(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        write_synced(folder / STATE, [_json({**content, "checksum": _checksum(content)})])
     atomic_text(root / "latest", name + "\n")
     _prune(root, keep, {name, f"llm_step_{state.best_step}"})
-    return final
+    return root / name
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -210,15 +204,27 @@ def _checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _check_finite(tensors: Mapping[str, np.ndarray], root: Path) -> None:
+def _moments(optimizer: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what must be finite of an optimizer's arrays; partial gradients of fp16 may have overflowed."""
+    return {f"the optimizer's {name}": array for name, array in optimizer.items() if name in ("m", "v")}
+
+
+def _first_non_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
     for name, tensor in tensors.items():
         flat = tensor.reshape(-1)
         for start in range(0, flat.size, PIECE):
             if not np.isfinite(flat[start : start + PIECE]).all():
-                raise NonFiniteError(
-                    f"{name} holds NaN or infinity, so nothing was saved; the earlier checkpoints in {root} are "
-                    "untouched; resume from the last one, with a lower learning_rate"
-                )
+                return name
+    return None
+
+
+def _check_finite(tensors: Mapping[str, np.ndarray], root: Path) -> None:
+    name = _first_non_finite(tensors)
+    if name is not None:
+        raise NonFiniteError(
+            f"{name} holds NaN or infinity, so nothing was saved; the earlier checkpoints in {root} are "
+            "untouched; resume from the last one, with a lower learning_rate"
+        )
 
 
 def _check_space(root: Path, size: int) -> None:
@@ -230,65 +236,29 @@ def _check_space(root: Path, size: int) -> None:
         )
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
-    if not final.exists():
-        os.replace(temporary, final)
-        fsync_directory(final.parent)
-        return
-    old = final.with_name(OLD + final.name)
-    os.replace(final, old)
-    try:
-        os.replace(temporary, final)
-        fsync_directory(final.parent)
-    except BaseException:
-        if not final.exists():
-            os.replace(old, final)
-        raise
-    shutil.rmtree(old)
-
-
 def _prune(root: Path, keep: int, protected: set[str]) -> None:
     if keep == 0:
         return
-    older = [path for _, path in list_checkpoints(root)][:-keep]
-    for path in older:
-        if path.name in protected:
-            continue
-        # Renamed first: an interrupted removal must not leave something that looks like a checkpoint.
-        doomed = root / f"{TEMPORARY}removed-{path.name}-{os.getpid()}"
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
+    for path in removable(root, keep):
+        if path.name not in protected:
+            remove_directory(path)
+
+
+def removable(root: Path, keep: int) -> list[Path]:
+    """Return the checkpoints in `root` that are older than the `keep` newest; links are the user's, and stay."""
+    return [path for _, path in list_checkpoints(root) if not path.is_symlink()][:-keep]
 
 
 def recover(root: Path) -> None:
-    """Clear up after a killed process: remove its temporary directories, finish or undo a half-done replacement."""
+    """Clear up after a killed process: remove its left-overs, finish or undo a half-done replacement."""
+    remove_leftovers(root)
     for path in root.iterdir():
         if path.name.startswith(OLD) and NAME.fullmatch(path.name.removeprefix(OLD)):
             final = path.with_name(path.name.removeprefix(OLD))
-            if final.exists():
-                shutil.rmtree(path)
+            if os.path.lexists(final):
+                remove_directory(path)
             else:
                 os.replace(path, final)
-        elif path.name.startswith(TEMPORARY) and not _belongs_to_another_process(path):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _belongs_to_another_process(path: Path) -> bool:
-    number = path.name.rpartition("-")[2]
-    if os.name != "posix" or not number.isdigit() or int(number) == os.getpid():
-        return False
-    try:
-        os.kill(int(number), 0)  # signal 0 only asks whether the process exists
-    except ProcessLookupError:
-        return False
-    except OverflowError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 # -- finding and loading -----------------------------------------------------------------------
@@ -300,7 +270,7 @@ def list_checkpoints(root: str | Path) -> list[tuple[int, Path]]:
     root = Path(root)
     for path in root.iterdir() if root.is_dir() else ():
         name = path.name.removeprefix(OLD)
-        if not NAME.fullmatch(name) or not path.is_dir() or (path.name != name and (root / name).exists()):
+        if not is_checkpoint_name(path) or not path.is_dir() or (path.name != name and (root / name).exists()):
             continue
         try:
             order = int(json.loads((path / STATE).read_text(encoding="utf-8"))["saved"])
@@ -313,6 +283,11 @@ def list_checkpoints(root: str | Path) -> list[tuple[int, Path]]:
 def _step_of(path: Path) -> int:
     match = NAME.search(path.name)
     return int(match.group(1)) if match else -1
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Say whether a directory has the name of a checkpoint, and so must be a whole one."""
+    return NAME.fullmatch(path.name.removeprefix(OLD)) is not None
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -332,6 +307,9 @@ def verify(path: str | Path) -> dict[str, Any]:
         found = f"{content['format']} {content['version']}"
         rule = f"this version reads {FORMAT} {VERSION}"
         raise CheckpointError(f"{path / STATE} is of kind {found}, {rule}; use the version that wrote it")
+    named, step = NAME.fullmatch(path.name.removeprefix(OLD)), content["state"].get("global_step")
+    if named is not None and int(named[1]) != step:
+        raise CheckpointError(f"{path} is named after step {named[1]}, but its state is that of step {step}{RENAME}")
     for name in (*_model_files(content["files"]), *FILES):
         wanted, file = content["files"][name], path / name
         if not file.exists():
@@ -356,13 +334,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         config = load_yaml(path / "config.yaml")
     except ConfigError as error:
         raise CheckpointError(f"{error}; the checkpoint is of another version") from None
-    return Checkpoint(
-        path=path,
-        state=TrainingState.from_dict(content["state"]),
-        config=config,
-        weights=read_safetensors(path / _model_files(content["files"])[0]),
-        optimizer=read_safetensors(path / "optimizer.safetensors"),
-    )
+    weights = read_safetensors(path / _model_files(content["files"])[0])
+    optimizer = read_safetensors(path / "optimizer.safetensors")
+    bad = _first_non_finite({**weights, **_moments(optimizer)})
+    if bad is not None:
+        raise CheckpointError(f"{path}: {bad} holds NaN or infinity; use an earlier checkpoint")
+    state = TrainingState.from_dict(content["state"])
+    return Checkpoint(path=path, state=state, config=config, weights=weights, optimizer=optimizer)
 
 
 def find_latest(root: str | Path) -> Found:
@@ -383,8 +361,7 @@ def find_latest(root: str | Path) -> Found:
 def locate(path: str | Path) -> Found:
     """Return the checkpoint that `path` means: a checkpoint, a directory of them, a run directory, a Zig .ckpt file."""
     path = Path(path)
-    is_checkpoint = NAME.fullmatch(path.name.removeprefix(OLD)) and path.is_dir()
-    if path.is_file() or (path / STATE).is_file() or is_checkpoint:
+    if path.is_file() or (path / STATE).is_file() or (is_checkpoint_name(path) and path.is_dir()):
         return Found(path=path)
     if not path.exists():
         beside = path.with_name(OLD + path.name)

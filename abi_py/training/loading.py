@@ -7,7 +7,7 @@ from ..errors import CheckpointError
 from ..formats.huggingface import CONFIG, read_config, read_weights
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..model import LoraModel, TrainableModel
-from .checkpoint import STATE, locate, verify
+from .checkpoint import STATE, is_checkpoint_name, locate, verify
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -33,7 +33,7 @@ def load_model(path: str | Path) -> LoadedModel:
 
 def _load(path: Path, adapters: bool) -> LoadedModel:
     is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
-    if is_folder and not (path / STATE).is_file():
+    if is_folder and not ((path / STATE).is_file() or is_checkpoint_name(path)):  # those must be whole: verified below
         return LoadedModel(_from_folder(path, adapters), path)
     found = locate(path)
     if found.path.is_file():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from abi_py import files
 from abi_py.config import TrainableModelConfig, load_yaml
 from abi_py.errors import CheckpointError, NonFiniteError
+from abi_py.training import checkpoint
 from abi_py.training.checkpoint import (
     FILES,
     STATE,
@@ -23,6 +23,7 @@ from abi_py.training.checkpoint import (
     recover,
     verify,
 )
+from abi_py.training.loading import load_model
 from abi_py.training.trainer import LlamaTrainer
 
 
@@ -109,10 +110,10 @@ def test_failure_at_each_fsync_and_rename(trainer, data, tmp_path, monkeypatch, 
     assert found.skipped == ()
     assert verify(found.path)["state"]["global_step"] in (2, trainer.state.global_step)
     if failure == "error":
-        assert not [name for name in names(root) if name.startswith((".tmp", ".old"))] or same_step
+        assert not [name for name in names(root) if name.startswith((".abi", ".old"))] or same_step
         assert trainer.state.checkpoints_saved == before + finished
     recover(root)
-    assert not [name for name in names(root) if name.startswith((".tmp", ".old"))]
+    assert not [name for name in names(root) if name.startswith((".abi", ".old"))]
     assert [verify(path)["state"]["global_step"] for _, path in list_checkpoints(root)][:2] == [1, 2]
     trainer.save_checkpoint()
     assert find_latest(root).path.name == f"llm_step_{trainer.state.global_step}"
@@ -196,21 +197,61 @@ def test_non_finite_weights_are_never_saved(trainer, tmp_path):
     assert find_latest(tmp_path / "c").path.name == "llm_step_2"
 
 
-def test_temporary_directories_of_live_processes_stay(trainer, tmp_path):
+@pytest.mark.parametrize("name", ["m", "v"])
+def test_non_finite_moments_are_neither_saved_nor_read(trainer, tmp_path, monkeypatch, name):
+    trainer.optimizer.moments[name][3] = np.inf
+    with pytest.raises(NonFiniteError, match=f"the optimizer's {name} holds NaN or infinity"):
+        trainer.save_checkpoint()
+    assert names(tmp_path / "c") == ["latest", "llm_step_1", "llm_step_2"]
+    monkeypatch.setattr(checkpoint, "_check_finite", lambda tensors, root: None)
+    path = trainer.save_checkpoint()
+    with pytest.raises(CheckpointError, match=rf"llm_step_2: the optimizer's {name} holds NaN or infinity"):
+        read_checkpoint(path)
+
+
+def test_clearing_up_removes_only_names_that_are_made_here(trainer, data, tmp_path):
+    root, left = tmp_path / "c", ".abi-99999-0123456789abcdef.tmp"
+    others = [".tmp-llm_step_9-4711", ".tmp-notes", ".abi-notes.tmp", ".abi-1-0123456789ABCDEF.tmp", ".old-notes"]
+    for name in [left, *others]:
+        (root / name).mkdir()
+        (root / name / "file").write_text("mine")
+    trainer.save_checkpoint()
+    assert names(root) == sorted([*others, "latest", "llm_step_1", "llm_step_2"])
+
+
+def test_links_are_kept_and_never_followed(make_model, make_config, data, tmp_path):
+    """Pruning leaves a linked checkpoint; saving in its place removes the link; what it points to stays."""
+    root, elsewhere = tmp_path / "c", tmp_path / "archive"
+    trainer = LlamaTrainer(make_model(), make_config(epochs=9, checkpoint_path=str(root), max_checkpoints=1))
+    step(trainer, data)
+    trainer.save_checkpoint()
+    shutil.move(root / "llm_step_1", elsewhere)
+    (root / "llm_step_1").symlink_to(elsewhere)
+    (root / ".old-llm_step_2").symlink_to(elsewhere)
+    (root / ".abi-99999-0123456789abcdef.tmp").symlink_to(elsewhere)
+    content = {name: (elsewhere / name).read_bytes() for name in names(elsewhere)}
+    for _ in range(2):
+        step(trainer, data)
+        trainer.save_checkpoint()
+    assert names(root) == [".abi-99999-0123456789abcdef.tmp", "latest", "llm_step_1", "llm_step_3"]
+    assert (root / "llm_step_1").is_symlink()
+    assert verify(root / "llm_step_1")["state"]["global_step"] == 1
+    trainer.state.global_step = 1
+    trainer.save_checkpoint()
+    assert not (root / "llm_step_1").is_symlink()
+    assert {name: (elsewhere / name).read_bytes() for name in names(elsewhere)} == content
+
+
+def test_another_name_or_no_state_is_not_taken(trainer, make_model, make_config, tmp_path):
     root = tmp_path / "c"
-    dead, alive = root / ".tmp-llm_step_9-999999999", root / f".tmp-llm_step_9-{os.getppid()}"
-    dead.mkdir()
-    alive.mkdir()
-    recover(root)
-    assert not dead.exists()
-    assert alive.exists()
-
-
-def test_atomic_file_keeps_the_old_content(tmp_path):
-    path = tmp_path / "a.txt"
-    files.atomic_text(path, "old")
-    with pytest.raises(RuntimeError), files.atomic_file(path) as file:  # noqa: PT012 (the error must come inside)
-        file.write(b"half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["a.txt"]
+    shutil.copytree(root / "llm_step_1", root / "llm_step_10")
+    with pytest.raises(CheckpointError, match="llm_step_10 is named after step 10, but its state is that of step 1"):
+        LlamaTrainer(make_model(), make_config()).load_checkpoint(root / "llm_step_10")
+    shutil.rmtree(root / "llm_step_10")
+    shutil.copytree(root / "llm_step_1", root / "best")  # a name that says nothing
+    assert LlamaTrainer(make_model(), make_config()).load_checkpoint(root / "best").name == "best"
+    (root / "llm_step_2" / STATE).unlink()
+    for load in (load_model, LlamaTrainer(make_model(), make_config()).load_checkpoint):
+        with pytest.raises(CheckpointError, match=r"state\.json is missing"):
+            load(root / "llm_step_2")
+    assert find_latest(root).path.name == "llm_step_1"
