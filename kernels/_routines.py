@@ -3,7 +3,7 @@
 The tile and the packers stand at the heart of every product and of attention.  Were they part of the kernels that call
 them, each kernel would compile them again, and Numba several times for each kernel: most of the time of a cold start
 (docs/log.md).  So they are compiled apart, at first use and in a fraction of a second, all of one kind of numbers
-together; the machine code is kept beside Numba's cache, under the same key.  A kernel takes their addresses as an
+together; the machine code is kept where compiled kernels are.  A kernel takes their addresses as an
 argument, a *table*:
 
     table (SLOTS,) int64        KIND: which numbers    FOLD: elements of the sum in a place of a panel    then addresses
@@ -11,19 +11,16 @@ argument, a *table*:
 Under NUMBA_DISABLE_JIT=1 nothing is compiled: the addresses are zero, and the operations' twins read KIND and FOLD.
 """
 
-import contextlib
 import functools
-import hashlib
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
-from ._jit import CACHE_DIRECTORY, JIT, numba_config
+from ._cache import STORE, numba_config
+from ._jit import JIT
 
 __all__ = ["FOLD", "KIND", "PACKERS", "TILE", "Numbers", "Routine", "call_routine", "entry_of"]
 
@@ -46,9 +43,9 @@ class Numbers:
         return self.name
 
     @property
-    def file(self) -> Path:
-        """Where the machine code is kept."""
-        return CACHE_DIRECTORY / f"routines-{self.name}.o"
+    def file(self) -> str:
+        """The name under which the machine code is kept."""
+        return f"routines-{self.name}.o"
 
     @functools.cached_property
     def table(self) -> np.ndarray:
@@ -97,29 +94,20 @@ def _compiled(assembly: str) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _kept(file: Path, assembly: Callable[[], str]) -> bytes:
-    """Return what `file` keeps, or compile and keep it; a file damaged, or impossible to write, is no error."""
-    with contextlib.suppress(OSError):
-        raw = file.read_bytes()
-        if hashlib.sha256(raw[32:]).digest() == raw[:32]:
-            return raw[32:]
+def _kept(file: str, assembly: Callable[[], str]) -> bytes | memoryview:
+    """Return what is kept under the name `file`, or compile and keep it."""
+    kept = STORE.read(file)
+    if kept is not None:
+        return kept
     code = _compiled(assembly())
-    part = file.with_name(f".{file.name}-{os.getpid()}")
-    # A full disk, a directory of somebody else's: compile again next time, as Numba does.
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(hashlib.sha256(code).digest() + code)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+    STORE.write(file, code)
     return code
 
 
-def _load(code: bytes, slots: Mapping[int, Any]) -> dict[int, int]:
+def _load(code: bytes | memoryview, slots: Mapping[int, Any]) -> dict[int, int]:
     """Return the address of each slot's routine in an object file, ready to be called."""
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(bytes(code)))
     engine.finalize_object()
     _engines.append(engine)
     return {slot: engine.get_function_address(_symbol(slot)) for slot in slots}

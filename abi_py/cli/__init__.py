@@ -13,6 +13,7 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -93,8 +94,17 @@ def _complain(error: Exception) -> None:
         text = f"{error.filename}: {error.strerror or error}"
     else:
         text = str(error)
+    _tell("error:", "red", text)
+
+
+def _tell(label: str, colour: str, text: str) -> None:
     color = False if os.environ.get("NO_COLOR") else None  # None: click looks whether stderr is a terminal
-    click.echo(click.style("error:", fg="red", bold=True) + " " + " ".join(text.split()), err=True, color=color)
+    click.echo(click.style(label, fg=colour, bold=True) + " " + " ".join(text.split()), err=True, color=color)
+
+
+def _show_warning(message: Warning | str, *place: Any, **line: Any) -> None:
+    """Show a warning as one line; where in the program it arose is no matter of the user's."""
+    _tell("warning:", "yellow", str(message))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,6 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     # OpenMP's threads wait for work in a busy loop.  Beside one other busy program, their usual long wait makes a step
     # five times slower; a short one costs 2% on an idle machine.  libgomp reads this when the first kernel runs.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    warnings.showwarning = _show_warning
     try:
         code = cli.main(args=arguments, prog_name="abi-train", standalone_mode=False)
     except click.UsageError as error:

@@ -3,8 +3,8 @@
 A process runs tiny training steps in which only *its* kernels are real and all others do nothing; so each is compiled
 with exactly the types that training gives it, and the disk cache holds it for every later process.
 
-A kernel that a reduced precision calls with other types is compiled for it apart: `swiglu_forward` is that of float32,
-`swiglu_forward:bf16` that of bfloat16.  The routines of each precision (`kernels/_routines.py`) count as a
+A kernel that a reduced precision calls with other types is compiled for it apart: `swiglu_backward` is that of float32,
+`swiglu_backward:bf16` that of bfloat16.  The routines of each precision (`kernels/_routines.py`) count as a
 kernel named `routines`.
 """
 
@@ -15,6 +15,7 @@ import pkgutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,15 @@ from typing import IO, Any
 
 from ..errors import AbiError
 
-__all__ = ["compile_for_training", "compile_kernels", "decode_once", "is_cached", "kernel_names", "kernels_of_training"]
+__all__ = [
+    "compile_for_training",
+    "compile_kernels",
+    "compile_missing",
+    "decode_once",
+    "is_cached",
+    "kernel_names",
+    "kernels_of_training",
+]
 
 # Seconds that the slow ones took to compile on one machine; only the ratios matter, for sharing out the work.
 SECONDS = {"_attention_backward": 7.8, "_attention_forward": 5.0, "_cached_attention": 5.3, "_product": 2.4}
@@ -34,7 +43,7 @@ ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float
 ROUTINES = "routines"
 VARIANTS = {
     "fp32": (),
-    "bf16": (ROUTINES, "swiglu_forward", "swiglu_backward", *ONLY_NARROW),
+    "bf16": (ROUTINES, "swiglu_backward", *ONLY_NARROW),
     "fp16": (ROUTINES,),
 }
 
@@ -80,19 +89,19 @@ def kernels_of_training(optimizer: str, precision: str = "fp32") -> list[str]:
 
 
 def is_cached(name: str) -> bool:
-    """Say whether the disk cache holds a kernel."""
+    """Say whether the disk cache holds a kernel, undamaged."""
+    from ..kernels._cache import STORE
+
+    def whole(file: str) -> bool:
+        return STORE.read(file) is not None
+
     kernel, _, precision = name.partition(":")
     if kernel == ROUTINES:
-        return _numbers(precision).file.exists()
-    module, dispatcher = _dispatchers()[kernel]
-    if precision:
-        files = [_stamp(name, dispatcher)]
-    else:
-        stem = f"{module.rpartition('.')[2]}.{dispatcher.py_func.__qualname__}-"
-        files = list(_folder(dispatcher).glob(f"{stem}*.nbi"))
-    # Numba compiles again what is older than its source, as after a new installation at the same place.
-    changed = Path(dispatcher.py_func.__code__.co_filename).stat().st_mtime
-    return any(file.exists() and file.stat().st_mtime >= changed for file in files)
+        return whole(_numbers(precision).file)
+    if not precision:
+        return any(map(whole, STORE.names(_dispatchers()[kernel][1]._cache.beginning)))
+    files = bytes(STORE.read(_list_of(name)) or b"").decode().split()  # the names of files do not show types
+    return bool(files) and all(map(whole, files))
 
 
 def _numbers(precision: str) -> Any:
@@ -102,40 +111,50 @@ def _numbers(precision: str) -> Any:
     return {"": tiles.FLOAT32, "bf16": tiles.BFLOAT16, "fp16": tiles.FLOAT16}[precision]
 
 
-def _folder(dispatcher: Any) -> Path:
-    """Return where Numba keeps a kernel: another copy of the same sources has another folder."""
-    return Path(dispatcher.stats.cache_path)
-
-
-def _stamp(name: str, dispatcher: Any) -> Path:
-    """Return the file that says that a variant is compiled: Numba's own index does not show types in its name."""
-    return _folder(dispatcher) / f"{name.replace(':', '-')}.compiled"
+def _list_of(name: str) -> str:
+    """Return under which name the cache keeps the list of a variant's files."""
+    return f"{name.replace(':', '-')}.list"
 
 
 def compile_for_training(optimizer: str, precision: str, report: Callable[[str], None]) -> None:
-    """Compile what is missing in the cache and `report` it in one line before and one after."""
-    missing = [name for name in kernels_of_training(optimizer, precision) if not is_cached(name)]
+    """Compile what a training step runs and the cache does not hold; see `compile_missing`."""
+    compile_missing(kernels_of_training(optimizer, precision), report)
+
+
+def compile_missing(names: Iterable[str], report: Callable[[str], None]) -> None:
+    """Compile those kernels that the cache does not hold, and `report` it in one line before and one after.
+
+    Where that is impossible, `report` says so: each kernel is then compiled at its first call.
+    """
+    from ..kernels._cache import STORE
+
+    missing = [name for name in names if not is_cached(name)]
     if not missing:
         return
     kernels = "1 kernel" if len(missing) == 1 else f"{len(missing)} kernels"
+    if not STORE.has_room():  # which has told why
+        report(f"{kernels} for this run alone, each at its first call")
+        return
     report(f"{kernels} for this processor, once; later runs find them in the cache ...")
     began = time.perf_counter()
     try:
         compile_kernels(missing, lambda name, seconds: None)
-    except (AbiError, OSError) as error:  # each kernel is then compiled at its first call
+    except (AbiError, OSError) as error:
         report(f"{error}; one by one instead")
         return
     report(f"done in {time.perf_counter() - began:.0f} s")
 
 
 def compile_kernels(names: Iterable[str], done: Callable[[str, float], None], processes: int | None = None) -> None:
-    """Compile kernels in one process for each core; call `done(name, seconds)` for each.  AbiError if one fails."""
+    """Compile kernels in one process for each core; call `done(name, seconds)` for each.
+
+    AbiError if one fails, or if the cache can't keep them.
+    """
+    from ..kernels._cache import STORE
+
+    if not STORE.has_room():
+        raise AbiError(f"kernels are compiled ahead for the processes that follow, but {STORE.problem}")
     groups = _share_out(list(names), processes or os.cpu_count() or 1)
-    root = Path(__file__).absolute().parents[2]
-    # A process of its own, not a fork: compiler and thread pools do not survive a fork.
-    start = (
-        f"import sys; sys.path.insert(0, {str(root)!r}); from abi_py.cli.compiling import worker; worker(sys.argv[1:])"
-    )
     running: list[subprocess.Popen[str]] = []
     with contextlib.ExitStack() as stack:
         logs = [
@@ -143,8 +162,10 @@ def compile_kernels(names: Iterable[str], done: Callable[[str, float], None], pr
         ]  # a pipe that nobody reads may fill up
         try:
             for group, log in zip(groups, logs):
-                words = [sys.executable, "-c", start, *group]
-                running.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True))
+                # A process of its own, not a fork: compiler and thread pools do not survive a fork.
+                words = [sys.executable, "-c", _start(), *group]
+                pipe = subprocess.PIPE
+                running.append(subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=log, text=True))
             _relay(running, done)
             for process, log in zip(running, logs):
                 _check(process, log)
@@ -152,8 +173,32 @@ def compile_kernels(names: Iterable[str], done: Callable[[str, float], None], pr
             for process in running:
                 process.kill()  # the ones that have ended do not mind
                 process.wait()
-                if process.stdout is not None:
-                    process.stdout.close()
+                for end in (process.stdin, process.stdout):
+                    if end is not None:
+                        end.close()
+
+
+def _start() -> str:
+    """Return the program of a worker process.
+
+    Python puts the current directory first where modules are looked for, and a user's `uuid.py` there would be taken
+    for the library's.  So a worker looks where this process does, and in the current directory it does not; this
+    package it loads by its place.
+    """
+    here = Path.cwd()
+    path = [entry for entry in sys.path if entry and Path(entry).absolute() != here]
+    package = Path(__file__).absolute().parents[1]
+    return f"""
+import sys
+sys.path[:] = {path!r}
+from importlib.util import module_from_spec, spec_from_file_location
+file, folder = {str(package / "__init__.py")!r}, {str(package)!r}
+spec = spec_from_file_location("abi_py", file, submodule_search_locations=[folder])
+sys.modules["abi_py"] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules["abi_py"])
+from abi_py.cli.compiling import worker
+worker(sys.argv[1:])
+"""
 
 
 def _share_out(names: list[str], count: int) -> list[list[str]]:
@@ -196,6 +241,9 @@ def _check(process: "subprocess.Popen[str]", log: IO[str]) -> None:
 
 def worker(names: list[str]) -> None:
     """Compile the named kernels one after the other and print name and seconds of each."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from ..kernels._cache import STORE
+
     dispatchers = _dispatchers()
     switches = {}
     for name, (module, real) in dispatchers.items():  # before anything else imports them
@@ -207,12 +255,26 @@ def worker(names: list[str]) -> None:
         if kernel == ROUTINES:
             _ = _numbers(precision).table
         else:
-            switches[kernel].on = True
+            switch = switches[kernel]
+            before = set(switch.real.overloads)
+            switch.on = True
             _exercise(kernel, precision or "fp32")
-            switches[kernel].on = False
+            switch.on = False
+            new = [types for types in switch.real.overloads if types not in before]
+            if not new:
+                raise AbiError(f"{name}: nothing that is run with this precision calls it")
             if precision:
-                _stamp(name, switches[kernel].real).touch()
+                STORE.write(_list_of(name), "\n".join(map(switch.real._cache.name, new)).encode())
+        if STORE.problem is not None:
+            raise OSError(STORE.problem)
         print(name, time.perf_counter() - began, flush=True)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the input, which comes when the parent has closed it or was killed, however; then end."""
+    while os.read(0, 1):  # not sys.stdin: Python could not end while a thread reads that
+        pass
+    os._exit(1)
 
 
 class _Switch:

@@ -77,7 +77,8 @@ def machine_facts() -> dict[str, Any]:
     import numba
 
     from ..kernels import matmul, simd, tiles
-    from ..kernels._jit import JIT, cache_directory
+    from ..kernels._cache import STORE
+    from ..kernels._jit import JIT
     from ..kernels.peak import measured_peak
     from .compiling import is_cached, kernel_names
 
@@ -100,7 +101,7 @@ def machine_facts() -> dict[str, Any]:
         "measured_peak_gflops": peaks[0],
         "measured_peak_bf16_gflops": peaks[1],
         "bf16": BF16_METHOD[tiles.NATIVE_BF16],
-        "cache": str(cache_directory()),
+        "cache": str(STORE.directory),
         "kernels_in_the_cache": f"{warm} of {len(names)}",
         "python": sys.version.split()[0],
         **{name: _version(name) for name in ("numpy", "numba", "llvmlite", "safetensors", "tokenizers")},

@@ -1,5 +1,6 @@
 """From what `--data`, `--valid-data` and `--tokenizer` name to token ids, or to conversations as rows of them."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -121,9 +122,12 @@ def _tokenized(path: str, tokenizer: str, vocab_size: int | None) -> "TokenizedD
 
 def token_cache() -> Path:
     """Return the directory in which the tokens of texts are kept: beside that of the compiled kernels."""
-    from ..kernels._jit import cache_directory
+    from ..kernels._cache import cache_directory, make_private
 
-    return cache_directory().parent / "tokens"
+    directory = cache_directory().parent
+    with contextlib.suppress(OSError):  # who writes there will say so
+        make_private(directory)  # compiled kernels are not read from one that others may write
+    return directory / "tokens"
 
 
 def _check_same_kind(train: "TokenizedDataset", valid: "TokenizedDataset") -> None:

@@ -17,15 +17,12 @@ def command(ctx: click.Context, seed: int | None) -> None:
     """
     from rich.table import Table
 
-    from .compiling import compile_kernels, is_cached, kernel_names
+    from .compiling import compile_missing, kernel_names
     from .session import describe_machine, make_console, say
 
     console = make_console()
     say(console, "machine", describe_machine())
-    missing = [name for name in kernel_names() if not is_cached(name)]
-    if missing:
-        say(console, "compile", f"{len(missing)} kernels ...")
-        compile_kernels(missing, lambda name, seconds: None)
+    compile_missing(kernel_names(), lambda text: say(console, "compile", text))
     from ..verification import SEED, checks
 
     began = time.perf_counter()

@@ -10,7 +10,8 @@ from .options import Verb
 @click.command(cls=Verb, example="abi-train warmup", short_help="Compile all kernels for this machine.")
 def command() -> None:
     """Compile all kernels for this machine, one process for each core, and keep them in the cache."""
-    from ..kernels._jit import JIT, cache_directory
+    from ..kernels._cache import STORE
+    from ..kernels._jit import JIT
     from .compiling import compile_kernels, is_cached, kernel_names
 
     if not JIT:
@@ -20,9 +21,9 @@ def command() -> None:
     names = kernel_names()
     missing = [name for name in names if not is_cached(name)]
     if not missing:
-        click.echo(f"all {len(names)} kernels are in {cache_directory()}")
+        click.echo(f"all {len(names)} kernels are in {STORE.directory}")
         return
-    click.echo(f"compiling {len(missing)} of {len(names)} kernels into {cache_directory()}")
+    click.echo(f"compiling {len(missing)} of {len(names)} kernels into {STORE.directory}")
     count = 0
 
     def done(name: str, seconds: float) -> None:
