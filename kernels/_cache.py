@@ -140,7 +140,7 @@ class Store:
             return None
         return raw[DIGEST:]
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | memoryview) -> None:
         """Keep `content`; other processes find all of it or nothing."""
         if self.usable:
             self._try(name, content)
@@ -155,7 +155,7 @@ class Store:
         self._tell_problem()
         return self.problem is None
 
-    def _try(self, name: str, content: bytes) -> None:
+    def _try(self, name: str, content: bytes | memoryview) -> None:
         try:
             self._sweep()
             self._write(name, content)
@@ -167,11 +167,12 @@ class Store:
             where = error.filename2 or self.directory
             self.problem = f"compiled kernels are not kept: {where}: {error.strerror}; {remedy}"
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes | memoryview) -> None:
         descriptor, part = tempfile.mkstemp(prefix=PART, dir=self.directory)
         try:
             with open(descriptor, "wb") as file:
-                file.write(_digest(name, content) + content)
+                file.write(_digest(name, content))
+                file.write(content)
             with contextlib.suppress(OSError):
                 self.path(name).rmdir()  # an empty directory in its place; all else is replaced
             os.replace(part, self.path(name))

@@ -153,7 +153,7 @@ def compile_kernels(names: Iterable[str], done: Callable[[str, float], None], pr
     from ..kernels._cache import STORE
 
     if not STORE.has_room():
-        raise AbiError(f"kernels are compiled ahead for the processes that follow, but {STORE.problem}")
+        raise AbiError("nothing is compiled ahead, because nothing can be kept")  # why, the store has told
     groups = _share_out(list(names), processes or os.cpu_count() or 1)
     running: list[subprocess.Popen[str]] = []
     with contextlib.ExitStack() as stack:

@@ -1,18 +1,14 @@
 """info, tokenize, trace, verify, warmup."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from abi_py import verification
 from abi_py.cli import compiling, trace
 from abi_py.config import TrainableModelConfig
-from abi_py.errors import AbiError
 from abi_py.kernels import rms_norm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,75 +129,6 @@ def test_reference_model_is_the_model_in_both_forms_of_the_head():
         loss = model.compute_loss(ids, ids).loss
         wide = {name: view.astype(np.float64) for name, view in model.weights.items()}
         assert abs(verification.reference_loss(config, wide, ids, ids) - loss) < 1e-5
-
-
-@pytest.mark.skipif(not compiling.kernel_names(), reason="nothing is compiled without JIT")
-def test_warmup_compiles_into_an_empty_cache_once(tmp_path):
-    environment = {**os.environ, "ABI_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    code = (
-        "import os\n"
-        "from abi_py.cli.compiling import *\n"
-        "names = ['swiglu_forward', 'swiglu_forward:bf16']\n"
-        "print([is_cached(name) for name in names])\n"
-        "compile_kernels(names, lambda name, seconds: print('compiled', name))\n"
-        "print([is_cached(name) for name in names])\n"
-        "from abi_py.cli import compiling\n"
-        "place = compiling._folder\n"
-        "compiling._folder = lambda dispatcher: place(dispatcher).with_name('of_another_copy')\n"
-        "print([is_cached(name) for name in names])\n"
-        "compiling._folder = place\n"
-        "for file in place(compiling._dispatchers()['swiglu_forward'][1]).iterdir(): os.utime(file, (1, 1))\n"
-        "print([is_cached(name) for name in names])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    out = done.stdout.splitlines()
-    assert out[0] == "[False, False]"
-    assert sorted(out[1:3]) == ["compiled swiglu_forward", "compiled swiglu_forward:bf16"]
-    assert out[3] == "[True, True]"
-    assert out[4] == "[False, False]"  # what another installation has compiled
-    assert out[5] == "[False, False]"  # older than the source
-
-
-def test_work_is_shared_out_by_its_length():
-    groups = compiling._share_out(["_attention_backward", "_attention_forward", "_product", "a", "b"], 2)
-    assert sorted(name for group in groups for name in group) == sorted(
-        ["_attention_backward", "_attention_forward", "_product", "a", "b"]
-    )
-    assert groups[0][0] == "_attention_backward"
-    assert groups[1][:2] == ["_attention_forward", "_product"]
-    groups = compiling._share_out(["_attention_backward", "routines", "routines:bf16"], 2)
-    assert [group[0] for group in groups] == ["routines", "routines:bf16"]
-    assert compiling._share_out([], 2) == []
-
-
-def test_kernels_of_training_leave_other_optimizers_out():
-    names = compiling.kernels_of_training("sgd")
-    assert "adam_" not in names
-    assert "dropout_forward" not in names
-    if compiling.kernel_names():
-        assert "sgd_" in names
-        assert "_attention_forward" in names
-        assert not any(":" in name for name in names)
-        narrow = compiling.kernels_of_training("sgd", "bf16")
-        assert {"swiglu_forward:bf16", "routines:bf16", "_product", "_attention_forward"} <= set(narrow)
-        assert "swiglu_forward" not in narrow
-        assert "routines" in narrow  # whatever else compiles runs in a step of float32
-
-
-def test_compiling_says_what_failed(monkeypatch):
-    monkeypatch.setattr(compiling.sys, "executable", "/bin/false")
-    with pytest.raises(AbiError, match="exit code 1"):
-        compiling.compile_kernels(["swiglu_forward"], lambda name, seconds: None)
-
-
-def test_a_run_compiles_alone_where_no_process_can_be_started(monkeypatch):
-    said = []
-    monkeypatch.setattr(compiling.sys, "executable", "/no/such/python")
-    monkeypatch.setattr(compiling, "is_cached", lambda name: False)
-    compiling.compile_for_training("adamw", "bf16", said.append)
-    if compiling.kernel_names():
-        assert "one by one instead" in said[-1]
 
 
 def test_the_line_of_progress_fits_a_narrow_terminal():

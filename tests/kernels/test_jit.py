@@ -1,4 +1,4 @@
-"""The cache of compiled kernels: its name follows what the kernels depend on, and it changes no result."""
+"""Kernels give the same bits from the compiler and from the cache; how many threads they use."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import numba
 import pytest
 
 from abi_py.kernels import _jit
-from abi_py.kernels._jit import JIT, SMALL, TINY, TRIALS, cache_directory, thread_count, threads_as_before, threads_for
+from abi_py.kernels._jit import JIT, SMALL, TINY, TRIALS, thread_count, threads_as_before, threads_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,37 +44,8 @@ def test_the_process_that_compiles_and_the_next_give_the_same_bits(tmp_path):
         subprocess.run([sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     ]
-    assert list(tmp_path.rglob("*.nbc"))  # the second did load something
+    assert list(tmp_path.rglob("*.kernel"))  # the second did load something
     assert runs[0] == runs[1]
-
-
-def test_directory_depends_on_settings(monkeypatch, tmp_path):
-    monkeypatch.setenv("ABI_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("ABI_SIMD", "avx2")
-    first = cache_directory()
-    assert first.parent == tmp_path
-    monkeypatch.setenv("ABI_SIMD", "generic")
-    assert cache_directory() != first
-
-
-@pytest.mark.parametrize("name", _jit.NUMBA_SETTINGS)
-def test_directory_depends_on_what_numba_is_told(monkeypatch, name):
-    """Kernels of a run with NUMBA_OPT=0, say, are slow; they must not be those of the next run as well."""
-    before = cache_directory()
-    assert hasattr(_jit.numba_config, name)
-    monkeypatch.setattr(_jit.numba_config, name, "another")
-    assert cache_directory() != before
-
-
-def test_directory_depends_on_every_kernel_file(monkeypatch, tmp_path):
-    for path in Path(_jit.__file__).resolve().parent.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(_jit, "__file__", str(tmp_path / "_jit.py"))
-    before = cache_directory()
-    assert cache_directory() == before
-    with (tmp_path / "rope.py").open("a") as file:
-        file.write("\n")
-    assert cache_directory() != before
 
 
 def test_what_is_small_runs_on_one_thread_and_leaves_the_number_as_it_was():

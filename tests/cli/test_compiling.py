@@ -1,0 +1,185 @@
+"""Compiling ahead: what is compiled, in which processes, and that these run nothing else and end with their parent."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import abi_py.cli
+from abi_py.cli import compiling
+from abi_py.errors import AbiError
+from abi_py.kernels import _cache
+from abi_py.kernels._cache import CacheWarning, Store
+
+ROOT = Path(__file__).resolve().parents[2]
+compiled_only = pytest.mark.skipif(not compiling.kernel_names(), reason="nothing is compiled without JIT")
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """Return a store without kernels that this process and those that it starts use.
+
+    Routines are copied from this process's own, if they are there: each worker would compile them first.
+    """
+    own = _cache.STORE
+    monkeypatch.setenv("ABI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(_cache, "STORE", Store(_cache.cache_directory()))
+    for name in own.names("routines-"):
+        _cache.STORE.write(name, own.read(name))
+    return _cache.STORE
+
+
+@compiled_only
+def test_compiles_into_an_empty_cache_once(empty_cache):
+    names = ["swiglu_backward", "swiglu_backward:bf16"]
+    assert not any(map(compiling.is_cached, names))
+    done, said = [], []
+    compiling.compile_kernels(names, lambda name, seconds: done.append(name))
+    assert sorted(done) == names
+    assert all(map(compiling.is_cached, names))
+    assert not compiling.is_cached("swiglu_forward")
+    compiling.compile_missing(names, said.append)
+    assert said == []
+
+    (listed,) = bytes(empty_cache.read("swiglu_backward-bf16.list")).decode().split()
+    path = empty_cache.path(listed)
+    path.write_bytes(b"")
+    with pytest.warns(CacheWarning, match=f"{listed} is damaged"):
+        assert not compiling.is_cached("swiglu_backward:bf16")
+    assert compiling.is_cached("swiglu_backward")
+    compiling.compile_missing(names, said.append)
+    assert said[0] == "1 kernel for this processor, once; later runs find them in the cache ..."
+    assert all(map(compiling.is_cached, names))
+
+
+@compiled_only
+def test_a_module_in_the_current_directory_is_not_run(empty_cache, tmp_path, monkeypatch):
+    """Neither one of the library's, nor one that is installed, nor one named like this package."""
+    for name in ("uuid", "numba", "numpy", "abi_py", "pickle"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r})")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    compiling.compile_kernels(["global_norm"], lambda name, seconds: None)
+    assert compiling.is_cached("global_norm")
+    assert not (tmp_path / "ran").exists()
+
+
+COMPILES_LONG = """
+import subprocess, sys
+from abi_py.cli.compiling import compile_kernels
+start = subprocess.Popen.__init__
+def told(process, *words, **options):
+    start(process, *words, **options)
+    print(process.pid, flush=True)
+subprocess.Popen.__init__ = told
+compile_kernels(["_attention_backward", "_attention_forward", "_cached_attention"], print, processes=1)
+"""
+
+
+def runs(pid):
+    """Say whether a process that is no child of ours runs; one that nobody has asked for its exit code does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@compiled_only
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_killed_parent_takes_the_compiling_processes_along(empty_cache, number):
+    """These three take at least 15 s, so that a worker that only ends when it is done is seen."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", COMPILES_LONG]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        assert runs(worker)
+        time.sleep(1)
+        parent.send_signal(number)
+        assert parent.wait(10) == -number
+        limit = time.monotonic() + 8
+        while runs(worker) and time.monotonic() < limit:
+            time.sleep(0.05)
+        ended = not runs(worker)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+        assert ended
+
+
+@compiled_only
+def test_nothing_is_compiled_ahead_where_nothing_can_be_kept(empty_cache, monkeypatch):
+    """The reason comes once, as a warning; `warmup`, which has nothing else to do, fails."""
+
+    def never(*words, **options):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(compiling.subprocess, "Popen", never)
+    _cache.make_private(empty_cache.directory)
+    empty_cache.directory.chmod(0o777)
+    monkeypatch.setattr(_cache, "STORE", Store(empty_cache.directory))
+    said = []
+    with pytest.warns(CacheWarning, match="may be written by others"):
+        compiling.compile_missing(["swiglu_forward", "global_norm"], said.append)
+    assert said == ["2 kernels for this run alone, each at its first call"]
+    done = CliRunner().invoke(abi_py.cli.cli, ["warmup"])
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1] == "error: nothing is compiled ahead, because nothing can be kept"
+
+
+def test_a_warning_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", None)
+    with pytest.raises(SystemExit):
+        abi_py.cli.main(["--version"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("one\nline", CacheWarning, stacklevel=1)
+    assert capsys.readouterr().err == "warning: one line\n"
+
+
+def test_work_is_shared_out_by_its_length():
+    groups = compiling._share_out(["_attention_backward", "_attention_forward", "_product", "a", "b"], 2)
+    assert sorted(name for group in groups for name in group) == sorted(
+        ["_attention_backward", "_attention_forward", "_product", "a", "b"]
+    )
+    assert groups[0][0] == "_attention_backward"
+    assert groups[1][:2] == ["_attention_forward", "_product"]
+    groups = compiling._share_out(["_attention_backward", "routines", "routines:bf16"], 2)
+    assert [group[0] for group in groups] == ["routines", "routines:bf16"]
+    assert compiling._share_out([], 2) == []
+
+
+def test_kernels_of_training_leave_other_optimizers_out():
+    names = compiling.kernels_of_training("sgd")
+    assert "adam_" not in names
+    assert "dropout_forward" not in names
+    if compiling.kernel_names():
+        assert "sgd_" in names
+        assert "_attention_forward" in names
+        assert not any(":" in name for name in names)
+        narrow = compiling.kernels_of_training("sgd", "bf16")
+        assert {"swiglu_backward:bf16", "routines:bf16", "_product", "_attention_forward"} <= set(narrow)
+        assert "swiglu_backward" not in narrow
+        assert "routines" in narrow  # whatever else compiles runs in a step of float32
+
+
+def test_compiling_says_what_failed(monkeypatch, empty_cache):
+    monkeypatch.setattr(compiling.sys, "executable", "/bin/false")
+    with pytest.raises(AbiError, match="exit code 1"):
+        compiling.compile_kernels(["swiglu_forward"], lambda name, seconds: None)
+
+
+def test_a_run_compiles_alone_where_no_process_can_be_started(monkeypatch, empty_cache):
+    said = []
+    monkeypatch.setattr(compiling.sys, "executable", "/no/such/python")
+    monkeypatch.setattr(compiling, "is_cached", lambda name: False)
+    compiling.compile_for_training("adamw", "bf16", said.append)
+    if compiling.kernel_names():
+        assert "one by one instead" in said[-1]
