@@ -26,6 +26,8 @@ FLOORS = [
     {"__main__"},
 ]
 FORBIDDEN = {"torch", "scipy", "pickle", "jax", "tensorflow", "sklearn", "requests", "urllib", "http", "socket"}
+# What Numba keeps of a compiled function holds objects of its own; the checksum is compared before (docs/decisions.md).
+ALLOWED = {("_cache.py", "pickle")}
 
 
 def operations():
@@ -97,7 +99,8 @@ def test_imports_point_downwards(path):
 @pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_forbidden_imports(path):
     for line, module in imports(path):
-        assert module.split(".")[0] not in FORBIDDEN, f"{path}:{line} imports {module}"
+        name = module.split(".")[0]
+        assert name not in FORBIDDEN or (path.name, name) in ALLOWED, f"{path}:{line} imports {module}"
 
 
 def test_nobody_imports_the_package_kernels():
