@@ -1,6 +1,8 @@
 """Text from token ids that come one by one, in whole characters: what a program shows while a model writes."""
 
 import codecs
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +11,15 @@ if TYPE_CHECKING:
 __all__ = ["REPLACEMENT", "ByteStream", "TokenStream", "WindowStream"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+LONGEST_CHARACTER = 4  # bytes of UTF-8
+
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # a byte of a character that the vocabulary lacks
+
+
+def _inside_character(token: str) -> bool:
+    """Say whether a token is a byte of UTF-8 that cannot be a character's first."""
+    found = BYTE_TOKEN.fullmatch(token)
+    return found is not None and int(found[1], 16) & 0xC0 == 0x80
 
 
 class TokenStream:
@@ -18,8 +29,8 @@ class TokenStream:
     decoders of byte-fallback tokenizers make U+FFFD of good bytes too, if they see them all at once.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool) -> None:
-        """Begin an empty text."""
+    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
+        """Begin an empty text, or the continuation of the text of `context`, of which nothing comes out."""
         self.tokenizer = tokenizer
         self.skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
 
@@ -42,10 +53,12 @@ _BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)
 class ByteStream(TokenStream):
     """For byte-level tokenizers: bytes of each token into an incremental UTF-8 decoder."""
 
-    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool) -> None:
-        """Begin an empty text."""
+    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
+        """Begin an empty text, or a continuation."""
         super().__init__(tokenizer, skip_special_tokens)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in context[-LONGEST_CHARACTER:]:
+            self.add(int(token_id))
 
     def add(self, token_id: int) -> str:
         """Take the next id; return the characters that are complete now."""
@@ -74,11 +87,37 @@ class WindowStream(TokenStream):
     whose text is out already.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool) -> None:
-        """Begin an empty text."""
+    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
+        """Begin an empty text, or a continuation."""
         super().__init__(tokenizer, skip_special_tokens)
-        self._window: list[int] = []
-        self._done = 0  # ids of the window whose text is out
+        self._window = self._end_of(context)
+        self._done = len(self._window) - self._cut_character()  # ids of the window whose text is out
+
+    def _end_of(self, context: Sequence[int]) -> list[int]:
+        """Return the last ids of the text so far, as many as a decoder looks at, beginning with a whole character.
+
+        None, if what follows is the beginning of a text: where nothing but special tokens comes before it, or one
+        after which the tokenizer puts a space mark.
+        """
+        end: list[int] = []
+        for token_id in map(int, reversed(context)):
+            if token_id in self.tokenizer.begins_after:
+                break
+            token = self.tokenizer.token_of(token_id)
+            if token is None or token_id in self.tokenizer.special_ids:
+                continue
+            end.insert(0, token_id)
+            if len(end) >= LONGEST_CHARACTER and not _inside_character(token):
+                break
+        return end
+
+    def _cut_character(self) -> int:
+        """Return how many ids at the end of the window are bytes of a character whose other bytes are to come."""
+        tokens = [self.tokenizer.token_of(token_id) or "" for token_id in self._window]
+        bytes_ = [int(found[1], 16) if (found := BYTE_TOKEN.fullmatch(token)) else 0 for token in tokens]
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        utf8.decode(bytes(bytes_))
+        return len(utf8.getstate()[0])
 
     def add(self, token_id: int) -> str:
         """Take the next id; return the characters that are complete now."""

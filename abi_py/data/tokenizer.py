@@ -4,7 +4,7 @@
     encode_plain  they do not: text from a user cannot open or close a turn          "<s>hi</s>" -> "<", "s", ...
     encode_pieces both in one text, each piece encoded in its place (places.py)      a conversation
     decode        text of ids, special tokens written out                            [1, ..., 2] -> "<s>hi</s>"
-    stream        the same text, token by token, in whole characters
+    stream        the same text, token by token, in whole characters, as the continuation of ids before it
 
 `tokenizer_config.json` beside it, if there is one, names the special tokens and holds the chat template.  Truncation
 and padding that a file asks for are switched off: nothing here shortens a text that was not asked to.
@@ -162,6 +162,22 @@ class Tokenizer:
                 place = Place.AFTER_TEXT if text else place
         return made
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a text that is to be continued: what the post-processor puts before it, and its own.
+
+        What the post-processor puts after a text ends it, so that is left out.
+        """
+        return [*self.around[0], *self.encode(text)]
+
+    @cached_property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the post-processor puts before a text, and those after it: most often BOS and nothing."""
+        candidates = ("a", "0", *(token for token in self._tokens if token))
+        probe = next((text for text in candidates if self._recognising.encode(text)), "")
+        encoding = self.backend.encode(probe, add_special_tokens=True)
+        own = [i for i, added in enumerate(encoding.special_tokens_mask) if not added] or [len(encoding.ids)]
+        return tuple(encoding.ids[: own[0]]), tuple(encoding.ids[own[-1] + 1 :])
+
     @cached_property
     def _piece(self) -> Callable[[str, Place], tuple[int, ...]]:
         """`encode_plain`, which remembers: the pieces that a template writes are the same in every conversation."""
@@ -212,10 +228,15 @@ class Tokenizer:
                 parts[-1].append(i)
         return REPLACEMENT.join(self.backend.decode(part, skip_special_tokens=skip_special_tokens) for part in parts)
 
-    def stream(self, skip_special_tokens: bool = False) -> "TokenStream":
-        """Return a decoder that takes ids one by one."""
+    def stream(self, skip_special_tokens: bool = False, context: Sequence[int] = ()) -> TokenStream:
+        """Return a decoder that takes ids one by one; its text is that of the continuation of `context`."""
         kind = ByteStream if self._is_byte_level else WindowStream
-        return kind(self, skip_special_tokens)
+        return kind(self, skip_special_tokens, context)
+
+    @property
+    def begins_after(self) -> frozenset[int]:
+        """The added tokens after which the text begins anew, with a space mark (see `places`)."""
+        return self._plain.begins_after
 
     @property
     def _is_byte_level(self) -> bool:

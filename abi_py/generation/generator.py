@@ -102,7 +102,7 @@ class Generator:
                 raise DataError(
                     f"prompt {index} is text, but there is no tokenizer; pass tokenizer=, or token ids instead of text"
                 )
-            prompt = self.codec.encode(prompt, add_special_tokens=True)
+            prompt = self.codec.encode_prompt(prompt)
         array = np.asarray(prompt)
         if array.ndim != 1 or array.size == 0:
             raise DataError(

@@ -75,7 +75,9 @@ class Sequence:
         self._ids = np.empty(len(self.prompt) + min(self.limit, 1024), np.int32)
         self._ids[: len(self.prompt)] = self.prompt
         self._rng = np.random.default_rng(self.config.seed)
-        self._text = None if self.codec is None else StopText(self.codec, self.config.stop_strings)
+        self._text = None
+        if self.codec is not None:
+            self._text = StopText(self.codec, self.config.stop_strings, self.prompt.tolist())
 
     @property
     def ids(self) -> np.ndarray:

@@ -26,11 +26,14 @@ class TextCodec(Protocol):
     def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]:
         """Return the ids of a text."""
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a text that is to be continued."""
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids."""
 
-    def stream(self) -> Any:
-        """Return an object whose `add(id)` and `finish()` give the text piece by piece."""
+    def stream(self, *, context: Sequence[int] = ...) -> Any:
+        """Return an object whose `add(id)` and `finish()` give the text that follows `context`, piece by piece."""
 
 
 class ByteText:
@@ -43,18 +46,24 @@ class ByteText:
         """Return the bytes of a text; nothing is ever added."""
         return byte_tokens(text).tolist()
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
+        return self.encode(text)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of bytes; what is not UTF-8 gives U+FFFD."""
         return decode_bytes(np.fromiter(ids, np.int64))
 
-    def stream(self) -> "_ByteStream":
-        """Return a decoder that takes ids one by one."""
-        return _ByteStream()
+    def stream(self, *, context: Sequence[int] = ()) -> "_ByteStream":
+        """Return a decoder that takes ids one by one; its text is that of the continuation of `context`."""
+        return _ByteStream(context)
 
 
 class _ByteStream:
-    def __init__(self) -> None:
+    def __init__(self, context: Sequence[int]) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in context[-4:]:  # a character has at most four bytes
+            self.add(int(token_id))
 
     def add(self, token_id: int) -> str:
         """Take the next id; return the characters that are complete now."""
@@ -90,9 +99,9 @@ class StopText:
     What could be the beginning of a stop string is held back until it is decided.
     """
 
-    def __init__(self, codec: TextCodec, stops: Sequence[str]) -> None:
-        """Begin an empty text."""
-        self._stream, self._stops, self._held = codec.stream(), tuple(stops), ""
+    def __init__(self, codec: TextCodec, stops: Sequence[str], context: Sequence[int] = ()) -> None:
+        """Begin a text that continues that of `context`."""
+        self._stream, self._stops, self._held = codec.stream(context=context), tuple(stops), ""
 
     def add(self, token_id: int) -> tuple[str, str | None]:
         """Take the next id; return the text that is certain now, and the stop string that was met, if one was."""

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from abi_py.data import Tokenizer
 from abi_py.data.places import Place
@@ -168,3 +168,59 @@ def test_the_name_of_a_special_token_in_a_piece_stays_text() -> None:
 def test_a_special_token_that_is_none() -> None:
     with pytest.raises(DataError, match="'<none>' is not in the vocabulary"):
         TOKENIZERS["gpt2"].encode_pieces([("<none>", True)])
+
+
+# -- back to text ----------------------------------------------------------------------------------
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], context: list[int]) -> str:
+    stream = tokenizer.stream(context=context)
+    return "".join(map(stream.add, ids)) + stream.finish()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_text_of_a_continuation_is_what_it_adds_to_the_whole_text(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode("the quick brown fox jumps over the lazy dog. Hello")
+    whole = tokenizer.backend.decode(ids)
+    for cut in range(1, len(ids)):
+        before = tokenizer.backend.decode(ids[:cut])
+        assert streamed(tokenizer, ids[cut:], ids[:cut]) == whole[len(before) :]
+
+
+@pytest.mark.parametrize("kind", ["llama2", "llama2 legacy", "mistral", "gpt2"])
+def test_a_context_that_ends_within_a_character(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    text = "a \u4e16\u754c\U0001f98a"
+    ids = tokenizer.encode(text)
+    ends = [text.index(character) for character in text[2:] for _ in character.encode()]
+    first = len(ids) - len(ends)  # a token for each byte
+    for cut, at in enumerate(ends, first):
+        assert streamed(tokenizer, ids[cut:], ids[:cut]) == text[at:], cut
+
+
+@pytest.mark.parametrize("kind", ["llama2", "llama2 legacy", "mistral", "gemma", "t5", "gpt2"])
+def test_an_answer_after_a_special_token_comes_back_as_it_was(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    # The library's Metaspace takes a space that is there for the mark: " fox" and "fox" have the same ids.
+    for text in ("fox jumps",) if kind in ("t5", "mistral") else ("fox jumps", " fox"):
+        _, question, user, answer = tokenizer.encode_pieces(
+            [("<s>", True), ("Hello", False), ("</s>", True), (text, False)]
+        )
+        assert streamed(tokenizer, answer, [1, *question, *user]) == text
+    beginning = tokenizer.encode("fox")
+    assert streamed(tokenizer, beginning, []) == streamed(tokenizer, beginning, tokenizer.encode("<s>")) == "fox"
+
+
+def test_what_the_post_processor_puts_around_a_text() -> None:
+    tokenizer = made("llama2")
+    assert tokenizer.around == ((), ())
+    assert tokenizer.encode_prompt("fox") == tokenizer.encode("fox")
+    bos, eos = tokenizer.encode("<s>"), tokenizer.encode("</s>")
+    for single in ("<s> $A", "$A </s>", "<s> $A </s>"):
+        special = [("<s>", bos[0]), ("</s>", eos[0])]
+        tokenizer.backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+        other = Tokenizer(tokenizer.backend)
+        assert other.around == (tuple(bos) if "<s>" in single else (), tuple(eos) if "</s>" in single else ())
+        assert [*other.around[0], *other.encode("fox"), *other.around[1]] == other.backend.encode("fox").ids
+        assert other.encode_prompt("fox") == [*other.around[0], *other.encode("fox")]
