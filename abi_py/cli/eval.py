@@ -92,7 +92,7 @@ def of_text(
 
     ids, codec = read_ids(data, codec, loaded.model.config.vocab_size)
     size = context if context is not None else min(CONTEXT, loaded.model.config.max_seq_len)
-    bos_id = added_bos(codec)
+    bos_id = None if codec is None else next(iter(codec.around[0]), None)
 
     def measure() -> None:
         counts = None if codec is None else count_bytes(ids, codec)
@@ -128,10 +128,11 @@ def of_conversations(
 def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]":
     """Return the ids of a text, or of a .bin file, and what turns them into text, if anything does.
 
-    Documents of a directory are put one behind the other, with the end token between them, if there is one.
+    Documents of a directory follow one another as in a token file.
     """
     import numpy as np
 
+    from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
     from ..generation.text import ByteText, text_codec
 
@@ -144,6 +145,8 @@ def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]
                 codec = text_codec(dataset.info.load_tokenizer(data), vocab_size)
             elif not isinstance(codec, ByteText):
                 dataset.info.check_tokenizer(codec, data, "tokenize again with the model's own tokenizer")
+            if isinstance(codec, Tokenizer) and (problem := dataset.info.other_convention(codec, data)):
+                note(f"note: {problem}")
         return np.asarray(dataset.tokens), codec
     if codec is None:
         raise ConfigError(
@@ -153,42 +156,28 @@ def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]
 
 
 def text_ids(data: Path, codec: Any) -> "np.ndarray":
-    """Return the ids of all documents, cut into pieces on the way: 4 bytes a token are what is in memory."""
+    """Return the ids of all documents, cut into pieces on the way: 4 bytes a token are what is in memory.
+
+    They are those of a token file, but that the last document has no end-of-document token.
+    """
     import numpy as np
 
-    from ..data.corpus import byte_tokens
     from ..data.documents import Documents
-    from ..data.pieces import TextCutter
+    from ..data.encoders import ByteEncoder, Encoder, TextEncoder
+    from ..data.pipeline import Divider, Tally, batches, encoded, pieces
     from ..generation.text import ByteText
 
     as_bytes = isinstance(codec, ByteText)
-    encode = codec.encode if as_bytes else getattr(codec, "encode_plain", codec.encode)
-    documents, cutter = Documents([data], utf8=not as_bytes), TextCutter(encode)
-    bos = added_bos(codec)
-    parts = [] if bos is None else [np.array([bos], np.uint32)]
-    empty = True
-    for document in documents:
-        if not empty and codec.eos_id is not None:
-            parts.append(np.array([codec.eos_id], np.uint32))
-        if as_bytes:
-            parts += map(byte_tokens, document.blocks)
-        else:
-            parts += (np.array(encode(piece), np.uint32) for piece in cutter.cut(document))
-        empty = False
-    if empty:
+    encoder: Encoder = ByteEncoder() if as_bytes else TextEncoder(codec)
+    documents = Documents([data], utf8=not as_bytes)
+    stream = batches(pieces(documents, encoder, Divider(0.0, 0), [Tally()]))
+    parts = [ids for _, ids in encoded(stream, encoder)]
+    if not parts:
         raise documents.nothing_left()
     for reason in documents.skipped[:1]:
         note(f"{len(documents.skipped)} files left out, the first: {reason}")
-    return np.concatenate(parts)
-
-
-def added_bos(codec: Any) -> int | None:
-    """Return the BOS that a tokenizer puts before every text; None if it puts none there."""
-    bos = getattr(codec, "bos_id", None)
-    if bos is None:
-        return None
-    text = codec.encode("a", add_special_tokens=True)
-    return bos if text[:1] == [bos] and codec.encode("a")[:1] != [bos] else None
+    ids = np.concatenate(parts)
+    return ids[: len(ids) - (len(encoder.after) - len(codec.around[1]))]
 
 
 class Progress:

@@ -131,15 +131,21 @@ def token_cache() -> Path:
 
 
 def _check_same_kind(train: "TokenizedDataset", valid: "TokenizedDataset") -> None:
-    hashes = [data.info.tokenizer and data.info.tokenizer.sha256 for data in (train, valid) if data.info is not None]
-    if len(set(hashes)) > 1:
+    infos = [data.info for data in (train, valid) if data.info is not None]
+    if len({info.around for info in infos}) > 1:
+        raise ConfigError(
+            f"valid_path ({valid.name}) has ids {infos[1].around} around its documents, {train.name} has "
+            f"{infos[0].around}; tokenize one of them again"
+        )
+    if len({info.tokenizer and info.tokenizer.sha256 for info in infos}) > 1:
         raise ConfigError(
             f"valid_path ({valid.name}) must be made with the tokenizer of {train.name}; tokenize one of them again"
         )
 
 
 def find_tokenizer(data: "DataConfig", chat: ChatConfig | None, dataset: RunData) -> tuple["Tokenizer | None", str]:
-    """Return the tokenizer of the data, or None and why there is none though the ids came from one.
+    """Return the tokenizer of the data, or None, and what is to be said: why there is none though the ids came from
+    one, or that it begins a text otherwise than the token file.
 
     That of conversations has the chat template they were trained with.
     """
@@ -147,16 +153,15 @@ def find_tokenizer(data: "DataConfig", chat: ChatConfig | None, dataset: RunData
     from ..data.chat_dataset import ChatDataset
     from ..data.tokenizer import Tokenizer
 
+    tokenizer = None
     if data.tokenizer is not None:
         tokenizer = Tokenizer.load(data.tokenizer)
         if chat is not None and isinstance(dataset, ChatDataset):
             tokenizer.chat_template = template_for(tokenizer, chat.template).portable_source
+    if isinstance(dataset, ChatDataset) or dataset.info is None or data.path is None:
         return tokenizer, ""
-    if isinstance(dataset, ChatDataset):
-        return None, ""
-    if dataset.info is None or data.path is None:
-        return None, ""
     try:
-        return dataset.info.load_tokenizer(data.path), ""
+        tokenizer = tokenizer or dataset.info.load_tokenizer(data.path)
     except DataError as error:
         return None, f"{error}; the run goes on without"
+    return tokenizer, (tokenizer and dataset.info.other_convention(tokenizer, data.path)) or ""

@@ -251,7 +251,7 @@ def start(
     if tokenizer is not None:
         tokenizer.save(directory)
         say(console, "ids of", f"{tokenizer.name}, kept in {directory}")
-    elif problem:
+    if problem:
         say(console, "note", problem)
     compile_for_training(
         run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)

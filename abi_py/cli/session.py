@@ -460,13 +460,11 @@ def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, consol
     from ..generation import generate
 
     codec = codec_of_run(directory, model.config.vocab_size)
-    prompt = codec.encode(run.data.prompt) if codec is not None else []
-    if codec is None or not prompt:
+    if codec is None or not codec.encode(run.data.prompt):
         say(console, "sample", f"none: {run.data.path or 'the data'} has ids without a text of their own")
         return
-    settings: dict[str, Any] = {} if codec.eos_id is None else {"stop": codec.eos_id}
-    made = generate(model, prompt, run.data.sample_tokens, seed=run.training.seed, **settings)
-    text = codec.decode([*prompt, *made])
+    made = generate(model, run.data.prompt, run.data.sample_tokens, tokenizer=codec, seed=run.training.seed)
+    text = run.data.prompt + made
     say(console, "sample", f"from the prompt {run.data.prompt!r}, temperature 0.7")
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the last character may have been cut
     for line in printable(text).splitlines():

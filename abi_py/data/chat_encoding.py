@@ -135,8 +135,8 @@ class ChatEncoder:
             raise ConfigError(
                 f"{tokenizer.name} has no EOS token to end a text with; name one as eos_token in tokenizer_config.json"
             )
-        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        return np.array([*begin, *tokenizer.encode_plain(text), tokenizer.eos_id], np.uint32)
+        before, after = tokenizer.around_document(tokenizer.eos_id)
+        return np.array([*before, *tokenizer.encode_plain(text), *after], np.uint32)
 
     def _render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, prompt: bool

@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .documents import Document, Documents
 from .encoders import Encoder
 from .tokens import TokenArray
@@ -69,19 +71,21 @@ class Piece(NamedTuple):
 
     content: Any
     part: int
-    last: bool  # of its document
+    first: bool  # of its document
+    last: bool
 
 
 def pieces(documents: Documents, encoder: Encoder, divider: Divider, tallies: list[Tally]) -> Iterator[Piece]:
     """Yield the pieces of all documents, each of which is given a part and counted there."""
     for document in documents:
         part = divider.part()
-        before = None
+        before, first = None, True
         for content in encoder.cut(Document(document.name, tallies[part].counting(document.blocks))):
             if before is not None:
-                yield Piece(before, part, False)
+                yield Piece(before, part, first, False)
+                first = False
             before = content
-        yield Piece(before, part, True)
+        yield Piece(before, part, first, True)
 
 
 def batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -98,14 +102,21 @@ def batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def encoded(stream: Iterable[list[Piece]], encoder: Encoder) -> Iterator[tuple[Piece, TokenArray]]:
-    """Yield the pieces with their ids; one batch is encoded while the one before is written and the next is read."""
+    """Yield the pieces with their ids, and with those that stand around their document; one batch is encoded while the
+    one before is written and the next is read."""
+    before, after = (np.array(ids, np.uint32) for ids in (encoder.before, encoder.after))
+
+    def finished(batch: list[Piece], results: "Future[list[TokenArray]]") -> Iterator[tuple[Piece, TokenArray]]:
+        for piece, ids in zip(batch, results.result(), strict=True):
+            around = [before] * piece.first, [after] * piece.last
+            yield piece, np.concatenate([*around[0], ids, *around[1]]) if any(around) else ids
+
     with ThreadPoolExecutor(1) as other:
         waiting: deque[tuple[list[Piece], Future[list[TokenArray]]]] = deque()
         for batch in stream:
-            waiting.append((batch, other.submit(encoder.encode, [piece.content for piece in batch])))
+            contents, beginnings = [piece.content for piece in batch], [piece.first for piece in batch]
+            waiting.append((batch, other.submit(encoder.encode, contents, beginnings)))
             if len(waiting) > 1:
-                done, ids = waiting.popleft()
-                yield from zip(done, ids.result(), strict=True)
+                yield from finished(*waiting.popleft())
         while waiting:
-            done, ids = waiting.popleft()
-            yield from zip(done, ids.result(), strict=True)
+            yield from finished(*waiting.popleft())

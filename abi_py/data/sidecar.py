@@ -6,6 +6,7 @@ from it whether there is anything to do.
 
 import dataclasses
 import json
+import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from .tokenizer import Tokenizer
 
 __all__ = ["TokenizerRef", "TokensInfo", "read_sidecar"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no before_document and after_document: nothing but end_of_document stood around a document
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class TokensInfo:
     given                      the inputs as they were named
     listing                    files, bytes and digest of `list_inputs`; None for standard input
     content                    SHA-256 of what was read
+    before_document            ids that begin each document, and those that end it: what the tokenizer's post-processor
+    after_document             puts around a text, and then end_of_document
     """
 
     tokens: int
@@ -54,6 +57,13 @@ class TokensInfo:
     given: list[str]
     listing: Listing | None
     content: str
+    before_document: tuple[int, ...]
+    after_document: tuple[int, ...]
+
+    @property
+    def around(self) -> str:
+        """What stands around a document, for messages."""
+        return around_documents(self.before_document, self.after_document)
 
     def to_json(self) -> str:
         """Return the text of the sidecar."""
@@ -82,6 +92,22 @@ class TokensInfo:
                 f"{tokenizer.name} has the hash {tokenizer.hash[:12]}, but {path} was made {made}; {remedy}"
             )
 
+    def other_convention(self, tokenizer: Tokenizer, path: str | os.PathLike[str]) -> str | None:
+        """Return what to say if the documents of the token file `path` do not begin and end as the post-processor of
+        its tokenizer, which encodes prompts and evaluated texts, begins and ends a text; None if they do."""
+        wanted = tokenizer.around_document(self.end_of_document)
+        if self.tokenizer is None or (self.before_document, self.after_document) == wanted:
+            return None
+        return (
+            f"{path} has ids {self.around} around its documents, but generate and eval put {around_documents(*wanted)} "
+            "around a text, as the tokenizer says; make the file again with `abi-train tokenize --force`"
+        )
+
+
+def around_documents(before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    """Return ids before and after a document in words."""
+    return " ".join([*map(str, before), "TEXT", *map(str, after)])
+
 
 def read_sidecar(path: str | os.PathLike[str]) -> TokensInfo | None:
     """Return what the sidecar of the token file `path` says, None if there is none; DataError if it is damaged."""
@@ -90,12 +116,16 @@ def read_sidecar(path: str | os.PathLike[str]) -> TokensInfo | None:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         version = values.pop("format")
-        if version != FORMAT:
-            raise DataError(f"{file} has format {version}, this version reads {FORMAT}; {remedy}")
+        if version not in (1, FORMAT):
+            raise DataError(f"{file} has format {version}, this version reads 1 and {FORMAT}; {remedy}")
+        if version == 1:
+            values |= {"before_document": [], "after_document": [values["end_of_document"]]}
         if values["tokenizer"] is not None:
             values["tokenizer"] = TokenizerRef(**values["tokenizer"])
         if values["listing"] is not None:
             values["listing"] = Listing(**values["listing"])
+        for name in ("before_document", "after_document"):
+            values[name] = tuple(map(operator.index, values[name]))
         info = TokensInfo(**values)
         for name in ("tokens", "documents", "bytes", "vocab_size", "end_of_document"):
             if not isinstance(getattr(info, name), int):

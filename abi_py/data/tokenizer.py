@@ -178,6 +178,12 @@ class Tokenizer:
         own = [i for i, added in enumerate(encoding.special_tokens_mask) if not added] or [len(encoding.ids)]
         return tuple(encoding.ids[: own[0]]), tuple(encoding.ids[own[-1] + 1 :])
 
+    def around_document(self, end: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ids before and after a document that `end` ends: the post-processor's, and `end` if it is not the
+        last of them."""
+        before, after = self.around
+        return before, after if end is None or after[-1:] == (end,) else (*after, end)
+
     @cached_property
     def _piece(self) -> Callable[[str, Place], tuple[int, ...]]:
         """`encode_plain`, which remembers: the pieces that a template writes are the same in every conversation."""

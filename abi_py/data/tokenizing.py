@@ -1,7 +1,8 @@
 # ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
 """Token files from text, in constant memory, and only when they are not there yet.
 
-    X.bin         u32 ids of all documents, each followed by an end-of-document token (tokens.py)
+    X.bin         u32 ids of all documents, each between what the tokenizer's post-processor puts around a text and
+                  followed by an end-of-document token (tokens.py)
     X.bin.json    the sidecar: tokenizer, counts, settings, what was read (sidecar.py)
 
 Files appear when all is written, X.bin last; whatever happens before that leaves what was there.
@@ -20,7 +21,7 @@ from ..files import atomic_files, atomic_text
 from .documents import Documents, Listing, Paths, TextFormat, list_inputs, sidecar_path
 from .encoders import ByteEncoder, Encoder, TextEncoder
 from .pipeline import TRAIN, Divider, Tally, batches, encoded, pieces
-from .sidecar import TokenizerRef, TokensInfo, read_sidecar
+from .sidecar import TokenizerRef, TokensInfo, around_documents, read_sidecar
 from .tokenizer import Tokenizer
 from .tokens import check_output
 
@@ -110,7 +111,13 @@ def tokenize_to_file(
 def _encoder(config: TokenizeConfig) -> Encoder:
     if config.tokenizer is None:
         return ByteEncoder()
-    return TextEncoder(Tokenizer.load(config.tokenizer), config.end_of_document, config.plain)
+    encoder = TextEncoder(Tokenizer.load(config.tokenizer), config.end_of_document, config.plain)
+    if not encoder.after:
+        raise ConfigError(
+            f"{encoder.tokenizer.name} says nothing about an end-of-text token; name the token that follows each "
+            "document with --end-of-document"
+        )
+    return encoder
 
 
 def _documents(inputs: Paths, config: TokenizeConfig, stdin: BinaryIO | None) -> Documents:
@@ -140,18 +147,14 @@ def _write(
     outputs = _outputs(output, config)
     documents = _documents(inputs, config, stdin)
     tallies = [Tally() for _ in outputs]
-    end = encoder.end_of_document.to_bytes(4, "little")
     with atomic_files(output) as open_new:
         files = [open_new(check_output(path)) for path in outputs]
         stream = pieces(documents, encoder, Divider(config.valid_split, config.seed), tallies)
         for piece, ids in encoded(batches(stream), encoder):
             files[piece.part].write(ids.astype("<u4", copy=False).data)
             tallies[piece.part].tokens += len(ids)
-            if piece.last:
-                files[piece.part].write(end)
-                tallies[piece.part].tokens += 1
-                if progress is not None:
-                    progress(documents.bytes_read, sum(tally.tokens for tally in tallies))
+            if piece.last and progress is not None:
+                progress(documents.bytes_read, sum(tally.tokens for tally in tallies))
         _check_parts(documents, tallies, config)
         infos = [
             _describe(tally, part, inputs, output, config, encoder, listing, documents.content)
@@ -193,13 +196,15 @@ def _describe(
         documents=tally.documents,
         bytes=tally.size,
         vocab_size=encoder.vocab_size,
-        end_of_document=encoder.end_of_document,
+        end_of_document=encoder.after[-1],
         part=("train", "valid")[part] if config.valid_split else "all",
         tokenizer=reference,
         settings=config.settings(),
         given=[str(given) for given in inputs],
         listing=listing,
         content=content,
+        before_document=encoder.before,
+        after_document=encoder.after,
     )
 
 
@@ -273,6 +278,8 @@ def _there(
     made_with = None if info.tokenizer is None else info.tokenizer.sha256
     wanted = encoder.tokenizer.hash if isinstance(encoder, TextEncoder) else None
     changes = [f"tokenizer {_short(made_with)}, now {_short(wanted)}"] if made_with != wanted else []
+    if not changes and (info.before_document, info.after_document) != (encoder.before, encoder.after):
+        changes.append(f"ids around documents {info.around}, now {around_documents(encoder.before, encoder.after)}")
     if list(map(os.path.normpath, info.given)) != [os.path.normpath(str(given)) for given in inputs]:  # texts/, texts
         changes.append(f"inputs {' '.join(info.given)}, now {' '.join(map(str, inputs))}")
     for name, value in config.settings().items():

@@ -131,9 +131,7 @@ class Sequence:
         filters = {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p, "min_p": c.min_p}
         return draw(*candidates(z, **filters), self._rng)  # type: ignore[arg-type]
 
-    def _log_probabilities(
-        self, logits: np.ndarray, chosen: int
-    ) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    def _log_probabilities(self, logits: np.ndarray, chosen: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
         count = self.config.logprobs
         if count is None:
             return None, ()

@@ -20,6 +20,10 @@ class TextCodec(Protocol):
     eos_id: int | None
 
     @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that begin a text, and those that end it."""
+
+    @property
     def vocab_size(self) -> int:
         """The largest id plus one."""
 
@@ -40,6 +44,7 @@ class ByteText:
     """The ids of a model without a tokenizer: one for each byte, and one for the end of a document (data/corpus.py)."""
 
     eos_id: int | None = END_OF_DOCUMENT
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     vocab_size = BYTE_VOCAB_SIZE
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:

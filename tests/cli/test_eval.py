@@ -7,6 +7,13 @@ import pytest
 import tokenizers
 from test_generate import save_folder
 
+from abi_py.cli import eval as verb
+from abi_py.cli.chat_data import ChatConfig
+from abi_py.cli.opening import find_tokenizer, open_data
+from abi_py.cli.session import DataConfig
+from abi_py.data.tokenizer import Tokenizer
+from abi_py.errors import ConfigError
+from abi_py.generation import Generator
 from abi_py.training.perplexity import evaluate_tokens
 
 TEXT = "It is a truth universally acknowledged, that a model must be in want of a text. " * 4
@@ -65,6 +72,50 @@ def test_a_tokenizer_that_adds_bos(abi_train, tmp_path):
     found = json.loads(abi_train("eval", "w", "w.txt", "--context", "4", "--json")[1])
     expected = evaluate_tokens(model, np.array([1, 2, 3, 4, 2, 3, 4, 4]), context=4, bos_id=1)
     assert (found["tokens"], found["perplexity"]) == (2, pytest.approx(expected.perplexity))
+
+
+@pytest.fixture
+def with_bos(abi_train, tmp_path):
+    """Write a tokenizer whose post-processor adds BOS, two texts, and their token file; return the tokenizer."""
+    (tmp_path / "d").mkdir()
+    for name in "ab":
+        (tmp_path / "d" / f"{name}.txt").write_text(TEXT)
+    assert abi_train("tokenizer", "train", "d", "-o", "tok", "--vocab-size", "300")[0] == 0
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tok/tokenizer.json"))
+    backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    backend.save(str(tmp_path / "tok/tokenizer.json"))
+    assert abi_train("tokenize", "d", "-o", "d.bin", "--tokenizer", "tok")[0] == 0
+    return Tokenizer.load(tmp_path / "tok")
+
+
+def test_texts_token_files_and_prompts_begin_alike(abi_train, with_bos, tmp_path):
+    begins = [1, *with_bos.encode(TEXT)]
+    written = np.fromfile(tmp_path / "d.bin", "<u4").tolist()
+    assert written == [*begins, with_bos.eos_id] * 2
+    assert verb.text_ids(tmp_path / "d", with_bos).tolist() == written[:-1]
+    model = save_folder(tmp_path / "m", vocab_size=300)
+    prompt = Generator(model, with_bos).run([TEXT[:20]], max_new_tokens=1)[0].prompt_ids.tolist()
+    assert prompt == [1, *with_bos.encode(TEXT[:20])]
+
+
+def test_a_token_file_of_another_convention_is_told(abi_train, with_bos, tmp_path):
+    assert abi_train("tokenize", "d", "-o", "new.bin", "--tokenizer", "tok")[0] == 0
+    values = json.loads((tmp_path / "d.bin.json").read_text())
+    del values["before_document"], values["after_document"]  # as it was written before
+    (tmp_path / "d.bin.json").write_text(json.dumps({**values, "format": 1}))
+    save_folder(tmp_path / "m", vocab_size=300)
+    code, _, err = abi_train("eval", "m", "d.bin", "--tokenizer", "tok", "--stride", "32")
+    assert code == 0
+    assert "d.bin has ids TEXT 2 around its documents, but generate and eval put 1 TEXT 2" in err
+    assert "around its documents" not in abi_train("eval", "m", "new.bin", "--tokenizer", "tok", "--stride", "32")[2]
+    for path, told in (("d.bin", True), ("new.bin", False)):
+        for data in (DataConfig(path=path), DataConfig(path=path, tokenizer="tok")):
+            dataset = open_data(data, ChatConfig(), None, max_seq_len=32, seed=0)[0]
+            tokenizer, problem = find_tokenizer(data, None, dataset)
+            assert tokenizer.hash == with_bos.hash
+            assert ("around its documents" in problem) == told
+    with pytest.raises(ConfigError, match=r"ids TEXT 2 around its documents, new\.bin has 1 TEXT 2"):
+        open_data(DataConfig(path="new.bin", valid_path="d.bin"), ChatConfig(), None, max_seq_len=32, seed=0)
 
 
 def test_a_token_file_knows_its_tokenizer(abi_train, tmp_path):
@@ -153,23 +204,20 @@ def test_wrong_calls_with_conversations(abi_train, talks, model):
 
 
 def test_a_long_text_is_cut_and_its_ids_are_those_of_the_whole(abi_train, talks, tmp_path, monkeypatch):
-    from abi_py.cli import eval as verb
-    from abi_py.data.tokenizer import Tokenizer
-
     longest = 0
-    encode = Tokenizer.encode_plain
+    encode = Tokenizer.encode_batch
 
-    def watched(self, text):
+    def watched(self, texts, **more):
         nonlocal longest
-        longest = max(longest, len(text))
-        return encode(self, text)
+        longest = max(longest, *map(len, texts))
+        return encode(self, texts, **more)
 
-    monkeypatch.setattr(Tokenizer, "encode_plain", watched)
+    monkeypatch.setattr(Tokenizer, "encode_batch", watched)
     (tmp_path / "long.txt").write_text(TEXT * 300)
     tokenizer = Tokenizer.load("tok")
     ids = verb.text_ids(tmp_path / "long.txt", tokenizer)
     assert longest < 20_000 < len(TEXT * 300)
-    assert ids.tolist() == encode(tokenizer, TEXT * 300)
+    assert ids.tolist() == tokenizer.encode(TEXT * 300)
 
 
 def test_a_text_in_another_encoding(abi_train, talks, model, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -239,7 +240,13 @@ def test_answers_that_are_not_to_be_learnt(tokenizer, show):
 
 def test_plain_text_is_learnt_whole(tokenizer, bare_tokenizer, show):
     text = read_conversation({"text": "Once </s> upon."})
-    assert show(tokenizer, *load_template("deepzig").encode(tokenizer, text)) == "@<s>[Once </s> upon.@</s>]"
+    assert show(tokenizer, *load_template("deepzig").encode(tokenizer, text)) == "O[nce </s> upon.@</s>]"
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    for single in ("<s> $A", "<s> $A </s>"):  # a text begins as its post-processor says, and ends once
+        special = [(name, tokenizer.id_of(name)) for name in ("<s>", "</s>")]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(single, special_tokens=special)
+        with_bos = Tokenizer(backend, tokenizer.config)
+        assert show(with_bos, *load_template("deepzig").encode(with_bos, text)) == "@<s>[Once </s> upon.@</s>]"
     ids, labels = load_template("alpaca").encode(bare_tokenizer, text)
     assert show(bare_tokenizer, ids, labels).endswith("@<|endoftext|>]")
     assert np.count_nonzero(labels != IGNORE_LABEL) == len(ids) - 1

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_places
+from tokenizers import processors
 
 from abi_py.data import (
     TokenizeConfig,
@@ -254,6 +256,81 @@ def test_a_damaged_sidecar(rows: Path, tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match=r"o\.bin\.json .*; delete it, or make both"):
         read_sidecar(tmp_path / "o.bin")
     assert read_sidecar(tmp_path / "absent.bin") is None
+
+
+def with_post_processor(directory: Path, single: str) -> Tokenizer:
+    """Give a tokenizer on the disk a post-processor."""
+    backend = Tokenizer.load(directory).backend
+    special = [("<s>", 1), ("</s>", 2), ("<pad>", 3)]
+    backend.post_processor = processors.TemplateProcessing(single, special_tokens=special)
+    backend.save(str(directory / "tokenizer.json"))
+    return Tokenizer.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("single", "before", "after"),
+    [("$A", [], [2]), ("<s> $A", [1], [2]), ("<s> $A </s>", [1], [2]), ("<s> $A <pad>", [1], [3, 2])],
+)
+def test_documents_begin_and_end_as_the_post_processor_says(
+    tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, single: str, before: list[int], after: list[int]
+) -> None:
+    monkeypatch.setattr(pieces_file, "PIECE", 90)
+    tokenizer = with_post_processor(tok, single)
+    texts = ["".join(LINES[:20]), "the fox"]
+    for name, text in zip("ab", texts, strict=True):
+        (tmp_path / f"{name}.txt").write_text(text)
+    inputs = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    report = tokenize_to_file(inputs, tmp_path / "o.bin", TokenizeConfig(tokenizer=str(tok)))
+    wanted = [i for text in texts for i in (*before, *tokenizer.encode(text), *after)]
+    assert ids_in(tmp_path / "o.bin") == wanted
+    library = tokenizer.backend.encode(texts[0]).ids  # with what the post-processor adds
+    assert wanted[: len(library)] == library
+    info = read_sidecar(tmp_path / "o.bin")
+    assert info is not None
+    assert (info.before_document, info.after_document) == (tuple(before), tuple(after))
+    assert info.other_convention(tokenizer, "o.bin") is None
+    assert report.tokens == info.tokens == len(wanted)
+
+
+def test_a_sidecar_of_the_first_format_says_that_nothing_began_documents(
+    tok: Path, rows: Path, tmp_path: Path
+) -> None:
+    tokenizer = with_post_processor(tok, "<s> $A")
+    output, config = tmp_path / "o.bin", TokenizeConfig(tokenizer=str(tok))
+    tokenize_to_file([rows], output, config)
+    sidecar = tmp_path / "o.bin.json"
+    values = json.loads(sidecar.read_text())
+    assert values.pop("before_document") == [1]
+    assert values.pop("after_document") == [2]
+    sidecar.write_text(json.dumps({**values, "format": 1}))
+    old = read_sidecar(output)
+    assert old is not None
+    assert (old.before_document, old.after_document) == ((), (2,))
+    said = old.other_convention(tokenizer, "o.bin")
+    assert said is not None
+    assert said.startswith("o.bin has ids TEXT 2 around its documents, but generate and eval put 1 TEXT 2 around")
+    with pytest.raises(ConfigError, match="ids around documents TEXT 2, now 1 TEXT 2"):
+        tokenize_if_needed([rows], output, config)
+    assert not tokenize_if_needed([rows], output, config, replace=True).reused
+    assert tokenize_if_needed([rows], output, config).reused
+    sidecar.write_text(json.dumps({**values, "format": 2, "before_document": ["x"], "after_document": [2]}))
+    with pytest.raises(DataError, match="does not describe a token file"):
+        read_sidecar(output)
+
+
+@pytest.mark.parametrize("kind", ["llama2 legacy", "llama2", "t5"])
+def test_a_long_document_of_a_tokenizer_with_space_marks(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece of a document that is cut for its length has no space mark of its own."""
+    monkeypatch.setattr(pieces_file, "PIECE", 90)
+    tokenizer = test_places.made(kind)
+    tokenizer.save(tmp_path)
+    text = "the quick brown fox jumps over</s> the lazy dog. " * 40
+    (tmp_path / "a.txt").write_text(text)
+    report = tokenize_to_file([tmp_path / "a.txt"], tmp_path / "o.bin", TokenizeConfig(tokenizer=str(tmp_path)))
+    assert report.forced_cuts == 0
+    assert ids_in(tmp_path / "o.bin")[:-1] == tokenizer.backend.encode(text, add_special_tokens=False).ids
 
 
 # -- not made twice --------------------------------------------------------------------------------
