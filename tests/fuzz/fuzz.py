@@ -1,0 +1,274 @@
+"""Damage the files of every reader, millions of times if asked, and say what each did.
+
+    python tests/fuzz/fuzz.py --inputs 1000000             every reader in turn, in as many processes as there are cores
+    python tests/fuzz/fuzz.py --reader tokenizer --inputs 5000
+    python tests/fuzz/fuzz.py --reader tokenizer --replay 4711     one input again, with its traceback; its files are kept
+
+An input is made from its number and the seed alone.  What counts as a defect is an exception that is not ours, a process
+that dies, a reader that takes more than ten seconds, or memory above 32 MB and twenty times the damaged file.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import random
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+SECONDS = 10.0
+MEMORY, TIMES = 32 << 20, 20  # bytes, and bytes for each byte of the damaged file
+ADDRESS_SPACE = 6 << 30  # an absurd allocation is a MemoryError, not a full machine
+PLACE = struct.Struct("<qd")  # number of the input that is being read, and when it was begun
+
+
+# -- one process -----------------------------------------------------------------------------------
+
+
+class Worker:
+    """Reads inputs first, first + step, ... of the readers, each in a folder of its own."""
+
+    def __init__(self, names, seed, folder):
+        self.readers, self.seed, self.folder = schedule(names), seed, folder
+        self.originals = {}
+        for reader in dict.fromkeys(self.readers):
+            made = folder / reader.name.replace(" ", "_")
+            made.mkdir()
+            reader.make(made)
+            reader.read(made)  # the valid one is read, and what it loads is in memory
+            self.originals[reader.name] = made, {name: (made / name).read_bytes() for name in reader.files}
+
+    def reader_of(self, number):
+        return self.readers[number % len(self.readers)]
+
+    def damage(self, number):
+        """Write input `number`; return its reader, its folder and the damaged file."""
+        from mutations import mutate
+
+        chance = random.Random(f"{self.seed} {number}")
+        reader = self.reader_of(number)
+        folder, contents = self.originals[reader.name]
+        name = chance.choice(reader.files)
+        file = folder / name
+        file.write_bytes(mutate(contents[name], chance))
+        reader.mend(folder)
+        return reader, folder, file
+
+    def repair(self, reader):
+        folder, contents = self.originals[reader.name]
+        for name, content in contents.items():
+            file = folder / name
+            if file.is_dir():
+                shutil.rmtree(file)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+
+    def read(self, number):
+        """Read one input; return what was wrong with that, or None."""
+        from abi_py.errors import AbiError
+
+        reader, folder, file = self.damage(number)
+        size, before = file.stat().st_size, peak()
+        try:
+            reader.read(folder)
+            kind = None
+        except (AbiError, FileNotFoundError):
+            kind = None
+        except BaseException as error:  # a Rust panic is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            place = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in place if "abi_py" in frame.filename] or place
+            where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
+            kind = f"{type(error).__name__} at {where}"
+        grown = peak() - before
+        if kind is None and grown > MEMORY + TIMES * size:
+            kind = f"{grown / 1e6:.0f} MB for a file of {size} bytes"
+        self.repair(reader)
+        return kind
+
+
+def peak():
+    """Return the most memory that this process has had at once, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def work(names, seed, first, stop, step, status, findings):
+    """Read the inputs of a range; `status` always says which one, `findings` gets a line for each defect."""
+    warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    with open(status, "r+b") as file, tempfile.TemporaryDirectory(dir=scratch()) as folder:
+        place = mmap.mmap(file.fileno(), PLACE.size)
+        worker = Worker(names, seed, Path(folder))
+        with open(findings, "a", encoding="utf-8") as found:
+            for number in range(first, stop, step):
+                place[:] = PLACE.pack(number, time.monotonic())
+                kind = worker.read(number)
+                if kind is not None:
+                    print(json.dumps([worker.reader_of(number).name, number, kind]), file=found, flush=True)
+        place[:] = PLACE.pack(stop, time.monotonic())
+
+
+def scratch():
+    """Return a directory in memory, where there is one: a million small files are written."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+# -- many of them ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """How many inputs were read, and the defects: (reader, kind) -> numbers of inputs."""
+
+    inputs: int = 0
+    defects: dict = field(default_factory=dict)
+
+    def add(self, reader, number, kind):
+        self.defects.setdefault((reader, kind), []).append(number)
+
+
+def campaign(names, seed, inputs, jobs, seconds=None):
+    """Read `inputs` damaged inputs in `jobs` processes; a process that dies or hangs is replaced by another."""
+    outcome, readers = Outcome(), schedule(names)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        findings = Path(folder) / "findings"
+        findings.touch()
+        running = [_Process(names, seed, job, inputs, jobs, Path(folder), findings) for job in range(jobs)]
+        while running:
+            time.sleep(0.05)
+            late = deadline is not None and time.monotonic() > deadline
+            for process in list(running):
+                problem = process.problem()
+                if late or process.done():
+                    process.stop()
+                    running.remove(process)
+                elif problem:
+                    number = process.place()[0]
+                    outcome.add(readers[number % len(readers)].name, number, problem)
+                    process.start(number + jobs)
+        outcome.inputs = sum(process.count() for process in _Process.ended)
+        _Process.ended.clear()
+        for line in findings.read_text().splitlines():
+            outcome.add(*json.loads(line))
+    return outcome
+
+
+def schedule(names):
+    """Return the readers in the order in which inputs go to them, each as often as its share says."""
+    from readers import READERS
+
+    chosen = [reader for reader in READERS if not names or reader.name in names]
+    order = [reader for reader in chosen for _ in range(reader.share)]
+    random.Random(0).shuffle(order)
+    return order
+
+
+class _Process:
+    ended = []  # noqa: RUF012
+
+    def __init__(self, names, seed, job, inputs, jobs, folder, findings):
+        self.names, self.seed, self.job, self.inputs, self.jobs = names, seed, job, inputs, jobs
+        self.status, self.findings, self.errors = folder / f"status{job}", findings, folder / f"errors{job}"
+        self.start(job)
+
+    def start(self, first):
+        self.first = first
+        self.status.write_bytes(PLACE.pack(-1, time.monotonic()))
+        arguments = [*(f"--reader={name}" for name in self.names), f"--seed={self.seed}", f"--inputs={self.inputs}"]
+        work = json.dumps([first, self.jobs, str(self.status), str(self.findings)])
+        with open(self.errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, *arguments, "--work", work], stdout=errors, stderr=errors
+            )
+
+    def place(self):
+        return PLACE.unpack(self.status.read_bytes())
+
+    def problem(self):
+        number, began = self.place()
+        code = self.process.poll()
+        if code not in (None, 0):
+            if number < 0:
+                raise RuntimeError(f"the worker does not start:\n{self.errors.read_text()[-2000:]}")
+            last = self.errors.read_text(errors="replace").strip().splitlines()[-1:]
+            return f"died with {code}: {' '.join(last)[:100]}"
+        if code is None and 0 <= number < self.inputs and time.monotonic() - began > SECONDS:
+            self.process.kill()
+            self.process.wait()
+            return f"took more than {SECONDS:g} s"
+        return None
+
+    def done(self):
+        return self.process.poll() == 0
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        _Process.ended.append(self)
+
+    def count(self):
+        number = min(max(self.place()[0], self.job), self.inputs)
+        return len(range(self.job, number, self.jobs))
+
+
+def describe(outcome):
+    """Return the outcome as lines."""
+    counts = Counter({key: len(numbers) for key, numbers in outcome.defects.items()})
+    lines = [f"{outcome.inputs:,} inputs, {sum(counts.values()):,} defects of {len(counts)} kinds"]
+    for (reader, kind), count in counts.most_common():
+        lines.append(f"{count:7,}  {reader}: {kind}   (e.g. input {outcome.defects[reader, kind][0]})")
+    return lines
+
+
+def replay(names, seed, number):
+    """Read one input, with its traceback, and leave its files."""
+    worker = Worker(names, seed, Path(tempfile.mkdtemp()))
+    reader, place, file = worker.damage(number)
+    print(f"{reader.name}: {file} ({file.stat().st_size} bytes)", flush=True)
+    before = peak()
+    try:
+        reader.read(place)
+    except BaseException:
+        traceback.print_exc()
+    print(f"memory grew by {(peak() - before) / 1e6:.1f} MB")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="damage the files of every reader and say what each did")
+    parser.add_argument("--inputs", type=int, default=20_000)
+    parser.add_argument("--reader", action="append", default=[])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--replay", type=int)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+    if given.work:
+        first, step, status, findings = json.loads(given.work)
+        work(given.reader, given.seed, first, given.inputs, step, status, findings)
+    elif given.replay is not None:
+        replay(given.reader, given.seed, given.replay)
+    else:
+        outcome = campaign(given.reader, given.seed, given.inputs, given.jobs, given.seconds)
+        print("\n".join(describe(outcome)))
+        sys.exit(bool(outcome.defects))
+
+
+if __name__ == "__main__":
+    main()

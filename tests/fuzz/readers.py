@@ -1,0 +1,338 @@
+"""Every reader of the project, each with a valid folder that it reads: what the fuzzer damages.
+
+A reader may refuse a file with an error of `abi_py.errors`, or with FileNotFoundError where a file is missing; any
+other exception, a process that dies, a hang, or memory out of proportion is a defect.
+"""
+
+import gzip
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import abi_py as abi
+from abi_py import data
+from abi_py.config import SECTIONS, load_yaml, to_yaml
+from abi_py.data.chat import load_template, template_for
+from abi_py.data.tokenizer import Tokenizer
+from abi_py.formats.huggingface import huggingface_config
+from abi_py.formats.safetensors import read_safetensors, write_safetensors
+from abi_py.formats.zig import load_zig, save_abic, save_ablc
+from abi_py.pipelines.deepzig import load_run_config
+from abi_py.pipelines.deepzig_config import DeepZigConfig
+from abi_py.training.events import EvaluationEvent, StartEvent
+from abi_py.training.loading import load_model
+from abi_py.training.metrics import JsonlSink
+from abi_py.training.trainer_state import TrainerStateSink
+
+SHAPE = {"hidden_dim": 8, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_dim": 16}
+ROWS = [
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "category": "x"},
+    {"instruction": "Add", "input": "1 2", "output": "3"},
+    {"prompt": "p", "completion": "c"},
+    {"text": "plain text"},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Rome"}}}]},
+            {"role": "tool", "name": "weather", "content": "20"},
+            {"role": "assistant", "content": "20 degrees"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+    },
+]
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}\n{% else %}<|answer|>{{ m.content }}"
+    "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`make` fills a folder, `files` of it are damaged, one at a time, and `read` reads it; `mend` fits checksums.
+
+    A quick reader has a larger `share` of the inputs.
+    """
+
+    name: str
+    make: Callable[[Path], None]
+    files: tuple[str, ...]
+    read: Callable[[Path], Any]
+    mend: Callable[[Path], None] = field(default=lambda folder: None)
+    share: int = 1
+
+
+def _model(**changes: Any) -> abi.TrainableModel:
+    return abi.TrainableModel(abi.TrainableModelConfig(**{**SHAPE, "vocab_size": 32, "max_seq_len": 16, **changes}))
+
+
+def _json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1))
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def _hugging_face(folder: Path) -> None:
+    model = _model()
+    _json(folder / "config.json", huggingface_config(model.config))
+    tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
+    write_safetensors(folder / "model.safetensors", {k: np.ascontiguousarray(v) for k, v in tensors.items()})
+    _json(folder / "generation_config.json", {"do_sample": True, "temperature": 0.7, "eos_token_id": [3, 4]})
+
+
+def _sharded(folder: Path) -> None:
+    _hugging_face(folder)
+    tensors = {name: np.array(tensor) for name, tensor in read_safetensors(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    places = {name: f"model-0000{1 + (i > 9)}-of-00002.safetensors" for i, name in enumerate(names)}
+    for shard in set(places.values()):
+        write_safetensors(folder / shard, {name: tensors[name] for name in names if places[name] == shard})
+    _json(folder / "model.safetensors.index.json", {"metadata": {"total_size": 1}, "weight_map": places})
+
+
+def _safetensors(folder: Path) -> None:
+    tensors = {"a": np.ones((2, 3), np.float32), "b": np.arange(4, dtype=np.int64), "c": np.ones((), np.float16)}
+    write_safetensors(folder / "x.safetensors", tensors, {"format": "pt"})
+
+
+def _sum_tensors(folder: Path) -> None:
+    for tensor in read_safetensors(folder / "x.safetensors").values():
+        tensor.sum()
+
+
+def _zig(folder: Path) -> None:
+    weights = np.ones(20, np.float32)
+    save_abic(folder / "x.abic", weights, 3)
+    save_ablc(folder / "x.ablc", weights, weights, weights, step=1, epoch=2, tokens_processed=3)
+
+
+def _read_zig(folder: Path) -> None:
+    load_zig(folder / "x.abic")
+    load_zig(folder / "x.ablc")
+
+
+BASE = _model()
+
+
+def _adapter(folder: Path) -> None:
+    abi.LoraModel(BASE, abi.LoraConfig(rank=2, alpha=4, target_modules=("q_proj", "down_proj"))).save(folder)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def _trainer(folder: Path) -> abi.LlamaTrainer:
+    config = abi.LlmTrainingConfig(
+        batch_size=2, max_seq_len=8, grad_accum_steps=2, warmup_steps=0, max_steps=2, checkpoint_path=str(folder)
+    )
+    return abi.LlamaTrainer(_model(), config)
+
+
+TOKENS = [i % 32 for i in range(200)]
+
+
+def _checkpoint(folder: Path) -> None:
+    _trainer(folder).fit(abi.TokenizedDataset.from_slice(TOKENS))
+
+
+CHECKPOINT = "llm_step_2"
+
+
+def _mend_checkpoint(folder: Path) -> None:
+    """Make sizes, hashes and checksum of state.json fit its damaged files, so that more than the checksum is tried."""
+    state = folder / CHECKPOINT / "state.json"
+    try:
+        content = json.loads(state.read_bytes())
+        for name in content["files"]:
+            raw = (state.parent / name).read_bytes()
+            content["files"][name] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        content.pop("checksum", None)
+        text = json.dumps(content, sort_keys=True).encode()
+        state.write_text(json.dumps({**content, "checksum": hashlib.sha256(text).hexdigest()}))
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
+        return
+
+
+def _resume(folder: Path) -> None:
+    trainer = _trainer(folder)
+    trainer.load_checkpoint(folder)
+
+
+def _yaml(folder: Path) -> None:
+    config = _trainer(folder).config
+    early = abi.EarlyStoppingConfig()
+    (folder / "config.yaml").write_text(to_yaml(model=BASE.config, training=config, early_stopping=early))
+
+
+def _read_yaml(folder: Path) -> None:
+    for name, values in load_yaml(folder / "config.yaml").items():
+        SECTIONS[name].from_dict(values)
+
+
+def _deepzig(folder: Path) -> None:
+    config = DeepZigConfig(output_dir=str(folder))
+    _json(folder / "training_args.json", {"abi_py": config.to_dict(), "learning_rate": 1e-3})
+
+
+def _run_files(folder: Path) -> None:
+    rows = [{"step": 1, "loss": 2.0, "epoch": 0.5}, {"step": 9, "eval_loss": 1.0, "epoch": 3.0}]
+    best = {"best_metric": 1.5, "best_global_step": 1, "best_model_checkpoint": "llm_step_1"}
+    _json(folder / "trainer_state.json", {"log_history": rows, **best})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"time": 0.1, **row}) + "\n" for row in rows))
+
+
+EVALUATION = EvaluationEvent(
+    step=3, time=2.0, epoch=1, val_loss=1.0, val_perplexity=2.7, val_accuracy=0.5, val_tokens=9, improved=True
+)
+
+
+def _read_run_files(folder: Path) -> None:
+    sizes = {name: 1 for name in ("steps_per_epoch", "rows", "valid_rows", "input_tokens", "batch_size")}
+    steps = {name: 1 for name in ("logging_steps", "eval_steps", "save_steps")}
+    start = StartEvent(
+        step=2, time=1.0, epoch=1, epochs=1, total_steps=4, num_params=1, tokens_per_step=1, flops_per_token=1.0
+    )
+    for sink in (
+        TrainerStateSink(folder / "trainer_state.json", **sizes, **steps),
+        JsonlSink(folder / "metrics.jsonl"),
+    ):
+        sink.handle(start)
+        sink.handle(EVALUATION)
+        sink.close()
+
+
+# -- text and conversations ------------------------------------------------------------------------
+
+TEXTS = ["the quick brown fox jumps over the lazy dog. "] * 20
+
+
+def _tokenizer(folder: Path) -> None:
+    special = ["<|user|>", "<|answer|>", "<|end|>"]
+    backend = data.train_tokenizer(TEXTS, vocab_size=270, special_tokens=special).backend
+    Tokenizer(backend, {"eos_token": "<|end|>", "chat_template": TEMPLATE}).save(folder)
+
+
+def _sentencepiece(folder: Path) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, processors
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "\u2581a", "ab"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    merges = [("\u2581", "a"), ("a", "b")]
+    backend = Backend(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>"}).save(folder)
+
+
+def _read_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.decode(tokenizer.encode("ab the fox \u4f60"))
+    if tokenizer.chat_template is not None:
+        data.ChatDataset.encode([CHAT], template_for(tokenizer), tokenizer, max_seq_len=64)
+
+
+CHATML = load_template("chatml")
+CHAT = data.read_conversation(ROWS[0])
+with tempfile.TemporaryDirectory() as _folder:
+    _tokenizer(Path(_folder))
+    TOKENIZER = Tokenizer.load(_folder)
+
+
+def _template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def _read_template(folder: Path) -> None:
+    template = load_template(folder / "chat_template.jinja")
+    data.ChatDataset.encode([CHAT], template, TOKENIZER, max_seq_len=64)
+
+
+def _rows(folder: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (folder / "x.jsonl").write_text(lines)
+    (folder / "x.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    _json(folder / "x.json", ROWS)
+
+
+def _read_rows(folder: Path) -> None:
+    for skip in (True, False):
+        for name in READER_ROWS.files:
+            chosen = data.select_conversations([folder / name], skip_bad_rows=skip)
+            for conversation in chosen.conversations:
+                CHATML.render(conversation)
+
+
+def _documents(folder: Path) -> None:
+    (folder / "x.txt").write_text("one text\n" * 5)
+    (folder / "x.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (folder / "x.json").write_text('[{"text": "a"}, {"text": "b"}]')
+
+
+def _read_documents(folder: Path) -> None:
+    for skip in (True, False):
+        for name in READER_DOCUMENTS.files:
+            for document in data.Documents([folder / name], skip_bad_rows=skip):
+                for _ in document.blocks:
+                    pass
+
+
+def _tokens(folder: Path) -> None:
+    (folder / "x.txt").write_text("one text\n" * 5)
+    data.tokenize_to_file([folder / "x.txt"], folder / "x.bin")
+
+
+def _read_tokens(folder: Path) -> None:
+    info = data.read_sidecar(folder / "x.bin")
+    dataset = data.TokenizedDataset.load(folder / "x.bin")
+    dataset.check_vocab()
+    for _ in dataset.batches(2, 8):
+        pass
+    if info is not None:
+        info.load_tokenizer(folder / "x.bin")
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+INSIDE = tuple(f"{CHECKPOINT}/{name}" for name in ("state.json", "config.yaml", "optimizer.safetensors"))
+READER_ROWS = Reader("conversations", _rows, ("x.jsonl", "x.json"), _read_rows, share=4)
+READER_DOCUMENTS = Reader("documents", _documents, ("x.txt", "x.jsonl", "x.json"), _read_documents, share=12)
+READERS = (
+    Reader("safetensors", _safetensors, ("x.safetensors",), _sum_tensors, share=24),
+    Reader("folder", _hugging_face, ("config.json", "model.safetensors"), load_model, share=8),
+    Reader(
+        "shards", _sharded, ("model.safetensors.index.json", "model-00001-of-00002.safetensors"), load_model, share=6
+    ),
+    Reader("generation", _hugging_face, ("generation_config.json",), abi.GenerationConfig.load, share=16),
+    Reader("zig", _zig, ("x.abic", "x.ablc"), _read_zig, share=16),
+    Reader(
+        "adapter",
+        _adapter,
+        ("adapter_config.json", "adapter_model.safetensors"),
+        lambda folder: abi.LoraModel.load(BASE, folder),
+        share=12,
+    ),
+    Reader("checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors", "latest"), _resume),
+    Reader("mended checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors"), _resume, _mend_checkpoint),
+    Reader("config.yaml", _yaml, ("config.yaml",), _read_yaml),
+    Reader("deepzig settings", _deepzig, ("training_args.json",), load_run_config, share=16),
+    Reader("run files", _run_files, ("trainer_state.json", "metrics.jsonl"), _read_run_files, share=16),
+    Reader("tokenizer", _tokenizer, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer),
+    Reader("sentencepiece", _sentencepiece, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer, share=4),
+    Reader("template", _template, ("chat_template.jinja",), _read_template, share=4),
+    READER_ROWS,
+    READER_DOCUMENTS,
+    Reader("tokens", _tokens, ("x.bin", "x.bin.json"), _read_tokens, share=16),
+)
