@@ -47,6 +47,7 @@ __all__ = [
 
 REQUIRED: Any = dataclasses.MISSING
 MAX_VOCAB = 2**31 - 1  # ids travel as int32
+MAX_LAYERS = 10_000  # nine tensors each are listed by name; the deepest models have a few hundred
 IGNORE_INDEX = -100  # the label that does not count, as in PyTorch's cross_entropy
 ConfigType = TypeVar("ConfigType", bound="Config")
 
@@ -109,7 +110,7 @@ def fields_of(cls: type) -> tuple[Option, ...]:
 
 def _closest(word: str, possible: list[str]) -> str:
     """Return '; did you mean X?' when something similar exists, else the list of what is allowed."""
-    match = difflib.get_close_matches(word.lower(), possible, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word[:80].lower(), possible, n=1, cutoff=0.5)
     return f"did you mean {match[0]}?" if match else f"known: {', '.join(possible)}"
 
 
@@ -261,6 +262,7 @@ class TrainableModelConfig(Config):
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
         self._require_at_least(1, "hidden_dim", "num_layers", "num_heads", "num_kv_heads", "intermediate_dim")
+        self._require("num_layers", self.num_layers <= MAX_LAYERS, f"be at most {MAX_LAYERS}", "is it another number?")
         self._require_at_least(1, "vocab_size", "max_seq_len", "checkpoint_interval")
         self._require_at_least(0, "seed")
         if self.vocab_size > MAX_VOCAB:

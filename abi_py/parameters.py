@@ -6,12 +6,14 @@ over one array, the ABI's own checkpoint files are that array with a header, and
 w_q, w_k, w_v are the rows of one projection, w_gate and w_up those of another (`Parameters.joined`).
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from .config import TrainableModelConfig
+from .errors import ConfigError
 
 __all__ = ["Buffers", "Parameters", "Tensor", "Views", "tensor_table"]
 
@@ -73,6 +75,14 @@ def tensor_table(config: TrainableModelConfig) -> tuple[Tensor, ...]:
     return tuple(table)
 
 
+def physical_memory() -> int:
+    """Return the memory of this machine in bytes; without bound where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
+
+
 class Views(Mapping[str, np.ndarray]):
     """Named views of a flat buffer; assigning to a name copies into the buffer."""
 
@@ -101,9 +111,18 @@ class Buffers:
     """The flat buffers of some tensors and of their gradients, float32 (P,), with their named views."""
 
     def __init__(self, table: tuple[Tensor, ...]) -> None:
-        """Allocate both; the weights are not filled, the gradients are 0."""
+        """Allocate both; the weights are not filled, the gradients are 0.
+
+        ConfigError if they are larger than the machine's memory: the system would grant it, and kill the process later.
+        """
         self.table = table
         self.size = sum(tensor.size for tensor in self.table)
+        needed, memory = 2 * 4 * self.size, physical_memory()
+        if needed > memory:
+            raise ConfigError(
+                f"{self.size:,} parameters and their gradients need {needed / 1e9:,.1f} GB, and this machine has "
+                f"{memory / 1e9:.1f} GB; take a smaller vocab_size, hidden_dim, intermediate_dim or num_layers"
+            )
         self.weights_flat = np.empty(self.size, np.float32)
         self.weights = Views(self.weights_flat, self.table)
         self._gradients_flat = np.zeros(self.size, np.float32)

@@ -3,12 +3,12 @@
 A file from a stranger may be cut short, damaged, or made to do harm.  Whoever reads one states what it must hold:
 
     read_json(path, {"weight_map": dict[str, str]})        # other keys may be there, and are not looked at
-    read_json(path, dict[str, {"dtype": str, "shape": list[int]} | ...])
+    check(rows, [{"step": int, "loss": float | None}], f"{path}: rows")
 
-A schema is a type hint, or a dictionary of them by key:
+A schema is a type hint, or a dictionary of them by key, or a list of one of them:
 
     bool int float str None    an int is below 2^63, a float is finite and may be written as an int; true is no int
-    list[X]  dict[str, X]      of any length
+    list[X]  [X]  dict[str, X] of any length
     X | Y                      one of them;  a key whose hint allows None may be missing
     Any                        anything, nested at most `DEPTH` deep
     {"key": X, ...}            an object with at least these keys
@@ -22,7 +22,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +143,9 @@ def _misfit(value: Any, schema: Any, where: str) -> str | None:
         good = math.isfinite(value)
     if not good:
         return _wrong(value, where, _name(schema))
-    if isinstance(schema, Mapping):
+    if isinstance(schema, dict):
         return _first(_member(value, key, inner, where) for key, inner in schema.items())
-    inner = (typing.get_args(schema) or (None,))[-1]
+    inner = schema[0] if isinstance(schema, list) else (typing.get_args(schema) or (None,))[-1]
     if inner is None or (inner is Any and not _deeper(value)):
         return None
     pairs = value.items() if kind is dict else enumerate(value)
@@ -176,7 +176,7 @@ def _wrong(value: Any, where: str, wanted: str) -> str:
 def _kind(schema: Any) -> Any:
     if schema is None:
         return type(None)
-    return dict if isinstance(schema, Mapping) else typing.get_origin(schema) or schema
+    return type(schema) if isinstance(schema, dict | list) else typing.get_origin(schema) or schema
 
 
 def _name(schema: Any) -> str:

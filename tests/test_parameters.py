@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+import abi_py as abi
 from abi_py.config import TrainableModelConfig
+from abi_py.errors import ConfigError
 from abi_py.parameters import Parameters, tensor_table
 
 CONFIG = TrainableModelConfig(
@@ -90,3 +92,21 @@ def test_zeroing_is_put_off_but_never_seen():
         parameters.zero_gradients()
         assert not look().any()
         assert parameters.gradients_to_write()[1]  # zeroed for good: adding is right now
+
+
+def test_a_model_larger_than_the_machine_is_refused_before_anything_is_made():
+    config = abi.TrainableModelConfig(
+        hidden_dim=2**20, num_layers=100, num_heads=1, num_kv_heads=1, intermediate_dim=2**20, vocab_size=9
+    )
+    with pytest.raises(ConfigError, match=r"parameters and their gradients need [\d,.]+ GB, and this machine has"):
+        abi.TrainableModel(config)
+
+
+def test_a_long_context_costs_nothing_until_it_is_used():
+    shape = {"hidden_dim": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_dim": 8}
+    shape |= {"vocab_size": 9}
+    long = abi.TrainableModel(abi.TrainableModelConfig(**shape, max_seq_len=2**31 - 1))
+    short = abi.TrainableModel(abi.TrainableModelConfig(**shape, max_seq_len=12))
+    ids = np.arange(8)[None]
+    assert (long.forward(ids[:, :3]) == short.forward(ids[:, :3])).all()
+    assert (long.forward(ids) == short.forward(ids)).all()

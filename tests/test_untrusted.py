@@ -41,6 +41,7 @@ def test_a_small_text_may_have_many_lists():
         ({"a": int, "b": str | None}, {"a": 1, "other": object}),
         ({"a": {"b": list[int]}}, {"a": {"b": [3]}}),
         (dict[str, object] | None, None),
+        ([{"a": int}], [{"a": 1}, {"a": 2, "b": 3}]),
     ],
 )
 def test_what_fits_a_schema(schema, value):
@@ -61,6 +62,7 @@ def test_what_fits_a_schema(schema, value):
         ({"a": {"b": list[int]}}, {"a": {"b": [1, "x"]}}, "a.b[1] is 'x', but must be a whole number"),
         ({"a": int}, {}, "lacks 'a'"),
         ({"a": {"b": int}}, {"a": {}}, "a lacks 'b'"),
+        ([{"a": int}], [{"a": 1}, {}], "[1] lacks 'a'"),
         (int | str, [], "it is [], but must be a whole number or text"),
         ({"a": list[int] | None}, {"a": [None]}, "a[0] is None, but must be a whole number"),
     ],

@@ -5,14 +5,16 @@ hashes them on the way.  Reading gives memory-mapped views.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..files import atomic_file, write_pieces
+from ..untrusted import check, parse_json
 
 __all__ = ["encoded_size", "read_safetensors", "safetensors_pieces", "write_safetensors"]
 
@@ -20,6 +22,8 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", 
 DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the library's own limit
+MAX_AXES = 32  # of NumPy 1
+ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
 
 
 def _header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
@@ -70,26 +74,44 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise CheckpointError(f"{path}: offset 0 says that the header has {length} of {size} bytes; it is damaged")
         try:
-            entries = json.loads(file.read(length))
-        except ValueError:
-            raise CheckpointError(f"{path}: the header at offset 8 is not JSON; the file is damaged") from None
+            entries = parse_json(file.read(length))
+        except ValueError as problem:
+            raise CheckpointError(f"{path}: the header at offset 8 is not JSON ({problem}); it is damaged") from None
+    check(entries, dict[str, Any], f"{path}: the header at offset 8")
+    check(entries.pop("__metadata__", {}), dict[str, str], f"{path}: __metadata__ in the header")
     start = 8 + length
     content = np.memmap(path, np.uint8, "r", start) if size > start else np.zeros(0, np.uint8)
-    tensors = {}
+    tensors, ranges = {}, []
     for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        try:
-            bf16 = entry["dtype"] == "BF16"
-            dtype, shape = np.dtype("<u2" if bf16 else DTYPES[entry["dtype"]]), tuple(entry["shape"])
-            first, last = entry["data_offsets"]
-            count = int(np.prod(shape, dtype=np.int64))
-        except (KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path}: the header's entry for {name!r} is malformed; it is damaged") from None
-        if not 0 <= first <= last <= len(content) or last - first != count * dtype.itemsize:
+        check(entry, ENTRY, f"{path}: the header's entry for {shown(name)}")
+        bf16 = entry["dtype"] == "BF16"
+        if not bf16 and entry["dtype"] not in DTYPES:
+            known = ", ".join(("BF16", *DTYPES))
+            raise CheckpointError(
+                f"{path}: {shown(name)} is of type {shown(entry['dtype'])}; this version reads {known}"
+            )
+        dtype, shape = np.dtype("<u2" if bf16 else DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        first, last = entry["data_offsets"] if len(entry["data_offsets"]) == 2 else (1, 0)
+        good = 0 <= first <= last <= len(content) and min(shape, default=0) >= 0 and len(shape) <= MAX_AXES
+        if not good or last - first != math.prod(shape) * dtype.itemsize:
             place = f"offsets {start + first} to {start + last}"
-            raise CheckpointError(f"{path}: {name!r} ({place}) does not fit shape {shape} or the file; it is damaged")
+            raise CheckpointError(
+                f"{path}: {shown(name)} ({place}) does not fit shape {shown(shape)} or the file; it is damaged"
+            )
+        ranges.append((first, last))
         tensor = content[first:last].view(dtype).reshape(shape)
         # bfloat16 is the upper half of a float32.
         tensors[name] = np.left_shift(tensor, 16, dtype=np.uint32).view(np.float32) if bf16 else tensor
+    _check_whole(sorted(ranges), len(content), start, path)
     return tensors
+
+
+def _check_whole(ranges: list[tuple[int, int]], size: int, start: int, path: str | Path) -> None:
+    """Raise CheckpointError where tensors share bytes, or bytes belong to none: the format has neither."""
+    end = 0
+    for first, last in (*ranges, (size, size)):
+        if first != end:
+            what = "belong to no tensor" if first > end else "belong to two tensors"
+            place = f"bytes {start + min(first, end)} to {start + max(first, end)}"
+            raise CheckpointError(f"{path}: {place} {what}; it is damaged")
+        end = last

@@ -22,8 +22,9 @@ from ..kernels.cached_attention import cache_append, cached_attention_forward
 from ..kernels.embedding import embedding_forward
 from ..kernels.matmul import FEW, streamed_product
 from ..kernels.rms_norm import rms_norm_forward
-from ..kernels.rope import rope_forward, rope_table
+from ..kernels.rope import rope_forward
 from ..kernels.swiglu import swiglu_forward
+from ..model.inputs import Angles
 
 __all__ = ["FEW", "Cache", "Decoder"]
 
@@ -99,8 +100,7 @@ class Decoder:
                 ffn_norm=weights[at + "ffn_norm"],
             )
             self._layers.append(layer)
-        c = self.config
-        self._cos, self._sin = rope_table(c.max_seq_len, c.resolved_head_dim, c.rope_theta)
+        self._angles = Angles(self.config)
         self._threads = max(1, flat.nbytes // BYTES_OF_A_THREAD)
         self._few = {n: self._arrays(n, n) for n in range(1, min(slots, FEW) + 1)}
         self._logits = np.empty((slots, self.config.vocab_size), np.float32)
@@ -204,7 +204,7 @@ class Decoder:
         for rows, wide in self._chunks(a):
             rms_norm_forward(a.n[wide], a.r[wide], a.x[rows], w.attn_norm, self.config.norm_eps)
             streamed_product(a.qkv[rows], a.n[wide], w.qkv)
-        rope_forward(a.qkv, self._cos, self._sin, a.positions, heads + kv_heads)
+        rope_forward(a.qkv, *self._angles.upto(self.cache.capacity), a.positions, heads + kv_heads)
         keys, values = self.cache.keys[i], self.cache.values[i]
         cache_append(keys, values, a.k, a.v, a.slots, a.positions)
         if starts is None:

@@ -76,7 +76,7 @@ class Layout:
     batch: int
     starts: np.ndarray  # (N,) int32: first position of its sample that a row sees
     positions: np.ndarray  # (N,) int32: position of a row within its segment
-    cos: np.ndarray  # (max_seq_len, D/2)
+    cos: np.ndarray  # (at least T, D/2)
     sin: np.ndarray
     numbers: Any = FLOAT32  # what the products of linear layers multiply: a constant of kernels.panels
     draw: int | None = None  # number of the training pass, which decides the masks of dropout; None: nothing is dropped
@@ -87,12 +87,29 @@ class Layout:
         return self.numbers is BFLOAT16
 
 
+class Angles:
+    """RoPE's table, as long as was needed so far: a context of a million tokens costs nothing until it is used."""
+
+    def __init__(self, config: TrainableModelConfig) -> None:
+        """Begin with an empty table."""
+        self._config = config
+        self._table: tuple[np.ndarray, np.ndarray] = rope_table(0, config.resolved_head_dim, config.rope_theta)
+
+    def upto(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return cos and sin, (at least `length`, D/2) float32; a row's bits do not depend on the table's length."""
+        if len(self._table[0]) < length:
+            c = self._config
+            grown = min(max(2 * len(self._table[0]), length), c.max_seq_len)
+            self._table = rope_table(grown, c.resolved_head_dim, c.rope_theta)
+        return self._table
+
+
 class Layouts:
     """The layouts of a model's batches; those without marks are made once for each shape."""
 
     def __init__(self, config: TrainableModelConfig) -> None:
-        """Make the table of RoPE's angles."""
-        self._cos, self._sin = rope_table(config.max_seq_len, config.resolved_head_dim, config.rope_theta)
+        """Begin without any."""
+        self._angles = Angles(config)
         self._plain: dict[tuple[int, int], Layout] = {}
 
     def layout(
@@ -103,7 +120,9 @@ class Layouts:
         if attention_mask is None and segment_ids is None:
             if shape not in self._plain:
                 positions = np.tile(np.arange(time, dtype=np.int32), batch)
-                self._plain[shape] = Layout(batch, np.zeros(batch * time, np.int32), positions, self._cos, self._sin)
+                self._plain[shape] = Layout(
+                    batch, np.zeros(batch * time, np.int32), positions, *self._angles.upto(time)
+                )
             return self._plain[shape]
         change = np.zeros(shape, bool)
         for name, marks in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
@@ -116,4 +135,4 @@ class Layouts:
             change[:, 1:] |= array[:, 1:] != array[:, :-1]
         columns = np.arange(time, dtype=np.int32)
         starts = np.maximum.accumulate(np.where(change, columns, 0), axis=1).astype(np.int32)
-        return Layout(batch, starts.ravel(), (columns - starts).ravel(), self._cos, self._sin)
+        return Layout(batch, starts.ravel(), (columns - starts).ravel(), *self._angles.upto(time))

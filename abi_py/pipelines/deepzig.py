@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import CheckpointingStrategy, LlmTrainingConfig, LoraConfig, TrainableModelConfig
 from ..data.chat import ChatTemplate, load_template, template_for
@@ -35,6 +36,7 @@ from ..training.resume import restore_best
 from ..training.stop import GracefulStop
 from ..training.trainer import LlamaTrainer
 from ..training.trainer_state import TRAINER_STATE, TrainerStateSink
+from ..untrusted import read_json
 from .deepzig_card import model_card
 from .deepzig_config import LORA_ALPHA, LORA_DROPOUT, SHIPPED, DeepZigConfig
 from .training_args import training_args
@@ -109,9 +111,7 @@ class DeepZigRun:
         steps = -(-batches // (config.grad_accum_steps or 1))
         directory = Path(config.output_dir or "")
         training = config.training(steps * (config.epochs or 1), directory, valid is not None)
-        return cls(
-            config, directory, selection, data, valid, held_out, tokenizer, template, shape, training, steps
-        )
+        return cls(config, directory, selection, data, valid, held_out, tokenizer, template, shape, training, steps)
 
     # -- the model -------------------------------------------------------------------------------
 
@@ -197,15 +197,12 @@ def check_free(directory: Path) -> None:
 
 def load_run_config(directory: Path) -> DeepZigConfig:
     """Return the settings with which a run was begun in `directory`; ConfigError if there is none."""
-    import json
-
     file = directory / TRAINING_ARGS
+    remedy = "it is damaged; begin a new run with another --output-dir"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))["abi_py"]
+        values = read_json(file, {"abi_py": dict[str, Any]}, error=ConfigError, remedy=remedy)["abi_py"]
     except FileNotFoundError:
         raise ConfigError(f"output_dir ({directory}) has no {TRAINING_ARGS}, so no run to go on with") from None
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{file} is damaged; begin a new run with another --output-dir") from None
     return DeepZigConfig.from_dict({**values, "output_dir": str(directory)})
 
 

@@ -14,12 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_text
+from ..untrusted import check, read_json
 from .events import CheckpointEvent, EndEvent, EvaluationEvent, Event, StartEvent, StepEvent
 from .report import plain
 
 __all__ = ["TRAINER_STATE", "TrainerStateSink"]
 
 TRAINER_STATE = "trainer_state.json"
+STORED = {  # what is read of it again
+    "log_history": list[dict[str, Any]],
+    "best_metric": float | None,
+    "best_global_step": int | None,
+    "best_model_checkpoint": str | None,
+}
 
 
 class TrainerStateSink:
@@ -79,11 +86,12 @@ class TrainerStateSink:
         self.flops_per_token, self._ended = event.flops_per_token, False
         if event.step == 0 or not self.path.is_file():
             return
-        stored = json.loads(self.path.read_text(encoding="utf-8"))
+        stored = read_json(self.path, STORED, remedy="it is damaged; remove it, and its history begins anew")
+        check(stored["log_history"], [{"step": int}], f"{self.path}: log_history")
         self.log = [row for row in stored["log_history"] if row["step"] <= event.step and "train_runtime" not in row]
-        if stored["best_metric"] is not None and stored["best_global_step"] <= event.step:
-            self.best = stored["best_metric"], stored["best_global_step"]
-            self.best_path = stored["best_model_checkpoint"]
+        best, step = stored.get("best_metric"), stored.get("best_global_step")
+        if best is not None and step is not None and step <= event.step:
+            self.best, self.best_path = (best, step), stored.get("best_model_checkpoint")
 
     def _step(self, event: StepEvent) -> None:
         self._loss_sum, self._losses = self._loss_sum + event.loss, self._losses + 1

@@ -84,3 +84,31 @@ def test_bfloat16_is_widened(tmp_path):
     assert found.dtype == np.float32
     assert np.array_equal(found, np.array([[1, -2.5, np.inf], [0, -0.0, np.nan]]), equal_nan=True)
     assert np.signbit(found[1, 1])
+
+
+@pytest.mark.parametrize(
+    ("entries", "problem"),
+    [
+        ([], r"is \[\], but must be an object"),
+        ({"a": {"dtype": "F32", "shape": [1]}}, "entry for 'a': lacks 'data_offsets'"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}}, r"data_offsets\[0\] is '0'"),
+        ({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, "does not fit shape"),
+        ({"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}, "does not fit shape"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}}, "does not fit shape"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "bytes .* belong to no tensor"),
+        (
+            {
+                "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+            },
+            "bytes .* belong to two tensors",
+        ),
+        ({"__metadata__": {"a": 1}, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, "__metadata__"),
+    ],
+)
+def test_a_header_is_held_against_the_format_and_the_file(tmp_path, entries, problem):
+    header = json.dumps(entries).encode()
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match=problem):
+        read_safetensors(file)

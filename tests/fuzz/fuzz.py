@@ -1,14 +1,15 @@
 """Damage the files of every reader, millions of times if asked, and say what each did.
 
-    python tests/fuzz/fuzz.py --inputs 1000000             every reader in turn, in as many processes as there are cores
+    python tests/fuzz/fuzz.py --inputs 1000000             every reader in turn, as many processes as there are cores
     python tests/fuzz/fuzz.py --reader tokenizer --inputs 5000
-    python tests/fuzz/fuzz.py --reader tokenizer --replay 4711     one input again, with its traceback; its files are kept
+    python tests/fuzz/fuzz.py --reader tokenizer --replay 4711     one input again, with its traceback and its files
 
-An input is made from its number and the seed alone.  What counts as a defect is an exception that is not ours, a process
-that dies, a reader that takes more than ten seconds, or memory above 32 MB and twenty times the damaged file.
+An input is made from its number and the seed alone.  What counts as a defect is an exception that is not ours, a
+process that dies, a reader that takes more than ten seconds, or memory above 32 MB and twenty times the damaged file.
 """
 
 import argparse
+import importlib
 import json
 import mmap
 import os
@@ -170,9 +171,8 @@ def campaign(names, seed, inputs, jobs, seconds=None):
 
 def schedule(names):
     """Return the readers in the order in which inputs go to them, each as often as its share says."""
-    from readers import READERS
-
-    chosen = [reader for reader in READERS if not names or reader.name in names]
+    table = importlib.import_module(os.environ.get("ABI_FUZZ_READERS", "readers")).READERS
+    chosen = [reader for reader in table if not names or reader.name in names]
     order = [reader for reader in chosen for _ in range(reader.share)]
     random.Random(0).shuffle(order)
     return order

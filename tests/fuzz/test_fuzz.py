@@ -1,0 +1,67 @@
+"""No damaged file makes a reader fail with an error of another's, die, hang, or take memory out of proportion.
+
+`ABI_FUZZ=1000000 python -m pytest tests/fuzz` tries more of them, others with `ABI_FUZZ_SEED`.
+"""
+
+import os
+import sys
+
+import fuzz
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and peak memory of a process are POSIX's")
+
+INPUTS, SEED = int(os.environ.get("ABI_FUZZ", "8000")), int(os.environ.get("ABI_FUZZ_SEED", "0"))
+
+BAD = '''
+import os, time
+from abi_py.errors import DataError
+from readers import Reader
+
+def make(folder):
+    (folder / "x").write_bytes(b"valid, and a hundred bytes more" * 3)
+
+def reads(what):
+    def read(folder):
+        if (folder / "x").read_bytes() != b"valid, and a hundred bytes more" * 3:
+            what()
+    return read
+
+def refuse():
+    raise DataError("x is damaged")
+
+READERS = (
+    Reader("good", make, ("x",), reads(refuse)),
+    Reader("raw", make, ("x",), reads(lambda: {}["key"])),
+    Reader("dies", make, ("x",), reads(lambda: os.kill(os.getpid(), 11))),
+    Reader("hangs", make, ("x",), reads(lambda: time.sleep(60))),
+    Reader("takes", make, ("x",), reads(lambda: bytearray(60_000_000))),
+)
+'''
+
+
+def test_the_fuzzer_sees_what_is_wrong(tmp_path, monkeypatch):
+    (tmp_path / "bad_readers.py").write_text(BAD)
+    monkeypatch.setenv("ABI_FUZZ_READERS", "bad_readers")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fuzz, "SECONDS", 1.0)
+    outcome = fuzz.campaign([], 0, 10, jobs=2)
+    assert outcome.inputs == 10
+    seen = {reader: kind for reader, kind in outcome.defects}
+    assert seen.keys() == {"raw", "dies", "hangs", "takes"}
+    assert seen["raw"].startswith("KeyError at ")
+    assert seen["dies"].startswith("died with -11")
+    assert seen["hangs"] == "took more than 1 s"
+    assert seen["takes"].endswith("for a file of 93 bytes") or "MB for a file" in seen["takes"]
+
+
+def test_an_input_is_made_from_its_number_alone(tmp_path):
+    contents = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        worker = fuzz.Worker(["safetensors"], 7, tmp_path / name)
+        if name == "a":
+            worker.read(3)
+        contents.append(worker.damage(5)[2].read_bytes())
+    assert contents[0] == contents[1]
