@@ -86,8 +86,6 @@ class Chat:
     ) -> None:
         """Begin a conversation, with a system turn if there is one."""
         self.generator, self.encoder = generator, encoder
-        if settings.stop_ids is None:
-            settings = settings.replace(stop_ids=encoder.stop_ids)
         self.settings, self.system = settings, system
         self.reset()
 
@@ -102,9 +100,12 @@ class Chat:
 
         DataError, and nothing remembered, if the question is longer than the context has room for.
         """
-        ids = self._prompt([*self.messages, {"role": "user", "content": question}])
+        asked = [*self.messages, {"role": "user", "content": question}]
+        ids, settings = self._prompt(asked), self.settings
+        if settings.stop_ids is None:
+            settings = settings.replace(stop_ids=self.encoder.stop_ids(asked))
         interrupted = False
-        stream = self.generator.stream([ids], self.settings)
+        stream = self.generator.stream([ids], settings)
         try:
             for token in stream:
                 write([token.text])

@@ -33,8 +33,9 @@ class SampleSink:
         self.asked: list[Any] = self.prompts
         self.settings: dict[str, Any] = {"max_new_tokens": length, "seed": seed}
         if encoder is not None:
-            self.asked = [encoder.encode_prompt([{"role": "user", "content": prompt}]) for prompt in self.prompts]
-            self.settings["stop_ids"] = encoder.stop_ids
+            talks = [[{"role": "user", "content": prompt}] for prompt in self.prompts]
+            self.asked = [encoder.encode_prompt(talk) for talk in talks]
+            self.settings["stop_ids"] = tuple({i for talk in talks for i in encoder.stop_ids(talk)})
 
     def handle(self, event: Event) -> None:
         """Look out for evaluations."""

@@ -11,7 +11,8 @@
     packing.py       many short sequences in few rows
     rows.py          rows of JSON, each with its line               conversation.py    conversations, from all formats
     chat.py          chat templates                                 chat_templates.py  those built in
-    chat_encoding.py ids of a conversation, and which are learnt    toolcalls.py       calls of tools in an answer
+    chat_encoding.py ids of a conversation, and which are learned   toolcalls.py       calls of tools in an answer
+    answers.py       where a template wrote the answers
     selection.py     which conversations, in which order         chat_dataset.py    rows that are trained on, in batches
     instructions.py  the ABI's view of instruction data
 """

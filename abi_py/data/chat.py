@@ -108,6 +108,41 @@ class ChatTemplate:
         """Return the text with ANSWER_BEGINS and ANSWER_ENDS around each {% generation %} block."""
         return self._render(self._marking, messages, tools, False, variables)
 
+    def source_at(
+        self,
+        position: int,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return "name:line: 'source'" of what writes the character at `position` of the rendered text."""
+        line, made = 1, 0
+        context = self._compiled.new_context(self._values(messages, tools, False, variables))
+        stream: Any = self._compiled.root_render_func(context)
+        for part in stream:
+            line, made = self._compiled.get_corresponding_lineno(stream.gi_frame.f_lineno), made + len(part)
+            if made > position:
+                break
+        source = self.source.splitlines()[line - 1].strip()
+        return f"{self.name}:{line}: {source[:80]!r}"
+
+    def _values(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        """Return what the template sees."""
+        return {
+            "messages": list(messages),
+            "tools": list(tools) if tools else None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self.variables,
+            **(variables or {}),
+        }
+
     def _render(
         self,
         compiled: "jinja2.Template",
@@ -122,13 +157,7 @@ class ChatTemplate:
             tools = tools or messages.tools
             messages = messages.to_dicts()
         try:
-            return compiled.render(
-                messages=list(messages),
-                tools=list(tools) if tools else None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{**self.variables, **(variables or {})},
-            )
+            return compiled.render(self._values(messages, tools, add_generation_prompt, variables))
         except jinja2.TemplateError as error:
             raise DataError(f"{self.name}: {error.message or type(error).__name__}") from None
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -1,8 +1,8 @@
 """Conversations as training rows: encoded, cut to length, and put into batches, padded or packed.
 
     row       ids (n,) and which of them are learnt (n,), n <= max_seq_len; never a row without something to learn
-    too long  what fits is kept, and its end is the row's own end token, so that the model does not learn to go on
-              for ever; a row whose answers all lie behind the cut is left out and counted
+    too long  what fits is kept; an answer that is cut has no end, as its text goes on; a row whose answers all come
+              after the cut is left out and counted
     padded    a batch is as wide as its longest row, rounded up to 8; rows of similar length come together
     packed    several rows in one, attention within each: `SequencePacker`
 
@@ -57,22 +57,18 @@ class EncodingStats:
 def truncate(
     ids: TokenArray, trained: npt.NDArray[np.bool_], limit: int
 ) -> tuple[TokenArray, npt.NDArray[np.bool_]] | None:
-    """Return a row (n,) in at most `limit` tokens, the last of them its end token; None if no answer is left.
+    """Return the first `limit` tokens of a row (n,), or fewer; None if no answer is left.
 
-    Cut inside an answer, the end token follows what is left of it.  Cut between answers, the row ends with the answer
-    before; the question that lost its answer is left out.
+    Nothing is added: a model that was shown an end token where a text goes on would learn to stop in the middle of a
+    sentence.  What comes after the last learned token (a question that lost its answer) is left out.
     """
     if len(ids) <= limit:
         return ids, trained
-    learnt = np.flatnonzero(trained[: limit - 1])
-    if not len(learnt):
+    learned = np.flatnonzero(trained[:limit])
+    if not len(learned):
         return None
-    end = ids[np.flatnonzero(trained)[-1]]
-    last = int(learnt[-1]) + 1
-    ids, trained = ids[:last], trained[:last]
-    if ids[-1] != end:
-        ids, trained = np.append(ids, end).astype(np.uint32), np.append(trained, True)
-    return ids, trained
+    last = int(learned[-1]) + 1
+    return ids[:last], trained[:last]
 
 
 class ChatDataset:

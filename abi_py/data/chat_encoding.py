@@ -1,32 +1,35 @@
-"""From a conversation to token ids, and which of them are learnt.
+"""From a conversation to token ids, and which of them are learned.
 
     text     <s><user>Hi</user><assistant>Hello</assistant></s>
     ids      <s> <user> H i </user> <assistant> H e l l o </assistant> </s>
-    learnt                                      * * * * *     *        *      loss_on="assistant"
-    labels   each position has the id that follows it if that is learnt, else IGNORE_LABEL
+    learned                                     * * * * *     *        *      loss_on="assistant"
+    labels   each position has the id that follows it if that is learned, else IGNORE_LABEL
 
 Three things are made sure of:
 
 * *What a user writes is text.*  "</user>" in a question is five or so ordinary tokens, never the token that ends a
   turn.  Before rendering, a mark is put before every name of a special token in the values of the conversation; what
   is marked is not recognised afterwards, and the marks are taken out.  Only the tokens that a template's answers are
-  made of (`<tool>` of deepzig) are recognised, in answers.
-* *Answers begin and end exactly.*  At {% generation %} blocks if the template has them; else where the rendering of
-  the turns before, with the generation prompt, ends.  Text is cut there before it is tokenized, as it is when a model
-  answers: its own first token begins behind the prompt.
-* *The end is learnt.*  The special token that ends an answer is part of it; where the template writes none, the
+  made of (`<tool>` of deepzig), or that the template itself looks for in them (`</think>`), are recognised, in answers.
+* *Answers begin and end exactly.*  At {% generation %} blocks if the template has them; else where `answers.py` finds
+  them.  Text is cut there before it is tokenized, as it is when a model answers: its own first token begins after the
+  prompt.
+* *The end is learned.*  The special token that ends an answer is part of it; where the template writes none, the
   tokenizer's EOS is put there.
 """
 
+import contextlib
 import functools
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from .answers import AnswerFinder, Lost
 from .conversation import Conversation
 from .tokenizer import Tokenizer
 from .tokens import IGNORE_LABEL, TokenArray
@@ -54,7 +57,7 @@ def labels_of(ids: TokenArray, trained: npt.NDArray[np.bool_]) -> TokenArray:
 
 
 def trained_of(labels: TokenArray) -> npt.NDArray[np.bool_]:
-    """Return which tokens (n,) are learnt: the inverse of `labels_of`."""
+    """Return which tokens (n,) are learned: the inverse of `labels_of`."""
     trained = np.zeros(len(labels), np.bool_)
     trained[1:] = labels[:-1] != IGNORE_LABEL
     return trained
@@ -74,17 +77,12 @@ class ChatEncoder:
                 f"choose another template, or train a tokenizer with them: "
                 f"abi-train tokenizer train ... {' '.join(f'--special {token!r}' for token in missing)}"
             )
-        longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
-        names = "|".join(longest_first) or r"(?!)"
-        guarded = "|".join(name for name in longest_first if not self._in_answers(name)) or r"(?!)"
-        self._starts = re.compile(f"(?={names})")
-        self._starts_in_answers = re.compile(f"(?={guarded})")
+        names = "|".join(sorted(map(re.escape, specials), key=len, reverse=True)) or r"(?!)"
+        self._names = re.compile(f"(?=({names}))")
+        self._written = re.compile(f"(?<!{AS_TEXT})(?:{names})")
         self._scan = re.compile(f"([{ANSWER_BEGINS}{ANSWER_ENDS}])|(?<!{AS_TEXT})({names})")
         roles = {role: getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad", "unk")}
         self.variables = {f"{role}_token": tokenizer.token_of(i) for role, i in roles.items() if i is not None}
-
-    def _in_answers(self, escaped: str) -> bool:
-        return escaped in map(re.escape, self.template.built_in.answer_tokens)
 
     # -- the two questions ---------------------------------------------------------------------
 
@@ -100,7 +98,8 @@ class ChatEncoder:
             ids = self._text_ids(conversation.text)
             trained = np.ones(len(ids), np.bool_)
         else:
-            pieces = self._close(self._pieces(self._marked(conversation)), conversation)
+            messages = conversation.to_dicts()
+            pieces = self._close(self._pieces(self._marked(messages, conversation.tools, loss_on)), messages)
             ids, answers = self._ids(pieces)
             trained = answers >= 0
             if loss_on == "all":
@@ -118,14 +117,40 @@ class ChatEncoder:
             messages = messages.to_dicts()
         return self._ids(self._pieces(self._render(messages, tools, True)))[0]
 
-    @functools.cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer: the token that the template writes after one, and the tokenizer's EOS."""
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        pieces = self._pieces(self.template.render(probe, variables=self.variables))
-        last = max(i for i, (text, special, _) in enumerate(pieces) if not special and "b" in text)
-        ends = [self.tokenizer.id_of(text) for text, special, _ in pieces[last + 1 :] if special][:1]
-        return tuple(dict.fromkeys(i for i in (*ends, self.tokenizer.eos_id) if i is not None))
+    def stop_ids(
+        self, messages: Sequence[Mapping[str, Any]] | Conversation, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[int, ...]:
+        """Return the ids that end the answer to these turns: those that the template writes after it, and EOS.
+
+        An answer may end otherwise when more turns follow it, and a model that was trained on both ends writes both;
+        but what also comes inside of an answer (after a thought) does not end it.  DataError if the answer cannot be
+        found and there is no EOS.
+        """
+        if isinstance(messages, Conversation):
+            tools = tools or messages.tools
+            messages = messages.to_dicts()
+        answer = {"role": "assistant", "content": "b", "reasoning_content": "a", "thinking": "a"}
+        asked = [*messages, answer]
+        found: list[str] = []
+        try:
+            first = self._answers(asked, tools)
+            inside, end = _specials(first[-1])
+            found += end
+            with contextlib.suppress(DataError):  # a template for one question and one answer
+                again = self._answers([*asked, {"role": "user", "content": "a"}, answer], tools)
+                found += [text for text in _specials(again[len(first) - 1])[1] if text not in inside]
+        except DataError:
+            if self.tokenizer.eos_id is None:
+                raise
+        ends = [*map(self.tokenizer.id_of, found), self.tokenizer.eos_id]
+        return tuple(dict.fromkeys(i for i in ends if i is not None))
+
+    def _answers(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> list[list[Piece]]:
+        """Return the pieces of each answer."""
+        pieces = self._close(self._pieces(self._marked(messages, tools)), messages)
+        return [list(group) for number, group in itertools.groupby(pieces, lambda piece: piece[2]) if number >= 0]
 
     # -- text ----------------------------------------------------------------------------------
 
@@ -142,92 +167,102 @@ class ChatEncoder:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, prompt: bool
     ) -> str:
         """Return the rendered text, with AS_TEXT before every name of a special token that stands in the values."""
-        guarded_messages, guarded_tools, changed = self._guard(messages, tools)
-        text = self.template.render(guarded_messages, guarded_tools, prompt, self.variables)
-        if changed:
-            self._check_same(text, self.template.render(messages, tools, prompt, self.variables))
-        return text
+        guarded_messages, guarded_tools = self._guarded(messages, tools)
+        return self.template.render(guarded_messages, guarded_tools, prompt, self.variables)
 
-    def _check_same(self, guarded: str, plain: str) -> None:
-        if _MARKS.sub("", guarded) != plain:
-            raise DataError(
-                f"{self.template.name} looks at special tokens inside of the texts, so that they cannot be told from "
-                "its own; write them otherwise in the texts"
-            )
+    def _guarded(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    ) -> tuple[Sequence[Mapping[str, Any]], Sequence[Any] | None]:
+        """Return messages and tools with AS_TEXT before the names of special tokens in their strings.
+
+        A name that the template itself looks for in an answer (</think>) is not text, and has none.  DataError for a
+        template that looks at names in other texts, and for a text that holds one of the marks itself.
+        """
+        guarded, names = self._guard(messages, tools)
+        if not names:
+            return guarded
+        plain = self.template.render(messages, tools, False, self.variables)
+
+        def same(guarded: tuple[Sequence[Mapping[str, Any]], Sequence[Any] | None]) -> bool:
+            return _MARKS.sub("", self.template.render(*guarded, False, self.variables)) == plain
+
+        if not same(guarded):
+            read = {name for name in names if not same(self._guard(messages, tools, names - {name})[0])}
+            guarded, _ = self._guard(messages, tools, read)
+            if not read or not same(guarded):
+                raise DataError(
+                    f"{self.template.name} looks at special tokens inside of the texts, so that they cannot be told "
+                    "from its own; write them otherwise in the texts"
+                )
+        return guarded
 
     def _guard(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> tuple[list[dict[str, Any]], list[Any] | None, bool]:
-        """Return messages and tools with AS_TEXT before the names of special tokens in all their strings.
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        read: Collection[str] = (),
+    ) -> tuple[tuple[list[dict[str, Any]], list[Any] | None], set[str]]:
+        """Return guarded messages and tools, those names in answers left as they are that are `read`; and all names."""
+        names: set[str] = set()
 
-        The last value says whether there are any.  DataError for a text that holds one of the marks itself.
-        """
-        changed = False
-
-        def guard(value: Any, starts: re.Pattern[str]) -> Any:
-            nonlocal changed
+        def guard(value: Any, left: Collection[str]) -> Any:
             if isinstance(value, str):
                 if (found := _MARKS.search(value)) is not None:
                     raise DataError(f"the text holds U+{ord(found[0]):04X}, which is no character; remove it")
-                made, count = starts.subn(AS_TEXT, value)
-                changed = changed or count > 0
-                return made
+                return self._names.sub(lambda found: mark(found[1], left), value)
             if isinstance(value, Mapping):
-                return {guard(key, starts): guard(inner, starts) for key, inner in value.items()}
-            return [guard(inner, starts) for inner in value] if isinstance(value, list | tuple) else value
+                return {guard(key, left): guard(inner, left) for key, inner in value.items()}
+            return [guard(inner, left) for inner in value] if isinstance(value, list | tuple) else value
 
-        made_messages = []
+        def mark(name: str, left: Collection[str]) -> str:
+            if name in left:
+                return ""
+            names.add(name)
+            return AS_TEXT
+
+        made = []
         for message in messages:
-            texts = {key: guard(value, self._starts) for key, value in message.items() if key != "role"}
+            left = tuple(read) if message.get("role") == "assistant" else ()
+            texts = {key: guard(value, left) for key, value in message.items() if key != "role"}
             if message.get("role") == "assistant" and isinstance(message.get("content"), str):
-                texts["content"] = guard(message["content"], self._starts_in_answers)
-            made_messages.append({"role": message.get("role"), **texts})
-        made_tools = None if tools is None else guard(list(tools), self._starts)
-        return made_messages, made_tools, changed
+                texts["content"] = guard(message["content"], (*left, *self.template.built_in.answer_tokens))
+            made.append({"role": message.get("role"), **texts})
+        return (made, None if tools is None else guard(list(tools), ())), names
 
     # -- where answers are ---------------------------------------------------------------------
 
-    def _marked(self, conversation: Conversation) -> str:
-        """Return the rendered text with marks around each answer."""
-        messages, tools = conversation.to_dicts(), conversation.tools
-        if not self.template.marks_answers:
-            return self._marked_by_prefixes(messages, tools)
-        guarded_messages, guarded_tools, changed = self._guard(messages, tools)
-        marked = self.template.render_marked(guarded_messages, guarded_tools, self.variables)
-        if changed:
-            self._check_same(marked, self.template.render(messages, tools, False, self.variables))
-        return marked
+    def _marked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        loss_on: str = "assistant",
+    ) -> str:
+        """Return the rendered text with marks around each answer; around all of it where everything is learned and the
+        answers cannot be found."""
+        messages, tools = self._guarded(messages, tools)
+        if self.template.marks_answers:
+            return self.template.render_marked(messages, tools, self.variables)
 
-    def _marked_by_prefixes(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
-        """Find the answers of a template that does not mark them: answer i stands between the rendering of the turns
-        before it, with the generation prompt, and the rendering of the turns up to it."""
-        whole = self._render(messages, tools, False)
+        def render(turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
+            return self.template.render(turns, tools, prompt, self.variables)
+
+        finder = AnswerFinder(render, messages, self._written)
+        try:
+            spans = finder.spans()
+        except Lost as lost:
+            if loss_on == "all":
+                return f"{ANSWER_BEGINS}{finder.whole}{ANSWER_ENDS}"
+            where = self.template.source_at(lost.position, messages, tools, self.variables)
+            raise DataError(
+                f"{where}: answer {lost.answer} cannot be found: {lost.reason}; put {{% generation %}} and "
+                "{% endgeneration %} around what the model writes in the template, or train on all tokens "
+                "(loss_on='all')"
+            ) from None
         at, parts = 0, []
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            begin = len(before) if whole.startswith(before := self._render(messages[:i], tools, True)) else -1
-            upto = whole if i == len(messages) - 1 else self._render(messages[: i + 1], tools, False)
-            end = self._common(whole, upto)
-            if not at <= begin <= end:
-                raise DataError(
-                    f"{self.template.name} writes the turns before answer {i} in another way when it writes those "
-                    "after it, so the answers cannot be found; put {% generation %} and {% endgeneration %} around "
-                    "what the model writes in the template, or train on all tokens (loss_on='all')"
-                )
-            parts += [whole[at:begin], ANSWER_BEGINS, whole[begin:end], ANSWER_ENDS]
+        for begin, end in spans:
+            parts += [finder.whole[at:begin], ANSWER_BEGINS, finder.whole[begin:end], ANSWER_ENDS]
             at = end
-        return "".join([*parts, whole[at:]])
-
-    def _common(self, whole: str, other: str) -> int:
-        """Return the length of the common beginning, not counting a special token that is cut through."""
-        length = next((i for i, (a, b) in enumerate(zip(whole, other, strict=False)) if a != b), None)
-        if length is None:
-            return min(len(whole), len(other))
-        for found in self._scan.finditer(whole):
-            if found.start() < length < found.end():
-                return found.start()
-        return length
+        return "".join([*parts, finder.whole[at:]])
 
     def _pieces(self, marked: str) -> list[Piece]:
         """Cut a rendered text at special tokens and at the borders of answers."""
@@ -251,26 +286,27 @@ class ChatEncoder:
         add(marked[at:], False)
         return pieces
 
-    def _close(self, pieces: list[Piece], conversation: Conversation) -> list[Piece]:
-        """Let each answer end with its end token: take in the one behind it, leave out blanks after it, or add EOS."""
-        last_role = conversation.messages[-1].role
-        numbers = {number for _, _, number in pieces if number >= 0}
-        ends = {self.variables.get("eos_token")}
+    def _close(self, pieces: list[Piece], messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
+        """Let each answer end with its end token: the special token that follows it, or EOS after the last one.
+
+        That token may differ from answer to answer (<|end|>, but <|return|> for the last one), and may be the one that
+        opens the next turn, where nothing else ends this one.  A line break after it is not learned, as nobody has to
+        write it, unless the template marks it.
+        """
+        ends = {number: i for i, (_, _, number) in enumerate(pieces) if number >= 0}
         closed = list(pieces)
-        for number in sorted(numbers, reverse=True):
-            last = max(i for i, piece in enumerate(closed) if piece[2] == number)
+        for number, last in ends.items():
             text, special, _ = closed[last]
             if not special and not text.strip() and last and closed[last - 1][1:] == (True, number):
-                closed[last] = (text, False, -1)  # the line break behind <|im_end|>, which nobody has to write
+                if not self.template.marks_answers:
+                    closed[last] = (text, False, -1)
                 continue
             if special:
                 continue
-            follower = closed[last + 1] if last + 1 < len(closed) else None
-            final = number == max(numbers) and last_role == "assistant"
-            if follower is not None and follower[1] and (final or follower[0] in ends):
-                ends.add(follower[0])
+            follower = closed[last + 1] if last + 1 < len(closed) else ("", False, -1)
+            if follower[1] and follower[0] != self._text_begins:
                 closed[last + 1] = (follower[0], True, number)
-            elif final:
+            elif number == max(ends) and messages[-1]["role"] == "assistant":
                 if not all(text.isspace() for text, _, _ in closed[last + 1 :]):
                     continue
                 eos = self.variables.get("eos_token")
@@ -281,6 +317,12 @@ class ChatEncoder:
                     )
                 closed[last + 1 :] = [(eos, True, number)]
         return closed
+
+    @property
+    def _text_begins(self) -> str | None:
+        """The token that begins a text and does not end one: no answer ends with it."""
+        bos, eos = (self.variables.get(f"{role}_token") for role in ("bos", "eos"))
+        return None if bos == eos else bos
 
     def _ids(self, pieces: list[Piece]) -> tuple[TokenArray, npt.NDArray[np.int64]]:
         """Return ids (n,) and the number of the answer that each belongs to (n,), -1 for none."""
@@ -302,3 +344,10 @@ class ChatEncoder:
                 "are not to be learnt cannot be found; write one {% generation %} block for each answer"
             )
         return [number for number, learnt in enumerate(flags) if not learnt]
+
+
+def _specials(answer: Sequence[Piece]) -> tuple[set[str], list[str]]:
+    """Return the special tokens before the end of an answer's text, and the first one after it, if there is one."""
+    end = max((i for i, (text, special, _) in enumerate(answer) if not special and text.strip()), default=-1) + 1
+    inside = {text for text, special, _ in answer[:end] if special}
+    return inside, [text for text, special, _ in answer[end:] if special][:1]

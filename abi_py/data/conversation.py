@@ -13,7 +13,7 @@ A row's format is the first of these whose keys it has, with values that are not
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,8 @@ class Message:
     content     its text; of an assistant that only calls tools, empty
     context     what the text of a user works on (Alpaca's input, Dolly's context), or None
     tool_calls  what an assistant calls
-    name, tool_call_id   of a result: which tool, which call
+    name, tool_call_id   of a result: which tool, which call; a name also of other speakers
+    extra       other keys of the turn (reasoning_content ...), as they are: templates read them
     trained     is this answer to be learnt?  Not those of Alpaca's history, and not those of OpenAI's "weight": 0
     """
 
@@ -59,10 +60,11 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
     trained: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the turn as chat templates want it; a context is joined to the content, and stands apart as well."""
-        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        made: dict[str, Any] = {**self.extra, "role": self.role, "content": self.content}
         if self.context:
             made.update(content=f"{self.content}\n\n{self.context}", instruction=self.content, context=self.context)
         if self.tool_calls:
@@ -74,8 +76,8 @@ class Message:
                 }
                 for call in self.tool_calls
             ]
-        extra = {"name": self.name, "tool_call_id": self.tool_call_id}
-        return {**made, **{key: value for key, value in extra.items() if value is not None}}
+        result = {"name": self.name, "tool_call_id": self.tool_call_id}
+        return {**made, **{key: value for key, value in result.items() if value is not None}}
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Conversation:
             yield message.content
             if message.context:
                 yield message.context
+            yield from (value for value in message.extra.values() if isinstance(value, str))
             for call in message.tool_calls:
                 yield call.name
                 yield json.dumps(call.arguments, ensure_ascii=False)
@@ -316,12 +319,19 @@ def _turn(turn: Any, i: int, speaker: str, text: str, known: tuple[str, ...]) ->
     if calls and role != "assistant":
         raise BadRow(f"turn {i}: only an assistant can call tools, this turn is from {who}")
     made = _calls(turn.get("tool_calls") or [turn["function_call"]], i) if calls else ()
-    if role != "tool":
-        weight = turn.get("weight", 1)
-        if weight not in (0, 1):
-            raise BadRow(f"turn {i}: 'weight' is {weight!r}; it must be 0 or 1")
-        return Message(role, value, tool_calls=made, trained=bool(weight))
-    return Message(role, value, name=_optional(turn, "name"), tool_call_id=_optional(turn, "tool_call_id"))
+    weight = turn.get("weight", 1)
+    if weight not in (0, 1):
+        raise BadRow(f"turn {i}: 'weight' is {weight!r}; it must be 0 or 1")
+    read = {speaker, text, "role", "content", "tool_calls", "function_call", "weight", "name", "tool_call_id"}
+    return Message(
+        role,
+        value,
+        tool_calls=made,
+        name=_optional(turn, "name"),
+        tool_call_id=_optional(turn, "tool_call_id"),
+        trained=bool(weight),
+        extra={key: inner for key, inner in turn.items() if key not in read},
+    )
 
 
 def _content(value: Any, key: str, optional: bool) -> str:

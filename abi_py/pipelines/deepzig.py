@@ -11,6 +11,7 @@ was never told.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,12 +162,18 @@ class DeepZigRun:
             model.save(self.directory / ADAPTER)
             model = model.merged()
         special = {role: getattr(self.tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
-        stop_ids = self.template.encoder(self.tokenizer).stop_ids
+        asked = next(filter(None, map(_asked, self.selection.conversations)), [])
+        stop_ids = self.template.encoder(self.tokenizer).stop_ids(asked)
         calm = model.num_params() < CALM_BELOW
         settings = generation_config(self.shape.max_seq_len, special, stop_ids, calm)
         texts = {GENERATION_FILE: json_text(settings), CARD: model_card(self, model.num_params(), report)}
         write_model(self.directory, model, special, texts)
         return model
+
+
+def _asked(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return the turns before the first answer."""
+    return list(itertools.takewhile(lambda turn: turn["role"] != "assistant", conversation.to_dicts()))
 
 
 def train_deepzig(

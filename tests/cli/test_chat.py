@@ -41,7 +41,7 @@ def model(tmp_path):
         if system:
             messages.insert(0, {"role": "system", "content": system})
         encoder = load_template("deepzig").encoder(tokenizer)
-        made = generate(model, encoder.encode_prompt(messages), 6, temperature=0, stop_ids=encoder.stop_ids)
+        made = generate(model, encoder.encode_prompt(messages), 6, temperature=0, stop_ids=encoder.stop_ids(messages))
         return tokenizer.decode(made)
 
     return answer
@@ -73,6 +73,33 @@ def test_the_oldest_turns_go_when_the_context_is_full(abi_train, model, monkeypa
     assert code == 0
     assert "oldest 2 turns" in err
     assert len(out.splitlines()) >= 5
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system message must come first') }}{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | upper }}</{{ m.role }}>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}",
+    ],
+    ids=["system first", "upper case"],
+)
+def test_the_end_of_an_answer_is_that_of_this_conversation(abi_train, model, source, monkeypatch):
+    from abi_py.generation import Generator
+
+    Path("m/chat_template.jinja").write_text(source)
+    seen = []
+    stream = Generator.stream
+    monkeypatch.setattr(
+        Generator,
+        "stream",
+        lambda self, asked, settings: (seen.append(settings.stop_ids), stream(self, asked, settings))[1],
+    )
+    code, _, err = abi_train("chat", "m", "--once", "hi", "--system", "s", *FLAGS)
+    assert (code, err) == (0, "")
+    assert seen == [(SPECIALS.split().index("</assistant>"), SPECIALS.split().index("</s>"))]
 
 
 def test_too_long_a_question(abi_train, model):

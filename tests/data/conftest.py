@@ -11,7 +11,7 @@ DEEPZIG += ["<system>", "</system>", "<tool>", "</tool>"]
 OTHERS = ["<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
-def make_tokenizer(specials, **config):
+def _make_tokenizer(specials, **config):
     """Return a byte-level tokenizer with these special tokens first."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -25,15 +25,21 @@ def make_tokenizer(specials, **config):
 
 
 @pytest.fixture(scope="session")
+def make_tokenizer():
+    """Return a function that makes a byte-level tokenizer of special tokens and settings."""
+    return _make_tokenizer
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     """Return a tokenizer with the special tokens of every built-in template; EOS is </s>."""
-    return make_tokenizer(DEEPZIG + OTHERS, eos_token="</s>", pad_token="<pad>", bos_token="<s>")
+    return _make_tokenizer(DEEPZIG + OTHERS, eos_token="</s>", pad_token="<pad>", bos_token="<s>")
 
 
 @pytest.fixture(scope="session")
 def bare_tokenizer():
     """Return a tokenizer whose only special token is <|endoftext|>."""
-    return make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>")
+    return _make_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>")
 
 
 @pytest.fixture(scope="session")

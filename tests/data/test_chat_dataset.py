@@ -1,4 +1,4 @@
-"""Rows from conversations: cut with their end, never without something to learn, batched without waste or loss."""
+"""Rows from conversations: cut as their text is, never without something to learn, batched without waste or loss."""
 
 import numpy as np
 import pytest
@@ -41,11 +41,14 @@ def dataset(lengths, **settings):
 # -- cutting -----------------------------------------------------------------------------------
 
 
-def test_truncation_keeps_the_end(tokenizer, show):
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_a_cut_answer_has_no_end(tokenizer, show, loss_on):
     row = read_conversation({"instruction": "abc", "output": "0123456789"})
-    data = ChatDataset.encode([row], load_template("deepzig"), tokenizer, max_seq_len=12)
+    data = ChatDataset.encode([row], load_template("deepzig"), tokenizer, max_seq_len=12, loss_on=loss_on)
     ids, trained = data.row(0)
-    assert show(tokenizer, ids, labels_of(ids, trained)) == "@<s>@<user>abc@</user>@<assistant>[0123@</s>]"
+    question = "@<user>abc@</user>@<assistant>"
+    shown = f"@<s>{question}[01234]" if loss_on == "assistant" else f"@<s>[{question}01234]"
+    assert show(tokenizer, ids, labels_of(ids, trained)) == shown
     assert (data.stats.truncated, data.stats.cut, data.stats.lengths) == (1, 7, [19])
 
 
@@ -54,7 +57,7 @@ def test_a_cut_between_answers_ends_with_the_answer_before(tokenizer, show):
         (Message("user", "a"), Message("assistant", "b"), Message("user", "long" * 20), Message("assistant", "c"))
     )
     for name, shown in (
-        ("deepzig", "@<s>@<user>a@</user>@<assistant>[b@</assistant>@</s>]"),
+        ("deepzig", "@<s>@<user>a@</user>@<assistant>[b@</assistant>]"),
         ("chatml", "@<|im_start|>user\na@<|im_end|>\n@<|im_start|>assistant\n[b@<|im_end|>]"),
     ):
         data = ChatDataset.encode([talk], load_template(name), tokenizer, max_seq_len=40)
@@ -70,13 +73,13 @@ def test_truncation(flags, limit):
     cut = truncate(ids, trained, limit)
     if cut is None:
         assert len(ids) > limit
-        assert not trained[: limit - 1].any()
+        assert not trained[:limit].any()
         return
     made, learnt = cut
     assert len(made) == len(learnt) <= limit
-    assert made[-1] == ids[-1]
-    assert learnt[-1]
-    assert made[:-1].tolist() == ids[: len(made) - 1].tolist()
+    assert learnt[-1] or len(ids) <= limit
+    assert made.tolist() == ids[: len(made)].tolist()
+    assert learnt.sum() == trained[:limit].sum()
 
 
 def test_rows_without_an_answer_are_left_out_and_counted(tokenizer):

@@ -161,3 +161,16 @@ def test_lines_of_a_broken_array_are_those_of_the_file(tmp_path):
     path.write_text('\n\n[{"text": "a"},\n\n{"text"}]')
     with pytest.raises(DataError, match=r"rows\.json:5: the JSON array breaks off here: .* at line 5"):
         list(RowReader(path))
+
+
+def test_what_a_turn_says_beside_its_text_reaches_the_template():
+    turns = [
+        {"role": "user", "content": "2+2", "name": "Ann", "mood": ["calm"]},
+        {"role": "assistant", "content": "4", "reasoning_content": "two and two", "weight": 1},
+        {"role": "tool", "content": "5", "name": "sum", "tool_call_id": "c1", "ok": False},
+    ]
+    conversation = read_conversation({"messages": turns})
+    assert conversation.to_dicts() == [turns[0], {k: v for k, v in turns[1].items() if k != "weight"}, turns[2]]
+    assert "two and two" in list(conversation.strings())
+    sharegpt = read_conversation({"conversations": [{"from": "gpt", "value": "4", "reasoning_content": "hm"}]})
+    assert sharegpt.to_dicts() == [{"role": "assistant", "content": "4", "reasoning_content": "hm"}]

@@ -162,10 +162,11 @@ def test_a_prompt_is_the_beginning_of_what_was_trained(name, tokenizer):
     learnt = np.flatnonzero(trained_of(labels))
     assert len(prompt) in learnt
     assert len(prompt) - 1 not in learnt
-    assert encoder.stop_ids[0] in ids[len(prompt) :]
+    stops = encoder.stop_ids(TALK.to_dicts()[:-1])
+    assert stops[0] in ids[len(prompt) :]
     assert tokenizer.id_of({"deepzig": "</assistant>", "alpaca": "</s>", "llama2": "</s>"}.get(
         name, "<|eot_id|>" if name == "llama3" else "<|im_end|>"
-    )) == encoder.stop_ids[0]  # fmt: skip
+    )) == stops[0]  # fmt: skip
 
 
 SPECIAL = re.compile(r"</?(?:s|user|assistant|system|tool|unk|pad)>|<\|\w+\|>")
@@ -279,12 +280,6 @@ def test_the_end_token_behind_a_block_belongs_to_the_answer(tokenizer, show):
         show(tokenizer, *ChatTemplate(source).encode(tokenizer, talk))
         == SHOWN["chatml"].partition("brief.@<|im_end|>\n")[2]
     )
-
-
-def test_a_template_that_rewrites_the_past_is_an_error_with_a_remedy(tokenizer):
-    source = "{{ messages|length }}{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
-    with pytest.raises(DataError, match=r"\{% generation %\}.*loss_on='all'"):
-        ChatTemplate(source, "mine").encode(tokenizer, TALK)
 
 
 def test_hugging_face_facilities():
