@@ -209,11 +209,9 @@ def _change_part(letters: list[str], start: int, stop: int) -> None:
     """Exchange the first and the last letter between two places."""
     part = "".join(letters[start:stop])
     for pattern in _LETTERS:
-        first = pattern.search(part)
-        if first is not None:
-            last = pattern.search(part[::-1])
-            assert last is not None
-            for i in {first.start(), len(part) - 1 - last.start()}:
+        ends = pattern.search(part), pattern.search(part[::-1])
+        if ends[0] and ends[1]:
+            for i in {ends[0].start(), len(part) - 1 - ends[1].start()}:
                 letters[start + i] = _other(part[i])
             return
 

@@ -19,7 +19,6 @@ Three things are made sure of:
 """
 
 import contextlib
-import functools
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
