@@ -1,35 +1,44 @@
 # ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
 """The configuration dataclasses: the one source of API, command-line flags, YAML keys, defaults and help texts.
 
-Every class is frozen and keyword-only, checks its values when it is made, and states each field once:
-
-    learning_rate: float = opt(1e-5, "peak learning rate")
-
-`fields_of(cls)` lists name, type, default, help and choices for the command line; `load_yaml` and `to_yaml` read and
-write a run's `config.yaml`, whose sections are `SECTIONS`.  A bad value is a `ConfigError` that names field, value,
-rule and remedy.
+`fields.py` says what a config class is.  `load_yaml` and `to_yaml` read and write a run's `config.yaml`, whose sections
+are `SECTIONS`.
 """
 
-import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import yaml
 
 from .errors import ConfigError, shown
+from .fields import (
+    OFF,
+    ON,
+    REQUIRED,
+    Config,
+    Option,
+    Other,
+    check_keys,
+    closest,
+    convert,
+    either,
+    fields_of,
+    joined,
+    opt,
+)
 from .untrusted import read_yaml
 
 __all__ = [
     "IGNORE_INDEX",
+    "OFF",
+    "ON",
     "SECTIONS",
     "CheckpointingStrategy",
+    "Config",
     "EarlyStoppingConfig",
     "LearningRateSchedule",
     "LlmTrainingConfig",
@@ -39,194 +48,17 @@ __all__ = [
     "Precision",
     "TrainableModelConfig",
     "check_loss_scaling",
+    "convert",
     "fields_of",
+    "joined",
     "load_yaml",
     "opt",
     "to_yaml",
 ]
 
-REQUIRED: Any = dataclasses.MISSING
 MAX_VOCAB = 2**31 - 1  # ids travel as int32
 MAX_LAYERS = 10_000  # nine tensors each are listed by name; the deepest models have a few hundred
 IGNORE_INDEX = -100  # the label that does not count, as in PyTorch's cross_entropy
-ConfigType = TypeVar("ConfigType", bound="Config")
-
-
-# -- options: one declaration, many readers -----------------------------------------------------
-
-
-def opt(default: Any, help: str, **meta: Any) -> Any:
-    """Declare a field of a config class: default (`REQUIRED` for none), help text, and more metadata for readers.
-
-    With the default None, `derive` is a function that works the value out from the fields above.
-    """
-    return field(default=default, metadata={"help": help, **meta})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """What a reader (command line, YAML, documentation) has to know about one field."""
-
-    name: str
-    type: type  # bool, int, float, str or an Enum, without the `| None` and the tuple around it
-    optional: bool  # None is allowed
-    required: bool  # there is no default
-    default: Any  # None when required
-    help: str
-    many: bool  # the field is a tuple of values of that type
-    choices: tuple[str, ...]  # () when any value of the type is allowed
-    metadata: Mapping[str, Any]
-
-
-def fields_of(cls: type) -> tuple[Option, ...]:
-    """Return the options of a config class in the order in which they are declared."""
-    hints = typing.get_type_hints(cls)
-    options = []
-    for each in dataclasses.fields(cls):
-        hint, optional = hints[each.name], False
-        if typing.get_origin(hint) in (typing.Union, types.UnionType):
-            inner = [part for part in typing.get_args(hint) if part is not type(None)]
-            hint, optional = inner[0], True
-        many = typing.get_origin(hint) is tuple
-        if many:
-            hint = typing.get_args(hint)[0]
-        choices = tuple(str(member.value) for member in hint) if issubclass(hint, Enum) else ()
-        required = each.default is dataclasses.MISSING
-        options.append(
-            Option(
-                name=each.name,
-                type=hint,
-                optional=optional,
-                required=required,
-                default=None if required else each.default,
-                help=each.metadata.get("help", ""),
-                many=many,
-                choices=choices,
-                metadata=each.metadata,
-            )
-        )
-    return tuple(options)
-
-
-def _closest(word: str, possible: list[str]) -> str:
-    """Return '; did you mean X?' when something similar exists, else the list of what is allowed."""
-    match = difflib.get_close_matches(word[:80].lower(), possible, n=1, cutoff=0.5)
-    return f"did you mean {match[0]}?" if match else f"known: {', '.join(possible)}"
-
-
-def convert(option: Option, value: Any) -> Any:
-    """Return `value` in the type of its field, or raise `ConfigError`.
-
-    Numbers may be strings, because YAML reads `1e-4` as a string; integers may be whole floats (`1e4`).
-    """
-    aliases = option.metadata.get("aliases", {})
-    if isinstance(value, bool) and value in aliases:
-        value = aliases[value]
-    if value is None and option.optional:
-        return None
-    if option.many:
-        single = dataclasses.replace(option, many=False)
-        return tuple(convert(single, each) for each in (value if isinstance(value, list | tuple) else (value,)))
-    name, kind = option.name, option.type
-    if issubclass(kind, Enum):
-        text = value.value if isinstance(value, Enum) else value
-        if text in option.choices:
-            return kind(text)
-        hint = _closest(str(text), list(option.choices))
-        raise ConfigError(f"{name} ({shown(text)}) must be one of {', '.join(option.choices)}; {hint}")
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        raise ConfigError(f"{name} ({shown(value)}) must be true or false; write one of the two without quotes")
-    if kind is str:
-        if isinstance(value, str | Path):
-            return str(value)
-        raise ConfigError(f"{name} ({shown(value)}) must be text; put it in quotes")
-    return _convert_number(name, kind, value)
-
-
-def _convert_number(name: str, kind: type, value: Any) -> Any:
-    wanted = "a whole number" if kind is int else "a number"
-    example = "write digits, for example 8" if kind is int else "write digits, for example 0.001 or 1e-3"
-    problem = ConfigError(f"{name} ({shown(value)}) must be {wanted}; {example}")
-    if isinstance(value, bool) or value is None:
-        raise problem
-    try:
-        if kind is int and not isinstance(value, str | float):
-            number = int(value)
-            if number != value:
-                raise problem
-            return number
-        if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdigit():
-            return int(value)
-        real = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise problem from None
-    if kind is float:
-        return real
-    if not math.isfinite(real) or real != int(real):
-        raise problem
-    return int(real)
-
-
-class Config:
-    """What all config classes share; a subclass is a frozen keyword-only dataclass with a `validate` method."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def __post_init__(self) -> None:
-        """Bring every value to its declared type, then check the rules."""
-        for option in fields_of(type(self)):
-            value = getattr(self, option.name)
-            if value is None and "derive" in option.metadata:
-                value = option.metadata["derive"](self)
-            object.__setattr__(self, option.name, convert(option, value))
-        self.validate()
-
-    def validate(self) -> None:
-        """Raise `ConfigError` at the first broken rule."""
-        raise NotImplementedError
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values (enums as their names), ready for YAML or JSON."""
-        values = {option.name: getattr(self, option.name) for option in fields_of(type(self))}
-        return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
-        """Build from plain values; an unknown or a missing key is a `ConfigError` with a suggestion."""
-        _check_keys(cls, values, cls.__name__)
-        missing = [option.name for option in fields_of(cls) if option.required and option.name not in values]
-        if missing:
-            raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}; they have no default, so give each a value")
-        return cls(**values)
-
-    def replace(self: ConfigType, **changes: Any) -> ConfigType:
-        """Return a copy with some fields changed; it is checked, and what follows from other fields derived, anew."""
-        values = self.to_dict()
-        for option in fields_of(type(self)):
-            derive = option.metadata.get("derive")
-            if derive is not None and values[option.name] == derive(self):
-                del values[option.name]
-        return type(self).from_dict({**values, **changes})
-
-    def _require(self, name: str, holds: bool, rule: str, remedy: str) -> None:
-        if not holds:
-            value = getattr(self, name)
-            found = value.value if isinstance(value, Enum) else value
-            raise ConfigError(f"{name} ({found}) must {rule}; {remedy}")
-
-    def _require_at_least(self, least: int, *names: str) -> None:
-        for name in names:
-            self._require(name, getattr(self, name) >= least, f"be at least {least}", f"use {least} or more")
-
-
-def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
-    known = [option.name for option in fields_of(cls)]
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {shown(key)}; {_closest(str(key), known)}")
-
 
 # -- the model ----------------------------------------------------------------------------------
 
@@ -255,7 +87,11 @@ class TrainableModelConfig(Config):
     norm_eps: float = opt(1e-5, "epsilon of RMSNorm")
     tie_embeddings: bool = opt(True, "use the token embedding as output projection too")
     checkpointing: CheckpointingStrategy = opt(CheckpointingStrategy.NONE, "gradient checkpointing: what to keep")
-    checkpoint_interval: int = opt(4, "keep the input of every n-th layer when checkpointing is every_n_layers")
+    checkpoint_interval: int = opt(
+        4,
+        "keep the input of every n-th layer",
+        acts={"checkpointing": CheckpointingStrategy.EVERY_N_LAYERS},
+    )
     head_dim: int | None = opt(None, "width of one head; hidden_dim / num_heads when not given")
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
 
@@ -270,14 +106,14 @@ class TrainableModelConfig(Config):
         if self.num_heads % self.num_kv_heads:
             good = [str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
             raise ConfigError(
-                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads}); try {_either(good[-4:])}"
+                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads}); try {either(good[-4:])}"
             )
         if self.head_dim is None and self.hidden_dim % self.num_heads:
             below = self.hidden_dim // self.num_heads * self.num_heads
             good = [str(n) for n in (below, below + self.num_heads) if n > 0]
             raise ConfigError(
                 f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads}); "
-                f"try {_either(good)}, or set head_dim"
+                f"try {either(good)}, or set head_dim"
             )
         if self.resolved_head_dim % 2 or self.resolved_head_dim < 2:
             raise ConfigError(
@@ -312,10 +148,6 @@ class TrainableModelConfig(Config):
         embedding = self.vocab_size * self.hidden_dim
         head = 0 if self.tie_embeddings else embedding
         return embedding + self.num_layers * (matrices + 2 * self.hidden_dim) + self.hidden_dim + head
-
-
-def _either(values: list[str]) -> str:
-    return " or ".join([", ".join(values[:-1]), values[-1]]) if len(values) > 1 else values[0]
 
 
 # -- training -----------------------------------------------------------------------------------
@@ -374,6 +206,11 @@ def _usual_warmup(config: "LlmTrainingConfig") -> int:
     return 100 if config.lr_schedule is LearningRateSchedule.WARMUP_COSINE else 0
 
 
+_DECAYS = {"lr_schedule": Other(LearningRateSchedule.CONSTANT)}
+_ADAM = {"optimizer": (OptimizerType.ADAM, OptimizerType.ADAMW)}
+_SAVES = {"checkpoint_path": ON}
+_LOGGERS = ("enable_tensorboard", "enable_wandb", "enable_metrics_stream")
+_SCALES = {"mixed_precision": Precision.FP16}
 _PRECISION_ALIASES = {False: "fp32", True: "bf16"}  # in the ABI the field is a bool
 _GPU_REMEDY = "this trainer runs on the CPU, so leave it at its default"
 
@@ -390,53 +227,67 @@ class LlmTrainingConfig(Config):
     warmup_steps: int = opt(
         None, "optimizer steps of linear warm-up (100 for warmup_cosine, else 0)", derive=_usual_warmup
     )
-    decay_steps: int = opt(10000, "optimizer step at which the schedule ends (period of step and restarts)")
-    min_learning_rate: float = opt(1e-7, "learning rate at which the schedules end")
+    decay_steps: int = opt(
+        10000, "optimizer step at which the schedule ends (period of step and restarts)", acts=_DECAYS
+    )
+    min_learning_rate: float = opt(1e-7, "learning rate at which the schedules end", acts=_DECAYS)
     grad_accum_steps: int = opt(8, "micro-batches in one optimizer step")
     max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
     weight_decay: float = opt(0.01, "weight decay: decoupled for adamw, added to the gradient for sgd and adam")
     optimizer: OptimizerType = opt(OptimizerType.ADAMW, "update rule")
     label_smoothing: float = opt(0.0, "share of the target spread evenly over the vocabulary")
-    checkpoint_interval: int = opt(1000, "optimizer steps between checkpoints (0 = off)")
+    checkpoint_interval: int = opt(1000, "optimizer steps between checkpoints (0 = off)", acts=_SAVES)
     checkpoint_path: str | None = opt(None, "directory of the checkpoints; nothing is saved without it")
-    max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept besides (0 = keep all)")
+    max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept besides (0 = keep all)", acts=_SAVES)
     log_interval: int = opt(10, "optimizer steps between log records (0 = off)")
     eval_interval: int = opt(500, "optimizer steps between evaluations on the validation data (0 = off)")
     mixed_precision: Precision = opt(
         Precision.FP32, "number format that products round their operands to", aliases=_PRECISION_ALIASES
     )
-    log_dir: str | None = opt(None, "directory of the TensorBoard, W&B and metrics-stream files")
+    log_dir: str | None = opt(
+        None,
+        "directory of the TensorBoard, W&B and metrics-stream files",
+        acts=tuple({name: ON} for name in _LOGGERS),
+    )
     enable_tensorboard: bool = opt(False, "write TensorBoard event files (needs log_dir)")
     enable_wandb: bool = opt(False, "log to Weights & Biases (needs log_dir)")
     enable_metrics_stream: bool = opt(False, "write the ABI's metrics.jsonl stream (needs log_dir)")
-    wandb_project: str | None = opt(None, "W&B project ('abi' when not given)")
-    wandb_run_name: str | None = opt(None, "W&B run name ('run' when not given)")
-    wandb_entity: str | None = opt(None, "W&B entity (the account's default when not given)")
+    wandb_project: str | None = opt(None, "W&B project ('abi' when not given)", acts={"enable_wandb": ON})
+    wandb_run_name: str | None = opt(None, "W&B run name ('run' when not given)", acts={"enable_wandb": ON})
+    wandb_entity: str | None = opt(None, "W&B entity (the account's default when not given)", acts={"enable_wandb": ON})
     export_gguf_path: str | None = opt(None, "GGUF file to write after training")
     export_name: str = opt("abi-llama", "model name inside the GGUF file")
     use_gpu: bool = opt(False, "ABI field; must stay false, the trainer runs on the CPU")
     gpu_backend: str | None = opt(None, "ABI field; must stay unset, the trainer runs on the CPU")
     gpu_batch_threshold: int = opt(8, "ABI field; must keep its default, the trainer runs on the CPU")
     gpu_device_buffer_mb: int = opt(256, "ABI field; must keep its default, the trainer runs on the CPU")
-    schedule_start: int = opt(0, "optimizer step at which the schedule begins, above 0 where it was begun anew")
+    schedule_start: int = opt(
+        0,
+        "optimizer step at which the schedule begins, above 0 where it was begun anew",
+        acts=(_DECAYS, {"warmup_steps": ON}),
+    )
     seed: int = opt(0, "seed of the data order")
     shuffle: bool = opt(True, "shuffle the rows of the data anew in each epoch")
-    beta1: float = opt(0.9, "decay of Adam's mean of gradients")
-    beta2: float = opt(0.999, "decay of Adam's mean of squared gradients")
-    epsilon: float = opt(1e-8, "Adam's epsilon")
-    momentum: float = opt(0.9, "momentum of sgd (0 = off)")
-    nesterov: bool = opt(False, "Nesterov's form of the momentum of sgd")
-    decay_norms_and_biases: bool = opt(False, "let weight decay reach norms and biases too")
+    beta1: float = opt(0.9, "decay of Adam's mean of gradients", acts=_ADAM)
+    beta2: float = opt(0.999, "decay of Adam's mean of squared gradients", acts=_ADAM)
+    epsilon: float = opt(1e-8, "Adam's epsilon", acts=_ADAM)
+    momentum: float = opt(0.9, "momentum (0 = off)", acts={"optimizer": OptimizerType.SGD})
+    nesterov: bool = opt(
+        False, "Nesterov's form of the momentum", acts={"optimizer": OptimizerType.SGD, "momentum": ON}
+    )
+    decay_norms_and_biases: bool = opt(False, "let weight decay reach norms and biases too", acts={"weight_decay": ON})
     nan_guard: bool = opt(True, "skip updates whose loss or gradient is not finite")
-    max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops")
+    max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops", acts={"nan_guard": ON})
     max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)")
     num_threads: int | None = opt(None, "threads of the kernels (0 = all)")
-    initial_loss_scale: float = opt(65536.0, "factor of the loss at the beginning (fp16)")
-    loss_scale_growth_factor: float = opt(2.0, "factor of the loss scale after loss_scale_growth_interval (fp16)")
-    loss_scale_backoff_factor: float = opt(0.5, "factor of the loss scale after an overflow (fp16)")
-    loss_scale_growth_interval: int = opt(2000, "updates without an overflow before the loss scale grows (fp16)")
-    min_loss_scale: float = opt(1.0, "smallest loss scale; an overflow there counts as a skipped update (fp16)")
-    max_loss_scale: float = opt(2147483648.0, "largest loss scale (fp16)")
+    initial_loss_scale: float = opt(65536.0, "factor of the loss at the beginning", acts=_SCALES)
+    loss_scale_growth_factor: float = opt(
+        2.0, "factor of the loss scale after loss_scale_growth_interval", acts=_SCALES
+    )
+    loss_scale_backoff_factor: float = opt(0.5, "factor of the loss scale after an overflow", acts=_SCALES)
+    loss_scale_growth_interval: int = opt(2000, "updates without an overflow before the loss scale grows", acts=_SCALES)
+    min_loss_scale: float = opt(1.0, "smallest loss scale; an overflow there counts as a skipped update", acts=_SCALES)
+    max_loss_scale: float = opt(2147483648.0, "largest loss scale", acts=_SCALES)
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
@@ -459,9 +310,6 @@ class LlmTrainingConfig(Config):
         for name, default in (("beta1", 0.9), ("beta2", 0.999), ("momentum", 0.9), ("label_smoothing", 0.0)):
             self._require(name, 0 <= getattr(self, name) < 1, "be at least 0 and below 1", f"try {default}")
         self._require("epsilon", math.isfinite(self.epsilon) and self.epsilon > 0, "be positive", "try 1e-8")
-        if self.nesterov and self.optimizer is not OptimizerType.SGD:
-            raise ConfigError(f"nesterov (True) must be false for {self.optimizer.value}; it belongs to sgd")
-        self._require("nesterov", not self.nesterov or self.momentum > 0, "be false when momentum is 0", "set momentum")
 
     def _check_schedule(self) -> None:
         schedule = self.lr_schedule
@@ -484,7 +332,7 @@ class LlmTrainingConfig(Config):
             )
 
     def _check_logging(self) -> None:
-        for name in ("enable_tensorboard", "enable_wandb", "enable_metrics_stream"):
+        for name in _LOGGERS:
             if getattr(self, name) and self.log_dir is None:
                 raise ConfigError(f"{name} (True) must come with log_dir; set log_dir to a directory for its files")
 
@@ -495,11 +343,6 @@ class LlmTrainingConfig(Config):
             check_loss_scaling(self, *scales, *rules)
             remedy = "loss scaling finds its scale by skipping updates that overflow"
             self._require("nan_guard", self.nan_guard, "be true for fp16", remedy)
-            return
-        defaults = {option.name: option.default for option in fields_of(type(self))}
-        for name in (*scales, *rules):
-            rule = f"be {defaults[name]:.10g} unless mixed_precision is fp16"
-            self._require(name, getattr(self, name) == defaults[name], rule, "only halves need a loss scale")
 
     def _check_not_here_yet(self) -> None:
         self._require("use_gpu", not self.use_gpu, "be false", _GPU_REMEDY)
@@ -515,9 +358,9 @@ class LlmTrainingConfig(Config):
 class EarlyStoppingConfig(Config):
     """When to stop because the validation metric no longer falls."""
 
-    patience: int = opt(3, "evaluations without improvement after which training stops")
-    min_delta: float = opt(0.001, "smallest fall of the metric that counts as an improvement")
-    monitor_loss: bool = opt(True, "watch the validation loss; false watches its perplexity")
+    patience: int = opt(3, "evaluations without improvement after which training stops", acts={"enabled": ON})
+    min_delta: float = opt(0.001, "smallest fall of the metric that counts as an improvement", acts={"enabled": ON})
+    monitor_loss: bool = opt(True, "watch the validation loss; false watches its perplexity", acts={"enabled": ON})
     enabled: bool = opt(True, "stop early at all", flag="early-stopping")
 
     def validate(self) -> None:
@@ -555,7 +398,7 @@ class LoraConfig(Config):
         self._require("bias", self.bias == "none", "be none", "these models have no biases to train")
         for name in self.target_modules:
             if name not in PROJECTIONS:
-                hint = _closest(name, list(PROJECTIONS))
+                hint = closest(name, list(PROJECTIONS))
                 raise ConfigError(f"target_modules ({shown(name)}): no such projection; {hint}")
         self._require("target_modules", bool(self.target_modules), "name at least one projection", "try q_proj, v_proj")
         object.__setattr__(self, "target_modules", tuple(name for name in PROJECTIONS if name in self.target_modules))
@@ -591,12 +434,12 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
     for name, values in content.items():
         if name not in sections:
             owner = [section for section, cls in sections.items() if name in {option.name for option in fields_of(cls)}]
-            places = _either([f"`{each}:`" for each in owner]) if owner else ""
-            hint = f"put it under {places}" if owner else _closest(str(name), list(sections))
+            places = either([f"`{each}:`" for each in owner]) if owner else ""
+            hint = f"put it under {places}" if owner else closest(str(name), list(sections))
             raise ConfigError(f"{path}: unknown section {shown(name)}; {hint}")
         if not isinstance(values, dict | None):
             raise ConfigError(f"{path}: section {name} must hold `key: value` lines; got {shown(values)}")
-        _check_keys(sections[name], values or {}, f"{path}, section {name}")
+        check_keys(sections[name], values or {}, f"{path}, section {name}")
         options = {option.name: option for option in fields_of(sections[name])}
         try:
             result[name] = {key: convert(options[key], value) for key, value in (values or {}).items()}
@@ -605,8 +448,11 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
     return result
 
 
-def to_yaml(**sections: Config | None) -> str:
-    """Return the file's text: `to_yaml(model=..., training=..., early_stopping=...)`; None leaves a section out."""
+def to_yaml(without: Collection[str] = (), /, **sections: Config | None) -> str:
+    """Return the file's text: `to_yaml(model=..., training=..., early_stopping=...)`; None leaves a section out.
+
+    without  names of fields to leave out
+    """
     lines = []
     for name, config in sections.items():
         if config is None:
@@ -614,6 +460,8 @@ def to_yaml(**sections: Config | None) -> str:
         lines.append(f"{name}:")
         values = config.to_dict()
         for option in fields_of(type(config)):
+            if option.name in without:
+                continue
             scalar = _yaml_scalar(values[option.name])
             lines.append(f"  {option.name}: {scalar}  # {option.help}")
         lines.append("")

@@ -88,27 +88,31 @@ def absolute_chat(chat: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def find_files(path: str | None, chat: ChatConfig) -> list[Path]:
+def find_files(paths: Sequence[str], chat: ChatConfig) -> list[Path]:
     """Return the files of conversations that --data means; none if it is text, token ids, or not given.
 
-    ConfigError for settings of conversations where there are none: they would have no effect.
+    ConfigError for settings of conversations where there are none (they would have no effect), and for both kinds.
     """
     from ..data.selection import SUFFIXES, conversation_files
 
     asked = [name for name, value in chat.to_dict().items() if value != ChatConfig().to_dict()[name]]
-    if path is not None and os.path.exists(path):
-        files = conversation_files(path)
-        if not files and asked and Path(path).suffix.lower() in SUFFIXES:
-            files = [Path(path)]  # what is wrong with its rows is said when they are read
-        if files:
-            return files
-    if asked:
-        what = f"data ({path})" if path is not None else "the standard library"
+    files: list[Path] = []
+    others: list[str] = []
+    for path in paths:
+        found = conversation_files(path) if os.path.exists(path) else []
+        if not found and asked and os.path.exists(path) and Path(path).suffix.lower() in SUFFIXES:
+            found = [Path(path)]  # what is wrong with its rows is said when they are read
+        files += found
+        others += [] if found else [path]
+    if files and others:
+        raise ConfigError(f"data ({others[0]}) must hold conversations as {files[0]} does; train on one kind at a time")
+    if asked and not files:
+        what = f"data ({paths[0]})" if paths else "the standard library"
         raise ConfigError(
             f"{asked[0]} is for conversations, and {what} has none; leave it out, or give a .jsonl or .json "
             "file of them"
         )
-    return []
+    return files
 
 
 def open_chat(

@@ -66,7 +66,7 @@ def command(ctx: click.Context, resume: bool, **_: Any) -> None:
         if (Path(given["output_dir"]) / "model.safetensors").exists():
             raise ConfigError(f"output_dir ({given['output_dir']}) holds a finished run; go on from it with --base")
     else:
-        config = DeepZigConfig.from_dict(given)
+        config = DeepZigConfig.from_dict(given, given)
     run = DeepZigRun.prepare(config)
     if not resume:
         check_free(run.directory)

@@ -58,7 +58,7 @@ def command(
     far.
     """
     set_threads_option(threads)
-    files = find_files(str(data), ChatConfig(template=template))
+    files = find_files([str(data)], ChatConfig(template=template))
     if files and stride is not None:
         raise ConfigError(f"stride ({stride}) must be left out: {data} holds conversations, of which a row is a window")
     loaded = open_model(model)

@@ -64,7 +64,10 @@ def _is_run(directory: Path) -> bool:
 
 
 def generation_settings(loaded: "LoadedModel", file: Path | None, flags: dict[str, Any]) -> "GenerationConfig":
-    """Return the settings: flag beats file beats the model's own generation_config.json beats the defaults."""
+    """Return the settings: flag beats file beats the model's own generation_config.json beats the defaults.
+
+    ConfigError for a flag without effect: what only matters for drawing, beside temperature 0.
+    """
     from ..generation import GenerationConfig
     from ..generation.settings import CONFIG_FILE
 
@@ -72,7 +75,11 @@ def generation_settings(loaded: "LoadedModel", file: Path | None, flags: dict[st
     if file is None and beside.is_file():
         file = beside
     config = GenerationConfig.load(file) if file is not None else GenerationConfig()
-    return config.replace(**flags)
+    if "max_length" in flags and "max_new_tokens" not in flags:
+        flags = {**flags, "max_new_tokens": None}  # as in a generation_config.json that has the one alone
+    config = config.replace(**flags)
+    config.require_acting(flags)
+    return config
 
 
 def set_threads_option(threads: int | None) -> None:

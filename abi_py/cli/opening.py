@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
+import numpy as np
+
 from ..errors import ConfigError, DataError
 from .chat_data import ChatConfig, find_files, open_chat, split_chat
 
@@ -36,10 +38,10 @@ def open_data(
     if files:
         rows, valid_rows = _conversations(files, data, chat, max_seq_len, seed)
         return rows, valid_rows, vocab_size or rows.vocab_size
-    if data.path is None:
+    if not data.path:
         dataset = standard_library_corpus(data.corpus_bytes)
     else:
-        dataset = _open_path("data", data.path, data.tokenizer, vocab_size)
+        dataset = _open_paths("data", data.path, data.tokenizer, vocab_size)
     if dataset.vocab_size is None:
         size = dataset.check_vocab() + 1
     elif vocab_size is None:
@@ -48,9 +50,9 @@ def open_data(
         size = vocab_size
         if size < dataset.vocab_size and dataset.vocab_size == BYTE_VOCAB_SIZE:
             raise ConfigError(f"vocab_size ({size}) must be at least {BYTE_VOCAB_SIZE} for text as bytes; leave it out")
-    if data.valid_path is not None:
-        valid = _open_path("valid_path", data.valid_path, data.tokenizer, size)
-        _check_same_kind(dataset, valid)
+    if data.valid_path:
+        valid = _open_paths("valid_path", data.valid_path, data.tokenizer, size)
+        _check_same_kind("valid_path", [dataset, valid])
         return dataset, valid, size
     if data.valid_fraction == 0:
         return dataset, None, size
@@ -62,13 +64,34 @@ def _conversations(
     files: list[Path], data: "DataConfig", chat: ChatConfig, max_seq_len: int, seed: int
 ) -> tuple["ChatDataset", "ChatDataset | None"]:
     dataset = open_chat(files, data.tokenizer, chat, max_seq_len=max_seq_len, seed=seed).dataset
-    if data.valid_path is None:
+    if not data.valid_path:
         return split_chat(dataset, data.valid_fraction)
     others = find_files(data.valid_path, chat)
     if not others:
-        raise ConfigError(f"valid_path ({data.valid_path}) must be a file of conversations, as --data is")
+        raise ConfigError(f"valid_path ({data.valid_path[0]}) must be a file of conversations, as --data is")
     whole = chat.replace(mix=(), max_samples=0)  # they choose what is trained on
     return dataset, open_chat(others, data.tokenizer, whole, max_seq_len=max_seq_len, seed=seed).dataset
+
+
+def _open_paths(
+    name: str, paths: tuple[str, ...], tokenizer: str | None, vocab_size: int | None
+) -> "TokenizedDataset":
+    """Return the tokens of all paths, one after the other; of several, a copy in memory."""
+    from ..data.tokens import TokenizedDataset
+
+    parts = [_open_path(name, path, tokenizer, vocab_size) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    _check_same_kind(name, parts)
+    sizes = [part.vocab_size for part in parts]
+    dataset = TokenizedDataset(
+        np.concatenate([part.tokens for part in parts]),
+        None if None in sizes else max(size for size in sizes if size is not None),
+        ", ".join(part.name for part in parts),
+        [reason for part in parts for reason in part.skipped],
+    )
+    dataset.info = next((part.info for part in parts if part.info is not None), None)
+    return dataset
 
 
 def _open_path(name: str, path: str, tokenizer: str | None, vocab_size: int | None) -> "TokenizedDataset":
@@ -130,16 +153,26 @@ def token_cache() -> Path:
     return directory / "tokens"
 
 
-def _check_same_kind(train: "TokenizedDataset", valid: "TokenizedDataset") -> None:
-    infos = [data.info for data in (train, valid) if data.info is not None]
-    if len({info.around for info in infos}) > 1:
+def _check_same_kind(name: str, parts: "list[TokenizedDataset]") -> None:
+    """Raise ConfigError for ids of two tokenizers; a .bin file without a sidecar may be anything."""
+
+    def kind(part: "TokenizedDataset") -> str | None:
+        if part.info is None:
+            return None if part.name.endswith(".bin") else "bytes"
+        return part.info.tokenizer.sha256 if part.info.tokenizer else "bytes"
+
+    infos = [part.info for part in parts if part.info is not None]
+    around = next((info for info in infos if info.around != infos[0].around), None)
+    if around is not None:
         raise ConfigError(
-            f"valid_path ({valid.name}) has ids {infos[1].around} around its documents, {train.name} has "
-            f"{infos[0].around}; tokenize one of them again"
+            f"{name}: some of the data have ids {infos[0].around} around their documents, others {around.around}; "
+            "tokenize one of them again"
         )
-    if len({info.tokenizer and info.tokenizer.sha256 for info in infos}) > 1:
+    known = [part for part in parts if kind(part) is not None]
+    other = next((part for part in known if kind(part) != kind(known[0])), None)
+    if other is not None:
         raise ConfigError(
-            f"valid_path ({valid.name}) must be made with the tokenizer of {train.name}; tokenize one of them again"
+            f"{name} ({other.name}) must have the tokenizer of {known[0].name}; tokenize one of them again with it"
         )
 
 
@@ -158,10 +191,11 @@ def find_tokenizer(data: "DataConfig", chat: ChatConfig | None, dataset: RunData
         tokenizer = Tokenizer.load(data.tokenizer)
         if chat is not None and isinstance(dataset, ChatDataset):
             tokenizer.chat_template = template_for(tokenizer, chat.template).portable_source
-    if isinstance(dataset, ChatDataset) or dataset.info is None or data.path is None:
+    if isinstance(dataset, ChatDataset) or dataset.info is None or not data.path:
         return tokenizer, ""
+    described = next((path for path in data.path if path.endswith(".bin")), data.path[0])
     try:
-        tokenizer = tokenizer or dataset.info.load_tokenizer(data.path)
+        tokenizer = tokenizer or dataset.info.load_tokenizer(described)
     except DataError as error:
         return None, f"{error}; the run goes on without"
-    return tokenizer, (tokenizer and dataset.info.other_convention(tokenizer, data.path)) or ""
+    return tokenizer, (tokenizer and dataset.info.other_convention(tokenizer, described)) or ""

@@ -9,14 +9,17 @@ other carries its section's name (`--model-max-seq-len`).  Some flags have the A
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from ..config import Config, Option, convert, fields_of
 from ..errors import ConfigError
+from ..fields import needs
 
-__all__ = ["Verb", "VerbGroup", "config_options", "given_values"]
+__all__ = ["Verb", "VerbGroup", "config_options", "from_flags", "given_values"]
+
+Chosen = TypeVar("Chosen", bound=Config)
 
 SHORT = {
     "epochs": ("-e",),
@@ -136,13 +139,13 @@ def config_options(
         taken = {name for param in command.params for name in param.opts}
         for section, cls in sections.items():
             for option in fields_of(cls):
-                command.params.append(_flag(section, option, defaults.get(section, {}), taken))
+                command.params.append(_flag(section, cls, option, defaults.get(section, {}), taken))
         return command
 
     return decorate
 
 
-def _flag(section: str, option: Option, defaults: Mapping[str, Any], taken: set[str]) -> FieldOption:
+def _flag(section: str, cls: type[Config], option: Option, defaults: Mapping[str, Any], taken: set[str]) -> FieldOption:
     name = option.metadata.get("flag", option.name.replace("_", "-"))
     if f"--{name}" in taken:
         name = f"{section.replace('_', '-')}-{name}"
@@ -159,10 +162,17 @@ def _flag(section: str, option: Option, defaults: Mapping[str, Any], taken: set[
     shown = getattr(default, "value", default)
     shown = str(shown).lower() if shown in (True, False) else shown
     shown = " ".join(map(str, shown)) or None if isinstance(shown, tuple) else shown
-    help_text = option.help if shown is None else f"{option.help}  [{shown}]"
+    needed = needs(cls, option)
+    help_text = option.help + (f"; acts only {needed}" if needed else "") + ("" if shown is None else f"  [{shown}]")
     made = FieldOption([*short, flag, f"{section}__{option.name}"], default=None, help=help_text, **settings)
     made.section, made.field = section, option.name
     return made
+
+
+def from_flags(ctx: click.Context, section: str, cls: type[Chosen]) -> Chosen:
+    """Return the configuration of a verb whose flags are all it has; ConfigError also for a flag without effect."""
+    given = given_values(ctx).get(section, {})
+    return cls.from_dict(given, given)
 
 
 def given_values(ctx: click.Context) -> dict[str, dict[str, Any]]:

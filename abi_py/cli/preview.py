@@ -12,7 +12,7 @@ from ..config import LlmTrainingConfig
 from ..errors import ConfigError
 from .chat_data import ChatConfig, OpenChat, open_chat
 from .models import printable, utf8_output
-from .options import Verb, config_options, given_values
+from .options import Verb, config_options, from_flags
 from .session import make_console
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def command(
     """
     from ..data.selection import conversation_files
 
-    chat = ChatConfig.from_dict(given_values(ctx).get("chat", {}))
+    chat = from_flags(ctx, "chat", ChatConfig)
     files: list[Path] = []
     for path in data:
         found = conversation_files(path) or ([path] if path.is_file() else [])

@@ -4,11 +4,11 @@ import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
+from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig, joined
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_text
 from ..training.schedule import ends, learning_rate, restarted, stretched
@@ -22,6 +22,7 @@ from .session import (
     RunConfig,
     absolute,
     check_early_stopping,
+    check_use,
     describe_data,
     describe_machine,
     describe_model,
@@ -36,6 +37,9 @@ from .session import (
     say,
     train,
 )
+
+if TYPE_CHECKING:
+    from ..training.checkpoint import TrainingState
 
 SCHEDULES = ("continue", "stretch", "restart")
 
@@ -74,13 +78,21 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
     flags = given_values(ctx)
     run, directory, before = changed(found.path, flags, where)
     end = finished(state, run)
+    changes = [name for given in flags.values() for name in given] + (["schedule"] if schedule else [])
+    if end is not None and changes:
+        raise ConfigError(
+            f"{', '.join(changes)}: without effect, because {end[0]}; add {end[1]} to go on, or leave out what changes "
+            "nothing"
+        )
     if end is not None:
         again = f"abi-train resume {shlex.quote(str(where))} {end[1]}"
         say(console, "finished", f"{end[0]}; nothing is left to do; to go on: {again}")
         return
+    check_resumable(run, flags, state)
     prepare(run.training)
     given = flags.get("training", {})
-    ctx.exit(go_on(run, directory, found.path, console, state.global_step, Reschedule(schedule, before, given)))
+    reschedule = Reschedule(schedule, before, given)
+    ctx.exit(go_on(run, directory, found.path, console, state.global_step, reschedule, flags))
 
 
 config_options(RUN_SECTIONS, {name: {} for name in RUN_SECTIONS})(command)
@@ -115,20 +127,32 @@ def changed(
             f"{checkpoint} lies outside of its run, whose config.yaml names the data; give --data (or --corpus-bytes "
             "for the standard library, and --valid-fraction), or put the checkpoint back into RUN/checkpoints"
         )
-    joined = {name: {**values.get(name, {}), **flags.get(name, {})} for name in RUN_SECTIONS}
+    values.setdefault("training", {})["checkpoint_path"] = str(checkpoint.parent)  # the run may have moved
+    merged = {name: joined(cls, values.get(name, {}), flags.get(name, {})) for name, cls in RUN_SECTIONS.items()}
     asked = flags.get("early_stopping", {}), values.get("early_stopping", {})
-    joined["early_stopping"] = early_stopping_values(*asked, {"enabled": False})
-    if "checkpoint_path" not in flags.get("training", {}):
-        joined["training"]["checkpoint_path"] = str(checkpoint.parent)  # the run may have moved
+    merged["early_stopping"] = early_stopping_values(*asked, {"enabled": False})
     run = RunConfig(
-        model=TrainableModelConfig.from_dict(joined["model"]),
-        training=LlmTrainingConfig.from_dict(joined["training"]),
-        early_stopping=EarlyStoppingConfig.from_dict(joined["early_stopping"]),
-        data=DataConfig.from_dict(absolute(joined["data"])),
-        chat=ChatConfig.from_dict(absolute_chat(joined["chat"])) if joined["chat"] else None,
+        model=TrainableModelConfig.from_dict(merged["model"]),
+        training=LlmTrainingConfig.from_dict(merged["training"]),
+        early_stopping=EarlyStoppingConfig.from_dict(merged["early_stopping"]),
+        data=DataConfig.from_dict(absolute(merged["data"])),
+        chat=ChatConfig.from_dict(absolute_chat(merged["chat"])) if values.get("chat") else None,
     )
     check_early_stopping(run.early_stopping, run.data.to_dict(), run.training.eval_interval)
-    return run, directory, LlmTrainingConfig.from_dict(values.get("training", {}))
+    return run, directory, LlmTrainingConfig.from_dict(values["training"])
+
+
+def check_resumable(run: RunConfig, flags: dict[str, dict[str, Any]], state: "TrainingState") -> None:
+    """Raise ConfigError for a flag that says again what the checkpoint has fixed: its value would have no effect."""
+    if "seed" in flags.get("model", {}):
+        raise ConfigError(
+            f"seed ({run.model.seed}) of the model has no effect: the weights are the checkpoint's; leave it out"
+        )
+    if state.loss_scale and "initial_loss_scale" in flags.get("training", {}):
+        raise ConfigError(
+            f"initial_loss_scale ({run.training.initial_loss_scale:g}) has no effect: the checkpoint's loss "
+            f"scale ({state.loss_scale:g}) goes on; leave it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -178,13 +202,20 @@ class Reschedule:
 
 
 def go_on(
-    run: RunConfig, directory: Path, checkpoint: Path, console: Any, step: int, reschedule: Reschedule
+    run: RunConfig,
+    directory: Path,
+    checkpoint: Path,
+    console: Any,
+    step: int,
+    reschedule: Reschedule,
+    flags: dict[str, dict[str, Any]],
 ) -> int:
     """Load the checkpoint and train to the end; return the exit code."""
     from .compiling import compile_for_training
 
     sizes = {"max_seq_len": run.training.max_seq_len, "seed": run.training.seed}
     train_data, valid, _ = open_data(run.data, run.chat or ChatConfig(), run.model.vocab_size, **sizes)
+    check_use(run, flags, valid)
     run = dataclasses.replace(run, training=reschedule.apply(run.training, step, train_data))
     say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
@@ -202,4 +233,3 @@ def go_on(
         say(console, label, text)
     atomic_text(directory / "config.yaml", run.to_yaml(directory))
     return train(trainer, run, directory, train_data, valid, console)
-

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
+from ..config import EarlyStoppingConfig, LearningRateSchedule, LlmTrainingConfig, TrainableModelConfig, joined
 from ..errors import ConfigError
 from ..files import atomic_text
 from .chat_data import ChatConfig, absolute_chat
@@ -19,6 +19,7 @@ from .session import (
     RunConfig,
     absolute,
     check_early_stopping,
+    check_use,
     describe_data,
     describe_machine,
     describe_model,
@@ -84,29 +85,29 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
     makes one); of a .jsonl, .ndjson or .json file of conversations the answers are learnt (abi-train preview shows
     which).
     """
-    values = merged(given_values(ctx), read_run_config(config) if config else {})
-    check_early(values)
+    flags = given_values(ctx)
+    values = merged(flags, read_run_config(config) if config else {})
+    check_early(values, flags)
     if out is not None:
         check_free(out)
     console = make_console()
-    data = DataConfig.from_dict(absolute(values["data"]))
+    data = DataConfig.from_dict(absolute(values["data"]), flags.get("data", ()))
     chat = ChatConfig.from_dict(absolute_chat(values["chat"]))
-    training = LlmTrainingConfig.from_dict({**values["training"], **timeless(values["training"])})
+    training = early_training(values["training"])
     train_data, valid, vocab_size = open_data(
         data, chat, values["model"].get("vocab_size"), max_seq_len=training.max_seq_len, seed=training.seed
     )
     values["chat"] = chat.to_dict()
     values["model"]["vocab_size"] = vocab_size
+    checked = complete(values, data, train_data, valid, Path("OUT"))  # raises every error that can be found
+    check_use(checked, flags, valid)
+    check_samples(checked, train_data, valid)
+    prepare(checked.training)
     if dry_run:
         from .plan import show_plan
 
-        run = complete(values, data, train_data, valid, Path("OUT"))
-        prepare(run.training)
-        show_plan(run, train_data, valid, console)
+        show_plan(checked, train_data, valid, console)
         return
-    checked = complete(values, data, train_data, valid, Path("OUT"))  # raises every error that can be found
-    check_samples(checked, train_data, valid)
-    prepare(checked.training)
     describe_machine()  # before there is a directory
     directory = out if out is not None else new_directory()
     run = complete(values, data, train_data, valid, directory)
@@ -124,40 +125,49 @@ def check_samples(run: RunConfig, train_data: "RunData", valid: "RunData | None"
         raise ConfigError("sample_prompts must come with evaluations; set valid_fraction and eval_interval above 0")
     if not is_byte_level(run.model) and find_tokenizer(run.data, run.chat, train_data)[0] is None:
         raise ConfigError(
-            f"sample_prompts must be left out: {run.data.path} has ids without a text of their own; give --tokenizer"
+            f"sample_prompts must be left out: {', '.join(run.data.path)} has ids without a text of their own; give "
+            "--tokenizer"
         )
 
 
 def merged(flags: dict[str, dict[str, Any]], file: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the values by section: flag beats file beats the defaults of this verb."""
-    given = flags.get("data", {})
-    if given.get("valid_path") and given.get("valid_fraction"):
-        raise ConfigError("valid_fraction must be left out with --valid-data, which is all used for validation")
-    values = {name: {**DEFAULTS[name], **file.get(name, {}), **flags.get(name, {})} for name in DEFAULTS}
+    values = {
+        name: joined(RUN_SECTIONS[name], {**DEFAULTS[name], **file.get(name, {})}, flags.get(name, {}))
+        for name in DEFAULTS
+    }
     asked = flags.get("early_stopping", {}), file.get("early_stopping", {})
     values["early_stopping"] = early_stopping_values(*asked, DEFAULTS["early_stopping"])
     return values
 
 
-def check_early(values: dict[str, dict[str, Any]]) -> None:
-    """Raise ConfigError for what is wrong whatever the data: before they are opened."""
-    training = LlmTrainingConfig.from_dict({**values["training"], **timeless(values["training"])})
-    model = TrainableModelConfig.from_dict({"vocab_size": 257, "max_seq_len": training.max_seq_len, **values["model"]})
+def check_early(values: dict[str, dict[str, Any]], flags: dict[str, dict[str, Any]]) -> None:
+    """Raise ConfigError for what is wrong, or a flag without effect, whatever the data: before they are opened."""
+    training = early_training(values["training"])
+    training.require_acting(flags.get("training", ()))
+    model = TrainableModelConfig.from_dict(
+        {"vocab_size": 257, "max_seq_len": training.max_seq_len, **values["model"]}, flags.get("model", ())
+    )
     if training.max_seq_len > model.max_seq_len:
         raise ConfigError(
             f"max_seq_len ({training.max_seq_len}) of the training must not exceed the model's ({model.max_seq_len}); "
             "leave --model-max-seq-len out"
         )
-    early = EarlyStoppingConfig.from_dict(values["early_stopping"])
+    early = EarlyStoppingConfig.from_dict(values["early_stopping"], flags.get("early_stopping", ()))
     check_early_stopping(early, values["data"], values["training"].get("eval_interval"))
 
 
-def timeless(training: dict[str, Any]) -> dict[str, Any]:
-    """Return what `complete` works out later, at values that break no rule together with what is given."""
-    decay = training.get("decay_steps", max(10_000, int(training.get("warmup_steps", 0) or 0)))
-    rate = training.get("learning_rate", 1e-5)
-    filled = {"decay_steps": decay, "warmup_steps": 0, "min_learning_rate": 0.0 if rate > 0 else rate}
-    return {name: training.get(name, value) for name, value in filled.items()}
+def early_training(values: dict[str, Any]) -> LlmTrainingConfig:
+    """Return the training with what `complete` works out later at values that break no rule together with the rest."""
+    rate = values.get("learning_rate", 1e-5)
+    derived: dict[str, Any] = {
+        "decay_steps": max(10_000, int(values.get("warmup_steps", 0) or 0)),
+        "warmup_steps": 0,
+        "min_learning_rate": 0.0 if rate > 0 else rate,
+        "checkpoint_path": "OUT/checkpoints",
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    return LlmTrainingConfig.from_dict({**derived, **given})
 
 
 def complete(
@@ -171,17 +181,18 @@ def complete(
     from ..data.chat_dataset import ChatDataset
 
     training = values["training"]
-    base = LlmTrainingConfig.from_dict({**training, **timeless(training)})
+    base = early_training(training)
     epoch, total = count_steps(base, train_data)
     decay = training.get("decay_steps", total)
-    derived = {
-        "decay_steps": decay,
-        "warmup_steps": min(100, total // 20, int(decay)) if base.lr_schedule.value == "warmup_cosine" else 0,
-        "min_learning_rate": base.learning_rate / 10,
+    derived: dict[str, Any] = {
         "checkpoint_interval": min(epoch, 1000),
         "eval_interval": min(epoch, 500) if valid is not None else 0,
         "checkpoint_path": str(directory / "checkpoints"),
     }
+    if base.lr_schedule is LearningRateSchedule.WARMUP_COSINE:
+        derived["warmup_steps"] = min(100, total // 20, int(decay))
+    if base.lr_schedule is not LearningRateSchedule.CONSTANT:
+        derived |= {"decay_steps": decay, "min_learning_rate": base.learning_rate / 10}
     return RunConfig(
         model=TrainableModelConfig.from_dict({"max_seq_len": base.max_seq_len, **values["model"]}),
         training=LlmTrainingConfig.from_dict(

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import (
+    OFF,
+    ON,
     SECTIONS,
     Config,
     EarlyStoppingConfig,
     LlmTrainingConfig,
     Precision,
     TrainableModelConfig,
+    joined,
     load_yaml,
     opt,
     to_yaml,
@@ -52,31 +55,40 @@ __all__ = ["RUN_SECTIONS", "DataConfig", "RunConfig", "make_console", "read_run_
 class DataConfig(Config):
     """Where a run's tokens come from, and what it shows at its end."""
 
-    path: str | None = opt(
-        None,
+    path: tuple[str, ...] = opt(
+        (),
         "text file, directory of texts, .bin file of u32 ids, or conversations (.jsonl, .ndjson, .json); "
-        "Python's standard library when not given",
+        "repeat for more; Python's standard library when not given",
         flag="data",
     )
-    valid_path: str | None = opt(
-        None, "data of the same kind for validation; --data is then used for training alone", flag="valid-data"
+    valid_path: tuple[str, ...] = opt(
+        (),
+        "data of the same kind for validation; --data is then used for training alone",
+        flag="valid-data",
+        acts={"path": ON},
     )
     valid_fraction: float = opt(
         0.05,
-        "share of the tokens or conversations, at the end, kept for validation if there is no --valid-data (0 = none)",
+        "share of the tokens or conversations, at the end, kept for validation (0 = none)",
+        acts={"valid_path": OFF},
     )
     tokenizer: str | None = opt(
-        None, "tokenizer.json, or a directory with one, for texts and conversations; a .bin file's .json names it"
+        None, "tokenizer.json, or a directory with one, for texts and conversations; a .bin file's .json names it",
+        acts={"path": ON},
     )
-    corpus_bytes: int = opt(300_000, "bytes of the standard library to train on when there is no --data")
-    prompt: str = opt("The ", "beginning of the sample at the end of the run; after conversations, a question")
+    corpus_bytes: int = opt(300_000, "bytes of the standard library to train on", acts={"path": OFF})
+    prompt: str = opt(
+        "The ",
+        "beginning of the sample at the end of the run; after conversations, a question",
+        acts={"sample_tokens": ON},
+    )
     sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
     sample_prompts: tuple[str, ...] = opt(
         (),
         "text that the model goes on from after each evaluation, of conversations a question; may be repeated",
         flag="sample-prompt",
     )
-    sample_length: int = opt(40, "tokens of those samples")
+    sample_length: int = opt(40, "tokens of those samples", acts={"sample_prompts": ON})
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
@@ -87,9 +99,6 @@ class DataConfig(Config):
         self._require_at_least(1, "sample_length")
         self._require("sample_prompts", "" not in self.sample_prompts, "hold no empty text", "give a character or more")
         self._require("prompt", self.prompt != "", "not be empty", "give at least one character")
-        if self.path is None:
-            for name in ("valid_path", "tokenizer"):
-                self._require(name, getattr(self, name) is None, "be left out without --data", "give --data too")
 
 
 RUN_SECTIONS: dict[str, type[Config]] = {
@@ -117,10 +126,9 @@ class RunConfig:
         The usual place of the checkpoints is left out: the run may be moved, and its file may begin another run.
         """
         training = self.training
-        if training.checkpoint_path == str(directory / "checkpoints"):
-            training = training.replace(checkpoint_path=None)
+        usual = training.checkpoint_path == str(directory / "checkpoints")
         rest = {"early_stopping": self.early_stopping, "data": self.data, "chat": self.chat}
-        return to_yaml(model=self.model, training=training, **rest)
+        return to_yaml(("checkpoint_path",) if usual else (), model=self.model, training=training, **rest)
 
 
 def read_run_config(path: Path) -> dict[str, dict[str, Any]]:
@@ -175,7 +183,7 @@ def early_stopping_values(
     flags: Mapping[str, Any], file: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the section's values; whoever sets the patience, say, wants it used, unless he also switches it off."""
-    values = {**defaults, **file, **flags}
+    values = joined(EarlyStoppingConfig, {**defaults, **file}, flags)
     for asked in (flags, file):
         if asked:
             values["enabled"] = asked.get("enabled", True)
@@ -185,10 +193,36 @@ def early_stopping_values(
 
 def check_early_stopping(early: EarlyStoppingConfig, data: Mapping[str, Any], eval_interval: int | None) -> None:
     """Raise ConfigError if early stopping is on and nothing would ever be evaluated; `data` is the section's values."""
-    if early.enabled and data.get("valid_fraction") == 0 and data.get("valid_path") is None:
+    if early.enabled and data.get("valid_fraction") == 0 and not data.get("valid_path"):
         raise ConfigError("valid_fraction (0) must be above 0 for early stopping; try 0.05, or --no-early-stopping")
     if early.enabled and eval_interval == 0:
         raise ConfigError("eval_interval (0) must be above 0 for early stopping; try 100, or --no-early-stopping")
+
+
+def check_use(run: RunConfig, flags: Mapping[str, Mapping[str, Any]], valid: "RunData | None") -> None:
+    """Raise ConfigError for a flag that has no effect on this run: of conversations, or of evaluations."""
+    for section, given in flags.items():
+        config = getattr(run, section)
+        if config is not None:
+            config.require_acting(given)
+        elif given:
+            what = f"data ({run.data.path[0]})" if run.data.path else "the standard library"
+            raise ConfigError(
+                f"{next(iter(given))} is for conversations, and {what} has none; leave it out, or give a .jsonl or "
+                ".json file of them"
+            )
+    if valid is not None:
+        return
+    if run.training.eval_interval and "eval_interval" in flags.get("training", {}):
+        raise ConfigError(
+            f"eval_interval ({run.training.eval_interval}) has no effect without data for validation; set "
+            "valid_fraction above 0, or leave it out"
+        )
+    if run.early_stopping.enabled:
+        raise ConfigError(
+            "enabled (True) of early stopping has no effect: too few data to keep any for validation; give more data, "
+            "or --no-early-stopping"
+        )
 
 
 def is_byte_level(model: TrainableModelConfig) -> bool:
@@ -461,7 +495,7 @@ def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, consol
 
     codec = codec_of_run(directory, model.config.vocab_size)
     if codec is None or not codec.encode(run.data.prompt):
-        say(console, "sample", f"none: {run.data.path or 'the data'} has ids without a text of their own")
+        say(console, "sample", f"none: {', '.join(run.data.path) or 'the data'} has ids without a text of their own")
         return
     made = generate(model, run.data.prompt, run.data.sample_tokens, tokenizer=codec, seed=run.training.seed)
     text = run.data.prompt + made
@@ -473,5 +507,10 @@ def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, consol
 
 def absolute(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a data section with absolute paths, so that a run can be resumed from any directory."""
-    paths = {name: data.get(name) for name in ("path", "valid_path", "tokenizer")}
-    return {**data, **{name: os.path.abspath(path) for name, path in paths.items() if path}}
+    made = dict(data)
+    for name in ("path", "valid_path"):
+        given = made.get(name) or ()
+        made[name] = tuple(map(os.path.abspath, (given,) if isinstance(given, str) else given))
+    if made.get("tokenizer"):
+        made["tokenizer"] = os.path.abspath(made["tokenizer"])
+    return made

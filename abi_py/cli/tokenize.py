@@ -10,7 +10,7 @@ import click
 
 from ..data.documents import list_inputs
 from ..data.tokenizing import TokenizeConfig, tokenize_if_needed, tokenize_to_file, valid_path
-from .options import Verb, config_options, given_values
+from .options import Verb, config_options, from_flags
 
 if TYPE_CHECKING:
     from ..data.tokenizing import TokenizeReport
@@ -32,7 +32,7 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
     """
     from .session import make_console
 
-    config = TokenizeConfig.from_dict(given_values(ctx).get("tokenize", {}))
+    config = from_flags(ctx, "tokenize", TokenizeConfig)
     listing = list_inputs(inputs)
     console = make_console()
     make = tokenize_to_file if force else tokenize_if_needed

@@ -11,7 +11,7 @@ import click
 
 from ..data.tokenizer_training import TokenizerTrainingConfig
 from ..errors import ConfigError
-from .options import Verb, VerbGroup, config_options, given_values
+from .options import Verb, VerbGroup, config_options, from_flags
 
 if TYPE_CHECKING:
     from ..data.documents import Documents
@@ -60,7 +60,7 @@ def train(
     from .progress import bytes_progress
     from .session import make_console
 
-    config = TokenizerTrainingConfig.from_dict(given_values(ctx).get("tokenizer", {}))
+    config = from_flags(ctx, "tokenizer", TokenizerTrainingConfig)
     if (output / TOKENIZER_FILE).exists() and not force:
         raise ConfigError(
             f"output ({output}) must not hold a tokenizer yet; choose another name, or replace it with --force"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..config import Config, opt
+from ..config import ON, Config, opt
 from ..errors import ConfigError, DataError
 from ..files import atomic_files, atomic_text
 from .documents import Documents, Listing, Paths, TextFormat, list_inputs, sidecar_path
@@ -35,22 +35,23 @@ class TokenizeConfig(Config):
     """What decides which ids come of the inputs."""
 
     tokenizer: str | None = opt(None, "tokenizer.json, or a directory with one; text becomes bytes when not given")
-    end_of_document: str | None = opt(None, "token after each document; the tokenizer's own when not given")
-    plain: bool = opt(False, "special tokens that are written in the text are ordinary characters")
+    end_of_document: str | None = opt(
+        None, "token after each document; the tokenizer's own when not given", acts={"tokenizer": ON}
+    )
+    plain: bool = opt(
+        False, "special tokens that are written in the text are ordinary characters", acts={"tokenizer": ON}
+    )
     format: TextFormat = opt(TextFormat.AUTO, "text, jsonl (a document in each row), or by the file's name")
     field: str = opt("text", "key of the text in a row of JSONL")
     skip_bad_rows: bool = opt(False, "leave out rows of JSONL that are damaged or lack the key; they are counted")
     valid_split: float = opt(0.0, "share of the documents for a second file, for validation (0 = none)")
-    seed: int = opt(0, "which documents these are")
+    seed: int = opt(0, "which documents these are", acts={"valid_split": ON})
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
         self._require("valid_split", 0 <= self.valid_split < 1, "be at least 0 and below 1", "a usual value is 0.01")
         self._require("field", self.field != "", "not be empty", "the usual key is text")
         self._require_at_least(0, "seed")
-        if self.tokenizer is None:
-            for name, value in (("end_of_document", self.end_of_document is not None), ("plain", self.plain)):
-                self._require(name, not value, "be left out where text becomes bytes", "give --tokenizer too")
 
     def settings(self) -> dict[str, Any]:
         """Return what the sidecar remembers: all but the tokenizer, which it knows by its hash."""

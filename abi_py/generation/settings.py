@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from ..config import Config, fields_of, opt
+from ..config import OFF, ON, Config, fields_of, opt
 from ..errors import ConfigError, DataError
 from ..files import atomic_text
 from .sampler import sampling_rules
@@ -21,6 +21,7 @@ from .sampler import sampling_rules
 __all__ = ["CONFIG_FILE", "GenerationConfig"]
 
 CONFIG_FILE = "generation_config.json"
+_DRAWS = {"temperature": ON}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +29,22 @@ class GenerationConfig(Config):
     """Settings of generation; the defaults are the ABI's."""
 
     max_new_tokens: int | None = opt(256, "longest continuation (none: up to max_length, or to the end of the context)")
-    max_length: int | None = opt(None, "longest prompt and continuation together; max_new_tokens beats it")
+    max_length: int | None = opt(None, "longest prompt and continuation together", acts={"max_new_tokens": OFF})
     temperature: float = opt(0.7, "sharpness of the draw: below 1 prefers likely tokens, 0 always takes the likeliest")
-    top_k: int = opt(40, "draw among the k likeliest tokens (0 = all)")
-    top_p: float = opt(0.9, "draw among the likeliest that together have this probability (1 = all)")
-    min_p: float = opt(0.0, "draw among tokens at least this many times as likely as the likeliest (0 = all)")
+    top_k: int = opt(40, "draw among the k likeliest tokens (0 = all)", acts=_DRAWS)
+    top_p: float = opt(0.9, "draw among the likeliest that together have this probability (1 = all)", acts=_DRAWS)
+    min_p: float = opt(
+        0.0, "draw among tokens at least this many times as likely as the likeliest (0 = all)", acts=_DRAWS
+    )
     repetition_penalty: float = opt(1.0, "divide positive logits of earlier tokens by it (1 = off)")
     no_repeat_ngram_size: int = opt(0, "never repeat so many tokens in a row (0 = off)")
-    seed: int = opt(0, "seed of the draws, for every prompt of a batch anew")
+    seed: int = opt(0, "seed of the draws, for every prompt of a batch anew", acts=_DRAWS)
     stop_ids: tuple[int, ...] | None = opt(None, "ids that end the text  [the tokenizer's end token]")
     stop_strings: tuple[str, ...] = opt((), "strings that end the text")
     logprobs: int | None = opt(None, "tell log-probabilities: of each token, and of so many likeliest")
 
+    # A file of Hugging Face's states values that do not act, and a seed beside temperature 0 does no harm.
+    idle_is_error: ClassVar[bool] = False
     other: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # a file's keys that are not settings: kept for `save`
 
     def validate(self) -> None:

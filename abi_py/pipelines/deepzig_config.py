@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, LlmTrainingConfig, Precision, TrainableModelConfig, opt
+from ..config import ON, Config, LlmTrainingConfig, Precision, TrainableModelConfig, opt
 from ..data.chat_encoding import LOSS_ON
 from ..errors import ConfigError
 from ..model.presets import PRESETS
@@ -77,7 +77,9 @@ class DeepZigConfig(Config):
     """Settings of a DeepZig run; None is what the size, or the shipped data, take."""
 
     use_lora: bool = opt(False, "train adapters of low rank beside frozen weights")
-    lora_rank: int = opt(16, "rank of the adapters (alpha 32, dropout 0.1, all seven projections)")
+    lora_rank: int = opt(
+        16, "rank of the adapters (alpha 32, dropout 0.1, all seven projections)", acts={"use_lora": ON}
+    )
     max_samples: int | None = opt(None, "most conversations to use, chosen after mixing (0 = all)")
     eval_split: float = opt(0.1, "share of the conversations kept for evaluation (0 = none)")
     epochs: int | None = opt(None, "passes over the data")
@@ -94,7 +96,7 @@ class DeepZigConfig(Config):
     beta2: float | None = opt(None, "decay of Adam's mean of squared gradients")
     logging_steps: int | None = opt(None, "optimizer steps between log records")
     save_steps: int | None = opt(None, "optimizer steps between checkpoints (0 = off)")
-    eval_steps: int | None = opt(None, "optimizer steps between evaluations (0 = off)")
+    eval_steps: int | None = opt(None, "optimizer steps between evaluations (0 = off)", acts={"eval_split": ON})
     save_total_limit: int | None = opt(None, "newest checkpoints to keep; the best is kept besides (0 = keep all)")
     gradient_checkpointing: bool | None = opt(None, "compute activations again instead of keeping them")
     max_seq_len: int = opt(512, "longest conversation in tokens; longer ones are cut before their end token")
@@ -142,6 +144,8 @@ class DeepZigConfig(Config):
         if self.on_shipped_data:
             values |= on_shipped_data(shape.hidden_dim)
         values["output_dir"] = default_output(size)
+        if self.eval_split == 0:
+            del values["eval_steps"]
         given = {name: getattr(self, name) for name in values if getattr(self, name) is not None}
         changes: dict[str, Any] = {**values, **given, "data": tuple(map(os.path.abspath, self.data))}
         if self.base is not None:  # absolute: a run can be resumed from any directory
@@ -154,7 +158,7 @@ class DeepZigConfig(Config):
         warmup = math.ceil(round((self.warmup_ratio or 0.0) * steps, 9))  # rounded up, as in transformers
         values |= {"warmup_steps": warmup, "decay_steps": steps, "min_learning_rate": 0.0}
         values["checkpoint_path"] = str(directory / "checkpoints")
-        values["eval_interval"] = self.eval_steps if validation else 0
+        values["eval_interval"] = self.eval_steps or 0 if validation else 0
         return LlmTrainingConfig.from_dict(values)
 
 

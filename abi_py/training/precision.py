@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import Config, LlmTrainingConfig, Precision, check_loss_scaling, opt
+from ..config import ON, Config, LlmTrainingConfig, Precision, check_loss_scaling, opt
 
 __all__ = [
     "LossScaler",
@@ -38,12 +38,12 @@ class MixedPrecisionConfig(Config):
     """How the loss is scaled; names and defaults are the ABI's."""
 
     enabled: bool = opt(False, "scale at all; false makes the scaler leave everything as it is")
-    initial_scale: float = opt(65536.0, "scale at the beginning")
-    growth_factor: float = opt(2.0, "factor of the scale after growth_interval good updates")
-    backoff_factor: float = opt(0.5, "factor of the scale after an overflow")
-    min_scale: float = opt(1.0, "smallest scale")
-    max_scale: float = opt(2147483648.0, "largest scale")
-    growth_interval: int = opt(2000, "good updates in a row before the scale grows")
+    initial_scale: float = opt(65536.0, "scale at the beginning", acts={"enabled": ON})
+    growth_factor: float = opt(2.0, "factor of the scale after growth_interval good updates", acts={"enabled": ON})
+    backoff_factor: float = opt(0.5, "factor of the scale after an overflow", acts={"enabled": ON})
+    min_scale: float = opt(1.0, "smallest scale", acts={"enabled": ON})
+    max_scale: float = opt(2147483648.0, "largest scale", acts={"enabled": ON})
+    growth_interval: int = opt(2000, "good updates in a row before the scale grows", acts={"enabled": ON})
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

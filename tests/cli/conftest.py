@@ -10,16 +10,22 @@ import pytest
 from abi_py.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
+SHAPE = (
     "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 "
-    "--max-seq-len 16 --batch-size 4 --epochs 2 --corpus-bytes 3000 --sample-tokens 8"
+    "--max-seq-len 16 --batch-size 4 --epochs 2 --sample-tokens 8"
 )
 
 
 @pytest.fixture
 def tiny():
     """Return the flags of a run that takes a second."""
-    return TINY.split()
+    return [*SHAPE.split(), "--corpus-bytes", "3000"]
+
+
+@pytest.fixture
+def shape():
+    """Return the flags of such a run on data of your own."""
+    return SHAPE.split()
 
 
 @pytest.fixture

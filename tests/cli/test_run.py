@@ -93,23 +93,42 @@ def test_dry_run_of_a_model_that_does_not_fit(abi_train, monkeypatch):
     assert "--checkpointing full" in out
 
 
-def test_text_directory_tokens_and_their_vocabulary(abi_train, tmp_path, tiny):
+def test_text_directory_tokens_and_their_vocabulary(abi_train, tmp_path, shape):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text("some words to learn, and some to check\n" * 40)
     (tmp_path / "texts/b.png").write_bytes(b"\0\1")
-    code, out, _ = abi_train("run", *tiny, "--data", "texts", "--out", "from_text")
+    code, out, _ = abi_train("run", *shape, "--data", "texts", "--out", "from_text")
     assert code == 0
     assert "1 files left out" in out
     code, out, _ = abi_train("tokenize", "texts", "-o", "train.bin")
     assert code == 0
     command = out.splitlines()[-1].removeprefix("next: abi-train ").split()
-    assert abi_train(*command, *tiny, "--out", "from_tokens")[0] == 0
+    assert abi_train(*command, *shape, "--out", "from_tokens")[0] == 0
     (tmp_path / "ids.bin").write_bytes((np.arange(600) % 11).astype("<u4").tobytes())
-    code, out, _ = abi_train("run", *tiny, "--data", "ids.bin", "--out", "from_ids")
+    code, out, _ = abi_train("run", *shape, "--data", "ids.bin", "--out", "from_ids")
     assert code == 0
     assert load_yaml(tmp_path / "from_ids/checkpoints/llm_step_18/config.yaml")["model"]["vocab_size"] == 11
     assert "vocabulary 11" in out
     assert "sample   none" in out
+
+
+def test_several_data_are_all_used_one_after_the_other(abi_train, tmp_path, shape):
+    (tmp_path / "a.txt").write_text("one text " * 100)
+    (tmp_path / "b.txt").write_text("and another text " * 50)
+    both = ["--data", "a.txt", "--data", "b.txt"]
+    code, out, _ = abi_train("run", *shape, *both, "--valid-fraction", 0, "--out", "both")
+    assert code == 0
+    assert f"{9 * 100 + 1 + 17 * 50 + 1:,} tokens" in out  # an end after each document
+    assert abi_train("tokenize", "a.txt", "b.txt", "-o", "one.bin")[0] == 0
+    assert abi_train("run", *shape, "--data", "one.bin", "--valid-fraction", 0, "--out", "one")[0] == 0
+    last = (tmp_path / "one/checkpoints/latest").read_text().strip()
+    assert weights(tmp_path / "both/checkpoints" / last) == weights(tmp_path / "one/checkpoints" / last)
+    code, _, err = abi_train("run", *shape, *both, "--loss-on", "assistant")
+    assert (code, "loss_on is for conversations" in err) == (2, True)
+    (tmp_path / "talk.jsonl").write_text('{"prompt": "hello", "completion": "you"}\n')
+    code, _, err = abi_train("run", *shape, *both, "--data", "talk.jsonl")
+    assert code == 2
+    assert "a.txt) must hold conversations as talk.jsonl does" in err.replace(f"{tmp_path}/", "")
 
 
 def test_a_directory_with_a_run_is_not_overwritten(abi_train, tiny):
@@ -126,7 +145,10 @@ def test_a_patience_is_used_though_the_file_has_early_stopping_off(abi_train, tm
     code, out, _ = abi_train("run", "--config", off, "--max-steps", 0, "--decay-steps", 50, "--out", "s", *flags)
     assert code == 0
     assert "stopped early" in out
-    assert "stopped early" not in abi_train("run", "--config", off, "--out", "t", "--no-early-stopping", *flags)[1]
+    code, _, err = abi_train("run", "--config", off, "--out", "t", "--no-early-stopping", *flags)
+    assert code == 2
+    assert "patience (1) acts only with enabled true (--early-stopping)" in err
+    assert "stopped early" not in abi_train("run", "--config", "s/config.yaml", "--out", "t", "--no-early-stopping")[1]
     code, out, _ = abi_train("resume", "r", "--max-steps", 0, *flags)
     assert code == 0
     assert "stopped early" in out
@@ -147,9 +169,9 @@ def test_what_it_says_at_the_end_is_how_to_go_on(abi_train, tiny):
     assert "epoch 4:" in out
 
 
-def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny):
+def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny, shape):
     (tmp_path / "ids.bin").write_bytes(b"\7\0\0\0" * 400)
-    assert abi_train("run", *tiny, "--data", "ids.bin", "--vocab-size", 5, "--out", "r")[0] == 1
+    assert abi_train("run", *shape, "--data", "ids.bin", "--vocab-size", 5, "--out", "r")[0] == 1
     code, _, err = abi_train("run", *tiny, "--out", "r")
     assert code == 2
     assert "no checkpoint to go on from" in err
@@ -245,6 +267,25 @@ def test_the_schedule_of_a_run_that_is_made_longer(abi_train, tmp_path, tiny, ch
     assert weights(only_checkpoint(tmp_path / "r", 8)) == end
 
 
+def test_flags_that_would_change_nothing_are_refused_by_resume(abi_train, tmp_path, tiny):
+    assert abi_train("run", *tiny, "--out", "r", "--epochs", 1)[0] == 0
+    before = (tmp_path / "r/config.yaml").read_text()
+    for flags in (["--hidden-dim", 200], ["--schedule", "restart"], ["--epochs", 1], ["--beta1", 0.5]):
+        code, _, err = abi_train("resume", "r", *flags)
+        name = flags[0].removeprefix("--").replace("-", "_")
+        assert (code, f"{name}: without effect, because all 1 epochs are done" in err) == (2, True), err
+    for flags, text in (
+        (["--model-seed", 3], "seed (3) of the model has no effect"),
+        (["--loss-on", "all"], "loss_on is for conversations"),
+        (["--momentum", 0.5], "momentum (0.5) acts only with optimizer sgd"),
+        (["--patience", 3, "--no-early-stopping"], "patience (3) acts only with enabled true (--early-stopping)"),
+        (["--schedule", "stretch", "--decay-steps", 30], "schedule (stretch) works out decay_steps"),
+    ):
+        code, _, err = abi_train("resume", "r", "--epochs", 2, *flags)
+        assert (code, text in err) == (2, True), err
+    assert (tmp_path / "r/config.yaml").read_text() == before
+
+
 def test_resume_refuses_what_cannot_go_on(abi_train, tmp_path, tiny):
     assert abi_train("run", *tiny, "--out", "r", "--max-steps", 3)[0] == 0
     code, _, err = abi_train("resume", "r", "--hidden-dim", 32, "--max-steps", 0)
@@ -259,9 +300,9 @@ def test_resume_refuses_what_cannot_go_on(abi_train, tmp_path, tiny):
     assert "damaged" in err
 
 
-def test_a_checkpoint_outside_of_its_run_needs_the_data(abi_train, tmp_path, tiny):
+def test_a_checkpoint_outside_of_its_run_needs_the_data(abi_train, tmp_path, shape):
     (tmp_path / "words.txt").write_text("words and words and other words, one after the other\n" * 50)
-    assert abi_train("run", *tiny, "--data", "words.txt", "--out", "r", "--max-steps", 3)[0] == 0
+    assert abi_train("run", *shape, "--data", "words.txt", "--out", "r", "--max-steps", 3)[0] == 0
     (tmp_path / "far").mkdir()
     (tmp_path / "r/checkpoints/llm_step_3").rename(tmp_path / "far/llm_step_3")
     code, _, err = abi_train("resume", "far/llm_step_3", "--max-steps", 5)

@@ -35,13 +35,13 @@ def test_samples_come_after_evaluations_and_change_nothing(abi_train, tmp_path, 
     assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
-def test_samples_that_could_never_come_are_refused(abi_train, tmp_path, tiny):
+def test_samples_that_could_never_come_are_refused(abi_train, tmp_path, tiny, shape):
     for more in (["--valid-fraction", "0"], ["--eval-interval", "0"]):
         code, _, err = abi_train("run", "--out", "r", *tiny, "--sample-prompt", "x", *more)
         assert code == 2
         assert "sample_prompts" in err
     np.arange(3000, dtype="<u4").__mod__(50).tofile(tmp_path / "t.bin")
-    code, _, err = abi_train("run", "--out", "r", *tiny, "--data", "t.bin", "--sample-prompt", "x")
+    code, _, err = abi_train("run", "--out", "r", *shape, "--data", "t.bin", "--sample-prompt", "x")
     assert code == 2
     assert "--tokenizer" in err
     assert abi_train("run", "--out", "r", *tiny, "--sample-prompt", "")[0] == 2

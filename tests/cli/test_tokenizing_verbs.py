@@ -56,15 +56,15 @@ def test_tokenizer_train_and_info(abi_train, texts):
         (["tokenizer", "info", "missing"], 1, "missing is not there"),
         (["tokenizer", "info", "a.txt"], 1, "a.txt:1: not JSON"),
         (["tokenize", "a.txt", "-o", "x.bin", "--tokenizer", "missing"], 1, "missing is not there"),
-        (["tokenize", "a.txt", "-o", "x.bin", "--plain"], 2, "give --tokenizer too"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--plain"], 2, "plain (True) acts only with tokenizer"),
         (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "2"], 2, "below 1"),
         (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "0.1"], 1, "1 documents leaves none for validation"),
         (["tokenize", "rows.jsonl", "-o", "x.bin", "--field", "body"], 1, "rows.jsonl:1: expected the key 'body'"),
         (["tokenize", "a.txt", "-o", "x.bin", "--format", "jsonl"], 1, "a.txt:1: a row must be a JSON object"),
-        (["run", "--tokenizer", "tok"], 2, "give --data too"),
-        (["run", "--valid-data", "a.txt"], 2, "give --data too"),
+        (["run", "--tokenizer", "tok"], 2, "acts only with path (--data)"),
+        (["run", "--valid-data", "a.txt"], 2, "acts only with path (--data)"),
         (["run", "--data", "a.txt", "--valid-data", "missing"], 2, "missing"),
-        (["run", "--data", "a.txt", "--valid-data", "a.txt", "--valid-fraction", "0.5"], 2, "left out"),
+        (["run", "--data", "a.txt", "--valid-data", "a.txt", "--valid-fraction", "0.5"], 2, "without valid_path"),
     ],
 )
 def test_wrong_calls(abi_train, texts, call, code, message):
@@ -88,7 +88,7 @@ def test_bad_rows_are_counted(abi_train, texts):
     assert "left out: 1 rows without text" in out
 
 
-def test_run_with_what_tokenize_made(abi_train, texts, tiny):
+def test_run_with_what_tokenize_made(abi_train, texts, shape):
     call = ["tokenize", "rows.jsonl", "--tokenizer", "tok", "-o", "train.bin", "--valid-split", "0.1"]
     code, out, _ = abi_train(*call)
     assert code == 0
@@ -96,7 +96,8 @@ def test_run_with_what_tokenize_made(abi_train, texts, tiny):
     info = read_sidecar("train.bin")
     assert out.startswith(f"train.bin: {info.tokens:,} tokens from 180 documents")
     assert abi_train(*call)[1].count("there already") == 2
-    run = ["run", *tiny, "--data", "train.bin", "--valid-data", "valid.bin", "--max-steps", 2, "--prompt", "Some words"]
+    run = ["run", *shape, "--data", "train.bin", "--valid-data", "valid.bin", "--max-steps", 2]
+    run += ["--prompt", "Some words"]
     code, out, _ = abi_train(*run, "--out", "r")
     assert code == 0
     assert f"vocabulary {info.vocab_size}" in out
@@ -105,17 +106,17 @@ def test_run_with_what_tokenize_made(abi_train, texts, tiny):
     kept = Tokenizer.load("r")
     assert kept.hash == Tokenizer.load("tok").hash == info.tokenizer.sha256
     data = read_run_config(texts / "r/config.yaml")["data"]
-    assert data["valid_path"] == str(texts / "valid.bin")
+    assert data["valid_path"] == (str(texts / "valid.bin"),)
     code, _, err = abi_train(*run, "--out", "s", "--vocab-size", 100)
     assert code == 2
     assert "vocab_size (100) must be at least" in err
     assert abi_train("resume", "r", "--max-steps", 3)[0] == 0
 
 
-def test_run_without_the_tokenizer_of_its_data(abi_train, texts, tiny):
+def test_run_without_the_tokenizer_of_its_data(abi_train, texts, shape):
     abi_train("tokenize", "a.txt", "--tokenizer", "tok", "-o", "train.bin")
     (texts / "tok").rename(texts / "moved")
-    run = ["run", *tiny, "--data", "train.bin", "--max-steps", 1]
+    run = ["run", *shape, "--data", "train.bin", "--max-steps", 1]
     code, out, _ = abi_train(*run, "--out", "r")
     assert code == 0
     assert "which is not there" in out
@@ -128,9 +129,9 @@ def test_run_without_the_tokenizer_of_its_data(abi_train, texts, tiny):
     assert "made with another one" in err
 
 
-def test_run_on_texts_with_a_tokenizer(abi_train, texts, tiny, monkeypatch):
+def test_run_on_texts_with_a_tokenizer(abi_train, texts, shape, monkeypatch):
     monkeypatch.setattr("abi_py.cli.opening.token_cache", lambda: texts / "cache/tokens")
-    run = ["run", *tiny, "--data", "a.txt", "--tokenizer", "tok", "--max-steps", 1]
+    run = ["run", *shape, "--data", "a.txt", "--tokenizer", "tok", "--max-steps", 1]
     code, out, _ = abi_train(*run, "--out", "r")
     assert code == 0
     (made,) = (texts / "cache/tokens").glob("*.bin")

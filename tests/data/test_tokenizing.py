@@ -193,7 +193,7 @@ def test_interrupted(rows: Path, tmp_path: Path, error: type[BaseException]) -> 
         ({"end_of_document": "<eot>"}, r"end_of_document \('<eot>'\) must be a token of .*<unk>, <s>"),
         ({"valid_split": 1.0}, "must be at least 0 and below 1"),
         ({"field": ""}, "not be empty"),
-        ({"tokenizer": None, "plain": True}, r"plain \(True\) must be left out where text becomes bytes"),
+        ({"tokenizer": None, "plain": True}, r"plain \(True\) acts only with tokenizer"),
         ({"tokenizer": None, "end_of_document": "x"}, "end_of_document"),
     ],
 )

@@ -37,7 +37,7 @@ def make_config():
             "log_interval": 1,
             "checkpoint_interval": 0,
         }
-        return LlmTrainingConfig(**{**values, **changes})
+        return LlmTrainingConfig(**values).replace(**changes)
 
     return make
 

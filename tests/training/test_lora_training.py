@@ -87,8 +87,8 @@ def test_resumed_means_never_stopped(make_lora, make_config, data, tmp_path, acc
     """With dropout, whose masks go on where they were: the same losses, adapters, moments and state."""
 
     def train(name, steps=0, resume=False):
-        config = make_config(grad_accum_steps=accumulate, checkpoint_interval=2, max_steps=steps)
-        trainer = LlamaTrainer(make_lora(), config.replace(checkpoint_path=str(tmp_path / name)))
+        config = make_config(grad_accum_steps=accumulate, max_steps=steps)
+        trainer = LlamaTrainer(make_lora(), config.replace(checkpoint_path=str(tmp_path / name), checkpoint_interval=2))
         if resume:
             trainer.load_checkpoint(tmp_path / name)
         trainer.fit(data)

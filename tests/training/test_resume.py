@@ -86,11 +86,15 @@ def test_stop_and_resume_in_fp16(make_model, make_config, data, tmp_path):
 def test_resume_keeps_early_stopping_memory(make_model, make_config, data, tmp_path, record):
     other = np.random.default_rng(1).integers(0, 19, 60)
     early = EarlyStoppingConfig(patience=4, min_delta=0.0)
-    config = make_config(epochs=100, learning_rate=3e-2, eval_interval=1, lr_schedule="constant", checkpoint_interval=1)
+    config = make_config(epochs=100, learning_rate=3e-2, eval_interval=1, lr_schedule="constant")
+
+    def saved(name):
+        return {"checkpoint_path": str(tmp_path / name), "checkpoint_interval": 1}
+
     sink = record()
-    whole = LlamaTrainer(make_model(), config.replace(checkpoint_path=str(tmp_path / "whole")), [sink])
+    whole = LlamaTrainer(make_model(), config.replace(**saved("whole")), [sink])
     steps = whole.fit(data, other, early).total_steps
-    config = config.replace(checkpoint_path=str(tmp_path / "parts"))
+    config = config.replace(**saved("parts"))
     for limit in (steps - 3, steps - 2, 0):  # inside the patience
         trainer = LlamaTrainer(make_model(seed=5), config.replace(max_steps=limit))
         if limit != steps - 3:

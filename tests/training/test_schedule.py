@@ -10,6 +10,12 @@ from abi_py.errors import ConfigError
 from abi_py.training.schedule import learning_rate, restarted, stretched
 
 COMMON = {"learning_rate": 1.0, "min_learning_rate": 0.1, "decay_steps": 8}
+
+
+def make(name, **changes):
+    """Return a configuration with that schedule; a constant one takes neither minimum nor length."""
+    return LlmTrainingConfig(warmup_steps=0, **COMMON).replace(lr_schedule=name, **changes)
+
 HALF = 0.1 + 0.9 * 0.5
 
 TABLE = {
@@ -26,7 +32,7 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_table(name):
     warmup = {"warmup_steps": 4} if name == "warmup_cosine" else {}
-    config = LlmTrainingConfig(lr_schedule=name, **COMMON, **warmup)
+    config = make(name, **warmup)
     for step, wanted in TABLE[name].items():
         assert learning_rate(config, step) == pytest.approx(wanted, rel=1e-12), step
 
@@ -45,7 +51,7 @@ WARM = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_schedule_takes_a_warm_up(name):
-    config = LlmTrainingConfig(lr_schedule=name, warmup_steps=4, **COMMON)
+    config = make(name, warmup_steps=4)
     for step, wanted in {**dict(enumerate((0.25, 0.5, 0.75, 1.0))), **WARM[name]}.items():
         assert learning_rate(config, step) == pytest.approx(wanted, rel=1e-12), step
     later = config.replace(schedule_start=100)
@@ -88,7 +94,7 @@ def test_every_schedule_has_a_table():
 @pytest.mark.parametrize("warmup", [0, 1, 8])
 def test_rules(name, warmup):
     """The first update has a rate above zero; no rate is above the peak, or, after the warm-up, below the minimum."""
-    config = LlmTrainingConfig(lr_schedule=name, **{**COMMON, "warmup_steps": warmup})
+    config = make(name, warmup_steps=warmup)
     rates = [learning_rate(config, step) for step in range(100)]
     assert rates[0] > 0
     assert all(type(rate) is float for rate in rates)

@@ -1,0 +1,334 @@
+"""What a config class is made of: declared fields, conversion, rules, and when a field acts.
+
+Every class is frozen and keyword-only, checks its values when it is made, and states each field once:
+
+    momentum: float = opt(0.9, "momentum of sgd (0 = off)", acts={"optimizer": OptimizerType.SGD})
+
+`fields_of(cls)` lists name, type, default, help and choices for the command line, YAML and documentation.  `acts` says
+what other fields must be for this one to have an effect; where they are not, a value is refused, not ignored: in a
+constructor any value other than the default (and than None, 0, false, which switch a thing off), on the command line
+every flag that is given.  A bad value is a `ConfigError` that names field, value, rule and remedy.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from .errors import ConfigError, shown
+
+__all__ = ["OFF", "ON", "Config", "Option", "Other", "convert", "fields_of", "joined", "needs", "opt"]
+
+REQUIRED: Any = dataclasses.MISSING
+ConfigType = TypeVar("ConfigType", bound="Config")
+
+
+# -- declared fields ----------------------------------------------------------------------------
+
+
+def opt(default: Any, help: str, **meta: Any) -> Any:
+    """Declare a field of a config class: default (`REQUIRED` for none), help text, and more metadata for readers.
+
+    acts    {field: value, tuple of values, `Other(value)`, `ON` or `OFF`}: what the others must be for this one to
+            have an effect; a tuple of such mappings if one of them is enough
+    derive  with the default None: a function that works the value out from the fields above
+    flag    the name on the command line, if it is another one
+    """
+    return field(default=default, metadata={"help": help, **meta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What a reader (command line, YAML, documentation) has to know about one field."""
+
+    name: str
+    type: type  # bool, int, float, str or an Enum, without the `| None` and the tuple around it
+    optional: bool  # None is allowed
+    required: bool  # there is no default
+    default: Any  # None when required
+    help: str
+    many: bool  # the field is a tuple of values of that type
+    choices: tuple[str, ...]  # () when any value of the type is allowed
+    metadata: Mapping[str, Any]
+
+
+def fields_of(cls: type) -> tuple[Option, ...]:
+    """Return the options of a config class in the order in which they are declared."""
+    hints = typing.get_type_hints(cls)
+    options = []
+    for each in dataclasses.fields(cls):
+        hint, optional = hints[each.name], False
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            inner = [part for part in typing.get_args(hint) if part is not type(None)]
+            hint, optional = inner[0], True
+        many = typing.get_origin(hint) is tuple
+        if many:
+            hint = typing.get_args(hint)[0]
+        choices = tuple(str(member.value) for member in hint) if issubclass(hint, Enum) else ()
+        required = each.default is dataclasses.MISSING
+        options.append(
+            Option(
+                name=each.name,
+                type=hint,
+                optional=optional,
+                required=required,
+                default=None if required else each.default,
+                help=each.metadata.get("help", ""),
+                many=many,
+                choices=choices,
+                metadata=each.metadata,
+            )
+        )
+    return tuple(options)
+
+
+def closest(word: str, possible: list[str]) -> str:
+    """Return '; did you mean X?' when something similar exists, else the list of what is allowed."""
+    match = difflib.get_close_matches(word[:80].lower(), possible, n=1, cutoff=0.5)
+    return f"did you mean {match[0]}?" if match else f"known: {', '.join(possible)}"
+
+
+def convert(option: Option, value: Any) -> Any:
+    """Return `value` in the type of its field, or raise `ConfigError`.
+
+    Numbers may be strings, because YAML reads `1e-4` as a string; integers may be whole floats (`1e4`).
+    """
+    aliases = option.metadata.get("aliases", {})
+    if isinstance(value, bool) and value in aliases:
+        value = aliases[value]
+    if value is None and option.optional:
+        return None
+    if option.many:
+        single = dataclasses.replace(option, many=False)
+        return tuple(convert(single, each) for each in (value if isinstance(value, list | tuple) else (value,)))
+    name, kind = option.name, option.type
+    if issubclass(kind, Enum):
+        text = value.value if isinstance(value, Enum) else value
+        if text in option.choices:
+            return kind(text)
+        hint = closest(str(text), list(option.choices))
+        raise ConfigError(f"{name} ({shown(text)}) must be one of {', '.join(option.choices)}; {hint}")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        raise ConfigError(f"{name} ({shown(value)}) must be true or false; write one of the two without quotes")
+    if kind is str:
+        if isinstance(value, str | Path):
+            return str(value)
+        raise ConfigError(f"{name} ({shown(value)}) must be text; put it in quotes")
+    return _convert_number(name, kind, value)
+
+
+def _convert_number(name: str, kind: type, value: Any) -> Any:
+    wanted = "a whole number" if kind is int else "a number"
+    example = "write digits, for example 8" if kind is int else "write digits, for example 0.001 or 1e-3"
+    problem = ConfigError(f"{name} ({shown(value)}) must be {wanted}; {example}")
+    if isinstance(value, bool) or value is None:
+        raise problem
+    try:
+        if kind is int and not isinstance(value, str | float):
+            number = int(value)
+            if number != value:
+                raise problem
+            return number
+        if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdigit():
+            return int(value)
+        real = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise problem from None
+    if kind is float:
+        return real
+    if not math.isfinite(real) or real != int(real):
+        raise problem
+    return int(real)
+
+
+# -- when a field acts --------------------------------------------------------------------------
+
+
+class Switch(Enum):
+    """What another field must be: anything but None, 0, false and empty, or one of these."""
+
+    ON = "on"
+    OFF = "off"
+
+
+ON, OFF = Switch.ON, Switch.OFF
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another field must have any value but this one."""
+
+    value: Any
+
+
+def _conditions(option: "Option") -> tuple[Mapping[str, Any], ...]:
+    """Return what must hold for a field to act: one of several groups of conditions, all of a group; () = always."""
+    acts = option.metadata.get("acts", ())
+    return (acts,) if isinstance(acts, Mapping) else tuple(acts)
+
+
+def _fits(wanted: Any, value: Any) -> bool:
+    if isinstance(wanted, Switch):
+        return bool(value) is (wanted is ON)
+    if isinstance(wanted, Other):
+        return bool(value != wanted.value)
+    return value in (wanted if isinstance(wanted, tuple) else (wanted,))
+
+
+def _acts(option: "Option", values: Mapping[str, Any]) -> bool:
+    groups = _conditions(option)
+    return not groups or any(all(_fits(wanted, values[name]) for name, wanted in group.items()) for group in groups)
+
+
+def needs(cls: type, option: "Option") -> str:
+    """Return what a field needs in order to act, as in `with optimizer adam or adamw`; '' if it always acts."""
+    kinds = {each.name: each for each in fields_of(cls)}
+
+    def phrase(name: str, wanted: Any) -> str:
+        kind = kinds[name]
+        flag = f" (--{kind.metadata['flag']})" if "flag" in kind.metadata else ""
+        if wanted is OFF:
+            return f"without {name}{flag}"
+        if wanted is ON:
+            number = kind.type in (int, float) and not kind.many
+            value = " above 0" if number else " true" if kind.type is bool else ""
+        elif isinstance(wanted, Other):
+            value = f" other than {_plain(wanted.value)}"
+        else:
+            value = " " + either([_plain(each) for each in (wanted if isinstance(wanted, tuple) else (wanted,))])
+        return f"with {name}{value}{flag}"
+
+    groups = _conditions(option)
+    text = either([" and ".join(phrase(name, wanted) for name, wanted in group.items()) for group in groups])
+    for word in (" and", " or", ","):
+        text = text.replace(f"{word} with ", f"{word} ")
+    return text
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_plain, value))
+    return str(value.value if isinstance(value, Enum) else value)
+
+
+def either(values: list[str]) -> str:
+    """Return 'a, b or c'."""
+    return " or ".join([", ".join(values[:-1]), values[-1]]) if len(values) > 1 else "".join(values)
+
+
+def joined(cls: type["Config"], recorded: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recorded values with `changes`, without those that acted before and do not act any more.
+
+    Who switches early stopping off means its recorded patience too.  Both are plain values of fields of `cls`.
+    """
+    options = {option.name: option for option in fields_of(cls)}
+
+    def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+        given = {name: convert(options[name], value) for name, value in values.items() if name in options}
+        return {**{name: option.default for name, option in options.items()}, **given}
+
+    values = {**recorded, **changes}
+    before, after = complete(recorded), complete(values)
+    fallen = {
+        name
+        for name, option in options.items()
+        if name in recorded and name not in changes and _acts(option, before) and not _acts(option, after)
+    }
+    return {name: value for name, value in values.items() if name not in fallen}
+
+
+# -- classes ------------------------------------------------------------------------------------
+
+
+class Config:
+    """What all config classes share; a subclass is a frozen keyword-only dataclass with a `validate` method."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    idle_is_error: ClassVar[bool] = True  # a value that does not act is refused, wherever it comes from
+
+    def __post_init__(self) -> None:
+        """Bring every value to its declared type, then check the rules."""
+        for option in fields_of(type(self)):
+            value = getattr(self, option.name)
+            if value is None and "derive" in option.metadata:
+                value = option.metadata["derive"](self)
+            object.__setattr__(self, option.name, convert(option, value))
+        self.validate()
+        if self.idle_is_error:
+            self.require_acting()
+
+    def validate(self) -> None:
+        """Raise `ConfigError` at the first broken rule."""
+        raise NotImplementedError
+
+    def require_acting(self, given: Collection[str] | None = None) -> None:
+        """Raise `ConfigError` for a field without effect: one of `given`, or of all that differ from their default.
+
+        None, 0, false and empty switch a thing off; that much may always be said, unless it is in `given`.
+        """
+        values = {option.name: getattr(self, option.name) for option in fields_of(type(self))}
+        for option in fields_of(type(self)):
+            value = values[option.name]
+            said = bool(value) and value != option.default if given is None else option.name in given
+            if said and not _acts(option, values):
+                raise ConfigError(
+                    f"{option.name} ({_plain(value)}) acts only {needs(type(self), option)}; change that, or leave "
+                    f"{option.name} out"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values (enums as their names), ready for YAML or JSON."""
+        values = {option.name: getattr(self, option.name) for option in fields_of(type(self))}
+        return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls: type[ConfigType], values: Mapping[str, Any], given: Collection[str] = ()) -> ConfigType:
+        """Build from plain values; an unknown or a missing key is a `ConfigError` with a suggestion.
+
+        given  names of fields that the user has set: these must act, whatever their value
+        """
+        check_keys(cls, values, cls.__name__)
+        missing = [option.name for option in fields_of(cls) if option.required and option.name not in values]
+        if missing:
+            raise ConfigError(f"{cls.__name__} lacks {', '.join(missing)}; they have no default, so give each a value")
+        made = cls(**values)
+        made.require_acting(given)
+        return made
+
+    def replace(self: ConfigType, **changes: Any) -> ConfigType:
+        """Return a copy with some fields changed, and without the values that do not act any more.
+
+        It is checked, and what follows from other fields derived, anew.
+        """
+        values = self.to_dict()
+        for option in fields_of(type(self)):
+            derive = option.metadata.get("derive")
+            if derive is not None and values[option.name] == derive(self):
+                del values[option.name]
+        return type(self).from_dict(joined(type(self), values, changes))
+
+    def _require(self, name: str, holds: bool, rule: str, remedy: str) -> None:
+        if not holds:
+            value = getattr(self, name)
+            found = value.value if isinstance(value, Enum) else value
+            raise ConfigError(f"{name} ({found}) must {rule}; {remedy}")
+
+    def _require_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            self._require(name, getattr(self, name) >= least, f"be at least {least}", f"use {least} or more")
+
+
+def check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
+    """Raise `ConfigError` for a key that is no field."""
+    known = [option.name for option in fields_of(cls)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {shown(key)}; {closest(str(key), known)}")
