@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.attention import (
+from abi_py.kernels.unchecked import (
     attention_backward,
     attention_backward_ref,
     attention_forward,

@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.cached_attention import cached_attention_forward, cached_attention_forward_ref
+from abi_py.kernels.unchecked import cached_attention_forward, cached_attention_forward_ref
 
 # (rows, H, G, D, tokens in each cache)
 SHAPES = [

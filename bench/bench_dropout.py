@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.dropout import dropout_backward, dropout_backward_ref, dropout_forward, dropout_forward_ref
+from abi_py.kernels.unchecked import dropout_backward, dropout_backward_ref, dropout_forward, dropout_forward_ref
 
 N, C, RATE, SEED = 2048, 512, 0.1, 42
 

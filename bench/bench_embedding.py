@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.embedding import (
+from abi_py.kernels.unchecked import (
     embedding_backward,
     embedding_backward_ref,
     embedding_forward,

@@ -23,7 +23,7 @@ from shapes import SHAPES
 from abi_py.config import TrainableModelConfig
 from abi_py.generation import GenerationConfig, Generator
 from abi_py.generation.decoder import FEW, Decoder
-from abi_py.kernels.matmul import product
+from abi_py.kernels.unchecked import product
 from abi_py.model import TrainableModel
 
 GOALS = {"decode": 70.0, "prefill": 60.0}  # per cent

@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.global_norm import global_norm, global_norm_ref
+from abi_py.kernels.unchecked import global_norm, global_norm_ref
 
 P = 16_000_000
 

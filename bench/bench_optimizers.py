@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.optimizers import adam_, adam_ref, adamw_, adamw_ref, parameter_chunks, sgd_, sgd_ref
+from abi_py.kernels.unchecked import adam_, adam_ref, adamw_, adamw_ref, parameter_chunks, sgd_, sgd_ref
 
 P, SMALL = 16_000_000, 200_000  # timed, checked
 MOMENTUM = 0.9, 0.01, False, 0.5  # momentum, weight decay, nesterov, gradient scale

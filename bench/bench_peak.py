@@ -5,7 +5,7 @@ import numpy as np
 from _bench import Bench
 
 from abi_py.kernels.panels import COLUMNS, ROWS
-from abi_py.kernels.peak import DEPTH, measured_peak, repeat_tile
+from abi_py.kernels.peak import DEPTH, _repeat_tile, measured_peak
 from abi_py.kernels.simd import describe
 from abi_py.kernels.tiles import FLOAT32
 
@@ -17,11 +17,11 @@ for threads in sorted({1, most}):
     numba.set_num_threads(threads)
     c = np.zeros((threads, ROWS, COLUMNS), np.float32)
     a, b = np.ones((threads, DEPTH * ROWS), np.float32), np.ones((threads, DEPTH * COLUMNS), np.float32)
-    repeat_tile(c, a, b, DEPTH, TIMES, FLOAT32.table)
+    _repeat_tile(c, a, b, DEPTH, TIMES, FLOAT32.table)
     bench.check(f"{threads} threads", c, np.full(c.shape, DEPTH * TIMES), 1e-6)
 
     def work(c=c, a=a, b=b):
-        repeat_tile(c, a, b, DEPTH, TIMES, FLOAT32.table)
+        _repeat_tile(c, a, b, DEPTH, TIMES, FLOAT32.table)
 
     bench.time(f"{threads} threads", work, flops=2 * threads * ROWS * COLUMNS * DEPTH * TIMES)
     print(f"best of many rounds: {measured_peak(0.5) / 1e9:.0f} GFLOP/s")

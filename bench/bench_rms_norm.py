@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.rms_norm import (
+from abi_py.kernels.unchecked import (
     rms_norm_backward,
     rms_norm_backward_ref,
     rms_norm_forward,

@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.rope import rope_backward, rope_backward_ref, rope_forward, rope_forward_ref, rope_table
+from abi_py.kernels.unchecked import rope_backward, rope_backward_ref, rope_forward, rope_forward_ref, rope_table
 
 B, T, HEADS, D, W = 4, 512, 16, 64, 1536
 N = B * T

@@ -3,7 +3,7 @@
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.swiglu import swiglu_backward, swiglu_backward_ref, swiglu_forward, swiglu_forward_ref
+from abi_py.kernels.unchecked import swiglu_backward, swiglu_backward_ref, swiglu_forward, swiglu_forward_ref
 
 N, F = 2048, 1536
 

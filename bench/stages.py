@@ -10,17 +10,29 @@ import time
 import numpy as np
 from arithmetic import head_dim, kv_width, linear_layers, parameters
 
-from abi_py.kernels.attention import attention_backward, attention_forward
-from abi_py.kernels.cross_entropy import head_loss_backward, scratch_floats
-from abi_py.kernels.embedding import embedding_backward, embedding_forward
-from abi_py.kernels.global_norm import global_norm
-from abi_py.kernels.matmul import product
-from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.kernels.panels import round_to_bf16_ref
-from abi_py.kernels.rms_norm import rms_norm_backward, rms_norm_forward
-from abi_py.kernels.rope import rope_backward, rope_forward, rope_forward_rounded, rope_table
-from abi_py.kernels.swiglu import swiglu_backward, swiglu_forward, swiglu_forward_rounded
 from abi_py.kernels.tiles import BFLOAT16, FLOAT32
+from abi_py.kernels.unchecked import (
+    adamw_,
+    attention_backward,
+    attention_forward,
+    embedding_backward,
+    embedding_forward,
+    global_norm,
+    head_loss_backward,
+    parameter_chunks,
+    product,
+    rms_norm_backward,
+    rms_norm_forward,
+    rope_backward,
+    rope_forward,
+    rope_forward_rounded,
+    rope_table,
+    scratch_floats,
+    swiglu_backward,
+    swiglu_forward,
+    swiglu_forward_rounded,
+)
 
 EPS, THETA = 1e-5, 1e4
 

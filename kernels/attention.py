@@ -27,6 +27,7 @@ import math
 import numba
 import numpy as np
 
+from ._checks import checked
 from ._jit import helper, kernel, prange
 from ._routines import FOLD
 from .panels import (
@@ -351,6 +352,21 @@ def _ready(q, k, v, heads):
     return _scratch.prepare(head_dim), stored, (np.float32(1 / math.sqrt(head_dim)), numbers.table)
 
 
+def _attention_fits(sizes, q, k, v, starts, **others):
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q is {q.dtype}, k {k.dtype} and v {v.dtype}; attention takes one type for the three")
+    position = np.arange(len(starts)) % sizes["T"]
+    wrong = (starts < 0) | (starts > position)
+    if wrong.any():
+        n = np.flatnonzero(wrong)[0]
+        raise ValueError(f"starts[{n}] is {starts[n]}; query {n} stands at {position[n]} and sees 0 ... {position[n]}")
+
+
+@checked(
+    "o! (N, heads D); lse! (heads, N); q (N, heads D) float32|uint16; "
+    "k v (N, kv_heads D) float32|uint16; starts (N) int; heads = kv_heads group; N = batch T",
+    _attention_fits,
+)
 def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
     """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays.
 
@@ -361,6 +377,12 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
     _attention_forward(o, lse, *stored, *shape, s.scores, s.sums, s.stats, s.panels, *last)
 
 
+@checked(
+    "dq! do o (N, heads D); dk! dv! (N, kv_heads D); lse delta! (heads, N); "
+    "q (N, heads D) float32|uint16; k v (N, kv_heads D) float32|uint16; starts (N) int; "
+    "heads = kv_heads group; N = batch T",
+    _attention_fits,
+)
 def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
     """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch."""
     s, stored, last = _ready(q, k, v, heads)

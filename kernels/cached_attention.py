@@ -29,6 +29,7 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
+from ._checks import checked
 from ._jit import helper, kernel, prange
 from .simd import (
     I64,
@@ -88,6 +89,7 @@ def cached_attention_forward_ref(q, keys, values, slots, positions):
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
 
 
+@checked("keys! values! (S, G, T, D); k v (N, G D); slots (N) int < S; positions (N) int < T")
 @kernel
 def cache_append(keys, values, k, v, slots, positions):
     """Copy k and v (N, G D), which may be column slices, into the cache; two rows never share slot and position."""
@@ -287,6 +289,7 @@ class _Scratch:
 _scratch = _Scratch()
 
 
+@checked("o! q (N, H D); keys values (S, G, T, D); slots (N) int < S; positions (N) int < T; H = G group; N >= 1")
 def cached_attention_forward(o, q, keys, values, slots, positions):
     """Write o (N, H D) for q (N, H D), float32; both may be column slices; every position is below the capacity."""
     head_dim = keys.shape[3]

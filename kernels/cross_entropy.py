@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 
+from ._checks import checked, unchecked
 from ._jit import kernel, prange
 from .matmul import product
 from .simd import exp, largest, total
@@ -51,6 +52,28 @@ def head_loss_ref(x, w, labels, scale=1.0, smoothing=0.0):
 # -- kernel --------------------------------------------------------------------------------------
 
 
+def _labels_fit(labels, vocabulary):
+    if labels.size and labels.max() >= vocabulary:
+        n = int(labels.argmax())
+        raise ValueError(f"labels[{n}] is {labels[n]}; labels are 0 ... {vocabulary - 1} or, not counted, negative")
+
+
+def _smoothing_fits(smoothing):
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing ({smoothing}) must be at least 0 and below 1; try 0.1")
+
+
+def _rows_fit(sizes, labels, rows, first, smoothing, **others):
+    _smoothing_fits(smoothing)
+    _labels_fit(labels, sizes["V"])
+    chunk = rows[first : first + sizes["n"]] if first >= 0 else rows[:0]
+    if len(chunk) < sizes["n"] or (labels[chunk] < 0).any():
+        raise ValueError(
+            f"z has {sizes['n']} rows of logits; cross_entropy takes one for each of rows[{first}:], whose labels count"
+        )
+
+
+@checked("z! (n, V); losses! (N); hits! (N) uint8; labels (N) int; rows (R) int < N", _rows_fit)
 @kernel
 def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backward):
     """Write losses and hits of `rows[first:first+len(z)]`, whose logits are z (n, V); z becomes dz, or scratch."""
@@ -100,11 +123,24 @@ def scratch_floats(rows, vocabulary, width):
     return min(rows, chunk_rows(vocabulary)) * (vocabulary + width)
 
 
+def _head_fits(sizes, labels, scratch, smoothing, **others):
+    _smoothing_fits(smoothing)
+    _labels_fit(labels, sizes["V"])
+    needed = scratch_floats(sizes["N"], sizes["V"], sizes["C"])
+    if scratch.size < needed:
+        raise ValueError(f"scratch has {scratch.size} floats; the head needs {needed}: see scratch_floats")
+
+
+@checked("losses! (N); hits! (N) uint8; x (N, C); w (V, C); labels (N) int; scratch! (floats)", _head_fits)
 def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, numbers=FLOAT32):
     """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32."""
     _head(losses, hits, None, None, x, w, labels, scratch, 1.0, smoothing, False, numbers)
 
 
+@checked(
+    "dx! x (N, C); dw?! w (V, C); losses! (N); hits! (N) uint8; labels (N) int; scratch! (floats)",
+    _head_fits,
+)
 def head_loss_backward(
     losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing=0.0, accumulate=True, numbers=FLOAT32
 ):
@@ -116,6 +152,7 @@ def head_loss_backward(
 
 
 def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, numbers):
+    multiply = unchecked(product)
     counted = labels >= 0
     rows = np.flatnonzero(counted)
     whole = len(rows) == len(labels)
@@ -131,15 +168,15 @@ def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumul
             x_rows = gathered[: count * width].reshape(count, width)
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = logits[: count * vocabulary].reshape(count, vocabulary)
-        product(z, x_rows, w, transpose_b=True, numbers=numbers)
-        cross_entropy(z, losses, hits, labels, rows, first, float(smoothing), float(scale), dx is not None)
+        multiply(z, x_rows, w, transpose_b=True, numbers=numbers)
+        unchecked(cross_entropy)(z, losses, hits, labels, rows, first, float(smoothing), float(scale), dx is not None)
         if dw is not None:
             base = dw if accumulate or first > 0 else None
-            product(dw, z, x_rows, transpose_a=True, addend=base, numbers=numbers)
+            multiply(dw, z, x_rows, transpose_a=True, addend=base, numbers=numbers)
         if dx is not None and whole:
-            product(dx[chunk], z, w, numbers=numbers)
+            multiply(dx[chunk], z, w, numbers=numbers)
         elif dx is not None:
-            product(x_rows, z, w, numbers=numbers)  # x_rows is a copy and no longer needed
+            multiply(x_rows, z, w, numbers=numbers)  # x_rows is a copy and no longer needed
             dx[chunk] = x_rows
     if not whole:
         for out in (losses, hits, dx):

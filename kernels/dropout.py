@@ -17,6 +17,7 @@ between its two rounds.
 
 import numpy as np
 
+from ._checks import checked
 from ._jit import JIT, helper, kernel, prange
 
 __all__ = ["dropout_backward", "dropout_backward_ref", "dropout_forward", "dropout_forward_ref", "dropout_mask_ref"]
@@ -72,6 +73,19 @@ def _masked_scale(j, low, high, threshold, scale):
     return scale if np.uint32(k ^ (k >> S16)) >= threshold else np.float32(0)
 
 
+# Plain NumPy scalars warn where the hash wraps around on purpose.
+_wrapping = (lambda function: function) if JIT else np.errstate(over="ignore")
+
+
+def _rate_and_seed(sizes, rate, seed, **arrays):
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate ({rate}) must be at least 0 and below 1; try 0.1")
+    if int(seed) != seed or not 0 <= seed < 2**63:
+        raise ValueError(f"seed ({seed}) must be a whole number from 0 on and below 2^63")
+
+
+@checked("y! x (N, C)", _rate_and_seed)
+@_wrapping
 @kernel
 def dropout_forward(y, x, rate, seed):
     """Overwrite y (N, C) from x (N, C)."""
@@ -86,6 +100,8 @@ def dropout_forward(y, x, rate, seed):
             y[n, j] = x[n, j] * _masked_scale(j, low, high, threshold, scale)
 
 
+@checked("dx! dy (N, C)", _rate_and_seed)
+@_wrapping
 @kernel
 def dropout_backward(dx, dy, rate, seed):
     """Overwrite dx (N, C) from dy (N, C): the mask of the forward call with the same seed."""
@@ -100,6 +116,3 @@ def dropout_backward(dx, dy, rate, seed):
             dx[n, j] = dy[n, j] * _masked_scale(j, low, high, threshold, scale)  # forward: y = x k / (1 - rate)
 
 
-if not JIT:  # plain NumPy scalars warn where the hash wraps around on purpose
-    dropout_forward = np.errstate(over="ignore")(dropout_forward)
-    dropout_backward = np.errstate(over="ignore")(dropout_backward)

@@ -13,6 +13,7 @@ and the same bits for every number of threads.
 
 import numpy as np
 
+from ._checks import checked
 from ._jit import kernel, prange
 
 __all__ = ["embedding_backward", "embedding_backward_ref", "embedding_forward", "embedding_forward_ref"]
@@ -34,6 +35,7 @@ def embedding_backward_ref(dx, ids, vocab_size):
 
 
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@checked("x! (N, C); ids (N) int < V; w (V, C)")
 @kernel
 def embedding_forward(x, ids, w):
     """Overwrite x (N, C) with the rows ids (N,) of w (V, C)."""
@@ -44,6 +46,7 @@ def embedding_forward(x, ids, w):
             x[n, j] = w[v, j]
 
 
+@checked("dw! (V, C); dx (N, C); ids (N) int < V")
 @kernel
 def embedding_backward(dw, dx, ids):
     """Add each row of dx (N, C) to the row of dw (V, C) that ids (N,) names."""

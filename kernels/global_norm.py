@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 
+from ._checks import checked
 from ._jit import kernel, prange
 from .simd import sum_of_squares
 
@@ -28,6 +29,7 @@ def global_norm_ref(g):
 
 
 # -- kernel: Numba, float32 --------------------------------------------------------------------
+@checked("g (P)")
 @kernel
 def global_norm(g):
     """Return the norm of g (P,) float32 as a float."""

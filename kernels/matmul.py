@@ -27,6 +27,7 @@ import os
 import numba
 import numpy as np
 
+from ._checks import checked, unchecked
 from ._jit import helper, kernel, prange, thread_count
 from ._routines import FOLD
 from .panels import (
@@ -165,8 +166,18 @@ def _parts(rows, columns, depth, threads):
     return best[1:]
 
 
+def _product_fits(sizes, out, a, b, transpose_a, transpose_b, **others):
+    m, k = a.shape[::-1] if transpose_a else a.shape
+    depth, n = b.shape[::-1] if transpose_b else b.shape
+    if k != depth:
+        raise ValueError(f"a sums over {k} elements and b over {depth}: shapes {a.shape} and {b.shape} do not fit")
+    if out.shape != (m, n):
+        raise ValueError(f"out has shape {out.shape}; the product has shape {(m, n)}")
+
+
+@checked("out! addend? (M, N); a (A, K) float32|uint16; b (B, L) float32|uint16", _product_fits)
 def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, numbers=FLOAT32):
-    """Write op(a) op(b) (+ addend) to out: matrices with unit column stride, unchecked; addend may be out.
+    """Write op(a) op(b) (+ addend) to out: matrices with unit column stride; addend may be out.
 
     out and addend are float32; a and b are float32, or uint16 that holds bfloat16.  `numbers` says what is multiplied:
     a and b are rounded to FLOAT32, BFLOAT16 or FLOAT16 while they are packed.  Sums are float32.
@@ -188,13 +199,14 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers.table, *parts)
 
 
+@checked("out! addend? (N, M); x (N, K); w (M, K)")
 def streamed_product(out, x, w, addend=None):
     """Write x wᵀ (+ addend) to out, all float32; up to FEW rows of x are multiplied with w as it lies in memory.
 
     For generation.  A row's bits are those of the row alone among few rows, and of `product` among more.
     """
     if len(x) > FEW or BACKEND == "blas":
-        product(out, x, w, transpose_b=True, addend=addend)
+        unchecked(product)(out, x, w, transpose_b=True, addend=addend)
     elif x.shape[1] == 0:
         out[...] = 0 if addend is None else addend
     else:
@@ -255,7 +267,7 @@ def matmul(a, b, out=None, transpose_a=False, transpose_b=False, accumulate=Fals
         right, turn_b = _operand(b[index], transpose_b, out)
         direct = _readable(target)
         y = target if direct else np.array(target, order="C")
-        product(y, left, right, turn_a, turn_b, y if accumulate else None)
+        unchecked(product)(y, left, right, turn_a, turn_b, y if accumulate else None)
         if not direct:
             target[...] = y
     return out

@@ -22,6 +22,7 @@ import math
 
 import numpy as np
 
+from ._checks import checked
 from ._jit import kernel, prange
 
 __all__ = ["adam_", "adam_ref", "adamw_", "adamw_ref", "parameter_chunks", "sgd_", "sgd_ref"]
@@ -69,6 +70,20 @@ def adamw_ref(w, m, v, g, decay, lr, beta1, beta2, eps, weight_decay, step, scal
 # Each chunk is cut out as views that begin at 0: LLVM then sees plain vector code (five times as fast as w[start + i]).
 
 
+def _chunks_inside(sizes, chunks, step=1, **others):
+    if chunks.size and not (chunks.min() >= 0 and (chunks[:, 0] <= chunks[:, 1]).all() and chunks.max() <= sizes["P"]):
+        raise ValueError(f"chunks must be ranges inside 0 ... {sizes['P']}, the length of w; see parameter_chunks")
+    if step < 1:
+        raise ValueError(f"step ({step}) must be 1 at the first update")
+
+
+def _sgd_fits(sizes, m, momentum, chunks, **others):
+    _chunks_inside(sizes, chunks)
+    if momentum != 0 and m.size != sizes["P"]:
+        raise ValueError(f"m has shape {m.shape}; sgd_ with momentum takes ({sizes['P']},), as w has")
+
+
+@checked("w! g (P); m! (M); chunks (n, 2) int64; decay (n) bool", _sgd_fits)
 @kernel
 def sgd_(w, m, g, chunks, decay, lr, momentum, weight_decay, nesterov, scale):
     """Update w (P,), and m (P,) unless momentum is 0, in place."""
@@ -93,6 +108,7 @@ def sgd_(w, m, g, chunks, decay, lr, momentum, weight_decay, nesterov, scale):
                 wc[i] -= rate * mi
 
 
+@checked("w! m! v! g (P); chunks (n, 2) int64; decay (n) bool", _chunks_inside)
 @kernel
 def adam_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
     """Update w, m and v (P,) in place; step is 1 at the first update."""
@@ -113,6 +129,7 @@ def adam_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, 
             wc[i] -= rate * mi / (np.sqrt(vi) * root + epsilon)
 
 
+@checked("w! m! v! g (P); chunks (n, 2) int64; decay (n) bool", _chunks_inside)
 @kernel
 def adamw_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
     """Update w, m and v (P,) in place, decay first; step is 1 at the first update."""

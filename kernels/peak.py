@@ -18,7 +18,7 @@ DEPTH = 256  # panels of 6 and 16 KiB with AVX2, of 8 and 48 with AVX-512: they 
 
 
 @kernel
-def repeat_tile(c, a, b, depth, times, numbers):
+def _repeat_tile(c, a, b, depth, times, numbers):
     """Add the same product to c (threads, ROWS, COLUMNS) `times` times; a and b (threads, ...) are packed panels."""
     for t in prange(c.shape[0]):
         mine = c[t]
@@ -38,12 +38,12 @@ def measured_peak(seconds=0.2, bf16=False):
     c = np.zeros((threads, ROWS, COLUMNS), np.float32)
     a = np.ones((threads, DEPTH * ROWS), np.float32)
     b = np.ones((threads, DEPTH * COLUMNS), np.float32)
-    repeat_tile(c, a, b, DEPTH, 10, numbers)  # compile, wake the threads
+    _repeat_tile(c, a, b, DEPTH, 10, numbers)  # compile, wake the threads
     work = 2.0 * threads * ROWS * COLUMNS * DEPTH * (2 if bf16 else 1)  # a pair of bfloat16 is two multiply-adds
     times, best, end = 100, 0.0, time.perf_counter() + seconds
     while True:
         start = time.perf_counter()
-        repeat_tile(c, a, b, DEPTH, times, numbers)
+        _repeat_tile(c, a, b, DEPTH, times, numbers)
         now = time.perf_counter()
         best = max(best, work * times / (now - start))
         if now > end:

@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 
+from ._checks import checked
 from ._jit import kernel, prange
 from .simd import dot3, sum_of_squares
 
@@ -41,6 +42,7 @@ def rms_norm_backward_ref(dy, x, w, r):
 
 
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@checked("y! x (N, C); r! (N); w (C)")
 @kernel
 def rms_norm_forward(y, r, x, w, eps):
     """Overwrite y (N, C) and r (N,) from x (N, C) and w (C,); the sum of squares runs in float64."""
@@ -52,6 +54,7 @@ def rms_norm_forward(y, r, x, w, eps):
             y[n, j] = x[n, j] * rn * w[j]
 
 
+@checked("dx! dy x (N, C); dw! w (C); r (N)")
 @kernel
 def rms_norm_backward(dx, dw, dy, x, w, r, accumulate):
     """Overwrite dx (N, C), or add to it where `accumulate` is true, and add to dw (C,); one pass over dy and x."""

@@ -15,6 +15,7 @@ Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embeddin
 
 import numpy as np
 
+from ._checks import checked
 from ._jit import helper, kernel, prange
 from .simd import as_element
 
@@ -69,6 +70,7 @@ def _rotate(row, cos, sin, heads, sign):
             pair[half + j] = b * cos[j] + a * s
 
 
+@checked("x! (N, W); cos sin (T, D/2); positions (N) int < T; W >= heads D")
 @kernel
 def rope_forward(x, cos, sin, positions, heads):
     """Rotate the first heads*D columns of each row of x (N, W) in place."""
@@ -77,6 +79,7 @@ def rope_forward(x, cos, sin, positions, heads):
         _rotate(x[n], cos[t], sin[t], heads, np.float32(1))
 
 
+@checked("y! (N, W) uint16; x! (N, W); cos sin (T, D/2); positions (N) int < T; W >= heads D")
 @kernel
 def rope_forward_rounded(y, x, cos, sin, positions, heads):
     """Do that, and write x rounded to bfloat16 to y (N, W) uint16: what attention reads and backward keeps."""
@@ -87,6 +90,7 @@ def rope_forward_rounded(y, x, cos, sin, positions, heads):
             y[n, j] = as_element(y, x[n, j])
 
 
+@checked("dx! (N, W); cos sin (T, D/2); positions (N) int < T; W >= heads D")
 @kernel
 def rope_backward(dx, cos, sin, positions, heads):
     """Turn the first heads*D columns of each row of dx (N, W), which hold dy, back in place."""

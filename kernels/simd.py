@@ -11,6 +11,7 @@ them, so that every path can be tested on any machine (LLVM splits vectors that 
 NUMBA_DISABLE_JIT=1 the plain-Python twin of each operation runs instead; the twins are also its definition.
 """
 
+import functools
 import math
 import os
 from dataclasses import dataclass
@@ -131,8 +132,26 @@ def _sum_of_squares_twin(x):
 
 
 def with_twin(twin):
-    """Use the LLVM version of an operation, or its twin where nothing is compiled."""
-    return (lambda typed: intrinsic(typed)) if JIT else (lambda typed: twin)
+    """Use the LLVM version of an operation, or its twin where nothing is compiled.
+
+    Its arrays are float32 or uint16 (bfloat16); int64 is the table of routines.  Another type would be read as if it
+    were one of these, so it is refused while Numba compiles, which costs no call anything.
+    """
+    return (lambda typed: intrinsic(_of_known_elements(typed))) if JIT else (lambda typed: twin)
+
+
+def _of_known_elements(typed):
+    @functools.wraps(typed)
+    def check(typing, *arguments):
+        for kind in arguments:
+            if isinstance(kind, types.Array) and kind.dtype not in (types.float32, types.uint16, types.int64):
+                raise TypeError(
+                    f"{typed.__name__.lstrip('_')} is given an array of {kind.dtype}; kernels compute in float32; "
+                    "use .astype(np.float32)"
+                )
+        return typed(typing, *arguments)
+
+    return check
 
 
 # -- LLVM building blocks ------------------------------------------------------------------------

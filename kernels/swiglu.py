@@ -14,6 +14,7 @@ Source: Shazeer, "GLU Variants Improve Transformer" (2020), equation 6, with bet
 
 import numpy as np
 
+from ._checks import checked
 from ._jit import helper, kernel, prange
 from .simd import as_element, as_float, exp
 
@@ -57,6 +58,7 @@ def _gated(h, gate_up):
         h[j] = a * s * as_float(gate_up[F + j])
 
 
+@checked("h! (N, F); gate_up (N, 2 F) float32|uint16")
 @kernel
 def swiglu_forward(h, gate_up):
     """Overwrite h (N, F) from gate_up (N, 2F), float32 or bfloat16."""
@@ -64,6 +66,7 @@ def swiglu_forward(h, gate_up):
         _gated(h[n], gate_up[n])
 
 
+@checked("h! (N, F); saved! (N, 2 F) uint16; gate_up (N, 2 F)")
 @kernel
 def swiglu_forward_rounded(h, saved, gate_up):
     """Overwrite saved (N, 2F) uint16 with gate_up (N, 2F) rounded to bfloat16, and h (N, F) from that."""
@@ -73,6 +76,7 @@ def swiglu_forward_rounded(h, saved, gate_up):
         _gated(h[n], saved[n])
 
 
+@checked("dgate_up! (N, 2 F); dh! (N, F); gate_up (N, 2 F) float32|uint16")
 @kernel
 def swiglu_backward(dgate_up, dh, gate_up):
     """Overwrite dgate_up (N, 2F) from dh (N, F) and gate_up (N, 2F), float32 or bfloat16; then turn dh into h.

@@ -55,9 +55,10 @@ def _dispatchers() -> dict[str, tuple[str, Any]]:
     for module in pkgutil.iter_modules(package.__path__):
         name = f"abi_py.kernels.{module.name}"
         for attribute, value in vars(importlib.import_module(name)).items():
-            options = getattr(value, "targetoptions", {})
-            if options.get("parallel") and value.__module__ == name:
-                found[attribute] = (name, value)
+            compiled = getattr(value, "unchecked", value)
+            options = getattr(compiled, "targetoptions", {})
+            if options.get("parallel") and compiled.__module__ == name:
+                found[attribute] = (name, compiled)
     return found
 
 
@@ -301,7 +302,7 @@ def _exercise(name: str, precision: str) -> None:
         dropout.dropout_forward(x, x, 0.5, 1)
         dropout.dropout_backward(x, x, 0.5, 1)
         return
-    if name == "repeat_tile":
+    if name == "_repeat_tile":
         peak.measured_peak(0.0, bf16=precision == "bf16")
         return
     if name in GENERATION:

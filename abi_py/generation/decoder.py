@@ -17,13 +17,17 @@ import numba
 import numpy as np
 
 from ..errors import DataError
-from ..kernels.attention import attention_forward
-from ..kernels.cached_attention import cache_append, cached_attention_forward
-from ..kernels.embedding import embedding_forward
-from ..kernels.matmul import FEW, streamed_product
-from ..kernels.rms_norm import rms_norm_forward
-from ..kernels.rope import rope_forward
-from ..kernels.swiglu import swiglu_forward
+from ..kernels.matmul import FEW
+from ..kernels.unchecked import (
+    attention_forward,
+    cache_append,
+    cached_attention_forward,
+    embedding_forward,
+    rms_norm_forward,
+    rope_forward,
+    streamed_product,
+    swiglu_forward,
+)
 from ..model.inputs import Angles
 
 __all__ = ["FEW", "Cache", "Decoder"]

@@ -16,10 +16,18 @@ from typing import Any
 import numpy as np
 
 from ..config import TrainableModelConfig
-from ..kernels.attention import attention_backward, attention_forward
-from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
-from ..kernels.rope import rope_backward, rope_forward, rope_forward_rounded
-from ..kernels.swiglu import swiglu_backward, swiglu_forward, swiglu_forward_rounded
+from ..kernels.unchecked import (
+    attention_backward,
+    attention_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+    rope_backward,
+    rope_forward,
+    rope_forward_rounded,
+    swiglu_backward,
+    swiglu_forward,
+    swiglu_forward_rounded,
+)
 from ..parameters import Parameters
 from .inputs import Layout
 from .linear import Adapter, Linear, inner_gradient, input_gradient, linear_backward, linear_forward, weight_gradients

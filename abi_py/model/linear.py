@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.dropout import dropout_backward, dropout_forward
-from ..kernels.matmul import product
+from ..kernels.unchecked import dropout_backward, dropout_forward, product
 from .inputs import Layout
 
 __all__ = [

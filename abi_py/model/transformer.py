@@ -21,12 +21,17 @@ from ..config import CheckpointingStrategy, Config, Precision, TrainableModelCon
 from ..errors import CheckpointError
 from ..formats.zig import load_abic, save_abic
 from ..kernels._jit import PASS, threads_as_before, threads_for
-from ..kernels.cross_entropy import head_loss, head_loss_backward
-from ..kernels.embedding import embedding_backward, embedding_forward
-from ..kernels.global_norm import global_norm
-from ..kernels.matmul import product
-from ..kernels.rms_norm import rms_norm_backward, rms_norm_forward
 from ..kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
+from ..kernels.unchecked import (
+    embedding_backward,
+    embedding_forward,
+    global_norm,
+    head_loss,
+    head_loss_backward,
+    product,
+    rms_norm_backward,
+    rms_norm_forward,
+)
 from ..parameters import Buffers, Parameters, Views
 from .activations import NO_ADAPTERS, AdapterWidths, Arena, memory_plan, segment_length
 from .block import BlockGradients, BlockWeights, attention_branch, block_backward, block_forward

@@ -12,7 +12,8 @@ import numpy as np
 from ..config import LlmTrainingConfig, OptimizerType
 from ..errors import CheckpointError
 from ..kernels._jit import PASS, threads_as_before
-from ..kernels.optimizers import adam_, adamw_, parameter_chunks, sgd_
+from ..kernels.optimizers import parameter_chunks
+from ..kernels.unchecked import adam_, adamw_, sgd_
 
 __all__ = ["Optimizer"]
 

@@ -13,10 +13,10 @@ from abi_py.kernels.tiles import BFLOAT16, FLOAT32
 def test_the_tile_is_repeated_as_often_as_is_counted():
     c = np.zeros((2, ROWS, COLUMNS), np.float32)
     a, b = np.ones((2, 3 * ROWS), np.float32), np.full((2, 3 * COLUMNS), 2, np.float32)
-    peak.repeat_tile(c, a, b, 3, 5, FLOAT32.table)
+    peak._repeat_tile(c, a, b, 3, 5, FLOAT32.table)
     assert (c == 3 * 2 * 5).all()  # depth 3, one times two, five times: nothing was left out by the compiler
     c[...] = 0
-    peak.repeat_tile(c, a, b, 3, 5, BFLOAT16.table)
+    peak._repeat_tile(c, a, b, 3, 5, BFLOAT16.table)
     assert (c == 3 * 2 * 5).all()  # of each pair, here 1 and 2 in float32, the upper halves are 1 and 2, the lower 0
 
 
@@ -25,7 +25,7 @@ def test_operations_are_counted_by_the_clock(monkeypatch):
     seconds = iter(range(1000))
     calls = []
     monkeypatch.setattr(peak.time, "perf_counter", lambda: float(next(seconds)))
-    monkeypatch.setattr(peak, "repeat_tile", lambda c, a, b, depth, times, _: calls.append((len(c), depth, times)))
+    monkeypatch.setattr(peak, "_repeat_tile", lambda c, a, b, depth, times, _: calls.append((len(c), depth, times)))
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
