@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = sorted(path for path in (ROOT / "kernels").glob("*.py") if path.stem != "__init__")
-PRODUCT = sorted(path for path in (ROOT / "abi_py").rglob("*.py") if "kernels" not in path.parts) + KERNELS
+PRODUCT = sorted(path for path in (ROOT / "abi_py").rglob("*.py") if "kernels" not in path.relative_to(ROOT).parts)
+PRODUCT += KERNELS
 MAP = (ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else ""
 
 # Who may import whom: only from a lower floor, or from its own package.
