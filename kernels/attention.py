@@ -23,6 +23,7 @@ same place.
 """
 
 import math
+import threading
 
 import numba
 import numpy as np
@@ -319,8 +320,8 @@ def _attention_backward(
 # -- calling them --------------------------------------------------------------------------------
 
 
-class _Scratch:
-    """Buffers of each thread, made at the first call with a head width and kept; a step allocates nothing."""
+class _Scratch(threading.local):
+    """Buffers, made at a Python thread's first call with a head width and kept; a step allocates nothing."""
 
     def __init__(self):
         self.head_dim = 0

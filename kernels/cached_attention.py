@@ -23,6 +23,7 @@ a part the same sum runs over blocks of KEYS, whose scores and keys stay in firs
 """
 
 import math
+import threading
 
 import numba
 import numpy as np
@@ -267,8 +268,8 @@ def _cached_attention(o, q, keys, values, slots, positions, heads, longest, scor
 # -- calling it --------------------------------------------------------------------------------
 
 
-class _Scratch:
-    """Buffers made for the largest call so far; a step of decoding allocates nothing."""
+class _Scratch(threading.local):
+    """Buffers made for the largest call of a Python thread so far; a step of decoding allocates nothing."""
 
     def __init__(self):
         self.scores = np.empty((0, 0, KEYS), np.float32)

@@ -23,13 +23,15 @@ time is that of reading W from memory: then rows of W are multiplied as they lie
 
 import functools
 import os
+import threading
 
 import numba
 import numpy as np
 
 from ._checks import checked, unchecked
-from ._jit import helper, kernel, prange, thread_count
+from ._jit import helper, kernel, prange
 from ._routines import FOLD
+from ._threads import thread_count
 from .panels import (
     COLUMNS,
     ROWS,
@@ -132,8 +134,8 @@ def _product_of_few_rows(c, d, a, b, add):
 # -- calling it ----------------------------------------------------------------------------------
 
 
-class _Scratch:
-    """The packing buffers of each thread, made at the first product and kept; a step allocates nothing."""
+class _Scratch(threading.local):
+    """The packing buffers, made at a Python thread's first product and kept; a step allocates nothing."""
 
     def __init__(self):
         self.a = self.b = None

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..config import CheckpointingStrategy, Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
 from ..formats.zig import load_abic, save_abic
-from ..kernels._jit import PASS, threads_as_before, threads_for
+from ..kernels._threads import PASS, threads_as_before, threads_for
 from ..kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
 from ..kernels.unchecked import (
     embedding_backward,

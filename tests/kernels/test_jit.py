@@ -1,15 +1,13 @@
-"""Kernels give the same bits from the compiler and from the cache; how many threads they use."""
+"""Kernels give the same bits from the compiler and from the cache."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import pytest
 
-from abi_py.kernels import _jit
-from abi_py.kernels._jit import JIT, SMALL, TINY, TRIALS, thread_count, threads_as_before, threads_for
+from abi_py.kernels._jit import JIT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,48 +44,3 @@ def test_the_process_that_compiles_and_the_next_give_the_same_bits(tmp_path):
     ]
     assert list(tmp_path.rglob("*.kernel"))  # the second did load something
     assert runs[0] == runs[1]
-
-
-def test_what_is_small_runs_on_one_thread_and_leaves_the_number_as_it_was():
-    before = numba.get_num_threads()
-    with threads_for(1e3):
-        assert numba.get_num_threads() == 1
-    assert numba.get_num_threads() == before
-    with threads_for(1e12):
-        assert numba.get_num_threads() == before
-    with pytest.raises(KeyError), threads_for(0):
-        raise KeyError
-    assert numba.get_num_threads() == before
-
-
-def test_thread_count_is_numbas():
-    before = numba.get_num_threads()
-    try:
-        for count in (1, 2):
-            numba.set_num_threads(count)
-            assert thread_count() == count
-    finally:
-        numba.set_num_threads(before)
-
-
-@pytest.mark.parametrize("faster", [1, 2])
-def test_both_are_tried_and_the_faster_is_kept(monkeypatch, faster):
-    """A clock that gives the steps of one kind half the time; the very first of each takes long and does not count."""
-    clock = [0.0]
-    monkeypatch.setattr(_jit, "_trials", {})
-    monkeypatch.setattr(_jit.time, "perf_counter", lambda: clock[0])
-    before, used = numba.get_num_threads(), []
-    try:
-        numba.set_num_threads(2)
-        for number in range(2 * TRIALS + 3):
-            with threads_for((TINY + SMALL) / 2):
-                used.append(numba.get_num_threads())
-                clock[0] += 100 if number < 2 else 1 if used[-1] == faster else 2
-            with threads_as_before(SMALL):
-                assert numba.get_num_threads() == used[-1]
-            with threads_as_before(SMALL + 1):
-                assert numba.get_num_threads() == 2
-            assert numba.get_num_threads() == 2
-    finally:
-        numba.set_num_threads(before)
-    assert used == [1, 2] * TRIALS + [faster] * 3
