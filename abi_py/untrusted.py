@@ -30,7 +30,7 @@ import yaml
 
 from .errors import AbiError, CheckpointError, ConfigError, shown
 
-__all__ = ["check", "parse_json", "read_json", "read_yaml"]
+__all__ = ["LFS_POINTER", "check", "parse_json", "read_json", "read_yaml", "refuse_lfs_pointer"]
 
 MEGABYTE = 1 << 20
 JSON_BYTES = 128 * MEGABYTE  # the largest tokenizer.json has 35 MB, the largest index of shards 10
@@ -40,6 +40,13 @@ DEPTH = 64
 YAML_VALUES = 10_000
 YAML_BRACKETS = 500  # PyYAML's time grows with the square of their depth
 MAX_INT = 2**63
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that git-lfs has not fetched
+
+
+def refuse_lfs_pointer(path: str | Path, begin: bytes, error: type[AbiError] = CheckpointError) -> None:
+    """Raise `error` if a file begins as the pointer that `git clone` leaves where git-lfs is not installed."""
+    if begin.startswith(LFS_POINTER):
+        raise error(f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
 
 
 # -- JSON ----------------------------------------------------------------------------------------
@@ -105,6 +112,7 @@ def _read(path: Path, limit: int, error: type[AbiError]) -> bytes:
         content = file.read(limit + 1)  # not by the size that the system tells: a device has none
     if len(content) > limit:
         raise error(f"{path} has more than {limit / MEGABYTE:g} MB, the limit for such files; is it another file?")
+    refuse_lfs_pointer(path, content, error)
     return content
 
 

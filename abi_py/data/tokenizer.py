@@ -6,7 +6,8 @@
     decode        text of ids, special tokens written out                            [1, ..., 2] -> "<s>hi</s>"
     stream        the same text, token by token, in whole characters, as the continuation of ids before it
 
-`tokenizer_config.json` beside it, if there is one, names the special tokens and holds the chat template.  Truncation
+`tokenizer_config.json` beside it, if there is one, holds the chat template, and with the files of
+`formats/special_tokens.py` the names of the special tokens.  Truncation
 and padding that a file asks for are switched off: nothing here shortens a text that was not asked to.
 """
 
@@ -25,6 +26,8 @@ import tokenizers
 
 from ..errors import DataError
 from ..files import atomic_files
+from ..formats.special_tokens import ROLES, check_name, special_token_names, token_name
+from ..untrusted import LFS_POINTER, refuse_lfs_pointer
 from .places import Place, PlacedBackend, without_strip
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
 
@@ -34,7 +37,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"  # where newer versions of transformers keep the template
 
-# What each role is usually called, best first: used only where no tokenizer_config.json says anything about the role.
+# What each role is usually called, best first: used only where no file says anything about the role.
 USUAL_NAMES = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[BOS]"),
     "eos": ("</s>", "<|im_end|>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[EOS]"),
@@ -69,7 +72,7 @@ class Tokenizer:
         self.config = dict(config or {})
         self.chat_template: str | None = _default_template(self.config.get("chat_template"), name)
         self._described = json.loads(backend.to_str())
-        self.bos_id, self.eos_id, self.pad_id, self.unk_id = map(self._role, ("bos", "eos", "pad", "unk"))
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = map(self._role, ROLES)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
@@ -99,6 +102,7 @@ class Tokenizer:
         template = file.with_name(TEMPLATE_FILE)
         if template.is_file():
             settings = {**settings, "chat_template": _read_text(template)}
+        settings |= special_token_names(file.parent, settings, backend.token_to_id, backend.id_to_token)
         return cls(backend, settings, str(file))
 
     def __repr__(self) -> str:
@@ -279,16 +283,9 @@ class Tokenizer:
     def _role(self, role: str) -> int | None:
         key = f"{role}_token"
         named = self.config.get(key)
-        if isinstance(named, Mapping):  # {"content": "<s>", "lstrip": false, ...}
-            named = named.get("content")
         if named is not None:
-            found = self.id_of(named) if isinstance(named, str) else None
-            if found is None:
-                raise DataError(
-                    f"{self.name}: {CONFIG_FILE} beside it says {key} is {named!r}, which is not in the vocabulary; "
-                    f"correct {key} there, or set it to null"
-                )
-            return found
+            check_name(named, key, f"{self.name}, configuration", self.id_of)
+            return self.id_of(token_name(named))
         unknown = self._described["model"].get("unk_token") if role == "unk" else None
         if unknown is not None:
             return self.id_of(unknown)
@@ -313,7 +310,7 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             **self.config,
         }
-        for role in ("bos", "eos", "pad", "unk"):
+        for role in ROLES:
             settings.setdefault(f"{role}_token", self._name_of(role))
         settings.pop("chat_template", None)
         if self.chat_template is not None:
@@ -360,6 +357,8 @@ def _check_unicode(text: str) -> None:
 
 
 def _read_text(path: Path) -> str:
+    with open(path, "rb") as file:
+        refuse_lfs_pointer(path, file.read(len(LFS_POINTER)), DataError)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..files import atomic_files, atomic_text, write_pieces
+from .finite import check_written
 from .huggingface import CONFIG, WEIGHTS, huggingface_config
 from .safetensors import safetensors_pieces
 
@@ -71,8 +72,10 @@ def write_model(
     """Write model.safetensors, `more` texts by file name, and config.json, which appears last.
 
     No reader takes a folder without config.json for a model, so the model is there whole or not at all.
+    NonFiniteError, and nothing written, if a weight is NaN or infinite.
     """
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
+    check_written(folder / WEIGHTS, tensors)
     if model.config.tie_embeddings:
         tensors["lm_head.weight"] = model.weights["token_embedding"]
     texts = {**(more or {}), CONFIG: json_text(deepzig_config(model.config, special))}

@@ -16,6 +16,8 @@ import numpy as np
 from ..config import PROJECTIONS, LoraConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_files, write_pieces
+from ..untrusted import read_json
+from .finite import check_read, check_written
 from .safetensors import read_safetensors, safetensors_pieces
 
 __all__ = [
@@ -72,17 +74,22 @@ def adapter_config(config: LoraConfig, base_model: str | None = None) -> dict[st
 def write_adapter(
     folder: Path, tensors: Mapping[str, np.ndarray], config: LoraConfig, base_model: str | None = None
 ) -> None:
-    """Write both files, or leave those that are there as they are; `tensors` by PEFT's names."""
+    """Write both files, or leave those that are there as they are; `tensors` by PEFT's names.
+
+    NonFiniteError, and nothing written, for NaN or infinity.
+    """
+    check_written(folder / ADAPTER_WEIGHTS, tensors)
     text = json.dumps(adapter_config(config, base_model), indent=2) + "\n"
     with atomic_files(folder / ADAPTER_CONFIG) as open_new:
         write_pieces(open_new(folder / ADAPTER_WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))
         open_new(folder / ADAPTER_CONFIG).write(text.encode())
 
 
-def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, np.ndarray]]:
+def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> tuple[LoraConfig, dict[str, np.ndarray]]:
     """Return the configuration and the tensors by PEFT's names.
 
-    FileNotFoundError if a file is missing; CheckpointError if one is damaged or says what is not computed here.
+    FileNotFoundError if a file is missing; CheckpointError if one is damaged, says what is not computed here, or holds
+    NaN or infinity and not `allow_nonfinite`.
     """
     content = read_adapter_config(folder)
     place = folder / ADAPTER_CONFIG
@@ -115,7 +122,10 @@ def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, np.ndarray]]:
         )
     except ConfigError as error:
         raise CheckpointError(f"{place}: {error}") from None
-    return config, read_safetensors(folder / ADAPTER_WEIGHTS)
+    tensors = read_safetensors(folder / ADAPTER_WEIGHTS)
+    if not allow_nonfinite:
+        check_read(folder / ADAPTER_WEIGHTS, tensors)
+    return config, tensors
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -123,10 +133,5 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     place = folder / ADAPTER_CONFIG
     if not place.is_file():
         raise FileNotFoundError(f"{place} does not exist; give a folder that LoraModel.save or PEFT has written")
-    try:
-        content = json.loads(place.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{place} is not JSON ({error}); it is damaged") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{place} holds a JSON {type(content).__name__}, but must hold an object; it is damaged")
+    content: dict[str, Any] = read_json(place)
     return content

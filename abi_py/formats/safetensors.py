@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError, shown
 from ..files import atomic_file, write_pieces
-from ..untrusted import check, parse_json
+from ..untrusted import LFS_POINTER, check, parse_json, refuse_lfs_pointer
 
 __all__ = ["encoded_size", "read_safetensors", "safetensors_pieces", "write_safetensors"]
 
@@ -66,10 +66,13 @@ def write_safetensors(
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     """Return read-only memory-mapped arrays by name; a file that breaks the format is a `CheckpointError`.
 
-    NumPy has no bfloat16: such tensors are widened to float32 copies, which loses nothing.
+    NumPy has no bfloat16: such tensors are widened to float32 copies, which loses nothing.  Types that are not read
+    (float8 and smaller) are named.
     """
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
+        refuse_lfs_pointer(path, file.read(len(LFS_POINTER)))
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise CheckpointError(f"{path}: offset 0 says that the header has {length} of {size} bytes; it is damaged")
@@ -86,9 +89,9 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         check(entry, ENTRY, f"{path}: the header's entry for {shown(name)}")
         bf16 = entry["dtype"] == "BF16"
         if not bf16 and entry["dtype"] not in DTYPES:
-            known = ", ".join(("BF16", *DTYPES))
+            kind = shown(entry["dtype"])
             raise CheckpointError(
-                f"{path}: {shown(name)} is of type {shown(entry['dtype'])}; this version reads {known}"
+                f"{path}: {shown(name)} is of type {kind}, which this version does not read; convert it to BF16 or F32"
             )
         dtype, shape = np.dtype("<u2" if bf16 else DTYPES[entry["dtype"]]), tuple(entry["shape"])
         first, last = entry["data_offsets"] if len(entry["data_offsets"]) == 2 else (1, 0)

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..files import HashingWriter, atomic_file
+from .finite import check_read, check_written
 
 __all__ = ["AbicCheckpoint", "AblcCheckpoint", "load_abic", "load_ablc", "load_zig", "save_abic", "save_ablc"]
 
@@ -61,7 +62,10 @@ class AblcCheckpoint:
 
 
 def save_abic(path: str | Path, weights: np.ndarray, step: int, timestamp: int | None = None) -> None:
-    """Write an `ABIC` file; weights (P,) float32; timestamp in Unix seconds, now by default."""
+    """Write an `ABIC` file; weights (P,) float32; timestamp in Unix seconds, now by default.
+
+    NonFiniteError for NaN or infinity, here and in `save_ablc`.
+    """
     stamp = int(time.time()) if timestamp is None else timestamp
     _check_range(path, step=(step, 64), timestamp=(stamp, 64))
     _check_arrays(path, weights=weights)
@@ -88,30 +92,32 @@ def save_ablc(
     _write(path, header, weights, m, v)
 
 
-def load_abic(path: str | Path) -> AbicCheckpoint:
-    """Read an `ABIC` file; a file that breaks the format is a `CheckpointError` that names the offset."""
+def load_abic(path: str | Path, *, allow_nonfinite: bool = False) -> AbicCheckpoint:
+    """Read an `ABIC` file; a file that breaks the format is a `CheckpointError` that names the offset.
+
+    NaN or infinity is a `CheckpointError`, too, unless `allow_nonfinite`; so it is in `load_ablc` and `load_zig`.
+    """
     step, stamp, count = _header(path, b"ABIC", ABIC)
-    (weights,) = _arrays(path, ABIC.size, count)
+    (weights,) = _arrays(path, ABIC.size, allow_nonfinite, weights=count)
     return AbicCheckpoint(step=step, timestamp=stamp, weights=weights)
 
 
-def load_ablc(path: str | Path) -> AblcCheckpoint:
+def load_ablc(path: str | Path, *, allow_nonfinite: bool = False) -> AblcCheckpoint:
     """Read an `ABLC` file; a file that breaks the format is a `CheckpointError` that names the offset."""
     step, epoch, tokens, stamp, *counts = _header(path, b"ABLC", ABLC)
-    weights, m, v = _arrays(path, ABLC.size, *counts)
-    return AblcCheckpoint(
-        step=step, epoch=epoch, tokens_processed=tokens, timestamp=stamp, weights=weights, m=m, v=v
-    )
+    sizes = dict(zip(("weights", "m", "v"), counts, strict=True))
+    weights, m, v = _arrays(path, ABLC.size, allow_nonfinite, **sizes)
+    return AblcCheckpoint(step=step, epoch=epoch, tokens_processed=tokens, timestamp=stamp, weights=weights, m=m, v=v)
 
 
-def load_zig(path: str | Path) -> AbicCheckpoint | AblcCheckpoint:
+def load_zig(path: str | Path, *, allow_nonfinite: bool = False) -> AbicCheckpoint | AblcCheckpoint:
     """Read either kind of file, told apart by its first four bytes."""
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic == b"ABIC":
-        return load_abic(path)
+        return load_abic(path, allow_nonfinite=allow_nonfinite)
     if magic == b"ABLC":
-        return load_ablc(path)
+        return load_ablc(path, allow_nonfinite=allow_nonfinite)
     raise CheckpointError(f"{path}: offset 0 must hold ABIC or ABLC, got {magic!r}; this is another kind of file")
 
 
@@ -128,6 +134,7 @@ def _check_arrays(path: str | Path, **arrays: np.ndarray) -> None:
         if array.size > MAX_COUNT:
             rule = f"the format holds at most {MAX_COUNT}; use a checkpoint directory"
             raise CheckpointError(f"{path}: {name} has {array.size} numbers, {rule}")
+    check_written(path, arrays)
 
 
 def _write(path: str | Path, header: bytes, *arrays: np.ndarray) -> None:
@@ -154,17 +161,19 @@ def _header(path: str | Path, magic: bytes, layout: struct.Struct) -> tuple[int,
     return tuple(numbers)
 
 
-def _arrays(path: str | Path, start: int, *counts: int) -> list[np.ndarray]:
-    size, end = Path(path).stat().st_size, start + 4 * sum(counts)
+def _arrays(path: str | Path, start: int, allow_nonfinite: bool, **counts: int) -> list[np.ndarray]:
+    size, end = Path(path).stat().st_size, start + 4 * sum(counts.values())
     if size != end:
         problem = "is truncated" if size < end else "has bytes after its end"
-        wanted = " + ".join(str(count) for count in counts)
+        wanted = " + ".join(map(str, counts.values()))
         raise CheckpointError(
             f"{path}: {problem}: {wanted} floats from offset {start} end at offset {end}, the file at {size}; "
             "copy it again"
         )
-    arrays = []
-    for count in counts:
-        arrays.append(np.fromfile(path, "<f4", count, offset=start).astype(np.float32, copy=False))
+    arrays = {}
+    for name, count in counts.items():
+        arrays[name] = np.fromfile(path, "<f4", count, offset=start).astype(np.float32, copy=False)
         start += 4 * count
-    return arrays
+    if not allow_nonfinite:
+        check_read(path, arrays)
+    return list(arrays.values())

@@ -147,13 +147,13 @@ class LoraModel(Transformer):
         write_adapter(Path(folder), tensors, self.lora, base_model or self.base_model)
 
     @classmethod
-    def load(cls, model: TrainableModel, folder: str | Path) -> "LoraModel":
+    def load(cls, model: TrainableModel, folder: str | Path, *, allow_nonfinite: bool = False) -> "LoraModel":
         """Put the adapters of a PEFT folder on `model`.
 
-        FileNotFoundError if there is none, CheckpointError if it is damaged, of a kind that is not computed here, or
-        of another model.
+        FileNotFoundError if there is none, CheckpointError if it is damaged, of a kind that is not computed here, of
+        another model, or holds NaN or infinity and not `allow_nonfinite`.
         """
-        config, tensors = read_adapter(Path(folder))
+        config, tensors = read_adapter(Path(folder), allow_nonfinite=allow_nonfinite)
         made = cls(model, config, read_adapter_config(Path(folder)).get("base_model_name_or_path"))
         made._take(tensors, str(folder))
         return made

@@ -371,9 +371,12 @@ class TrainableModel(Transformer):
         """Write the weights as a Zig `ABIC` file."""
         save_abic(path, self.parameters.weights_flat, step)
 
-    def load_checkpoint_file(self, path: str | Path) -> int:
-        """Read the weights from a Zig `ABIC` file and return its step; CheckpointError if it is of another model."""
-        checkpoint = load_abic(path)
+    def load_checkpoint_file(self, path: str | Path, *, allow_nonfinite: bool = False) -> int:
+        """Read the weights from a Zig `ABIC` file and return its step.
+
+        CheckpointError if it is of another model, or holds NaN or infinity and not `allow_nonfinite`.
+        """
+        checkpoint = load_abic(path, allow_nonfinite=allow_nonfinite)
         if checkpoint.weights.size != self.num_params():
             raise CheckpointError(
                 f"{path} holds {checkpoint.weights.size} weights, this model has {self.num_params()}; "

@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, LoraConfig, load_yaml, to_yaml
-from ..errors import CheckpointError, ConfigError, NonFiniteError
+from ..errors import CheckpointError, ConfigError
 from ..files import OLD, atomic_directory, atomic_text, remove_directory, remove_leftovers, sha256_of, write_synced
+from ..formats.finite import check_read, check_written
 from ..formats.huggingface import huggingface_config
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from ..formats.safetensors import encoded_size, read_safetensors, safetensors_pieces
@@ -59,7 +60,7 @@ ADVICE = "; resume from the directory above it to use the newest whole checkpoin
 RENAME = "; it was renamed or copied over another one: give it its own name, or use another checkpoint"
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
-PIECE = 1 << 20  # weights looked at together by the finiteness check
+MARGIN = 1 << 20  # bytes of free space besides
 
 
 @dataclass(kw_only=True)
@@ -168,7 +169,7 @@ def save_checkpoint(
     recover(root)
     table, weights = model.parameters.table, model.parameters.weights_flat
     tensors = {entry.hf_name: weights[entry.offset : entry.offset + entry.size].reshape(entry.shape) for entry in table}
-    _check_finite({**tensors, **_moments(optimizer)}, root)
+    check_written(root, {**tensors, **_moments(optimizer)}, "the earlier checkpoints are untouched")
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
     (weights_file, config_file), description = MODEL_FILES, huggingface_config(model.config)
     lora = sections.get("lora")
@@ -209,26 +210,8 @@ def _moments(optimizer: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"the optimizer's {name}": array for name, array in optimizer.items() if name in ("m", "v")}
 
 
-def _first_non_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
-    for name, tensor in tensors.items():
-        flat = tensor.reshape(-1)
-        for start in range(0, flat.size, PIECE):
-            if not np.isfinite(flat[start : start + PIECE]).all():
-                return name
-    return None
-
-
-def _check_finite(tensors: Mapping[str, np.ndarray], root: Path) -> None:
-    name = _first_non_finite(tensors)
-    if name is not None:
-        raise NonFiniteError(
-            f"{name} holds NaN or infinity, so nothing was saved; the earlier checkpoints in {root} are "
-            "untouched; resume from the last one, with a lower learning_rate"
-        )
-
-
 def _check_space(root: Path, size: int) -> None:
-    needed, free = int(size * SLACK) + PIECE, shutil.disk_usage(root).free
+    needed, free = int(size * SLACK) + MARGIN, shutil.disk_usage(root).free
     if free < needed:
         raise CheckpointError(
             f"{root}: a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; the earlier checkpoints "
@@ -336,9 +319,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{error}; the checkpoint is of another version") from None
     weights = read_safetensors(path / _model_files(content["files"])[0])
     optimizer = read_safetensors(path / "optimizer.safetensors")
-    bad = _first_non_finite({**weights, **_moments(optimizer)})
-    if bad is not None:
-        raise CheckpointError(f"{path}: {bad} holds NaN or infinity; use an earlier checkpoint")
+    check_read(path, {**weights, **_moments(optimizer)}, "use an earlier checkpoint")
     state = TrainingState.from_dict(content["state"])
     return Checkpoint(path=path, state=state, config=config, weights=weights, optimizer=optimizer)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..formats.huggingface import CONFIG, read_config, read_weights
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
+from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from .checkpoint import STATE, is_checkpoint_name, locate, verify
 
@@ -14,27 +15,32 @@ __all__ = ["LoadedModel", "load_model"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, the directory that its weights came from, and what a search passed over and why."""
+    """A model, the directory that its weights came from, and what a search passed over and why.
+
+    `eos_ids` end a text, as the files of the directory say; None if they say nothing.
+    """
 
     model: TrainableModel | LoraModel
     directory: Path
     skipped: tuple[str, ...] = ()
+    eos_ids: tuple[int, ...] | None = None
 
 
-def load_model(path: str | Path) -> LoadedModel:
+def load_model(path: str | Path, *, allow_nonfinite: bool = False) -> LoadedModel:
     """Load a model from a checkpoint, a run directory (its newest whole checkpoint), or a folder with a config.json.
 
     Adapters, of a LoRA run or of PEFT, bring the model along that their adapter_config.json names.
     Of a checkpoint every file is held against its checksum.  FileNotFoundError if the path does not exist,
-    CheckpointError if there is no model in it, or a damaged one, or one of another architecture.
+    CheckpointError if there is no model in it, or a damaged one, one of another architecture, or one with NaN or
+    infinity among its weights and not `allow_nonfinite`; DataError if a file of it says nonsense about the end token.
     """
-    return _load(Path(path), adapters=True)
+    return _load(Path(path), adapters=True, allow_nonfinite=allow_nonfinite)
 
 
-def _load(path: Path, adapters: bool) -> LoadedModel:
+def _load(path: Path, adapters: bool, allow_nonfinite: bool) -> LoadedModel:
     is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
     if is_folder and not ((path / STATE).is_file() or is_checkpoint_name(path)):  # those must be whole: verified below
-        return LoadedModel(_from_folder(path, adapters), path)
+        return _from_folder(path, adapters, allow_nonfinite)
     found = locate(path)
     if found.path.is_file():
         raise CheckpointError(
@@ -42,25 +48,27 @@ def _load(path: Path, adapters: bool) -> LoadedModel:
             "run directory, or a folder with config.json and model.safetensors"
         )
     verify(found.path)
-    return LoadedModel(_from_folder(found.path, adapters), found.path, found.skipped)
+    return _from_folder(found.path, adapters, allow_nonfinite, found.skipped)
 
 
-def _from_folder(path: Path, adapters: bool) -> TrainableModel | LoraModel:
+def _from_folder(path: Path, adapters: bool, allow_nonfinite: bool, skipped: tuple[str, ...] = ()) -> LoadedModel:
     if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
         if not adapters:
             raise CheckpointError(f"{path} is named as a base model but holds adapters itself; merge them into theirs")
-        return LoraModel.load(_base_of(path), path)
+        base = _base_of(path, allow_nonfinite)
+        adapted = LoraModel.load(base.model.merged(), path, allow_nonfinite=allow_nonfinite)
+        return LoadedModel(adapted, path, skipped, base.eos_ids)
     model = TrainableModel(read_config(path))
-    read_weights(path, model)
-    return model
+    read_weights(path, model, allow_nonfinite=allow_nonfinite)
+    return LoadedModel(model, path, skipped, special_token_ids(path, "eos"))
 
 
-def _base_of(path: Path) -> TrainableModel:
+def _base_of(path: Path, allow_nonfinite: bool) -> LoadedModel:
     """Return the model that the adapters in a folder belong to."""
     place, name = path / ADAPTER_CONFIG, read_adapter_config(path).get("base_model_name_or_path")
     if not name:
         raise CheckpointError(f"{place} names no base model; set base_model_name_or_path to the folder of the model")
     for base in (Path(name), path / name):
         if base.exists():
-            return _load(base, adapters=False).model.merged()
+            return _load(base, adapters=False, allow_nonfinite=allow_nonfinite)
     raise CheckpointError(f"{place}: the base model {name} does not exist here; set base_model_name_or_path")

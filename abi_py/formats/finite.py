@@ -1,0 +1,55 @@
+"""NaN and infinity in weights: no writer writes them, and a reader takes them only if asked to.
+
+The look runs at the speed of memory (7 GB/s where SHA-256 runs at 1.2), over weights that have just been read or are
+about to be written.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CheckpointError, NonFiniteError
+
+__all__ = ["check_read", "check_written", "find_nonfinite"]
+
+ASK = "use another copy or an earlier checkpoint; in Python, allow_nonfinite=True reads it all the same"
+PIECE = 1 << 18  # numbers looked at together: their marks stay in the cache
+
+
+def find_nonfinite(array: np.ndarray) -> int | None:
+    """Return the place, in C order, of the first NaN or infinity in an array of floats; None if there is none."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, PIECE):
+        finite = np.isfinite(flat[start : start + PIECE])
+        if not finite.all():
+            return start + int(finite.argmin())
+    return None
+
+
+def _first(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """Return which tensor holds NaN or infinity, and where; None if none does."""
+    for name, tensor in tensors.items():
+        place = find_nonfinite(tensor)
+        if place is not None:
+            at = np.unravel_index(place, tensor.shape)
+            return f"{name} holds NaN or infinity at [{', '.join(map(str, at))}]"
+    return None
+
+
+def check_written(place: str | Path, tensors: Mapping[str, np.ndarray], untouched: str = "") -> None:
+    """Raise NonFiniteError, before anything is written to `place`, if a tensor holds NaN or infinity."""
+    found = _first(tensors)
+    if found is not None:
+        rest = f"; {untouched}" if untouched else ""
+        raise NonFiniteError(
+            f"{place}: {found}, so nothing was saved{rest}; go on from the last good checkpoint, with a lower "
+            "learning_rate"
+        )
+
+
+def check_read(place: str | Path, tensors: Mapping[str, np.ndarray], remedy: str = ASK) -> None:
+    """Raise CheckpointError, with the remedy, if a tensor that came from `place` holds NaN or infinity."""
+    found = _first(tensors)
+    if found is not None:
+        raise CheckpointError(f"{place}: {found}, and would make all that is computed with it NaN; {remedy}")

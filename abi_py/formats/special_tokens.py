@@ -1,0 +1,92 @@
+"""Which tokens begin, end and pad a text, and stand for the unknown: what the files of a folder say.
+
+    special_tokens_map.json    names; after the next where that one lists its tokens itself (`added_tokens_decoder`)
+    tokenizer_config.json      names
+    generation_config.json     ids, one or several
+    config.json                ids
+
+Names are the tokenizer's word, ids the model's.  Among names and among ids the first file that says something decides,
+which is transformers' order (measured with 5.24).  There a tokenizer reads names alone and `generate` ids alone; here
+each asks the others before it guesses: `Tokenizer` names, then ids; generation ids, then its tokenizer.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..untrusted import read_json
+
+__all__ = ["ROLES", "check_name", "special_token_ids", "special_token_names", "token_ids", "token_name"]
+
+ROLES = ("bos", "eos", "pad", "unk")
+MAP, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
+WITH_IDS = ("generation_config.json", "config.json")
+REMEDY = "correct or remove it"
+
+
+def token_ids(value: Any, key: str, place: str | Path) -> tuple[int, ...]:
+    """Return one id or a list of them as a tuple; DataError for anything else."""
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise DataError(f"{place}: {key} is {value!r}, but must be an id or a list of ids; set it to null if none")
+    return tuple(ids)
+
+
+def special_token_ids(folder: Path, role: str) -> tuple[int, ...] | None:
+    """Return the ids that a model's folder states for a role; None if no file says anything.
+
+    DataError for a damaged file, or a value that is no id.
+    """
+    key = f"{role}_token_id"
+    for name in WITH_IDS:
+        path = folder / name
+        value = read_json(path, error=DataError, remedy=REMEDY).get(key) if path.is_file() else None
+        if value == -1 and role == "pad":
+            value = None  # what the first Llama said for "none"
+        if value is not None:
+            return token_ids(value, key, path)
+    return None
+
+
+def special_token_names(
+    folder: Path, settings: Mapping[str, Any], id_of: Callable[[str], int | None], name_of: Callable[[int], str | None]
+) -> dict[str, Any]:
+    """Return {"bos_token": "<s>" ...} for the roles that a tokenizer's folder speaks of; None: there is none.
+
+    `settings` is the content of tokenizer_config.json; id_of and name_of look into the vocabulary.  A name may be an
+    object, as there: see `token_name`.  DataError for a damaged file, or a name that the vocabulary lacks.
+    """
+    names = {TOKENIZER_CONFIG: settings}
+    if (folder / MAP).is_file():
+        of_map = {MAP: read_json(folder / MAP, error=DataError, remedy=REMEDY)}
+        names = names | of_map if "added_tokens_decoder" in settings else of_map | names
+    found: dict[str, Any] = {}
+    for role in ROLES:
+        key = f"{role}_token"
+        said = {file: content[key] for file, content in names.items() if key in content}
+        file = next((file for file, name in said.items() if name is not None), None)
+        if file is not None:
+            check_name(said[file], key, folder / file, id_of)
+            found[key] = said[file]
+        elif said:
+            found[key] = None
+        elif ids := special_token_ids(folder, role):
+            name = name_of(ids[0])
+            if name is not None:
+                found[key] = name
+    return found
+
+
+def token_name(value: Any) -> Any:
+    """Return the name in {"content": "<s>", "lstrip": false, ...}; anything else as it is."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+def check_name(value: Any, key: str, place: str | Path, id_of: Callable[[str], int | None]) -> None:
+    """Raise DataError if what `place` says about a role is no token of the vocabulary."""
+    name = token_name(value)
+    if not isinstance(name, str) or id_of(name) is None:
+        raise DataError(
+            f"{place}: {key} is {name!r}, which is not in the vocabulary; correct {key} there, or set it to null"
+        )
