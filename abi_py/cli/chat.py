@@ -65,7 +65,7 @@ def command(
     from ..data.chat import template_for
 
     encoder = template_for(codec, template).encoder(codec)
-    settings = generation_settings(loaded, config, given_values(ctx).get("generation", {}))
+    settings = generation_settings(loaded, config, given_values(ctx).get("generation", {}), encoder.stop_ids)
     chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system)
     utf8_output()
     if once is not None:

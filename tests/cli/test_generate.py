@@ -84,6 +84,35 @@ def test_the_models_own_settings_and_the_flags_that_beat_them(abi_train, model, 
     assert out == generate(model, "a", 2, temperature=0) + "\n"
 
 
+def test_a_text_ends_where_the_folder_says(abi_train, tmp_path):
+    model = save_folder(tmp_path / "m")
+    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 4}
+    free = generate(model, [97], 9, stop_ids=(), **drawn).tolist()
+    first = {token: free.index(token) for token in reversed(free)}
+    early, late = sorted(first.items(), key=lambda item: item[1])[1:3]
+
+    def ids(*flags):
+        for name, value in drawn.items():
+            flags = (f"--{name.replace('_', '-')}", str(value), *flags)
+        return json.loads(abi_train("generate", "m", "-p", "a", "--max-new-tokens", "9", "--json", *flags)[1])["ids"]
+
+    def config(**more):
+        return json.dumps(huggingface_config(model.config) | more)
+
+    assert ids() == free
+    (tmp_path / "m/config.json").write_text(config(eos_token_id=[late[0], 300, early[0]]))
+    assert ids() == free[: early[1]]
+    assert ids("--stop-ids", str(late[0])) == free[: late[1]]
+    (tmp_path / "m/generation_config.json").write_text(json.dumps({"eos_token_id": late[0]}))
+    assert ids() == free[: late[1]]
+    (tmp_path / "m/generation_config.json").write_text(json.dumps({"eos_token_id": []}))
+    assert ids() == free  # says that nothing does
+    (tmp_path / "m/generation_config.json").write_text(json.dumps({"eos_token_id": "x"}))
+    code, _, err = abi_train("generate", "m", "-p", "a")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "generation_config.json: eos_token_id is 'x'" in err
+
+
 def test_a_tokenizer_beside_the_model(abi_train, tmp_path):
     vocabulary = {word: i for i, word in enumerate(["<unk>", "a", "b", "c", "</s>"])}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
