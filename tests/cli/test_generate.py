@@ -86,7 +86,7 @@ def test_the_models_own_settings_and_the_flags_that_beat_them(abi_train, model, 
 
 def test_a_text_ends_where_the_folder_says(abi_train, tmp_path):
     model = save_folder(tmp_path / "m")
-    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 4}
+    drawn = {"temperature": 40.0, "top_k": 0, "top_p": 1.0, "seed": 4}
     free = generate(model, [97], 9, stop_ids=(), **drawn).tolist()
     first = {token: free.index(token) for token in reversed(free)}
     early, late = sorted(first.items(), key=lambda item: item[1])[1:3]
