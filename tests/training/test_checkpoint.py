@@ -203,10 +203,20 @@ def test_non_finite_moments_are_neither_saved_nor_read(trainer, tmp_path, monkey
     with pytest.raises(NonFiniteError, match=f"the optimizer's {name} holds NaN or infinity"):
         trainer.save_checkpoint()
     assert names(tmp_path / "c") == ["latest", "llm_step_1", "llm_step_2"]
-    monkeypatch.setattr(checkpoint, "_check_finite", lambda tensors, root: None)
+    monkeypatch.setattr(checkpoint, "check_written", lambda *_: None)
     path = trainer.save_checkpoint()
     with pytest.raises(CheckpointError, match=rf"llm_step_2: the optimizer's {name} holds NaN or infinity"):
         read_checkpoint(path)
+
+
+def test_weights_of_nan_are_not_read(trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "check_written", lambda *_: None)
+    trainer.model.weights["final_norm"][3] = np.nan
+    path = trainer.save_checkpoint()
+    for read in (read_checkpoint, load_model):
+        with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN or infinity at \[3\]"):
+            read(path)
+    assert np.isnan(load_model(path, allow_nonfinite=True).model.weights["final_norm"][3])
 
 
 def test_clearing_up_removes_only_names_that_are_made_here(trainer, data, tmp_path):
