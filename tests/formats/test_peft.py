@@ -142,7 +142,7 @@ def test_damaged_folders(model, folder, tmp_path):
     write_safetensors(folder / ADAPTER_WEIGHTS, tensors | {NAME: tensors[NAME].astype(np.int32)})
     with pytest.raises(CheckpointError, match="is int32; adapters are floats"):
         LoraModel.load(model, folder)
-    for text, message in (("{", "is not JSON"), ("[]", "holds a JSON list")):
+    for text, message in (("{", "is not JSON"), ("[]", "must be an object")):
         (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
         with pytest.raises(CheckpointError, match=message):
             LoraModel.load(model, folder)

@@ -82,7 +82,7 @@ def test_what_was_found_is_saved(folder, tmp_path):
         ({"config": {"eos_token_id": "2"}}, r"config\.json: eos_token_id is '2', but must be an id or a list of ids"),
         ({"config": {"eos_token_id": [2, -1]}}, r"eos_token_id is \[2, -1\]"),
         ({"generation_config": {"eos_token_id": True}}, r"generation_config\.json: eos_token_id is True"),
-        ({"config": [1]}, r"config\.json holds a JSON list"),
+        ({"config": [1]}, r"config\.json: it is \[1\], but must be an object"),
         (
             {"special_tokens_map": {"eos_token": "<no>"}},
             r"special_tokens_map\.json: eos_token is '<no>', .* vocabulary",
