@@ -65,8 +65,8 @@ def command(
     from ..data.chat import template_for
 
     encoder = template_for(codec, template).encoder(codec)
-    settings = generation_settings(loaded, config, given_values(ctx).get("generation", {}), encoder.stop_ids)
-    chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system)
+    settings = generation_settings(loaded, config, given_values(ctx).get("generation", {}))
+    chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system, loaded.eos_ids or ())
     utf8_output()
     if once is not None:
         if chat.answer(once):
@@ -82,10 +82,15 @@ class Chat:
     """The turns so far, and how the next answer is made."""
 
     def __init__(
-        self, generator: "Generator", encoder: "ChatEncoder", settings: GenerationConfig, system: str | None
+        self,
+        generator: "Generator",
+        encoder: "ChatEncoder",
+        settings: GenerationConfig,
+        system: str | None,
+        eos_ids: tuple[int, ...] = (),
     ) -> None:
-        """Begin a conversation, with a system turn if there is one."""
-        self.generator, self.encoder = generator, encoder
+        """Begin a conversation, with a system turn if there is one; eos_ids end an answer as the template's ends do."""
+        self.generator, self.encoder, self.eos_ids = generator, encoder, eos_ids
         self.settings, self.system = settings, system
         self.reset()
 
@@ -103,7 +108,7 @@ class Chat:
         asked = [*self.messages, {"role": "user", "content": question}]
         ids, settings = self._prompt(asked), self.settings
         if settings.stop_ids is None:
-            settings = settings.replace(stop_ids=self.encoder.stop_ids(asked))
+            settings = settings.replace(stop_ids=(*self.encoder.stop_ids(asked), *self.eos_ids))
         interrupted = False
         stream = self.generator.stream([ids], settings)
         try:

@@ -64,6 +64,8 @@ def command(
     set_threads_option(threads)
     loaded = open_model(model)
     settings = generation_settings(loaded, config, given_values(ctx).get("generation", {}))
+    if settings.stop_ids is None and loaded.eos_ids is not None:
+        settings = settings.replace(stop_ids=loaded.eos_ids)
     codec = find_tokenizer(loaded, tokenizer)
     if codec is None and (prompts or not asked):
         raise ConfigError(

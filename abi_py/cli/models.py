@@ -63,12 +63,9 @@ def _is_run(directory: Path) -> bool:
     return (directory / "config.yaml").is_file()
 
 
-def generation_settings(
-    loaded: "LoadedModel", file: Path | None, flags: dict[str, Any], turn_ends: tuple[int, ...] = ()
-) -> "GenerationConfig":
+def generation_settings(loaded: "LoadedModel", file: Path | None, flags: dict[str, Any]) -> "GenerationConfig":
     """Return the settings: flag beats file beats the model's own generation_config.json beats the defaults.
 
-    Where none of them says what ends a text, it is what the model's folder says, and in a conversation `turn_ends`.
     ConfigError for a flag without effect: what only matters for drawing, beside temperature 0.
     """
     from ..generation import GenerationConfig
@@ -82,8 +79,6 @@ def generation_settings(
         flags = {**flags, "max_new_tokens": None}  # as in a generation_config.json that has the one alone
     config = config.replace(**flags)
     config.require_acting(flags)
-    if config.stop_ids is None and (turn_ends or loaded.eos_ids is not None):
-        config = config.replace(stop_ids=tuple(dict.fromkeys((*turn_ends, *(loaded.eos_ids or ())))))
     return config
 
 
