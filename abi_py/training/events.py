@@ -60,6 +60,16 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointEvent(Event):
+    """A checkpoint is on the disk."""
+
+    type = "checkpoint"
+    path: str
+    size: int
+    best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartEvent(Event):
     """Training begins (step 0), or goes on after `step`."""
 
@@ -71,6 +81,8 @@ class StartEvent(Event):
     tokens_per_step: int  # of a full optimizer step
     flops_per_token: float
     resumed_from: str | None = None
+    checkpoint: CheckpointEvent | None = None  # the one that was resumed from
+    losses: tuple[float, ...] = ()  # of the steps before, one for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +130,6 @@ class SampleEvent(Event):
     type = "sample"
     prompt: str
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointEvent(Event):
-    """A checkpoint is on the disk."""
-
-    type = "checkpoint"
-    path: str
-    size: int
-    best: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,15 +47,22 @@ class _Lines:
         self.path = Path(path).absolute()
         self._file: TextIO | None = None
 
-    def forget_after(self, step: int, time: float = math.inf) -> None:
-        """Remove the records of later steps or of a later time of the run, and a half-written last line."""
+    def forget_after(self, step: int, time: float = math.inf) -> dict[str, Any] | None:
+        """Remove the records of later steps or of a later time of the run, and a half-written last line.
+
+        Return the last record of a checkpoint that stays; None if there is none, {} if there was no file.
+        """
         self.close()
         if not self.path.exists():
-            return
+            return {}
+        checkpoint = None
         with open(self.path, encoding="utf-8", errors="replace") as old, atomic_file(self.path) as new:
             for line in old:
-                if _is_record_until(line, step, time):
+                record = _record_until(line, step, time)
+                if record is not None:
                     new.write(line.encode("utf-8"))
+                    checkpoint = record if record.get("type") == "checkpoint" else checkpoint
+        return checkpoint
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it has left the process when this returns."""
@@ -72,18 +79,19 @@ class _Lines:
             file.close()
 
 
-def _is_record_until(line: str, step: int, time: float) -> bool:
+def _record_until(line: str, step: int, time: float) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-        return line.endswith("\n") and record["step"] <= step and record.get("time", 0.0) <= time
+        record: dict[str, Any] = json.loads(line)
+        return record if line.endswith("\n") and record["step"] <= step and record.get("time", 0.0) <= time else None
     except (ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return None
 
 
 class JsonlSink:
     """The run's own `metrics.jsonl`: one record for each logged step, evaluation, checkpoint...
 
-    A run that goes on drops the records made after its checkpoint, so the file is that of a run that never stopped.
+    A run that goes on drops the records made after its checkpoint, and adds that of the checkpoint itself where the
+    process was killed before it could, so the file is that of a run that never stopped, times and speeds aside.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -94,7 +102,9 @@ class JsonlSink:
     def handle(self, event: Event) -> None:
         """Append the event's record."""
         if isinstance(event, StartEvent):
-            self._lines.forget_after(event.step, event.time)
+            last, checkpoint = self._lines.forget_after(event.step, event.time), event.checkpoint
+            if checkpoint is not None and (last is None or last.get("step", checkpoint.step) != checkpoint.step):
+                self._lines.write(checkpoint.record())
         elif isinstance(event, EndEvent):
             self._lines.write({"type": event.type, "step": event.step, "time": event.time, **event.report.to_dict()})
         elif not isinstance(event, StepEvent) or event.logged:

@@ -1,4 +1,4 @@
-"""Stopping on request: SIGINT and SIGTERM ask the training loop to end after the micro-batch in hand."""
+"""Stopping on request: SIGINT, SIGTERM and SIGHUP ask the training loop to end after the micro-batch in hand."""
 
 import os
 import signal
@@ -8,16 +8,19 @@ from typing import Any
 
 __all__ = ["GracefulStop"]
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class GracefulStop:
-    """Context manager: the first SIGINT or SIGTERM becomes a request, a second one ends the process at once.
+    """Context manager: the first SIGINT, SIGTERM or SIGHUP becomes a request, a second one ends the process at once.
 
         with GracefulStop() as stop:
             report = trainer.fit(data, stop=stop)
         if report.interrupted:
-            sys.exit(stop.exit_code)    # 130 for SIGINT, 143 for SIGTERM
+            sys.exit(stop.exit_code)    # 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP
 
-    Signals can be caught in the main thread only; elsewhere, `request()` does the same by hand.
+    Signals can be caught in the main thread only; elsewhere, `request()` does the same by hand.  A SIGHUP that is
+    ignored, as under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -38,8 +41,9 @@ class GracefulStop:
     def __enter__(self) -> "GracefulStop":
         """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+            for number in SIGNALS:
+                if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(

@@ -18,6 +18,7 @@ pass.  A gradient that is not finite then means that the factor is too large: th
 falls, and only at its lower limit does that count as a bad step.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ import numpy.typing as npt
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..errors import AbiError, CheckpointError, ConfigError, DataError, NonFiniteError
 from ..formats.zig import save_ablc
+from ..locks import DirectoryLock
 from .checkpoint import TrainingState, locate, save_checkpoint
 from .evaluation import evaluate_batches, judge
 from .events import (
@@ -97,6 +99,8 @@ class LlamaTrainer:
         self._throughput = 0.0
         self._seq_len = config.max_seq_len
         self._saved: tuple[int, ...] = ()  # place in the run of the last save
+        self._save_failed = False  # the last one that was tried
+        self._lock: DirectoryLock | None = None  # on checkpoint_path, while `fit` or `train_epoch` runs
         self._last_checkpoint: Path | None = None
         self._resumed_from: Path | None = None
         self._check_data = False
@@ -328,7 +332,8 @@ class LlamaTrainer:
         """Train to the end of the last epoch (or max_steps, or early stopping) from wherever the state is.
 
         With `checkpoint_path`, checkpoints are saved at intervals, at each better evaluation, at the end, and when
-        `stop` was requested; then the report says interrupted.
+        `stop` was requested; then the report says interrupted.  ConfigError, with process and host, if another trainer
+        is writing to `checkpoint_path`.
         """
         if validation is not None:
             self.set_validation_data(validation)
@@ -341,8 +346,8 @@ class LlamaTrainer:
             report = self.get_report()
             self.events.emit(EndEvent(step=self.state.global_step, time=self._time(), report=report))
         finally:
-            self._tick()
-            self._began, self._stop, self._announced = None, None, False
+            self._end()
+            self._stop, self._announced = None, False
             self.events.close()
         return report
 
@@ -361,8 +366,7 @@ class LlamaTrainer:
         try:
             loss = self._run_epoch(feed)
         finally:
-            self._tick()
-            self._began = None
+            self._end()
         return EpochResult(loss=loss, early_stopped=self.state.early_stopped)
 
     def _begin(self, data: Data, early_stopping: EarlyStoppingConfig | None) -> Feed:
@@ -377,12 +381,21 @@ class LlamaTrainer:
         feed = open_feed(data, config, self.model.config, training=True)
         facts = describe(feed)
         self._check_facts(facts)
+        if config.checkpoint_path is not None:
+            self._lock = DirectoryLock(config.checkpoint_path, "checkpoint_path")
         state.data, self._check_data = facts, False
         self._began = time.perf_counter_ns()
         self._speed_mark = (state.tokens_processed, state.train_ns)
         if not self._announced:
             self._announce(feed)
         return feed
+
+    def _end(self) -> None:
+        """Stop the clock and give checkpoint_path back."""
+        self._tick()
+        self._began, lock, self._lock = None, self._lock, None
+        if lock is not None:
+            lock.release()
 
     def check_data(self, data: Data) -> None:
         """Raise what `fit` would raise at once (DataError, ConfigError) if a resumed run cannot go on with `data`."""
@@ -406,6 +419,8 @@ class LlamaTrainer:
             tokens_per_step=config.batch_size * feed.seq_len * config.grad_accum_steps,
             flops_per_token=float(self.model.flops_per_token(feed.seq_len)),
             resumed_from=str(self._resumed_from) if self._resumed_from else None,
+            checkpoint=self._resumed_checkpoint(),
+            losses=tuple(self.loss_history),
         )
         self.events.emit(event)
 
@@ -482,7 +497,7 @@ class LlamaTrainer:
         fresh = state.evaluated_step == state.global_step
         if self._validation is not None and not state.early_stopped and not fresh:
             self._evaluate_for_training(final=True)
-        unsaved = not self._saved or self._saved[0] != state.global_step or state.early_stopped
+        unsaved = not self._saved or self._saved[0] != state.global_step or state.early_stopped or self._save_failed
         if config.checkpoint_path and unsaved:
             self._save()
 
@@ -587,24 +602,40 @@ class LlamaTrainer:
         arrays["loss_history"] = np.array(self.loss_history, np.float64)
         if state.micro_step:
             arrays["gradients"] = self.model.parameters.gradients_flat
-        moment = self._time()
+        moment, self._save_failed = self._time(), True
+        held = self._lock is not None  # whoever calls train_step in a loop of their own holds it for each save alone
         try:
-            path = save_checkpoint(
-                config.checkpoint_path,
-                model=self.model,
-                state=state,
-                optimizer=arrays,
-                sections={**self.model.sections(), "training": config, "early_stopping": self._early},
-                keep=config.max_checkpoints,
-            )
+            with contextlib.nullcontext() if held else DirectoryLock(config.checkpoint_path, "checkpoint_path"):
+                path = save_checkpoint(
+                    config.checkpoint_path,
+                    model=self.model,
+                    state=state,
+                    optimizer=arrays,
+                    sections={**self.model.sections(), "training": config, "early_stopping": self._early},
+                    keep=config.max_checkpoints,
+                )
         except BaseException:
             state.checkpoints_saved -= 1
             raise
-        self._saved, self._last_checkpoint = self._place(), path
-        size = sum(file.stat().st_size for file in path.iterdir())
-        best = state.best_step == state.global_step
-        self.events.emit(CheckpointEvent(step=state.global_step, time=moment, path=str(path), size=size, best=best))
+        self._saved, self._last_checkpoint, self._save_failed = self._place(), path, False
+        self.events.emit(self._checkpoint_event(path, moment))
         return path
+
+    def _checkpoint_event(self, path: Path, moment: float) -> CheckpointEvent:
+        """Return the event of the checkpoint that holds the state, saved at `moment` of the run."""
+        size = sum(file.stat().st_size for file in path.iterdir())
+        step, best = self.state.global_step, self.state.best_step == self.state.global_step
+        return CheckpointEvent(step=step, time=moment, path=str(path), size=size, best=best)
+
+    def _resumed_checkpoint(self) -> CheckpointEvent | None:
+        """Return the event of the checkpoint that was loaded, as long as the state is where it was; None without one.
+
+        A killed run may not have come to tell about its last checkpoint.
+        """
+        path = self._resumed_from
+        if path is None or not path.is_dir() or self._last_checkpoint is not None or self._saved != self._place():
+            return None
+        return self._checkpoint_event(path, self._elapsed() / 1e9)
 
     def _place(self) -> tuple[int, ...]:
         state = self.state

@@ -5,11 +5,13 @@
                   {epoch, step, train_loss, train_runtime, ...} at the end
 
 `epoch` is a fraction there: steps done / steps of an epoch.  The file is written at each checkpoint and at the end; a
-resumed run reads it and drops what lies after its step.
+resumed run reads it and drops what lies after its step.  What a killed one had not yet written there after its last
+checkpoint is in the metrics.jsonl beside it.
 """
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,8 @@ class TrainerStateSink:
         self.step = self.max_steps = self.epochs = 0
         self.best: tuple[float, int] | None = None  # evaluation loss and its step
         self.best_path: str | None = None
-        self.flops_per_token = self._last_time = self._loss_sum = 0.0
-        self._losses = 0
+        self.flops_per_token = self._last_time = 0.0
+        self._losses: list[float] = []
         self._ended = False
 
     def handle(self, event: Event) -> None:
@@ -66,7 +68,7 @@ class TrainerStateSink:
         elif isinstance(event, StepEvent):
             self._step(event)
         elif isinstance(event, EvaluationEvent):
-            self._evaluation(event)
+            self._log_evaluation(event.record())
         elif isinstance(event, CheckpointEvent):
             if event.best:
                 self.best_path = event.path
@@ -83,39 +85,64 @@ class TrainerStateSink:
 
     def _start(self, event: StartEvent) -> None:
         self.max_steps, self.epochs = event.total_steps, event.epochs
-        self.flops_per_token, self._ended = event.flops_per_token, False
-        if event.step == 0 or not self.path.is_file():
+        self.flops_per_token, self._ended, self._losses = event.flops_per_token, False, list(event.losses)
+        if event.step == 0:
             return
-        stored = read_json(self.path, STORED, remedy="it is damaged; remove it, and its history begins anew")
-        check(stored["log_history"], [{"step": int}], f"{self.path}: log_history")
-        self.log = [row for row in stored["log_history"] if row["step"] <= event.step and "train_runtime" not in row]
-        best, step = stored.get("best_metric"), stored.get("best_global_step")
-        if best is not None and step is not None and step <= event.step:
-            self.best, self.best_path = (best, step), stored.get("best_model_checkpoint")
+        written = 0
+        if self.path.is_file():
+            stored = read_json(self.path, STORED, remedy="it is damaged; remove it, and its history begins anew")
+            check(stored["log_history"], [{"step": int}], f"{self.path}: log_history")
+            rows = [row for row in stored["log_history"] if row["step"] <= event.step and "train_runtime" not in row]
+            self.log, written = rows, stored.get("global_step") or 0
+            best, step = stored.get("best_metric"), stored.get("best_global_step")
+            if best is not None and step is not None and step <= event.step:
+                self.best, self.best_path = (best, step), stored.get("best_model_checkpoint")
+        self._catch_up(written, event)
+
+    def _catch_up(self, written: int, event: StartEvent) -> None:
+        """Add what came after step `written`, up to the checkpoint that was resumed from."""
+        file = self.path.with_name("metrics.jsonl")
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+            try:
+                record = json.loads(line)
+                late = written < record["step"] <= event.step and record["time"] <= event.time
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that was being written when the process was killed
+            if late and record["type"] == "step":
+                self._log_step(record)
+            elif late and record["type"] == "evaluation":
+                self._log_evaluation(record)
+            self._last_time = record["time"]
+        if event.checkpoint is not None and event.checkpoint.best:
+            self.best_path = event.checkpoint.path
 
     def _step(self, event: StepEvent) -> None:
-        self._loss_sum, self._losses = self._loss_sum + event.loss, self._losses + 1
+        self._losses.append(event.loss)
         if event.logged:
-            row = {"loss": event.loss, "grad_norm": event.grad_norm, "learning_rate": event.learning_rate}
-            self.log.append({"epoch": self._epoch(event.step), **row, "step": event.step})
+            self._log_step(event.record())
 
-    def _evaluation(self, event: EvaluationEvent) -> None:
+    def _log_step(self, record: Mapping[str, Any]) -> None:
+        row = {name: record[name] for name in ("loss", "grad_norm", "learning_rate")}
+        self.log.append({"epoch": self._epoch(record["step"]), **row, "step": record["step"]})
+
+    def _log_evaluation(self, record: Mapping[str, Any]) -> None:
         # The event before it is the step or the end of the epoch that the evaluation follows at once.
-        seconds = max(event.time - self._last_time, 1e-9)
+        seconds = max(record["time"] - self._last_time, 1e-9)
         batches = math.ceil(self.valid_rows / self.batch_size)
         self.log.append(
             {
-                "epoch": self._epoch(event.step),
-                "eval_loss": event.val_loss,
-                "eval_accuracy": event.val_accuracy,
+                "epoch": self._epoch(record["step"]),
+                "eval_loss": record["val_loss"],
+                "eval_accuracy": record["val_accuracy"],
                 "eval_runtime": seconds,
                 "eval_samples_per_second": self.valid_rows / seconds,
                 "eval_steps_per_second": batches / seconds,
-                "step": event.step,
+                "step": record["step"],
             }
         )
-        if self.best is None or event.val_loss < self.best[0]:
-            self.best = event.val_loss, event.step
+        loss = math.inf if record["val_loss"] is None else record["val_loss"]  # not finite: JSON has no word for it
+        if self.best is None or loss < self.best[0]:
+            self.best = loss, record["step"]
 
     def _end(self, event: EndEvent) -> None:
         if event.report.interrupted:
@@ -125,7 +152,7 @@ class TrainerStateSink:
         self.log.append(
             {
                 "epoch": epochs,
-                "train_loss": self._loss_sum / self._losses if self._losses else None,
+                "train_loss": math.fsum(self._losses) / len(self._losses) if self._losses else None,
                 "train_runtime": seconds,
                 "train_samples_per_second": epochs * self.rows / seconds,
                 "train_steps_per_second": event.step / seconds,
