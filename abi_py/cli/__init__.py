@@ -3,7 +3,8 @@
     0    done
     1    the run failed: bad data, a damaged checkpoint, a full disk, too many non-finite steps
     2    a wrong call: unknown verb or flag, a value out of its range, a file that is not there
-    130  stopped by Ctrl-C (143 by SIGTERM, 141: the reader of the output has gone), everything saved
+    130  stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP: the terminal has gone, 141: the reader of the output has
+         gone), everything saved
 
 Errors are one line on stderr; `--debug` adds the traceback.
 """
@@ -63,7 +64,7 @@ class Group(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:  # whoever read our output has gone; that is no error of ours
-            _silence_stdout()
+            silence_stdout()
             ctx.exit(0)
         except (click.ClickException, AbiError, OSError, ValueError, MemoryError) as error:
             if ctx.meta.get("debug"):
@@ -74,8 +75,8 @@ class Group(click.Group):
             ctx.exit(2 if wrong_call else 1)
 
 
-def _silence_stdout() -> None:
-    # The interpreter flushes stdout once more at exit; that must not fail a second time.
+def silence_stdout() -> None:
+    """Send what is still written to stdout nowhere: the interpreter flushes it once more at exit, and must not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -136,5 +137,5 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _silence_stdout()
+        silence_stdout()
     sys.exit(code if isinstance(code, int) else 0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError
+from ..locks import DirectoryLock, check_unlocked
 from ..pipelines.deepzig_config import DeepZigConfig
 from .models import printable
 from .options import Verb, config_options, given_values
@@ -62,16 +63,15 @@ def command(ctx: click.Context, resume: bool, **_: Any) -> None:
     if resume:
         if set(given) != {"output_dir"}:
             raise ConfigError("resume takes --output-dir and nothing else: the settings are those of the run")
+        check_unlocked(given["output_dir"], "output_dir")
         config = load_run_config(Path(given["output_dir"]))
-        if (Path(given["output_dir"]) / "model.safetensors").exists():
-            raise ConfigError(f"output_dir ({given['output_dir']}) holds a finished run; go on from it with --base")
     else:
         config = DeepZigConfig.from_dict(given, given)
     run = DeepZigRun.prepare(config)
-    if not resume:
-        check_free(run.directory)
-    prepare(run.training)
-    ctx.exit(start(run, make_console(), resume))
+    with DirectoryLock(run.directory, "output_dir"):
+        check_free(run.directory, resume)
+        prepare(run.training)
+        ctx.exit(start(run, make_console(), resume))
 
 
 config_options({"deepzig": DeepZigConfig}, {"deepzig": SHOWN})(command)
@@ -79,6 +79,8 @@ config_options({"deepzig": DeepZigConfig}, {"deepzig": SHOWN})(command)
 
 def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
     """Train, write the folder, show three answers; return the exit code."""
+    from ..pipelines.deepzig import CHECKPOINTS
+    from ..training.checkpoint import list_checkpoints
     from .compiling import compile_for_training
 
     say(console, "machine", describe_machine(run.config.precision))
@@ -95,8 +97,10 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
         say(console, "lora", trainer.model.report())
         if run.config.base is None:
             say(console, "note", "the frozen weights are random, so adapters can do little; --base names trained ones")
-    if resume:
+    if resume and list_checkpoints(run.directory / CHECKPOINTS):
         trainer.load_checkpoint(run.directory)
+    elif resume:
+        say(console, "note", f"{run.directory} ended before its first checkpoint; it begins again")
     report, code = fit_and_show(trainer, run.directory, run.train, run.valid, None, console)
     folder = shlex.quote(str(run.directory))
     show_report(trainer, report, console)

@@ -1,6 +1,7 @@
 """`abi-train resume`: go on with a run as if it had never stopped."""
 
 import dataclasses
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..training.schedule import ends, learning_rate, restarted, stretched
 from .chat_data import ChatConfig, absolute_chat
 from .opening import RunData, open_data
 from .options import Verb, config_options, given_values
-from .run import count_steps
+from .run import count_steps, start
 from .session import (
     RUN_SECTIONS,
     DataConfig,
@@ -29,6 +30,8 @@ from .session import (
     early_stopping_values,
     finished,
     has_checkpoint,
+    has_report,
+    hold,
     is_run,
     make_console,
     place_of_checkpoints,
@@ -61,23 +64,29 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
     """Go on with a run to its end, with the same data and settings; flags change settings.
 
     RUN is the directory of a run, its directory of checkpoints, or one checkpoint; of several, the newest whole one is
-    taken. A run whose schedule has ended goes on at its minimum rate, unless --schedule says otherwise.
+    taken; a run that ended before its first one begins again. A run whose schedule has ended goes on at its minimum
+    rate, unless --schedule says otherwise.
     """
-    from ..training.checkpoint import TrainingState, locate, verify
+    from ..training.checkpoint import TrainingState, list_checkpoints, locate, verify
 
     if where.is_file():
         raise ConfigError(_about_file(where))
+    flags, console = given_values(ctx), make_console()
+    given = flags.get("training", {})
     if is_run(where) and not has_checkpoint(where):
-        again = f"abi-train run --config {shlex.quote(str(where / 'config.yaml'))}"
-        raise CheckpointError(f"{where} ended before its first checkpoint; begin it again by {again}")
+        run, directory, before = changed(None, flags, where)
+        prepare(run.training)
+        with hold(directory, run.training, "RUN"):
+            ctx.exit(begin_again(run, directory, console, Reschedule(schedule, before, given), flags))
     found = locate(place_of_checkpoints(where))
-    console = make_console()
+    there = list_checkpoints(found.path.parent)
     for problem in found.skipped:
         say(console, "passed", f"over: {problem}")
     state = TrainingState.from_dict(verify(found.path)["state"])
-    flags = given_values(ctx)
     run, directory, before = changed(found.path, flags, where)
     end = finished(state, run)
+    if not has_report(directory, state) and is_run(directory):
+        end = None  # the last evaluation, or the report, is still to come
     changes = [name for given in flags.values() for name in given] + (["schedule"] if schedule else [])
     if end is not None and changes:
         raise ConfigError(
@@ -90,9 +99,12 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
         return
     check_resumable(run, flags, state)
     prepare(run.training)
-    given = flags.get("training", {})
     reschedule = Reschedule(schedule, before, given)
-    ctx.exit(go_on(run, directory, found.path, console, state.global_step, reschedule, flags))
+    with hold(directory, run.training, "RUN"):
+        if list_checkpoints(found.path.parent) != there:
+            raise ConfigError(f"RUN ({where}) was written to while it was opened; try again")
+        warn_of_pruning(run.training, directory, console)
+        ctx.exit(go_on(run, directory, found.path, console, state.global_step, reschedule, flags))
 
 
 config_options(RUN_SECTIONS, {name: {} for name in RUN_SECTIONS})(command)
@@ -114,20 +126,25 @@ def _about_file(path: Path) -> str:
 
 
 def changed(
-    checkpoint: Path, flags: dict[str, dict[str, Any]], where: Path
+    checkpoint: Path | None, flags: dict[str, dict[str, Any]], where: Path
 ) -> tuple[RunConfig, Path, LlmTrainingConfig]:
-    """Return the run's configuration with the flags' changes, the run's directory, and its training without them."""
-    directory, values = checkpoint.parent, read_run_config(checkpoint / "config.yaml")
-    for place in (where, checkpoint.parent.parent, checkpoint.parent):
-        if (place / "config.yaml").is_file() and (place / "metrics.jsonl").is_file():
-            directory, values = place, read_run_config(place / "config.yaml")
-            break
+    """Return the run's configuration with the flags' changes, the run's directory, and its training without them.
+
+    Without a checkpoint, `where` is the directory of a run.
+    """
+    directory, source = where, where
+    if checkpoint is not None and not is_run(where):
+        around = [place for place in (checkpoint.parent.parent, checkpoint.parent) if is_run(place)]
+        around = [place for place in around if (place / "metrics.jsonl").is_file()]  # else it is another config.yaml
+        directory, source = (around[0], around[0]) if around else (checkpoint.parent, checkpoint)
+    values = read_run_config(source / "config.yaml")
     if "data" not in values and "data" not in flags:
         raise CheckpointError(
             f"{checkpoint} lies outside of its run, whose config.yaml names the data; give --data (or --corpus-bytes "
             "for the standard library, and --valid-fraction), or put the checkpoint back into RUN/checkpoints"
         )
-    values.setdefault("training", {})["checkpoint_path"] = str(checkpoint.parent)  # the run may have moved
+    usual = values.setdefault("training", {}).get("checkpoint_path") or directory / "checkpoints"
+    values["training"]["checkpoint_path"] = str(checkpoint.parent if checkpoint else usual)  # the run may have moved
     merged = {name: joined(cls, values.get(name, {}), flags.get(name, {})) for name, cls in RUN_SECTIONS.items()}
     asked = flags.get("early_stopping", {}), values.get("early_stopping", {})
     merged["early_stopping"] = early_stopping_values(*asked, {"enabled": False})
@@ -152,6 +169,25 @@ def check_resumable(run: RunConfig, flags: dict[str, dict[str, Any]], state: "Tr
         raise ConfigError(
             f"initial_loss_scale ({run.training.initial_loss_scale:g}) has no effect: the checkpoint's loss "
             f"scale ({state.loss_scale:g}) goes on; leave it out"
+        )
+
+
+def warn_of_pruning(training: LlmTrainingConfig, directory: Path, console: Any) -> None:
+    """Say so where saving would remove checkpoints outside of the run's directory, or somebody else's."""
+    from ..training.checkpoint import removable
+
+    root, keep = Path(training.checkpoint_path or directory), training.max_checkpoints
+    inside = root.resolve().is_relative_to(directory.resolve())
+    whose = "" if inside else f", outside of {directory}"
+    if root.exists() and os.name == "posix" and root.stat().st_uid != os.getuid():
+        whose += f", which is user {root.stat().st_uid}'s"
+    if whose and keep:
+        doomed = len(removable(root, keep - 1))
+        say(
+            console,
+            "warning",
+            f"checkpoints are saved in {root}{whose}, and only the {keep} newest and the best stay there: the next "
+            f"save removes up to {doomed} of them; --checkpoint-path saves elsewhere, --max-checkpoints 0 keeps all",
         )
 
 
@@ -199,6 +235,18 @@ class Reschedule:
             )
         )
         return lines
+
+
+def begin_again(
+    run: RunConfig, directory: Path, console: Any, reschedule: Reschedule, flags: dict[str, dict[str, Any]]
+) -> int:
+    """Begin a run that ended before its first checkpoint, as it was meant to; return the exit code."""
+    sizes = {"max_seq_len": run.training.max_seq_len, "seed": run.training.seed}
+    train_data, valid, _ = open_data(run.data, run.chat or ChatConfig(), run.model.vocab_size, **sizes)
+    check_use(run, flags, valid)
+    run = dataclasses.replace(run, training=reschedule.apply(run.training, 0, train_data))
+    say(console, "note", f"{directory} ended before its first checkpoint; it begins again")
+    return start(run, directory, train_data, valid, console)
 
 
 def go_on(

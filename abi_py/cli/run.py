@@ -10,6 +10,7 @@ import click
 from ..config import EarlyStoppingConfig, LearningRateSchedule, LlmTrainingConfig, TrainableModelConfig, joined
 from ..errors import ConfigError
 from ..files import atomic_text
+from ..locks import check_unlocked
 from .chat_data import ChatConfig, absolute_chat
 from .opening import find_tokenizer, open_data
 from .options import Verb, config_options, given_values
@@ -25,7 +26,9 @@ from .session import (
     describe_model,
     early_stopping_values,
     has_checkpoint,
+    hold,
     is_byte_level,
+    is_run,
     make_console,
     prepare,
     read_run_config,
@@ -89,6 +92,7 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
     values = merged(flags, read_run_config(config) if config else {})
     check_early(values, flags)
     if out is not None:
+        check_unlocked(out, "out")
         check_free(out)
     console = make_console()
     data = DataConfig.from_dict(absolute(values["data"]), flags.get("data", ()))
@@ -111,7 +115,9 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
     describe_machine()  # before there is a directory
     directory = out if out is not None else new_directory()
     run = complete(values, data, train_data, valid, directory)
-    ctx.exit(start(run, directory, train_data, valid, console))
+    with hold(directory, run.training, "out"):
+        check_free(directory)  # once more: another run may have begun there since
+        ctx.exit(start(run, directory, train_data, valid, console))
 
 
 config_options(RUN_SECTIONS, SHOWN)(command)
@@ -216,9 +222,9 @@ def check_free(directory: Path) -> None:
     """Raise ConfigError if a directory holds a run already."""
     if not (directory / "config.yaml").exists() and not (directory / "checkpoints").exists():
         return
-    remedy = "choose another; this one has no checkpoint to go on from"
-    if has_checkpoint(directory):
-        remedy = f"choose another, or go on with it by abi-train resume {shlex.quote(str(directory))}"
+    remedy = "choose another"
+    if is_run(directory) or has_checkpoint(directory):
+        remedy += f", or go on with it by abi-train resume {shlex.quote(str(directory))}"
     raise ConfigError(f"out ({directory}) must not hold a run already; {remedy}")
 
 
@@ -243,7 +249,7 @@ def start(
     valid: "RunData | None",
     console: Any,
 ) -> int:
-    """Make the model and train it; return the exit code."""
+    """Make the model and train it, in a directory that is held; return the exit code."""
     from ..data.chat_dataset import ChatDataset
     from .compiling import compile_for_training
 
@@ -256,14 +262,13 @@ def start(
     steps = f"{total:,} steps of {most}{tokens:,} tokens ({epoch:,} an epoch)"
     epochs = "1 epoch" if run.training.epochs == 1 else f"{run.training.epochs} epochs"
     say(console, "plan", f"{epochs}, {steps}; run in {directory}")
-    directory.mkdir(parents=True, exist_ok=True)
-    atomic_text(directory / "config.yaml", run.to_yaml(directory))
     tokenizer, problem = find_tokenizer(run.data, run.chat, train_data)
     if tokenizer is not None:
         tokenizer.save(directory)
         say(console, "ids of", f"{tokenizer.name}, kept in {directory}")
     if problem:
         say(console, "note", problem)
+    atomic_text(directory / "config.yaml", run.to_yaml(directory))  # from here on `resume` can begin it again
     compile_for_training(
         run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)
     )

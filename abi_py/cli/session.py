@@ -6,11 +6,13 @@ RUN_DIR/report.json      the report of the end
 RUN_DIR/checkpoints/     llm_step_{n}/, and `latest`
 """
 
+import contextlib
 import dataclasses
+import json
 import math
 import os
 import shlex
-import sys
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from ..config import (
     to_yaml,
 )
 from ..errors import ConfigError
+from ..locks import DirectoryLock, check_unlocked
 from ..training.schedule import ends
 from .chat_data import ChatConfig, describe_chat, show_answer
 from .models import printable
@@ -225,6 +228,26 @@ def check_use(run: RunConfig, flags: Mapping[str, Mapping[str, Any]], valid: "Ru
         )
 
 
+def has_report(directory: Path, state: "TrainingState") -> bool:
+    """Say whether a run has come to write report.json after its last step; a kill, or a full disk, may prevent it."""
+    try:
+        report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
+        return bool(report["total_steps"] == state.global_step and not report["interrupted"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def hold(directory: Path, training: LlmTrainingConfig, name: str) -> contextlib.AbstractContextManager[Any]:
+    """Hold a run's directory for this process; ConfigError, with process and host, if another one writes there.
+
+    Its checkpoint_path is held by the trainer; where that is the same directory, once is enough.
+    """
+    if os.path.realpath(directory) == os.path.realpath(training.checkpoint_path or ""):
+        check_unlocked(directory, name)
+        return contextlib.nullcontext()
+    return DirectoryLock(directory, name)
+
+
 def is_byte_level(model: TrainableModelConfig) -> bool:
     """Say whether the model's ids can be shown as text without a tokenizer."""
     return model.vocab_size == 257
@@ -244,10 +267,18 @@ def make_console() -> "Console":
 
         def on_broken_pipe(self) -> None:
             """Send what is still to come nowhere."""
-            self.broken = self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.broken = True
+            silence(self)
 
     return PipeConsole(highlight=False)
+
+
+def silence(console: "Console") -> None:
+    """Print nothing any more: whoever would read it has gone."""
+    from . import silence_stdout
+
+    console.quiet = True
+    silence_stdout()
 
 
 def say(console: "Console", label: str, text: str) -> None:
@@ -311,6 +342,7 @@ def prepare(config: LlmTrainingConfig) -> None:
     configured_sinks(config)
 
 
+REPORT = "report.json"
 LINE_SECONDS = 2.0  # where there is no terminal, lines of steps come at most this often
 
 
@@ -373,7 +405,8 @@ def fit_and_show(
 
     trainer.add_sink(JsonlSink(directory / "metrics.jsonl"))
     peak = measured_peak(bf16=trainer.config.mixed_precision is Precision.BF16) / 1e9
-    trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if console.is_terminal else LINE_SECONDS))
+    in_terminal = console.is_terminal  # asked later, one that has gone says no
+    trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if in_terminal else LINE_SECONDS))
     with GracefulStop() as stop:
 
         class StopWhenNobodyReads:
@@ -391,7 +424,9 @@ def fit_and_show(
         for sink in sinks:
             trainer.add_sink(sink)
         report = trainer.fit(train_data, valid, early, stop)
-        write_report(report, directory / "report.json")
+        if stop.signal == getattr(signal, "SIGHUP", 0) and in_terminal:
+            silence(console)  # it has gone, and would answer with an error
+        write_report(report, directory / REPORT)
     if report.interrupted:
         return report, stop.exit_code or 141  # 128 + SIGPIPE: what a program says that nobody reads any more
     return report, 0

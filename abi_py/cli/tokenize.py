@@ -10,6 +10,7 @@ import click
 
 from ..data.documents import list_inputs
 from ..data.tokenizing import TokenizeConfig, tokenize_if_needed, tokenize_to_file, valid_path
+from ..training.stop import SIGNALS
 from .options import Verb, config_options, from_flags
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
     console = make_console()
     make = tokenize_to_file if force else tokenize_if_needed
     # Like Ctrl-C: what has been begun is removed on the way out.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         from .progress import bytes_progress
 
@@ -50,7 +53,8 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
                 progress=lambda done, tokens: show(done, f"{tokens:,} tokens"),
             )
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
     for line in summary(report):
         click.echo(line)
     click.echo(f"next: {next_command(output, config, report)}")

@@ -27,8 +27,9 @@ from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..data.tokenizer_training import train_tokenizer
 from ..errors import ConfigError, DataError
 from ..formats.deepzig import TRAINING_ARGS, generation_config, json_text, write_json, write_model
-from ..formats.huggingface import read_config, read_weights
+from ..formats.huggingface import CONFIG, read_config, read_weights
 from ..generation.settings import CONFIG_FILE as GENERATION_FILE
+from ..locks import DirectoryLock
 from ..model import LoraModel, TrainableModel
 from ..model.presets import preset
 from ..training.events import Sink
@@ -44,7 +45,7 @@ from .training_args import training_args
 
 __all__ = ["DeepZigRun", "load_run_config", "train_deepzig"]
 
-ADAPTER, CARD = "adapter", "README.md"  # inside the output folder
+ADAPTER, CARD, CHECKPOINTS = "adapter", "README.md", "checkpoints"  # inside the output folder
 AGAIN = "again"
 CALM_BELOW = 2_000_000  # weights; a smaller model's generation_config.json draws close to the likeliest token
 
@@ -184,18 +185,24 @@ def train_deepzig(
     Stopped by `stop`, the folder holds checkpoints and no model yet.
     """
     run = DeepZigRun.prepare(config or DeepZigConfig())
-    check_free(run.directory)
-    trainer = run.make_trainer(sinks)
-    report = trainer.fit(run.train, run.valid, None, stop)
-    if not report.interrupted:
-        run.finish(trainer, report)
+    with DirectoryLock(run.directory, "output_dir"):
+        check_free(run.directory)
+        trainer = run.make_trainer(sinks)
+        report = trainer.fit(run.train, run.valid, None, stop)
+        if not report.interrupted:
+            run.finish(trainer, report)
     return report, run.directory
 
 
-def check_free(directory: Path) -> None:
-    """Raise ConfigError if a folder holds a run or a model already."""
-    there = [name for name in ("config.json", TRAINING_ARGS, "checkpoints") if (directory / name).exists()]
-    if there:
+def check_free(directory: Path, resume: bool = False) -> None:
+    """Raise ConfigError if a folder holds a model, or a run that is not to be resumed."""
+    if (directory / CONFIG).exists():
+        raise ConfigError(
+            f"output_dir ({directory}) must not hold a model or a run yet, and it holds a finished run; choose "
+            f"another, and go on from this one with --base {directory}"
+        )
+    there = [name for name in (TRAINING_ARGS, CHECKPOINTS) if (directory / name).exists()]
+    if there and not resume:
         raise ConfigError(
             f"output_dir ({directory}) must not hold a model or a run yet, and there is {there[0]}; choose another, or "
             f"go on with an interrupted run by --resume --output-dir {directory}"

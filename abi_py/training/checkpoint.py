@@ -229,7 +229,8 @@ def _prune(root: Path, keep: int, protected: set[str]) -> None:
 
 def removable(root: Path, keep: int) -> list[Path]:
     """Return the checkpoints in `root` that are older than the `keep` newest; links are the user's, and stay."""
-    return [path for _, path in list_checkpoints(root) if not path.is_symlink()][:-keep]
+    there = [path for _, path in list_checkpoints(root) if not path.is_symlink()]
+    return there[: max(0, len(there) - keep)]
 
 
 def recover(root: Path) -> None:

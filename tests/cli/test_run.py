@@ -1,17 +1,28 @@
 """`run` and `resume`: what they leave behind, precedence, the plan, going on, stopping."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 import yaml
 
+from abi_py.cli.session import RUN_SECTIONS
 from abi_py.config import load_yaml
 from abi_py.formats.safetensors import read_safetensors
+from abi_py.locks import DirectoryLock
+from abi_py.training import trainer
+from abi_py.training.checkpoint import verify
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def lines(path):
@@ -174,11 +185,100 @@ def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny,
     assert abi_train("run", *shape, "--data", "ids.bin", "--vocab-size", 5, "--out", "r")[0] == 1
     code, _, err = abi_train("run", *tiny, "--out", "r")
     assert code == 2
-    assert "no checkpoint to go on from" in err
-    code, _, err = abi_train("resume", "r")
+    assert "go on with it by abi-train resume r" in err
+    code, out, err = abi_train("resume", "r")
     assert code == 1
-    assert "abi-train run --config r/config.yaml" in err
+    assert "ended before its first checkpoint; it begins again" in out
+    assert "vocab_size (5)" in err
     assert abi_train("run", "--config", "r/config.yaml", "--vocab-size", 8, "--out", "s")[0] == 0
+    assert abi_train("resume", "r", "--vocab-size", 8)[0] == 0
+    ends = [tmp_path / out / "checkpoints" for out in "rs"]
+    final = (ends[0] / "latest").read_text().strip()
+    assert len({(end / final / "model.safetensors").read_bytes() for end in ends}) == 1
+    assert not list(tmp_path.rglob(".abi*"))
+
+
+@pytest.mark.parametrize("verb", ["run", "resume", "deepzig"])
+def test_a_directory_has_one_writer_and_any_number_of_readers(abi_train, tmp_path, tiny, verb):
+    """The holder is named by process and host, before anything is done; its directory can be read meanwhile."""
+    assert abi_train("run", *tiny, "--out", "r", "--max-steps", 1)[0] == 0
+    words = {"run": ("run", *tiny, "--out", "r"), "resume": ("resume", "r", "--max-steps", 2)}
+    words["deepzig"] = ("deepzig", "--output-dir", "r", "--max-samples", 8, "--epochs", 1)
+    before = sorted(tmp_path.rglob("*"))
+    with DirectoryLock(tmp_path / "r", "out"):
+        code, _, err = abi_train(*words[verb])
+        assert code == 2
+        assert f"must have one writer at a time, and process {os.getpid()} on {os.uname().nodename} is writing" in err
+        assert abi_train("generate", "r", "--prompt", "a", "--max-new-tokens", 2)[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_runs_begun_at_once_in_one_directory(process, tmp_path, tiny):
+    """One trains to its end, the other refuses, and the result is that of the one."""
+    started = [process("run", *tiny, "--seed", seed, "--out", "r", "--num-threads", 1) for seed in (1, 2)]
+    codes = [child.communicate(timeout=300) and child.returncode for child in started]
+    assert sorted(codes) == [0, 2]
+    winner = 1 + codes.index(0)
+    assert load_yaml(tmp_path / "r/config.yaml", RUN_SECTIONS)["training"]["seed"] == winner
+    assert not list(tmp_path.rglob(".abi*"))
+
+
+def test_a_last_save_that_failed_is_tried_again(abi_train, tmp_path, tiny, monkeypatch):
+    """A full disk at the very end: after the last steps were saved, the last evaluation could not be."""
+    assert abi_train("run", *tiny, "--out", "whole")[0] == 0
+    final = (tmp_path / "whole/checkpoints/latest").read_text().strip()
+    last, original, saved = int(final.removeprefix("llm_step_")), trainer.save_checkpoint, []
+
+    def full(root, *, state, **settings):
+        if state.global_step == last and saved:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved.extend([last] if state.global_step == last else [])
+        return original(root, state=state, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_checkpoint", full)
+        code, _, err = abi_train("run", *tiny, "--eval-interval", 10**6, "--out", "r")
+    assert (code, "No space left on device" in err) == (1, True)
+    assert not (tmp_path / "r/report.json").exists()
+    assert abi_train("resume", "r")[0] == 0
+    report = json.loads((tmp_path / "r/report.json").read_text())
+    assert report["best_checkpoint"] == str(Path("r/checkpoints") / final)
+    assert verify(tmp_path / "r/checkpoints" / final)["state"]["best_step"] == last
+    assert "nothing is left to do" in abi_train("resume", "r")[1]
+
+
+def test_a_run_killed_before_its_report_is_ended_by_resume(abi_train, tmp_path, tiny):
+    assert abi_train("run", *tiny, "--out", "r")[0] == 0
+    whole = comparable(tmp_path / "r/metrics.jsonl")
+    lines = (tmp_path / "r/metrics.jsonl").read_text().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(lines) if '"checkpoint"' in line[:22])
+    for kept in (lines[: last + 1], [*lines[:last], lines[last][:7]]):  # killed after the save, and amid its record
+        (tmp_path / "r/report.json").unlink()
+        (tmp_path / "r/metrics.jsonl").write_text("".join(kept))
+        code, out, _ = abi_train("resume", "r")
+        assert (code, "nothing is left to do" in out) == (0, False)
+        assert comparable(tmp_path / "r/metrics.jsonl") == whole
+        assert json.loads((tmp_path / "r/report.json").read_text())["total_steps"] == whole[-1]["total_steps"]
+
+
+# What depends on the clock and the machine, and nothing else in a run's records does.
+TIMES = {"time", "tokens_per_second", "gflops", "memory", "size", "total_time_ns", "avg_throughput"}
+
+
+def comparable(metrics):
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def test_resume_warns_before_it_prunes_a_directory_elsewhere(abi_train, tmp_path, tiny):
+    words = ("--max-checkpoints", 0, "--checkpoint-interval", 1, "--out", "r", "--checkpoint-path", "far")
+    assert abi_train("run", *tiny, *words, "--max-steps", 4)[0] == 0
+    code, out, _ = abi_train("resume", "r", "--max-steps", 5, "--max-checkpoints", 2)
+    assert code == 0
+    warning = next(line for line in out.splitlines() if line.startswith("warning"))
+    assert "saved in far, outside of r, and only the 2 newest and the best stay there" in warning
+    assert "removes up to 3 of them" in warning
+    assert "outside of" not in abi_train("resume", "r", "--max-steps", 6, "--max-checkpoints", 0)[1]
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(abi_train, tmp_path, tiny):
@@ -337,7 +437,7 @@ def test_early_stopping_flags_switch_it_on(abi_train, tmp_path, tiny):
     assert (report["early_stopped"], report["epochs"]) == (False, 2)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_save_everything(process, abi_train, tmp_path, tiny, number, code):
     child = process("run", *tiny, "--epochs", 100000, "--out", "r", "--valid-fraction", 0)
     for line in child.stdout:
@@ -354,6 +454,30 @@ def test_signals_save_everything(process, abi_train, tmp_path, tiny, number, cod
     code, out, _ = abi_train("resume", "r", "--max-steps", step + 3)
     assert code == 0
     assert f"at step {step}" in out
+
+
+IN_A_TERMINAL = """
+import os, pty, select, sys
+process, terminal = pty.fork()
+if process == 0:
+    os.execv(sys.executable, [sys.executable, "-m", "abi_py", *sys.argv[1:]])
+while not os.path.exists("r/metrics.jsonl") or os.path.getsize("r/metrics.jsonl") < 1000:
+    if select.select([terminal], [], [], 0.1)[0]:
+        os.read(terminal, 10_000)
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+"""
+
+
+def test_a_closed_terminal_saves_everything(tmp_path, tiny):
+    """Its SIGHUP asks to stop; that nothing can be printed any more is no error."""
+    words = [sys.executable, "-c", IN_A_TERMINAL, "run", *tiny, "--epochs", "100000", "--out", "r"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(words, cwd=tmp_path, env=environment, timeout=300).returncode == 129
+    report = json.loads((tmp_path / "r/report.json").read_text())
+    assert report["interrupted"] is True
+    assert verify(report_path := tmp_path / report["checkpoint"])["state"]["global_step"] == report["total_steps"]
+    assert report_path.parent == tmp_path / "r/checkpoints"
 
 
 def test_a_closed_pipe_stops_the_run_and_saves(process, tmp_path, tiny):

@@ -1,6 +1,10 @@
 """PEFT's folders: its own names, shapes and keys; what it wrote is read; what is refused and how."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ import pytest
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError
 from abi_py.formats.huggingface import huggingface_config
-from abi_py.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
+from abi_py.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, read_adapter
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.training.loading import load_model
@@ -129,6 +133,33 @@ def test_what_is_refused(model, folder, changes, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         LoraModel.load(model, folder)
     assert str(folder) in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="RLIMIT_FSIZE")
+def test_a_full_disk_leaves_the_earlier_adapter(tmp_path):
+    """A limit on the size of files stands for the disk: writing fails amid the weights, and nothing has changed."""
+    code = """
+import resource, signal, sys
+from abi_py.config import LoraConfig, TrainableModelConfig
+from abi_py.model import LoraModel, TrainableModel
+shape = TrainableModelConfig(hidden_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_dim=16,
+                             vocab_size=19, max_seq_len=8)
+LoraModel(TrainableModel(shape), LoraConfig(rank=2)).save(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    LoraModel(TrainableModel(shape), LoraConfig(rank=64, alpha=1)).save(sys.argv[1])
+except OSError as error:
+    print(error.strerror)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "adapter")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("File too large\n", "")
+    config, tensors = read_adapter(tmp_path / "adapter")
+    assert config.rank == 2
+    assert {min(tensor.shape) for tensor in tensors.values()} == {2}
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
 
 
 def test_damaged_folders(model, folder, tmp_path):
