@@ -9,6 +9,7 @@ resumed run reads it and drops what lies after its step.  What a killed one had 
 checkpoint is in the metrics.jsonl beside it.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ STORED = {  # what is read of it again
     "log_history": list[dict[str, Any]],
     "best_metric": float | None,
     "best_global_step": int | None,
+    "global_step": int | None,
     "best_model_checkpoint": str | None,
 }
 
@@ -103,16 +105,14 @@ class TrainerStateSink:
         """Add what came after step `written`, up to the checkpoint that was resumed from."""
         file = self.path.with_name("metrics.jsonl")
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-            try:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # the line that was being written at the kill
                 record = json.loads(line)
                 late = written < record["step"] <= event.step and record["time"] <= event.time
-            except (ValueError, KeyError, TypeError):
-                continue  # the line that was being written when the process was killed
-            if late and record["type"] == "step":
-                self._log_step(record)
-            elif late and record["type"] == "evaluation":
-                self._log_evaluation(record)
-            self._last_time = record["time"]
+                if late and record["type"] == "step":
+                    self._log_step(record)
+                elif late and record["type"] == "evaluation":
+                    self._log_evaluation(record)
+                self._last_time = record["time"]
         if event.checkpoint is not None and event.checkpoint.best:
             self.best_path = event.checkpoint.path
 
