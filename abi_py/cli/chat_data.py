@@ -93,14 +93,19 @@ def find_files(paths: Sequence[str], chat: ChatConfig) -> list[Path]:
 
     ConfigError for settings of conversations where there are none (they would have no effect), and for both kinds.
     """
-    from ..data.selection import SUFFIXES, conversation_files
+    from ..data.documents import expand
+    from ..data.selection import conversation_files
+    from ..data.sources import ROWS, kind_of
 
     asked = [name for name, value in chat.to_dict().items() if value != ChatConfig().to_dict()[name]]
+    has_rows = any(kind_of(file.path) in ROWS for file in expand(paths))
+    if has_rows and "skip_bad_rows" in asked:  # rows of texts may be bad as well
+        asked.remove("skip_bad_rows")
     files: list[Path] = []
     others: list[str] = []
     for path in paths:
         found = conversation_files(path) if os.path.exists(path) else []
-        if not found and asked and os.path.exists(path) and Path(path).suffix.lower() in SUFFIXES:
+        if not found and asked and os.path.isfile(path) and kind_of(path) in ROWS:
             found = [Path(path)]  # what is wrong with its rows is said when they are read
         files += found
         others += [] if found else [path]
@@ -109,8 +114,8 @@ def find_files(paths: Sequence[str], chat: ChatConfig) -> list[Path]:
     if asked and not files:
         what = f"data ({paths[0]})" if paths else "the standard library"
         raise ConfigError(
-            f"{asked[0]} is for conversations, and {what} has none; leave it out, or give a .jsonl or .json "
-            "file of them"
+            f"{asked[0]} is for conversations, and {what} has none; leave it out, or give a .jsonl, .json or "
+            ".parquet file of them"
         )
     return files
 
@@ -226,6 +231,6 @@ def describe_chat(train: "ChatDataset", valid: Any = False) -> str:
         "cut to max_seq_len": stats.truncated,
         "left out, their answers lie behind max_seq_len": stats.dropped,
         "left out, no answer in them": stats.empty,
-        "left out, bad": len(stats.bad),
+        f"left out, bad, the first: {stats.bad[0] if stats.bad else ''}": len(stats.bad),
     }
     return "; ".join([parts, *(f"{count} {what}" for what, count in counts.items() if count)])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RunData", "find_tokenizer", "open_data"]
 
+IN_MEMORY = 1 << 28  # bytes of texts whose ids are kept in memory, and not in a file
+
 RunData: TypeAlias = Union["TokenizedDataset", "ChatDataset"]
 
 
@@ -41,7 +43,7 @@ def open_data(
     if not data.path:
         dataset = standard_library_corpus(data.corpus_bytes)
     else:
-        dataset = _open_paths("data", data.path, data.tokenizer, vocab_size)
+        dataset = _open_paths("data", data.path, data.tokenizer, vocab_size, chat.skip_bad_rows)
     if dataset.vocab_size is None:
         size = dataset.check_vocab() + 1
     elif vocab_size is None:
@@ -51,7 +53,7 @@ def open_data(
         if size < dataset.vocab_size and dataset.vocab_size == BYTE_VOCAB_SIZE:
             raise ConfigError(f"vocab_size ({size}) must be at least {BYTE_VOCAB_SIZE} for text as bytes; leave it out")
     if data.valid_path:
-        valid = _open_paths("valid_path", data.valid_path, data.tokenizer, size)
+        valid = _open_paths("valid_path", data.valid_path, data.tokenizer, size, chat.skip_bad_rows)
         _check_same_kind("valid_path", [dataset, valid])
         return dataset, valid, size
     if data.valid_fraction == 0:
@@ -74,12 +76,12 @@ def _conversations(
 
 
 def _open_paths(
-    name: str, paths: tuple[str, ...], tokenizer: str | None, vocab_size: int | None
+    name: str, paths: tuple[str, ...], tokenizer: str | None, vocab_size: int | None, skip_bad_rows: bool
 ) -> "TokenizedDataset":
     """Return the tokens of all paths, one after the other; of several, a copy in memory."""
     from ..data.tokens import TokenizedDataset
 
-    parts = [_open_path(name, path, tokenizer, vocab_size) for path in paths]
+    parts = [_open_path(name, path, tokenizer, vocab_size, skip_bad_rows) for path in paths]
     if len(parts) == 1:
         return parts[0]
     _check_same_kind(name, parts)
@@ -91,21 +93,25 @@ def _open_paths(
         [reason for part in parts for reason in part.skipped],
     )
     dataset.info = next((part.info for part in parts if part.info is not None), None)
+    dataset.notes = tuple(note for part in parts for note in part.notes)
     return dataset
 
 
-def _open_path(name: str, path: str, tokenizer: str | None, vocab_size: int | None) -> "TokenizedDataset":
+def _open_path(
+    name: str, path: str, tokenizer: str | None, vocab_size: int | None, skip_bad_rows: bool
+) -> "TokenizedDataset":
     from ..data.corpus import open_corpus
     from ..data.sidecar import read_sidecar
+    from ..data.sources import is_token_file
     from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
 
     if not os.path.exists(path):
         raise ConfigError(f"{name} ({path}) must be a file or a directory that exists; check the path")
+    if not is_token_file(path) and (tokenizer is not None or not _fits_in_memory(path)):
+        return _tokenized(path, tokenizer, vocab_size, skip_bad_rows)
     if tokenizer is None:
-        return open_corpus(path, vocab_size)
-    if not path.endswith(".bin") or os.path.isdir(path):
-        return _tokenized(path, tokenizer, vocab_size)
+        return open_corpus(path, vocab_size, skip_bad_rows=skip_bad_rows)
     given = Tokenizer.load(tokenizer)
     info = read_sidecar(path)
     if info is not None:
@@ -118,7 +124,16 @@ def _open_path(name: str, path: str, tokenizer: str | None, vocab_size: int | No
     return TokenizedDataset.load(path, given.vocab_size if vocab_size is None else vocab_size)
 
 
-def _tokenized(path: str, tokenizer: str, vocab_size: int | None) -> "TokenizedDataset":
+def _fits_in_memory(path: str) -> bool:
+    """Say whether the ids of texts are kept in memory: not of many bytes, nor of who knows how many, packed."""
+    from ..data.documents import expand
+
+    files = [file.path for file in expand([path]) if not file.problem]
+    packed = any(file.name.lower().endswith((".gz", ".parquet")) for file in files)
+    return not packed and sum(file.stat().st_size for file in files) <= IN_MEMORY
+
+
+def _tokenized(path: str, tokenizer: str | None, vocab_size: int | None, skip_bad_rows: bool) -> "TokenizedDataset":
     """Return the tokens of texts; they are kept in the cache directory, until texts or tokenizer change."""
     from ..data.documents import list_inputs
     from ..data.tokenizing import TokenizeConfig, tokenize_if_needed
@@ -126,20 +141,21 @@ def _tokenized(path: str, tokenizer: str, vocab_size: int | None) -> "TokenizedD
     from .progress import bytes_progress
     from .session import make_console
 
-    key = hashlib.sha256(repr((path, os.path.abspath(tokenizer))).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    made_of = repr((path, tokenizer and os.path.abspath(tokenizer)))
+    key = hashlib.sha256(made_of.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     output = token_cache() / f"{key}.bin"
     listing = list_inputs([path])
     console = make_console()
     with bytes_progress(console, "tokenize", listing.bytes if listing else None) as show:
-        tokenize_if_needed(
+        report = tokenize_if_needed(
             [path],
             output,
-            TokenizeConfig(tokenizer=tokenizer),
+            TokenizeConfig(tokenizer=tokenizer, skip_bad_rows=skip_bad_rows),
             replace=True,
             progress=lambda done, tokens: show(done, f"{tokens:,} tokens"),
         )
     dataset = TokenizedDataset.load(output, vocab_size)
-    dataset.name = path
+    dataset.name, dataset.notes = path, report.notes
     return dataset
 
 

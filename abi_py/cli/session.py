@@ -325,9 +325,7 @@ def describe_data(train: "RunData", valid: "RunData | None") -> str:
         return describe_chat(train, valid)
     parts = f"{train.name}: {len(train):,} tokens"
     parts += f", {len(valid):,} more for validation" if valid is not None else ", none for validation"
-    if train.skipped:
-        parts += f"; {len(train.skipped)} files left out, the first: {train.skipped[0]}"
-    return parts
+    return "; ".join([parts, *train.notes])
 
 
 # -- training ----------------------------------------------------------------------------------

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="make the file even if it is there")
 @click.pass_context
 def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bool, **_: Any) -> None:
-    """Write text files, JSONL files, or all texts under directories as u32 token ids.
+    """Write text files, files of rows (.jsonl, .json, .parquet), or all of them under directories as u32 token ids.
+
+    .gz is unpacked on the way. The text of a row is its key --field; of a conversation, what is said in it.
 
     With --tokenizer, the ids are those of a tokenizer.json; without, an id is a byte, and 256 follows each document.
     INPUT - is standard input. OUTPUT.json tells abi-train run what OUTPUT is; if it says that OUTPUT was made from the
@@ -71,12 +73,7 @@ def summary(report: "TokenizeReport") -> list[str]:
         if info.tokenizer is not None:
             text += f" ({info.bytes / max(info.tokens, 1):.2f} bytes a token)"
         lines.append(text + (", there already" if report.reused else ""))
-    if report.skipped:
-        lines.append(f"left out: {len(report.skipped)} files, the first: {report.skipped[0]}")
-    if report.bad_rows:
-        lines.append(f"left out: {report.bad_rows:,} bad rows, the first: {report.first_bad_row}")
-    if report.empty_rows:
-        lines.append(f"left out: {report.empty_rows:,} rows without text")
+    lines += report.notes
     if report.forced_cuts:
         lines.append(
             f"note: {report.forced_cuts:,} cuts inside of very long texts that this tokenizer wants whole: at each, a "

@@ -39,22 +39,28 @@ def command() -> None:
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="directory to write"
 )
-@click.option("--field", default="text", help="key of the text in a row of JSONL  [text]")
+@click.option("--format", "form", type=click.Choice(["auto", "text", "jsonl"]), default="auto",
+              help="text, jsonl (a document in each row), or by the file's name  [auto]")
+@click.option("--field", default="text", help="key of the text in a row  [text]")
+@click.option("--skip-bad-rows", is_flag=True, help="leave out rows that are damaged or lack the key; they are counted")
 @click.option("--force", is_flag=True, help="replace a tokenizer that is there")
 @click.pass_context
 def train(
     ctx: click.Context,
     corpus: tuple[str, ...],
     output: Path,
+    form: str,
     field: str,
+    skip_bad_rows: bool,
     force: bool,
     **_: Any,
 ) -> None:
-    """Train a tokenizer on text files, JSONL files, or all texts under directories; - is standard input.
+    """Train a tokenizer on text files, files of rows (.jsonl, .json, .parquet), or all of them under directories.
 
-    The same texts give the same tokenizer. OUTPUT then holds tokenizer.json and tokenizer_config.json.
+    - is standard input, .gz is unpacked on the way. Of a row its key --field is read; of a conversation, what is said
+    in it. The same texts give the same tokenizer. OUTPUT then holds tokenizer.json and tokenizer_config.json.
     """
-    from ..data.documents import Documents, list_inputs
+    from ..data.documents import Documents, TextFormat, list_inputs
     from ..data.tokenizer import TOKENIZER_FILE
     from ..data.tokenizer_training import train_tokenizer
     from .progress import bytes_progress
@@ -67,7 +73,14 @@ def train(
         )
     listing = list_inputs(corpus)
     console = make_console()
-    documents = Documents(corpus, field=field, utf8=True, stdin=sys.stdin.buffer)
+    documents = Documents(
+        corpus,
+        format=TextFormat(form),
+        field=field,
+        skip_bad_rows=skip_bad_rows,
+        utf8=True,
+        stdin=sys.stdin.buffer,
+    )
     with bytes_progress(console, "reading", listing.bytes if listing else None) as show:
         texts = texts_of(documents, lambda: show(documents.bytes_read, ""))
         tokenizer = interruptible(
@@ -82,8 +95,8 @@ def train(
             f"fewer than the {config.vocab_size:,} asked for: no other pair occurs {config.least_count} times; more "
             "text, or a lower --min-frequency, gives more"
         )
-    if documents.skipped:
-        click.echo(f"left out: {len(documents.skipped)} files, the first: {documents.skipped[0]}")
+    for note in documents.notes():
+        click.echo(note)
     show_round_trip(tokenizer)
     click.echo(f"next: {shlex.join(['abi-train', 'tokenize', *corpus, '--tokenizer', str(output), '-o', 'train.bin'])}")
 

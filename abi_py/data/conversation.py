@@ -4,8 +4,12 @@
     Dolly, custom       {"instruction": "Add.", "context": "1 2", "response": "3"}        or "input" for "context"
     ShareGPT            {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
     messages (OpenAI)   {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
-    prompt/completion   {"prompt": "Add 1 2.", "completion": "3"}
+    a list of turns     [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
+    prompt/completion   {"prompt": "Add 1 2.", "completion": "3"}                         or lists of turns (TRL)
     text, content       {"text": "..."}                                                   no turns: all of it is learnt
+
+A turn has `from` and `value`, or `role` and `content`, under either name of the list.  Of a prompt that is a list of
+turns nothing is learnt, as in TRL.
 
 A row's format is the first of these whose keys it has, with values that are not null.  Beside them a row may have
 `system` (a string), `history` (pairs of strings), `tools` (signatures, a list or its JSON), and `category` or
@@ -14,10 +18,11 @@ A row's format is the first of these whose keys it has, with values that are not
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DataError
+from .json_rows import is_turn, parse_row
 from .rows import BadRow, Source, kind, list_keys, open_rows, text_value
 from .toolcalls import ToolCall, read_call
 
@@ -36,8 +41,6 @@ ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-OPENAI = ("system", "developer", "user", "assistant", "tool", "function")
-SHAREGPT = ("human", "user", "gpt", "assistant", "system", "function_call", "observation", "function_response", "tool")
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,9 @@ class RowReader:
 
 
 def read_conversation(row: Any, place: str = "") -> Conversation:
-    """Return the conversation of a row; BadRow says what is wrong with it."""
+    """Return the conversation of a row, or of a list of turns; BadRow says what is wrong with it."""
+    if isinstance(row, list) and row and is_turn(row[0]):
+        row = {"messages": row}
     if not isinstance(row, dict):
         raise BadRow(f"a row must be a JSON object, found {kind(row)}")
     read = _format_of(row)
@@ -175,6 +180,8 @@ def read_conversation(row: Any, place: str = "") -> Conversation:
 
 def has_turns(row: Any) -> bool:
     """Say whether a row is in one of the formats with turns, not plain text or something else."""
+    if isinstance(row, list):
+        return bool(row) and is_turn(row[0])
     return isinstance(row, dict) and _format_of(row) not in (None, _text, _bare_content)
 
 
@@ -198,20 +205,26 @@ def _dolly(row: dict[str, Any]) -> Turns:
 
 
 def _prompt(row: dict[str, Any]) -> Turns:
-    prompt = Message("user", text_value(row["prompt"], "prompt"))
-    return [*_before(row), prompt, Message("assistant", text_value(row["completion"], "completion"))], None
+    prompt, completion = _said(row, "prompt", "user"), _said(row, "completion", "assistant")
+    asked = [replace(each, trained=False) if each.role == "assistant" else each for each in prompt]
+    return [*_before(row), *asked, *completion], None
+
+
+def _said(row: dict[str, Any], key: str, role: str) -> list[Message]:
+    """Return the turns of a prompt or a completion: a list of them, or the text of one."""
+    if isinstance(row[key], list):
+        return _turns(row[key], key)
+    return [Message(role, text_value(row[key], key))]
 
 
 def _sharegpt(row: dict[str, Any]) -> Turns:
-    turns = _turn_list(row["conversations"], "conversations")
-    return [*_before(row), *(_turn(turn, i, "from", "value", SHAREGPT) for i, turn in enumerate(turns))], None
+    return [*_before(row), *_turns(row["conversations"], "conversations")], None
 
 
 def _openai(row: dict[str, Any]) -> Turns:
     if row.get("functions"):
         raise BadRow("'functions' is the old form of the signatures; write them as 'tools'")
-    turns = _turn_list(row["messages"], "messages")
-    return [*_before(row), *(_turn(turn, i, "role", "content", OPENAI) for i, turn in enumerate(turns))], None
+    return [*_before(row), *_turns(row["messages"], "messages")], None
 
 
 def _text(row: dict[str, Any]) -> Turns:
@@ -282,55 +295,74 @@ def _category(row: dict[str, Any]) -> str | None:
 def _tools(row: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
     tools = row.get("tools")
     if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise BadRow(f"'tools' is a string, but not of JSON: {error.msg} at character {error.pos}") from None
+        tools = _parsed(tools, "'tools' is a string, but not of JSON")
     if not tools:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRow(f"'tools' must be a list of objects, found {kind(tools)}")
+    _check_characters(tools, "'tools'")
     return tuple(tools)
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return parse_row(text)
+    except BadRow as bad:
+        raise BadRow(f"{what}: {str(bad).removeprefix('not a JSON object: ')}") from None
+
+
+def _check_characters(value: Any, what: str) -> None:
+    """Raise for half of a character in any string of a value: no tokenizer could encode it."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRow(f"{what} holds half of a character (a lone surrogate)") from None
 
 
 # -- turns -------------------------------------------------------------------------------------
 
 
-def _turn_list(turns: Any, key: str) -> list[Any]:
+def _turns(turns: Any, key: str) -> list[Message]:
     if not isinstance(turns, list) or not turns:
         found = "an empty list" if turns == [] else kind(turns)
         raise BadRow(f"'{key}' must be a list of turns, found {found}")
-    return turns
+    names = ("from", "value") if key == "conversations" else ("role", "content")
+    return [_turn(turn, i, *names) for i, turn in enumerate(turns)]
 
 
-def _turn(turn: Any, i: int, speaker: str, text: str, known: tuple[str, ...]) -> Message:
-    """Return turn `i`, whose keys are called `speaker` and `text`."""
+def _turn(turn: Any, i: int, speaker: str, text: str) -> Message:
+    """Return turn `i`; `speaker` and `text` are the keys that it should have, if it does not have the others."""
+    if is_turn(turn):
+        speaker, text = ("from", "value") if turn.get("from") is not None else ("role", "content")
     calls = isinstance(turn, dict) and (turn.get("tool_calls") or turn.get("function_call"))
     if not isinstance(turn, dict) or speaker not in turn or (text not in turn and not calls):
         found = list_keys(turn) if isinstance(turn, dict) else kind(turn)
         raise BadRow(f"turn {i}: found {found}; expected the keys '{speaker}' and '{text}'")
     who = turn[speaker]
-    if who not in known:
-        raise BadRow(f"turn {i}: '{speaker}' is {who!r}; expected {', '.join(known)}")
+    if not isinstance(who, str) or who not in ROLES:
+        found = repr(who[:40]) if isinstance(who, str) else kind(who)
+        raise BadRow(f"turn {i}: '{speaker}' is {found}; expected {', '.join(ROLES)}")
     if who == "function_call":
         value = text_value(turn[text], f"turn {i} {text}")
-        return Message("assistant", "", tool_calls=_calls([_json(value, i)], i))
+        return Message("assistant", "", tool_calls=_calls([_parsed(value, f"turn {i}: the call is no JSON")], i))
     role, value = ROLES[who], _content(turn.get(text), f"turn {i} {text}", optional=bool(calls) or ROLES[who] == "tool")
     if calls and role != "assistant":
         raise BadRow(f"turn {i}: only an assistant can call tools, this turn is from {who}")
     made = _calls(turn.get("tool_calls") or [turn["function_call"]], i) if calls else ()
     weight = turn.get("weight", 1)
-    if weight not in (0, 1):
-        raise BadRow(f"turn {i}: 'weight' is {weight!r}; it must be 0 or 1")
+    if weight is not None and weight not in (0, 1):
+        raise BadRow(f"turn {i}: 'weight' is {shown(weight)}; it must be 0 or 1")
     read = {speaker, text, "role", "content", "tool_calls", "function_call", "weight", "name", "tool_call_id"}
+    extra = {key: inner for key, inner in turn.items() if key not in read}
+    _check_characters(extra, f"turn {i}")
     return Message(
         role,
         value,
         tool_calls=made,
         name=_optional(turn, "name"),
         tool_call_id=_optional(turn, "tool_call_id"),
-        trained=bool(weight),
-        extra={key: inner for key, inner in turn.items() if key not in read},
+        trained=weight is None or bool(weight),
+        extra=extra,
     )
 
 
@@ -349,13 +381,6 @@ def _content(value: Any, key: str, optional: bool) -> str:
     return text_value(value, key, may_be_empty=optional)
 
 
-def _json(text: str, i: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadRow(f"turn {i}: the call is no JSON: {error.msg} at character {error.pos}") from None
-
-
 def _calls(calls: Any, i: int) -> tuple[ToolCall, ...]:
     if not isinstance(calls, list):
         raise BadRow(f"turn {i}: 'tool_calls' must be a list, found {kind(calls)}")
@@ -363,8 +388,13 @@ def _calls(calls: Any, i: int) -> tuple[ToolCall, ...]:
     for call in calls:
         call_id = call.get("id") if isinstance(call, dict) else None
         function = call.get("function", call) if isinstance(call, dict) else call
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str) and function["arguments"]:
+            what = f"turn {i}: the 'arguments' of {str(function.get('name'))[:40]} are no JSON"
+            arguments = _parsed(function["arguments"], what)
+            function = {**function, "arguments": arguments}
         try:
             made.append(read_call(function, call_id if isinstance(call_id, str) else None))
         except ValueError as error:
             raise BadRow(f"turn {i}: {error}") from None
+        _check_characters([made[-1].name, made[-1].arguments, made[-1].id], f"turn {i}: the call")
     return tuple(made)

@@ -20,10 +20,12 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .documents import Documents
+from .sources import is_token_file
 from .tokens import TokenArray, TokenizedDataset, as_tokens, check_integer
 
 END_OF_DOCUMENT = 256
 BYTE_VOCAB_SIZE = 257
+MOST_TEXT = 1 << 30  # bytes of text whose ids are kept in memory
 
 # Folders of the standard library that are not for reading: tests, programs with their own window, tables of characters,
 # and what is not part of it.  pydoc_data is read as text, not as source.
@@ -49,18 +51,21 @@ def decode_bytes(ids: npt.ArrayLike) -> str:
     return np.minimum(tokens, 255).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
-def load_text_corpus(path: str | os.PathLike[str]) -> TokenizedDataset:
-    """Return a text file, or all text files under a directory (sorted by path), as byte-level tokens in memory.
+def load_text_corpus(path: str | os.PathLike[str], *, skip_bad_rows: bool = False) -> TokenizedDataset:
+    """Return a file of text or rows, or all of them under a directory (sorted by path), as byte-level tokens in memory.
 
-    Takes 4 bytes of memory for each byte of text; for more text than that, use `tokenize_to_file`, then
-    TokenizedDataset.load.  Files of a directory that are not text, empty or unreadable are left out and listed in
-    `skipped`.  DataError if nothing is left, or if `path` is one file and not text; OSError passes through.
+    Takes 4 bytes of memory for each byte of text, of which there may be MOST_TEXT; for more, use `tokenize_to_file`,
+    then TokenizedDataset.load.  Files of a directory that are not text, empty or unreadable are left out and listed in
+    `skipped`; `notes` says that, and what rows were left out.  DataError if nothing is left, if `path` is one file and
+    not text, or for a bad row unless they are skipped; OSError passes through.
     """
-    documents = Documents([path])
+    documents = Documents([path], skip_bad_rows=skip_bad_rows, limit=MOST_TEXT)
     texts = [b"".join(document.blocks) for document in documents]
     if not texts:
         raise documents.nothing_left()
-    return _from_documents(texts, str(path), documents.skipped)
+    dataset = _from_documents(texts, str(path), documents.skipped)
+    dataset.notes = tuple(documents.notes())
+    return dataset
 
 
 def _from_documents(documents: list[bytes], name: str, skipped: Iterable[str] = ()) -> TokenizedDataset:
@@ -128,14 +133,15 @@ def _library_documents() -> Iterator[tuple[str, bytes]]:
             yield name, text
 
 
-def open_corpus(path: str | os.PathLike[str], vocab_size: int | None = None) -> TokenizedDataset:
+def open_corpus(
+    path: str | os.PathLike[str], vocab_size: int | None = None, *, skip_bad_rows: bool = False
+) -> TokenizedDataset:
     """Open what `path` is: NAME.bin as u32 token ids (mapped, not read), another file or a directory as byte-level
     text.
 
     `vocab_size` is for the check of a .bin file; text has BYTE_VOCAB_SIZE.  FileNotFoundError and other OSError pass
     through; DataError if it is neither tokens nor text.
     """
-    path = Path(path)
-    if path.suffix == ".bin" and not path.is_dir():
+    if is_token_file(path):
         return TokenizedDataset.load(path, vocab_size)
-    return load_text_corpus(path)
+    return load_text_corpus(path, skip_bad_rows=skip_bad_rows)

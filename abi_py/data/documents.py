@@ -1,17 +1,20 @@
-"""Documents from text files, JSONL files, directories and standard input, as blocks of bytes: no file is held whole.
+"""Documents from text files, files of rows, directories and standard input, as blocks of bytes: no file is held whole.
 
-    text file          one document                                          named X.jsonl or X.ndjson: one for each row
+    text file          one document               file of rows (sources.py)   one for each row: its text
     directory          its files, sorted by path; hidden ones, __pycache__, and token files with their X.bin.json not
     "-"                standard input, one document
 
-A file with a zero byte in its first 64 KB is not text (UTF-16 counts as such).  A file given by name that is not text,
-empty or unreadable is an error; one in a directory is left out and listed in `skipped`.  What was read is hashed as it
-passes, so that later work on the same data can be recognised.
+The text of a row is that of its key `field`; of a row without it, that has the keys of a conversation, it is what is
+said in it, a line for each turn, and the row is counted (`conversations`).
+
+A file with a zero byte in its first 64 KB is not text.  A file given by name that is not text, empty or unreadable is
+an error; one in a directory is left out and listed in `skipped`.  A directory that is a link is read where it leads,
+once.  What was read is hashed as it passes, so that later work on the same data can be recognised.
 """
 
 import codecs
 import hashlib
-import json
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,12 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
+from .conversation import has_turns, read_conversation
+from .json_rows import BadRow, Row, stream_rows
+from .parquet import parquet_rows
+from .rows import first_row, kind, list_keys, text_value
+from .sources import PROBE, READ_BLOCK, ROWS, Kind, is_token_file, kind_of, open_source
 
-__all__ = ["READ_BLOCK", "Document", "Documents", "Listing", "TextFormat", "list_inputs", "sidecar_path"]
-
-READ_BLOCK = 1 << 20  # bytes read at once
-TEXT_PROBE = 1 << 16  # bytes in which a zero byte is looked for
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
+__all__ = ["READ_BLOCK", "Document", "Documents", "Listing", "TextFormat", "expand", "list_inputs", "sidecar_path"]
 
 Paths = Iterable[str | os.PathLike[str]]
 
@@ -56,26 +60,53 @@ def sidecar_path(path: str | os.PathLike[str]) -> Path:
 
 
 @dataclass(frozen=True)
-class _File:
+class File:
+    """One file of the inputs: did the user give its very name, and what keeps it from being read ("" for nothing)."""
+
     path: Path
-    named: bool  # the user gave this very file, so that it is an error if it cannot be read
+    named: bool
+    problem: str = ""
 
 
-def _expand(inputs: Paths) -> Iterator[_File]:
-    """Yield the files of `inputs` in order; of a directory sorted by path, without what is hidden or made from text."""
+def expand(inputs: Paths) -> Iterator[File]:
+    """Yield the files of `inputs` in order; of a directory sorted by path, without what is hidden or made from text.
+
+    A directory that is a link is read where it leads, unless that is or holds what is read already: then it is a file
+    with a problem, and so is what is no regular file.
+    """
     for given in inputs:
         path = Path(given)
         if str(given) == "-" or not path.is_dir():
-            yield _File(path, True)
+            yield File(path, True)
+        else:
+            yield from sorted(_files_under(path), key=lambda file: file.path.relative_to(path).as_posix())
+
+
+def _files_under(root: Path) -> list[File]:
+    found: list[File] = []
+    seen: set[Path] = set()  # where what was read lies in truth
+    waiting = [root]
+    while waiting:
+        top = waiting.pop(0)
+        real = top.resolve()
+        if any(real == other or real in other.parents or other in real.parents for other in seen):
+            found.append(File(top, False, f"{top}: a link to {real}, which is or holds what is read already"))
             continue
-        found = []
-        for folder, folders, names in os.walk(path):
+        seen.add(real)
+        links = []
+        for folder, folders, names in os.walk(top):
             folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+            links += [Path(folder, name) for name in folders if os.path.islink(os.path.join(folder, name))]
             made = {name for name in names if name.endswith(".bin") and f"{name}.json" in names}
             made |= {f"{name}.json" for name in made}
-            found += [Path(folder, name) for name in names if not name.startswith(".") and name not in made]
-        for file in sorted(found, key=lambda file: file.relative_to(path).as_posix()):
-            yield _File(file, False)
+            for name in names:
+                file = Path(folder, name)
+                if name.startswith(".") or name in made:
+                    continue
+                # A pipe or a broken link: opening it could wait for ever.
+                found.append(File(file, False, "" if file.is_file() else f"{file}: not a regular file"))
+        waiting += sorted(links)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,9 +121,11 @@ class Listing:
 def list_inputs(inputs: Paths) -> Listing | None:
     """Look at the files without reading them; None if standard input is one of them."""
     digest, files, size = hashlib.sha256(), 0, 0
-    for file in _expand(inputs):
+    for file in expand(inputs):
         if str(file.path) == "-":
             return None
+        if file.problem:
+            continue
         try:
             status = file.path.stat()
             facts = (os.path.abspath(file.path), status.st_size, status.st_mtime_ns)
@@ -109,10 +142,12 @@ def list_inputs(inputs: Paths) -> Listing | None:
 class Documents:
     """The documents of some inputs; iterate once.
 
-    skipped     files of directories that were left out, each with its reason
-    bad_rows    rows of JSONL files that were left out, if that was asked for; `first_bad_row` says where and why
-    empty_rows  rows whose text is empty: no document
-    bytes_read  bytes of all files read so far
+    skipped        files of directories that were left out, each with its reason
+    as_text        files of directories that are called .json and hold no rows: each is one document, as it is
+    bad_rows       rows that were left out, if that was asked for; `first_bad_row` says where and why
+    empty_rows     rows whose text is empty: no document
+    conversations  rows that hold a conversation, of which what is said became the text; `first_conversation` is where
+    bytes_read     bytes of all files read so far
     """
 
     def __init__(
@@ -123,19 +158,22 @@ class Documents:
         field: str = "text",
         skip_bad_rows: bool = False,
         utf8: bool = False,
+        limit: int | None = None,
         stdin: BinaryIO | None = None,
     ) -> None:
         """Open nothing yet.
 
-        `field` is the key of the text in a JSONL row.  With `utf8`, a file of a directory that is not UTF-8 is left
-        out (it is read twice); one that was given by name is for the consumer to refuse.
+        `field` is the key of the text in a row.  With `utf8`, a text file of a directory that is not UTF-8 is left out
+        (it is read twice); one that was given by name is for the consumer to refuse.  More than `limit` bytes of text
+        together are a DataError: for consumers that keep all of it.
         """
         self.inputs = [str(given) for given in inputs]
         self.format, self.field, self.skip_bad_rows, self.utf8 = format, field, skip_bad_rows, utf8
-        self.stdin = stdin
+        self.limit, self.stdin = limit, stdin
         self.skipped: list[str] = []
-        self.bad_rows = self.empty_rows = self.bytes_read = 0
-        self.first_bad_row = ""
+        self.as_text: list[str] = []
+        self.bad_rows = self.empty_rows = self.conversations = self.bytes_read = self._size = 0
+        self.first_bad_row = self.first_conversation = ""
         self._content = hashlib.sha256()
 
     @property
@@ -145,26 +183,51 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         """Yield the documents; DataError names the file (and line) that breaks a rule, OSError passes through."""
-        for file in _expand(self.inputs):
-            if str(file.path) == "-":
-                yield from self._documents(self.stdin or sys.stdin.buffer, "standard input")
+        for file in expand(self.inputs):
+            name = str(file.path)
+            if name == "-":
+                yield from self._documents(self.stdin or sys.stdin.buffer, "standard input", self._holds_rows(file))
                 continue
-            if not file.named and not file.path.is_file():  # a pipe or a broken link: opening it could wait for ever
-                self.skipped.append(f"{file.path}: not a regular file")
+            if file.problem:
+                self.skipped.append(file.problem)
                 continue
             try:
                 opened = open(file.path, "rb")  # noqa: SIM115 (closed below; the try is only about opening)
             except PermissionError as error:
                 if file.named:
                     raise
-                self.skipped.append(f"{file.path}: {error.strerror}")
+                self.skipped.append(f"{name}: {error.strerror}")
                 continue
             with opened:
-                problem = None if file.named else self._problem(opened, str(file.path))
-                if problem is not None:
+                as_rows = self._holds_rows(file)
+                problem = "" if file.named else self._problem(opened, name, as_rows)
+                if problem:
                     self.skipped.append(problem)
                     continue
-                yield from self._documents(opened, str(file.path))
+                yield from self._documents(opened, name, as_rows)
+
+    def notes(self) -> list[str]:
+        """Return a line for each thing that was left out or read in another way than one might think."""
+        return [
+            f"{what}, the first: {first}" if first else what
+            for count, what, first in (
+                (len(self.skipped), f"left out: {len(self.skipped):,} files", self.skipped[0] if self.skipped else ""),
+                (self.bad_rows, f"left out: {self.bad_rows:,} bad rows", self.first_bad_row),
+                (self.empty_rows, f"left out: {self.empty_rows:,} rows without text", ""),
+                (
+                    len(self.as_text),
+                    f"read as text: {len(self.as_text):,} .json files without rows",
+                    self.as_text[0] if self.as_text else "",
+                ),
+                (
+                    self.conversations,
+                    f"read as text, without a template: {self.conversations:,} conversations (abi-train run --data on "
+                    "their files alone learns the answers)",
+                    self.first_conversation,
+                ),
+            )
+            if count
+        ]
 
     def nothing_left(self) -> DataError:
         """Return the error for inputs without any document."""
@@ -180,111 +243,138 @@ class Documents:
             f"{name} holds no text: {why}; give a text file, a directory of them, or a .bin file of u32 token ids"
         )
 
-    def _problem(self, file: BinaryIO, name: str) -> str | None:
-        """Say why a file of a directory is left out, or return None and go back to its beginning."""
-        block = file.read(READ_BLOCK)
-        problem = _not_text(block, name)
-        if problem is None and self.utf8:
-            decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
-            try:
-                while block:
-                    decoder.decode(block)
-                    offset += len(block)
-                    block = file.read(READ_BLOCK)
-                decoder.decode(b"", final=True)
-            except UnicodeDecodeError as error:
-                problem = f"{name} is not UTF-8 near byte {offset + error.start}"
+    def _holds_rows(self, file: File) -> bool:
+        """Say whether a file is read as rows: as was asked for, or by its name."""
+        by_name = kind_of(file.path)
+        if self.format is not TextFormat.AUTO or str(file.path) == "-":
+            return self.format is TextFormat.JSONL
+        if by_name is not Kind.JSON or file.named:
+            return by_name in ROWS
+        try:  # Among the files of a directory, many a .json is no data set but somebody's settings.
+            row = first_row(file.path)
+        except DataError:
+            row = None
+        if has_turns(row) or (isinstance(row, dict) and not {self.field, "text", "content"}.isdisjoint(row)):
+            return True
+        self.as_text.append(str(file.path))
+        return False
+
+    def _problem(self, file: BinaryIO, name: str, as_rows: bool) -> str:
+        """Say why a file of a directory is left out, or return "" and go back to its beginning."""
+        problem = ""
+        try:
+            if not as_rows:
+                self._read_through(_text_blocks(open_source(file, name), name), name)
+            elif kind_of(name) is not Kind.PARQUET and not open_source(file, name).read(1):
+                problem = _empty(name)
+        except DataError as error:
+            problem = str(error)
         file.seek(0)
         return problem
 
-    def _documents(self, file: BinaryIO, name: str) -> Iterator[Document]:
-        as_rows = self.format is TextFormat.JSONL
-        if self.format is TextFormat.AUTO:
-            as_rows = name.lower().endswith(JSONL_SUFFIXES)
-        digest = hashlib.sha256(b"jsonl " if as_rows else b"text ")
-        if as_rows:
-            yield from self._rows(file, name, digest)
-        else:
-            blocks = self._blocks(file, name, digest)
-            first = next(blocks)
-            yield Document(name, _chain(first, blocks))
-            for _ in blocks:  # what the consumer did not want belongs to the digest all the same
-                pass
-        self._content.update(digest.digest())
+    def _read_through(self, blocks: Iterator[bytes], name: str) -> None:
+        """Raise DataError if blocks are not text; only the first is looked at unless UTF-8 was asked for."""
+        decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+        block = next(blocks, b"")
+        try:
+            while block and self.utf8:
+                decoder.decode(block)
+                offset += len(block)
+                block = next(blocks, b"")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name} is not UTF-8 near byte {offset + error.start}") from None
 
-    def _blocks(self, file: BinaryIO, name: str, digest: Any) -> Iterator[bytes]:
-        block = file.read(READ_BLOCK)
-        problem = _not_text(block, name)
-        if problem is not None:
-            raise DataError(problem)
-        while block:
+    def _documents(self, file: BinaryIO, name: str, as_rows: bool) -> Iterator[Document]:
+        digest = hashlib.sha256(b"jsonl " if as_rows else b"text ")
+
+        def passed(block: bytes) -> None:
             digest.update(block)
             self.bytes_read += len(block)
-            yield block
-            block = file.read(READ_BLOCK)
 
-    def _rows(self, file: BinaryIO, name: str, digest: Any) -> Iterator[Document]:
-        number = 0
-        for number, line in enumerate(file, 1):
-            digest.update(line)
-            self.bytes_read += len(line)
-            if not line.strip():
-                continue
-            place = f"{name}:{number}"
+        if not as_rows:
+            blocks = _text_blocks(open_source(file, name, passed), name)
+            yield Document(name, self._measured(itertools.chain([next(blocks)], blocks)))
+            for _ in blocks:  # what the consumer did not want belongs to the digest all the same
+                pass
+        elif kind_of(name) is Kind.PARQUET:
+            yield from self._rows(parquet_rows(Path(name)), name)
+        else:
+            reader = open_source(file, name, passed)
+            if not reader.peek(1):
+                raise DataError(_empty(name))
+            yield from self._rows(stream_rows(reader, name), name)
+        while block := file.read(READ_BLOCK):  # what lies behind the rows, and the whole of a table
+            passed(block)
+        self._content.update(digest.digest())
+
+    def _rows(self, rows: Iterator[Row], name: str) -> Iterator[Document]:
+        for line, row in rows:
+            place = f"{name}:{line}"
             try:
-                text = self._text_of(line, place)
-            except DataError as error:
+                text = self._text_of(row, place)
+            except BadRow as bad:
+                message = f"{place}: {bad}"
                 if not self.skip_bad_rows:
-                    raise
+                    raise DataError(
+                        f"{message}; correct it, leave such rows out (--skip-bad-rows), or read the file as it is "
+                        "(abi-train tokenize --format text)"
+                    ) from None
                 self.bad_rows += 1
-                self.first_bad_row = self.first_bad_row or str(error)
+                self.first_bad_row = self.first_bad_row or message
                 continue
             if text:
-                yield Document(place, iter([text]))
+                yield Document(place, self._measured(iter([text.encode("utf-8")])))
             else:
                 self.empty_rows += 1
-        if number == 0:
-            raise DataError(str(_not_text(b"", name)))
 
-    def _text_of(self, line: bytes, place: str) -> bytes:
-        """Return the text of a row as UTF-8."""
-        remedy = "correct it, leave such rows out with --skip-bad-rows, or read the file as it is with --format text"
-        try:
-            row = json.loads(line.removeprefix(codecs.BOM_UTF8))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{place}: byte {error.start} of the line is not UTF-8; {remedy}") from None
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{place}: a row must be a JSON object on one line, but {error}; {remedy}") from None
+    def _measured(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            self._size += len(block)
+            if self.limit is not None and self._size > self.limit:
+                raise DataError(
+                    f"{', '.join(self.inputs)}: more than {self.limit:,} bytes of text, too much to keep in memory; "
+                    "write its ids to a file with abi-train tokenize, and give that"
+                )
+            yield block
+
+    def _text_of(self, row: Any, place: str) -> str:
+        """Return the text of a row; BadRow says what is wrong with it."""
+        if isinstance(row, BadRow):
+            raise row
+        if isinstance(row, dict) and row.get(self.field) is not None:
+            return text_value(row[self.field], self.field, may_be_empty=True)
+        if self.field == "text" and has_turns(row):  # another key was asked for by name
+            text = "\n".join(read_conversation(row).strings())
+            self.conversations += 1
+            self.first_conversation = self.first_conversation or place
+            return text
         if not isinstance(row, dict):
-            raise DataError(f"{place}: a row must be a JSON object, not {type(row).__name__}; {remedy}")
-        if self.field not in row:
-            found = ", ".join(map(repr, list(row)[:8])) or "no keys"
-            raise DataError(
-                f"{place}: expected the key {self.field!r}, found {found}; name the key that holds the text "
-                "(abi-train tokenize --field)"
-            )
-        text = row[self.field]
-        if not isinstance(text, str):
-            raise DataError(f"{place}: {self.field!r} must be text, not {type(text).__name__}; {remedy}")
-        try:
-            return text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{place}: character {error.start} of {self.field!r} is half of a surrogate pair, which is no "
-                f"character; {remedy}"
-            ) from None
+            raise BadRow(f"a row must be a JSON object, found {kind(row)}")
+        if self.field in row:
+            raise BadRow(f"{self.field!r} must be a string, found null")
+        others = " or those of a conversation" if self.field == "text" else ""
+        raise BadRow(
+            f"found the keys {list_keys(row)}; expected {self.field!r}{others}; name the key that holds the text "
+            "(abi-train tokenize --field)"
+        )
 
 
-def _not_text(block: bytes, name: str) -> str | None:
-    """Say why the first block of a file is not that of a text, or return None."""
+def _empty(name: str) -> str:
+    return f"{name} is empty; a document needs at least one byte"
+
+
+def _text_blocks(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield a text in blocks, at least one; DataError if it is empty or holds a zero byte where that is looked for."""
+    block = file.read(READ_BLOCK)
     if not block:
-        return f"{name} is empty; a document needs at least one byte"
-    at = block.find(b"\0", 0, TEXT_PROBE)
-    if at < 0:
-        return None
-    return f"{name} is not text: byte {at} is zero; convert it to UTF-8, or name it .bin if it holds u32 token ids"
-
-
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+        raise DataError(_empty(name))
+    at = block.find(b"\0", 0, PROBE)
+    if at >= 0:
+        remedy = "convert it to UTF-8, or name it .bin if it holds u32 token ids"
+        if is_token_file(name):
+            remedy = "token ids need no tokenizing: give it to abi-train run --data"
+        raise DataError(f"{name} is not text: byte {at} is zero; {remedy}")
+    while block:
+        yield block
+        block = file.read(READ_BLOCK)

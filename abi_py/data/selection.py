@@ -22,13 +22,13 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from .conversation import Conversation, RowReader, has_turns
+from .documents import expand
 from .order import permute
-from .rows import BYTE_ORDER_MARK, Source, open_rows
+from .rows import Source, first_row
+from .sources import PROBE, ROWS, Kind, kind_of, open_source
 from .tokens import check_integer
 
 __all__ = ["Selection", "conversation_files", "percentages", "select_conversations"]
-
-SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 NO_CATEGORY = "(none)"
 
@@ -57,27 +57,25 @@ class Selection:
 def conversation_files(path: str | os.PathLike[str]) -> list[Path]:
     """Return the files of conversations that `path` means: itself, or those of a directory that holds no others.
 
-    Empty if it is something else.  A file of conversations is called .jsonl, .ndjson or .json, and its first row has
-    the keys of a format with turns, or of none; JSON lines of {"text": ...} are documents, which need no template.
+    Empty if it is something else.  A file of conversations is one of rows (sources.py), and its first row has the keys
+    of a format with turns, or of none; rows of {"text": ...} are documents, which need no template.
     """
-    path = Path(path)
-    if not path.is_dir():
-        return [path] if path.suffix.lower() in SUFFIXES and _holds_conversations(path) else []
-    files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-    good = bool(files) and all(file.is_file() and conversation_files(file) for file in files)
-    return files if good else []
+    files = [file.path for file in expand([path]) if not file.problem]
+    return files if files and all(map(_holds_conversations, files)) else []
 
 
 def _holds_conversations(path: Path) -> bool:
+    if kind_of(path) not in ROWS or not path.is_file():
+        return False
     try:
-        row = next((row for _, row in open_rows(path)[1]), None)
-    except DataError:  # not what its name says; whoever reads it will say so
+        row = first_row(path)
+    except (DataError, OSError):  # not what its name says; whoever reads it will say so
         return False
     if has_turns(row) or not isinstance(row, dict):
         return has_turns(row)
-    if path.suffix.lower() == ".json":  # an array of objects is rows; one object is a text like any other
+    if kind_of(path) is Kind.JSON:  # an array of objects is rows; one object is a text like any other
         with open(path, "rb") as file:
-            return file.read(1 << 16).removeprefix(BYTE_ORDER_MARK).lstrip()[:1] == b"["
+            return open_source(file, str(path)).read(PROBE).lstrip()[:1] == b"["
     return "text" not in row and "content" not in row  # unknown keys: the reader of conversations names them best
 
 

@@ -29,6 +29,8 @@ __all__ = ["TokenizeConfig", "TokenizeReport", "tokenize_if_needed", "tokenize_t
 
 Progress = Callable[[int, int], None]
 
+READING = 2  # changes when the same files and settings give other documents than with an earlier version
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig(Config):
@@ -42,8 +44,8 @@ class TokenizeConfig(Config):
         False, "special tokens that are written in the text are ordinary characters", acts={"tokenizer": ON}
     )
     format: TextFormat = opt(TextFormat.AUTO, "text, jsonl (a document in each row), or by the file's name")
-    field: str = opt("text", "key of the text in a row of JSONL")
-    skip_bad_rows: bool = opt(False, "leave out rows of JSONL that are damaged or lack the key; they are counted")
+    field: str = opt("text", "key of the text in a row")
+    skip_bad_rows: bool = opt(False, "leave out rows that are damaged or lack the key; they are counted")
     valid_split: float = opt(0.0, "share of the documents for a second file, for validation (0 = none)")
     seed: int = opt(0, "which documents these are", acts={"valid_split": ON})
 
@@ -55,7 +57,7 @@ class TokenizeConfig(Config):
 
     def settings(self) -> dict[str, Any]:
         """Return what the sidecar remembers: all but the tokenizer, which it knows by its hash."""
-        return {name: value for name, value in self.to_dict().items() if name != "tokenizer"}
+        return {"reading": READING, **{name: value for name, value in self.to_dict().items() if name != "tokenizer"}}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class TokenizeReport:
 
     documents, bytes, tokens  of all files together; bytes are those of the text
     skipped                   files of directories that were left out, and why
-    bad_rows, empty_rows      rows of JSONL that were left out; `first_bad_row` says where and why
+    bad_rows, empty_rows      rows that were left out; `first_bad_row` says where and why
+    notes                     lines about these, and about what was read in another way than one might think
     forced_cuts               places where ids may differ from those of the whole document (data/pieces.py)
     files                     path -> what its sidecar says
     """
@@ -76,6 +79,7 @@ class TokenizeReport:
     bad_rows: int = 0
     empty_rows: int = 0
     first_bad_row: str = ""
+    notes: tuple[str, ...] = ()
     forced_cuts: int = 0
     reused: bool = False
     files: dict[Path, TokensInfo] = dataclasses.field(default_factory=dict)
@@ -227,6 +231,7 @@ def _report(files: dict[Path, TokensInfo], documents: Documents | None, encoder:
         bad_rows=documents.bad_rows,
         empty_rows=documents.empty_rows,
         first_bad_row=documents.first_bad_row,
+        notes=tuple(documents.notes()),
         forced_cuts=encoder.forced,
         files=files,
     )

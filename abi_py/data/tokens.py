@@ -122,10 +122,12 @@ class TokenizedDataset:
     vocab_size  batches are checked to hold only ids below it; None = no check
     name        what error messages call it: the file's name, or "tokens"
     skipped     files that were left out when the tokens were made from a directory, each with its reason
+    notes       lines about what was left out, or read in another way than one might think, when they were made
     info        what the sidecar of the file says, or None
     """
 
     info: TokensInfo | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -206,7 +208,7 @@ class TokenizedDataset:
     def _part(self, start: int, stop: int) -> "TokenizedDataset":
         part = self.tokens[start:stop]
         made = TokenizedDataset(part, self.vocab_size, self.name, self.skipped, start=self._start + start)
-        made.info = self.info
+        made.info, made.notes = self.info, self.notes
         return made
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ from abi_py.data import (
 from abi_py.data import documents as documents_file
 from abi_py.data import pieces as pieces_file
 from abi_py.data import pipeline as pipeline_file
+from abi_py.data import sources as sources_file
 from abi_py.data.pipeline import Divider
 from abi_py.data.tokenizing import valid_path
 from abi_py.errors import ConfigError, DataError
@@ -101,7 +102,8 @@ class EndlessText(io.RawIOBase):
 
 
 def test_memory_does_not_grow_with_the_text(tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents_file, "READ_BLOCK", 1 << 16)
+    for module in (documents_file, sources_file):
+        monkeypatch.setattr(module, "READ_BLOCK", 1 << 16)
     monkeypatch.setattr(pipeline_file, "BATCH", 1 << 16)
     config = TokenizeConfig(tokenizer=str(tok))
     tracemalloc.start()
