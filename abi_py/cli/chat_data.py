@@ -162,6 +162,7 @@ def encode_chat(
         skip_bad_rows=chat.skip_bad_rows,
         name=", ".join(selection.sources),
     )
+    dataset.stats.bad[:0] = selection.skipped
     return OpenChat(selection, dataset, template, tokenizer)
 
 

@@ -35,6 +35,7 @@ def open_data(
     a .bin file stands in its sidecar; without one, the file is read once for its largest id.
     """
     from ..data.corpus import BYTE_VOCAB_SIZE, standard_library_corpus
+    from ..data.token_types import MOST_IDS
 
     files = find_files(data.path, chat)
     if files:
@@ -45,7 +46,7 @@ def open_data(
     else:
         dataset = _open_paths("data", data.path, data.tokenizer, vocab_size, chat.skip_bad_rows)
     if dataset.vocab_size is None:
-        size = dataset.check_vocab() + 1
+        size = dataset.check_vocab(MOST_IDS) + 1
     elif vocab_size is None:
         size = dataset.vocab_size
     else:

@@ -49,7 +49,7 @@ def command(
     seed: int | None,
     **_: Any,
 ) -> None:
-    """Show conversations of DATA (JSON lines or JSON arrays) as the model reads them, and count what is lost.
+    """Show conversations of DATA (.jsonl, .json, .parquet) as the model reads them, and count what is lost.
 
     What is learnt is in colour on a terminal, and in double brackets elsewhere. Special tokens that the template wrote
     are shown by name. The flags are those of abi-train run, and so are the rows.
@@ -71,7 +71,7 @@ def command(
         show_row(console, opened, index)
     for title, rows in tables(opened, batch_size):
         _table(console, title, rows)
-    for message in bad_rows(opened)[:1]:
+    for message in opened.dataset.stats.bad[:1]:
         console.print(f"the first bad row: {message}", markup=False, soft_wrap=True)
     console.print(f"template {opened.template.name}, learnt: {chat.loss_on.value}", markup=False)
 
@@ -134,19 +134,14 @@ def tables(opened: OpenChat, batch_size: int) -> Iterable[tuple[str, list[tuple[
     )
 
 
-def bad_rows(opened: OpenChat) -> list[str]:
-    """Return a message for each row that was left out because it cannot be read."""
-    return [*opened.selection.skipped, *opened.dataset.stats.bad]
-
-
 def counts(opened: OpenChat) -> list[tuple[str, str]]:
     """Return how many rows were read, left out, cut, kept."""
     selection, dataset = opened.selection, opened.dataset
-    stats, bad = dataset.stats, bad_rows(opened)
+    stats = dataset.stats
     share = 100 * dataset.num_targets / dataset.num_tokens
     rows = [
         ("read", f"{selection.read:,}"),
-        ("bad, left out", f"{len(bad):,}"),
+        ("bad, left out", f"{len(stats.bad):,}"),
         ("left out by --category and --match", f"{selection.filtered:,}"),
         ("beyond --max-samples", f"{selection.cut:,}"),
         ("empty: no answer in them", f"{stats.empty:,}"),

@@ -85,7 +85,7 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
 
     Without arguments: ten epochs of a small byte-level model on the help pages of Python's standard library,
     about a minute. Text is read as bytes, or with --tokenizer; a .bin file holds u32 token ids (abi-train tokenize
-    makes one); of a .jsonl, .ndjson or .json file of conversations the answers are learnt (abi-train preview shows
+    makes one); of a .jsonl, .json or .parquet file of conversations the answers are learnt (abi-train preview shows
     which).
     """
     flags = given_values(ctx)
@@ -199,6 +199,7 @@ def complete(
         derived["warmup_steps"] = min(100, total // 20, int(decay))
     if base.lr_schedule is not LearningRateSchedule.CONSTANT:
         derived |= {"decay_steps": decay, "min_learning_rate": base.learning_rate / 10}
+    chat = ChatConfig.from_dict(values["chat"])  # of rows of texts, only what is bad is left out
     return RunConfig(
         model=TrainableModelConfig.from_dict({"max_seq_len": base.max_seq_len, **values["model"]}),
         training=LlmTrainingConfig.from_dict(
@@ -206,7 +207,7 @@ def complete(
         ),
         early_stopping=EarlyStoppingConfig.from_dict(values["early_stopping"]),
         data=data,
-        chat=ChatConfig.from_dict(values["chat"]) if isinstance(train_data, ChatDataset) else None,
+        chat=chat if chat.skip_bad_rows or isinstance(train_data, ChatDataset) else None,
     )
 
 

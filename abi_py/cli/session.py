@@ -121,7 +121,7 @@ class RunConfig:
     training: LlmTrainingConfig
     early_stopping: EarlyStoppingConfig
     data: DataConfig
-    chat: ChatConfig | None  # None: the data are no conversations
+    chat: ChatConfig | None  # None: the data are no conversations, and no bad row is left out
 
     def to_yaml(self, directory: Path) -> str:
         """Return the text of `directory`/config.yaml.

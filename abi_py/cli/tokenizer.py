@@ -88,7 +88,7 @@ def train(
         )
     tokenizer.save(output)
     console.print(
-        f"{output}: {tokenizer.vocab_size:,} tokens from {documents.bytes_read:,} bytes of text", soft_wrap=True
+        f"{output}: {tokenizer.vocab_size:,} tokens from {documents.text_bytes:,} bytes of text", soft_wrap=True
     )
     if tokenizer.vocab_size < config.vocab_size:
         click.echo(
@@ -98,7 +98,10 @@ def train(
     for note in documents.notes():
         click.echo(note)
     show_round_trip(tokenizer)
-    click.echo(f"next: {shlex.join(['abi-train', 'tokenize', *corpus, '--tokenizer', str(output), '-o', 'train.bin'])}")
+    words = ["abi-train", "tokenize", *corpus, "--tokenizer", str(output), "-o", "train.bin"]
+    if documents.conversations:  # they are trained on as they are, through a template
+        words = ["abi-train", "run", "--data", corpus[0], "--tokenizer", str(output)]
+    click.echo(f"next: {shlex.join(words)}")
 
 
 config_options({"tokenizer": TokenizerTrainingConfig}, {})(train)

@@ -1,7 +1,8 @@
 """Data: from files on the disk to batches of token ids.
 
     tokens.py        token files (u32), Batch, BatchIterator, DataLoader        order.py   the order of an epoch
-    documents.py     documents from files, directories, JSONL, standard input
+    sources.py       what a file is: name, first bytes, packed or not                token_types.py   those that are not u32
+    documents.py     documents from files, directories, standard input
     tokenizer.py     any tokenizer.json: text to ids and back                   token_stream.py  the same, id by id
     tokenizer_training.py                a new tokenizer from texts
     tokenizing.py    documents to token files                                   pieces.py  where to cut a text
@@ -9,7 +10,8 @@
     encoders.py      the two ways from text to ids                              sidecar.py  what X.bin.json says
     corpus.py        text as byte-level ids; the text that is on every machine
     packing.py       many short sequences in few rows
-    rows.py          rows of JSON, each with its line               conversation.py    conversations, from all formats
+    rows.py          rows of files, each with its line              conversation.py    conversations, from all formats
+    json_rows.py     those of JSON, of every shape                  parquet.py         those of a table
     chat.py          chat templates                                 chat_templates.py  those built in
     chat_encoding.py ids of a conversation, and which are learned   toolcalls.py       calls of tools in an answer
     answers.py       where a template wrote the answers

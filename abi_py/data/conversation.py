@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, shown
 from .json_rows import is_turn, parse_row
 from .rows import BadRow, Source, kind, list_keys, open_rows, text_value
 from .toolcalls import ToolCall, read_call
@@ -340,8 +340,7 @@ def _turn(turn: Any, i: int, speaker: str, text: str) -> Message:
         raise BadRow(f"turn {i}: found {found}; expected the keys '{speaker}' and '{text}'")
     who = turn[speaker]
     if not isinstance(who, str) or who not in ROLES:
-        found = repr(who[:40]) if isinstance(who, str) else kind(who)
-        raise BadRow(f"turn {i}: '{speaker}' is {found}; expected {', '.join(ROLES)}")
+        raise BadRow(f"turn {i}: '{speaker}' is {shown(who)}; expected {', '.join(ROLES)}")
     if who == "function_call":
         value = text_value(turn[text], f"turn {i} {text}")
         return Message("assistant", "", tool_calls=_calls([_parsed(value, f"turn {i}: the call is no JSON")], i))
@@ -353,7 +352,7 @@ def _turn(turn: Any, i: int, speaker: str, text: str) -> Message:
     if weight is not None and weight not in (0, 1):
         raise BadRow(f"turn {i}: 'weight' is {shown(weight)}; it must be 0 or 1")
     read = {speaker, text, "role", "content", "tool_calls", "function_call", "weight", "name", "tool_call_id"}
-    extra = {key: inner for key, inner in turn.items() if key not in read}
+    extra = {key: inner for key, inner in turn.items() if key not in read and inner is not None}
     _check_characters(extra, f"turn {i}")
     return Message(
         role,
@@ -372,7 +371,7 @@ def _content(value: Any, key: str, optional: bool) -> str:
         parts = []
         for part in value:
             if not isinstance(part, dict) or part.get("type") != "text":
-                found = repr(part.get("type")) if isinstance(part, dict) else kind(part)
+                found = shown(part.get("type")) if isinstance(part, dict) else kind(part)
                 raise BadRow(f"'{key}' has a part of type {found}; only text can be read")
             parts.append(text_value(part.get("text"), key, may_be_empty=True))
         value = "".join(parts)

@@ -147,7 +147,8 @@ class Documents:
     bad_rows       rows that were left out, if that was asked for; `first_bad_row` says where and why
     empty_rows     rows whose text is empty: no document
     conversations  rows that hold a conversation, of which what is said became the text; `first_conversation` is where
-    bytes_read     bytes of all files read so far
+    bytes_read     bytes of all files read so far, as they are on the disk
+    text_bytes     bytes of the documents so far
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class Documents:
         self.limit, self.stdin = limit, stdin
         self.skipped: list[str] = []
         self.as_text: list[str] = []
-        self.bad_rows = self.empty_rows = self.conversations = self.bytes_read = self._size = 0
+        self.bad_rows = self.empty_rows = self.conversations = self.bytes_read = self.text_bytes = 0
         self.first_bad_row = self.first_conversation = ""
         self._content = hashlib.sha256()
 
@@ -221,8 +222,7 @@ class Documents:
                 ),
                 (
                     self.conversations,
-                    f"read as text, without a template: {self.conversations:,} conversations (abi-train run --data on "
-                    "their files alone learns the answers)",
+                    f"read as plain text, without a template: {self.conversations:,} conversations",
                     self.first_conversation,
                 ),
             )
@@ -330,8 +330,8 @@ class Documents:
 
     def _measured(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         for block in blocks:
-            self._size += len(block)
-            if self.limit is not None and self._size > self.limit:
+            self.text_bytes += len(block)
+            if self.limit is not None and self.text_bytes > self.limit:
                 raise DataError(
                     f"{', '.join(self.inputs)}: more than {self.limit:,} bytes of text, too much to keep in memory; "
                     "write its ids to a file with abi-train tokenize, and give that"

@@ -10,22 +10,21 @@
 
 A row in an array ends where its brackets balance, so what is wrong inside of it costs that row, not the file.  Wrong is
 what JSON does not allow (NaN, text that is not UTF-8), and what no reader could be sure about: a key that occurs
-twice, nesting deeper than MAX_DEPTH, a row longer than MAX_ROW.
+twice, nesting deeper than DEPTH (untrusted.py), a row longer than MAX_ROW.
 """
 
 import io
-import json
 import re
 from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 
-from ..errors import DataError
+from ..errors import DataError, shown
+from ..untrusted import DEPTH, parse_json
 
-__all__ = ["MAX_DEPTH", "MAX_ROW", "WRAPPERS", "BadRow", "is_turn", "parse_row", "stream_rows"]
+__all__ = ["MAX_ROW", "WRAPPERS", "BadRow", "is_turn", "parse_row", "stream_rows"]
 
 READ = 1 << 20  # bytes read at once
 MAX_ROW = 1 << 26  # bytes of a row: 64 MB
-MAX_DEPTH = 100  # lists and objects inside of each other in a row
 WRAPPERS = ("data", "rows", "train", "examples", "conversations")
 
 Row = tuple[int, Any]  # number of its line, from 1; value, or BadRow
@@ -52,33 +51,16 @@ def is_turn(value: Any) -> bool:
 
 def parse_row(raw: bytes | str) -> Any:
     """Return the value of the JSON of one row; BadRow says what is wrong with it."""
-    if isinstance(raw, bytes):
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadRow(f"byte {error.start} of the row is not UTF-8 ({error.reason})") from None
-    else:
-        text = raw
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text.encode("utf-8", "replace")) > MAX_DEPTH:
-        raise BadRow(f"not a JSON object of this kind: it is nested deeper than {MAX_DEPTH}")
+    data = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")
+    if data.count(b"[") + data.count(b"{") > DEPTH and _depth(data) > DEPTH:
+        raise BadRow(f"not a JSON object of this kind: it is nested more than {DEPTH} deep")
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
-    except json.JSONDecodeError as error:
-        raise BadRow(f"not a JSON object: {error.msg} at column {error.colno}") from None
-    except ValueError:  # Python's limit for the digits of a whole number
-        raise BadRow("it holds a number of thousands of digits, which cannot be read") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise BadRow(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return made
-
-
-def _constant(name: str) -> Any:
-    raise BadRow(f"not a JSON object: {name} is no JSON; write null, or a number")
+        return parse_json(raw)
+    except ValueError as error:
+        why = str(error).replace("at line 1, column", "at column")
+        if "set_int_max_str_digits" in why:
+            why = "a whole number of thousands of digits"
+        raise BadRow(f"not a JSON object: {why}") from None
 
 
 def _depth(data: bytes) -> int:
@@ -146,13 +128,13 @@ def _rows_or_turns(elements: Iterator[Row]) -> Generator[Row, None, Any]:
 
 def _object_rows(cursor: "_Cursor") -> Generator[Row, None, bool]:
     """Yield the rows of the object that begins here, and return whether it was a wrapper and not a row itself."""
-    begin, wrapper = cursor.line, ""
+    begin, wrapper = cursor.line, None
     row: dict[str, Any] = {}
     bad: BadRow | None = None
     for key in _keys(cursor):
         line = cursor.line
         if key in row or key == wrapper:
-            bad = BadRow(f"the key {key!r} occurs twice")
+            bad = BadRow(f"not a JSON object: the key {shown(key)} is given twice")
         if key not in WRAPPERS or cursor.peek() != b"[":
             _, row[key] = cursor.value()
             bad = row[key] if isinstance(row[key], BadRow) else bad

@@ -30,4 +30,4 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                     yield number, row
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             why = " ".join(str(error).split())
-            raise DataError(f"{path} is damaged behind row {number}, or no Parquet file: {why}; get it again") from None
+            raise DataError(f"{path} is damaged after row {number}, or no Parquet file: {why}; get it again") from None

@@ -7,7 +7,8 @@
     mix       item i of k of a source stands at (i + 1/2) / k of the whole, so that any part holds the same mixture
 
 The order is a function of the rows and the seed.  Cutting comes after the shuffle, so that no source is lost because it
-is read last; the few rows that show how tools are called are kept whole if they are at most half of what is wanted.
+is read last; the few rows that show how tools are called are kept whole if they are at most half of what is wanted,
+and leave room for every source.
 """
 
 import os
@@ -187,7 +188,8 @@ def _cut(strata: list[Stratum], limit: int) -> list[Stratum]:
         return strata
     tools = [part[0].calls_tools for part, _ in strata]
     kept = sum(size for size, is_tool in zip(sizes, tools, strict=True) if is_tool)
-    whole = tools if kept <= limit // 2 else [False] * len(strata)
+    room = limit - kept >= tools.count(False)  # for a row of each other source
+    whole = tools if kept <= limit // 2 and room else [False] * len(strata)
     shares = [size if keep else 0 for size, keep in zip(sizes, whole, strict=True)]
     _share_out([i for i, keep in enumerate(whole) if not keep], sizes, limit - sum(shares), shares)
     return [(part[:share], index) for (part, index), share in zip(strata, shares, strict=True) if share]

@@ -27,6 +27,7 @@ from ..errors import ConfigError, DataError
 from ..files import atomic_file
 from .order import permute
 from .sidecar import TokensInfo, read_sidecar
+from .token_types import check_token_type
 
 IGNORE_LABEL = np.uint32(IGNORE_INDEX & 0xFFFFFFFF)  # 0xFFFFFF9C: the same 32 bits in a uint32 array
 
@@ -156,19 +157,21 @@ class TokenizedDataset:
         If PATH.json lies beside it (data/sidecar.py), the vocabulary's size comes from there when `vocab_size` is None,
         and the data set keeps it as `info`.  Ids are checked against the size when batches are made; `check_vocab`
         checks all of them now.  DataError if the file is empty, its size is not a multiple of 4 or not what the sidecar
-        says; ConfigError if `vocab_size` is smaller than the tokenizer's; OSError (FileNotFoundError...) passes
-        through.
+        says, or if a sample of it is of another type than u32 (token_types.py); ConfigError if `vocab_size` is smaller
+        than the tokenizer's; OSError (FileNotFoundError...) passes through.
         """
         path = Path(path)
         size = os.stat(path).st_size
         if path.is_file() and size == 0:
             raise DataError(f"{path} is empty; write token ids to it with `abi-train tokenize`")
+        info = read_sidecar(path)
+        if info is None and path.is_file():
+            check_token_type(path, vocab_size)
         if size % 4 and path.is_file():
             raise DataError(
                 f"{path}: size is {size} bytes, which is not a multiple of 4, but each token is a u32 of 4 bytes; "
                 f"the file is cut short or is no token file: make it again with `abi-train tokenize`"
             )
-        info = read_sidecar(path)
         if info is not None:
             _check_sidecar(info, path, size, vocab_size)
             vocab_size = info.vocab_size if vocab_size is None else vocab_size

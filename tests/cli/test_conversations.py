@@ -1,7 +1,9 @@
 """Conversations on the command line: preview shows what is learnt, run trains on it, resume goes on with it."""
 
+import gzip
 import json
 
+import numpy as np
 import pytest
 import yaml
 
@@ -105,7 +107,7 @@ def test_a_directory_of_conversations(abi_train, talks, tmp_path):
     ("call", "message"),
     [
         ("run --data talks.jsonl", "talks.jsonl); make one with abi-train tokenizer train"),
-        ("run --data words.txt --packing", "words.txt) has none; leave it out, or give a .jsonl or .json file"),
+        ("run --data words.txt --packing", "words.txt) has none; leave it out, or give a .jsonl, .json or"),
         ("run --data empty.jsonl --tokenizer tok --packing", "empty.jsonl: no conversations: there are no rows"),
         ("run --packing", "packing is for conversations, and the standard library has none"),
         ("run --data talks.jsonl --tokenizer tok --template deepzip", "template (deepzip) must be deepzig, chatml"),
@@ -149,3 +151,36 @@ def test_samples_of_a_chat_run_are_answers_to_questions(abi_train, talks, tmp_pa
     assert code == 0, err
     assert answer == sample["text"] + "\n"
     assert "</assistant>" not in answer
+
+
+@pytest.mark.parametrize("name", ["wrapped.json", "lists.json", "lines.jsonl.gz"])
+def test_every_verb_reads_every_shape_of_conversations(abi_train, talks, tmp_path, name):
+    """A tokenizer learns from what is said, not from the JSON around it, and the rows are those of plain JSON lines."""
+    turns = [
+        [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
+        for row in map(json.loads, (tmp_path / "talks.jsonl").read_text().splitlines())
+    ]
+    content = {
+        "wrapped.json": json.dumps({"data": [{"conversations": each} for each in turns], "version": 1}, indent=2),
+        "lists.json": json.dumps(turns),
+        "lines.jsonl.gz": "".join(json.dumps({"prompt": t[:1], "completion": t[1:]}) + "\n" for t in turns),
+    }[name].encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+    code, out, err = abi_train("tokenizer", "train", name, "-o", "own", "--vocab-size", "400")
+    assert code == 0, err
+    assert f"next: abi-train run --data {name} --tokenizer own" in out
+    vocabulary = json.loads((tmp_path / "own/tokenizer.json").read_text())["model"]["vocab"]
+    assert [token for token in vocabulary if len(token) > 1 and set(token) & set('{}[]":')] == []
+    code, out, err = abi_train("preview", name, *talks[1:], "-n", "0", "--max-seq-len", "64")
+    assert code == 0, err
+    lines = abi_train("preview", *talks, "-n", "0", "--max-seq-len", "64")[1]
+    assert out.partition("Lengths")[2] == lines.partition("Lengths")[2] != ""
+    code, out, err = abi_train("tokenize", name, "-o", "ids.bin")
+    assert code == 0, err
+    assert "read as plain text, without a template: 40 conversations" in out
+    text = bytes(np.fromfile(tmp_path / "ids.bin", "<u4")[:12].astype(np.uint8))
+    assert text == b"Say red 1 ti"
+    code, out, err = abi_train("run", "--data", name, *talks[1:], *RUN, "--dry-run")
+    assert code == 0, err
+    assert "38 conversations" in out

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
 from abi_py.cli.session import read_run_config
@@ -59,8 +60,11 @@ def test_tokenizer_train_and_info(abi_train, texts):
         (["tokenize", "a.txt", "-o", "x.bin", "--plain"], 2, "plain (True) acts only with tokenizer"),
         (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "2"], 2, "below 1"),
         (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "0.1"], 1, "1 documents leaves none for validation"),
-        (["tokenize", "rows.jsonl", "-o", "x.bin", "--field", "body"], 1, "rows.jsonl:1: expected the key 'body'"),
-        (["tokenize", "a.txt", "-o", "x.bin", "--format", "jsonl"], 1, "a.txt:1: a row must be a JSON object"),
+        (["tokenize", "rows.jsonl", "-o", "x.bin", "--field", "body"], 1, "rows.jsonl:1: found the keys 'text'"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--format", "jsonl"], 1, "a.txt:1: not a JSON object"),
+        (["run", "--data", "int64.bin"], 1, "int64.bin is no file of u32 token ids: every second id is 0"),
+        (["run", "--data", "text.bin"], 1, "text.bin is no file of u32 token ids"),
+        (["run", "--data", "late.bin"], 1, "late.bin: token 90000 (byte 360000) is id 900000, but ids must be below"),
         (["run", "--tokenizer", "tok"], 2, "acts only with path (--data)"),
         (["run", "--valid-data", "a.txt"], 2, "acts only with path (--data)"),
         (["run", "--data", "a.txt", "--valid-data", "missing"], 2, "missing"),
@@ -70,6 +74,9 @@ def test_tokenizer_train_and_info(abi_train, texts):
 def test_wrong_calls(abi_train, texts, call, code, message):
     (texts / "bad.txt").write_bytes(b"abc\xff")
     (texts / "empty.txt").write_bytes(b"")
+    np.arange(1000, dtype="<i8").tofile(texts / "int64.bin")
+    (texts / "text.bin").write_text(TEXT[:40] * 4)
+    np.where(np.arange(100_000) == 90_000, 900_000, 7).astype("<u4").tofile(texts / "late.bin")
     before = sorted(os.listdir(texts))
     found, out, err = abi_train(*call)
     assert (found, out) == (code, "")
@@ -86,6 +93,25 @@ def test_bad_rows_are_counted(abi_train, texts):
     assert code == 0
     assert "left out: 2 bad rows, the first: rows.jsonl:202: " in out
     assert "left out: 1 rows without text" in out
+    code, out, _ = abi_train("tokenizer", "train", "rows.jsonl", "-o", "t2", "--vocab-size", "300", "--skip-bad-rows")
+    assert code == 0
+    assert "left out: 2 bad rows, the first: rows.jsonl:202: " in out
+
+
+@pytest.mark.parametrize("tokenizer", [[], ["--tokenizer", "tok"]])
+def test_a_run_leaves_out_bad_rows_of_texts_and_so_does_its_resume(abi_train, texts, shape, tokenizer):
+    with (texts / "rows.jsonl").open("a") as file:
+        file.write('{"text": %s}\n' % ("7" * 5000))
+    call = ["run", *shape, "--data", "rows.jsonl", *tokenizer, "--max-steps", 1, "--out", "r"]
+    code, _, err = abi_train(*call)
+    assert code == 1
+    assert "rows.jsonl:201: " in err
+    code, out, err = abi_train(*call, "--skip-bad-rows")
+    assert code == 0, err
+    assert "left out: 1 bad rows, the first: " in out
+    assert "rows.jsonl:201: " in out
+    code, _, err = abi_train("resume", "r", "--max-steps", 2)
+    assert code == 0, err
 
 
 def test_run_with_what_tokenize_made(abi_train, texts, shape):

@@ -41,7 +41,7 @@ def test_rows_are_documents(tmp_path: Path) -> None:
     [
         ('{"text": ', "not a JSON object: Expecting value at column 10"),
         ("[1]", "a row must be a JSON object, found a list"),
-        ({"prompt": "x", "id": 1}, "found the keys 'prompt', 'id'; expected 'text' or those of a conversation; .*--field"),
+        ({"prompt": "x", "id": 1}, "found the keys 'prompt', 'id'; expected 'text' or .*--field"),
         ({}, "found the keys none"),
         ({"text": None}, "'text' must be a string, found null"),
         ('{"text": "a\\ud800"}', r"'text' holds \\ud800, half of a character, at character 1"),
@@ -60,7 +60,7 @@ def test_bad_rows(tmp_path: Path, row: object, message: str) -> None:
 
 def test_a_row_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xff"}\n')
-    with pytest.raises(DataError, match=r"a\.jsonl:1: byte 10 of the row is not UTF-8"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: not a JSON object: byte 10 is not UTF-8"):
         read(tmp_path / "a.jsonl")
 
 

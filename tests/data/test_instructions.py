@@ -150,7 +150,7 @@ def test_broken_array_and_empty_text(text: str | bytes, message: str) -> None:
 
 def test_line_that_is_not_utf8_is_one_bad_row() -> None:
     data = GOOD.encode() + b'\n{"instruction": "\xe9", "output": "b"}\n' + GOOD.encode()
-    with pytest.raises(DataError, match="text:2: byte 17 of the row is not UTF-8"):
+    with pytest.raises(DataError, match="text:2: not a JSON object: byte 17 is not UTF-8"):
         parse_instruction_dataset(data)
     assert len(parse_instruction_dataset(data, skip_bad_rows=True)) == 2
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from abi_py.data import select_conversations
@@ -49,6 +49,7 @@ def test_sources_are_mixed_evenly(tmp_path):
     assert order.count("c") == 3
 
 
+@example(sizes=[1, 1, 1, 1, 1], tool_rows=2, limit=6)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5), tool_rows=st.integers(0, 5), limit=st.integers(1, 60)
 )
@@ -64,7 +65,7 @@ def test_every_source_has_its_share_of_a_cut(sizes, tool_rows, limit, tmp_path_f
     counts = Counter(text[0] for text in texts(selection))
     if limit >= len(paths):
         assert all(counts[chr(97 + i)] >= 1 for i in range(len(sizes)))
-    if tool_rows and tool_rows <= limit // 2:
+    if tool_rows and tool_rows <= limit // 2 and limit - tool_rows >= len(sizes):
         assert counts["q"] == tool_rows
     if limit >= 10 * len(paths) and not tool_rows:
         for i, size in enumerate(sizes):

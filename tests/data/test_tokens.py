@@ -44,7 +44,7 @@ def test_file_is_raw_little_endian_u32(tmp_path_factory: pytest.TempPathFactory,
     path = tmp_path_factory.mktemp("tokens") / "train.bin"
     TokenizedDataset.from_slice(tokens).save(path)
     assert path.read_bytes() == struct.pack(f"<{len(tokens)}I", *tokens)
-    loaded = TokenizedDataset.load(path)
+    loaded = TokenizedDataset.load(path, vocab_size=1 << 32)
     assert loaded.tokens.tolist() == tokens
     assert len(loaded) == len(tokens)
     assert loaded.fingerprint() == TokenizedDataset.from_slice(tokens).fingerprint()
@@ -56,9 +56,10 @@ def test_any_bytes_load_or_are_an_error_with_the_size(tmp_path_factory: pytest.T
     path = tmp_path_factory.mktemp("tokens") / "any.bin"
     path.write_bytes(content)
     if content and len(content) % 4 == 0:
-        assert TokenizedDataset.load(path).tokens.astype("<u4").tobytes() == content
+        assert TokenizedDataset.load(path, vocab_size=1 << 32).tokens.astype("<u4").tobytes() == content
         return
-    with pytest.raises(DataError, match=rf"size is {len(content)} bytes" if content else "is empty"):
+    cut = rf"size is {len(content)} bytes|size is no multiple of 4; it is (text|likely)"
+    with pytest.raises(DataError, match=cut if content else "is empty"):
         TokenizedDataset.load(path)
 
 
