@@ -1,7 +1,7 @@
 """Data: from files on the disk to batches of token ids.
 
     tokens.py        token files (u32), Batch, BatchIterator, DataLoader        order.py   the order of an epoch
-    sources.py       what a file is: name, first bytes, packed or not                token_types.py   those that are not u32
+    sources.py       what a file is: name, first bytes, packed or not           token_types.py   files that are not u32
     documents.py     documents from files, directories, standard input
     tokenizer.py     any tokenizer.json: text to ids and back                   token_stream.py  the same, id by id
     tokenizer_training.py                a new tokenizer from texts
