@@ -105,6 +105,7 @@ _MODULES = (
     "kernels",
     "model",
     "parameters",
+    "trainable_model",
     "training",
     "verification",
 )
@@ -158,6 +159,7 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "kernels",
     "model",
     "parameters",
+    "trainable_model",
     "training",
     "verification",
 ]

@@ -375,6 +375,14 @@ class EarlyStoppingConfig(Config):
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # Hugging Face's names
 
 
+def _targets(value: Any) -> Any:
+    """Return projections by their full names: the ABI's `q`, or a mapping of names to true and false, as in Zig."""
+    if isinstance(value, Mapping):
+        value = [name for name, chosen in value.items() if chosen]
+    names = value if isinstance(value, list | tuple) else (value,)
+    return tuple(f"{name}_proj" if f"{name}_proj" in PROJECTIONS else name for name in names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(Config):
     """Low-rank adapters on a frozen model (LoRA); the defaults of rank, alpha and dropout are the ABI's."""
@@ -383,7 +391,10 @@ class LoraConfig(Config):
     alpha: float = opt(16.0, "the adapters' output is multiplied by alpha / rank", flag="lora-alpha")
     dropout: float = opt(0.0, "share of an adapter's input that is dropped in training", flag="lora-dropout")
     target_modules: tuple[str, ...] = opt(
-        PROJECTIONS, "projections that get an adapter; repeat the flag for each", flag="lora-target"
+        PROJECTIONS,
+        "projections that get an adapter, also as q, k, v, o, gate, up, down; repeat the flag for each",
+        flag="lora-target",
+        read=_targets,
     )
     bias: str = opt("none", "PEFT field; must stay none, these models have no biases", flag="lora-bias")
     use_rslora: bool = opt(False, "multiply by alpha / sqrt(rank) instead", flag="rslora")

@@ -38,6 +38,7 @@ def opt(default: Any, help: str, **meta: Any) -> Any:
     acts    {field: value, tuple of values, `Other(value)`, `ON` or `OFF`}: what the others must be for this one to
             have an effect; a tuple of such mappings if one of them is enough
     derive  with the default None: a function that works the value out from the fields above
+    read    of a field with many values: a function that brings other spellings to the usual one
     flag    the name on the command line, if it is another one
     """
     return field(default=default, metadata={"help": help, **meta})
@@ -105,6 +106,7 @@ def convert(option: Option, value: Any) -> Any:
     if value is None and option.optional:
         return None
     if option.many:
+        value = option.metadata.get("read", lambda value: value)(value)
         single = dataclasses.replace(option, many=False)
         return tuple(convert(single, each) for each in (value if isinstance(value, list | tuple) else (value,)))
     name, kind = option.name, option.type

@@ -37,7 +37,7 @@ def prepare(text, steps):
     shape, cut = SHAPES["small"], int(len(text) * TRAIN_SHARE)
     tokenizer = train_tokenizer([text[:cut]], vocab_size=VOCAB_SIZE)
     parts = [TokenizedDataset.from_slice(tokenizer.encode_plain(part)) for part in (text[:cut], text[cut:])]
-    stream = parts[0].batches(shape.batch_size, shape.seq_len, seed=SEED)
+    stream = parts[0].batches(shape.batch_size, shape.seq_len, seed=SEED, drop_last=True)
     batches = []
     while len(batches) < steps:
         batch = stream.next()
@@ -45,7 +45,8 @@ def prepare(text, steps):
             stream.reset()
         else:
             batches.append((batch.input_ids, batch.labels))
-    validation = [(b.input_ids, b.labels) for b in parts[1].batches(shape.batch_size, shape.seq_len, shuffle=False)]
+    rest = parts[1].batches(shape.batch_size, shape.seq_len, shuffle=False, drop_last=True)
+    validation = [(b.input_ids, b.labels) for b in rest]
     size = sum(len(tokenizer.decode(row.tolist()).encode()) for _, labels in validation for row in labels)
     return np.array(batches, np.int32), np.array(validation, np.int32), size
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"parameters"},
     {"formats"},
     {"model", "data"},
-    {"training", "generation", "verification"},
+    {"training", "generation", "verification", "trainable_model"},
     {"pipelines"},
     {"cli"},
     {"__main__"},

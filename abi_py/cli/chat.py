@@ -11,7 +11,16 @@ import click
 from ..errors import AbiError, ConfigError, DataError
 from ..generation.settings import GenerationConfig
 from .generate import INTERRUPTED, TOKENIZER_HELP
-from .models import generation_settings, load_tokenizer, note, open_model, set_threads_option, utf8_output, write
+from .models import (
+    ModelPath,
+    generation_settings,
+    load_tokenizer,
+    note,
+    open_model,
+    set_threads_option,
+    utf8_output,
+    write,
+)
 from .options import Verb, config_options, given_values
 
 if TYPE_CHECKING:
@@ -26,7 +35,7 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
     example="abi-train chat my-model --once Hello",
     short_help="Talk with a trained model.",
 )
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.argument("model", type=ModelPath())
 @click.option("--system", help="text of a system turn before the conversation")
 @click.option("--once", help="ask this one question, print the answer, and end")
 @click.option("--template", help="name or Jinja file of the chat template  [the tokenizer's own]")

@@ -13,7 +13,7 @@ import click
 from ..errors import ConfigError
 from .chat_data import ChatConfig, describe_chat, encode_chat, find_files
 from .generate import INTERRUPTED, TOKENIZER_HELP
-from .models import load_tokenizer, note, open_model, set_threads_option
+from .models import ModelPath, load_tokenizer, note, open_model, set_threads_option
 from .options import Verb
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ CONTEXT = 512  # llama.cpp's
     example="abi-train eval runs/20260122-101500 texts/valid.txt",
     short_help="Measure perplexity and bits per byte on a text, or perplexity on conversations.",
 )
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.argument("model", type=ModelPath())
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--context", type=int, help=f"tokens of a window  [{CONTEXT}, or the model's max_seq_len]")
 @click.option("--stride", type=int, help="count every token once, windows so far apart  [second halves of windows]")

@@ -9,6 +9,7 @@ import click
 from ..errors import ConfigError
 from ..generation.settings import GenerationConfig
 from .models import (
+    ModelPath,
     find_tokenizer,
     generation_settings,
     note,
@@ -32,7 +33,7 @@ TOKENIZER_HELP = "tokenizer.json, or its directory  [the model's own]"
     example='abi-train generate runs/20260122-101500 --prompt Hello --max-new-tokens 100',
     short_help="Let a trained model write.",
 )
-@click.argument("model", type=click.Path(path_type=Path, exists=True))
+@click.argument("model", type=ModelPath())
 @click.option("-p", "--prompt", "prompts", multiple=True, help="text to go on from; may be repeated  [stdin]")
 @click.option("--ids", "id_prompts", multiple=True, metavar="IDS", help='token ids instead of text, as in "5 17 3"')
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)

@@ -20,6 +20,21 @@ __all__ = ["find_tokenizer", "generation_settings", "note", "open_model", "print
 KERNELS = ("_attention_forward", "_cached_attention", "_product")  # the slow ones to compile
 
 
+class ModelPath(click.Path):
+    """A path that must exist; llm_step_N.ckpt, the Zig trainer's name, means our directory llm_step_N."""
+
+    def __init__(self) -> None:
+        """Take click's type with these settings."""
+        super().__init__(path_type=Path, exists=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        from ..training.checkpoint import named_like_zig
+
+        ours = None if os.path.exists(value) else named_like_zig(Path(value))
+        return super().convert(value if ours is None else ours, param, ctx)
+
+
 def note(text: str) -> None:
     """Tell the user something that is not the output."""
     click.echo(text, err=True)

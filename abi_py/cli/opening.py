@@ -178,12 +178,12 @@ def _check_same_kind(name: str, parts: "list[TokenizedDataset]") -> None:
             return None if part.name.endswith(".bin") else "bytes"
         return part.info.tokenizer.sha256 if part.info.tokenizer else "bytes"
 
-    infos = [part.info for part in parts if part.info is not None]
-    around = next((info for info in infos if info.around != infos[0].around), None)
-    if around is not None:
+    around = {part.info.around: part.name for part in reversed(parts) if part.info is not None}
+    if len(around) > 1:
+        (first, first_name), (other_ids, other_name) = list(around.items())[-1], next(iter(around.items()))
         raise ConfigError(
-            f"{name}: some of the data have ids {infos[0].around} around their documents, others {around.around}; "
-            "tokenize one of them again"
+            f"{name} ({other_name}) has ids {other_ids} around its documents, {first_name} has {first}; tokenize one "
+            "of them again"
         )
     known = [part for part in parts if kind(part) is not None]
     other = next((part for part in known if kind(part) != kind(known[0])), None)

@@ -14,6 +14,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import atomic_text
 from ..training.schedule import ends, learning_rate, restarted, stretched
 from .chat_data import ChatConfig, absolute_chat
+from .models import ModelPath
 from .opening import RunData, open_data
 from .options import Verb, config_options, given_values
 from .run import count_steps, start
@@ -52,7 +53,7 @@ SCHEDULES = ("continue", "stretch", "restart")
     example="abi-train resume runs/20260122-101500 --epochs 20",
     short_help="Go on with a run to its end.",
 )
-@click.argument("where", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path, exists=True))
+@click.argument("where", metavar="RUN|CHECKPOINT", type=ModelPath())
 @click.option(
     "--schedule",
     type=click.Choice(SCHEDULES),

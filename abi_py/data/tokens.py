@@ -149,6 +149,7 @@ class TokenizedDataset:
         self.name = name
         self.skipped = tuple(skipped)
         self._start = start  # offset of tokens[0] in the file, for messages
+        self._asked = 0  # shuffled iterators that were made without a seed
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> "TokenizedDataset":
@@ -249,8 +250,8 @@ class TokenizedDataset:
             f"({vocab_size}); tokenize again with the model's vocabulary, or set vocab_size to {found + 1} or more"
         )
 
-    def num_batches(self, batch_size: int, seq_len: int, drop_last: bool = True) -> int:
-        """Return the number of batches of an epoch: (N - 1) // (B S), rounded up to hold all with drop_last=False."""
+    def num_batches(self, batch_size: int, seq_len: int, drop_last: bool = False) -> int:
+        """Return the number of batches of an epoch: of all labels, or (N - 1) // (B S) full ones to drop_last."""
         batch_size = check_integer("batch_size", batch_size, 1)
         seq_len = check_integer("seq_len", seq_len, 1)
         labels = len(self.tokens) - 1
@@ -264,16 +265,22 @@ class TokenizedDataset:
         batch_size: int,
         seq_len: int,
         shuffle: bool = True,
-        seed: int = 0,
-        drop_last: bool = True,
+        seed: int | None = None,
+        drop_last: bool = False,
         *,
         vocab_size: int | None = None,
     ) -> "BatchIterator":
         """Return an iterator over the batches of epoch 0; see BatchIterator.
 
-        `vocab_size` None takes that of the data set.  DataError if there are too few tokens for one batch.
+        With `seed` None, the first call gives epoch 0 of seed 0, the next call epoch 1, and so on: a loop that asks for
+        batches once an epoch sees a new order each time, and the same ones when the program runs again.  `vocab_size`
+        None takes that of the data set.  DataError if there are too few tokens for one batch.
         """
-        return BatchIterator(self, batch_size, seq_len, shuffle, seed, drop_last, vocab_size=vocab_size)
+        iterator = BatchIterator(self, batch_size, seq_len, shuffle, seed or 0, drop_last, vocab_size=vocab_size)
+        if seed is None and iterator.shuffle:
+            iterator.set_epoch(self._asked)
+            self._asked += 1
+        return iterator
 
 
 def _check_sidecar(info: TokensInfo, path: Path, size: int, vocab_size: int | None) -> None:
@@ -454,7 +461,7 @@ class BatchIterator:
 
 
 class DataLoader:
-    """A data set with the settings of its batches: `iterator()` gives a fresh BatchIterator at epoch 0."""
+    """A data set with the settings of its batches, which `iterator()` gives."""
 
     def __init__(
         self,
@@ -463,17 +470,17 @@ class DataLoader:
         seq_len: int = 512,
         shuffle: bool = True,
         drop_last: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.seq_len = check_integer("seq_len", seq_len, 1)
         self.shuffle = bool(shuffle)
         self.drop_last = bool(drop_last)
-        self.seed = check_integer("seed", seed, 0, 1 << 64)
+        self.seed = None if seed is None else check_integer("seed", seed, 0, 1 << 64)
 
     def iterator(self) -> BatchIterator:
-        """Return an iterator over the batches of epoch 0."""
+        """Return an iterator over the batches of epoch 0; without a seed, over those of the next epoch at each call."""
         return self.dataset.batches(self.batch_size, self.seq_len, self.shuffle, self.seed, self.drop_last)
 
     def num_batches(self) -> int:

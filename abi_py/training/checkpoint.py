@@ -340,12 +340,21 @@ def find_latest(root: str | Path) -> Found:
     raise CheckpointError(f"{root} holds no checkpoint; give the directory of a run that has saved one (abi-train run)")
 
 
+def named_like_zig(path: Path) -> Path | None:
+    """Return our checkpoint directory llm_step_N that the Zig trainer's name llm_step_N.ckpt means, if it is there."""
+    ours = path.with_suffix("")
+    return ours if path.suffix == ".ckpt" and is_checkpoint_name(ours) and ours.is_dir() else None
+
+
 def locate(path: str | Path) -> Found:
     """Return the checkpoint that `path` means: a checkpoint, a directory of them, a run directory, a Zig .ckpt file."""
     path = Path(path)
     if path.is_file() or (path / STATE).is_file() or (is_checkpoint_name(path) and path.is_dir()):
         return Found(path=path)
     if not path.exists():
+        ours = named_like_zig(path)
+        if ours is not None:
+            return Found(path=ours)
         beside = path.with_name(OLD + path.name)
         if beside.is_dir():
             return Found(path=beside)

@@ -129,6 +129,8 @@ class LlamaTrainer:
     ) -> StepMetrics:
         """Train on one micro-batch; every `grad_accum_steps`-th call updates the weights.
 
+        A checkpoint is saved when `checkpoint_interval` says so, also in a loop of your own.
+
         input_ids and labels (B, T), any integer dtype; attention_mask (B, T) uint8; segment_ids (B, T) int32.  Flat ids
         are rows of the configuration's max_seq_len.  DataError for ids, labels or shapes that do not fit.
         NonFiniteError after `max_bad_steps` skipped updates in a row.
@@ -138,6 +140,8 @@ class LlamaTrainer:
         good = self._add_to_window(out)
         self.state.train_ns += time.perf_counter_ns() - began
         updated = good and self.state.micro_step >= self.config.grad_accum_steps and self._finish_window()
+        if updated and self._began is None:  # in a loop of the caller's own; ours evaluates first
+            self._save_on_time()
         return self._metrics(out, updated, skipped=self._dropped() > dropped_before)
 
     def _forward_backward(
@@ -358,13 +362,19 @@ class LlamaTrainer:
     def train_epoch_with_validation(
         self, data: Data, early_stopping: EarlyStoppingConfig | None = None
     ) -> EpochResult:
-        """Train for one epoch, evaluating the data of `set_validation_data` every eval_interval optimizer steps."""
+        """Train for one epoch, evaluating the data of `set_validation_data` every eval_interval optimizer steps.
+
+        An epoch in which no step was a multiple of eval_interval is evaluated at its end.
+        """
         return self._one_epoch(data, early_stopping or EarlyStoppingConfig())
 
     def _one_epoch(self, data: Data, early_stopping: EarlyStoppingConfig | None) -> EpochResult:
-        feed = self._begin(data, early_stopping)
+        feed, before = self._begin(data, early_stopping), self.state.global_step
         try:
             loss = self._run_epoch(feed)
+            unseen = self.state.evaluated_step <= before < self.state.global_step
+            if early_stopping is not None and self.config.eval_interval and unseen and not self._interrupted:
+                self._evaluate_for_training()
         finally:
             self._end()
         return EpochResult(loss=loss, early_stopped=self.state.early_stopped)
@@ -477,9 +487,8 @@ class LlamaTrainer:
             state.evaluation_due = self._validation is not None
         if state.evaluation_due:
             self._evaluate_for_training()
-        on_time = config.checkpoint_interval and state.global_step % config.checkpoint_interval == 0
-        if updated and on_time and config.checkpoint_path and not state.early_stopped:
-            self._try_to_save()
+        if updated and not state.early_stopped:
+            self._save_on_time()
         if self._stop is not None and self._stop.requested:
             self._interrupted = True
         return self._interrupted or self._finished()
@@ -641,6 +650,11 @@ class LlamaTrainer:
         state = self.state
         place = (state.global_step, state.epoch, state.batch_position, state.micro_step)
         return (*place, int(state.evaluation_due), state.best_step)
+
+    def _save_on_time(self) -> None:
+        interval = self.config.checkpoint_interval
+        if self.config.checkpoint_path and interval and self.state.global_step % interval == 0:
+            self._try_to_save()
 
     def _try_to_save(self) -> bool:
         """Save amid training, where a full disk must not end the run: warn, and try again at the next interval."""

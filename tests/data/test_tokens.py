@@ -202,16 +202,17 @@ def test_split_outside_of_0_to_1(fraction: float) -> None:
 @pytest.mark.parametrize(("n", "B", "S", "batches"), [(10, 2, 2, 2), (13, 2, 3, 2), (8, 4, 2, 0), (9, 4, 2, 1)])
 def test_number_of_batches_as_in_abi(n: int, B: int, S: int, batches: int) -> None:
     dataset = numbered(n)
-    assert dataset.num_batches(B, S) == batches
+    assert dataset.num_batches(B, S, drop_last=True) == batches
     if batches:
-        assert len(list(dataset.batches(B, S))) == dataset.batches(B, S).num_batches == batches
+        assert len(list(dataset.batches(B, S, drop_last=True))) == batches
     else:
         with pytest.raises(DataError, match=rf"{n} tokens give no batch of {B} rows of {S}.* at least {B * S + 1}"):
-            dataset.batches(B, S)
+            dataset.batches(B, S, drop_last=True)
+    assert dataset.num_batches(B, S) == len(list(dataset.batches(B, S)))  # of all
 
 
 def test_labels_are_the_window_shifted_by_one() -> None:
-    batch = numbered(10).batches(2, 3, shuffle=False).next()
+    batch = numbered(10).batches(2, 3, shuffle=False, drop_last=True).next()
     assert batch is not None
     assert batch.input_ids.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert batch.labels.tolist() == [[1, 2, 3], [4, 5, 6]]
@@ -249,9 +250,9 @@ def test_without_drop_last_every_label_comes_once(n: int, B: int, S: int, shuffl
 @given(st.integers(2, 200), st.integers(1, 6), st.integers(1, 17), st.booleans())
 def test_with_drop_last_batches_are_full_and_the_rest_is_counted(n: int, B: int, S: int, shuffle: bool) -> None:
     dataset = numbered(n)
-    if dataset.num_batches(B, S) == 0:
+    if dataset.num_batches(B, S, drop_last=True) == 0:
         return
-    iterator = dataset.batches(B, S, shuffle=shuffle)
+    iterator = dataset.batches(B, S, shuffle=shuffle, drop_last=True)
     seen = labels_of(iterator)
     assert len(seen) == len(set(seen)) == iterator.num_batches * B * S
     assert len(seen) + iterator.dropped_tokens == n - 1
@@ -259,7 +260,7 @@ def test_with_drop_last_batches_are_full_and_the_rest_is_counted(n: int, B: int,
 
 
 def test_what_is_dropped_changes_with_the_epoch() -> None:
-    iterator = numbered(1 + 7 * 4).batches(2, 4)  # 7 rows, batches of 2: one row is left out
+    iterator = numbered(1 + 7 * 4).batches(2, 4, drop_last=True)  # 7 rows, batches of 2: one row is left out
     seen: set[int] = set()
     for _ in range(8):
         seen.update(labels_of(iterator))
@@ -284,6 +285,18 @@ def test_epochs_and_seeds_give_other_orders_and_the_same_give_the_same() -> None
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
     assert len({tuple(o) for o in orders}) == 6
     assert order(1, 2) == orders[-1]
+
+
+def test_without_a_seed_each_call_gives_the_next_epoch() -> None:
+    def seeded(epoch: int) -> list[int]:
+        iterator = numbered(61).batches(3, 2, seed=0)
+        iterator.set_epoch(epoch)
+        return labels_of(iterator)
+
+    dataset, loader = numbered(61), DataLoader(numbered(61), batch_size=3, seq_len=2, drop_last=False)
+    for epoch in range(3):
+        assert labels_of(dataset.batches(3, 2)) == labels_of(loader.iterator()) == seeded(epoch)
+    assert labels_of(dataset.batches(3, 2, shuffle=False)) == list(range(1, 61))
 
 
 def test_reset_is_the_next_epoch() -> None:
@@ -418,14 +431,15 @@ def test_data_loader_has_the_defaults_of_abi() -> None:
     assert (loader.num_batches(), loader.num_tokens()) == (3, 6145)
     first = list(loader.iterator())
     assert len(first) == 3
-    assert all(same(a, b) for a, b in zip(first, dataset.batches(4, 512), strict=True))
+    assert all(same(a, b) for a, b in zip(first, dataset.batches(4, 512, seed=0, drop_last=True), strict=True))
     kept = DataLoader(numbered(30), batch_size=2, seq_len=4, drop_last=False, seed=3)
     assert len(list(kept.iterator())) == kept.num_batches() == 4
 
 
 def test_messages_fit_on_one_line() -> None:
     stream = io.StringIO()
-    for call in (lambda: numbered(5).batches(4, 512), lambda: numbered(3).split(), lambda: numbered(9).check_vocab(3)):
+    few, nine = numbered(5), numbered(9)
+    for call in (lambda: few.batches(4, 512, drop_last=True), numbered(3).split, lambda: nine.check_vocab(3)):
         with pytest.raises(ValueError) as error:
             call()
         print(error.value, file=stream)
