@@ -88,14 +88,16 @@ def of_text(
     loaded: "LoadedModel", data: Path, codec: Any, context: int | None, stride: int | None, shown: "Progress"
 ) -> Measure:
     """Return the measurement of a text, or of token ids."""
-    from ..training.perplexity import count_bytes, evaluate_tokens
+    import numpy as np
+
+    from ..training.perplexity import evaluate_tokens
 
     ids, codec = read_ids(data, codec, loaded.model.config.vocab_size)
     size = context if context is not None else min(CONTEXT, loaded.model.config.max_seq_len)
     bos_id = None if codec is None else next(iter(codec.around[0]), None)
 
     def measure() -> None:
-        counts = None if codec is None else count_bytes(ids, codec)
+        counts = None if codec is None else codec.count_bytes(ids, np.concatenate([[-1], ids[:-1]]))
         settings: dict[str, Any] = {"stride": stride, "bos_id": bos_id, "byte_counts": counts}
         evaluate_tokens(loaded.model, ids, context=size, progress=shown, **settings)
 
@@ -122,7 +124,8 @@ def of_conversations(
     opened = encode_chat(files, codec, ChatConfig(template=template), max_seq_len=size, seed=0)
     note(describe_chat(opened.dataset))
     facts = {"context": size, "stride": None, "template": opened.template.name}
-    return lambda: evaluate_conversations(loaded.model, opened.dataset, progress=shown), facts
+    settings: dict[str, Any] = {"count_bytes": codec.count_bytes, "progress": shown}
+    return lambda: evaluate_conversations(loaded.model, opened.dataset, **settings), facts
 
 
 def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]":
@@ -221,7 +224,7 @@ def show(shown: Progress, facts: dict[str, Any], as_json: bool) -> None:
     click.echo(f"loss           {result.loss:.4f} nats a token")
     if result.bits_per_byte is not None:
         click.echo(f"bits per byte  {result.bits_per_byte:.4f}")
-    elif not answers:
+    else:
         click.echo("bits per byte  unknown: these ids have no text; give --tokenizer")
     click.echo(f"accuracy       {100 * result.accuracy:.2f}%")
     size = "" if result.bytes is None else f" ({result.bytes:,} bytes)"

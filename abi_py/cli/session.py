@@ -376,6 +376,8 @@ def train(
     """Train to the end, show what came of it, and return the exit code."""
     early = run.early_stopping if run.early_stopping.enabled and valid is not None else None
     samples = sample_sinks(trainer, run, directory, train_data)
+    codec = codec_of_run(directory, trainer.model.config.vocab_size)
+    trainer.count_bytes = None if codec is None else codec.count_bytes
     report, code = fit_and_show(trainer, directory, train_data, valid, early, console, samples)
     show_end(trainer, report, run, directory, console, train_data if valid is None else valid)
     return code
@@ -480,8 +482,8 @@ def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple
     if math.isfinite(report.best_val_loss):
         rows.append(("best validation loss", f"{report.best_val_loss:.4f}"))
         rows.append(("  its perplexity", f"{math.exp(min(report.best_val_loss, 700)):.2f}"))
-        if is_byte_level(trainer.model.config):
-            rows.append(("  bits per byte", f"{report.best_val_loss / math.log(2):.3f}"))
+        if report.best_val_bits_per_byte is not None:
+            rows.append(("  bits per byte", f"{report.best_val_bits_per_byte:.3f}"))
         rows.append(("  its accuracy", f"{100 * report.best_val_accuracy:.1f}%"))
     seconds = report.total_time_ns / 1e9
     rows.append(("time", f"{seconds:.1f} s, {report.avg_throughput:,.0f} tokens/s with evaluation and saving"))

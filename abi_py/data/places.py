@@ -60,7 +60,8 @@ def _described_for(place: Place, described: dict[str, Any]) -> dict[str, Any]:
 class PlacedBackend:
     """A tokenizer of the library, and its copies for the other places; special tokens recognised, or with `plain` not.
 
-    begins_after  added tokens after which the text begins anew, with a space mark (none: it goes on)
+    begins_with_space  a text gets a space mark at its beginning
+    begins_after       added tokens after which the text begins anew, with a space mark (none: it goes on)
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, described: dict[str, Any], plain: bool) -> None:
@@ -69,8 +70,9 @@ class PlacedBackend:
         self._added = frozenset(entry["id"] for entry in described["added_tokens"])
         changed = {place: _described_for(place, described) for place in Place}
         self._changed = {place: made for place, made in changed.items() if made != described}
-        marked = changed[Place.AFTER_SPECIAL] != changed[Place.AFTER_TEXT]
-        self.begins_after = self._added if marked else frozenset[int]()
+        after_text = changed[Place.AFTER_TEXT]
+        self.begins_with_space = changed[Place.FIRST] != after_text
+        self.begins_after = self._added if changed[Place.AFTER_SPECIAL] != after_text else frozenset[int]()
         # A first step that removes the white space makes each word a beginning.
         steps = [step["type"] for step in _walk(described["pre_tokenizer"])]
         self._words_begin = "WhitespaceSplit" in steps[:-1]

@@ -3,12 +3,9 @@
 import codecs
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
-
-__all__ = ["REPLACEMENT", "ByteStream", "TokenStream", "WindowStream"]
+__all__ = ["BYTE_OF", "BYTE_TOKEN", "REPLACEMENT", "ByteStream", "TokenStream", "Vocabulary", "WindowStream"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4  # bytes of UTF-8
@@ -22,6 +19,20 @@ def _inside_character(token: str) -> bool:
     return found is not None and int(found[1], 16) & 0xC0 == 0x80
 
 
+class Vocabulary(Protocol):
+    """What is asked of a tokenizer (`tokenizer.Tokenizer`) here."""
+
+    backend: Any  # of the `tokenizers` library
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    @property
+    def begins_after(self) -> frozenset[int]: ...
+    def token_of(self, token_id: int) -> str | None: ...
+
+
 class TokenStream:
     """Text of ids that come one by one: `add` gives what is complete, `finish` the rest.
 
@@ -29,7 +40,7 @@ class TokenStream:
     decoders of byte-fallback tokenizers make U+FFFD of good bytes too, if they see them all at once.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Vocabulary, skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
         """Begin an empty text, or the continuation of the text of `context`, of which nothing comes out."""
         self.tokenizer = tokenizer
         self.skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
@@ -45,15 +56,15 @@ class TokenStream:
 
 # ByteLevel writes each byte as a visible character: itself if it is one in Latin-1, else the next free from U+0100 on
 # (the table of GPT-2's encoder).
-_VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_BYTE_OF = {chr(byte): byte for byte in _VISIBLE}
-_BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(_VISIBLE)))}
+VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_OF = {chr(byte): byte for byte in VISIBLE}
+BYTE_OF |= {chr(0x100 + n): byte for n, byte in enumerate(sorted(set(range(256)) - set(VISIBLE)))}
 
 
 class ByteStream(TokenStream):
     """For byte-level tokenizers: bytes of each token into an incremental UTF-8 decoder."""
 
-    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Vocabulary, skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
         """Begin an empty text, or a continuation."""
         super().__init__(tokenizer, skip_special_tokens)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -68,7 +79,7 @@ class ByteStream(TokenStream):
         if token is None:
             return self.finish() + REPLACEMENT
         try:
-            content = bytes(_BYTE_OF[character] for character in token)
+            content = bytes(BYTE_OF[character] for character in token)
         except KeyError:  # an added token stands for itself
             content = token.encode("utf-8")
         return self._utf8.decode(content)
@@ -87,7 +98,7 @@ class WindowStream(TokenStream):
     whose text is out already.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Vocabulary, skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
         """Begin an empty text, or a continuation."""
         super().__init__(tokenizer, skip_special_tokens)
         self._window = self._end_of(context)

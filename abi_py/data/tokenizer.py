@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from ..errors import DataError
@@ -29,6 +31,7 @@ from ..files import atomic_files
 from ..formats.special_tokens import ROLES, check_name, special_token_names, token_name
 from ..untrusted import LFS_POINTER, refuse_lfs_pointer
 from .places import Place, PlacedBackend, without_strip
+from .token_bytes import TokenBytes
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
 
 __all__ = ["CONFIG_FILE", "TOKENIZER_FILE", "Tokenizer", "canonical_json"]
@@ -251,6 +254,18 @@ class Tokenizer:
     @property
     def _is_byte_level(self) -> bool:
         return (self._described.get("decoder") or {}).get("type") == "ByteLevel"
+
+    def count_bytes(self, ids: npt.ArrayLike, before: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the bytes of text that each id is where it follows the id in `before` (-1: none), of the same shape.
+
+        Special tokens are none; a byte that is not UTF-8 is one.
+        """
+        return self._token_bytes.count(ids, before)
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        edges = {self.bos_id, self.eos_id, *self.around[0], *self.around[1], *self.begins_after} - {None}
+        return TokenBytes(self, edges, self._is_byte_level, self._plain.begins_with_space)  # type: ignore[arg-type]
 
     # -- vocabulary ----------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ..data.corpus import BYTE_VOCAB_SIZE, END_OF_DOCUMENT, byte_tokens, decode_bytes
 from ..errors import DataError
@@ -36,6 +37,9 @@ class TextCodec(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids."""
 
+    def count_bytes(self, ids: npt.ArrayLike, before: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return the bytes of text that each id is where it follows the id in `before` (-1: none)."""
+
     def stream(self, *, context: Sequence[int] = ...) -> Any:
         """Return an object whose `add(id)` and `finish()` give the text that follows `context`, piece by piece."""
 
@@ -58,6 +62,10 @@ class ByteText:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of bytes; what is not UTF-8 gives U+FFFD."""
         return decode_bytes(np.fromiter(ids, np.int64))
+
+    def count_bytes(self, ids: npt.ArrayLike, before: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Return 1 for each id: bits per byte are those per id, the end of a document counting as one byte."""
+        return np.ones(np.shape(ids), np.int64)
 
     def stream(self, *, context: Sequence[int] = ()) -> "_ByteStream":
         """Return a decoder that takes ids one by one; its text is that of the continuation of `context`."""

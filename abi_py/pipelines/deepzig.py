@@ -132,7 +132,9 @@ class DeepZigRun:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(self.directory)
         write_json(self.directory / TRAINING_ARGS, training_args(self.config, self.training))
-        return LlamaTrainer(self.make_model(), self.training, [self.state_sink(), *sinks])
+        trainer = LlamaTrainer(self.make_model(), self.training, [self.state_sink(), *sinks])
+        trainer.count_bytes = self.tokenizer.count_bytes
+        return trainer
 
     def state_sink(self) -> TrainerStateSink:
         """Return the writer of trainer_state.json."""

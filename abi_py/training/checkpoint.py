@@ -60,6 +60,7 @@ ADVICE = "; resume from the directory above it to use the newest whole checkpoin
 RENAME = "; it was renamed or copied over another one: give it its own name, or use another checkpoint"
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
+ADDED |= {"best_val_bits_per_byte"}
 MARGIN = 1 << 20  # bytes of free space besides
 
 
@@ -92,6 +93,7 @@ class TrainingState:
     best_step: int = -1  # step of the best checkpoint; -1: none
     best_val_loss: float = math.inf
     best_val_accuracy: float = 0.0
+    best_val_bits_per_byte: float | None = None  # None: the bytes of the validation data are not known
     checkpoints_saved: int = 0
     elapsed_ns: int = 0  # whole time of the run
     train_ns: int = 0  # time in training steps

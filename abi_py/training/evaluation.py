@@ -4,13 +4,24 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ..config import EarlyStoppingConfig, Precision
-from ..data.tokens import Batch
+from ..data.tokens import IGNORE_LABEL, Batch
 from ..errors import DataError
 from .checkpoint import TrainingState
 from .report import EvalResult, perplexity
 
-__all__ = ["evaluate_batches", "judge"]
+__all__ = ["CountBytes", "bits_per_byte", "evaluate_batches", "judge"]
+
+# (ids, the ids before them) -> bytes of text of each: `count_bytes` of a tokenizer
+CountBytes = Callable[[npt.ArrayLike, npt.ArrayLike], npt.NDArray[np.int64]]
+
+
+def bits_per_byte(loss_sum: float, size: int) -> float | None:
+    """Return the bits that the losses in nats sum up to, by byte of text; None where there is no text."""
+    return loss_sum / math.log(2) / size if size else None
 
 
 def evaluate_batches(
@@ -18,14 +29,16 @@ def evaluate_batches(
     batches: Iterable[Batch],
     should_stop: Callable[[], bool] = lambda: False,
     precision: Precision = Precision.FP32,
+    count_bytes: CountBytes | None = None,
 ) -> EvalResult | None:
-    """Return loss, perplexity and accuracy over every counted label of the batches; None if `should_stop` became true.
+    """Return loss, perplexity and accuracy over every counted label of the batches, and with `count_bytes` bits per
+    byte; None if `should_stop` became true.
 
         loss = sum of all token losses / number of tokens         (not a mean of means, no label smoothing)
 
     Weights and gradients stay as they are.  DataError if no label counts.
     """
-    loss, correct, tokens, count = 0.0, 0, 0, 0
+    loss, correct, tokens, count, size = 0.0, 0, 0, 0, 0
     for batch in batches:
         if should_stop():
             return None
@@ -41,11 +54,19 @@ def evaluate_batches(
         correct += int(out.num_correct)
         tokens += int(out.num_tokens)
         count += 1
+        if count_bytes is not None:
+            counted = batch.labels != IGNORE_LABEL
+            size += int(count_bytes(batch.labels[counted], batch.input_ids[counted]).sum())
     if tokens == 0:
         raise DataError("the validation data hold no label that counts; give at least two tokens, or trained answers")
     mean = loss / tokens
     return EvalResult(
-        loss=mean, perplexity=perplexity(mean), accuracy=correct / tokens, num_batches=count, total_tokens=tokens
+        loss=mean,
+        perplexity=perplexity(mean),
+        accuracy=correct / tokens,
+        num_batches=count,
+        total_tokens=tokens,
+        bits_per_byte=bits_per_byte(loss, size) if count_bytes is not None else None,
     )
 
 
@@ -59,6 +80,7 @@ def judge(state: TrainingState, result: EvalResult, early: EarlyStoppingConfig |
     least_fall = early.min_delta if early is not None else 0.0
     if result.loss < state.best_val_loss:
         state.best_val_loss, state.best_val_accuracy = result.loss, result.accuracy
+        state.best_val_bits_per_byte = result.bits_per_byte
     improved = metric < state.best_metric - least_fall if math.isfinite(state.best_metric) else math.isfinite(metric)
     if improved:
         state.best_metric, state.patience_counter = metric, 0

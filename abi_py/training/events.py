@@ -121,6 +121,7 @@ class EvaluationEvent(Event):
     val_tokens: int
     improved: bool
     patience_left: int | None = None  # None without early stopping
+    val_bits_per_byte: float | None = None  # None: the bytes of the tokens are not known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,6 +133,8 @@ def scalars(event: Event) -> Iterator[tuple[str, float]]:
         yield "val/loss", event.val_loss
         yield "val/perplexity", event.val_perplexity
         yield "val/accuracy", event.val_accuracy
+        if event.val_bits_per_byte is not None:
+            yield "val/bits_per_byte", event.val_bits_per_byte
 
 
 def summary(report: TrainingReport) -> Iterator[tuple[str, float]]:

@@ -9,7 +9,9 @@
     loss = sum of -log p(token) / tokens      perplexity = exp(loss)      its error: perplexity x standard error of loss
     bits per byte = sum of -log2 p / bytes of the tokens that count
 
-Of conversations, each row is a window by itself, and the tokens that are learnt count: the validation loss of training.
+Of conversations, each row is a window by itself, and the tokens that are learned count: training's validation loss.
+
+Bytes are those of the text (`TextCodec.count_bytes`): special tokens are predicted, and cost bits, but are no bytes.
 
 Figures of two models with different tokenizers can be compared in bits per byte only.  Source of the first rule: the
 program `llama-perplexity` of llama.cpp, which also puts the tokenizer's BOS, if it adds one, in each window's first
@@ -27,9 +29,10 @@ from ..config import IGNORE_INDEX
 from ..data.chat_dataset import ChatDataset
 from ..data.tokens import IGNORE_LABEL
 from ..errors import ConfigError, DataError
+from .evaluation import CountBytes, bits_per_byte
 from .report import perplexity
 
-__all__ = ["PerplexityResult", "Window", "count_bytes", "evaluate_conversations", "evaluate_tokens", "windows"]
+__all__ = ["PerplexityResult", "Window", "evaluate_conversations", "evaluate_tokens", "windows"]
 
 ROWS = 2048  # tokens that go through the model at once, if the context is no longer
 
@@ -101,13 +104,12 @@ class _Sums:
     def result(self, bytes_known: bool) -> PerplexityResult:
         mean = self.loss / self.tokens
         variance = max(self.squares / self.tokens - mean * mean, 0.0)
-        known = bytes_known and self.bytes > 0
         return PerplexityResult(
             loss=mean,
             loss_error=math.sqrt(variance / max(self.tokens - 1, 1)),
             perplexity=perplexity(mean),
             accuracy=self.correct / self.tokens,
-            bits_per_byte=self.loss / math.log(2) / self.bytes if known else None,
+            bits_per_byte=bits_per_byte(self.loss, self.bytes) if bytes_known else None,
             tokens=self.tokens,
             bytes=self.bytes if bytes_known else None,
             windows=self.windows,
@@ -167,23 +169,22 @@ def evaluate_conversations(
     model: Any,
     data: ChatDataset,
     *,
+    count_bytes: CountBytes | None = None,
     progress: Callable[[int, int, PerplexityResult], object] = lambda done, total, result: None,
 ) -> PerplexityResult:
-    """Return loss, perplexity and accuracy of the tokens of conversations that are learnt; bits per byte are None.
+    """Return loss, perplexity, accuracy and bits per byte of the tokens of conversations that are learned.
 
-    `windows` are rows; `progress` as in `evaluate_tokens`.  DataError for ids outside the vocabulary.
+    `windows` are rows; `count_bytes` is that of the tokenizer, for bits per byte; `progress` as in `evaluate_tokens`.
+    DataError for ids outside the vocabulary.
     """
     sums = _Sums()
     for rows in data.plan(max(1, ROWS // data.max_seq_len), False, 0, 0):
         batch = data.padded(rows)
         mask = batch.attention_mask
         out = model.compute_loss(batch.input_ids, batch.labels, attention_mask=mask, reduction="sum")
-        sums.add(out, batch.labels != IGNORE_LABEL)
-        progress(sums.windows, len(data), sums.result(False))
-    return sums.result(False)
-
-
-def count_bytes(ids: np.ndarray, codec: Any) -> np.ndarray:
-    """Return the bytes of UTF-8 that each id (N,) adds to the text: int32; a character counts for its last token."""
-    stream = codec.stream()
-    return np.fromiter((len(stream.add(int(i)).encode("utf-8", "replace")) for i in ids), np.int32, len(ids))
+        counted = batch.labels != IGNORE_LABEL
+        sums.add(out, counted)
+        if count_bytes is not None:
+            sums.bytes += int(count_bytes(batch.labels[counted], batch.input_ids[counted]).sum())
+        progress(sums.windows, len(data), sums.result(count_bytes is not None))
+    return sums.result(count_bytes is not None)

@@ -55,6 +55,7 @@ class EvalResult:
     accuracy: float
     num_batches: int
     total_tokens: int
+    bits_per_byte: float | None = None  # None: the bytes of the tokens are not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ class TrainingReport:
     checkpoint: str | None  # the last one
     best_checkpoint: str | None
     overflows: int = 0  # updates dropped because the loss scale of fp16 was too large
+    best_val_bits_per_byte: float | None = None  # of the evaluation with best_val_loss; None: bytes are not known
     warnings: tuple[str, ...] = ()  # saves or sinks that failed without stopping the run
 
     def to_dict(self) -> dict[str, Any]:

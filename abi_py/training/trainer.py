@@ -35,7 +35,7 @@ from ..errors import AbiError, CheckpointError, ConfigError, DataError, NonFinit
 from ..formats.zig import save_ablc
 from ..locks import DirectoryLock
 from .checkpoint import TrainingState, locate, save_checkpoint
-from .evaluation import evaluate_batches, judge
+from .evaluation import CountBytes, evaluate_batches, judge
 from .events import (
     BadStepEvent,
     CheckpointEvent,
@@ -76,7 +76,8 @@ class LlamaTrainer:
 
     `state` is everything besides weights, gradients and moments that decides the next step; `loss_history` has one
     entry for each optimizer step.  Events go to the sinks that `log_dir` and the `enable_` fields ask for, and to those
-    given here or with `add_sink`.
+    given here or with `add_sink`.  `count_bytes` may be set to that of the tokenizer: evaluations then have bits per
+    byte.
     """
 
     def __init__(self, model: Any, config: LlmTrainingConfig, sinks: Sequence[Sink] = ()) -> None:
@@ -90,6 +91,7 @@ class LlamaTrainer:
         for sink in (*configured_sinks(config), *sinks):
             self.events.add(sink)
         set_threads(config.num_threads)
+        self.count_bytes: CountBytes | None = None
         self._validation: Data | None = None
         self._early: EarlyStoppingConfig | None = None
         self._stop: GracefulStop | None = None
@@ -519,7 +521,9 @@ class LlamaTrainer:
     def evaluate(self, data: Data) -> EvalResult:
         """Return loss, perplexity and accuracy over all tokens of `data`, tail included, without label smoothing."""
         feed = open_feed(data, self.config, self.model.config, training=False)
-        result = evaluate_batches(self.model, feed, precision=self.config.mixed_precision)
+        result = evaluate_batches(
+            self.model, feed, precision=self.config.mixed_precision, count_bytes=self.count_bytes
+        )
         if result is None:
             raise AbiError("the evaluation was stopped")
         return result
@@ -532,7 +536,11 @@ class LlamaTrainer:
         feed = open_feed(self._validation, self.config, self.model.config, training=False)
         stop = self._stop
         result = evaluate_batches(
-            self.model, feed, lambda: stop is not None and stop.requested, self.config.mixed_precision
+            self.model,
+            feed,
+            lambda: stop is not None and stop.requested,
+            self.config.mixed_precision,
+            self.count_bytes,
         )
         if result is None:
             return
@@ -547,6 +555,7 @@ class LlamaTrainer:
             val_accuracy=result.accuracy,
             val_tokens=result.total_tokens,
             improved=improved,
+            val_bits_per_byte=result.bits_per_byte,
             patience_left=max(0, early.patience - state.patience_counter) if early is not None else None,
         )
         self.events.emit(event)
@@ -753,6 +762,7 @@ class LlamaTrainer:
             final_accuracy=state.accuracy,
             best_val_loss=state.best_val_loss,
             best_val_accuracy=state.best_val_accuracy,
+            best_val_bits_per_byte=state.best_val_bits_per_byte,
             final_perplexity=perplexity(state.loss) if state.global_step else 0.0,
             total_steps=state.global_step,
             total_tokens=state.tokens_processed,

@@ -46,7 +46,8 @@ def test_a_directory_has_an_end_between_its_documents(abi_train, model, tmp_path
         (tmp_path / "d" / f"{name}.txt").write_text(TEXT)
     found = json.loads(abi_train("eval", "m", "d", "--stride", "32", "--json")[1])
     assert found["tokens"] == 2 * len(TEXT)
-    assert found["bytes"] == 2 * len(TEXT) - 1
+    assert found["bytes"] == 2 * len(TEXT)  # the end between them counts as one
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / np.log(2))
 
 
 def test_a_token_file(abi_train, model, tmp_path):
@@ -114,7 +115,7 @@ def test_a_token_file_of_another_convention_is_told(abi_train, with_bos, tmp_pat
             tokenizer, problem = find_tokenizer(data, None, dataset)
             assert tokenizer.hash == with_bos.hash
             assert ("around its documents" in problem) == told
-    with pytest.raises(ConfigError, match=r"ids TEXT 2 around its documents, new\.bin has 1 TEXT 2"):
+    with pytest.raises(ConfigError, match="some of the data have ids 1 TEXT 2 around their documents, others TEXT 2"):
         open_data(DataConfig(path="new.bin", valid_path="d.bin"), ChatConfig(), None, max_seq_len=32, seed=0)
 
 
@@ -129,7 +130,10 @@ def test_a_token_file_knows_its_tokenizer(abi_train, tmp_path):
     code, out, err = abi_train("eval", "m", "t.bin", "--stride", "32", "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert 0.9 * len(TEXT) < found["bytes"] <= len(TEXT) + 20
+    tokenizer = Tokenizer.load(tmp_path / "one")
+    first = tokenizer.decode(tokenizer.encode(TEXT)[:1])  # which is predicted from nothing
+    assert found["bytes"] == len(TEXT) - len(first)  # nothing for </s>
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] * found["tokens"] / np.log(2) / found["bytes"])
     code, _, err = abi_train("eval", "m", "t.bin", "--tokenizer", "two")
     assert code == 1
     assert "hash" in err
@@ -178,11 +182,16 @@ def test_conversations_give_the_validation_loss_of_training(abi_train, talks, tm
     found = json.loads(out)
     assert found["loss"] == pytest.approx(last["val_loss"], rel=1e-6)
     assert found["accuracy"] == pytest.approx(last["val_accuracy"])
-    assert (found["windows"], found["template"], found["bits_per_byte"]) == (12, "deepzig", None)
+    assert (found["windows"], found["template"]) == (12, "deepzig")
+    assert found["bytes"] == 4 * len("Two.Three, as all know.Four.")
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] * found["tokens"] / np.log(2) / found["bytes"])
+    assert last["val_bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-6)
+    report = json.loads((tmp_path / "r/report.json").read_text())
+    assert report["best_val_bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-6)
     assert "12 conversations" in err
     out = abi_train("eval", "r", "talks.jsonl")[1]
     assert "rows           12 of at most 64 tokens, the answers count" in out
-    assert "bits per byte" not in out
+    assert f"bits per byte  {found['bits_per_byte']:.4f}" in out
     other = json.loads(abi_train("eval", "r", "talks.jsonl", "--template", "llama2", "--json")[1])
     assert other["loss"] != pytest.approx(found["loss"])
 
@@ -224,7 +233,9 @@ def test_a_text_in_another_encoding(abi_train, talks, model, tmp_path):
     """Bytes are measured as they stand; a tokenizer says which byte is wrong."""
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 40)
     code, out, _ = abi_train("eval", "m", "latin.txt", "--stride", "16", "--json")
-    assert (code, json.loads(out)["tokens"]) == (0, 199)
+    found = json.loads(out)
+    assert (code, found["tokens"], found["bytes"]) == (0, 199, 199)
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / np.log(2))
     code, _, err = abi_train("eval", "r", "latin.txt")
     assert code == 1
     assert "latin.txt: byte 3 is not UTF-8" in err

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from abi_py.config import TrainableModelConfig
+from abi_py.config import LlmTrainingConfig, TrainableModelConfig
+from abi_py.data import TokenizedDataset
 from abi_py.errors import ConfigError, DataError
-from abi_py.generation.text import ByteText
 from abi_py.model import TrainableModel
-from abi_py.training.perplexity import Window, count_bytes, evaluate_tokens, windows
+from abi_py.training.perplexity import Window, evaluate_tokens, windows
+from abi_py.training.trainer import LlamaTrainer
 
 VOCAB = 23
 
@@ -96,10 +97,19 @@ def test_bits_per_byte(model, rng):
     assert result.bits_per_byte == pytest.approx(result.loss * result.tokens / math.log(2) / counted.sum())
 
 
-def test_bytes_of_tokens():
-    text = "aä€\U0001f600"
-    counts = count_bytes(np.array([*text.encode(), 256, 98]), ByteText())
-    assert counts.tolist() == [1, 0, 2, 0, 0, 3, 0, 0, 0, 4, 0, 1]
+def test_an_evaluation_in_training_counts_the_bytes_of_its_labels(model, rng):
+    sizes = rng.integers(0, 5, VOCAB)
+    ids = rng.integers(0, VOCAB, 100).astype(np.uint32)
+    trainer = LlamaTrainer(model, LlmTrainingConfig(batch_size=2, max_seq_len=8, eval_interval=0))
+    data = TokenizedDataset.from_slice(ids)
+    assert trainer.evaluate(data).bits_per_byte is None
+    trainer.count_bytes = lambda labels, before: sizes[labels] + (before == ids[0])
+    result = trainer.evaluate(data)
+    assert result.total_tokens == 99
+    total = sizes[ids[1:]].sum() + (ids[:-1] == ids[0]).sum()
+    assert result.bits_per_byte == pytest.approx(result.loss * 99 / math.log(2) / total)
+    trainer.count_bytes = lambda labels, before: np.zeros(labels.shape, np.int64)
+    assert trainer.evaluate(data).bits_per_byte is None  # no text
 
 
 def test_progress_tells_the_result_so_far(model, rng):
