@@ -13,6 +13,7 @@ was never told.
 import dataclasses
 import itertools
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,7 @@ def check_free(directory: Path, resume: bool = False) -> None:
     if there and not resume:
         raise ConfigError(
             f"output_dir ({directory}) must not hold a model or a run yet, and there is {there[0]}; choose another, or "
-            f"go on with an interrupted run by --resume --output-dir {directory}"
+            f"go on with the interrupted run by abi-train deepzig --resume --output-dir {shlex.quote(str(directory))}"
         )
 
 

@@ -34,7 +34,7 @@ from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..errors import AbiError, CheckpointError, ConfigError, DataError, NonFiniteError
 from ..formats.zig import save_ablc
 from ..locks import DirectoryLock
-from .checkpoint import TrainingState, locate, save_checkpoint
+from .checkpoint import TrainingState, locate, recover, save_checkpoint
 from .evaluation import CountBytes, evaluate_batches, judge
 from .events import (
     BadStepEvent,
@@ -395,6 +395,7 @@ class LlamaTrainer:
         self._check_facts(facts)
         if config.checkpoint_path is not None:
             self._lock = DirectoryLock(config.checkpoint_path, "checkpoint_path")
+            recover(Path(config.checkpoint_path))
         state.data, self._check_data = facts, False
         self._began = time.perf_counter_ns()
         self._speed_mark = (state.tokens_processed, state.train_ns)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import numpy as np
 import pytest
 
+from abi_py.cli import main
 from abi_py.config import TrainableModelConfig
 from abi_py.errors import ConfigError, DataError
 from abi_py.formats.deepzig import deepzig_config
@@ -14,7 +16,7 @@ from abi_py.formats.safetensors import read_safetensors
 from abi_py.generation import Generator
 from abi_py.model.presets import PRESETS
 from abi_py.pipelines import DeepZigConfig, DeepZigRun, train_deepzig
-from abi_py.pipelines.deepzig import load_run_config
+from abi_py.pipelines.deepzig import check_free, load_run_config
 from abi_py.pipelines.deepzig_config import SIZES
 from abi_py.training.loading import load_model
 from abi_py.training.stop import GracefulStop
@@ -320,6 +322,73 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, lora):
     logs = [read(each / "trainer_state.json")["log_history"] for each in (folder, straight)]
     losses = [[(row["step"], row["loss"]) for row in log if "loss" in row] for log in logs]
     assert losses[0] == losses[1]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_killed_at_each_rename_of_the_end_the_model_is_whole_or_not_there(config, tmp_path, monkeypatch, lora):
+    """And the command that resumes writes the same folder."""
+    _, straight = train_deepzig(config("straight", use_lora=lora))
+    wanted = contents(straight)
+    run = DeepZigRun.prepare(config("killed", use_lora=lora))
+    trainer = run.make_trainer()
+    report = trainer.fit(run.train, run.valid)
+    original, made = os.replace, []
+    for call in range(1, 20):
+        count = iter(range(1, 1000))
+
+        def dying(*paths, count=count, call=call):
+            if next(count) == call:
+                raise Killed
+            original(*paths)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            try:
+                run.finish(trainer, report)
+            except Killed:
+                made.append(len(contents(run.directory)))
+                assert not (run.directory / "config.json").exists()
+                if not lora:  # no reader takes half a model; adapters on random weights cannot be read alone
+                    assert load_model(run.directory).directory.parent.name == "checkpoints"
+                continue
+        break
+    assert made == sorted(made)
+    assert len(made) == (6 if lora else 4)
+    (run.directory / "config.json").unlink()  # as if the last kill had been the one that counts
+    again = DeepZigRun.prepare(load_run_config(run.directory))
+    check_free(again.directory, resume=True)
+    trainer = again.make_trainer()
+    trainer.load_checkpoint(again.directory)
+    again.finish(trainer, trainer.fit(again.train, again.valid))
+    found = contents(run.directory)
+    assert set(found) == set(wanted)
+    for name, content in wanted.items():
+        assert found[name] == content.replace(b"straight", b"killed"), name
+
+
+def contents(folder):
+    """Return a model's files by name, those of the training left out."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
+    return {path.relative_to(folder): path.read_bytes() for path in files if path.name != "trainer_state.json"}
+
+
+def test_a_run_that_ended_before_its_first_checkpoint(config, tmp_path, monkeypatch, capsys):
+    train_deepzig(config("straight"))
+    DeepZigRun.prepare(config("killed")).make_trainer()
+    for words in (["--output-dir", "killed"], ["--resume", "--output-dir", "killed"]):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as end:
+            main(["deepzig", *words])
+        out, err = capsys.readouterr()
+        assert (end.value.code, "by abi-train deepzig --resume --output-dir killed" in err) in ((2, True), (0, False))
+    assert "killed ended before its first checkpoint; it begins again" in out
+    assert end.value.code == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "killed")]
+    assert weights[0] == weights[1]
 
 
 def test_lora_on_an_earlier_model(config, finished, tmp_path):

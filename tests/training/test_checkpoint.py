@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from abi_py.config import TrainableModelConfig, load_yaml
-from abi_py.errors import CheckpointError, NonFiniteError
+from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
 from abi_py.training import checkpoint
 from abi_py.training.checkpoint import (
     FILES,
@@ -195,6 +195,29 @@ def test_non_finite_weights_are_never_saved(trainer, tmp_path):
     with pytest.raises(NonFiniteError, match=r"layers\.0\.mlp\.down_proj\.weight"):
         trainer.save_checkpoint()
     assert find_latest(tmp_path / "c").path.name == "llm_step_2"
+
+
+def test_two_trainers_have_no_checkpoint_path_in_common(make_model, make_config, data, tmp_path):
+    """Neither a second `fit` nor a save from a loop of one's own comes between the saves of a running one."""
+    config, refused = make_config(checkpoint_path=str(tmp_path / "c"), max_checkpoints=0), []
+
+    class Second:
+        def handle(self, event):
+            if event.type == "step":
+                other = LlamaTrainer(make_model(), config)
+                for begin in (lambda: other.fit(data), lambda: other.train_epoch(data), other.save_checkpoint):
+                    with pytest.raises(ConfigError, match=f"checkpoint_path .* process {os.getpid()} on .* is writing"):
+                        begin()
+                refused.append(event.step)
+
+        def close(self):
+            pass
+
+    first = LlamaTrainer(make_model(), config, [Second()])
+    report = first.fit(data)
+    assert (refused, report.warnings) == ([1, 2, 3, 4, 5, 6], ())
+    assert names(tmp_path / "c") == ["latest", "llm_step_6"]
+    LlamaTrainer(make_model(), config.replace(epochs=1)).fit(data)  # it ended, so the directory is free
 
 
 @pytest.mark.parametrize("name", ["m", "v"])

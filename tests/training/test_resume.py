@@ -275,7 +275,25 @@ def wait_for_step(process, step):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_hang_up_that_is_ignored_stays_ignored():
+    """As under nohup; else it is a request like the others."""
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with GracefulStop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert (stop.requested, signal.getsignal(signal.SIGHUP)) == (False, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with GracefulStop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert (stop.requested, stop.exit_code) == (True, 129)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_finish_the_step_save_and_exit(tmp_path, number, code):
     process = start(tmp_path, 0.05, 1000)
     wait_for_step(process, 2)
