@@ -4,19 +4,19 @@
     template = load_template("my.jinja")                    a file of your own, or a directory with a chat template
     text = template.render(messages, tools, add_generation_prompt=True)
 
-A template is a program from whoever made the model, so it runs in Jinja's immutable sandbox: no attribute that leads
-out of it, no change of what it is given.  It sees what Hugging Face's templates see: `messages`, `tools`,
-`add_generation_prompt`, the tokenizer's `bos_token`, `eos_token` ..., `raise_exception`, `strftime_now`, `tojson`
-without HTML escapes, `break` and `continue`, and blocks of {% generation %}, which mark what the model writes.
+A template is a program from whoever made the model, so it runs in a sandbox (`template_sandbox.py`): no attribute that
+leads out of it, no change of what it is given, no endless text or time.  It sees what Hugging Face's templates see:
+`messages`, `tools`, `add_generation_prompt`, the tokenizer's `bos_token`, `eos_token` ..., `raise_exception`,
+`strftime_now`, `tojson` without HTML escapes, `break` and `continue`, and blocks of {% generation %}, which mark what
+the model writes.
 How text becomes ids and a mask is in `chat_encoding.py`.
 """
 
-import functools
+import itertools
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from .chat_encoding import ANSWER_BEGINS, ANSWER_ENDS, ChatEncoder
+from .chat_encoding import ChatEncoder
 from .chat_templates import BUILT_IN, BuiltIn
 from .conversation import Conversation
 from .tokenizer import CONFIG_FILE, Tokenizer
@@ -35,6 +35,24 @@ if TYPE_CHECKING:
 __all__ = ["ChatTemplate", "load_template", "template_for", "template_names"]
 
 _GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+
+
+# What a template does wrong inside surfaces as Python's own errors.
+_OWN_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    AssertionError,
+)
+
+
+def _short(message: object) -> str:
+    text = str(message)
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def template_names() -> tuple[str, ...]:
@@ -61,15 +79,21 @@ class ChatTemplate:
         """Compile the template; ConfigError names the line of a mistake in it."""
         import jinja2
 
+        from .template_sandbox import environment
+
         self.source, self.name = source, name
         self.built_in = built_in or BuiltIn(source)
         self.variables = dict(variables or {})
         self.marks_answers = any("endgeneration" in tag.group() for tag in _GENERATION_TAG.finditer(source))
         try:
-            self._compiled = _environment(False).from_string(source)
-            self._marking = _environment(True).from_string(source)
+            self._compiled = environment(False).from_string(source)
+            self._marking = environment(True).from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"{name}:{error.lineno}: not a Jinja template: {error.message}; correct it") from None
+        except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"{name}: not a template that can be compiled: {error}; nest its blocks and expressions less deeply"
+            ) from None
         self._encoder: ChatEncoder | None = None
 
     def __repr__(self) -> str:
@@ -116,13 +140,11 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Return "name:line: 'source'" of what writes the character at `position` of the rendered text."""
-        line, made = 1, 0
-        context = self._compiled.new_context(self._values(messages, tools, False, variables))
-        stream: Any = self._compiled.root_render_func(context)
-        for part in stream:
-            line, made = self._compiled.get_corresponding_lineno(stream.gi_frame.f_lineno), made + len(part)
-            if made > position:
-                break
+        from .template_sandbox import written
+
+        pieces = written(self._compiled, self._values(messages, tools, False, variables))
+        ends = itertools.accumulate(len(text) for text, _ in pieces)
+        line = next((line for (_, line), end in zip(pieces, ends, strict=True) if end > position), 1)
         source = self.source.splitlines()[line - 1].strip()
         return f"{self.name}:{line}: {source[:80]!r}"
 
@@ -153,16 +175,27 @@ class ChatTemplate:
     ) -> str:
         import jinja2
 
+        from .template_sandbox import StepsExceeded, line_of, render
+
         if isinstance(messages, Conversation):
             tools = tools or messages.tools
             messages = messages.to_dicts()
         try:
-            return compiled.render(self._values(messages, tools, add_generation_prompt, variables))
+            return render(compiled, self._values(messages, tools, add_generation_prompt, variables))
+        except StepsExceeded as error:
+            raise DataError(
+                f"{self.name}:{line_of(compiled, error)}: takes more steps than a conversation of this size explains "
+                "(a loop, or text that is repeated); correct the template"
+            ) from None
         except jinja2.TemplateError as error:
-            raise DataError(f"{self.name}: {error.message or type(error).__name__}") from None
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            # What a template does wrong inside surfaces as Python's own errors.
-            raise DataError(f"{self.name} fails on this conversation: {type(error).__name__}: {error}") from None
+            # What the template itself has to say needs no line; what Jinja says of it does.
+            line = "" if type(error) is jinja2.TemplateError else f":{line_of(compiled, error)}"
+            raise DataError(f"{self.name}{line}: {_short(error.message or type(error).__name__)}") from None
+        except _OWN_ERRORS as error:
+            raise DataError(
+                f"{self.name}:{line_of(compiled, error)}: fails on this conversation: {type(error).__name__}: "
+                f"{_short(error)}"
+            ) from None
 
     def encoder(self, tokenizer: Tokenizer) -> "ChatEncoder":
         """Return what turns conversations into ids with this tokenizer; ConfigError if it lacks a token."""
@@ -244,51 +277,3 @@ def template_for(tokenizer: Tokenizer, name: str | os.PathLike[str] | None = Non
 
 def _same(source: str, built_in: BuiltIn) -> bool:
     return source in (built_in.source, ChatTemplate(built_in.source).portable_source)
-
-
-# -- Jinja -------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _environment(marking: bool) -> "jinja2.Environment":
-    """Return the sandbox; if `marking`, generation blocks put marks around what they render."""
-    import jinja2
-    import jinja2.ext
-    import jinja2.nodes
-    import jinja2.parser
-    import jinja2.sandbox
-
-    class Generation(jinja2.ext.Extension):
-        tags = {"generation"}  # noqa: RUF012 (Jinja wants it so)
-
-        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
-
-        def _mark(self, caller: Any) -> str:
-            text = str(caller())
-            return f"{ANSWER_BEGINS}{text}{ANSWER_ENDS}" if marking else text
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
-    return environment
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)

@@ -167,7 +167,7 @@ def test_a_thought_whose_tags_are_special_tokens(make_tokenizer):
             r"mine:2: '\{\{ m.role \}\}: \{\{ m.content \}\}<\|im_end\|>': answer 0 cannot be found: the prompt that "
             r"asks for an answer is not written like the answer's turn; put \{% generation %\}.*loss_on='all'",
         ),
-        ("{% for m in messages|reverse %}\n" + TURN + "{% endfor %}" + PROMPT, "mine:3: .*answer 0 cannot be found"),
+        ("{% for m in messages|reverse %}\n" + TURN + "{% endfor %}" + PROMPT, "mine:1: .*answer 0 cannot be found"),
         (
             "{% for m in messages %}{{ m.content }}"
             "{{ '|' if m.role == 'user' else ' and' if not loop.last else ' end' }}{% endfor %}",
