@@ -14,7 +14,7 @@
     json_rows.py     those of JSON, of every shape                  parquet.py         those of a table
     chat.py          chat templates                                 chat_templates.py  those built in
     chat_encoding.py ids of a conversation, and which are learned   toolcalls.py       calls of tools in an answer
-    answers.py       where a template wrote the answers
+    answers.py       where a template wrote the answers             template_sandbox.py  Jinja with an end
     selection.py     which conversations, in which order         chat_dataset.py    rows that are trained on, in batches
     instructions.py  the ABI's view of instruction data
 """

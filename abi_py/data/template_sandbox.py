@@ -22,7 +22,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import jinja2.ext
@@ -48,6 +48,7 @@ OLDEST_JINJA = (3, 1, 6)  # before it, `|attr` leads out of the sandbox (CVE-202
 
 _VIEWS: Any = (list, tuple, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
 _TEXT = (str, bytes)
+_ONLY_TEXT = {str}
 _VALUES = (str, bytes, list, tuple, dict, int, float, type)
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+))?")
 _DIGITS = re.compile(r"\d+")
@@ -90,8 +91,10 @@ class _Meter:
 
     def weigh(self, value: Any) -> Any:
         """Pay for every element inside of a value, and return it."""
-        if type(value) is str or value is None:
-            self.spend(1 + len(value or "") // CHARACTERS)
+        if type(value) is str:
+            self.left -= 1 + len(value) // CHARACTERS
+            if self.left < 0:
+                raise StepsExceeded
             return value
         waiting: list[Any] = [value]
         while waiting:
@@ -136,6 +139,7 @@ class _Meter:
             yield value
 
 
+_Made = TypeVar("_Made")
 _METER: ContextVar[_Meter] = ContextVar("steps of the rendering")
 
 
@@ -147,17 +151,23 @@ def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
 
     StepsExceeded; Jinja's errors; Python's own, of what the template does.
     """
-    return "".join(text for text, _ in written(template, values, lines=False))
+    return _with_meter(values, lambda: "".join(template.root_render_func(template.new_context(dict(values)))))
 
 
-def written(template: jinja2.Template, values: Mapping[str, Any], lines: bool = True) -> list[tuple[str, int]]:
-    """Return the pieces of text that a template writes, each with its line (0 unless asked for); errors of `render`."""
+def written(template: jinja2.Template, values: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the pieces of text that a template writes, each with its line in the template; errors of `render`."""
+
+    def pieces() -> list[tuple[str, int]]:
+        stream: Any = template.root_render_func(template.new_context(dict(values)))
+        return [(text, template.get_corresponding_lineno(stream.gi_frame.f_lineno)) for text in stream]
+
+    return _with_meter(values, pieces)
+
+
+def _with_meter(values: Mapping[str, Any], work: Callable[[], _Made]) -> _Made:
     token = _METER.set(_Meter(values))
     try:
-        pieces: Any = template.root_render_func(template.new_context(dict(values)))
-        if not lines:
-            return [(text, 0) for text in pieces]
-        return [(text, template.get_corresponding_lineno(pieces.gi_frame.f_lineno)) for text in pieces]
+        return work()
     finally:
         _METER.reset(token)
 
@@ -439,7 +449,7 @@ def _written(context: Any, value: Any) -> Any:
 def _sum(context: Any, *terms: Any) -> Any:
     """Return the terms of a chain of + added up: of texts, in one go."""
     meter = _METER.get()
-    if all(type(term) is str for term in terms):
+    if set(map(type, terms)) == _ONLY_TEXT:
         made = "".join(terms)
         meter.spend(1 + len(made) // CHARACTERS)
         return made
@@ -453,10 +463,16 @@ def _sum(context: Any, *terms: Any) -> Any:
     return total
 
 
+@jinja2.pass_context
+def _written_sum(context: Any, *terms: Any) -> Any:
+    total = _sum(context, *terms)
+    return total if type(total) is str else _METER.get().weigh(total)
+
+
 # -- the syntax tree ---------------------------------------------------------------------------
 
 # Names of filters that no template can write: Jinja calls a filter with the least ado.
-WEIGHED, SLICED, STEP, WRITTEN, SUM = " weighed", " sliced", " step", " written", " sum"
+WEIGHED, SLICED, STEP, WRITTEN, SUM, WRITTEN_SUM = " weighed", " sliced", " step", " written", " sum", " written sum"
 
 
 class _Steps(jinja2.visitor.NodeTransformer):
@@ -488,9 +504,10 @@ class _Steps(jinja2.visitor.NodeTransformer):
 
     @staticmethod
     def _cost(inside: list[nodes.Node]) -> int:
-        texts = [part.data for each in inside for part in each.find_all(nodes.TemplateData)]
-        expressions = sum(1 + len(list(each.find_all(nodes.Node))) for each in inside)
-        return 1 + expressions // 4 + sum(map(len, texts)) // CHARACTERS
+        parts = [part for each in inside for part in (each, *each.find_all(nodes.Node))]
+        text = sum(len(part.data) for part in parts if isinstance(part, nodes.TemplateData))
+        text += sum(len(part.value) for part in parts if isinstance(part, nodes.Const) and isinstance(part.value, str))
+        return 1 + len(parts) // 4 + text // CHARACTERS
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
         """Weigh what is written; constant text is paid for by the loop around it."""
@@ -499,7 +516,9 @@ class _Steps(jinja2.visitor.NodeTransformer):
             if isinstance(child, nodes.Const) and isinstance(child.value, str):
                 data = nodes.TemplateData(child.value).set_lineno(child.lineno)
                 node.nodes[i] = data.set_environment(self.environment)  # type: ignore[call-overload]
-            elif not isinstance(child, nodes.TemplateData):
+            elif isinstance(child, nodes.Filter) and child.name == SUM:
+                child.name = WRITTEN_SUM
+            elif not _constant(child):
                 node.nodes[i] = self._filter(child, WRITTEN, child.lineno)
         return node
 
@@ -553,6 +572,8 @@ class _Steps(jinja2.visitor.NodeTransformer):
 def _constant(node: nodes.Node) -> bool:
     if isinstance(node, nodes.List | nodes.Tuple):
         return all(map(_constant, node.items))
+    if isinstance(node, nodes.CondExpr):
+        return _constant(node.expr1) and (node.expr2 is None or _constant(node.expr2))
     return isinstance(node, nodes.Const | nodes.TemplateData)
 
 
@@ -597,7 +618,9 @@ def environment(marking: bool) -> jinja2.Environment:
     tests: Any = made.tests
     deep: Any = {name: _metered(tests[name], _pay_all, False) for name in _DEEP_TESTS}
     made.tests = {**made.tests, **deep}
-    made.filters.update({WEIGHED: _weighed, SLICED: _sliced, STEP: _step, WRITTEN: _written, SUM: _sum})
+    made.filters.update(
+        {WEIGHED: _weighed, SLICED: _sliced, STEP: _step, WRITTEN: _written, SUM: _sum, WRITTEN_SUM: _written_sum}
+    )
     return made
 
 
