@@ -14,6 +14,27 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import errors as errors
     from . import kernels as kernels
+    from .abi import Checkpoint as Checkpoint
+    from .abi import CheckpointStore as CheckpointStore
+    from .abi import CrossEntropyLoss as CrossEntropyLoss
+    from .abi import FocalLoss as FocalLoss
+    from .abi import GradientAccumulator as GradientAccumulator
+    from .abi import LlmCheckpoint as LlmCheckpoint
+    from .abi import LoraAdapter as LoraAdapter
+    from .abi import MixedPrecisionContext as MixedPrecisionContext
+    from .abi import MSELoss as MSELoss
+    from .abi import TrainingLogger as TrainingLogger
+    from .abi import TrainingLogMetric as TrainingLogMetric
+    from .abi import calculate_learning_rate as calculate_learning_rate
+    from .abi import clip_gradients as clip_gradients
+    from .abi import kl_divergence as kl_divergence
+    from .abi import load_checkpoint as load_checkpoint
+    from .abi import load_llm_checkpoint as load_llm_checkpoint
+    from .abi import perplexity as perplexity
+    from .abi import read_token_bin_file as read_token_bin_file
+    from .abi import save_checkpoint as save_checkpoint
+    from .abi import save_llm_checkpoint as save_llm_checkpoint
+    from .abi import write_token_bin_file as write_token_bin_file
     from .config import CheckpointingStrategy as CheckpointingStrategy
     from .config import EarlyStoppingConfig as EarlyStoppingConfig
     from .config import LearningRateSchedule as LearningRateSchedule
@@ -93,10 +114,33 @@ _HOMES = {
     "load_template": "data.chat",
     "parse_instruction_dataset": "data.instructions",
     "select_conversations": "data.selection",
+    "Checkpoint": "abi",
+    "CheckpointStore": "abi",
+    "CrossEntropyLoss": "abi",
+    "FocalLoss": "abi",
+    "GradientAccumulator": "abi",
+    "LlmCheckpoint": "abi",
+    "LoraAdapter": "abi",
+    "MSELoss": "abi",
+    "MixedPrecisionContext": "abi",
+    "TrainingLogMetric": "abi",
+    "TrainingLogger": "abi",
+    "calculate_learning_rate": "abi",
+    "clip_gradients": "abi",
+    "kl_divergence": "abi",
+    "load_checkpoint": "abi",
+    "load_llm_checkpoint": "abi",
+    "perplexity": "abi",
+    "read_token_bin_file": "abi",
+    "save_checkpoint": "abi",
+    "save_llm_checkpoint": "abi",
+    "write_token_bin_file": "abi",
     "train_llm": "training.trainer",
     "train_llm_with_validation": "training.trainer",
 }
 _MODULES = (
+    "abi",
+    "abi",
     "config",
     "data",
     "errors",
@@ -151,6 +195,27 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "GenerationConfig",
     "Generator",
     "Generation",
+    "Checkpoint",
+    "CheckpointStore",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "GradientAccumulator",
+    "LlmCheckpoint",
+    "LoraAdapter",
+    "MSELoss",
+    "MixedPrecisionContext",
+    "TrainingLogMetric",
+    "TrainingLogger",
+    "calculate_learning_rate",
+    "clip_gradients",
+    "kl_divergence",
+    "load_checkpoint",
+    "load_llm_checkpoint",
+    "perplexity",
+    "read_token_bin_file",
+    "save_checkpoint",
+    "save_llm_checkpoint",
+    "write_token_bin_file",
     "config",
     "data",
     "errors",

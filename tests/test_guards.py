@@ -23,7 +23,7 @@ FLOORS = [
     {"formats"},
     {"model", "data"},
     {"training", "generation", "verification", "trainable_model"},
-    {"pipelines"},
+    {"abi", "pipelines"},
     {"cli"},
     {"__main__"},
 ]

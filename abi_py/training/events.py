@@ -35,6 +35,7 @@ __all__ = [
     "EventHub",
     "LossScaleEvent",
     "SampleEvent",
+    "ScalarEvent",
     "Sink",
     "StartEvent",
     "StepEvent",
@@ -57,6 +58,15 @@ class Event:
     def record(self) -> dict[str, Any]:
         """Return the event as a JSON object."""
         return plain({"type": self.type, **dataclasses.asdict(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalarEvent(Event):
+    """One number under a tag, from a loop that is not the trainer's."""
+
+    type = "scalar"
+    tag: str
+    value: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from .events import (
     EndEvent,
     EvaluationEvent,
     Event,
+    ScalarEvent,
     Sink,
     StartEvent,
     StepEvent,
@@ -120,6 +121,8 @@ class JsonlSink:
 
 def scalars(event: Event) -> Iterator[tuple[str, float]]:
     """Yield the ABI's tags with their values."""
+    if isinstance(event, ScalarEvent):
+        yield event.tag, event.value
     if isinstance(event, StepEvent) and event.logged:
         yield "train/loss", event.loss
         yield "train/accuracy", event.accuracy
