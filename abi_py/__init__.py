@@ -140,7 +140,6 @@ _HOMES = {
 }
 _MODULES = (
     "abi",
-    "abi",
     "config",
     "data",
     "errors",
@@ -216,6 +215,7 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "save_checkpoint",
     "save_llm_checkpoint",
     "write_token_bin_file",
+    "abi",
     "config",
     "data",
     "errors",
