@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ._choice import Choice
 from ._routines import Numbers
 
 __all__ = ["checked", "unchecked"]
@@ -123,7 +124,7 @@ class _Signature:
 
     def _number(self, name: str, value: Any) -> int | None:
         """Return what may be a size; None for another number."""
-        if not isinstance(value, (numbers.Number, np.bool_, Numbers)):
+        if not isinstance(value, (numbers.Number, np.bool_, Numbers, Choice)):
             raise TypeError(f"{name} is {_kind(value)}; {self.function} takes a number")
         is_size = any(name in size.names for size in self._sizes())
         if not is_size:

@@ -6,9 +6,10 @@ them, each kernel would compile them again, and Numba several times for each ker
 together; the machine code is kept where compiled kernels are.  A kernel takes their addresses as an
 argument, a *table*:
 
-    table (SLOTS,) int64        KIND: which numbers    FOLD: elements of the sum in a place of a panel    then addresses
+    table (SLOTS,) int64        KIND: which numbers    FOLD: elements of the sum in a place of a panel
+                                STORED: how the model stores them, see panels.STORAGES             then addresses
 
-Under NUMBA_DISABLE_JIT=1 nothing is compiled: the addresses are zero, and the operations' twins read KIND and FOLD.
+Under NUMBA_DISABLE_JIT=1 nothing is compiled: the addresses are zero, and the operations' twins read the first three.
 """
 
 import functools
@@ -22,9 +23,9 @@ import numpy as np
 from ._cache import STORE, numba_config
 from ._jit import JIT
 
-__all__ = ["FOLD", "KIND", "PACKERS", "TILE", "Numbers", "Routine", "call_routine", "entry_of"]
+__all__ = ["FOLD", "KIND", "PACKERS", "STORED", "TILE", "Numbers", "Routine", "call_routine", "entry_of"]
 
-KIND, FOLD, TILE, PACKERS = range(4)  # slots; from PACKERS on, one for each packer and storage format
+KIND, FOLD, STORED, TILE, PACKERS = range(5)  # slots; from PACKERS on, one for each packer and storage format
 SLOTS = PACKERS + 8
 
 Routine = tuple[list[ir.Type], Callable[..., None]]  # types of the arguments; emits the body: body(builder, *arguments)
@@ -35,9 +36,9 @@ _engines: list[Any] = []  # the machine code lives as long as they do
 class Numbers:
     """A kind of numbers that products multiply, with the routines that pack and multiply them."""
 
-    def __init__(self, name: str, kind: int, fold: int, routines: Mapping[int, Routine]) -> None:
+    def __init__(self, name: str, kind: int, fold: int, stored: int, routines: Mapping[int, Routine]) -> None:
         """Describe it; `routines` has one for each slot from TILE on.  Nothing is compiled before `table` is read."""
-        self.name, self.kind, self.fold, self.routines = name, kind, fold, routines
+        self.name, self.kind, self.fold, self.stored, self.routines = name, kind, fold, stored, routines
 
     def __repr__(self) -> str:
         return self.name
@@ -51,7 +52,7 @@ class Numbers:
     def table(self) -> np.ndarray:
         """The argument of kernels, (SLOTS,) int64; compiled, or read from the cache, when it is first asked for."""
         table = np.zeros(SLOTS, np.int64)
-        table[KIND], table[FOLD] = self.kind, self.fold
+        table[KIND], table[FOLD], table[STORED] = self.kind, self.fold, self.stored
         if JIT:
             for slot, address in _load(_kept(self.file, self._module), self.routines).items():
                 table[slot] = address
@@ -73,6 +74,8 @@ def _symbol(slot: int) -> str:
 
 def _target_machine() -> Any:
     """Return LLVM's description of this machine, with the settings that Numba has for its own code."""
+    llvm.initialize_native_target()  # Numba does it as well, but perhaps later
+    llvm.initialize_native_asmprinter()
     features = numba_config.CPU_FEATURES
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=numba_config.CPU_NAME or llvm.get_host_cpu_name(),

@@ -15,8 +15,9 @@ Packing also turns the numbers of x into those that the tile multiplies.  x is s
 uint16: the upper half of a float32).  The panels hold one of
 
     FLOAT32     the numbers as they are
-    BFLOAT16    rounded to bfloat16; elements p and p + 1 of the sum share the 32 bits of one place, the first in the
-                lower half, so panels are `panel_depth` = (k + 1) // 2 deep
+    BFLOAT16    rounded to bfloat16, in one of two ways, of which `tiles.py` takes the faster: kept as float32; or in
+                pairs, elements p and p + 1 of the sum in the 32 bits of one place, the first in the lower half, so that
+                panels are `panel_depth` = (k + 1) // 2 deep
     FLOAT16     rounded to IEEE half precision (beyond 65504: infinity), kept as float32; so the machine needs no
                 half-precision arithmetic
 
@@ -36,7 +37,7 @@ from numba import types
 from numba.core import cgutils
 
 from ._jit import helper
-from ._routines import FOLD, KIND, PACKERS, call_routine, entry_of
+from ._routines import FOLD, KIND, PACKERS, STORED, call_routine, entry_of
 from .simd import (
     F32,
     I16,
@@ -113,7 +114,7 @@ def as_stored(x):
 
 def _pack_twin(width, transposed, stored):
     def pack(panels, at, x, i, j, count, k, numbers):
-        if stored and numbers[FOLD] == 1:
+        if stored and numbers[STORED] == 0:
             x = x.view(np.float32)
         x = widen_bf16_ref(x)
         block = x[i : i + k, j : j + count] if transposed else x[i : i + count, j : j + k].T  # (k, count)
@@ -162,7 +163,7 @@ STORAGES = (_StoredFloat32(), _StoredBFloat16())  # in the order of a packer's s
 
 
 class _Float32:
-    name, fold = "float32", 1
+    name, fold, stored = "float32", 1, 0  # stored: which of STORAGES the model keeps such numbers in
 
     def twin(self, block):
         return block
@@ -173,7 +174,18 @@ class _Float32:
 
 
 class _BFloat16:
-    name, fold = "bfloat16", 2
+    name, fold, stored = "bfloat16", 1, 1
+
+    def twin(self, block):
+        return round_to_bf16_ref(block)
+
+    def place(self, builder, storage, elements):
+        halves = storage.halves(builder, elements[0])
+        return builder.bitcast(builder.shl(halves, each(16, halves.type)), of_shape(halves.type, F32))
+
+
+class _BFloat16Pairs:
+    name, fold, stored = "bfloat16-pairs", 2, 1
 
     def twin(self, block):
         return _pair_twin(block)
@@ -184,7 +196,7 @@ class _BFloat16:
 
 
 class _Float16:
-    name, fold = "float16", 1
+    name, fold, stored = "float16", 1, 0
 
     def twin(self, block):
         return round_to_fp16_ref(block)
@@ -210,7 +222,7 @@ class _Float16:
         return builder.select(builder.fcmp_unordered("uno", x, x), x, rounded)
 
 
-KINDS = (_Float32(), _BFloat16(), _Float16())  # in the order of the tables' KIND
+KINDS = (_Float32(), _BFloat16(), _Float16(), _BFloat16Pairs())  # in the order of the tables' KIND
 
 
 # -- packing -------------------------------------------------------------------------------------
@@ -219,7 +231,7 @@ KINDS = (_Float32(), _BFloat16(), _Float16())  # in the order of the tables' KIN
 def _packer(name, slot, stored):
     """Return a Numba intrinsic that calls the packer whose routine for float32 stands at `slot`, bfloat16 behind it.
 
-    With `stored`, x is uint16 in any case, and the table's FOLD says what it holds.
+    With `stored`, x is uint16 in any case, and the table says what it holds.
     """
 
     def typed(typing, panels, at, x, i, j, count, k, numbers):
@@ -228,7 +240,7 @@ def _packer(name, slot, stored):
             kinds = signature.args
             to = pointer(context, builder, kinds[0], panels, at)
             if stored:
-                narrow = builder.sub(entry_of(context, builder, kinds[7], table, FOLD), constant(1))
+                narrow = entry_of(context, builder, kinds[7], table, STORED)
                 halves = builder.sub(constant(1), narrow)  # an element is 1 << halves uint16
                 source = pointer(context, builder, kinds[2], x, i, builder.shl(j, halves))
                 row = builder.ashr(row_length(context, builder, kinds[2], x), halves)

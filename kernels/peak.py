@@ -34,16 +34,16 @@ def measured_peak(seconds=0.2, bf16=False):
     Runs for about `seconds` and takes the best of several rounds, because other programs only ever make a round slower.
     """
     threads = numba.get_num_threads()
-    numbers = (BFLOAT16 if bf16 else FLOAT32).table
+    numbers = BFLOAT16 if bf16 else FLOAT32
     c = np.zeros((threads, ROWS, COLUMNS), np.float32)
     a = np.ones((threads, DEPTH * ROWS), np.float32)
     b = np.ones((threads, DEPTH * COLUMNS), np.float32)
-    _repeat_tile(c, a, b, DEPTH, 10, numbers)  # compile, wake the threads
-    work = 2.0 * threads * ROWS * COLUMNS * DEPTH * (2 if bf16 else 1)  # a pair of bfloat16 is two multiply-adds
+    _repeat_tile(c, a, b, DEPTH, 10, numbers.table)  # compile, wake the threads
+    work = 2.0 * threads * ROWS * COLUMNS * DEPTH * numbers.fold  # a pair of bfloat16 is two multiply-adds
     times, best, end = 100, 0.0, time.perf_counter() + seconds
     while True:
         start = time.perf_counter()
-        _repeat_tile(c, a, b, DEPTH, times, numbers)
+        _repeat_tile(c, a, b, DEPTH, times, numbers.table)
         now = time.perf_counter()
         best = max(best, work * times / (now - start))
         if now > end:

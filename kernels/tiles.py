@@ -5,12 +5,15 @@
                   packing B, which is read only once, would cost more than it saves
 
 A tile keeps ROWS x COLUMNS sums in vector registers and reads both panels straight through, in the way of Goto and van
-de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  Panels of bfloat16 hold pairs of elements: the
-tile then adds two products at once, with the processor's bfloat16 dot product where there is one (`NATIVE_BF16`), else
-in float32 after shifting each half back into place.  Sums are float32 in any case.
+de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  Sums are float32 in any case.
 
-FLOAT32, BFLOAT16 and FLOAT16 are the kinds of numbers that products multiply.  Kernels take their tables.
+FLOAT32, BFLOAT16 and FLOAT16 are the kinds of numbers that products multiply.  Kernels take their tables.  BFLOAT16 has
+two methods: rounded operands kept as float32, which every machine has, and pairs of them, of which the processor's dot
+product (`vdpbf16ps`, where `NATIVE_BF16`) adds two products at once.  That is twice as fast as float32 on some
+processors and slower than it on others, so it is measured (`_choice.py`).
 """
+
+import ctypes
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
@@ -18,6 +21,8 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
+from ._choice import Choice
+from ._jit import JIT
 from ._routines import FOLD, TILE, Numbers, call_routine
 from .panels import COLUMNS, KINDS, ROWS, packers
 from .simd import (
@@ -44,7 +49,7 @@ from .simd import (
     with_twin,
 )
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "NATIVE_BF16", "Numbers", "row_by_row", "tile"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "NATIVE_BF16", "Numbers", "row_by_row", "tile"]
 
 NATIVE_BF16 = ISA.name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16"))
 
@@ -101,25 +106,10 @@ def _multiply(builder, left, right, total):
 
 
 def _multiply_bf16(builder, left, right, total):
-    """Add the products of both halves."""
-    if NATIVE_BF16:
-        halves = ir.VectorType(_BFloat(), 2 * LANES)
-        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
-        dot = declare(builder, name, VECTOR, [VECTOR, halves, halves])
-        return builder.call(dot, [total, builder.bitcast(left, halves), builder.bitcast(right, halves)])
-    integers = ir.VectorType(I32, LANES)
-    left, right = (builder.bitcast(x, integers) for x in (left, right))
-    for half in (_lower_half, _upper_half):
-        total = _multiply(builder, half(builder, left), half(builder, right), total)
-    return total
-
-
-def _lower_half(builder, pairs):
-    return builder.bitcast(builder.shl(pairs, ir.Constant(pairs.type, [16] * LANES)), VECTOR)
-
-
-def _upper_half(builder, pairs):
-    return builder.bitcast(builder.and_(pairs, ir.Constant(pairs.type, [0xFFFF0000] * LANES)), VECTOR)
+    """Add the products of both halves: the processor's dot product."""
+    halves = ir.VectorType(_BFloat(), 2 * LANES)
+    dot = declare(builder, f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}", VECTOR, [VECTOR, halves, halves])
+    return builder.call(dot, [total, builder.bitcast(left, halves), builder.bitcast(right, halves)])
 
 
 class _BFloat(ir.Type):
@@ -208,10 +198,31 @@ def _numbers(kind):
     """Return one of panels.KINDS with its routines."""
     multiply = _multiply_bf16 if kind.fold == 2 else _multiply
     tile = [F32.as_pointer()] * 4 + [I64] * 5 + [I1], lambda builder, *values: _tile_body(builder, multiply, *values)
-    return Numbers(kind.name, KINDS.index(kind), kind.fold, {TILE: tile} | packers(kind))
+    return Numbers(kind.name, KINDS.index(kind), kind.fold, kind.stored, {TILE: tile} | packers(kind))
 
 
-FLOAT32, BFLOAT16, FLOAT16 = (_numbers(kind) for kind in KINDS)
+DEPTH = 2048  # of the sums that are timed: panels of A and B of 64 and 384 KiB with AVX-512, a second-level cache
+
+
+def _time_tile(numbers):
+    """Return a function that computes one tile over DEPTH, and how many operations that is."""
+    c = np.zeros((ROWS, COLUMNS), np.float32)
+    a, b = np.ones(DEPTH * ROWS, np.float32), np.ones(DEPTH * COLUMNS, np.float32)
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 5, ctypes.c_bool)
+    run, places = kind(int(numbers.table[TILE])), [x.ctypes.data for x in (c, c, a, b)]
+    arguments = *places, COLUMNS, COLUMNS, ROWS, COLUMNS, DEPTH // numbers.fold, False
+
+    def once(keep=(c, a, b)):
+        run(*arguments)
+
+    return once, 2 * ROWS * COLUMNS * DEPTH
+
+
+FLOAT32, FLOAT16 = _numbers(KINDS[0]), _numbers(KINDS[2])
+METHODS = {"fp32": _numbers(KINDS[1])}  # of multiplying bfloat16
+if NATIVE_BF16 or not JIT:
+    METHODS["dot"] = _numbers(KINDS[3])
+BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, _time_tile)
 
 
 # -- a row against a row -------------------------------------------------------------------------

@@ -69,14 +69,24 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-BF16_METHOD = {True: "the processor's dot product", False: "rounded operands, float32 arithmetic"}
+BF16_METHODS = {"dot": "the processor's dot product", "fp32": "rounded operands, float32 arithmetic"}
+
+
+def bf16_method() -> str:
+    """Say how products of bfloat16 are made here, and what was measured of each way."""
+    from ..kernels.tiles import BFLOAT16
+
+    rates = ", ".join(f"{BF16_METHODS[name]} {rate / 1e9:.0f}" for name, rate in BFLOAT16.rates.items())
+    measured = f" (measured, one thread, GFLOP/s: {rates})" if rates else ""
+    chosen = " (ABI_BF16)" if os.environ.get("ABI_BF16") else measured
+    return BF16_METHODS[BFLOAT16.method] + chosen
 
 
 def machine_facts() -> dict[str, Any]:
     """Return what matters for speed; measuring the two peaks takes a fifth of a second."""
     import numba
 
-    from ..kernels import matmul, simd, tiles
+    from ..kernels import matmul, simd
     from ..kernels._cache import STORE
     from ..kernels._jit import JIT
     from ..kernels.peak import measured_peak
@@ -100,7 +110,7 @@ def machine_facts() -> dict[str, Any]:
         "compiled": JIT,
         "measured_peak_gflops": peaks[0],
         "measured_peak_bf16_gflops": peaks[1],
-        "bf16": BF16_METHOD[tiles.NATIVE_BF16],
+        "bf16": bf16_method(),
         "cache": str(STORE.directory),
         "kernels_in_the_cache": f"{warm} of {len(names)}",
         "python": sys.version.split()[0],

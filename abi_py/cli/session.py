@@ -290,17 +290,17 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
     """Return one line about processor, threads, kernels, and how the products of that precision are made."""
     import numba
 
-    from ..kernels import matmul, simd, tiles
-    from .info import BF16_METHOD, cpu_name
+    from ..kernels import matmul, simd
+    from ..kernels.tiles import BFLOAT16
+    from .info import BF16_METHODS, cpu_name
 
     facts = simd.describe()
     product = f", {facts['simd']}, tile {facts['tile']}" if matmul.BACKEND == "numba" else ", products by BLAS"
-    rounding = {
-        Precision.FP32: "",
-        Precision.BF16: f", bf16: {BF16_METHOD[tiles.NATIVE_BF16]}",
-        Precision.FP16: ", fp16: rounded operands, float32 arithmetic",
-    }
-    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}{rounding[precision]}"
+    rounding = ""
+    if precision is not Precision.FP32:
+        method = BFLOAT16.method if precision is Precision.BF16 else "fp32"
+        rounding = f", {precision.value}: {BF16_METHODS[method]}"
+    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}{rounding}"
 
 
 def describe_model(model: TrainableModelConfig) -> str:

@@ -60,7 +60,7 @@ ADVICE = "; resume from the directory above it to use the newest whole checkpoin
 RENAME = "; it was renamed or copied over another one: give it its own name, or use another checkpoint"
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
-ADDED |= {"best_val_bits_per_byte"}
+ADDED |= {"best_val_bits_per_byte", "bf16_method"}
 MARGIN = 1 << 20  # bytes of free space besides
 
 
@@ -103,6 +103,7 @@ class TrainingState:
     overflow_count: int = 0  # windows dropped because of it
     draws: int = 0  # training passes that drew random numbers (dropout)
     base_digest: str = ""  # SHA-256 of the frozen weights under adapters
+    bf16_method: str = ""  # how products of bfloat16 were made: another way has other last bits; empty: there were none
     data: dict[str, Any] = field(default_factory=dict)  # identity of the data set and of its order
 
     def to_dict(self) -> dict[str, Any]:

@@ -30,9 +30,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from ..config import EarlyStoppingConfig, LlmTrainingConfig
+from ..config import EarlyStoppingConfig, LlmTrainingConfig, Precision
 from ..errors import AbiError, CheckpointError, ConfigError, DataError, NonFiniteError
 from ..formats.zig import save_ablc
+from ..kernels.tiles import BFLOAT16
 from ..locks import DirectoryLock
 from .checkpoint import TrainingState, locate, recover, save_checkpoint
 from .evaluation import CountBytes, evaluate_batches, judge
@@ -617,6 +618,7 @@ class LlamaTrainer:
         self._tick()
         state.checkpoints_saved += 1
         state.draws, state.base_digest = self.model.draws, self.model.base_digest()
+        state.bf16_method = BFLOAT16.method if config.mixed_precision is Precision.BF16 else ""
         arrays = dict(self.optimizer.moments)
         arrays["loss_history"] = np.array(self.loss_history, np.float64)
         if state.micro_step:
@@ -694,6 +696,12 @@ class LlamaTrainer:
         else:
             self.state, self.loss_history = restore(self.model, self.optimizer, found.path)
         self.model.draws = self.state.draws
+        stored = self.state.bf16_method
+        if stored and self.config.mixed_precision is Precision.BF16 and stored != BFLOAT16.method:
+            self._warn(
+                f"{found.path} multiplied bfloat16 by the method {stored}, here it is {BFLOAT16.method}: the last bits "
+                f"will differ; ABI_BF16={stored} keeps them where the processor has it"
+            )
         self.scaler = scaler_for(self.config)
         if self.state.loss_scale:  # 0 in the checkpoint of a run that never scaled
             self.scaler.load(

@@ -19,7 +19,7 @@ from abi_py.kernels._jit import JIT
 from abi_py.kernels.matmul import BLOCK, FEW, SLAB, SLICE, STRETCH, matmul, product, product_ref, streamed_product
 from abi_py.kernels.panels import COLUMNS, ROWS, round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from abi_py.kernels.simd import LANES
-from abi_py.kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
+from abi_py.kernels.tiles import FLOAT16, FLOAT32, METHODS
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
@@ -338,7 +338,10 @@ def test_nan_in_few_rows_stays_in_its_row_and_column(rng):
 
 # -- bfloat16 and half precision -----------------------------------------------------------------
 
-ROUNDINGS = {"bfloat16": (BFLOAT16, round_to_bf16_ref), "float16": (FLOAT16, round_to_fp16_ref)}
+ROUNDINGS = {
+    **{str(numbers): (numbers, round_to_bf16_ref) for numbers in METHODS.values()},
+    "float16": (FLOAT16, round_to_fp16_ref),
+}
 
 
 @pytest.mark.parametrize("numbers", ROUNDINGS)
@@ -359,7 +362,7 @@ def test_operands_stored_in_bfloat16(rng, way):
     m, n, k = (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE + 3) if JIT else (5, 7, 9)
     a, b = (np.ascontiguousarray(x.view(np.uint32) >> 16).astype(np.uint16) for x in operands(rng, m, n, k, *way))
     expected = product_ref(*(widen_bf16_ref(x).astype(np.float64) for x in (a, b)), *way)
-    for numbers in (FLOAT32, BFLOAT16):
+    for numbers in (FLOAT32, *METHODS.values()):
         for left, right in ((a, b), (a, widen_bf16_ref(b)), (widen_bf16_ref(a), b)):
             out = np.empty((m, n), np.float32)
             product(out, left, right, *way, numbers=numbers)

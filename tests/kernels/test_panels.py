@@ -24,7 +24,7 @@ from abi_py.kernels.panels import (
     widen_bf16_ref,
 )
 from abi_py.kernels.simd import LANES
-from abi_py.kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
+from abi_py.kernels.tiles import FLOAT16, FLOAT32, METHODS
 
 UNTOUCHED = np.float32(-77)
 
@@ -51,7 +51,7 @@ STORED = {
     "b": compiled(pack_stored_b),
     "b_transposed": compiled(pack_stored_b_transposed),
 }
-NUMBERS = {str(kind): kind.table for kind in (FLOAT32, BFLOAT16, FLOAT16)}
+NUMBERS = {str(kind): kind.table for kind in (FLOAT32, *METHODS.values(), FLOAT16)}
 DEPTHS = [1, 2, LANES - 1, LANES, 2 * LANES + 3, 4 * LANES, 64 * LANES + 1]
 
 
@@ -72,7 +72,10 @@ def pairs(block):
     return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
 
 
-PLACES = {"float32": lambda block: block, "bfloat16": pairs, "float16": round_to_fp16_ref}
+PLACES = {
+    **{"float32": lambda block: block, "bfloat16": round_to_bf16_ref, "bfloat16-pairs": pairs},
+    "float16": round_to_fp16_ref,
+}
 
 
 def expected_panels(block, width, numbers):
@@ -115,7 +118,7 @@ def test_packing_reads_nothing_beyond_the_edge(name, numbers, stored):
     whole[(slice(count), slice(k)) if rows_counted else (slice(k), slice(count))] = one
     panels = np.full(2 * width * panel_depth(k, NUMBERS[numbers]), np.nan, np.float32)
     pack(panels, 0, whole, 0, 0, count, k, NUMBERS[numbers])
-    halves = widen_bf16_ref(panels.view(np.uint16)) if numbers == "bfloat16" else panels
+    halves = widen_bf16_ref(panels.view(np.uint16)) if numbers == "bfloat16-pairs" else panels
     assert np.isin(halves, [0, 1]).all()
 
 
@@ -126,7 +129,7 @@ def test_packing_what_is_stored_as_the_numbers_are(rng, name, numbers, kind):
     """The same panels as from the packer that knows the type, from x seen as uint16."""
     pack, width, rows_counted = PACKERS[name]
     i, j, k, count = 2, 3, 2 * LANES + 3, 2 * width + 1  # odd everywhere
-    stored = "bfloat16" if numbers == "bfloat16" else "float32"
+    stored = "bfloat16" if numbers.startswith("bfloat16") else "float32"
     x = matrix(rng, kind, stored, *((i + count, j + k) if rows_counted else (i + k, j + count)))
     expected, panels = np.full((2, 3 * width * k), UNTOUCHED)
     pack(expected, 0, x, i, j, count, k, NUMBERS[numbers])
@@ -147,9 +150,11 @@ def test_rounding_to_bfloat16():
     """To nearest even, with ties both ways, infinity reached by rounding, and NaN that stays NaN."""
     bits = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFFFFFFFF, 0x80000000]
     expected = [0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7F80, 0x7FC0, 0xFFFF, 0x8000]
-    found = packed_column(bits, NUMBERS["bfloat16"])
-    assert [hex(value & 0xFFFF) for value in found] == [hex(value) for value in expected]
-    assert [hex(value >> 16) for value in found] == [hex(value) for value in expected]
+    for numbers in METHODS.values():
+        found = packed_column(bits, numbers.table)
+        lower = expected if numbers.fold == 2 else [0] * len(expected)
+        assert [hex(value >> 16) for value in found] == [hex(value) for value in expected]
+        assert [hex(value & 0xFFFF) for value in found] == [hex(value) for value in lower]
 
 
 def test_rounding_to_half_precision(rng):

@@ -9,8 +9,8 @@ from numba.extending import intrinsic
 from abi_py.kernels import _routines
 from abi_py.kernels._cache import CacheWarning, Store
 from abi_py.kernels._jit import JIT
-from abi_py.kernels._routines import FOLD, KIND, TILE, Numbers, call_routine
-from abi_py.kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
+from abi_py.kernels._routines import FOLD, KIND, STORED, TILE, Numbers, call_routine
+from abi_py.kernels.tiles import BFLOAT16, FLOAT16, FLOAT32, METHODS
 
 I64 = ir.IntType(64)
 compiled_only = pytest.mark.skipif(not JIT, reason="nothing is compiled")
@@ -39,7 +39,7 @@ def call_doubled(x, table):
 def numbers(tmp_path, monkeypatch):
     """Make numbers with one routine, which doubles an integer, in a cache of their own; the value makes them anew."""
     monkeypatch.setattr(_routines, "STORE", Store(tmp_path / "cache"))
-    return lambda: Numbers("doubles", 7, 3, {TILE: ([I64.as_pointer()], double)})
+    return lambda: Numbers("doubles", 7, 3, 0, {TILE: ([I64.as_pointer()], double)})
 
 
 def result_of(numbers):
@@ -49,8 +49,9 @@ def result_of(numbers):
 
 
 def test_tables_say_what_they_are():
-    kinds = [(numbers.table[KIND], numbers.table[FOLD]) for numbers in (FLOAT32, BFLOAT16, FLOAT16)]
-    assert kinds == [(0, 1), (1, 2), (2, 1)]
+    kinds = {name: tuple(numbers.table[[KIND, FOLD, STORED]]) for name, numbers in METHODS.items()}
+    assert kinds == {name: kind for name, kind in (("fp32", (1, 1, 1)), ("dot", (3, 2, 1))) if name in METHODS}
+    assert [tuple(numbers.table[[KIND, FOLD, STORED]]) for numbers in (FLOAT32, FLOAT16)] == [(0, 1, 0), (2, 1, 0)]
     assert [str(numbers) for numbers in (FLOAT32, BFLOAT16, FLOAT16)] == ["float32", "bfloat16", "float16"]
     for numbers in (FLOAT32, BFLOAT16, FLOAT16):
         assert numbers.table is numbers.table

@@ -1,0 +1,92 @@
+"""Which method multiplies bfloat16: measured once, kept, stable where methods are nearly equal, and overridden."""
+
+import json
+
+import numpy as np
+import pytest
+
+from abi_py.kernels import _choice
+from abi_py.kernels._cache import Store
+from abi_py.kernels._choice import WORTH, Choice
+from abi_py.kernels._jit import JIT
+from abi_py.kernels.matmul import product
+from abi_py.kernels.tiles import BFLOAT16, METHODS
+
+compiled_only = pytest.mark.skipif(not JIT, reason="nothing is measured")
+both_only = pytest.mark.skipif(len(METHODS) < 2, reason="the processor has one method")
+
+
+class Clock:
+    """Seconds that pass only where something is timed."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Return a function that makes a choice between a, 1 operation a second, and b, `speed` of them; and its runs."""
+    monkeypatch.setattr(_choice, "STORE", Store(tmp_path / "cache"))
+    monkeypatch.delenv("ABI_TEST", raising=False)
+    clock, runs = Clock(), []
+    monkeypatch.setattr(_choice, "time", clock)
+
+    def make(speed):
+        def timed(numbers):
+            def run():
+                runs.append(numbers)
+                clock.now += 1 if numbers == "a" else 1 / speed
+
+            return run, 1
+
+        return Choice("kind", "ABI_TEST", {"a": "a", "b": "b"}, timed)
+
+    make.runs = runs
+    return make
+
+
+@compiled_only
+@pytest.mark.parametrize(("speed", "taken"), [(0.5, "a"), (1, "a"), (WORTH - 0.02, "a"), (WORTH + 0.02, "b"), (2, "b")])
+def test_the_faster_is_taken_and_what_is_nearly_equal_is_the_first(made, speed, taken):
+    choice = made(speed)
+    assert (choice.method, choice.numbers) == (taken, taken)
+    assert choice.rates == pytest.approx({"a": 1, "b": speed})
+
+
+@compiled_only
+def test_what_was_measured_is_kept(made):
+    assert made(2).method == "b"
+    count = len(made.runs)
+    assert made(0.5).method == "b"  # read, not measured again
+    assert len(made.runs) == count
+    assert json.loads(bytes(_choice.STORE.read("kind.json"))) == pytest.approx({"a": 1, "b": 2})
+    _choice.STORE.write("kind.json", b'{"a": 1, "c": 5}')  # of other methods
+    assert made(0.5).method == "a"
+
+
+def test_the_environment_overrides(made, monkeypatch):
+    monkeypatch.setenv("ABI_TEST", "b")
+    assert made(0.5).method == "b"
+    assert made.runs == []
+    monkeypatch.setenv("ABI_TEST", "c")
+    with pytest.raises(ValueError, match=r"ABI_TEST \(c\) must be one of a, b on this machine; unset it"):
+        _ = made(0.5).method
+
+
+def test_bfloat16_is_one_of_its_methods():
+    assert BFLOAT16.method in METHODS
+    assert BFLOAT16.table is METHODS[BFLOAT16.method].table
+    assert BFLOAT16.fold == METHODS[BFLOAT16.method].fold
+    assert next(iter(METHODS)) == "fp32"
+
+
+@both_only
+def test_both_methods_compute_the_same_but_for_the_last_bits(rng):
+    a, b = (rng.standard_normal((70, 700 if JIT else 20)).astype(np.float32) for _ in range(2))
+    found = {}
+    for name, numbers in METHODS.items():
+        found[name] = np.empty((70, 70), np.float32)
+        product(found[name], a, b, transpose_b=True, numbers=numbers)
+    assert np.abs(found["dot"] - found["fp32"]).max() < 1e-4 * np.abs(found["fp32"]).max()
