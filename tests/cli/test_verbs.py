@@ -1,6 +1,7 @@
 """info, tokenize, trace, verify, warmup."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import numpy as np
 
 from abi_py import verification
 from abi_py.cli import compiling, trace
+from abi_py.cli.info import BF16_METHODS
 from abi_py.config import TrainableModelConfig
 from abi_py.kernels import rms_norm
+from abi_py.kernels.tiles import BFLOAT16
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +26,18 @@ def test_info_as_json(abi_train):
     assert facts["machine"]["threads"] >= 1
     if compiling.kernel_names():
         assert facts["machine"]["measured_peak_gflops"] > 0
+    bf16 = facts["machine"]["bf16"]
+    assert bf16.startswith(BF16_METHODS[BFLOAT16.method])
+    measured = BFLOAT16.rates if "ABI_BF16" not in os.environ else {}
+    assert all(f"{BF16_METHODS[name]} {rate / 1e9:.0f}" in bf16 for name, rate in measured.items())
+
+
+def test_an_unknown_method_of_bfloat16_is_a_wrong_call(process):
+    child = process("run", "--mixed-precision", "bf16", "--out", "x", env={"ABI_BF16": "amx"})
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 2
+    assert "ABI_BF16 (amx) must be one of fp32" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_info_as_text(abi_train):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +82,27 @@ def test_stop_and_resume_in_fp16(make_model, make_config, data, tmp_path):
         assert second.model.collect_weights().tobytes() == whole.model.collect_weights().tobytes()
         assert moments(second) == moments(whole)
         assert second.scaler.get_stats() == whole.scaler.get_stats()
+
+
+def test_a_checkpoint_names_how_bfloat16_was_multiplied(make_model, make_config, data, tmp_path, monkeypatch):
+    """Another method has other last bits, so a run that is resumed with it says so."""
+    here = SimpleNamespace(method="dot")
+    monkeypatch.setattr("abi_py.training.trainer.BFLOAT16", here)
+    config = make_config(epochs=1, mixed_precision="bf16", checkpoint_path=str(tmp_path / "bf16"))
+    LlamaTrainer(make_model(), config).fit(data)
+
+    def warnings(config):
+        trainer = LlamaTrainer(make_model(), config)
+        state = json.loads((trainer.load_checkpoint(config.checkpoint_path) / "state.json").read_text())["state"]
+        return state["bf16_method"], trainer.events.warnings
+
+    assert warnings(config) == ("dot", [])
+    here.method = "fp32"
+    _, (warning,) = warnings(config)
+    assert "multiplied bfloat16 by the method dot, here it is fp32: the last bits will differ; ABI_BF16=dot" in warning
+    config = make_config(epochs=1, checkpoint_path=str(tmp_path / "fp32"))
+    LlamaTrainer(make_model(), config).fit(data)
+    assert warnings(config) == ("", [])
 
 
 def test_resume_keeps_early_stopping_memory(make_model, make_config, data, tmp_path, record):
