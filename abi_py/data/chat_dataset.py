@@ -179,6 +179,10 @@ class ChatDataset:
         part = slice(self.starts[index], self.starts[index + 1])
         return self.ids[part], self.trained[part]
 
+    def place(self, index: int) -> str:
+        """Return where a row is from, for messages."""
+        return self.places[index] or f"{self.name}, row {index}"
+
     def split(self, valid_fraction: float) -> tuple["ChatDataset", "ChatDataset"]:
         """Return all but the last rows, for training, and the last ceil(valid_fraction * rows), for validation.
 

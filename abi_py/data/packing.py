@@ -24,6 +24,7 @@ from .tokens import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer
 class _Piece:
     """What stands in one row: a sequence, or a part of one that is longer than a row."""
 
+    sequence: int  # number of the sequence, in the order of add_sequence
     tokens: TokenArray  # (n,)
     trained: npt.NDArray[np.bool_] | None  # (n,): may this token be a label?  None = all
 
@@ -100,6 +101,12 @@ class PackedBatches:
                 start = stop
         return Batch(input_ids, labels, attention_mask, segment_ids)
 
+    def sequence_at(self, index: int, row: int, column: int) -> int:
+        """Return the number of the sequence at a position of batch `index`; for padding, of the last before it."""
+        pieces = self._rows[index * self.batch_size + row]
+        ends = np.cumsum([len(piece.tokens) for piece in pieces])
+        return pieces[min(int(np.searchsorted(ends, column, side="right")), len(pieces) - 1)].sequence
+
 
 class SequencePacker:
     """Collect sequences of token ids, then `pack` them into rows of `max_seq_len`.
@@ -142,7 +149,8 @@ class SequencePacker:
             n = T
         for start in range(0, max(n - 1, 1), T - 1):
             stop = min(start + T, n)
-            self._pieces.append(_Piece(ids[start:stop], None if mask is None else mask[start:stop]))
+            part = None if mask is None else mask[start:stop]
+            self._pieces.append(_Piece(self.num_sequences - 1, ids[start:stop], part))
 
     def pack(self, batch_size: int) -> PackedBatches:
         """Return all sequences so far as batches of `batch_size` rows; deterministic, and sequences may be added after.

@@ -415,6 +415,12 @@ class BatchIterator:
             raise StopIteration
         return batch
 
+    def origin(self, position: int, row: int, column: int) -> str:
+        """Return where a row of batch `position` of this epoch is from: data set, row of it, tokens of the file."""
+        number = int(self._rows_at(position * self.batch_size + row, position * self.batch_size + row + 1)[0])
+        start = self.dataset._start + number * self.seq_len
+        return f"{self.dataset.name}, row {number}: tokens {start} to {start + self.seq_len}"
+
     def _rows_at(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Return the row numbers at positions start .. stop - 1 of this epoch's order."""
         if not self.shuffle:

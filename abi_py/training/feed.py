@@ -2,7 +2,7 @@
 
 Data may be a TokenizedDataset, an array or list of token ids, a DataLoader (with its own batch size and order), packed
 sequences, or conversations (ChatDataset).  A feed has `epoch`, `position` (the next batch), `num_batches`, `seq_len`,
-`set_epoch`, `seek`, and gives batches.
+`set_epoch`, `seek`, gives batches, and says where a row of one is from (`origin`).
 """
 
 import hashlib
@@ -57,11 +57,19 @@ class PackedFeed:
     def __iter__(self) -> Iterator[Batch]:
         """Give the batches from `position` to the end of the epoch."""
         while self.position < self.num_batches:
-            index = self.position
-            if self.shuffle:
-                index = int(permute(np.array([index]), self.num_batches, self.seed, self.epoch)[0])
             self.position += 1
-            yield self.packed.get_batch(index)
+            yield self.packed.get_batch(self._index(self.position - 1))
+
+    def _index(self, position: int) -> int:
+        """Return the batch at a place in the order of this epoch."""
+        if not self.shuffle:
+            return position
+        return int(permute(np.array([position]), self.num_batches, self.seed, self.epoch)[0])
+
+    def origin(self, position: int, row: int, column: int) -> str:
+        """Return where the sequence at a position of a batch of this epoch is from."""
+        sequence = self.packed.sequence_at(self._index(position), row, column)
+        return f"sequence {sequence}" if self.dataset is None else self.dataset.place(sequence)
 
 
 class PaddedFeed:
@@ -92,6 +100,10 @@ class PaddedFeed:
             rows = self._plan[self.position]
             self.position += 1
             yield self.dataset.padded(rows)
+
+    def origin(self, position: int, row: int, column: int) -> str:
+        """Return where a row of a batch of this epoch is from."""
+        return self.dataset.place(int(self._plan[position][row]))
 
 
 Feed: TypeAlias = BatchIterator | PackedFeed | PaddedFeed

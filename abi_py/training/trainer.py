@@ -23,6 +23,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ from .events import (
     WarningEvent,
 )
 from .feed import Data, Feed, check_same_data, describe, open_feed
-from .guard import bad_rows, bad_tensors
+from .guard import Origin, bad_rows, bad_tensors
 from .metrics import configured_sinks, memory_in_use
 from .optimizer import Optimizer
 from .precision import LossScalerStats, gradient_factor, scaler_for
@@ -94,6 +95,7 @@ class LlamaTrainer:
         set_threads(config.num_threads)
         self.count_bytes: CountBytes | None = None
         self._validation: Data | None = None
+        self._feed: Feed | None = None  # of the epoch that runs
         self._early: EarlyStoppingConfig | None = None
         self._stop: GracefulStop | None = None
         self._best: tuple[np.ndarray, dict[str, np.ndarray], int] | None = None  # weights, moments, optimizer step
@@ -140,7 +142,7 @@ class LlamaTrainer:
         """
         began, dropped_before = time.perf_counter_ns(), self._dropped()
         out = self._forward_backward(input_ids, labels, attention_mask, segment_ids)
-        good = self._add_to_window(out)
+        good = self._add_to_window(out, input_ids)
         self.state.train_ns += time.perf_counter_ns() - began
         updated = good and self.state.micro_step >= self.config.grad_accum_steps and self._finish_window()
         if updated and self._began is None:  # in a loop of the caller's own; ours evaluates first
@@ -180,12 +182,12 @@ class LlamaTrainer:
             )
         return array.reshape(-1, length)
 
-    def _add_to_window(self, out: Any) -> bool:
+    def _add_to_window(self, out: Any, input_ids: Any) -> bool:
         """Count a micro-batch; return False if its loss is not finite and the window was dropped."""
         state, loss = self.state, float(out.loss_sum)
         state.tokens_processed += int(out.num_tokens)
         if self.config.nan_guard and not math.isfinite(loss):
-            self._skip(f"the loss is {loss} in {bad_rows(out.token_losses)}")
+            self._skip(f"the loss is {loss} in {bad_rows(out.token_losses, input_ids, self.model, self._origin())}")
             return False
         state.micro_step += 1
         state.window_loss += loss
@@ -265,6 +267,12 @@ class LlamaTrainer:
     def _dropped(self) -> int:
         """Return how many windows were dropped."""
         return self.state.bad_steps + self.state.overflow_count
+
+    def _origin(self) -> Origin | None:
+        """Return what says where in the data a row of the micro-batch is from; None for a caller's own batches."""
+        if self._feed is None:
+            return None
+        return partial(self._feed.origin, self.state.batch_position)
 
     def _placed(self, reason: str) -> str:
         return f"{reason} (epoch {self.state.epoch + 1}, batch {self.state.batch_position})"
@@ -407,6 +415,7 @@ class LlamaTrainer:
     def _end(self) -> None:
         """Stop the clock and give checkpoint_path back."""
         self._tick()
+        self._feed = None
         self._began, lock, self._lock = None, self._lock, None
         if lock is not None:
             lock.release()
@@ -458,6 +467,7 @@ class LlamaTrainer:
         feed.seek(min(state.batch_position, feed.num_batches))
         if self._must_stop(updated=False):  # an interrupted evaluation may have been the last
             return self._epoch_loss()
+        self._feed = feed
         for batch in feed:
             metrics = self.train_step_with_metrics(
                 batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids

@@ -110,7 +110,7 @@ def test_text_directory_tokens_and_their_vocabulary(abi_train, tmp_path, shape):
     (tmp_path / "texts/b.png").write_bytes(b"\0\1")
     code, out, _ = abi_train("run", *shape, "--data", "texts", "--out", "from_text")
     assert code == 0
-    assert "1 files left out" in out
+    assert "left out: 1 files, the first: " in out
     code, out, _ = abi_train("tokenize", "texts", "-o", "train.bin")
     assert code == 0
     command = out.splitlines()[-1].removeprefix("next: abi-train ").split()
