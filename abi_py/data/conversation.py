@@ -388,7 +388,7 @@ def _calls(calls: Any, i: int) -> tuple[ToolCall, ...]:
         call_id = call.get("id") if isinstance(call, dict) else None
         function = call.get("function", call) if isinstance(call, dict) else call
         if isinstance(function, dict) and isinstance(function.get("arguments"), str) and function["arguments"]:
-            what = f"turn {i}: the 'arguments' of {str(function.get('name'))[:40]} are no JSON"
+            what = f"turn {i}: the 'arguments' of {shown(function.get('name'))} are no JSON"
             arguments = _parsed(function["arguments"], what)
             function = {**function, "arguments": arguments}
         try:

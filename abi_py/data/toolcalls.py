@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, shown
 
 __all__ = ["FORMS", "BadToolCall", "ParsedAnswer", "ToolCall", "parse_tool_calls", "read_call", "render_tool_calls"]
 
@@ -181,9 +181,9 @@ def read_call(value: Any, call_id: str | None = None) -> ToolCall:
         try:
             arguments = _loads(arguments)
         except ValueError as error:
-            raise ValueError(f"the 'arguments' of {value['name']} are no JSON: {error}") from None
+            raise ValueError(f"the 'arguments' of {shown(value['name'])} are no JSON: {error}") from None
     if not isinstance(arguments, dict):
-        raise ValueError(f"the 'arguments' of {value['name']} must be a JSON object")
+        raise ValueError(f"the 'arguments' of {shown(value['name'])} must be a JSON object")
     return ToolCall(value["name"], arguments, call_id)
 
 

@@ -123,7 +123,7 @@ def test_calls_in_the_text_of_an_answer_count_as_tools():
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "must have a 'name'"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
-            "turn 0: the 'arguments' of f are no JSON: Expecting property name.*column 2",
+            "turn 0: the 'arguments' of 'f' are no JSON: Expecting property name.*column 2",
         ),
         ({"messages": [{"role": "user", "content": "a"}], "functions": [{}]}, "'functions' is the old form"),
         ({"text": "a", "tools": "[{"}, "'tools' is a string, but not of JSON"),
