@@ -165,6 +165,7 @@ def text_ids(data: Path, codec: Any) -> "np.ndarray":
     """
     import numpy as np
 
+    from ..data.corpus import MOST_TEXT
     from ..data.documents import Documents
     from ..data.encoders import ByteEncoder, Encoder, TextEncoder
     from ..data.pipeline import Divider, Tally, batches, encoded, pieces
@@ -172,13 +173,13 @@ def text_ids(data: Path, codec: Any) -> "np.ndarray":
 
     as_bytes = isinstance(codec, ByteText)
     encoder: Encoder = ByteEncoder() if as_bytes else TextEncoder(codec)
-    documents = Documents([data], utf8=not as_bytes)
+    documents = Documents([data], utf8=not as_bytes, limit=MOST_TEXT)
     stream = batches(pieces(documents, encoder, Divider(0.0, 0), [Tally()]))
     parts = [ids for _, ids in encoded(stream, encoder)]
     if not parts:
         raise documents.nothing_left()
-    for reason in documents.skipped[:1]:
-        note(f"{len(documents.skipped)} files left out, the first: {reason}")
+    for line in documents.notes():
+        note(line)
     ids = np.concatenate(parts)
     return ids[: len(ids) - (len(encoder.after) - len(codec.around[1]))]
 
