@@ -1,6 +1,7 @@
 """`abi-train deepzig`: from conversations to a small conversational model in a folder, in one command."""
 
 import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..model import TrainableModel
     from ..pipelines.deepzig import DeepZigRun
-    from ..training.report import TrainingReport
+    from ..training.report import EvalResult, TrainingReport
     from ..training.trainer import LlamaTrainer
 
 # What is taken when nothing is given; the text is what the help shows.
@@ -103,12 +104,13 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
         say(console, "note", f"{run.directory} ended before its first checkpoint; it begins again")
     report, code = fit_and_show(trainer, run.directory, run.train, run.valid, None, console)
     folder = shlex.quote(str(run.directory))
-    show_report(trainer, report, console)
     if report.interrupted:
+        show_report(trainer, report, console)
         go_on = f"abi-train deepzig --resume --output-dir {folder}"
         say(console, "stopped", f"{report.total_steps} steps done; go on with: {go_on}")
         return code
-    model = run.finish(trainer, report)
+    model, results = run.finish(trainer, report)
+    show_report(trainer, report, console, [*evaluation_rows(run, results)])
     if trainer.state.best_step not in (-1, trainer.state.global_step):
         say(console, "best", f"the weights of step {trainer.state.best_step} are taken")
     show_answers(run, model, console)
@@ -126,7 +128,8 @@ def describe_data(run: "DeepZigRun") -> list[tuple[str, str]]:
     """Return the lines about conversations and tokens."""
     sources = ", ".join(f"{Path(name).name} ({rows:,})" for name, rows in run.selection.sources.items())
     tokens = f"{len(run.train):,} conversations, {run.train.num_tokens:,} tokens, {run.train.num_targets:,} learnt"
-    kept = f"{len(run.valid):,} more for evaluation" if run.valid is not None else "none for evaluation"
+    kept = " and ".join(f"{len(part):,} of {PARTS[name]}" for name, part in run.parts.items())
+    kept = f"for evaluation {kept}" if kept else "none for evaluation"
     lines = [("data", f"{sources}: {tokens}; {kept}")]
     stats, selection = run.train.stats, run.selection
     counts = {
@@ -142,12 +145,26 @@ def describe_data(run: "DeepZigRun") -> list[tuple[str, str]]:
     return lines
 
 
-def show_report(trainer: "LlamaTrainer", report: "TrainingReport", console: "Console") -> None:
+# What an evaluation part shows, in the words of the table.
+PARTS = {"told": "answers told, asked anew", "new": "answers never told"}
+
+
+def evaluation_rows(run: "DeepZigRun", results: "Mapping[str, EvalResult]") -> Iterator[tuple[str, str]]:
+    """Yield the lines about each evaluation part, on the weights that are exported."""
+    for name, result in results.items():
+        yield PARTS[name], f"{len(run.parts[name]):,} conversations"
+        yield "  loss, perplexity", f"{result.loss:.4f}, {result.perplexity:.2f}"
+        yield "  accuracy", f"{100 * result.accuracy:.1f}%"
+
+
+def show_report(
+    trainer: "LlamaTrainer", report: "TrainingReport", console: "Console", more: Sequence[tuple[str, str]] = ()
+) -> None:
     """Print the table of the end."""
     from rich.table import Table
 
     table = Table(title="Report", title_justify="left", show_header=False, title_style="bold")
-    for name, value in report_rows(trainer, report):
+    for name, value in (*report_rows(trainer, report), *more):
         table.add_row(name, value)
     console.print(table)
 
@@ -171,7 +188,7 @@ def questions(run: "DeepZigRun") -> list[list[dict[str, Any]]]:
     if run.config.on_shipped_data:
         return [[{"role": "user", "content": question}] for question in QUESTIONS]
     found: list[list[dict[str, Any]]] = []
-    for row in [*run.held_out, *run.selection.conversations]:
+    for row in [*run.held_out.kept, *run.selection.conversations]:
         turns = row.to_dicts()
         asked = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
         if asked is not None and len(found) < SAMPLES:

@@ -5,14 +5,14 @@
     training        loss on the answers, evaluation every N steps and at the end, the best weights taken at the end
     folder          `formats/deepzig.py`; with LoRA the adapters too, and the weights with the adapters merged
 
-Of the package's own data those rows are kept for evaluation first that ask again, in other words, what another row
-answers (category "again").  So the loss tells whether the model knows the answer, not whether it guesses one that it
-was never told.
+What is kept for evaluation has up to two parts (`holdout.py`): questions whose answers were told in training, and
+conversations that are new.  Both are evaluated at the end, on the weights that are exported.  During training the loss
+on all of them decides which weights are the best; of the package's own data, which a model learns by heart, the loss on
+the first part alone.
 """
 
 import dataclasses
 import itertools
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from ..locks import DirectoryLock
 from ..model import LoraModel, TrainableModel
 from ..model.presets import preset
 from ..training.events import Sink
-from ..training.report import TrainingReport
+from ..training.report import EvalResult, TrainingReport
 from ..training.resume import restore_best
 from ..training.stop import GracefulStop
 from ..training.trainer import LlamaTrainer
@@ -42,12 +42,13 @@ from ..training.trainer_state import TRAINER_STATE, TrainerStateSink
 from ..untrusted import read_json
 from .deepzig_card import model_card
 from .deepzig_config import LORA_ALPHA, LORA_DROPOUT, SHIPPED, DeepZigConfig
+from .holdout import Holdout, hold_out
 from .training_args import training_args
 
 __all__ = ["DeepZigRun", "load_run_config", "train_deepzig"]
 
-ADAPTER, CARD, CHECKPOINTS = "adapter", "README.md", "checkpoints"  # inside the output folder
-AGAIN = "again"
+ADAPTER, CARD, EVALUATION = "adapter", "README.md", "evaluation.json"  # inside the output folder
+CHECKPOINTS = "checkpoints"
 CALM_BELOW = 2_000_000  # weights; a smaller model's generation_config.json draws close to the likeliest token
 
 
@@ -59,8 +60,9 @@ class DeepZigRun:
     directory: Path
     selection: Selection
     train: ChatDataset
-    valid: ChatDataset | None
-    held_out: list[Conversation]
+    valid: ChatDataset | None  # its loss decides which weights are the best
+    held_out: Holdout
+    parts: dict[str, ChatDataset]  # "told" and "new", if there are such rows: evaluated at the end
     tokenizer: Tokenizer
     template: ChatTemplate
     shape: TrainableModelConfig
@@ -81,7 +83,8 @@ class DeepZigRun:
             max_samples=config.max_samples,
             seed=config.seed,
         )
-        train, held_out = _split(selection.conversations, config)
+        shipped = config.on_shipped_data
+        held_out = hold_out(selection.conversations, config.eval_split, both=shipped, name=_names(config))
         if config.base is not None and shape is not None:
             tokenizer = Tokenizer.load(config.base)
             template = template_for(tokenizer)
@@ -92,13 +95,14 @@ class DeepZigRun:
                 )
         else:
             size = config.model_size.value if config.model_size else "test"
-            tokenizer, template = _new_tokenizer(train, preset(size).vocab_size)
+            tokenizer, template = _new_tokenizer(held_out.train, preset(size).vocab_size)
             shape = preset(size, vocab_size=tokenizer.vocab_size, seed=config.seed)
             tokenizer.config["model_max_length"] = shape.max_seq_len
         shape = _for_training(shape, config)
-        encoded = [
-            ChatDataset.encode(
-                part,
+
+        def encode(rows: list[Conversation], name: str) -> ChatDataset:
+            return ChatDataset.encode(
+                rows,
                 template,
                 tokenizer,
                 max_seq_len=config.max_seq_len,
@@ -106,15 +110,20 @@ class DeepZigRun:
                 skip_bad_rows=config.skip_bad_rows,
                 name=name,
             )
-            for part, name in ((train, _names(config)), (held_out, "the evaluation part"))
-            if part
-        ]
-        data, valid = encoded[0], encoded[1] if held_out else None
+
+        data = encode(held_out.train, _names(config))
+        named = {"told": held_out.told, "new": held_out.new}
+        parts = {name: encode(rows, f"the evaluation part ({name})") for name, rows in named.items() if rows}
+        valid = None
+        if parts:
+            by_heart = shipped and "told" in parts
+            valid = parts["told"] if by_heart else encode(held_out.kept, "the evaluation part")
         batches = data.num_batches(config.batch_size or 1)
         steps = -(-batches // (config.grad_accum_steps or 1))
         directory = Path(config.output_dir or "")
         training = config.training(steps * (config.epochs or 1), directory, valid is not None)
-        return cls(config, directory, selection, data, valid, held_out, tokenizer, template, shape, training, steps)
+        given = config, directory, selection, data, valid, held_out, parts
+        return cls(*given, tokenizer, template, shape, training, steps)
 
     # -- the model -------------------------------------------------------------------------------
 
@@ -154,14 +163,15 @@ class DeepZigRun:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def finish(self, trainer: LlamaTrainer, report: TrainingReport) -> TrainableModel:
-        """Put the best weights back, write the folder, and return the model in it (adapters merged).
+    def finish(self, trainer: LlamaTrainer, report: TrainingReport) -> tuple[TrainableModel, dict[str, EvalResult]]:
+        """Put the best weights back, evaluate each part, write the folder; return its model (adapters merged), results.
 
         OSError if something cannot be written; the checkpoints are there all the same.
         """
         if report.best_checkpoint is not None and trainer.state.best_step != trainer.state.global_step:
             restore_best(trainer.model, trainer.optimizer, Path(report.best_checkpoint))
         model = trainer.model
+        results = {name: trainer.evaluate(part) for name, part in self.parts.items()}
         if isinstance(model, LoraModel):
             model.save(self.directory / ADAPTER)
             model = model.merged()
@@ -170,9 +180,22 @@ class DeepZigRun:
         stop_ids = self.template.encoder(self.tokenizer).stop_ids(asked)
         calm = model.num_params() < CALM_BELOW
         settings = generation_config(self.shape.max_seq_len, special, stop_ids, calm)
-        texts = {GENERATION_FILE: json_text(settings), CARD: model_card(self, model.num_params(), report)}
+        texts = {
+            GENERATION_FILE: json_text(settings),
+            EVALUATION: json_text({name: self.figures(name, result) for name, result in results.items()}),
+            CARD: model_card(self, model.num_params(), report, results),
+        }
         write_model(self.directory, model, special, texts)
-        return model
+        return model, results
+
+    def figures(self, name: str, result: EvalResult) -> dict[str, Any]:
+        """Return the result of an evaluation part as plain values."""
+        return {
+            "conversations": len(self.parts[name]),
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            "accuracy": result.accuracy,
+        }
 
 
 def _asked(conversation: Conversation) -> list[dict[str, Any]]:
@@ -239,18 +262,6 @@ def _base_folder(base: str) -> Path:
 
 def _names(config: DeepZigConfig) -> str:
     return "the shipped conversations" if config.on_shipped_data else ", ".join(config.data)
-
-
-def _split(rows: list[Conversation], config: DeepZigConfig) -> tuple[list[Conversation], list[Conversation]]:
-    """Return the conversations to train on and those kept for evaluation: the last ones, which are as mixed as all."""
-    if config.eval_split == 0:
-        return rows, []
-    if len(rows) < 2:
-        raise DataError(f"{_names(config)}: one conversation cannot be split; give more, or --eval-split 0")
-    count = min(len(rows) - 1, math.ceil(round(config.eval_split * len(rows), 9)))
-    if config.on_shipped_data:
-        rows = sorted(rows, key=lambda row: row.category == AGAIN)  # stable: the others keep their order
-    return rows[:-count], rows[-count:]
 
 
 def _new_tokenizer(rows: list[Conversation], vocab_size: int) -> tuple[Tokenizer, ChatTemplate]:

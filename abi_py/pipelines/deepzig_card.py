@@ -2,10 +2,11 @@
 
 import math
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..training.report import TrainingReport
+from ..training.report import EvalResult, TrainingReport
 
 if TYPE_CHECKING:
     from .deepzig import DeepZigRun
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["model_card"]
 
 
-def model_card(run: "DeepZigRun", num_params: int, report: TrainingReport) -> str:
+def model_card(
+    run: "DeepZigRun", num_params: int, report: TrainingReport, results: Mapping[str, EvalResult]
+) -> str:
     """Return the text of README.md: what the model is, what it was trained on and how well, and how to use it."""
     name, shape = run.directory.resolve().name, run.shape
     rows = {
@@ -49,7 +52,7 @@ abi-train chat {name} --once "Hello"
 
 ## Training
 
-{_wrapped(_training(run, report))}
+{_wrapped(_training(run, report, results))}
 
 ## Limits
 
@@ -57,10 +60,11 @@ abi-train chat {name} --once "Hello"
 """
 
 
-def _training(run: "DeepZigRun", report: TrainingReport) -> str:
+def _training(run: "DeepZigRun", report: TrainingReport, results: Mapping[str, EvalResult]) -> str:
     config, training = run.config, run.training
     sources = ", ".join(f"{rows:,} from {_short(source)}" for source, rows in run.selection.sources.items())
-    kept = f"{len(run.valid):,} of them kept for evaluation" if run.valid is not None else "all of them trained on"
+    held_out = len(run.held_out.kept)
+    kept = f"{held_out:,} of them kept for evaluation" if held_out else "all of them trained on"
     origin = f"Training went on from {_short(config.base)}." if config.base else "Training began with random weights."
     if config.use_lora:
         origin += (
@@ -69,10 +73,11 @@ def _training(run: "DeepZigRun", report: TrainingReport) -> str:
         )
     result = f"training loss {report.final_loss:.4f} at the last step"
     if math.isfinite(report.best_val_loss):
-        ppl = math.exp(min(report.best_val_loss, 700))
+        result += f"; these weights are those of the best evaluation loss, {report.best_val_loss:.4f}"
+    for name, figures in results.items():
         result += (
-            f"; best evaluation loss {report.best_val_loss:.4f} (perplexity {ppl:.2f}, "
-            f"{100 * report.best_val_accuracy:.1f}% of the tokens right), whose weights these are"
+            f". {_PARTS[name].format(len(run.parts[name]))}: loss {figures.loss:.4f}, perplexity "
+            f"{figures.perplexity:.2f}, {100 * figures.accuracy:.1f}% of the tokens right"
         )
     learnt = "the answers" if config.loss_on == "assistant" else "all tokens"
     return (
@@ -83,6 +88,10 @@ def _training(run: "DeepZigRun", report: TrainingReport) -> str:
     )
 
 
+_PARTS = {
+    "told": "On {} conversations that ask in other words for answers of the training part",
+    "new": "On {} conversations whose answers are not in the training part",
+}
 _USE = (
     "The text of a conversation is that of the chat template in `tokenizer_config.json`; an answer ends with one of "
     "the `eos_token_id` in `generation_config.json`. `config.json` and the tensor names are those of a Llama model, "

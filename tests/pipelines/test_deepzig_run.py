@@ -93,7 +93,7 @@ def test_training_settings(config, tmp_path):
     ("changes", "found"),
     [
         ({"max_samples": 10}, lambda run: (len(run.train), len(run.valid)) == (9, 1)),
-        ({"eval_split": 0.5}, lambda run: (len(run.train), len(run.valid)) == (10, 10)),
+        ({"eval_split": 0.5}, lambda run: (len(run.train), len(run.held_out.kept)) == (10, 10)),
         ({"eval_split": 0.0}, lambda run: (len(run.train), run.valid) == (20, None)),
         ({"epochs": 5}, lambda run: run.training.decay_steps == 25),
         ({"batch_size": 2}, lambda run: run.steps_per_epoch == 9),
@@ -118,10 +118,19 @@ def test_each_setting_has_its_effect(config, changes, found):
     assert found(DeepZigRun.prepare(config(**changes)))
 
 
-def test_what_is_asked_again_is_kept_for_evaluation():
+def answers(rows):
+    return {message.content for row in rows for message in row.messages if message.role == "assistant"}
+
+
+def test_answers_told_and_answers_never_told_are_kept_for_evaluation():
     run = DeepZigRun.prepare(DeepZigConfig())
-    assert len(run.selection.conversations) == len(run.train) + len(run.valid)
-    assert {row.category for row in run.held_out} == {"again"}
+    told, new, train = run.held_out.told, run.held_out.new, run.held_out.train
+    assert len(run.selection.conversations) == len(train) + len(told) + len(new)
+    assert min(len(told), len(new)) >= 0.04 * len(run.selection.conversations)
+    assert {row.category for row in told} == {"again"}
+    assert answers(told) <= answers(train)
+    assert not answers(new) & answers(train)
+    assert run.valid.fingerprint() == run.parts["told"].fingerprint()
     assert DeepZigRun.prepare(DeepZigConfig()).train.fingerprint() == run.train.fingerprint()
     assert DeepZigRun.prepare(DeepZigConfig(seed=1)).train.fingerprint() != run.train.fingerprint()
 
@@ -175,7 +184,7 @@ def test_the_folder_is_whole(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
-        *("training_args.json", "trainer_state.json", "README.md", "checkpoints"),
+        *("training_args.json", "trainer_state.json", "evaluation.json", "README.md", "checkpoints"),
     }
 
 
