@@ -28,7 +28,7 @@ SHOWN = {
     "output_dir": "deepzig-SIZE-model",
     "data": ("the package's own conversations",),
     "max_samples": "by size; all of the package's own",
-    "epochs": "by size: 3 or 5; 40 for the package's own data",
+    "epochs": "by size: 3 or 5; 30 for the package's own data",
     "batch_size": "by size: 4, 2 or 1; 8 for the package's own data",
     "learning_rate": "by size: 5e-4 to 5e-5; 2e-3 * 128 / width for the package's own data",
     "grad_accum_steps": "by size; 1 for the package's own data",

@@ -113,3 +113,18 @@ def test_it_is_in_the_wheel():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert FILE.name in setup["options.package_data"]["abi_py.data"].split()
+
+
+def test_the_weather_of_a_place_is_asked_about_that_place():
+    """Of hundreds of places, so that none of them is the answer to all questions."""
+    places = Counter()
+    for row in ROWS:
+        answer = row.messages[-1].content
+        asked = " ".join(message.content for message in row.messages if message.role == "user")
+        for part in parse_tool_calls(answer, "deepzig").parts:
+            if isinstance(part, ToolCall) and part.name == "get_weather":
+                place = part.arguments["location"].partition(",")[0]
+                assert place in asked, row.place
+                places[place] += 1
+    assert len(places) >= 300
+    assert max(places.values()) <= 4

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from abi_py.cli import main
-from abi_py.config import TrainableModelConfig
+from abi_py.config import LlmTrainingConfig, TrainableModelConfig
 from abi_py.errors import ConfigError, DataError
 from abi_py.formats.deepzig import deepzig_config
 from abi_py.formats.safetensors import read_safetensors
@@ -20,6 +20,7 @@ from abi_py.pipelines.deepzig import check_free, load_run_config
 from abi_py.pipelines.deepzig_config import SIZES
 from abi_py.training.loading import load_model
 from abi_py.training.stop import GracefulStop
+from abi_py.training.trainer import LlamaTrainer
 
 SMALL = {"max_samples": 20, "epochs": 1, "batch_size": 4, "num_threads": 1}
 STATE_KEYS = {
@@ -75,7 +76,7 @@ def test_sizes_are_those_of_the_original(tmp_path):
 
 
 def test_shipped_data_bring_their_own_settings_and_flags_beat_them():
-    assert DeepZigConfig().resolved().epochs == 40
+    assert DeepZigConfig().resolved().epochs == 30
     assert DeepZigConfig(epochs=2).resolved().epochs == 2
     assert DeepZigConfig(model_size="small").resolved().learning_rate == pytest.approx(1e-3)
 
@@ -186,6 +187,20 @@ def test_the_folder_is_whole(finished):
         *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"),
         *("training_args.json", "trainer_state.json", "evaluation.json", "README.md", "checkpoints"),
     }
+
+
+def test_each_part_is_evaluated_by_its_name(finished):
+    """The figures are those of the weights in the folder, and the card has both."""
+    parts, stored = DeepZigRun.prepare(load_run_config(finished)).parts, read(finished / "evaluation.json")
+    trainer = LlamaTrainer(load_model(finished).model, LlmTrainingConfig(max_seq_len=512))
+    assert set(parts) == set(stored) != set()
+    card = " ".join((finished / "README.md").read_text().split())
+    for name, part in parts.items():
+        result = trainer.evaluate(part)
+        assert stored[name]["conversations"] == len(part)
+        assert stored[name]["loss"] == pytest.approx(result.loss, abs=1e-5)
+        assert stored[name]["accuracy"] == pytest.approx(result.accuracy, abs=1e-5)
+        assert f"loss {result.loss:.3f}" in card
 
 
 def test_weights_with_an_explicit_head(finished):
