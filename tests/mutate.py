@@ -34,9 +34,8 @@ MUTATIONS: tuple[Mutation, ...] = ()
 
 def copy_tree(folder: Path) -> None:
     """Copy what git tracks, and files it does not ignore."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     for name in filter(None, listed.stdout.decode().split("\0")):
         source, target = ROOT / name, folder / name
         if source.exists() or source.is_symlink():
@@ -58,7 +57,8 @@ def try_mutation(mutation: Mutation, folder: Path) -> tuple[bool, str]:
     finally:
         file.write_text(original, encoding="utf-8")
     if done.returncode not in (0, 1):
-        raise SystemExit(f"{mutation.file}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-500:]}")
+        output = done.stdout[-2000:] + done.stderr[-500:]
+        raise SystemExit(f"{mutation.file}: pytest ended with {done.returncode}\n{output}")
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     return done.returncode == 1, failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else ""
 
