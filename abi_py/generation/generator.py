@@ -87,6 +87,7 @@ class Generator:
             stop_ids = () if codec is None or codec.eos_id is None else (codec.eos_id,)
         if config.stop_strings and self.codec is None:
             raise DataError("stop_strings need a tokenizer to compare texts; pass tokenizer=, or use stop_ids")
+        config.check_vocabulary(self.model.config.vocab_size)
         return Sequence(
             index=index,
             prompt=ids,

@@ -6,6 +6,7 @@ import numpy as np
 
 from .sampler import (
     ban_repeated_ngrams,
+    ban_words,
     candidates,
     check_finite,
     draw,
@@ -119,17 +120,42 @@ class Sequence:
         return self._end("length", None)
 
     def _choose(self, logits: np.ndarray) -> int:
-        c, z = self.config, logits
-        if c.repetition_penalty != 1 or c.no_repeat_ngram_size:
-            z = logits.copy()
-            if c.repetition_penalty != 1:
-                penalise_repetition(z, self.ids, c.repetition_penalty)
-            if c.no_repeat_ngram_size:
-                ban_repeated_ngrams(z, self.ids, c.no_repeat_ngram_size)
-        if c.greedy and (z is logits or z.max() > -np.inf):
+        z = self.processed(logits)
+        if self.config.greedy and (z is logits or z.max() > -np.inf):
             return int(z.argmax())
-        filters = {"temperature": c.temperature, "top_k": c.top_k, "top_p": c.top_p, "min_p": c.min_p}
-        return draw(*candidates(z, **filters), self._rng)  # type: ignore[arg-type]
+        return draw(*candidates(z, **self.config.filters()), self._rng)
+
+    def processed(self, logits: np.ndarray) -> np.ndarray:
+        """Return the logits (V,) as the settings change them before the choice: themselves, or a copy.
+
+        The order is that of `GenerationMixin._get_logits_processor` in transformers.
+        """
+        c = self.config
+        least = c.min_new_tokens if c.min_new_tokens is not None else c.min_length - len(self.prompt)
+        endless = self.made < least and bool(self.stop_ids)
+        last = self.made == self.limit - 1 and bool(c.forced_eos_token_id)
+        begin = self.made == 0 and bool(c.begin_suppress_tokens)
+        words = c.bad_words
+        changes = (c.repetition_penalty != 1, c.no_repeat_ngram_size, words, endless, last, c.suppress_tokens, begin)
+        if not any(changes):
+            return logits
+        z = logits.copy()
+        if c.repetition_penalty != 1:
+            penalise_repetition(z, self.ids, c.repetition_penalty)
+        if c.no_repeat_ngram_size:
+            ban_repeated_ngrams(z, self.ids, c.no_repeat_ngram_size)
+        if words:
+            # What ends the text is not banned as a word: its end would only come later.
+            ban_words(z, self.ids, [word for word in words if len(word) > 1 or word[0] not in self.stop_ids])
+        if endless:
+            z[[i for i in self.stop_ids if i < z.size]] = -np.inf
+        if last:
+            z.fill(-np.inf)
+            z[list(c.forced_eos_token_id)] = 0
+        z[list(c.suppress_tokens)] = -np.inf
+        if begin:
+            z[list(c.begin_suppress_tokens)] = -np.inf
+        return z
 
     def _log_probabilities(self, logits: np.ndarray, chosen: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
         count = self.config.logprobs

@@ -15,9 +15,7 @@ DRAWN = {"temperature": 1.3, "top_k": 0, "top_p": 0.95}
 
 
 def make(vocab_size=257, max_seq_len=48, seed=5):
-    model = TrainableModel(
-        TrainableModelConfig(vocab_size=vocab_size, max_seq_len=max_seq_len, seed=seed, **SHAPE)
-    )
+    model = TrainableModel(TrainableModelConfig(vocab_size=vocab_size, max_seq_len=max_seq_len, seed=seed, **SHAPE))
     model.parameters.weights_flat[...] *= 8  # fresh weights are so small that all tokens are about equally likely
     return model
 
@@ -191,6 +189,27 @@ def test_a_growing_conversation_reads_only_what_is_new(model, rng):
     assert third.ids.tolist() == generate(model, other, settings).tolist()
     (again,) = generator.run([other], settings)
     assert again.ids.tolist() == third.ids.tolist()
+
+
+def test_bans_and_ends_while_a_text_grows(model):
+    settings = {"max_new_tokens": 12, "stop_ids": (), "seed": 3, "temperature": 40.0, "top_k": 0, "top_p": 1.0}
+    free = generate(model, [97], **settings).tolist()
+    assert len(set(free)) > 8  # so that every ban below meets something
+    first, second, later = free[0], free[1], free[5]
+    assert generate(model, [97], **settings, begin_suppress_tokens=(first,)).tolist()[0] != first
+    assert generate(model, [97], **settings, begin_suppress_tokens=(second,)).tolist() == free
+    assert later not in generate(model, [97], **settings, suppress_tokens=(later,)).tolist()
+    assert generate(model, [97], **settings, bad_words_ids=[[first, second]]).tolist()[:2] != free[:2]
+    assert generate(model, [97], **settings, bad_words_ids=[[second, first, 3]]).tolist()[:2] == free[:2]
+    settings["stop_ids"] = (second,)
+    assert generate(model, [97], **settings).tolist() == free[:1]
+    assert len(generate(model, [97], **settings, min_new_tokens=5)) >= 5
+    assert len(generate(model, [97], **settings, min_length=6)) >= 5
+    (forced,) = Generator(model).run([[97]], **{**settings, "stop_ids": (7,)}, forced_eos_token_id=(7,))
+    assert (len(forced.ids), forced.finish_reason, forced.stop) == (11, "stop", 7)
+    for name in ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"):
+        with pytest.raises(ConfigError, match=rf"{name} holds 257, but the model's ids are 0 \.\.\. 256"):
+            generate(model, [97], **{name: (3, 257)})
 
 
 def test_every_token_banned_is_said(model):

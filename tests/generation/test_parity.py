@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from abi_py.generation import Generator, generate
+from abi_py.generation import GenerationConfig, Generator, generate
 from abi_py.generation.decoder import Decoder
-from abi_py.generation.sampler import ban_repeated_ngrams, candidates, penalise_repetition
+from abi_py.generation.sampler import candidates
+from abi_py.generation.sequence import Sequence
 
 PROMPTS = range(4)
 PENALISED = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
@@ -76,12 +77,11 @@ def cases():
 def test_processors(generation, number, case):
     """The ids that are left, and their probabilities, are those of the processors of `transformers`, in their order."""
     ids, z, kept = generation["ids"], generation["scores"].copy(), generation[f"kept_{number}"].astype(np.float64)
-    case = dict(case)
-    if "repetition_penalty" in case:
-        penalise_repetition(z, ids, case.pop("repetition_penalty"))
-    if "no_repeat_ngram_size" in case:
-        ban_repeated_ngrams(z, ids, case.pop("no_repeat_ngram_size"))
-    left, p = candidates(z, **case)
+    config = GenerationConfig(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 1, **case})
+    ends = frozenset(generation["ends"].tolist())
+    sequence = Sequence(index=0, prompt=ids, config=config, limit=1, stop_ids=ends, codec=None)
+    left, p = candidates(sequence.processed(z), **config.filters())
+    assert z.tobytes() == generation["scores"].tobytes()
     wanted = np.exp(kept - kept.max())
     wanted /= wanted.sum()
     assert sorted(left.tolist()) == np.flatnonzero(np.isfinite(kept)).tolist()

@@ -32,6 +32,7 @@ SHAPE = {
 }
 NEW = 24  # tokens of each greedy continuation
 # Settings by name; `transformers` builds its own list of processors from them, in its own order.
+BAD = [-2, -1, 17]  # negative: the id at that place from the end of the ids
 CASES = [
     {"repetition_penalty": 1.3},
     {"repetition_penalty": 0.7},
@@ -48,7 +49,24 @@ CASES = [
     {"temperature": 0.5, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
     {"temperature": 1.7, "top_p": 0.6, "min_p": 0.3},
     {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2, "temperature": 0.8, "top_k": 12, "top_p": 0.95},
+    {"typical_p": 0.3},
+    {"typical_p": 0.9, "temperature": 0.7, "top_k": 60},
+    {"epsilon_cutoff": 0.01},
+    {"epsilon_cutoff": 0.9},
+    {"eta_cutoff": 0.02},
+    {"eta_cutoff": 0.3, "temperature": 1.5, "top_p": 0.9},
+    {"typical_p": 0.8, "epsilon_cutoff": 0.003, "eta_cutoff": 0.01, "top_k": 200},
+    {"bad_words_ids": [[7], [3], BAD, [8, 2], [5, 5, 5]]},
+    {"min_new_tokens": 1},
+    {"min_length": 41},
+    {"min_length": 40},
+    {"min_new_tokens": 0, "min_length": 41},
+    {"suppress_tokens": [1, 500, 999]},
+    {"begin_suppress_tokens": [2, 7], "suppress_tokens": [8]},
+    {"forced_eos_token_id": [6, 9]},
+    {"forced_eos_token_id": 6, "suppress_tokens": [9], "min_new_tokens": 3, "repetition_penalty": 1.1},
 ]
+ENDS = [3, 6]  # ids that end a text
 
 
 def build():
@@ -86,12 +104,20 @@ def processors(model, arrays):
     vocab = 1000
     ids = rng.integers(0, 9, 40)  # few ids: many n-grams come twice
     scores = 2.5 * rng.standard_normal(vocab).astype(np.float32)
-    arrays |= {"ids": ids.astype(np.int32), "scores": scores, "cases": np.array(json.dumps(CASES))}
+    arrays |= {"ids": ids.astype(np.int32), "scores": scores, "ends": np.array(ENDS)}
     for number, case in enumerate(CASES):
+        if "bad_words_ids" in case:
+            case["bad_words_ids"] = [[int(ids[i]) if i < 0 else i for i in word] for word in case["bad_words_ids"]]
+        case = dict(case)
+        if "min_new_tokens" in case:  # as `generate` does: the one beats the other
+            case["min_length"] = case["min_new_tokens"] + len(ids)
         config = GenerationConfig(do_sample=True, **({"top_k": 0, "top_p": 1.0, "temperature": 1.0} | case))
+        config.max_length = len(ids) + 1  # the next token is the last
+        config._eos_token_tensor = torch.tensor(ENDS)
         chain = model._get_logits_processor(generation_config=config, input_ids_seq_length=len(ids))
         kept = chain(torch.tensor(ids)[None], torch.tensor(scores)[None])[0]
         arrays[f"kept_{number}"] = kept.numpy()
+    arrays["cases"] = np.array(json.dumps(CASES))
     return arrays
 
 
