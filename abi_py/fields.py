@@ -40,7 +40,6 @@ def opt(default: Any, help: str, **meta: Any) -> Any:
     derive  with the default None: a function that works the value out from the fields above
     read    of a field with many values: a function that brings other spellings to the usual one
     flag    the name on the command line, if it is another one
-    read    a function that turns other forms of a single value into the declared one
     """
     return field(default=default, metadata={"help": help, **meta})
 
@@ -110,8 +109,6 @@ def convert(option: Option, value: Any) -> Any:
         value = option.metadata.get("read", lambda value: value)(value)
         single = dataclasses.replace(option, many=False)
         return tuple(convert(single, each) for each in (value if isinstance(value, list | tuple) else (value,)))
-    if "read" in option.metadata:
-        value = option.metadata["read"](value)
     name, kind = option.name, option.type
     if issubclass(kind, Enum):
         text = value.value if isinstance(value, Enum) else value

@@ -48,9 +48,11 @@ _WITHOUT_EFFECT = {
 }
 
 
-def _as_text(word: Any) -> Any:
-    """Return a list of ids as the command line gives it."""
-    return " ".join(map(str, word)) if isinstance(word, list | tuple) else word
+def _as_text(words: Any) -> Any:
+    """Return lists of ids as the command line gives them."""
+    if not isinstance(words, list | tuple):
+        return words
+    return tuple(" ".join(map(str, word)) if isinstance(word, list | tuple) else word for word in words)
 
 
 @dataclass(frozen=True, kw_only=True)
