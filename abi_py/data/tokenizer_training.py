@@ -36,6 +36,11 @@ QWEN2_WORDS = (
 )
 
 
+# Longer words (bytes, or characters with deepzig-ws) are cut for training alone: the library's time grows with the
+# square of a word's length, and a text without spaces (DNA, base64, JSON on one line) is a single word.
+LONGEST_WORD = 1024
+
+
 class TokenizerStyle(Enum):
     """The recipes."""
 
@@ -87,7 +92,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train on texts that come one by one; return the tokenizer, special tokens with ids 0, 1, ... in their order.
 
-    Same texts in the same order, same tokenizer (but for style deepzig, see above).  It has fewer than `vocab_size`
+    Same texts in the same order, same tokenizer (but for style deepzig, see above).  A token is no longer than
+    LONGEST_WORD, into which longer words are cut before pairs are counted.  The tokenizer has fewer than `vocab_size`
     tokens if the texts have too few pairs that occur `min_frequency` times (None: the recipe's).  ConfigError for bad
     special tokens, or a vocabulary too small for them and the 256 bytes; DataError if there is no text.
     """
@@ -110,7 +116,11 @@ def train_tokenizer(
         **settings,
     )
     counted = _Counted(texts)
+    words = backend.pre_tokenizer
+    cut = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{LONGEST_WORD}}}"), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, cut])
     backend.train_from_iterator(counted, trainer)
+    backend.pre_tokenizer = words
     if counted.characters == 0:
         raise DataError("texts: there is no text to train a tokenizer on; give at least one that is not empty")
     return Tokenizer(backend)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from abi_py.data import SPECIAL_TOKENS, train_tokenizer
+from abi_py.data import SPECIAL_TOKENS, Tokenizer, TokenizerStyle, tokenizer_training, train_tokenizer
 from abi_py.errors import ConfigError, DataError
 
 TEXTS = [
@@ -111,3 +111,26 @@ def test_an_error_of_the_texts_passes_through() -> None:
 
     with pytest.raises(DataError, match="byte 7"):
         train_tokenizer(texts(), 400)
+
+
+@pytest.mark.parametrize("style", list(TokenizerStyle))
+def test_long_words_are_cut_for_training_alone(style: TokenizerStyle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of training would grow with the square of a word's length: 135 s for 200 kB without a space."""
+    texts = ["abcdefgh"] * 4
+    whole = train_tokenizer(texts, 300, style=style, min_frequency=2)
+    monkeypatch.setattr(tokenizer_training, "LONGEST_WORD", 4)
+    made = train_tokenizer(texts, 300, style=style, min_frequency=2)
+
+    def longest(tokenizer: Tokenizer) -> int:
+        names = (tokenizer.token_of(i) for i in range(tokenizer.vocab_size) if i not in tokenizer.special_ids)
+        return max(len(name.removeprefix("##").removesuffix("</w>")) for name in names if name)
+
+    assert (longest(whole), longest(made)) == (8, 4)
+    steps = [json.loads(each.backend.to_str())["pre_tokenizer"] for each in (whole, made)]
+    assert steps[0] == steps[1]
+
+
+def test_a_text_without_spaces() -> None:
+    tokenizer = train_tokenizer(["ACGT" * 50_000], 300)  # as one word, this takes minutes
+    assert tokenizer.decode(tokenizer.encode("ACGTACG")) == "ACGTACG"
+    assert len(tokenizer.encode("ACGT" * 512)) < 512
