@@ -13,6 +13,7 @@ from ..generation.settings import GenerationConfig
 from .generate import INTERRUPTED, TOKENIZER_HELP
 from .models import (
     ModelPath,
+    compile_for_decoding,
     generation_settings,
     load_tokenizer,
     note,
@@ -78,6 +79,9 @@ def command(
     chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system, loaded.eos_ids or ())
     utf8_output()
     if once is not None:
+        chat.prompt([*chat.messages, {"role": "user", "content": once}])  # raises for a question that is too long
+    compile_for_decoding()
+    if once is not None:
         if chat.answer(once):
             ctx.exit(INTERRUPTED)
         return
@@ -115,7 +119,7 @@ class Chat:
         DataError, and nothing remembered, if the question is longer than the context has room for.
         """
         asked = [*self.messages, {"role": "user", "content": question}]
-        ids, settings = self._prompt(asked), self.settings
+        ids, settings = self.prompt(asked), self.settings
         if settings.stop_ids is None:
             settings = settings.replace(stop_ids=(*self.encoder.stop_ids(asked), *self.eos_ids))
         interrupted = False
@@ -131,7 +135,7 @@ class Chat:
         self.messages.append({"role": "assistant", "content": result.text})
         return interrupted
 
-    def _prompt(self, messages: list[dict[str, Any]]) -> Any:
+    def prompt(self, messages: list[dict[str, Any]]) -> Any:
         """Return the ids of the turns; the oldest ones are forgotten where the context has no room for an answer."""
         longest = self.generator.model.config.max_seq_len
         room = longest - min(self.settings.limit(0, longest), longest // 2)

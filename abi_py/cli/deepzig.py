@@ -82,7 +82,6 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
     """Train, write the folder, show three answers; return the exit code."""
     from ..pipelines.deepzig import CHECKPOINTS
     from ..training.checkpoint import list_checkpoints
-    from .compiling import compile_for_training
 
     say(console, "machine", describe_machine(run.config.precision))
     say(console, "model", describe_model(run.shape))
@@ -90,9 +89,6 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
         say(console, label, text)
     config, steps = run.training, run.steps_per_epoch * run.training.epochs
     say(console, "plan", f"{config.epochs} epochs, {steps:,} steps of {per_step(run)}; model in {run.directory}")
-    compile_for_training(
-        config.optimizer.value, config.mixed_precision.value, lambda text: say(console, "compile", text)
-    )
     trainer = run.make_trainer()
     if run.config.use_lora:
         say(console, "lora", trainer.model.report())

@@ -13,7 +13,7 @@ import click
 from ..errors import ConfigError
 from .chat_data import ChatConfig, describe_chat, encode_chat, find_files
 from .generate import INTERRUPTED, TOKENIZER_HELP
-from .models import ModelPath, load_tokenizer, note, open_model, set_threads_option
+from .models import ModelPath, compile_for_decoding, load_tokenizer, note, open_model, set_threads_option
 from .options import Verb
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def command(
         measure, facts = of_conversations(loaded, files, codec, template, context, shown)
     else:
         measure, facts = of_text(loaded, data, codec, context, stride, shown)
+    compile_for_decoding()
     interrupted = False
     try:
         measure()
@@ -90,10 +91,13 @@ def of_text(
     """Return the measurement of a text, or of token ids."""
     import numpy as np
 
-    from ..training.perplexity import evaluate_tokens
+    from ..training.perplexity import check_windows, evaluate_tokens, windows
 
+    longest = loaded.model.config.max_seq_len
+    size = context if context is not None else min(CONTEXT, longest)
+    check_windows(size, stride, longest)
     ids, codec = read_ids(data, codec, loaded.model.config.vocab_size)
-    size = context if context is not None else min(CONTEXT, loaded.model.config.max_seq_len)
+    next(windows(len(ids), size, stride))  # raises for too short a text
     bos_id = None if codec is None else next(iter(codec.around[0]), None)
 
     def measure() -> None:

@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from ..generation.settings import GenerationConfig
 from .models import (
     ModelPath,
+    compile_for_decoding,
     find_tokenizer,
     generation_settings,
     note,
@@ -93,7 +94,8 @@ def run(generator: "Generator", prompts: list[Any], settings: GenerationConfig, 
     """Generate and show everything; return whether Ctrl-C ended it."""
     streaming = len(prompts) == 1 and not as_json
     interrupted = False
-    stream = generator.stream(prompts, settings)
+    stream = generator.stream(prompts, settings)  # raises for settings and prompts that do not fit
+    compile_for_decoding()
     try:
         for token in stream:
             if streaming:

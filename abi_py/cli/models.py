@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from ..generation.text import TextCodec
     from ..training.loading import LoadedModel
 
-__all__ = ["find_tokenizer", "generation_settings", "note", "open_model", "printable", "set_threads_option"]
+__all__ = [
+    "compile_for_decoding",
+    "find_tokenizer",
+    "generation_settings",
+    "note",
+    "open_model",
+    "printable",
+    "set_threads_option",
+]
 
 KERNELS = ("_attention_forward", "_cached_attention", "_product")  # the slow ones to compile
 
@@ -43,15 +51,20 @@ def note(text: str) -> None:
 def open_model(path: Path) -> "LoadedModel":
     """Load the model that `path` means and tell what a search passed over."""
     from ..training.loading import load_model
-    from .compiling import decode_once, is_cached, kernel_names
 
     loaded = load_model(path)
     for reason in loaded.skipped:
         note(f"passed over: {reason}")
+    return loaded
+
+
+def compile_for_decoding() -> None:
+    """Compile or load the kernels, once all that can be wrong with flags and files has been told."""
+    from .compiling import decode_once, is_cached, kernel_names
+
     if kernel_names() and not all(map(is_cached, KERNELS)):
         note("compiling kernels for this processor, once; later calls find them in the cache ...")
     decode_once()  # so that no speed that is shown later has compiling or loading in it
-    return loaded
 
 
 def find_tokenizer(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":

@@ -53,14 +53,22 @@ def open_data(
         size = vocab_size
         if size < dataset.vocab_size and dataset.vocab_size == BYTE_VOCAB_SIZE:
             raise ConfigError(f"vocab_size ({size}) must be at least {BYTE_VOCAB_SIZE} for text as bytes; leave it out")
+        _check_ids(dataset, data.path, size)
     if data.valid_path:
         valid = _open_paths("valid_path", data.valid_path, data.tokenizer, size, chat.skip_bad_rows)
         _check_same_kind("valid_path", [dataset, valid])
+        _check_ids(valid, data.valid_path, size)
         return dataset, valid, size
     if data.valid_fraction == 0:
         return dataset, None, size
     first, last = dataset.split(1 - data.valid_fraction)
     return first, last, size
+
+
+def _check_ids(dataset: "TokenizedDataset", paths: tuple[str, ...], vocab_size: int) -> None:
+    """Raise DataError for an id outside of the vocabulary, where no sidecar vouches for all ids, before training."""
+    if dataset.info is None or len(paths) > 1:
+        dataset.check_vocab(vocab_size)
 
 
 def _conversations(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import LlmTrainingConfig, OptimizerType
 from .run import count_steps
-from .session import RunConfig, describe_data, describe_machine, describe_model, say, token_count
+from .session import RunConfig, describe_data, describe_machine, describe_model, note_on_length, say, token_count
 
 if TYPE_CHECKING:
     from .opening import RunData
@@ -64,6 +64,8 @@ def show_plan(run: RunConfig, train: "RunData", valid: "RunData | None", console
     console.print(table)
     if free is not None and needed > free:
         say(console, "advice", advice(run))
+    if text := note_on_length(train, config.max_seq_len):
+        say(console, "note", text)
     say(console, "dry run", "nothing was written")
 
 

@@ -260,7 +260,8 @@ def go_on(
     flags: dict[str, dict[str, Any]],
 ) -> int:
     """Load the checkpoint and train to the end; return the exit code."""
-    from .compiling import compile_for_training
+    from ..model import TrainableModel
+    from ..training.trainer import LlamaTrainer
 
     sizes = {"max_seq_len": run.training.max_seq_len, "seed": run.training.seed}
     train_data, valid, _ = open_data(run.data, run.chat or ChatConfig(), run.model.vocab_size, **sizes)
@@ -269,12 +270,6 @@ def go_on(
     say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
-    compile_for_training(
-        run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)
-    )
-    from ..model import TrainableModel
-    from ..training.trainer import LlamaTrainer
-
     trainer = LlamaTrainer(TrainableModel(run.model), run.training)
     trainer.load_checkpoint(checkpoint)
     trainer.check_data(train_data)  # before the run's config.yaml is replaced

@@ -30,6 +30,7 @@ from .session import (
     is_byte_level,
     is_run,
     make_console,
+    note_on_length,
     prepare,
     read_run_config,
     say,
@@ -252,7 +253,8 @@ def start(
 ) -> int:
     """Make the model and train it, in a directory that is held; return the exit code."""
     from ..data.chat_dataset import ChatDataset
-    from .compiling import compile_for_training
+    from ..model import TrainableModel
+    from ..training.trainer import LlamaTrainer
 
     epoch, total = count_steps(run.training, train_data)
     tokens = run.training.batch_size * run.training.max_seq_len * run.training.grad_accum_steps
@@ -267,14 +269,9 @@ def start(
     if tokenizer is not None:
         tokenizer.save(directory)
         say(console, "ids of", f"{tokenizer.name}, kept in {directory}")
-    if problem:
-        say(console, "note", problem)
+    for text in (problem, note_on_length(train_data, run.training.max_seq_len)):
+        if text:
+            say(console, "note", text)
     atomic_text(directory / "config.yaml", run.to_yaml(directory))  # from here on `resume` can begin it again
-    compile_for_training(
-        run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)
-    )
-    from ..model import TrainableModel
-    from ..training.trainer import LlamaTrainer
-
     trainer = LlamaTrainer(TrainableModel(run.model), run.training)
     return train(trainer, run, directory, train_data, valid, console)

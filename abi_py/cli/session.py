@@ -328,6 +328,21 @@ def describe_data(train: "RunData", valid: "RunData | None") -> str:
     return "; ".join([parts, *train.notes])
 
 
+def note_on_length(train: "RunData", max_seq_len: int) -> str | None:
+    """Return what to say where rows could be far longer than the data ever make them, else None."""
+    from ..data.chat_dataset import ChatDataset
+
+    longest = token_count(train)
+    if isinstance(train, ChatDataset) and not train.packing:
+        longest = int(train.lengths.max())
+    if max_seq_len < 2 * longest:
+        return None
+    return (
+        f"max_seq_len ({max_seq_len:,}) is far above the data, of which no row is longer than {longest:,} tokens: "
+        f"later positions are never trained; --max-seq-len {max(longest, 2)} has room for all"
+    )
+
+
 # -- training ----------------------------------------------------------------------------------
 
 
@@ -392,9 +407,10 @@ def fit_and_show(
     console: "Console",
     sinks: "Sequence[Sink]" = (),
 ) -> tuple["TrainingReport", int]:
-    """Train to the end with the terminal, metrics.jsonl and Ctrl-C attached, and `sinks` behind them.
+    """Compile, then train to the end with the terminal, metrics.jsonl and Ctrl-C attached, and `sinks` behind them.
 
-    Writes report.json; returns the report and the exit code.
+    What can be wrong with flags and files has been told by then: compiling takes a minute.  Writes report.json; returns
+    the report and the exit code.
     """
     from ..kernels.peak import measured_peak
     from ..training.console import ConsoleSink
@@ -402,9 +418,14 @@ def fit_and_show(
     from ..training.metrics import JsonlSink
     from ..training.report import write_report
     from ..training.stop import GracefulStop
+    from .compiling import compile_for_training
 
+    config = trainer.config
+    compile_for_training(
+        config.optimizer.value, config.mixed_precision.value, lambda text: say(console, "compile", text)
+    )
     trainer.add_sink(JsonlSink(directory / "metrics.jsonl"))
-    peak = measured_peak(bf16=trainer.config.mixed_precision is Precision.BF16) / 1e9
+    peak = measured_peak(bf16=config.mixed_precision is Precision.BF16) / 1e9
     in_terminal = console.is_terminal  # asked later, one that has gone says no
     trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if in_terminal else LINE_SECONDS))
     with GracefulStop() as stop:

@@ -139,10 +139,10 @@ class DeepZigRun:
 
     def make_trainer(self, sinks: Sequence[Sink] = ()) -> LlamaTrainer:
         """Write what a resumed run needs (settings, tokenizer) and return the trainer."""
+        trainer = LlamaTrainer(self.make_model(), self.training, [self.state_sink(), *sinks])
         self.directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(self.directory)
         write_json(self.directory / TRAINING_ARGS, training_args(self.config, self.training))
-        trainer = LlamaTrainer(self.make_model(), self.training, [self.state_sink(), *sinks])
         trainer.count_bytes = self.tokenizer.count_bytes
         return trainer
 

@@ -32,7 +32,7 @@ from ..errors import ConfigError, DataError
 from .evaluation import CountBytes, bits_per_byte
 from .report import perplexity
 
-__all__ = ["PerplexityResult", "Window", "evaluate_conversations", "evaluate_tokens", "windows"]
+__all__ = ["PerplexityResult", "Window", "check_windows", "evaluate_conversations", "evaluate_tokens", "windows"]
 
 ROWS = 2048  # tokens that go through the model at once, if the context is no longer
 
@@ -45,15 +45,22 @@ class Window(NamedTuple):
     first: int
 
 
+def check_windows(context: int, stride: int | None, longest: int | None = None) -> None:
+    """Raise ConfigError for a context below 4 or above `longest`, or a stride outside 1 ... context - 1."""
+    if context < 4:
+        raise ConfigError(f"context ({context}) must be at least 4; half of a window's tokens count")
+    if longest is not None and context > longest:
+        raise ConfigError(f"context ({context}) must be at most the model's max_seq_len ({longest}); lower it")
+    if stride is not None and not 1 <= stride < context:
+        raise ConfigError(f"stride ({stride}) must be at least 1 and below context ({context}); try {context // 2}")
+
+
 def windows(tokens: int, context: int, stride: int | None = None) -> Iterator[Window]:
     """Yield the windows of a text of so many tokens.
 
-    ConfigError for a context below 4 or a stride outside 1 ... context - 1; DataError for too short a text.
+    ConfigError as `check_windows` says; DataError for too short a text.
     """
-    if context < 4:
-        raise ConfigError(f"context ({context}) must be at least 4; half of a window's tokens count")
-    if stride is not None and not 1 <= stride < context:
-        raise ConfigError(f"stride ({stride}) must be at least 1 and below context ({context}); try {context // 2}")
+    check_windows(context, stride)
     if stride is None and tokens < context:
         raise DataError(
             f"the text has {tokens} tokens, fewer than one window of {context}; lower the context, or give a stride, "
@@ -135,10 +142,7 @@ def evaluate_tokens(
     Weights and gradients stay as they are.  ConfigError and DataError as `windows` says, and for a context above the
     model's max_seq_len; DataError for ids outside the vocabulary.
     """
-    if context > model.config.max_seq_len:
-        raise ConfigError(
-            f"context ({context}) must be at most the model's max_seq_len ({model.config.max_seq_len}); lower it"
-        )
+    check_windows(context, stride, model.config.max_seq_len)
     every = list(windows(len(ids), context, stride))
     together, sums, at = max(1, ROWS // context), _Sums(), 0
     while at < len(every):

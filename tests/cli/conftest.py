@@ -29,6 +29,18 @@ def shape():
 
 
 @pytest.fixture
+def uncompiled(monkeypatch):
+    """Let nothing be compiled: what is wrong with a call must be told before."""
+    from abi_py.cli import compiling
+
+    def refuse(*words, **more):
+        raise AssertionError("kernels are compiled before a wrong call is told")
+
+    for name in ("decode_once", "compile_for_training"):
+        monkeypatch.setattr(compiling, name, refuse)
+
+
+@pytest.fixture
 def abi_train(tmp_path, monkeypatch, capsys):
     """Return a function that calls abi-train in an empty directory and gives exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)

@@ -102,7 +102,7 @@ def test_the_end_of_an_answer_is_that_of_this_conversation(abi_train, model, sou
     assert seen == [(SPECIALS.split().index("</assistant>"), SPECIALS.split().index("</s>"))]
 
 
-def test_too_long_a_question(abi_train, model):
+def test_too_long_a_question(abi_train, model, uncompiled):
     code, _, err = abi_train("chat", "m", "--once", "x" * 80, *FLAGS)
     assert code == 1
     assert "context of 64" in err
@@ -115,7 +115,7 @@ def test_a_model_without_a_tokenizer(abi_train, tmp_path):
     assert "--tokenizer" in err
 
 
-def test_wrong_calls(abi_train, model):
+def test_wrong_calls(abi_train, model, uncompiled):
     for words in (["--once", ""], ["--once", "x", "--template", "none"], ["--once", "x", "--top-k", "-1"]):
         code, out, err = abi_train("chat", "m", *words)
         assert (code, out) == (2, "")

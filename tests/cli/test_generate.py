@@ -152,11 +152,17 @@ def test_a_run_directory(abi_train, tiny):
         (["m", "-p", "x", "--config", "nothing.json"], "nothing.json"),
     ],
 )
-def test_wrong_calls(abi_train, model, words, part):
+def test_wrong_calls(abi_train, model, uncompiled, words, part):
     code, out, err = abi_train("generate", *words)
     assert (code, out) == (2, "")
     assert part in err
     assert len(err.splitlines()) == 1
+
+
+def test_ids_outside_the_vocabulary_are_told_before_compiling(abi_train, model, uncompiled):
+    code, out, err = abi_train("generate", "m", "--ids", "1 999")
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert "id 999 at place 1 must be 0 ... 256" in err
 
 
 @pytest.mark.parametrize(

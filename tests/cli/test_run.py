@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-from abi_py.cli.session import RUN_SECTIONS
+from abi_py.cli import compiling
+from abi_py.cli.session import RUN_SECTIONS, note_on_length
 from abi_py.config import load_yaml
+from abi_py.data import TokenizedDataset
 from abi_py.formats.safetensors import read_safetensors
 from abi_py.locks import DirectoryLock
 from abi_py.training import trainer
@@ -180,18 +182,24 @@ def test_what_it_says_at_the_end_is_how_to_go_on(abi_train, tiny):
     assert "epoch 4:" in out
 
 
-def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny, shape):
+def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny, shape, monkeypatch):
     (tmp_path / "ids.bin").write_bytes(b"\7\0\0\0" * 400)
-    assert abi_train("run", *shape, "--data", "ids.bin", "--vocab-size", 5, "--out", "r")[0] == 1
-    code, _, err = abi_train("run", *tiny, "--out", "r")
-    assert code == 2
-    assert "go on with it by abi-train resume r" in err
-    code, out, err = abi_train("resume", "r")
-    assert code == 1
-    assert "ended before its first checkpoint; it begins again" in out
-    assert "vocab_size (5)" in err
-    assert abi_train("run", "--config", "r/config.yaml", "--vocab-size", 8, "--out", "s")[0] == 0
-    assert abi_train("resume", "r", "--vocab-size", 8)[0] == 0
+
+    def fail(*words, **more):
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compiling, "compile_for_training", fail)
+        assert abi_train("run", *shape, "--data", "ids.bin", "--vocab-size", 8, "--out", "r")[0] == 1
+        code, _, err = abi_train("run", *tiny, "--out", "r")
+        assert code == 2
+        assert "go on with it by abi-train resume r" in err
+        code, out, err = abi_train("resume", "r")
+        assert code == 1
+        assert "ended before its first checkpoint; it begins again" in out
+        assert "the disk is full" in err
+    assert abi_train("run", "--config", "r/config.yaml", "--out", "s")[0] == 0
+    assert abi_train("resume", "r")[0] == 0
     ends = [tmp_path / out / "checkpoints" for out in "rs"]
     final = (ends[0] / "latest").read_text().strip()
     assert len({(end / final / "model.safetensors").read_bytes() for end in ends}) == 1
@@ -499,3 +507,35 @@ def test_non_finite_training_stops_with_the_last_good_checkpoint(abi_train, tmp_
     assert code == 1
     assert "2 updates in a row were skipped" in err
     assert err.count("\n") == 1
+
+
+def test_ids_outside_the_vocabulary_are_told_before_compiling(abi_train, shape, tmp_path, uncompiled):
+    for name, largest in (("good", 99), ("bad", 300)):
+        np.full(200, largest, "<u4").tofile(tmp_path / f"{name}.bin")
+    calls = (["--data", "bad.bin", "--vocab-size", "100"], ["--data", "good.bin", "--valid-data", "bad.bin"])
+    for words in calls:
+        code, out, err = abi_train("run", "--out", "r", *words, *shape)
+        assert (code, out, len(err.splitlines())) == (1, "", 1)
+        assert "bad.bin: token 0 (byte 0) is id 300, but ids must be below vocab_size (100)" in err
+        assert not (tmp_path / "r").exists()
+
+
+def test_other_data_are_told_before_a_resumed_run_compiles(abi_train, shape, tmp_path, request):
+    (tmp_path / "a.txt").write_text("some text " * 50)
+    assert abi_train("run", "--out", "r", "--data", "a.txt", *shape)[0] == 0
+    (tmp_path / "a.txt").write_text("other text " * 50)
+    request.getfixturevalue("uncompiled")
+    code, _, err = abi_train("resume", "r", "--epochs", "9")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "these are not the data of the checkpoint" in err
+
+
+@pytest.mark.parametrize(("length", "told"), [(39, False), (40, True)])
+def test_a_max_seq_len_far_above_the_data_is_told(length, told):
+    data = TokenizedDataset.from_slice(np.zeros(20, np.uint32))
+    said = note_on_length(data, length)
+    assert (said is not None) == told
+    if said is not None:
+        assert "max_seq_len (40) is far above the data, of which no row is longer than 20 tokens" in said
+        assert "--max-seq-len 20 has room for all" in said
