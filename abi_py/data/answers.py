@@ -34,7 +34,8 @@ _TAG = re.compile(r"<[^<>\n]*>|\[[^\[\]\n]*\]")
 _THOUGHT = re.compile(r"think|thought|reason", re.IGNORECASE)
 _THOUGHT_WORD = re.compile(r"\b(?:think(?:ing)?|thoughts?|reasoning)\b", re.IGNORECASE)
 # Letters to exchange, the safest first: one that no rule of spelling or spacing treats otherwise than its neighbour.
-_LETTERS = tuple(map(re.compile, ("[A-Za-z0-9]", r"[^\W_]", r"[^\s<>\[\]{}|\"'\\\x00-\x20\ufdd0-\ufdef]")))
+_SYMBOL = r"[^\s<>\[\]{}|\"'\\\x00-\x20\ufdd0-\ufdef]"
+_LETTERS = tuple(map(re.compile, ("[A-Za-z0-9]", r"[^\W_]", _SYMBOL, r"[^\s\ufdd0-\ufdef]")))
 _WINDOW = 256  # characters before a difference in which a name may have begun
 _IDENTITIES = ("role", "name", "tool_call_id", "id", "type")  # compared with others, so never changed
 
@@ -130,8 +131,15 @@ class AnswerFinder:
             raise Lost("the words of the answer decide how its turn is written", begin)
         in_upto = int(places[-1]) + 1 if len(places) else self._begin_of_turn(upto, i)
         tail, rest = upto[in_upto:], self.whole[in_whole:]
-        end = in_whole + (common := self._common(tail, rest))
-        if common < len(tail) and end < len(self.whole) and not self._specials.match(self.whole, end):
+        if anchor is None and len(places):  # nothing of its text is left: what ends U must come next
+            common = next((n for n in range(min(len(tail), len(rest)), 0, -1) if tail.endswith(rest[:n])), 0)
+            found, end = common > 0, in_whole + common
+        else:
+            common = self._common(tail, rest)
+            found = common == len(tail)
+            end = in_whole + common
+            found = found or self._specials.match(self.whole, end) is not None
+        if not found and end < len(self.whole):
             raise Lost("the end of the answer is written otherwise when more turns follow, by no token", end)
         return end
 
@@ -162,13 +170,25 @@ class AnswerFinder:
     @cached_property
     def _anchors(self) -> dict[int, npt.NDArray[np.int64]]:
         """The positions in `whole` that belong to each message; messages without a letter have none."""
-        owner = np.zeros(len(self.whole), np.int64)
         changed = list(map(_changed, self._messages))
+        anchors = self._anchors_of(changed)
+        if anchors is None:  # without those messages whose letters decide how the turns are written
+            for i, message in enumerate(self._messages):
+                alone = [*self._messages[:i], changed[i], *self._messages[i + 1 :]]
+                if _differences(self.whole, self._render(alone, False)) is None:
+                    changed[i] = dict(message)
+            anchors = self._anchors_of(changed)
+        if anchors is None:
+            raise Lost("the words of the messages decide how the turns are written", 0)
+        return anchors
+
+    def _anchors_of(self, changed: Sequence[Message]) -> dict[int, npt.NDArray[np.int64]] | None:
+        owner = np.zeros(len(self.whole), np.int64)
         for bit in range(len(changed).bit_length()):
             mixed = [new if (i + 1) >> bit & 1 else old for i, (old, new) in enumerate(zip(self._messages, changed))]
             places = _differences(self.whole, self._render(mixed, False))
             if places is None:
-                raise Lost("the words of a message decide how the turns are written", 0)
+                return None
             owner[places] |= 1 << bit
         marked = np.flatnonzero(owner)
         return {int(number) - 1: marked[owner[marked] == number] for number in np.unique(owner[marked])}

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from abi_py.data import ChatTemplate, read_conversation
+from abi_py.data import ChatTemplate, Conversation, Message, read_conversation
 from abi_py.data.answers import AnswerFinder
 from abi_py.data.chat_encoding import trained_of
 from abi_py.errors import DataError
@@ -15,6 +17,7 @@ from abi_py.errors import DataError
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/masks.json").read_text(encoding="utf-8"))
 TEMPLATES = Path(__file__).parent / "templates"
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+THOUGHTS = ("reasoning_content", "thinking")
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 TALK = [
     {"role": "user", "content": "a"},
@@ -57,6 +60,32 @@ def test_same_mask_as_transformers(styles, number, marked):
         template = ChatTemplate(template.portable_source, row["template"])
         assert not template.marks_answers
     assert learned(styles[row["template"]], template, row["messages"]) == (row["learned"], row["text"])
+
+
+TEXT = st.lists(
+    st.sampled_from(
+        ["one", "!", "<b>", "\n", " ", "日本", "👍", "<|im_end|>", "[INST]", "1", "ß", "{{", "é", "]", "<", "</s>"]
+    ),
+    min_size=1,
+    max_size=5,
+).map("".join)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(sorted(GOLDEN["specials"])),
+    texts=st.lists(TEXT.filter(str.strip), min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0),
+    thoughts=st.lists(st.none() | TEXT, min_size=3, max_size=3),
+)
+def test_what_is_found_is_what_is_marked(styles, name, texts, thoughts):
+    template = ChatTemplate(source_of(name), name)
+    turns = [Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(texts)]
+    for i, thought in enumerate(thoughts[: len(turns) // 2]):
+        if thought is not None:
+            turns[2 * i + 1] = Message("assistant", texts[2 * i + 1], extra=dict.fromkeys(THOUGHTS, thought))
+    want = template.encode(styles[name], Conversation(tuple(turns)))
+    found = ChatTemplate(template.portable_source, name).encode(styles[name], Conversation(tuple(turns)))
+    assert [row.tolist() for row in found] == [row.tolist() for row in want]
 
 
 def test_the_token_of_the_next_role_ends_an_answer(make_tokenizer):
@@ -175,7 +204,7 @@ def test_a_thought_whose_tags_are_special_tokens(make_tokenizer):
         ),
         (
             "{{ messages|length }}{% for m in messages %}{{ 'x' if m.content == 'one' }}" + TURN + "{% endfor %}",
-            "the words of a message decide",
+            "the words of the answer decide",
         ),
     ],
 )
