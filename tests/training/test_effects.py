@@ -1,0 +1,249 @@
+"""Every field of the four configurations has an effect: a run with another value gives something else.
+
+A row is field: (settings beside it, another value, what differs).  `LEFT` are the ABI's fields that are refused.
+"""
+
+import sys
+import types
+
+import numba
+import numpy as np
+import pytest
+
+from abi_py.config import (
+    SECTIONS,
+    EarlyStoppingConfig,
+    LlmTrainingConfig,
+    LoraConfig,
+    TrainableModelConfig,
+    fields_of,
+)
+from abi_py.errors import ConfigError, NonFiniteError
+from abi_py.model import TrainableModel
+from abi_py.model.activations import memory_plan
+from abi_py.model.lora import LoraModel
+from abi_py.training.trainer import LlamaTrainer
+
+FP16, SGD = {"mixed_precision": "fp16"}, {"optimizer": "sgd"}
+HIGH = {**FP16, "initial_loss_scale": 2.0**31}  # overflows
+SAVES = {"checkpoint_path": "saved", "checkpoint_interval": 1}
+WANDB = {"log_dir": "logs", "enable_wandb": True}
+TRAINING = {
+    "epochs": ({}, 1, "steps"),
+    "batch_size": ({}, 3, "losses"),
+    "max_seq_len": ({}, 7, "losses"),
+    "learning_rate": ({}, 2e-2, "rates"),
+    "lr_schedule": ({}, "linear", "rates"),
+    "warmup_steps": ({}, 1, "rates"),
+    "decay_steps": ({}, 5, "rates"),
+    "min_learning_rate": ({}, 1e-3, "rates"),
+    "grad_accum_steps": ({}, 2, "steps"),
+    "max_grad_norm": ({}, 1e-3, "weights"),
+    "weight_decay": ({}, 0.5, "weights"),
+    "optimizer": ({}, "adam", "weights"),
+    "label_smoothing": ({}, 0.2, "losses"),
+    "checkpoint_interval": (SAVES, 3, "saved"),
+    "checkpoint_path": ({}, "saved", "saved"),
+    "max_checkpoints": (SAVES, 2, "saved"),
+    "log_interval": ({}, 4, "logged"),
+    "eval_interval": ({"epochs": 2}, 2, "evaluated"),
+    "mixed_precision": ({}, "bf16", "losses"),
+    "log_dir": ({"enable_metrics_stream": True, "log_dir": "a"}, "b", "files"),
+    "enable_tensorboard": ({"log_dir": "logs", "enable_metrics_stream": True}, True, "tensorboard"),
+    "enable_wandb": ({"log_dir": "logs", "enable_metrics_stream": True}, True, "wandb"),
+    "enable_metrics_stream": (WANDB, True, "files"),
+    "wandb_project": (WANDB, "mine", "wandb"),
+    "wandb_run_name": (WANDB, "first", "wandb"),
+    "wandb_entity": (WANDB, "me", "wandb"),
+    "schedule_start": ({}, 2, "rates"),
+    "seed": ({}, 1, "losses"),
+    "shuffle": ({}, False, "losses"),
+    "beta1": ({}, 0.5, "weights"),
+    "beta2": ({}, 0.5, "weights"),
+    "epsilon": ({}, 1e-2, "weights"),
+    "momentum": (SGD, 0.5, "weights"),
+    "nesterov": (SGD, True, "weights"),
+    "decay_norms_and_biases": ({"weight_decay": 0.5}, True, "weights"),
+    "nan_guard": ({"max_steps": 2}, False, "broken"),
+    "max_bad_steps": ({}, 2, "broken"),
+    "max_steps": ({}, 2, "steps"),
+    "num_threads": ({}, 1, "threads"),
+    "initial_loss_scale": (FP16, 512.0, "scale"),
+    "loss_scale_growth_factor": ({**FP16, "loss_scale_growth_interval": 2}, 4.0, "scale"),
+    "loss_scale_backoff_factor": (HIGH, 0.25, "scale"),
+    "loss_scale_growth_interval": (FP16, 2, "scale"),
+    "min_loss_scale": (HIGH, 2.0**31, "broken_scale"),
+    "max_loss_scale": ({**FP16, "loss_scale_growth_interval": 1}, 2.0**17, "scale"),
+}
+LEFT = {
+    **{"export_gguf_path": "x.gguf", "export_name": "x", "use_gpu": True, "gpu_backend": "cuda"},
+    **{"gpu_batch_threshold": 9, "gpu_device_buffer_mb": 9, "bias": "all"},
+}
+EARLY = {
+    "patience": (2, "steps"),
+    "min_delta": (5.0, "steps"),
+    "monitor_loss": (False, "best_metric"),
+    "enabled": (False, "steps"),
+}
+SHAPE = {"hidden_dim": 16, "num_layers": 5, "num_heads": 2, "num_kv_heads": 1, "intermediate_dim": 24, "vocab_size": 19}
+MODEL = {
+    "hidden_dim": ({}, 8, "shapes"),
+    "num_layers": ({}, 3, "shapes"),
+    "num_heads": ({}, 4, "logits"),
+    "num_kv_heads": ({}, 2, "shapes"),
+    "intermediate_dim": ({}, 32, "shapes"),
+    "vocab_size": ({}, 23, "shapes"),
+    "max_seq_len": ({}, 8, "longest"),
+    "rope_theta": ({}, 100.0, "logits"),
+    "norm_eps": ({}, 0.1, "logits"),
+    "tie_embeddings": ({}, False, "shapes"),
+    "checkpointing": ({}, "full", "memory"),
+    "checkpoint_interval": ({"checkpointing": "every_n_layers"}, 2, "memory"),
+    "head_dim": ({}, 4, "shapes"),
+    "seed": ({}, 1, "logits"),
+}
+LORA = {
+    "rank": (4, "shapes"),
+    "alpha": (32.0, "logits"),
+    "dropout": (0.5, "loss"),
+    "target_modules": (("q_proj",), "shapes"),
+    "use_rslora": (True, "logits"),
+    "seed": (1, "logits"),
+}
+
+
+BEFORE = {}  # what runs gave that several fields are held against
+
+
+def test_the_tables_have_every_field():
+    tables = {"training": TRAINING, "early_stopping": EARLY, "model": MODEL, "lora": LORA}
+    for section, table in tables.items():
+        assert set(table) == {option.name for option in fields_of(SECTIONS[section])} - set(LEFT), section
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_fields_that_are_refused(name):
+    cls = LoraConfig if name == "bias" else LlmTrainingConfig
+    with pytest.raises(ConfigError, match=name):
+        cls(**{name: LEFT[name]})
+
+
+@pytest.fixture
+def trained(make_model, make_config, data, record, tmp_path, monkeypatch):
+    """Return a function that trains, and gives what may differ by name."""
+    called = []
+
+    class Stub:
+        def __init__(self, *arguments, **settings):
+            called.append((arguments, settings))
+            self.summary = {}
+
+        def __getattr__(self, name):
+            return lambda *arguments, **settings: None
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Stub))
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Stub))
+    threads = numba.get_num_threads()
+
+    def train(where, beside, aspect="losses"):
+        monkeypatch.chdir(where)
+        called.clear()
+        model, sink = make_model(), record()
+        config = make_config().replace(**beside)
+        trainer = LlamaTrainer(model, config, [sink])
+        if aspect == "broken":
+            model.weights["layers.0.w_q"][0, 0] = np.nan
+        error = ""
+        try:
+            trainer.fit(data, data if config.eval_interval else None)
+        except NonFiniteError as problem:
+            error = str(problem)
+        steps = sink.of("step")
+        return {
+            "steps": trainer.state.global_step,
+            "losses": trainer.loss_history,
+            "rates": [event.learning_rate for event in steps],
+            "weights": model.collect_weights().tobytes(),
+            "logged": [event.step for event in steps if event.logged],
+            "evaluated": [event.step for event in sink.of("evaluation")],
+            "saved": sorted(path.name for path in where.glob("saved/llm_step_*")),
+            "files": sorted(str(path.relative_to(where)) for path in where.rglob("metrics.jsonl")),
+            "wandb": [settings for arguments, settings in called if "project" in settings],
+            "tensorboard": len(called),
+            "threads": numba.get_num_threads(),
+            "scale": trainer.scaler.get_scale(),
+            "broken": error,
+            "broken_scale": error,
+        }
+
+    yield train
+    numba.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training(trained, tmp_path, name):
+    beside, value, aspect = TRAINING[name]
+    places = tmp_path / "one", tmp_path / "two"
+    for place in places:
+        place.mkdir()
+    key = (str(beside), aspect == "broken")
+    one = BEFORE.setdefault(key, None) or trained(places[0], beside, aspect)
+    BEFORE[key], one = one, one[aspect]
+    two = trained(places[1], {**beside, name: value}, aspect)[aspect]
+    assert one != two
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_early_stopping(make_model, make_config, data, name):
+    """The validation data are other than those that are learned: their loss soon rises. For min_delta it falls."""
+    other = data if name == "min_delta" else np.random.default_rng(1).integers(0, 19, 60)
+
+    def run(**changes):
+        config = make_config(epochs=12, learning_rate=3e-2, eval_interval=1, grad_accum_steps=2)
+        trainer = LlamaTrainer(make_model(), config)
+        settings = {"patience": 4, "min_delta": 0.01, **changes}
+        trainer.fit(data, other, EarlyStoppingConfig(**(settings if changes.get("enabled", True) else changes)))
+        return {"steps": trainer.state.global_step, "best_metric": trainer.state.best_metric}
+
+    value, aspect = EARLY[name]
+    assert run()[aspect] != run(**{name: value})[aspect]
+    if name == "monitor_loss":
+        assert run(monitor_loss=False)["best_metric"] == pytest.approx(np.exp(run()["best_metric"]), rel=0.05)
+
+
+def facts(config):
+    model = TrainableModel(config)
+    ids = np.arange(12).reshape(1, 12) % 19
+    try:
+        logits, longest = model.forward(ids).tobytes(), 12
+    except ValueError:
+        logits, longest = b"", 8
+    shapes = {name: view.shape for name, view in model.weights.items()}
+    return {"shapes": shapes, "logits": logits, "longest": longest, "memory": memory_plan(config, 2, 8)}
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_model(name):
+    beside, value, aspect = MODEL[name]
+    config = TrainableModelConfig(**{**SHAPE, "max_seq_len": 16, **beside})
+    assert facts(config)[aspect] != facts(config.replace(**{name: value}))[aspect]
+
+
+def adapted(config):
+    model = LoraModel(TrainableModel(TrainableModelConfig(**SHAPE, max_seq_len=16)), config)
+    for view in model.parameters.weights.values():
+        if not view.any():  # B begins at zero
+            view.fill(0.05)
+    ids = np.arange(12).reshape(1, 12) % 19
+    loss = model.compute_loss(ids, ids, backward=True).loss
+    shapes = {name: view.shape for name, view in model.parameters.weights.items()}
+    return {"shapes": shapes, "logits": model.forward(ids).tolist(), "loss": loss}
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_lora(name):
+    value, aspect = LORA[name]
+    assert adapted(LoraConfig())[aspect] != adapted(LoraConfig(**{name: value}))[aspect]
+    if name == "use_rslora":  # alpha / sqrt(rank) is what a larger alpha gives over rank
+        wanted = adapted(LoraConfig(rank=4, alpha=16.0))["logits"]
+        assert adapted(LoraConfig(rank=4, alpha=8.0, use_rslora=True))["logits"] == wanted
