@@ -64,6 +64,11 @@ def command(
 
     if once == "":
         raise ConfigError("once () must not be empty; give a question")
+    flags = given_values(ctx).get("generation", {})
+    if "logprobs" in flags:
+        raise ConfigError(
+            f"logprobs ({flags['logprobs']}) has no effect in a conversation; abi-train generate --json shows them"
+        )
     set_threads_option(threads)
     loaded = open_model(model)
     codec = load_tokenizer(loaded, tokenizer)
@@ -75,7 +80,7 @@ def command(
     from ..data.chat import template_for
 
     encoder = template_for(codec, template).encoder(codec)
-    settings = generation_settings(loaded, config, given_values(ctx).get("generation", {}))
+    settings = generation_settings(loaded, config, flags)
     chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system, loaded.eos_ids or ())
     utf8_output()
     if once is not None:

@@ -62,10 +62,13 @@ def command(
 
     if "" in prompts:
         raise ConfigError("prompt () must not be empty; give at least one character")
+    flags = given_values(ctx).get("generation", {})
+    if "logprobs" in flags and not as_json:
+        raise ConfigError(f"logprobs ({flags['logprobs']}) acts only with --json, which shows them; give it too")
     asked: list[Any] = [*prompts, *map(parse_ids, id_prompts)]
     set_threads_option(threads)
     loaded = open_model(model)
-    settings = generation_settings(loaded, config, given_values(ctx).get("generation", {}))
+    settings = generation_settings(loaded, config, flags)
     if settings.stop_ids is None and loaded.eos_ids is not None:
         settings = settings.replace(stop_ids=loaded.eos_ids)
     codec = find_tokenizer(loaded, tokenizer)

@@ -1,0 +1,234 @@
+"""Every option of every verb acts, or is refused by a sentence that names it and what it needs."""
+
+import importlib
+import re
+from enum import Enum
+from pathlib import Path
+
+import click
+import pytest
+
+from abi_py.cli import VERBS
+from abi_py.cli.options import FieldOption, given_values
+from abi_py.cli.session import RUN_SECTIONS
+from abi_py.config import OFF, ON, fields_of
+from abi_py.data.tokenizer_training import TokenizerTrainingConfig
+from abi_py.data.tokenizing import TokenizeConfig
+from abi_py.errors import ConfigError
+from abi_py.fields import Other, needs
+from abi_py.generation.settings import GenerationConfig
+from abi_py.pipelines.deepzig_config import DeepZigConfig
+
+HERE = Path(__file__).parent
+CLASSES = {**RUN_SECTIONS, "deepzig": DeepZigConfig, "generation": GenerationConfig, "tokenize": TokenizeConfig}
+CLASSES["tokenizer"] = TokenizerTrainingConfig
+# Fields of other versions: any value but the default is refused (tests/training/test_effects.py has them all).
+LEFT = {"export_gguf_path", "export_name", "use_gpu", "gpu_backend", "gpu_batch_threshold", "gpu_device_buffer_mb"}
+SHAPE = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_dim": 24}
+SHAPE["vocab_size"] = 300
+# Values that fit where "one more" or "half" does not.
+VALUES = {
+    **{"hidden_dim": 32, "num_kv_heads": 2, "num_heads": 4, "head_dim": 4, "log_dir": "logs"},
+    **{"loss_on": "all", "tokenizer": "tok"},
+    **{"initial_loss_scale": 1024.0, "min_loss_scale": 2.0, "max_loss_scale": 2.0**20, "special": "<x>"},
+    **{"loss_scale_growth_factor": 4.0, "loss_scale_backoff_factor": 0.25, "warmup_steps": 3, "stop_ids": 3},
+    **{"momentum": 0.5, "top_p": 0.5, "min_p": 0.1, "logprobs": 2, "category": "x", "mix": "m.jsonl"},
+}
+BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "valid_split": {"tokenizer": "tok"}}
+# Options that are no fields: the test file of this directory that uses each and looks at what it does.
+OTHERS = {
+    "run": {"--out": "run", "--config": "run", "--dry-run": "run"},
+    "resume": {"--schedule": "run"},
+    "deepzig": {"--resume": "deepzig"},
+    "generate": dict.fromkeys(("--prompt", "--ids", "--tokenizer", "--config", "--json", "--threads"), "generate"),
+    "chat": {
+        **dict.fromkeys(("--system", "--once", "--template", "--tokenizer"), "chat"),
+        **{"--config": "every_option", "--threads": "every_option"},
+    },
+    "eval": {
+        **dict.fromkeys(("--context", "--stride", "--tokenizer", "--template", "--json"), "eval"),
+        "--threads": "every_option",
+    },
+    "preview": dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size", "--seed"), "conversations"),
+    "tokenizer train": dict.fromkeys(
+        ("--output", "--format", "--field", "--skip-bad-rows", "--force"), "tokenizing_verbs"
+    ),
+    "tokenizer info": {"--text": "tokenizing_verbs"},
+    "tokenize": {"--output": "verbs", "--force": "verbs"},
+    "info": {"--json": "verbs"},
+    "trace": {"--no-times": "verbs"},
+    "verify": {"--seed": "every_option"},
+    "warmup": {},
+}
+
+
+def verbs():
+    for name in VERBS:
+        command = importlib.import_module(f"abi_py.cli.{name}").command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {verb}", each) for verb, each in command.commands.items())
+        else:
+            yield name, command
+
+
+FIELDS = [
+    pytest.param(command, param, id=f"{verb} {param.section}.{param.field}")
+    for verb, command in verbs()
+    for param in command.params
+    if isinstance(param, FieldOption)
+]
+
+
+def other_value(option):
+    """Return a value that is not the default."""
+    if option.name in VALUES:
+        return VALUES[option.name]
+    if option.choices:
+        default = getattr(option.default, "value", option.default)
+        return next(choice for choice in option.choices if choice != default)
+    if option.type is bool:
+        return not option.default
+    if option.type is int:
+        return (option.default or 1) + 1
+    return (option.default or 1.0) / 2 if option.type is float else "x"
+
+
+def needed(cls, option):
+    """Return values of other fields beside which a field acts: those of its first group of conditions."""
+    kinds = {each.name: each for each in fields_of(cls)}
+    acts = option.metadata.get("acts", {})
+    values = {}
+    for name, wanted in (acts if isinstance(acts, dict) else acts[0]).items():
+        kind = kinds[name]
+        if wanted is OFF:
+            values[name] = () if kind.many else None
+        elif wanted is ON:
+            values[name] = True if kind.type is bool else kind.default or other_value(kind)
+        elif isinstance(wanted, Other):
+            values[name] = next(choice for choice in kind.choices if choice != wanted.value.value)
+        else:
+            values[name] = wanted[0] if isinstance(wanted, tuple) else wanted
+    return values
+
+
+def spoilt(cls, option):
+    """Return values of other fields beside which a field does not act."""
+    kinds = {each.name: each for each in fields_of(cls)}
+    acts = option.metadata.get("acts", {})
+    values = {}
+    for group in (acts,) if isinstance(acts, dict) else acts:
+        name, wanted = next(iter(group.items()))
+        kind = kinds[name]
+        if wanted is OFF:
+            values[name] = other_value(kind)
+        elif wanted is ON:
+            values[name] = () if kind.many else None if kind.optional else False if kind.type is bool else 0
+        elif isinstance(wanted, Other):
+            values[name] = wanted.value
+        else:
+            good = [each.value for each in (wanted if isinstance(wanted, tuple) else (wanted,))]
+            values[name] = next(choice for choice in kind.choices if choice not in good)
+    return values
+
+
+def flag_of(command, param, value):
+    """Return the words of a command line that say so."""
+    long = next(flag for flag in param.opts if flag.startswith("--"))
+    if param.is_flag:
+        return [long if value else param.secondary_opts[0]]
+    return [long, str(getattr(value, "value", value))]
+
+
+def completed(cls, values):
+    """Return values with those that a class cannot do without, and places for what needs one."""
+    base = dict(SHAPE) if cls is CLASSES["model"] else {}
+    if any(value for name, value in values.items() if name.startswith("enable_")):
+        base["log_dir"] = "logs"
+    if "log_dir" in values:
+        base["enable_metrics_stream"] = True
+    if values.get("valid_path") or values.get("tokenizer"):
+        base |= {"path": "a.txt"} if cls is CLASSES["data"] else {}
+    return {**base, **values}
+
+
+@pytest.mark.parametrize(("command", "param"), FIELDS)
+def test_every_flag_arrives_and_acts_or_is_refused(command, param):
+    cls = CLASSES[param.section]
+    option = next(each for each in fields_of(cls) if each.name == param.field)
+    value = other_value(option)
+    places = ["x" for each in command.params if isinstance(each, click.Argument)]
+    words = [*places, *flag_of(command, param, value)]
+    required = [word for each in command.params if each.required and isinstance(each, click.Option)
+                for word in (each.opts[-1], "out")]  # fmt: skip
+    for each in command.params:
+        if isinstance(each.type, click.Path):
+            each.type.exists, before = False, each.type.exists
+            each.type.was = before
+    try:
+        ctx = command.make_context("verb", [*words, *required], resilient_parsing=False)
+    finally:
+        for each in command.params:
+            if isinstance(each.type, click.Path):
+                each.type.exists = each.type.was
+    given = given_values(ctx)[param.section]
+    assert list(given) == [param.field]
+    if option.name in LEFT:
+        with pytest.raises(ConfigError, match=option.name):
+            cls(**given)
+        return
+    beside = {**needed(cls, option), **BESIDE.get(option.name, {})}
+    made = cls.from_dict(completed(cls, {**beside, **given}), given)  # acts: what tests/training/test_effects.py shows
+    plain = getattr(made, option.name)
+    assert plain != option.default
+    assert (plain.value if isinstance(plain, Enum) else plain) in (value, (value,), option.type(value))
+    if needs(cls, option):
+        with pytest.raises(ConfigError) as caught:
+            cls.from_dict(completed(cls, {**spoilt(cls, option), **given}), given)
+        message = str(caught.value)
+        assert message.startswith(option.name), message
+        assert f"acts only {needs(cls, option)}; change that, or leave {option.name} out" in message
+        assert needs(cls, option) in param.help
+
+
+def test_options_that_are_no_fields():
+    for verb, command in verbs():
+        found = {
+            next((flag for flag in param.opts if flag.startswith("--")), param.opts[0])
+            for param in command.params
+            if isinstance(param, click.Option) and not isinstance(param, FieldOption)
+        }
+        assert found - {"--debug"} == set(OTHERS[verb]), verb
+        for flag, file in OTHERS[verb].items():
+            short = [o for p in command.params if flag in p.opts for o in p.opts]
+            text = (HERE / f"test_{file}.py").read_text(encoding="utf-8")
+            assert any(re.search(rf"[\"' ]{re.escape(each)}[\"', ]", text) for each in short), f"{verb} {flag}: {file}"
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (["run", "--beta1", "0.9", "--optimizer", "sgd"], "beta1 (0.9) acts only with optimizer adam or adamw"),
+        (["run", "--log-dir", "x"], "log_dir (x) acts only with enable_tensorboard true, enable_wandb true or"),
+        (["run", "--wandb-project", "x"], "wandb_project (x) acts only with enable_wandb true"),
+        (["run", "--patience", "3", "--no-early-stopping"], "patience (3) acts only with enabled true"),
+        (["run", "--lr-schedule", "constant", "--decay-steps", "9"], "decay_steps (9) acts only with lr_schedule"),
+        (["run", "--model-checkpoint-interval", "4"], "checkpoint_interval (4) acts only with checkpointing"),
+        (["run", "--loss-on", "assistant", "--corpus-bytes", "2000"], "loss_on is for conversations"),
+        (["run", "--eval-interval", "4", "--valid-fraction", "0"], "eval_interval (4) has no effect without data for"),
+        (["run", "--sample-length", "9"], "sample_length (9) acts only with sample_prompts (--sample-prompt)"),
+        (["deepzig", "--lora-rank", "16"], "lora_rank (16) acts only with use_lora true"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--seed", "0"], "seed (0) acts only with valid_split above 0"),
+        (["verify", "--seed", "-1"], "--seed"),
+        (["generate", "a.txt", "--logprobs", "2"], "logprobs (2) acts only with --json"),
+        (["chat", "a.txt", "--logprobs", "2"], "logprobs (2) has no effect in a conversation"),
+        (["chat", "a.txt", "--config", "b.json"], "b.json"),
+        (["eval", "a.txt", "a.txt", "--threads", "0"], "threads (0) must be at least 1"),
+        (["chat", "a.txt", "--threads", "0"], "threads (0) must be at least 1"),
+    ],
+)
+def test_flags_without_effect_end_the_call(abi_train, tmp_path, call, said):
+    (tmp_path / "a.txt").write_text("some text\n")
+    code, out, err = abi_train(*call)
+    assert (code, out) == (2, ""), err
+    assert said in err
+    assert not (tmp_path / "runs").exists()
