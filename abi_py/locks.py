@@ -10,6 +10,7 @@ import contextlib
 import os
 import platform
 import re
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +25,7 @@ __all__ = ["LOCK", "DirectoryLock", "holder_of", "try_lock"]
 
 LOCK = ".abi-lock"
 HOLDER = re.compile(r"process (\d+) on (\S+)")
+TRIES = 5  # it may be somebody who only looks (`holder_of`), or has not signed yet: that takes a moment
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # never write through a link that somebody has put there
 
 
@@ -54,6 +56,7 @@ class DirectoryLock:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._path, self._owner = directory / LOCK, os.getpid()
+        left = TRIES
         while True:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
             holder = _holder(self._descriptor)
@@ -61,7 +64,10 @@ class DirectoryLock:
                 break
             os.close(self._descriptor)
             if holder is not None:
-                raise ConfigError(_refusal(name, directory, holder))
+                left -= 1
+                if left == 0:
+                    raise ConfigError(_refusal(name, directory, holder))
+                time.sleep(0.02)
         # A full disk takes the name of the holder away, not the lock.
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shlex
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -417,7 +416,7 @@ def fit_and_show(
     from ..training.events import Event
     from ..training.metrics import JsonlSink
     from ..training.report import write_report
-    from ..training.stop import GracefulStop
+    from ..training.stop import HANG_UP, GracefulStop
     from .compiling import compile_for_training
 
     config = trainer.config
@@ -445,7 +444,7 @@ def fit_and_show(
         for sink in sinks:
             trainer.add_sink(sink)
         report = trainer.fit(train_data, valid, early, stop)
-        if stop.signal == getattr(signal, "SIGHUP", 0) and in_terminal:
+        if in_terminal and stop.signal is not None and stop.signal == HANG_UP:
             silence(console)  # it has gone, and would answer with an error
         write_report(report, directory / REPORT)
     if report.interrupted:

@@ -45,6 +45,7 @@ __all__ = [
     "find_latest",
     "list_checkpoints",
     "locate",
+    "prune",
     "read_checkpoint",
     "save_checkpoint",
     "verify",
@@ -159,9 +160,8 @@ def save_checkpoint(
     state: TrainingState,
     optimizer: Mapping[str, np.ndarray],
     sections: Mapping[str, Config | None],
-    keep: int = 0,
 ) -> Path:
-    """Save under `root`, return the new directory, and keep only the `keep` newest (0 = all), the best and this one.
+    """Save under `root` and return the new directory.
 
     The caller holds `root` (locks.py).  OSError (disk full...) passes through; CheckpointError if there is too little
     free space to begin; NonFiniteError if a weight or a moment is not finite.  In all cases the earlier checkpoints are
@@ -196,7 +196,6 @@ def save_checkpoint(
         }
         write_synced(folder / STATE, [_json({**content, "checksum": _checksum(content)})])
     atomic_text(root / "latest", name + "\n")
-    _prune(root, keep, {name, f"llm_step_{state.best_step}"})
     return root / name
 
 
@@ -222,7 +221,8 @@ def _check_space(root: Path, size: int) -> None:
         )
 
 
-def _prune(root: Path, keep: int, protected: set[str]) -> None:
+def prune(root: Path, keep: int, protected: set[str]) -> None:
+    """Remove all but the `keep` newest checkpoints (0 = none) and those with a protected name."""
     if keep == 0:
         return
     for path in removable(root, keep):

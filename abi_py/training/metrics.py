@@ -104,7 +104,7 @@ class JsonlSink:
         """Append the event's record."""
         if isinstance(event, StartEvent):
             last, checkpoint = self._lines.forget_after(event.step, event.time), event.checkpoint
-            if checkpoint is not None and (last is None or last.get("step", checkpoint.step) != checkpoint.step):
+            if checkpoint is not None and (last is None or last.get("time", checkpoint.time) != checkpoint.time):
                 self._lines.write(checkpoint.record())
         elif isinstance(event, EndEvent):
             self._lines.write({"type": event.type, "step": event.step, "time": event.time, **event.report.to_dict()})

@@ -6,13 +6,14 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["GracefulStop"]
+__all__ = ["HANG_UP", "SIGNALS", "GracefulStop"]
 
+HANG_UP = getattr(signal, "SIGHUP", None)
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class GracefulStop:
-    """Context manager: the first SIGINT, SIGTERM or SIGHUP becomes a request, a second one ends the process at once.
+    """Context manager: the first SIGINT, SIGTERM or SIGHUP becomes a request, a second signal ends the process at once.
 
         with GracefulStop() as stop:
             report = trainer.fit(data, stop=stop)
@@ -20,7 +21,8 @@ class GracefulStop:
             sys.exit(stop.exit_code)    # 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP
 
     Signals can be caught in the main thread only; elsewhere, `request()` does the same by hand.  A SIGHUP that is
-    ignored, as under nohup, stays ignored.
+    ignored, as under nohup, stays ignored; and as a closed terminal sends it twice (the shell, then the system), it
+    never is the second signal.
     """
 
     def __init__(self) -> None:
@@ -42,7 +44,7 @@ class GracefulStop:
         """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                if number != getattr(signal, "SIGHUP", None) or signal.getsignal(number) != signal.SIG_IGN:
+                if number != HANG_UP or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -55,6 +57,7 @@ class GracefulStop:
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self.requested = number, True
+        elif number != HANG_UP:
             os._exit(128 + number)  # the user insists: no clean-up, the last checkpoint is whole anyway
-        self.signal, self.requested = number, True

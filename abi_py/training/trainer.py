@@ -36,7 +36,7 @@ from ..errors import AbiError, CheckpointError, ConfigError, DataError, NonFinit
 from ..formats.zig import save_ablc
 from ..kernels.tiles import BFLOAT16
 from ..locks import DirectoryLock
-from .checkpoint import TrainingState, locate, recover, save_checkpoint
+from .checkpoint import TrainingState, locate, prune, recover, save_checkpoint
 from .evaluation import CountBytes, evaluate_batches, judge
 from .events import (
     BadStepEvent,
@@ -353,8 +353,8 @@ class LlamaTrainer:
         if validation is not None:
             self.set_validation_data(validation)
         self._stop, self._interrupted = stop, False
-        feed = self._begin(data, early_stopping)
         try:
+            feed = self._begin(data, early_stopping)
             while self.state.epoch < self.config.epochs and not self._finished() and not self._interrupted:
                 self._run_epoch(feed)
             self._wind_up()
@@ -380,9 +380,9 @@ class LlamaTrainer:
         return self._one_epoch(data, early_stopping or EarlyStoppingConfig())
 
     def _one_epoch(self, data: Data, early_stopping: EarlyStoppingConfig | None) -> EpochResult:
-        feed, before = self._begin(data, early_stopping), self.state.global_step
+        before = self.state.global_step
         try:
-            loss = self._run_epoch(feed)
+            loss = self._run_epoch(self._begin(data, early_stopping))
             unseen = self.state.evaluated_step <= before < self.state.global_step
             if early_stopping is not None and self.config.eval_interval and unseen and not self._interrupted:
                 self._evaluate_for_training()
@@ -431,7 +431,7 @@ class LlamaTrainer:
 
     def _announce(self, feed: Feed) -> None:
         config, state = self.config, self.state
-        self._announced = True
+        self._announced, checkpoint = True, self._resumed_checkpoint()  # before the clock goes on
         event = StartEvent(
             step=state.global_step,
             time=self._time(),
@@ -442,7 +442,7 @@ class LlamaTrainer:
             tokens_per_step=config.batch_size * feed.seq_len * config.grad_accum_steps,
             flops_per_token=float(self.model.flops_per_token(feed.seq_len)),
             resumed_from=str(self._resumed_from) if self._resumed_from else None,
-            checkpoint=self._resumed_checkpoint(),
+            checkpoint=checkpoint,
             losses=tuple(self.loss_history),
         )
         self.events.emit(event)
@@ -643,14 +643,21 @@ class LlamaTrainer:
                     state=state,
                     optimizer=arrays,
                     sections={**self.model.sections(), "training": config, "early_stopping": self._early},
-                    keep=config.max_checkpoints,
                 )
+                self._prune(path)
         except BaseException:
             state.checkpoints_saved -= 1
             raise
         self._saved, self._last_checkpoint, self._save_failed = self._place(), path, False
         self.events.emit(self._checkpoint_event(path, moment))
         return path
+
+    def _prune(self, saved: Path) -> None:
+        """Remove older checkpoints; that they cannot be removed does not make the new one worse."""
+        try:
+            prune(saved.parent, self.config.max_checkpoints, {saved.name, f"llm_step_{self.state.best_step}"})
+        except OSError as error:
+            self._warn(f"older checkpoints cannot be removed: {error}")
 
     def _checkpoint_event(self, path: Path, moment: float) -> CheckpointEvent:
         """Return the event of the checkpoint that holds the state, saved at `moment` of the run."""

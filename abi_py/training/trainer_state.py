@@ -28,7 +28,6 @@ STORED = {  # what is read of it again
     "log_history": list[dict[str, Any]],
     "best_metric": float | None,
     "best_global_step": int | None,
-    "global_step": int | None,
     "best_model_checkpoint": str | None,
 }
 
@@ -90,24 +89,24 @@ class TrainerStateSink:
         self.flops_per_token, self._ended, self._losses = event.flops_per_token, False, list(event.losses)
         if event.step == 0:
             return
-        written = 0
         if self.path.is_file():
             stored = read_json(self.path, STORED, remedy="it is damaged; remove it, and its history begins anew")
             check(stored["log_history"], [{"step": int}], f"{self.path}: log_history")
             rows = [row for row in stored["log_history"] if row["step"] <= event.step and "train_runtime" not in row]
-            self.log, written = rows, stored.get("global_step") or 0
+            self.log = rows
             best, step = stored.get("best_metric"), stored.get("best_global_step")
             if best is not None and step is not None and step <= event.step:
                 self.best, self.best_path = (best, step), stored.get("best_model_checkpoint")
-        self._catch_up(written, event)
+        self._catch_up(event)
 
-    def _catch_up(self, written: int, event: StartEvent) -> None:
-        """Add what came after step `written`, up to the checkpoint that was resumed from."""
-        file = self.path.with_name("metrics.jsonl")
+    def _catch_up(self, event: StartEvent) -> None:
+        """Add the rows that were not written yet, up to the checkpoint that was resumed from."""
+        file, there = self.path.with_name("metrics.jsonl"), {(row["step"], "loss" in row) for row in self.log}
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # the line that was being written at the kill
                 record = json.loads(line)
-                late = written < record["step"] <= event.step and record["time"] <= event.time
+                late = record["step"] <= event.step and record["time"] <= event.time
+                late = late and (record["step"], record["type"] == "step") not in there
                 if late and record["type"] == "step":
                     self._log_step(record)
                 elif late and record["type"] == "evaluation":

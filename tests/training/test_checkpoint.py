@@ -170,6 +170,22 @@ def test_keeps_the_newest_and_the_best(make_model, make_config, data, tmp_path):
     assert names(tmp_path) == ["latest", "llm_step_2", "llm_step_5", "llm_step_6"]
 
 
+def test_what_cannot_be_pruned_does_not_make_the_save_fail(make_model, make_config, data, tmp_path, monkeypatch):
+    trainer = LlamaTrainer(make_model(), make_config(epochs=9, checkpoint_path=str(tmp_path), max_checkpoints=1))
+    step(trainer, data)
+    trainer.save_checkpoint()
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "remove_directory", refused)
+    step(trainer, data)
+    assert trainer.save_checkpoint() == tmp_path / "llm_step_2"
+    report = trainer.get_report()
+    assert (report.checkpoints_saved, report.checkpoint) == (2, str(tmp_path / "llm_step_2"))
+    assert "older checkpoints cannot be removed" in report.warnings[0]
+
+
 def test_an_older_branch_is_pruned_before_the_newer_one(make_model, make_config, data, tmp_path):
     """Going back to step 2 and on: what is newest is what was saved last, not what has the highest step."""
     config = make_config(checkpoint_path=str(tmp_path), max_checkpoints=0, checkpoint_interval=1)
