@@ -49,7 +49,10 @@ OTHERS = {
         **dict.fromkeys(("--context", "--stride", "--tokenizer", "--template", "--json"), "eval"),
         "--threads": "every_option",
     },
-    "preview": dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size", "--seed"), "conversations"),
+    "preview": {
+        **dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size"), "conversations"),
+        "--seed": "every_option",
+    },
     "tokenizer train": dict.fromkeys(
         ("--output", "--format", "--field", "--skip-bad-rows", "--force"), "tokenizing_verbs"
     ),
@@ -219,6 +222,7 @@ def test_options_that_are_no_fields():
         (["deepzig", "--lora-rank", "16"], "lora_rank (16) acts only with use_lora true"),
         (["tokenize", "a.txt", "-o", "x.bin", "--seed", "0"], "seed (0) acts only with valid_split above 0"),
         (["verify", "--seed", "-1"], "--seed"),
+        (["preview", "a.txt", "--tokenizer", "tok", "--seed", "-1"], "--seed"),
         (["generate", "a.txt", "--logprobs", "2"], "logprobs (2) acts only with --json"),
         (["chat", "a.txt", "--logprobs", "2"], "logprobs (2) has no effect in a conversation"),
         (["chat", "a.txt", "--config", "b.json"], "b.json"),
@@ -228,6 +232,7 @@ def test_options_that_are_no_fields():
 )
 def test_flags_without_effect_end_the_call(abi_train, tmp_path, call, said):
     (tmp_path / "a.txt").write_text("some text\n")
+    (tmp_path / "tok").mkdir()
     code, out, err = abi_train(*call)
     assert (code, out) == (2, ""), err
     assert said in err
