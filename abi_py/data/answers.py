@@ -131,14 +131,13 @@ class AnswerFinder:
             raise Lost("the words of the answer decide how its turn is written", begin)
         in_upto = int(places[-1]) + 1 if len(places) else self._begin_of_turn(upto, i)
         tail, rest = upto[in_upto:], self.whole[in_whole:]
-        if anchor is None and len(places):  # nothing of its text is left: what ends U must come next
+        common = self._common(tail, rest)
+        if anchor is None and tail and (len(places) or not common):  # no text is left: what ends U must come next
             common = next((n for n in range(min(len(tail), len(rest)), 0, -1) if tail.endswith(rest[:n])), 0)
             found, end = common > 0, in_whole + common
         else:
-            common = self._common(tail, rest)
-            found = common == len(tail)
             end = in_whole + common
-            found = found or self._specials.match(self.whole, end) is not None
+            found = common == len(tail) or self._specials.match(self.whole, end) is not None
         if not found and end < len(self.whole):
             raise Lost("the end of the answer is written otherwise when more turns follow, by no token", end)
         return end

@@ -158,7 +158,23 @@ def test_a_template_that_wants_a_system_turn(im):
     assert template.encoder(im).stop_ids(talk[:2]) == (im.eos_id,)
 
 
-@pytest.mark.parametrize("answer", ["", "!", "a", "<b>", "one</think>two", "x" * 300, "\n one \n", "日本", "ß ŉ", "1"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "!",
+        "a",
+        "<b>",
+        "one</think>two",
+        "x" * 300,
+        "\n one \n",
+        "日本",
+        "ß ŉ",
+        "1",
+        "a<think></think>",
+        "<think>a</think>",
+    ],
+)
 def test_answers_of_any_text(im, styles, answer):
     """A template in which nothing but the end of the first answer changes: what is learned is what it writes."""
     source = source_of("qwen3").replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
