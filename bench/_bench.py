@@ -11,6 +11,7 @@ NumPy's time over ours.  The last line on stdout is JSON.  `--save` adds the row
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -157,7 +158,7 @@ class Bench:
         print(f"checked {name}: off by {error:.1e}, allowed {tolerance:.0e}")
 
     def time(self, name, function, *, bytes_moved=0, flops=0, numpy=None):
-        """Time `function`, and `numpy` beside it, and print a row."""
+        """Time `function`, and `numpy` beside it; print a row and return it."""
         if not self.table_begun:
             print(f"{'':24}{'median':>12}{'p20':>12}{'p80':>12}{'GB/s':>8}{'GFLOP/s':>9}{'NumPy':>12}{'factor':>8}")
             self.table_begun = True
@@ -177,6 +178,23 @@ class Bench:
         cells += [cell(row["gb_per_s"], 8, 1), cell(row["gflop_per_s"], 9, 1)]
         cells += [cell(row["numpy_us"], 12, 1, " us"), cell(row["factor"], 8, 1)]
         print(f"{name:24}" + "".join(cells), flush=True)
+        return row
+
+    @contextlib.contextmanager
+    def beside(self, numpy_seconds):
+        """Compare with NumPy in processes of its own, before and after: for libraries that share no process well.
+
+        Yields a list for rows; `numpy_seconds(threads)` returns the seconds for each of them.
+        """
+        compared, before = [], numpy_seconds(self.header["threads"])
+        yield compared
+        after = numpy_seconds(self.header["threads"])
+        print("beside NumPy, which ran in processes of its own:")
+        for row, early, late in zip(compared, before, after, strict=True):
+            row["numpy_us"] = round((early + late) / 2 * 1e6, 3)
+            row["factor"] = round(row["numpy_us"] / row["median_us"], 3)
+            ours, both = f"{row['median_us']:10.1f} us", f"{early * 1e6:.1f} and {late * 1e6:.1f} us"
+            print(f"{row['name']:24}ours {ours}   NumPy {both:>27}   factor {row['factor']:.2f}")
 
     def finish(self):
         """Write the rows to the machine's file if asked to, and print the JSON line."""

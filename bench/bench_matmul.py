@@ -46,41 +46,31 @@ def numpy_seconds(threads):
 
 
 bench = Bench("matmul", "Products of a linear layer: y = x Wᵀ, dx = dy W, dw = dyᵀ x")
-before = numpy_seconds(bench.header["threads"])
 rng = np.random.default_rng(0)
-forward = []
-for n, m, k in SHAPES:
-    x, w, dy = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, k), (m, k), (n, m)))
-    y, dx, dw = (np.empty(shape, np.float32) for shape in ((n, m), (n, k), (m, k)))
-    product(y, x, w, transpose_b=True)
-    product(dx, dy, w)
-    product(dw, dy, x, transpose_a=True)
-    wide_x, wide_w, wide_dy = (a.astype(np.float64) for a in (x, w, dy))
-    name = f"{n}x{m}x{k}"
-    bench.check(f"y  {name}", y, product_ref(wide_x, wide_w, transpose_b=True), 1e-5)
-    bench.check(f"dx {name}", dx, product_ref(wide_dy, wide_w), 1e-5)
-    bench.check(f"dw {name}", dw, product_ref(wide_dy, wide_x, transpose_a=True), 1e-5)
-    flops = 2 * n * m * k
-
-    def y_product(y=y, x=x, w=w):
+with bench.beside(numpy_seconds) as compared:
+    for n, m, k in SHAPES:
+        x, w, dy = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, k), (m, k), (n, m)))
+        y, dx, dw = (np.empty(shape, np.float32) for shape in ((n, m), (n, k), (m, k)))
         product(y, x, w, transpose_b=True)
-
-    def dx_product(dx=dx, dy=dy, w=w):
         product(dx, dy, w)
-
-    def dw_product(dw=dw, dy=dy, x=x):
         product(dw, dy, x, transpose_a=True)
+        wide_x, wide_w, wide_dy = (a.astype(np.float64) for a in (x, w, dy))
+        name = f"{n}x{m}x{k}"
+        bench.check(f"y  {name}", y, product_ref(wide_x, wide_w, transpose_b=True), 1e-5)
+        bench.check(f"dx {name}", dx, product_ref(wide_dy, wide_w), 1e-5)
+        bench.check(f"dw {name}", dw, product_ref(wide_dy, wide_x, transpose_a=True), 1e-5)
+        flops = 2 * n * m * k
 
-    bench.time(f"y  {name}", y_product, flops=flops)
-    forward.append(bench.rows[-1])
-    bench.time(f"dx {name}", dx_product, flops=flops)
-    bench.time(f"dw {name}", dw_product, flops=flops)
+        def y_product(y=y, x=x, w=w):
+            product(y, x, w, transpose_b=True)
 
-after = numpy_seconds(bench.header["threads"])
-print("y = x Wᵀ beside NumPy, which ran in processes of its own:")
-for row, early, late in zip(forward, before, after, strict=True):
-    row["numpy_us"] = round((early + late) / 2 * 1e6, 3)
-    row["factor"] = round(row["numpy_us"] / row["median_us"], 3)
-    both = f"{early * 1e6:.1f} and {late * 1e6:.1f}"
-    print(f"{row['name']:24}ours {row['median_us']:10.1f} us   NumPy {both:>24} us   factor {row['factor']:.2f}")
+        def dx_product(dx=dx, dy=dy, w=w):
+            product(dx, dy, w)
+
+        def dw_product(dw=dw, dy=dy, x=x):
+            product(dw, dy, x, transpose_a=True)
+
+        compared.append(bench.time(f"y  {name}", y_product, flops=flops))
+        bench.time(f"dx {name}", dx_product, flops=flops)
+        bench.time(f"dw {name}", dw_product, flops=flops)
 bench.finish()

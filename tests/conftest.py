@@ -6,9 +6,15 @@ from pathlib import Path
 # Numba fixes the largest number of threads when it is imported; two must be possible on a machine with one core, too.
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, os.cpu_count() or 1)))
 
+import hypothesis
 import numba
 import numpy as np
 import pytest
+
+# What is tested is right or wrong, not quick: on a busy machine an example takes as long as it takes.
+SLOW = hypothesis.HealthCheck.too_slow
+hypothesis.settings.register_profile("unhurried", deadline=None, suppress_health_check=[SLOW])
+hypothesis.settings.load_profile("unhurried")
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 

@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -180,6 +181,25 @@ def test_benchmarks_of_operations_run(bench, operation, monkeypatch, capsys):
         numba.set_num_threads(before)
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert 0 < len(rows) <= len(calls)
+
+
+def test_pytest_benchmark_times_the_rows_of_a_script(tmp_path):
+    """As `pytest bench --benchmark-only` does with all; NumPy's time lies beside ours, in a group."""
+    words = ["--benchmark-only", "--benchmark-min-rounds=1", "--benchmark-max-time=0", "--benchmark-json=found.json"]
+    words = [*words, "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"-c{ROOT / 'setup.cfg'}"]
+    scripts = [ROOT / f"bench/bench_{name}.py" for name in ("simd", "step")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, *scripts], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
+    assert [(row["group"], row["name"]) for row in rows] == [
+        ("simd: exp", "exp"),
+        ("simd: exp", "exp, NumPy"),
+        ("simd: largest", "largest"),
+        ("simd: largest", "largest, NumPy"),
+    ]
+    assert all(row["stats"]["min"] > 0 and row["extra_info"]["bytes_moved"] for row in rows)
 
 
 @pytest.mark.parametrize("form", ["y", "dx", "dw"])

@@ -175,7 +175,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), m
 
 
 @given(st.floats(1e-6, 1, exclude_min=True), st.integers(1, 10**9), texts, st.sampled_from(list(OptimizerType)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_yaml_round_trip(tmp_path_factory, rate, epochs, path, optimizer):
     path_of_file = tmp_path_factory.getbasetemp() / "config.yaml"
     training = LlmTrainingConfig(learning_rate=rate, epochs=epochs, checkpoint_path=path, optimizer=optimizer)

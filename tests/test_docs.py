@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 from abi_py.cli import VERBS, cli
 
@@ -75,9 +76,8 @@ def test_the_main_command_of_the_readme_works(tmp_path):
     assert install.startswith("pip install")
     assert run == "abi-train run"
     words = [sys.executable, "-m", "abi_py", *run.split()[1:], *TINY.split()]
-    done = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Report" in done.stdout
 

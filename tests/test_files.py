@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 from abi_py import files, locks
 from abi_py.errors import ConfigError
@@ -152,7 +153,7 @@ except OSError as error:
     print(error.strerror)
 """
     child = in_a_process(code, tmp_path / "a")
-    assert child.communicate(timeout=60)[0] == "File too large\n"
+    assert child.communicate(timeout=PATIENCE)[0] == "File too large\n"
     assert (tmp_path / "a").read_text() == "old"
     assert names(tmp_path) == ["a"]
 
@@ -183,7 +184,7 @@ def test_leftovers_of_the_dead_are_removed_those_of_the_living_stay(tmp_path):
     files.atomic_text(tmp_path / "c", "text")
     assert names(tmp_path) == sorted([*left, *others, "c"])
     writer.send_signal(signal.SIGKILL)
-    writer.communicate(timeout=60)
+    writer.communicate(timeout=PATIENCE)
     files.atomic_text(tmp_path / "c", "text")  # only a process's first writing looks for them
     assert set(left) < set(names(tmp_path))
     files._swept.clear()
@@ -236,7 +237,7 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
             take(tmp_path, "out")
     assert holder_of(tmp_path) == who
     holder.send_signal(signal.SIGKILL)
-    holder.communicate(timeout=60)
+    holder.communicate(timeout=PATIENCE)
     assert (tmp_path / locks.LOCK).exists()
     assert holder_of(tmp_path) is None
     check_unlocked(tmp_path, "out")

@@ -1,6 +1,7 @@
 """What the tree promises about itself, read from the files: names, imports, the map in the README."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -128,6 +129,46 @@ def test_no_bare_assert_and_no_todo_in_the_product():
         text = path.read_text(encoding="utf-8")
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(text))), f"{path} checks with assert"
         assert not re.search(r"\b(TODO|FIXME|XXX)\b", text), path
+
+
+def idle(test):
+    """Say why an assertion can't fail, or a part of it can't matter; None if neither is plain from the text."""
+    if (isinstance(test, ast.Constant) and test.value) or (isinstance(test, ast.Tuple) and test.elts):
+        return "is true"
+    if isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.Eq | ast.LtE | ast.GtE):
+        left, right = ast.unparse(test.left), ast.unparse(test.comparators[0])
+        if left == right and "(" not in left:  # two calls may give two things
+            return "compares with itself"
+        if left.startswith("len(") and right == "0" and isinstance(test.ops[0], ast.GtE):
+            return "is true of every length"
+    if isinstance(test, ast.BoolOp):
+        if isinstance(test.op, ast.Or) and any(map(idle, test.values)):
+            return "has a part that is true"
+        parts = [value for value in test.values if isinstance(value, ast.Compare) and isinstance(value.ops[0], ast.In)]
+        for one, other in itertools.permutations(parts, 2):
+            texts = [getattr(part.left, "value", None) for part in (one, other)]
+            within = ast.dump(one.comparators[0]) == ast.dump(other.comparators[0])
+            if within and all(isinstance(text, str) for text in texts) and texts[0] in texts[1]:
+                return f"looks for {texts[1]!r} where {texts[0]!r} is enough"
+    return None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("'words'", "(x == 1, 'message')", "x == 1 or 'words'", "table['a'] == table['a']", "len(x) >= 0"),
+        *("'</s>' in out or '</b></s>' in out", "'a' in out and 'ab' in out"),
+    ],
+)
+def test_idle_assertions_are_known(text):
+    assert idle(ast.parse(text, mode="eval").body)
+
+
+def test_no_assertion_is_idle():
+    for path in sorted(ROOT.glob("tests/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assert):
+                assert idle(node.test) is None, f"{path.relative_to(ROOT)}:{node.lineno} {idle(node.test)}"
 
 
 def test_the_map_in_the_readme_is_complete():

@@ -30,6 +30,7 @@ __all__ = [
     "decode_once",
     "is_cached",
     "kernel_names",
+    "kernels_of_generation",
     "kernels_of_training",
 ]
 
@@ -38,6 +39,10 @@ SECONDS = {"_attention_backward": 7.8, "_attention_forward": 5.0, "_cached_atten
 USUAL_SECONDS = 1.2
 OPTIMIZERS = {"sgd": "sgd_", "adam": "adam_", "adamw": "adamw_"}
 GENERATION = ("cache_append", "_cached_attention", "_product_of_few_rows")
+FORWARD = (
+    *("embedding_forward", "rms_norm_forward", "rope_forward", "swiglu_forward"),
+    *("_attention_forward", "_product"),  # these two where a prompt is long
+)
 NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", *GENERATION)
 ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float32
 ROUTINES = "routines"
@@ -87,6 +92,12 @@ def kernels_of_training(optimizer: str, precision: str = "fp32") -> list[str]:
     others.discard(ROUTINES)  # of float32: a kernel that all precisions share is compiled in a step of float32
     plain = [name for name in kernel_names() if ":" not in name and name not in others]
     return [name for name in kernel_names() if name in plain or name.endswith(f":{precision}")]
+
+
+def kernels_of_generation() -> list[str]:
+    """Return the kernels that reading a prompt and writing a text run."""
+    wanted = {ROUTINES, *FORWARD, *GENERATION}
+    return [name for name in kernel_names() if name in wanted]
 
 
 def is_cached(name: str) -> bool:

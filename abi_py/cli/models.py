@@ -25,8 +25,6 @@ __all__ = [
     "set_threads_option",
 ]
 
-KERNELS = ("_attention_forward", "_cached_attention", "_product")  # the slow ones to compile
-
 
 class ModelPath(click.Path):
     """A path that must exist; llm_step_N.ckpt, the Zig trainer's name, means our directory llm_step_N."""
@@ -60,10 +58,9 @@ def open_model(path: Path) -> "LoadedModel":
 
 def compile_for_decoding() -> None:
     """Compile or load the kernels, once all that can be wrong with flags and files has been told."""
-    from .compiling import decode_once, is_cached, kernel_names
+    from .compiling import compile_missing, decode_once, kernels_of_generation
 
-    if kernel_names() and not all(map(is_cached, KERNELS)):
-        note("compiling kernels for this processor, once; later calls find them in the cache ...")
+    compile_missing(kernels_of_generation(), note)
     decode_once()  # so that no speed that is shown later has compiling or loading in it
 
 

@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 
 from abi_py.cli import main
+from abi_py.cli.compiling import compile_missing, kernels_of_generation
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (
     "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 "
     "--max-seq-len 16 --batch-size 4 --epochs 2 --sample-tokens 8"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm():
+    """Compile what generation needs before the first test, so that none finds a line about it in its output."""
+    compile_missing(kernels_of_generation(), lambda text: None)
 
 
 @pytest.fixture

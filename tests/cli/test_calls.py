@@ -3,8 +3,11 @@
 import errno
 import os
 import re
+import subprocess
+import sys
 
 import pytest
+from waiting import PATIENCE
 
 from abi_py import __version__
 from abi_py.cli import VERBS, cli
@@ -95,7 +98,7 @@ def test_ids_beyond_the_vocabulary_name_the_offset(abi_train, tmp_path, shape):
 def test_debug_shows_the_traceback(process):
     for arguments in (["--debug", "run", "--epochs", "0"], ["run", "--epochs", "0", "--debug"]):
         child = process(*arguments)
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=PATIENCE)
         assert child.returncode == 1
         assert "Traceback" in err
 
@@ -142,23 +145,19 @@ def test_help_tells_the_defaults(abi_train):
         assert text in out
 
 
-def test_help_is_quick_and_compiles_nothing(process):
-    import subprocess
-    import sys
-    import time
-
+def test_help_loads_nothing_that_takes_long():
     code = "import sys; from abi_py.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass\n"
-    code += "sys.exit('numba' in sys.modules or 'rich' in sys.modules)"
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=None, cwd=None)
+    code += "print({'numpy', 'numba', 'rich', 'tokenizers'} & set(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - began < 3  # a tenth of that on an idle machine
+    assert "Usage: abi-train run" in done.stdout
+    assert done.stderr == "set()\n"
 
 
 def test_a_wrong_environment_is_a_wrong_call(process, tmp_path):
     for name in ("ABI_SIMD", "ABI_MATMUL"):
         child = process("run", env={name: "foo"})
-        _, err = child.communicate(timeout=60)
+        _, err = child.communicate(timeout=PATIENCE)
         assert child.returncode == 2
         assert f"{name} (foo) must be" in one_line(err)
     assert list(tmp_path.iterdir()) == []

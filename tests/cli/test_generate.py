@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tokenizers
+from waiting import PATIENCE
 
 from abi_py.config import TrainableModelConfig
 from abi_py.formats.huggingface import huggingface_config
@@ -203,7 +204,7 @@ def test_ctrl_c_keeps_what_is_there(process, model):
     child = process("generate", "m", "-p", "x", "--max-new-tokens", "100000000", stdin=subprocess.DEVNULL)
     assert child.stdout.read(20)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130
     assert out.endswith("\n")
     assert "stopped by Ctrl-C" in err
@@ -214,5 +215,5 @@ def test_a_reader_who_goes_away(process, model):
     child = process("generate", "m", "-p", "x", "--max-new-tokens", "100000000", stdin=subprocess.DEVNULL)
     assert child.stdout.read(20)
     child.stdout.close()
-    assert child.wait(timeout=60) == 0
+    assert child.wait(timeout=PATIENCE) == 0
     assert "Traceback" not in child.stderr.read()

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import pytest
 import yaml
+from waiting import PATIENCE
 
 from abi_py.cli import compiling
 from abi_py.cli.session import RUN_SECTIONS, note_on_length
@@ -452,7 +453,7 @@ def test_signals_save_everything(process, abi_train, tmp_path, tiny, number, cod
         if re.match(r"step (?!1/)\d+/", line):  # the second line of a step
             break
     child.send_signal(number)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=PATIENCE)
     assert child.returncode == code, err
     assert "abi-train resume r" in out
     report = json.loads((tmp_path / "r/report.json").read_text())
@@ -494,7 +495,7 @@ def test_a_closed_pipe_stops_the_run_and_saves(process, tmp_path, tiny):
         if re.match(r"step (?!1/)\d+/", line):
             break
     child.stdout.close()
-    assert child.wait(timeout=60) == 141
+    assert child.wait(timeout=PATIENCE) == 141
     assert "Traceback" not in child.stderr.read()
     assert list((tmp_path / "r/checkpoints").glob("llm_step_*"))
     child.stdout = None  # closed above; the fixture reads what is left of stderr

@@ -4,10 +4,10 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
+from waiting import PATIENCE, until
 
 from abi_py.cli.session import read_run_config
 from abi_py.data import Tokenizer, read_sidecar
@@ -176,12 +176,9 @@ def test_stopping_leaves_nothing_behind(process, tmp_path, number, code):
     child = process("tokenize", "-", "-o", "out/x.bin", stdin=subprocess.PIPE)
     child.stdin.write("x" * (1 << 21))
     child.stdin.flush()
-    wait = time.monotonic() + 30
-    while not os.listdir(tmp_path / "out") and time.monotonic() < wait:
-        time.sleep(0.05)
-    assert os.listdir(tmp_path / "out")
+    assert until(lambda: os.listdir(tmp_path / "out"))
     child.send_signal(number)
-    child.communicate(timeout=60)
+    child.communicate(timeout=PATIENCE)
     assert child.returncode == code
     assert os.listdir(tmp_path / "out") == []
 

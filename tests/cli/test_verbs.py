@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+from waiting import PATIENCE
 
 from abi_py import verification
 from abi_py.cli import compiling, trace
@@ -63,7 +64,7 @@ def test_tokenize(abi_train, tmp_path, monkeypatch):
 
 def test_tokenize_reads_standard_input(process, tmp_path):
     child = process("tokenize", "-", "-o", "x.bin", stdin=subprocess.PIPE)
-    _, err = child.communicate("ab", timeout=60)
+    _, err = child.communicate("ab", timeout=PATIENCE)
     assert (child.returncode, err) == (0, "")
     assert np.fromfile(tmp_path / "x.bin", "<u4").tolist() == [97, 98, 256]
 

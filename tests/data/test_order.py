@@ -14,7 +14,7 @@ def test_every_row_comes_once(size: int) -> None:
         assert np.array_equal(np.sort(permute(np.arange(size), size, 3, epoch)), np.arange(size))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 1 << 62), st.integers(0, (1 << 64) - 1), st.integers(0, 1 << 40), st.data())
 def test_positions_may_be_asked_one_by_one(size: int, seed: int, epoch: int, data: st.DataObject) -> None:
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=20, unique=True))

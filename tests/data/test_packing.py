@@ -38,7 +38,7 @@ def segments(packed: PackedBatches) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=40), st.integers(2, 16), st.integers(1, 5))
 def test_every_label_comes_once_and_stays_in_its_sequence(lengths: list[int], T: int, B: int) -> None:
     packer = SequencePacker(T, pad_token_id=7)
@@ -64,7 +64,7 @@ def test_every_label_comes_once_and_stays_in_its_sequence(lengths: list[int], T:
     assert [packed.get_batch(i).batch_size for i in range(packed.num_batches - 1)] == [B] * (packed.num_batches - 1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.integers(1, 30), max_size=60), st.integers(30, 40))
 def test_rows_hold_no_more_than_they_can_and_are_few(sizes: list[int], capacity: int) -> None:
     rows = best_fit_decreasing(sizes, capacity)

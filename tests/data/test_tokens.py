@@ -38,7 +38,7 @@ def same(a: Batch, b: Batch) -> bool:
 # -- the file ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(U32, min_size=1, max_size=200))
 def test_file_is_raw_little_endian_u32(tmp_path_factory: pytest.TempPathFactory, tokens: list[int]) -> None:
     path = tmp_path_factory.mktemp("tokens") / "train.bin"
@@ -50,7 +50,7 @@ def test_file_is_raw_little_endian_u32(tmp_path_factory: pytest.TempPathFactory,
     assert loaded.fingerprint() == TokenizedDataset.from_slice(tokens).fingerprint()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.binary(max_size=70))
 def test_any_bytes_load_or_are_an_error_with_the_size(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("tokens") / "any.bin"
@@ -142,7 +142,7 @@ def test_ignore_label_has_the_bits_of_minus_100() -> None:
     assert np.array([IGNORE_LABEL]).view(np.int32)[0] == IGNORE_INDEX == -100
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_bad_id_is_found_when_its_row_comes(data: st.DataObject) -> None:
     n, B, S = data.draw(st.integers(2, 60)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
@@ -236,7 +236,7 @@ def test_short_row_is_padded_and_masked() -> None:
     assert batch.num_tokens == 5
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(2, 200), st.integers(1, 6), st.integers(1, 17), st.booleans(), st.integers(0, 3))
 def test_without_drop_last_every_label_comes_once(n: int, B: int, S: int, shuffle: bool, epoch: int) -> None:
     iterator = numbered(n).batches(B, S, shuffle=shuffle, seed=5, drop_last=False)
@@ -246,7 +246,7 @@ def test_without_drop_last_every_label_comes_once(n: int, B: int, S: int, shuffl
     assert iterator.dropped_tokens == 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(2, 200), st.integers(1, 6), st.integers(1, 17), st.booleans())
 def test_with_drop_last_batches_are_full_and_the_rest_is_counted(n: int, B: int, S: int, shuffle: bool) -> None:
     dataset = numbered(n)
@@ -312,7 +312,7 @@ def test_reset_is_the_next_epoch() -> None:
     assert all(same(a, b) for a, b in zip(iterator, other, strict=True))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(20, 150), st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans(), st.data())
 def test_resume_at_any_batch(n: int, B: int, S: int, shuffle: bool, drop_last: bool, data: st.DataObject) -> None:
     def fresh() -> BatchIterator:

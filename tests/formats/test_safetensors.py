@@ -31,7 +31,7 @@ def same(a, b):
 
 
 @given(tensors)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_both_ways(tmp_path_factory, content):
     ours, theirs = (tmp_path_factory.getbasetemp() / name for name in ("ours", "theirs"))
     facts = write_safetensors(ours, content, {"format": "pt"})

@@ -40,7 +40,7 @@ def test_ablc_bytes(tmp_path):
 
 
 @given(bits, u64, u64)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_abic_round_trip(tmp_path_factory, weights, step, stamp):
     path = tmp_path_factory.getbasetemp() / "abic"
     save_abic(path, floats(weights), step, stamp)
@@ -51,7 +51,7 @@ def test_abic_round_trip(tmp_path_factory, weights, step, stamp):
 
 
 @given(bits, bits, bits, u64, u32, u64, u64)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ablc_round_trip(tmp_path_factory, weights, m, v, step, epoch, tokens, stamp):
     path = tmp_path_factory.getbasetemp() / "ablc"
     numbers = {"step": step, "epoch": epoch, "tokens_processed": tokens, "timestamp": stamp}
@@ -63,7 +63,7 @@ def test_ablc_round_trip(tmp_path_factory, weights, m, v, step, epoch, tokens, s
 
 
 @given(st.binary(max_size=80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise_is_refused_and_never_crashes(tmp_path_factory, noise):
     path = tmp_path_factory.getbasetemp() / "noise"
     for magic in (b"", b"ABIC\x01\x00", b"ABLC\x01\x00"):

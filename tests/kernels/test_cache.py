@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 from abi_py.kernels import _cache
 from abi_py.kernels._cache import DIGEST, PART, PART_SECONDS, STORE, CacheWarning, Store, cache_directory
@@ -334,7 +335,7 @@ print(hashlib.sha256(model.collect_weights().tobytes()).hexdigest(), *names)
 def train(directory, *flags):
     environment = {**os.environ, "ABI_CACHE_DIR": str(directory), "PYTHONPATH": str(ROOT)}
     words = [sys.executable, *flags, "-c", TRAINING]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     digest, *names = done.stdout.split()
     return digest, names, done.stderr

@@ -76,7 +76,7 @@ def test_edges_of_the_blocks(rng, shape, way):
     check(rng, *shape, way)
 
 
-@settings(max_examples=40 if JIT else 5, deadline=None, derandomize=True)
+@settings(max_examples=40 if JIT else 5, derandomize=True)
 @given(
     m=st.integers(0, 40),
     n=st.integers(0, 70),

@@ -60,13 +60,35 @@ def rows_file(path, count, word="alpha"):
 # -- settings ----------------------------------------------------------------------------------
 
 
+# The training arguments of the original's script for the conversational model ("seed") and of its later one with sizes.
+ORIGINAL = """
+                         seed    test   small  medium  large
+learning_rate            2e-4    5e-4   2e-4   1e-4    5e-5
+grad_accum_steps         4       1      2      4       8
+warmup_ratio             0.03    0      0.03   0.1     0.1
+weight_decay             0.01    0      0.01   0.01    0.01
+max_grad_norm            1       0.5    1      1       1
+beta2                    0.999   0.95   0.95   0.95    0.95
+logging_steps            25      5      10     25      50
+save_steps               500     50     100    250     500
+eval_steps               500     25     50     125     250
+save_total_limit         3       2      2      2       2
+gradient_checkpointing   1       0      0      1       1
+max_samples              20000   200    1000   10000   10000
+epochs                   3       3      3      3       5
+batch_size               4       4      4      2       1
+"""
+
+
 def test_sizes_are_those_of_the_original(tmp_path):
     data = str(rows_file(tmp_path / "rows.jsonl", 3))
-    for size, values in SIZES.items():
+    (_, *sizes), *rows = [line.split() for line in f"name {ORIGINAL.strip()}".splitlines()]
+    for place, size in enumerate(sizes):
         resolved = DeepZigConfig(model_size=size, data=(data,)).resolved()
-        assert {name: getattr(resolved, name) for name in values} == values
-    small = DeepZigConfig(model_size="small", data=(data,)).resolved()
-    assert (small.epochs, small.batch_size, small.learning_rate, small.max_samples) == (3, 4, 2e-4, 1000)
+        expected = {name: float(values[place]) for name, *values in rows}
+        assert {name: getattr(resolved, name) for name in expected} == expected
+        assert SIZES[size].keys() == expected.keys()
+    assert SIZES.keys() == {*sizes}
     assert DeepZigConfig().resolved().output_dir == "deepzig-test-model"
     assert DeepZigConfig(model_size="seed").resolved().output_dir == "deepzig-conversational-model"
     defaults = DeepZigConfig()

@@ -1,0 +1,63 @@
+"""What was trained here, opened by transformers and peft: the same logits and the same greedy ids."""
+
+import pytest
+
+from abi_py.config import LoraConfig
+from abi_py.data.tokenizer import Tokenizer
+from abi_py.model import LoraModel
+from abi_py.pipelines import DeepZigConfig, train_deepzig
+from abi_py.training.checkpoint import find_latest
+from abi_py.training.loading import load_model
+
+PROMPTS = ([3, 6, 9, 12], [5, 10, 15], [40, 43, 46, 49, 52])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_opens_in_transformers(make_model, train, transformers, agree, tmp_path, tied):
+    model = make_model(tie_embeddings=tied)
+    losses = train(model, tmp_path, (3, 5))
+    assert losses[-1] < 0.5 < losses[0]
+    theirs, told = transformers.AutoModelForCausalLM.from_pretrained(
+        find_latest(tmp_path).path, output_loading_info=True, dtype="float32"
+    )
+    assert not any(told.values()), told  # nothing missing, unexpected, or of another shape
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    agree(model, theirs, PROMPTS)
+
+
+def test_an_adapter_opens_in_peft(make_model, train, transformers, peft, agree, tmp_path):
+    """From the folder that `LoraModel.save` writes, and from a checkpoint of the run."""
+    base = make_model()
+    train(base, tmp_path / "base", (3,))
+    folder = find_latest(tmp_path / "base").path
+    targets = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+    lora = LoraModel(base, LoraConfig(rank=4, alpha=6, target_modules=targets, dropout=0.0), str(folder))
+    losses = train(lora, tmp_path / "adapter", (5,), rate=3e-2)
+    assert losses[-1] < losses[0] / 2
+    lora.save(tmp_path / "saved")
+
+    def open_base():
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+
+    for place in (tmp_path / "saved", find_latest(tmp_path / "adapter").path):
+        agree(lora, peft.PeftModel.from_pretrained(open_base(), place), PROMPTS)
+    merged = peft.PeftModel.from_pretrained(open_base(), tmp_path / "saved").merge_and_unload()
+    agree(lora.merge(), merged, PROMPTS)
+
+
+def test_a_deepzig_folder_opens_in_transformers(transformers, agree, tmp_path):
+    """Its tokenizer and its template too.  As the folder's card says, `model_type` must be that of the layers."""
+    folder = tmp_path / "model"
+    train_deepzig(DeepZigConfig(output_dir=str(folder), max_samples=40, epochs=4, batch_size=4))
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    assert config.count('"deepzig_conversational"') == 1
+    (folder / "config.json").write_text(config.replace("deepzig_conversational", "llama"), encoding="utf-8")
+    theirs, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="float32")
+    assert not any(told.values()), told
+    tokenizer, ours = transformers.AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is Zig?\n  Zürich, 你好"}]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert rendered.endswith("<assistant>")
+    assert ours.encode(turns[1]["content"]) == tokenizer(turns[1]["content"], add_special_tokens=False)["input_ids"]
+    agree(load_model(folder).model, theirs, [ids, ids[: len(ids) // 2]])
