@@ -126,7 +126,7 @@ def test_yaml_that_is_refused(tmp_path, text, problem):
     file = tmp_path / "a.yaml"
     file.write_text(text)
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         with pytest.raises(ConfigError) as error:
             read_yaml(file)
@@ -136,7 +136,7 @@ def test_yaml_that_is_refused(tmp_path, text, problem):
     assert problem in str(error.value)
     assert len(str(error.value)) < 1000
     assert peak < 32e6
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_yaml_aliases_may_be_used(tmp_path):

@@ -274,16 +274,17 @@ class Documents:
 
     def _read_through(self, blocks: Iterator[bytes], name: str) -> None:
         """Raise DataError if blocks are not text; only the first is looked at unless UTF-8 was asked for."""
-        decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+        decoder, seen, offset = codecs.getincrementaldecoder("utf-8")(), 0, 0
         block = next(blocks, b"")
         try:
             while block and self.utf8:
                 decoder.decode(block)
-                offset += len(block)
+                seen += len(block)
+                offset = seen - len(decoder.getstate()[0])  # a character may have begun in this block
                 block = next(blocks, b"")
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            raise DataError(f"{name} is not UTF-8 near byte {offset + error.start}") from None
+            raise DataError(f"{name} is not UTF-8 at byte {offset + error.start}") from None
 
     def _documents(self, file: BinaryIO, name: str, as_rows: bool) -> Iterator[Document]:
         digest = hashlib.sha256(b"jsonl " if as_rows else b"text ")

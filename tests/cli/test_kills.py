@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ABI_KILLS", "2"))
@@ -104,7 +105,7 @@ def nursery(tmp_path_factory):
     made = Nursery(tmp_path_factory.mktemp("nursery") / "output")
     yield made
     made.process.stdin.close()
-    made.process.wait(timeout=60)
+    made.process.wait(timeout=PATIENCE)
     made.process.stdout.close()
 
 

@@ -225,7 +225,7 @@ def test_a_directory_has_one_writer_and_any_number_of_readers(abi_train, tmp_pat
 def test_two_runs_begun_at_once_in_one_directory(process, tmp_path, tiny):
     """One trains to its end, the other refuses, and the result is that of the one."""
     started = [process("run", *tiny, "--seed", seed, "--out", "r", "--num-threads", 1) for seed in (1, 2)]
-    codes = [child.communicate(timeout=300) and child.returncode for child in started]
+    codes = [child.communicate(timeout=PATIENCE) and child.returncode for child in started]
     assert sorted(codes) == [0, 2]
     winner = 1 + codes.index(0)
     assert load_yaml(tmp_path / "r/config.yaml", RUN_SECTIONS)["training"]["seed"] == winner
@@ -482,7 +482,7 @@ def test_a_closed_terminal_saves_everything(tmp_path, tiny):
     """Its SIGHUP asks to stop; that nothing can be printed any more is no error."""
     words = [sys.executable, "-c", IN_A_TERMINAL, "run", *tiny, "--epochs", "100000", "--out", "r"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run(words, cwd=tmp_path, env=environment, timeout=300).returncode == 129
+    assert subprocess.run(words, cwd=tmp_path, env=environment, timeout=PATIENCE).returncode == 129
     report = json.loads((tmp_path / "r/report.json").read_text())
     assert report["interrupted"] is True
     assert verify(report_path := tmp_path / report["checkpoint"])["state"]["global_step"] == report["total_steps"]

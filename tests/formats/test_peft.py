@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError
@@ -154,7 +155,7 @@ except OSError as error:
 """
     words = [sys.executable, "-c", code, str(tmp_path / "adapter")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == ("File too large\n", "")
     config, tensors = read_adapter(tmp_path / "adapter")
     assert config.rank == 2

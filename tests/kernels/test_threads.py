@@ -9,6 +9,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 import abi_py
 from abi_py.config import Precision
@@ -140,7 +141,7 @@ def run(code, **environment):
     """Run Python code in a process of its own and return what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     words = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
