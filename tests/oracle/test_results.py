@@ -48,7 +48,7 @@ def test_an_adapter_opens_in_peft(make_model, train, transformers, peft, agree, 
 def test_a_deepzig_folder_opens_in_transformers(transformers, agree, tmp_path):
     """Its tokenizer and its template too.  As the folder's card says, `model_type` must be that of the layers."""
     folder = tmp_path / "model"
-    train_deepzig(DeepZigConfig(output_dir=str(folder), max_samples=40, epochs=4, batch_size=4))
+    train_deepzig(DeepZigConfig(output_dir=str(folder), max_samples=12, epochs=30, batch_size=4))
     config = (folder / "config.json").read_text(encoding="utf-8")
     assert config.count('"deepzig_conversational"') == 1
     (folder / "config.json").write_text(config.replace("deepzig_conversational", "llama"), encoding="utf-8")
