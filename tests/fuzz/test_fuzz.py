@@ -40,6 +40,12 @@ READERS = (
 '''
 
 
+def test_no_damaged_file_does_harm():
+    outcome = fuzz.campaign([], SEED, INPUTS, jobs=2)
+    assert outcome.inputs == INPUTS
+    assert not outcome.defects, "\n".join(fuzz.describe(outcome))
+
+
 def test_the_fuzzer_sees_what_is_wrong(tmp_path, monkeypatch):
     (tmp_path / "bad_readers.py").write_text(BAD)
     monkeypatch.setenv("ABI_FUZZ_READERS", "bad_readers")

@@ -403,7 +403,7 @@ def test_killed_at_each_rename_of_the_end_the_model_is_whole_or_not_there(config
                 continue
         break
     assert made == sorted(made)
-    assert len(made) == (6 if lora else 4)
+    assert len(made) == (7 if lora else 5)
     (run.directory / "config.json").unlink()  # as if the last kill had been the one that counts
     again = DeepZigRun.prepare(load_run_config(run.directory))
     check_free(again.directory, resume=True)
