@@ -107,7 +107,7 @@ def convert(option: Option, value: Any) -> Any:
         return None
     if option.many:
         value = option.metadata.get("read", lambda value: value)(value)
-        single = dataclasses.replace(option, many=False)
+        single = dataclasses.replace(option, many=False, optional=False)
         return tuple(convert(single, each) for each in (value if isinstance(value, list | tuple) else (value,)))
     name, kind = option.name, option.type
     if issubclass(kind, Enum):

@@ -8,7 +8,6 @@ RUN_DIR/checkpoints/     llm_step_{n}/, and `latest`
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shlex
@@ -32,9 +31,10 @@ from ..config import (
     opt,
     to_yaml,
 )
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..locks import DirectoryLock, check_unlocked
 from ..training.schedule import ends
+from ..untrusted import read_json
 from .chat_data import ChatConfig, describe_chat, show_answer
 from .models import printable
 
@@ -230,10 +230,10 @@ def check_use(run: RunConfig, flags: Mapping[str, Mapping[str, Any]], valid: "Ru
 def has_report(directory: Path, state: "TrainingState") -> bool:
     """Say whether a run has come to write report.json after its last step; a kill, or a full disk, may prevent it."""
     try:
-        report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
-        return bool(report["total_steps"] == state.global_step and not report["interrupted"])
-    except (OSError, ValueError, KeyError, TypeError):
+        report = read_json(directory / REPORT, {"total_steps": int, "interrupted": bool})
+    except (OSError, CheckpointError):
         return False
+    return bool(report["total_steps"] == state.global_step and not report["interrupted"])
 
 
 def hold(directory: Path, training: LlmTrainingConfig, name: str) -> contextlib.AbstractContextManager[Any]:

@@ -13,7 +13,6 @@ How text becomes ids and a mask is in `chat_encoding.py`.
 """
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from ..untrusted import read_json
 from .chat_encoding import ChatEncoder
 from .chat_templates import BUILT_IN, BuiltIn
 from .conversation import Conversation
@@ -229,21 +229,17 @@ def load_template(name: str | os.PathLike[str]) -> ChatTemplate:
         raise ConfigError(
             f"template ({text}) must be {', '.join(BUILT_IN)}, or a file with a Jinja template; check the name"
         )
+    if path.suffix == ".json":
+        return ChatTemplate(_from_config(path), str(path))
     try:
         source = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} must be UTF-8, but byte {error.start} is not; give a Jinja template") from None
-    if path.suffix == ".json":
-        source = _from_config(source, path)
     return ChatTemplate(source, str(path))
 
 
-def _from_config(text: str, path: Path) -> str:
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}; give a tokenizer_config.json") from None
-    source = config.get("chat_template") if isinstance(config, dict) else None
+def _from_config(path: Path) -> str:
+    source = read_json(path, error=ConfigError, remedy="give a tokenizer_config.json").get("chat_template")
     if isinstance(source, list):
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")

@@ -6,13 +6,13 @@ from it whether there is anything to do.
 
 import dataclasses
 import json
-import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..untrusted import check, read_json
 from .documents import Listing, sidecar_path
 from .tokenizer import Tokenizer
 
@@ -27,6 +27,18 @@ class TokenizerRef:
 
     path: str
     sha256: str
+
+
+SCHEMA = {
+    **dict.fromkeys(("tokens", "documents", "bytes", "vocab_size", "end_of_document"), int),
+    **dict.fromkeys(("part", "content"), str),
+    "tokenizer": dict[str, str] | None,
+    "settings": dict[str, Any],
+    "given": list[str],
+    "listing": dict[str, int | str] | None,
+    "before_document": list[int],
+    "after_document": list[int],
+}
 
 
 @dataclass(frozen=True)
@@ -114,26 +126,24 @@ def read_sidecar(path: str | os.PathLike[str]) -> TokensInfo | None:
     file = sidecar_path(path)
     remedy = "delete it, or make both files again with `abi-train tokenize --force`"
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file, {"format": int}, error=DataError, remedy=remedy)
         version = values.pop("format")
         if version not in (1, FORMAT):
             raise DataError(f"{file} has format {version}, this version reads 1 and {FORMAT}; {remedy}")
         if version == 1:
-            values |= {"before_document": [], "after_document": [values["end_of_document"]]}
+            values |= {"before_document": [], "after_document": [values.get("end_of_document")]}
+        check(values, SCHEMA, str(file), error=DataError, remedy=remedy)
         if values["tokenizer"] is not None:
             values["tokenizer"] = TokenizerRef(**values["tokenizer"])
         if values["listing"] is not None:
+            sizes = {"files": int, "bytes": int, "digest": str}
+            check(values["listing"], sizes, f"{file}: listing", error=DataError, remedy=remedy)
             values["listing"] = Listing(**values["listing"])
         for name in ("before_document", "after_document"):
-            values[name] = tuple(map(operator.index, values[name]))
+            values[name] = tuple(values[name])
         info = TokensInfo(**values)
-        for name in ("tokens", "documents", "bytes", "vocab_size", "end_of_document"):
-            if not isinstance(getattr(info, name), int):
-                raise ValueError(f"{name} is no whole number")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
+    except (TypeError, KeyError) as error:  # a field too many, or too few
         raise DataError(f"{file} does not describe a token file ({error}); {remedy}") from None
     return info

@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from ..errors import DataError
+from ..errors import DataError, shown
 from ..files import atomic_files
 from ..formats.special_tokens import ROLES, check_name, special_token_names, token_name
-from ..untrusted import LFS_POINTER, refuse_lfs_pointer
+from ..untrusted import check, read_json
 from .places import Place, PlacedBackend, without_strip
 from .token_bytes import TokenBytes
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
@@ -38,6 +38,10 @@ __all__ = ["CONFIG_FILE", "TOKENIZER_FILE", "Tokenizer", "canonical_json"]
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+DAMAGED = "the file is cut short or damaged: copy it again"
+# What is read of tokenizer.json before the library reads it.
+DESCRIPTION = {"model": dict[str, Any], "added_tokens": list[Any] | None}
+MOST_IDS, IDS_A_TOKEN = 1 << 16, 8  # ids may have gaps, but not such that a table of them is a burden
 TEMPLATE_FILE = "chat_template.jinja"  # where newer versions of transformers keep the template
 
 # What each role is usually called, best first: used only where no file says anything about the role.
@@ -91,17 +95,16 @@ class Tokenizer:
                 f"{where}; a tokenizer is a {TOKENIZER_FILE} or a directory that holds one: give its path, or make one "
                 "with `abi-train tokenizer train`"
             )
-        text = _read_text(file)
-        _read_json(text, file)  # its error names line and column; the library's does not always
+        _check_ids(read_json(file, DESCRIPTION, error=DataError, remedy=DAMAGED), file)
         try:
-            backend = tokenizers.Tokenizer.from_str(text)
+            backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise DataError(
                 f"{file} is JSON but no tokenizer that the `tokenizers` library {tokenizers.__version__} can read "
                 f"({error}); give the tokenizer.json of a model, or make one with `abi-train tokenizer train`"
             ) from None
         config = file.with_name(CONFIG_FILE)
-        settings = _read_json(_read_text(config), config) if config.is_file() else {}
+        settings = read_json(config, error=DataError, remedy=DAMAGED) if config.is_file() else {}
         template = file.with_name(TEMPLATE_FILE)
         if template.is_file():
             settings = {**settings, "chat_template": _read_text(template)}
@@ -372,25 +375,24 @@ def _check_unicode(text: str) -> None:
 
 
 def _read_text(path: Path) -> str:
-    with open(path, "rb") as file:
-        refuse_lfs_pointer(path, file.read(len(LFS_POINTER)), DataError)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} must be UTF-8, but byte {error.start} is not; copy the file again") from None
 
 
-def _read_json(text: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); the file is cut short or damaged: "
-            "copy it again"
-        ) from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a JSON {type(content).__name__}, but must hold an object; copy it again")
-    return content
+def _check_ids(content: Mapping[str, Any], path: Path) -> None:
+    """Raise DataError for ids that are none, or far above the number of tokens: the library counts to the largest."""
+    vocabulary = content["model"].get("vocab")  # of Unigram a list, whose ids are the places in it
+    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    count = len(vocabulary) if isinstance(vocabulary, dict | list) else 0
+    check(content.get("added_tokens") or [], [{"id": int}], f"{path}: added_tokens", error=DataError, remedy=DAMAGED)
+    numbers += [token["id"] for token in content.get("added_tokens") or ()]
+    limit = MOST_IDS + IDS_A_TOKEN * count
+    for number in numbers:
+        if type(number) is not int or not 0 <= number < limit:
+            rule = f"no id of a vocabulary of {count:,} tokens, in which ids are below {limit:,}"
+            raise DataError(f"{path}: {shown(number)} is {rule}; {DAMAGED}")
 
 
 def _default_template(template: Any, name: str) -> str | None:

@@ -31,12 +31,13 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, LoraConfig, load_yaml, to_yaml
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, shown
 from ..files import OLD, atomic_directory, atomic_text, remove_directory, remove_leftovers, sha256_of, write_synced
 from ..formats.finite import check_read, check_written
 from ..formats.huggingface import huggingface_config
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from ..formats.safetensors import encoded_size, read_safetensors, safetensors_pieces
+from ..untrusted import check, read_json
 
 __all__ = [
     "Checkpoint",
@@ -122,12 +123,17 @@ class TrainingState:
         The fields of loss scaling and of adapters may be missing: the first checkpoints had none.
         """
         types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls)}
+        schema = {name: float | str if kind is float else kind for name, kind in types.items() if name in values}
+        check(dict(values), schema, "the training state")
         odd = ", ".join(sorted(set(values) - set(types) | set(types) - set(values) - ADDED))
         if odd:
             raise CheckpointError(f"the training state differs in its fields ({odd}); use the version that wrote it")
-        restored: dict[str, Any] = {
-            name: float(value) if types[name] is float else value for name, value in values.items()
-        }
+        restored: dict[str, Any] = dict(values)
+        for name, value in values.items():
+            if types[name] is float:
+                if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
+                    raise CheckpointError(f"the training state: {name} is {shown(value)}, but must be a number")
+                restored[name] = float(value)
         return cls(**restored)
 
 
@@ -260,8 +266,8 @@ def list_checkpoints(root: str | Path) -> list[tuple[int, Path]]:
         if not is_checkpoint_name(path) or not path.is_dir() or (path.name != name and (root / name).exists()):
             continue
         try:
-            order = int(json.loads((path / STATE).read_text(encoding="utf-8"))["saved"])
-        except (OSError, ValueError, KeyError, TypeError):
+            order = read_json(path / STATE, {"saved": int})["saved"]
+        except (OSError, CheckpointError):
             order = path.stat().st_mtime_ns  # damaged; where it stood, so that a search reports it
         found.append((order, path))
     return sorted(found, key=lambda item: (item[0], _step_of(item[1])))
@@ -281,15 +287,12 @@ def verify(path: str | Path) -> dict[str, Any]:
     """Check every file's size and SHA-256 and return the content of state.json; CheckpointError names the file."""
     path = Path(path)
     try:
-        content = json.loads((path / STATE).read_text(encoding="utf-8"))
-        rest = {key: value for key, value in content.items() if key != "checksum"}
-        good = content.get("checksum") == _checksum(rest)
+        content = read_json(path / STATE, remedy=f"it is damaged{ADVICE}")
     except FileNotFoundError:
         raise CheckpointError(f"{path / STATE} is missing, so the checkpoint is not whole{ADVICE}") from None
-    except (ValueError, AttributeError):
-        good = False
-    if not good:
+    if content.get("checksum") != _checksum({key: value for key, value in content.items() if key != "checksum"}):
         raise CheckpointError(f"{path / STATE} is damaged (checksum){ADVICE}")
+    check(content, {"format": str, "version": int, "state": dict[str, Any]}, str(path / STATE))
     if content["format"] != FORMAT or content["version"] != VERSION:
         found = f"{content['format']} {content['version']}"
         rule = f"this version reads {FORMAT} {VERSION}"
@@ -297,7 +300,10 @@ def verify(path: str | Path) -> dict[str, Any]:
     named, step = NAME.fullmatch(path.name.removeprefix(OLD)), content["state"].get("global_step")
     if named is not None and int(named[1]) != step:
         raise CheckpointError(f"{path} is named after step {named[1]}, but its state is that of step {step}{RENAME}")
-    for name in (*_model_files(content["files"]), *FILES):
+    check(content, {"files": dict[str, Any]}, str(path / STATE))
+    names = (*_model_files(content["files"]), *FILES)
+    check(content["files"], {name: {"size": int, "sha256": str} for name in names}, f"{path / STATE}: files")
+    for name in names:
         wanted, file = content["files"][name], path / name
         if not file.exists():
             raise CheckpointError(f"{file} is missing{ADVICE}")

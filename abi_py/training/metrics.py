@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from ..config import LlmTrainingConfig
 from ..errors import ConfigError
 from ..files import atomic_file
+from ..untrusted import parse_json
 from .events import (
     CheckpointEvent,
     EndEvent,
@@ -82,7 +83,7 @@ class _Lines:
 
 def _record_until(line: str, step: int, time: float) -> dict[str, Any] | None:
     try:
-        record: dict[str, Any] = json.loads(line)
+        record: dict[str, Any] = parse_json(line)
         return record if line.endswith("\n") and record["step"] <= step and record.get("time", 0.0) <= time else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_text
-from ..untrusted import check, read_json
+from ..untrusted import check, parse_json, read_json
 from .events import CheckpointEvent, EndEvent, EvaluationEvent, Event, StartEvent, StepEvent
 from .report import plain
 
@@ -104,7 +104,7 @@ class TrainerStateSink:
         file, there = self.path.with_name("metrics.jsonl"), {(row["step"], "loss" in row) for row in self.log}
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # the line that was being written at the kill
-                record = json.loads(line)
+                record = parse_json(line)
                 late = record["step"] <= event.step and record["time"] <= event.time
                 late = late and (record["step"], record["type"] == "step") not in there
                 if late and record["type"] == "step":
