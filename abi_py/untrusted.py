@@ -108,10 +108,15 @@ def read_json(
 
 
 def _read(path: Path, limit: int, error: type[AbiError]) -> bytes:
+    pieces, size = [], 0
     with open(path, "rb") as file:
-        content = file.read(limit + 1)  # not by the size that the system tells: a device has none
-    if len(content) > limit:
-        raise error(f"{path} has more than {limit / MEGABYTE:g} MB, the limit for such files; is it another file?")
+        while piece := file.read(MEGABYTE):  # not by the size that the system tells: a device has none
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                rule = f"and at most {limit / MEGABYTE:g} MB are read of such files"
+                raise error(f"{path} has at least {size:,} bytes, {rule}; is it another file?")
+    content = b"".join(pieces)
     refuse_lfs_pointer(path, content, error)
     return content
 

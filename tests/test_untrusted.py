@@ -96,7 +96,7 @@ def test_files(tmp_path):
     with pytest.raises(CheckpointError, match=r"a.json is not JSON \(Expecting .* column 8\); it is damaged"):
         read_json(file)
     file.write_text("1" * 101)
-    with pytest.raises(DataError, match=r"a.json has more than .* MB"):
+    with pytest.raises(DataError, match=r"a.json has at least 101 bytes, and at most .* MB are read"):
         read_json(file, error=DataError, limit=100)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json")

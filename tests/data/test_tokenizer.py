@@ -218,10 +218,15 @@ def test_hash_sees_the_vocabulary_and_not_the_spelling(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "has no tokenizer.json"),
-        (b'{"version": \n', r"tokenizer.json:2: not JSON"),
-        (b"[]", "must hold an object"),
-        (b"{}", "no tokenizer that the `tokenizers` library"),
-        (b"\xff\xfe", "must be UTF-8, but byte 0"),
+        (b'{"version": \n', r"tokenizer.json is not JSON \(Expecting value at line 2, column 1\)"),
+        (b"[]", r"it is \[\], but must be an object"),
+        (b"{}", "lacks 'model'"),
+        (b'{"model": {}}', "no tokenizer that the `tokenizers` library"),
+        (b'{"model": {"vocab": {"a": 2147483648}}}', r"2147483648 is no id of a vocabulary of 1 tokens, in which ids are below"),
+        (b'{"model": {"vocab": {"a": "b"}}}', r"'b' is no id of a vocabulary"),
+        (b'{"model": {}, "added_tokens": [{"id": -1}]}', r"-1 is no id of a vocabulary of 0 tokens"),
+        (b'{"model": {}, "added_tokens": [{}]}', r"added_tokens: \[0\] lacks 'id'"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
     ],
 )
 def test_files_that_are_no_tokenizer(tmp_path: Path, content: bytes | None, message: str) -> None:
