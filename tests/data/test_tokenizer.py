@@ -222,7 +222,7 @@ def test_hash_sees_the_vocabulary_and_not_the_spelling(tmp_path: Path) -> None:
         (b"[]", r"it is \[\], but must be an object"),
         (b"{}", "lacks 'model'"),
         (b'{"model": {}}', "no tokenizer that the `tokenizers` library"),
-        (b'{"model": {"vocab": {"a": 2147483648}}}', r"2147483648 is no id of a vocabulary of 1 tokens, in which ids are below"),
+        (b'{"model": {"vocab": {"a": 2147483648}}}', r"2147483648 is no id of a vocabulary of 1 tokens"),
         (b'{"model": {"vocab": {"a": "b"}}}', r"'b' is no id of a vocabulary"),
         (b'{"model": {}, "added_tokens": [{"id": -1}]}', r"-1 is no id of a vocabulary of 0 tokens"),
         (b'{"model": {}, "added_tokens": [{}]}', r"added_tokens: \[0\] lacks 'id'"),
