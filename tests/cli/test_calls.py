@@ -74,7 +74,7 @@ def test_wrong_calls_are_one_line_and_exit_2(abi_train, tmp_path, arguments, exp
     ("name", "content", "expected"),
     [
         ("empty.bin", b"", "is empty"),
-        ("odd.bin", b"12345", "not a multiple of 4"),
+        ("odd.bin", b"12345", "its size is no multiple of 4"),
         ("image.txt", b"a\0b", "is not text"),
         ("short.txt", b"a", "each part needs at least 2"),
     ],
