@@ -29,7 +29,306 @@ class Mutation(NamedTuple):
     tests: str
 
 
-MUTATIONS: tuple[Mutation, ...] = ()
+TRAINING = "tests/training/test_effects.py tests/training/test_trainer.py"
+RESUME = "tests/training/test_resume.py"
+DEEPZIG = "tests/pipelines/test_deepzig_run.py"
+SAMPLER = "tests/generation/test_sampler.py tests/generation/test_parity.py"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    # -- the step
+    Mutation(
+        "abi_py/training/trainer.py",
+        "label_smoothing=self.config.label_smoothing",
+        "label_smoothing=0.0",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "state.window_correct / tokens",
+        "state.window_correct / state.epoch_tokens",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "flops_per_token(self._seq_len)",
+        "flops_per_token(self.config.max_seq_len)",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "if 0 < config.max_grad_norm < norm",
+        "if config.max_grad_norm < norm",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "state.bad_steps_in_row >= self.config.max_bad_steps",
+        "state.bad_steps_in_row > self.config.max_bad_steps",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "segment_ids=segment_ids,\n            label_smoothing",
+        "segment_ids=None,\n            label_smoothing",
+        "tests/training/test_chat_training.py",
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "state.global_step % interval == 0 or",
+        "(state.global_step - 1) % interval == 0 or",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "interval = self.config.checkpoint_interval",
+        "interval = self.config.eval_interval",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "state.global_step % config.eval_interval == 0",
+        "state.epoch % config.eval_interval == 0",
+        TRAINING,
+    ),
+    # -- the optimizer
+    Mutation(
+        "abi_py/training/optimizer.py",
+        "(config.beta1, config.beta2, config.epsilon)",
+        "(config.beta2, config.beta1, config.epsilon)",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/optimizer.py",
+        "(config.beta1, config.beta2, config.epsilon)",
+        "(config.beta1, 0.999, config.epsilon)",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/optimizer.py",
+        "(config.beta1, config.beta2, config.epsilon)",
+        "(config.beta1, config.beta2, 1e-8)",
+        TRAINING,
+    ),
+    Mutation("abi_py/training/optimizer.py", "config.nesterov", "False", TRAINING),
+    Mutation(
+        "abi_py/training/optimizer.py",
+        "entry.decay or config.decay_norms_and_biases",
+        "config.decay_norms_and_biases",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/schedule.py",
+        "base * (1 - p) + least * p",
+        "base * (1 - p)",
+        "tests/training/test_schedule.py",
+    ),
+    Mutation(
+        "abi_py/training/schedule.py",
+        "(since + 1) / warmup",
+        "since / warmup",
+        "tests/training/test_schedule.py",
+    ),
+    Mutation(
+        "abi_py/training/precision.py",
+        "backoff_factor=config.loss_scale_backoff_factor",
+        "backoff_factor=1 / config.loss_scale_growth_factor",
+        TRAINING,
+    ),
+    # -- early stopping, checkpoints, resume
+    Mutation(
+        "abi_py/training/evaluation.py",
+        "early is None or early.monitor_loss",
+        "early is None or not early.monitor_loss",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/evaluation.py",
+        "state.best_metric - least_fall",
+        "state.best_metric + least_fall",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "state.patience_counter >= early.patience:",
+        "state.patience_counter > early.patience:",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        '{saved.name, f"llm_step_{self.state.best_step}"}',
+        "{saved.name}",
+        "tests/training/test_checkpoint.py",
+    ),
+    Mutation(
+        "abi_py/training/checkpoint.py",
+        "there[: max(0, len(there) - keep)]",
+        "there[: max(0, len(there) - keep - 1)]",
+        "tests/training/test_checkpoint.py",
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "self.model.draws = self.state.draws",
+        "self.model.draws, self.state.bad_steps_in_row = self.state.draws, 0",
+        RESUME,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "self.model.draws = self.state.draws",
+        "self.model.draws, self.state.epoch_loss = self.state.draws, 0.0",
+        RESUME,
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        "self.model.draws = self.state.draws",
+        "self.model.draws = self.state.optimizer_step",
+        "tests/training/test_lora_training.py",
+    ),
+    Mutation(
+        "abi_py/training/trainer.py",
+        'self._lock = DirectoryLock(config.checkpoint_path, "checkpoint_path")',
+        "self._lock = None",
+        "tests/training/test_checkpoint.py",
+    ),
+    # -- the order of data, and what is learned of them
+    Mutation(
+        "abi_py/training/feed.py",
+        "if self._plan_epoch != self.epoch:",
+        "if not self._plan:",
+        "tests/training/test_chat_training.py tests/data/test_chat_dataset.py",
+    ),
+    Mutation(
+        "abi_py/training/feed.py",
+        "batches(*sizes, shuffle, config.seed, drop",
+        "batches(*sizes, shuffle, model.seed, drop",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/training/feed.py",
+        "data.seq_len, False, 0, False)",
+        "data.seq_len, False, 0, data.drop_last)",
+        TRAINING,
+    ),
+    Mutation(
+        "abi_py/data/chat_encoding.py",
+        "elif not all(message.trained for message in conversation.messages):",
+        "elif not any(message.trained for message in conversation.messages):",
+        "tests/data/test_conversation.py tests/data/test_templates.py tests/data/test_answers.py",
+    ),
+    Mutation(
+        "abi_py/data/packing.py",
+        "np.where(piece.trained[1:], following, IGNORE_LABEL)",
+        "np.where(piece.trained[:-1], following, IGNORE_LABEL)",
+        "tests/data/test_packing.py",
+    ),
+    Mutation(
+        "abi_py/data/sidecar.py",
+        "(self.before_document, self.after_document) == wanted",
+        "self.after_document == wanted[1]",
+        "tests/cli/test_eval.py",
+    ),
+    # -- LoRA and what is exported
+    Mutation(
+        "abi_py/config.py",
+        "math.sqrt(self.rank) if self.use_rslora else self.rank",
+        "self.rank if self.use_rslora else self.rank",
+        "tests/training/test_effects.py",
+    ),
+    Mutation(
+        "abi_py/model/lora.py",
+        "np.float32(lora.lora.scaling)",
+        "np.float32(lora.lora.alpha / lora.lora.rank)",
+        "tests/model/test_lora.py",
+    ),
+    Mutation(
+        "abi_py/model/lora.py",
+        "return self.draws - 1 if",
+        "return 0 if",
+        "tests/model/test_lora.py",
+    ),
+    Mutation(
+        "abi_py/formats/peft.py",
+        '"target_modules": list(config.target_modules)',
+        '"target_modules": list(PROJECTIONS)',
+        "tests/formats/test_peft.py",
+    ),
+    Mutation(
+        "abi_py/formats/huggingface.py",
+        '"tie_word_embeddings": config.tie_embeddings',
+        '"tie_word_embeddings": True',
+        "tests/formats/test_huggingface.py",
+    ),
+    Mutation(
+        "abi_py/formats/deepzig.py",
+        "    check_written(folder / WEIGHTS, tensors)\n",
+        "",
+        "tests/formats/test_finite.py",
+    ),
+    # -- DeepZig
+    Mutation(
+        "abi_py/model/presets.py",
+        "_shape(8_000, 256, 768, 4, 4, 1_024)",
+        "_shape(8_000, 256, 768, 4, 8, 1_024)",
+        "tests/model/test_presets.py",
+    ),
+    Mutation("abi_py/pipelines/deepzig_config.py", "(5e-5, 8, 0.1,", "(5e-5, 4, 0.1,", DEEPZIG),
+    Mutation(
+        "abi_py/pipelines/deepzig_config.py",
+        '"min_learning_rate": 0.0}',
+        '"min_learning_rate": 0.0, "lr_schedule": "linear"}',
+        DEEPZIG,
+    ),
+    Mutation("abi_py/formats/deepzig.py", "0.2 if calm else 0.8", "0.8 if calm else 0.2", DEEPZIG),
+    Mutation(
+        "abi_py/training/trainer_state.py",
+        "self.step / self.steps_per_epoch * self.input_tokens",
+        "self.step * self.input_tokens",
+        DEEPZIG,
+    ),
+    Mutation(
+        "abi_py/pipelines/holdout.py",
+        "known.issuperset(_answers(rows[i]))",
+        "known.intersection(_answers(rows[i]))",
+        "tests/pipelines/test_holdout.py",
+    ),
+    # -- generation and evaluation
+    Mutation(
+        "abi_py/generation/sampler.py",
+        "best + temperature * math.log(min_p)",
+        "best + math.log(min_p)",
+        SAMPLER,
+    ),
+    Mutation(
+        "abi_py/generation/sequence.py",
+        "penalise_repetition(z, self.ids, ",
+        "penalise_repetition(z, self.prompt, ",
+        SAMPLER,
+    ),
+    Mutation(
+        "abi_py/generation/decoder.py",
+        "self._final_norm, self.config.norm_eps)",
+        "self._final_norm, 1e-6)",
+        "tests/generation/test_parity.py tests/generation/test_generator.py",
+    ),
+    Mutation(
+        "abi_py/training/perplexity.py",
+        "byte_counts[window.first : window.end]",
+        "byte_counts[window.start : window.end]",
+        "tests/training/test_perplexity.py",
+    ),
+    # -- what is read
+    Mutation(
+        "abi_py/untrusted.py",
+        "    check(value, schema, str(path), error=error, remedy=remedy)\n    return value",
+        "    return value",
+        "tests/test_untrusted.py",
+    ),
+    Mutation(
+        "kernels/_cache.py",
+        "if _digest(name, raw[DIGEST:]) != raw[:DIGEST]:",
+        "if len(raw) < DIGEST:",
+        "tests/kernels/test_cache.py",
+    ),
+)
 
 
 def copy_tree(folder: Path) -> None:

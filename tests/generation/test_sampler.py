@@ -39,6 +39,11 @@ def test_top_p_keeps_up_to_the_one_that_reaches_it():
     assert draw(temperature=1.0, top_k=0, top_p=0.01)[1] == 1  # never none
 
 
+def test_min_p_looks_at_the_probabilities_after_temperature():
+    p = np.array([0, 0.4, 0.2, 0.3]) ** 0.5  # 0.5, 1, 0.71 and 0.87 of the likeliest
+    assert np.abs(draw(temperature=2.0, top_k=0, top_p=1.0, min_p=0.6) - p / p.sum()).max() < 0.03
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

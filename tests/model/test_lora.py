@@ -350,6 +350,12 @@ def test_merged_weights_compute_what_the_adapters_do(rng, targets):
     assert lora.model.collect_weights().tobytes() == before.tobytes()
 
 
+def test_merged_weights_have_the_scale_of_rslora(rng):
+    lora = make_lora(4.0, use_rslora=True)
+    ids, _ = make_batch(rng, lora.model)
+    check_close(lora.merged().forward(ids), lora.forward(ids), 1e-5)
+
+
 def test_there_is_no_training_while_merged(rng):
     lora = make_lora()
     ids, labels = make_batch(rng, lora.model)

@@ -35,7 +35,18 @@ def test_adapters_of_the_seed():
         assert 8 * LoraModel(TrainableModel(shape), LoraConfig(rank=rank)).num_params() == 81_920 * rank
 
 
+# Heads and context leave no trace in the number of weights.
+HEADS_AND_CONTEXT = {
+    "test": (4, 512),
+    "small": (4, 1024),
+    "medium": (12, 2048),
+    "large": (16, 4096),
+    "seed": (8, 4096),
+}
+
+
 def test_constants_of_the_family():
+    assert {name: (shape.num_heads, shape.max_seq_len) for name, shape in PRESETS.items()} == HEADS_AND_CONTEXT
     for shape in PRESETS.values():
         assert (shape.rope_theta, shape.norm_eps, shape.tie_embeddings) == (10000.0, 1e-6, True)
         assert shape.num_kv_heads == shape.num_heads

@@ -11,7 +11,7 @@ import pytest
 from abi_py.cli import main
 from abi_py.config import LlmTrainingConfig, TrainableModelConfig
 from abi_py.errors import ConfigError, DataError
-from abi_py.formats.deepzig import deepzig_config
+from abi_py.formats.deepzig import deepzig_config, generation_config
 from abi_py.formats.safetensors import read_safetensors
 from abi_py.generation import Generator
 from abi_py.model.presets import PRESETS
@@ -19,6 +19,7 @@ from abi_py.pipelines import DeepZigConfig, DeepZigRun, train_deepzig
 from abi_py.pipelines.deepzig import check_free, load_run_config
 from abi_py.pipelines.deepzig_config import SIZES
 from abi_py.training.loading import load_model
+from abi_py.training.schedule import learning_rate
 from abi_py.training.stop import GracefulStop
 from abi_py.training.trainer import LlamaTrainer
 
@@ -108,6 +109,8 @@ def test_training_settings(config, tmp_path):
     assert run.steps_per_epoch == 3  # 18 rows, 5 batches of 4, windows of 2
     training = run.training
     assert (training.decay_steps, training.warmup_steps, training.min_learning_rate) == (9, 3, 0.0)
+    rates = [learning_rate(training, step) / training.learning_rate for step in (0, 3, 5, 9)]
+    assert rates == pytest.approx([1 / 3, 1, 0.75, 0])  # a cosine: (1 + cos(pi / 3)) / 2 after a third of its fall
     assert (training.max_grad_norm, training.beta2, training.grad_accum_steps) == (0.25, 0.9, 2)
     assert training.checkpoint_path == str(tmp_path / "model" / "checkpoints")
 
@@ -265,6 +268,10 @@ def test_generation_settings(finished):
     assert content["top_p"] == 0.9
     assert content["top_k"] == 40
     assert content["do_sample"] is True
+    assert (content["temperature"], content["repetition_penalty"]) == (0.2, 1.0)
+    original = generation_config(4096, {"pad": 3, "bos": 1}, (2,))
+    assert original["max_length"] == 2048
+    assert (original["temperature"], original["repetition_penalty"]) == (0.8, 1.1)
 
 
 def test_trainer_state_has_the_keys_of_transformers(finished):
@@ -279,7 +286,9 @@ def test_trainer_state_has_the_keys_of_transformers(finished):
     assert {"train_loss", "train_runtime", "train_samples_per_second", "total_flos"} <= set(state["log_history"][-1])
     assert set(state["log_history"][0]) == {"epoch", "step", "loss", "grad_norm", "learning_rate"}
     assert state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"] is True
-    assert state["num_input_tokens_seen"] > 0
+    train = DeepZigRun.prepare(load_run_config(finished)).train
+    assert state["num_input_tokens_seen"] == sum(train.lengths - 1)  # one epoch; the last id of a row is no input
+    assert state["total_flos"] == load_model(finished).model.flops_per_token(512) * state["num_input_tokens_seen"]
 
 
 def test_training_args_and_card(finished):

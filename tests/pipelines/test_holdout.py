@@ -21,6 +21,13 @@ def test_rows_at_the_end_are_told_or_new_by_their_answers():
     assert (names(split.train), names(split.told), names(split.new)) == (["a", "b"], ["c"], ["d"])
 
 
+def test_a_row_is_told_only_if_all_of_its_answers_are():
+    talk = [{"role": role, "content": text} for role, text in (("user", "b"), ("assistant", "1"), ("user", "c"))]
+    half = read_conversation({"messages": [*talk, {"role": "assistant", "content": "2"}]})
+    split = hold_out([row("a", "1"), half], 0.5, both=False, name="x")
+    assert (names(split.told), names(split.new)) == ([], ["b"])
+
+
 def test_calls_of_tools_are_answers_too():
     def call(question, city):
         function = {"name": "weather", "arguments": {"city": city}}

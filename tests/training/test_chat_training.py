@@ -30,19 +30,13 @@ def config(**changes):
 
 
 def gradient(data, batch_size):
-    """Return loss and gradient of all rows together."""
-    trainer = LlamaTrainer(TrainableModel(SHAPE), config(batch_size=batch_size))
+    """Return the loss of all rows together, and the gradient that the trainer makes of them in one window."""
+    one_window = {"epochs": 1, "grad_accum_steps": 100, "optimizer": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0}
+    trainer = LlamaTrainer(TrainableModel(SHAPE), config(batch_size=batch_size, **one_window))
     result = trainer.evaluate(data)
-    for batch in open_feed(data, trainer.config, SHAPE, training=False):
-        trainer.model.compute_loss(
-            batch.input_ids,
-            batch.labels,
-            attention_mask=batch.attention_mask,
-            segment_ids=batch.segment_ids,
-            backward=True,
-            reduction="sum",
-        )
-    return result, trainer.model.parameters.gradients_flat.copy()
+    trainer.train_epoch(data)
+    assert trainer.state.global_step == 1
+    return result, trainer.optimizer.moments["m"].copy()  # after one update, the gradient itself
 
 
 def test_packed_and_padded_and_single_rows_have_the_same_loss_and_gradient():
@@ -73,6 +67,17 @@ def test_what_is_masked_does_not_teach():
     (_, g1), (_, g2) = gradient(one, 4), gradient(two, 4)
     assert np.array_equal(g1, g2)
     assert not np.array_equal(g1, before)
+
+
+def test_padded_rows_come_in_the_order_of_the_epoch():
+    data, training = rows(), config()
+    feed, found = open_feed(data, training, SHAPE, training=True), []
+    for epoch in (0, 1):
+        feed.set_epoch(epoch)
+        found.append([batch.input_ids.tolist() for batch in feed])
+        plan = data.plan(4, True, training.seed, epoch)
+        assert found[epoch] == [data.padded(batch).input_ids.tolist() for batch in plan]
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -19,9 +19,11 @@ from abi_py.config import (
     fields_of,
 )
 from abi_py.errors import ConfigError, NonFiniteError
+from abi_py.kernels.optimizers import adam_ref, adamw_ref, sgd_ref
 from abi_py.model import TrainableModel
 from abi_py.model.activations import memory_plan
 from abi_py.model.lora import LoraModel
+from abi_py.training.optimizer import Optimizer
 from abi_py.training.trainer import LlamaTrainer
 
 FP16, SGD = {"mixed_precision": "fp16"}, {"optimizer": "sgd"}
@@ -198,6 +200,25 @@ def test_training(trained, tmp_path, name):
     BEFORE[key], one = one, one[aspect]
     two = trained(places[1], {**beside, name: value}, aspect)[aspect]
     assert one != two
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_each_setting_of_the_optimizer_has_its_place(make_model, make_config, rng, kind):
+    """Two updates are those of the formulas in float64, with values of which no two are alike."""
+    own = {"momentum": 0.6, "nesterov": True} if kind == "sgd" else {"beta1": 0.7, "beta2": 0.8, "epsilon": 0.01}
+    parameters = make_model().parameters
+    optimizer = Optimizer(parameters, make_config(optimizer=kind, weight_decay=0.3, **own))
+    formula = {"adamw": adamw_ref, "adam": adam_ref, "sgd": sgd_ref}[kind]
+    decay = np.concatenate([np.full(entry.size, "norm" not in entry.name) for entry in parameters.table])
+    w, *moments = parameters.weights_flat.astype(np.float64), *np.zeros((1 if kind == "sgd" else 2, decay.size))
+    for step in (1, 2):
+        g = rng.standard_normal(decay.size)
+        parameters.gradients_flat[:] = g
+        optimizer.update(0.5, 0.05)
+        rest = (True, 0.5) if kind == "sgd" else (step, 0.5)
+        settings = (0.6, 0.3) if kind == "sgd" else (0.7, 0.8, 0.01, 0.3)
+        w, *moments = formula(w, *moments, g, decay, 0.05, *settings, *rest)
+    np.testing.assert_allclose(parameters.weights_flat, w, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", EARLY)

@@ -1,6 +1,8 @@
 """Resumed means never stopped: bit for bit, from any point, also after a kill."""
 
+import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,7 +17,7 @@ from waiting import PATIENCE, until
 
 from abi_py.config import EarlyStoppingConfig
 from abi_py.data.tokens import TokenizedDataset
-from abi_py.errors import CheckpointError, ConfigError, DataError
+from abi_py.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from abi_py.training.checkpoint import find_latest
 from abi_py.training.metrics import JsonlSink
 from abi_py.training.stop import GracefulStop
@@ -42,22 +44,24 @@ def moments(trainer):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("number", range(1, 17))
-def test_stop_at_every_micro_batch_and_resume(make_model, make_config, data, tmp_path, number, optimizer):
+def test_stop_at_every_micro_batch_and_resume(make_model, make_config, data, tmp_path, number, optimizer, record):
     """16 micro-batches in two epochs: inside windows, at their ends, at epochs' ends."""
-    config = make_config(optimizer=optimizer, checkpoint_path=str(tmp_path / "a"))
-    whole = LlamaTrainer(make_model(), config.replace(checkpoint_path=None))
+    config, sinks = make_config(optimizer=optimizer, checkpoint_path=str(tmp_path / "a")), (record(), record())
+    whole = LlamaTrainer(make_model(), config.replace(checkpoint_path=None), sinks[:1])
     whole.fit(data)
 
     model = make_model()
-    first = LlamaTrainer(model, config)
+    first = LlamaTrainer(model, config, sinks[1:])
     report = first.fit(data, stop=stop_at(model, number))
     assert report.interrupted
-    second = LlamaTrainer(make_model(seed=99), config)
+    second = LlamaTrainer(make_model(seed=99), config, sinks[1:])
     second.load_checkpoint(tmp_path / "a")
     assert second.state.batch_position == (number - 1) % 8 + 1
     report = second.fit(data)
     assert not report.interrupted
     assert second.loss_history == whole.loss_history
+    epochs = [[(event.epoch, event.train_loss, event.train_tokens) for event in sink.of("epoch")] for sink in sinks]
+    assert epochs[0] == epochs[1]
     assert second.model.collect_weights().tobytes() == whole.model.collect_weights().tobytes()
     assert moments(second) == moments(whole)
     assert second.state.tokens_processed == whole.state.tokens_processed
@@ -129,6 +133,32 @@ def test_resume_keeps_early_stopping_memory(make_model, make_config, data, tmp_p
     assert report.total_steps == steps
     assert trainer.model.collect_weights().tobytes() == whole.model.collect_weights().tobytes()
     assert trainer.state.best_metric == whole.state.best_metric
+
+
+def test_resume_goes_on_counting_bad_steps_in_a_row(make_model, make_config, data, tmp_path):
+    """Two in a row are too many, though the run was stopped and resumed between them."""
+    config = make_config(grad_accum_steps=1, max_bad_steps=2, checkpoint_path=str(tmp_path))
+
+    def broken(model, number):
+        """Make the loss of micro-batch `number` infinite."""
+        original, calls = model.compute_loss, iter(range(1, 100))
+
+        def compute_loss(*args, **kwargs):
+            out = original(*args, **kwargs)
+            return dataclasses.replace(out, loss_sum=math.inf) if next(calls) == number else out
+
+        model.compute_loss = compute_loss
+        return model
+
+    model = broken(make_model(), 3)
+    assert LlamaTrainer(model, config).fit(data, stop=stop_at(model, 3)).skipped_updates == 1
+    second = LlamaTrainer(broken(make_model(), 1), config)
+    second.load_checkpoint(tmp_path)
+    with pytest.raises(NonFiniteError, match="2 updates in a row"):
+        second.fit(data)
+    third = LlamaTrainer(broken(make_model(), 2), config)
+    third.load_checkpoint(tmp_path)
+    assert third.fit(data).skipped_updates == 2
 
 
 def test_stop_during_an_evaluation(make_model, make_config, data, tmp_path, record):

@@ -43,6 +43,24 @@ def test_first_update_changes_weights(make_model, make_config, rng):
     assert np.abs(trainer.model.collect_weights() - before).max() > 1e-3
 
 
+def test_figures_of_a_step_are_those_of_its_window(make_model, make_config, rng, record):
+    """Loss and accuracy are over the window's labels, GFLOP/s over the rows as they are, shorter than max_seq_len."""
+    sink, model, outs = record(), make_model(), []
+    original = model.compute_loss
+    model.compute_loss = lambda *args, **kwargs: outs.append(original(*args, **kwargs)) or outs[-1]
+    trainer = LlamaTrainer(model, make_config(grad_accum_steps=2), [sink])
+    for _ in range(4):
+        ids, labels = one_batch(rng, length=5)
+        labels[0] = model.forward(ids[:1])[0].argmax(-1)  # a row that is known
+        trainer.train_step(ids, labels)
+    for event, window in zip(sink.of("step"), (outs[:2], outs[2:]), strict=True):
+        tokens, correct = (sum(getattr(out, name) for out in window) for name in ("num_tokens", "num_correct"))
+        assert (tokens, correct > 0) == (40, True)
+        assert event.accuracy == correct / tokens
+        assert event.loss == pytest.approx(sum(out.loss_sum for out in window) / tokens)
+        assert event.gflops == pytest.approx(event.tokens_per_second * model.flops_per_token(5) / 1e9)
+
+
 def test_a_flat_batch_is_rows_of_the_training_length(make_model, make_config, rng):
     """The ABI's batches are flat; their rows must not see each other, however long the model could read."""
     ids, labels = one_batch(rng)
@@ -105,15 +123,16 @@ def test_plain_sgd_keeps_no_moments(make_model, make_config, data):
     assert trainer.state.global_step == 6
 
 
-def test_clipping(make_model, make_config, rng):
-    """With plain sgd the update is lr * min(norm, max_norm) long."""
-    config = make_config(optimizer="sgd", momentum=0.0, weight_decay=0.0, grad_accum_steps=1, max_grad_norm=0.01)
+@pytest.mark.parametrize("limit", [0.01, 0.0])
+def test_clipping(make_model, make_config, rng, limit):
+    """With plain sgd the update is lr * min(norm, max_norm) long; 0 is no limit."""
+    config = make_config(optimizer="sgd", momentum=0.0, weight_decay=0.0, grad_accum_steps=1, max_grad_norm=limit)
     trainer = LlamaTrainer(make_model(), config)
     before = trainer.model.collect_weights().astype(np.float64)
     metrics = trainer.train_step_with_metrics(*one_batch(rng))
     assert metrics.grad_norm > 0.01
     length = np.linalg.norm(trainer.model.collect_weights() - before)
-    assert length == pytest.approx(0.01 * metrics.learning_rate, rel=1e-3)
+    assert length == pytest.approx((limit or metrics.grad_norm) * metrics.learning_rate, rel=1e-3)
 
 
 def test_weight_decay_leaves_norms_alone(make_model, make_config, rng):
