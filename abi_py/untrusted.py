@@ -20,6 +20,7 @@ let 400 bytes stand for gigabytes, the number of values after all aliases are wr
 
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -40,6 +41,7 @@ DEPTH = 64
 YAML_VALUES = 10_000
 YAML_BRACKETS = 500  # PyYAML's time grows with the square of their depth
 MAX_INT = 2**63
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # JSON's way of writing one half of a surrogate pair
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that git-lfs has not fetched
 
 
@@ -103,8 +105,19 @@ def read_json(
         value = parse_json(content.removeprefix(b"\xef\xbb\xbf"))
     except ValueError as problem:
         raise error(f"{path} is not JSON ({problem}); {remedy}") from None
+    if HALF.search(content) and _half(value):
+        raise error(f"{path} is not JSON (a text holds half of a surrogate pair, which is no character); {remedy}")
     check(value, schema, str(path), error=error, remedy=remedy)
     return value
+
+
+def _half(value: Any) -> bool:
+    """Say whether a text in it holds half of a surrogate pair, which nothing can write as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _read(path: Path, limit: int, error: type[AbiError]) -> bytes:

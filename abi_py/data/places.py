@@ -19,6 +19,8 @@ from typing import Any
 
 import tokenizers
 
+from ..errors import DataError
+
 __all__ = ["Place", "PlacedBackend", "without_strip"]
 
 
@@ -91,7 +93,11 @@ class PlacedBackend:
         return self._copy(self._given.to_str()) if self._plain else self._given
 
     def _copy(self, text: str) -> tokenizers.Tokenizer:
-        made = tokenizers.Tokenizer.from_str(text)
+        try:
+            made = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception, here about what it has written itself
+            problem = f"the description of this tokenizer cannot be read again ({error})"
+            raise DataError(f"{problem}; copy its file again") from None
         made.encode_special_tokens = self._plain  # the library's name for "encode them like any other text"
         return made
 

@@ -12,6 +12,7 @@ Where two entries speak of one thing, transformers' choice holds (measured with 
     a tied model may have stored its matrix as embedding, as lm_head, or as both
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..config import TrainableModelConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, shown
 from ..untrusted import read_json
 from .finite import check_read
 from .safetensors import read_safetensors
@@ -28,6 +29,7 @@ from .safetensors import read_safetensors
 __all__ = ["CONFIG", "config_from_huggingface", "huggingface_config", "read_config", "read_weights"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MAX_NAME = 256  # bytes of a file's name, which systems refuse to look for
 MODEL_TYPES = ("llama", "deepzig_conversational")
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -242,8 +244,8 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     origin: dict[str, str] = {}
     for file in sorted(set(places.values())):
         shard = folder / Path(file).name
-        if not shard.is_file():
-            raise CheckpointError(f"{shard}, which {INDEX} names, is missing; copy the whole folder again")
+        if not 0 < len(os.fsencode(Path(file).name)) < MAX_NAME or not shard.is_file():
+            raise CheckpointError(f"{folder}: {shown(file)}, which {INDEX} names, is missing; copy the folder again")
         for name, tensor in read_safetensors(shard).items():
             if origin.setdefault(name, file) != file:
                 raise CheckpointError(f"{folder}: {name} is in {origin[name]} and in {file}; remove one of them")

@@ -125,9 +125,10 @@ class TrainingState:
         types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls)}
         schema = {name: float | str if kind is float else kind for name, kind in types.items() if name in values}
         check(dict(values), schema, "the training state")
-        odd = ", ".join(sorted(set(values) - set(types) | set(types) - set(values) - ADDED))
+        odd = sorted(set(values) - set(types) | set(types) - set(values) - ADDED)
         if odd:
-            raise CheckpointError(f"the training state differs in its fields ({odd}); use the version that wrote it")
+            named = ", ".join(name if name.isidentifier() else shown(name) for name in odd[:8])
+            raise CheckpointError(f"the training state differs in its fields ({named}); use the version that wrote it")
         restored: dict[str, Any] = dict(values)
         for name, value in values.items():
             if types[name] is float:

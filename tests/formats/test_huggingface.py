@@ -214,7 +214,7 @@ def test_shards(write):
     with pytest.raises(CheckpointError, match=rf"{names[5]} is in a\.safetensors and in b\.safetensors"):
         load_model(folder)
     (folder / "b.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"b\.safetensors, which model\.safetensors\.index\.json names, is miss"):
+    with pytest.raises(CheckpointError, match=r"b\.safetensors., which model\.safetensors\.index\.json names, is miss"):
         load_model(folder)
 
 

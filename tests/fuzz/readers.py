@@ -308,31 +308,31 @@ def _read_tokens(folder: Path) -> None:
 
 INSIDE = tuple(f"{CHECKPOINT}/{name}" for name in ("state.json", "config.yaml", "optimizer.safetensors"))
 READER_ROWS = Reader("conversations", _rows, ("x.jsonl", "x.json"), _read_rows, share=4)
-READER_DOCUMENTS = Reader("documents", _documents, ("x.txt", "x.jsonl", "x.json"), _read_documents, share=12)
+READER_DOCUMENTS = Reader("documents", _documents, ("x.txt", "x.jsonl", "x.json"), _read_documents, share=24)
 READERS = (
-    Reader("safetensors", _safetensors, ("x.safetensors",), _sum_tensors, share=24),
+    Reader("safetensors", _safetensors, ("x.safetensors",), _sum_tensors, share=60),
     Reader("folder", _hugging_face, ("config.json", "model.safetensors"), load_model, share=8),
     Reader(
         "shards", _sharded, ("model.safetensors.index.json", "model-00001-of-00002.safetensors"), load_model, share=6
     ),
-    Reader("generation", _hugging_face, ("generation_config.json",), abi.GenerationConfig.load, share=16),
-    Reader("zig", _zig, ("x.abic", "x.ablc"), _read_zig, share=16),
+    Reader("generation", _hugging_face, ("generation_config.json",), abi.GenerationConfig.load, share=40),
+    Reader("zig", _zig, ("x.abic", "x.ablc"), _read_zig, share=40),
     Reader(
         "adapter",
         _adapter,
         ("adapter_config.json", "adapter_model.safetensors"),
         lambda folder: abi.LoraModel.load(BASE, folder),
-        share=12,
+        share=16,
     ),
     Reader("checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors", "latest"), _resume),
     Reader("mended checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors"), _resume, _mend_checkpoint),
     Reader("config.yaml", _yaml, ("config.yaml",), _read_yaml),
-    Reader("deepzig settings", _deepzig, ("training_args.json",), load_run_config, share=16),
-    Reader("run files", _run_files, ("trainer_state.json", "metrics.jsonl"), _read_run_files, share=16),
+    Reader("deepzig settings", _deepzig, ("training_args.json",), load_run_config, share=24),
+    Reader("run files", _run_files, ("trainer_state.json", "metrics.jsonl"), _read_run_files, share=30),
     Reader("tokenizer", _tokenizer, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer),
     Reader("sentencepiece", _sentencepiece, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer, share=4),
     Reader("template", _template, ("chat_template.jinja",), _read_template, share=4),
     READER_ROWS,
     READER_DOCUMENTS,
-    Reader("tokens", _tokens, ("x.bin", "x.bin.json"), _read_tokens, share=16),
+    Reader("tokens", _tokens, ("x.bin", "x.bin.json"), _read_tokens, share=30),
 )
