@@ -12,7 +12,6 @@ every flag that is given.  A bad value is a `ConfigError` that names field, valu
 
 import dataclasses
 import difflib
-import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from .errors import ConfigError, shown
+from .untrusted import MAX_INT
 
 __all__ = ["OFF", "ON", "Config", "Option", "Other", "convert", "fields_of", "joined", "needs", "opt"]
 
@@ -134,21 +134,22 @@ def _convert_number(name: str, kind: type, value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         raise problem
     try:
-        if kind is int and not isinstance(value, str | float):
-            number = int(value)
-            if number != value:
-                raise problem
-            return number
-        if kind is int and isinstance(value, str) and value.strip().lstrip("+-").isdigit():
-            return int(value)
-        real = float(value)
+        number = _whole(value) if kind is int else float(value)
     except (TypeError, ValueError, OverflowError):
         raise problem from None
-    if kind is float:
-        return real
-    if not math.isfinite(real) or real != int(real):
-        raise problem
-    return int(real)
+    if kind is int and abs(number) >= MAX_INT:
+        raise ConfigError(f"{name} ({shown(value)}) must be between -2^63 and 2^63; write a smaller number")
+    return number
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number, given as such, as text or as a float; ValueError or OverflowError for any other."""
+    if isinstance(value, str):
+        value = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
+    number = int(value)
+    if number != value:
+        raise ValueError
+    return number
 
 
 # -- when a field acts --------------------------------------------------------------------------

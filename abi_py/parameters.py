@@ -6,6 +6,7 @@ over one array, the ABI's own checkpoint files are that array with a header, and
 w_q, w_k, w_v are the rows of one projection, w_gate and w_up those of another (`Parameters.joined`).
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def slice(self) -> slice:

@@ -94,6 +94,8 @@ def test_bad_models(values, message):
         ({"epochs": 0}, r"epochs \(0\) must be at least 1"),
         ({"epochs": 1.5}, r"epochs \(1\.5\) must be a whole number"),
         ({"epochs": True}, "epochs"),
+        ({"epochs": 2**63}, r"epochs \(9223372036854775808\) must be between -2\^63 and 2\^63"),
+        ({"epochs": "1e300"}, r"epochs \('1e300'\) must be between -2\^63 and 2\^63"),
         ({"epochs": None}, "epochs"),
         ({"batch_size": "many"}, "batch_size"),
         ({"grad_accum_steps": 0}, "grad_accum_steps"),

@@ -102,6 +102,13 @@ def test_a_model_larger_than_the_machine_is_refused_before_anything_is_made():
         abi.TrainableModel(config)
 
 
+def test_the_size_of_a_tensor_does_not_wrap_around():
+    """2^31 x 2^33 elements are 0 in 64 bits."""
+    shape = {"hidden_dim": 2**33, "intermediate_dim": 2**33, "vocab_size": 2**31 - 1}
+    config = abi.TrainableModelConfig(**shape, num_layers=1, num_heads=1, num_kv_heads=1)
+    assert sum(tensor.size for tensor in tensor_table(config)) == config.num_params()
+
+
 def test_a_long_context_costs_nothing_until_it_is_used():
     shape = {"hidden_dim": 8, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_dim": 8}
     shape |= {"vocab_size": 9}

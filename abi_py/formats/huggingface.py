@@ -96,7 +96,7 @@ def config_from_huggingface(content: Mapping[str, Any], place: str = CONFIG) -> 
     """Return the shape that a config.json describes; CheckpointError names what this package cannot compute."""
     kind = content.get("model_type")
     if kind not in MODEL_TYPES:
-        raise CheckpointError(f"{place}: model_type is {kind!r}; this version reads {' and '.join(MODEL_TYPES)}")
+        raise CheckpointError(f"{place}: model_type is {shown(kind)}; this version reads {' and '.join(MODEL_TYPES)}")
     _refuse_others(content, NEUTRAL, place)
     _refuse_windows(content, place)
     missing = [name for name in FIELDS.values() if name not in content]
@@ -119,7 +119,7 @@ def _refuse_others(content: Mapping[str, Any], neutral: Mapping[str, tuple[Any, 
         found = content.get(name)
         if found not in (None, [], {}) and found not in computed:
             rule = f"only {' or '.join(map(repr, computed))}" if computed else "nothing of that kind"
-            raise CheckpointError(f"{place}: {name} is {found!r}; this version computes {rule}")
+            raise CheckpointError(f"{place}: {name} is {shown(found)}; this version computes {rule}")
 
 
 def _refuse_windows(content: Mapping[str, Any], place: str) -> None:
@@ -128,13 +128,15 @@ def _refuse_windows(content: Mapping[str, Any], place: str) -> None:
     whole = isinstance(window, int) and isinstance(longest, int) and window >= longest
     if window is not None and content.get("use_sliding_window", True) and not whole:
         raise CheckpointError(
-            f"{place}: sliding_window is {window!r}, less than max_position_embeddings ({longest!r}); this version "
-            "computes attention over the whole context"
+            f"{place}: sliding_window is {shown(window)}, less than max_position_embeddings ({shown(longest)}); this "
+            "version computes attention over the whole context"
         )
     kinds = content.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"{place}: layer_types is {shown(kinds)}, but must be a list; it is damaged")
     other = next((kind for kind in kinds if kind != "full_attention"), None)
     if other is not None:
-        raise CheckpointError(f"{place}: layer_types names {other!r}; this version computes only 'full_attention'")
+        raise CheckpointError(f"{place}: layer_types names {shown(other)}; this version computes only 'full_attention'")
 
 
 def _rope_theta(content: Mapping[str, Any], place: str) -> Any:
@@ -142,7 +144,7 @@ def _rope_theta(content: Mapping[str, Any], place: str) -> Any:
     table = next((name for name in ("rope_scaling", "rope_parameters") if content.get(name)), "")
     rope = content[table] if table else {}
     if not isinstance(rope, Mapping):
-        raise CheckpointError(f"{place}: {table} is {rope!r}, but must be an object; it is damaged")
+        raise CheckpointError(f"{place}: {table} is {shown(rope)}, but must be an object; it is damaged")
     if "rope_type" in rope:
         rope = {name: value for name, value in rope.items() if name != "type"}  # its older name
     unknown = {name: () for name in rope if name != "rope_theta"}
@@ -155,14 +157,11 @@ def _rope_theta(content: Mapping[str, Any], place: str) -> Any:
         return rope["rope_theta"]
     names = THETA if content["model_type"] != "llama" else THETA[:1]
     given = {name: content[name] for name in names if name in content}
-    if len(set(map(repr, map(_number, given.values())))) > 1:
-        said = " and ".join(f"{name} ({value!r})" for name, value in given.items())
+    values = list(given.values())
+    if any(value != values[0] for value in values):
+        said = " and ".join(f"{name} ({shown(value)})" for name, value in given.items())
         raise CheckpointError(f"{place}: {said} must be equal, because they are one thing; remove those that are wrong")
-    return next(iter(given.values()), 10000.0)
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, int) else value
+    return values[0] if values else 10000.0
 
 
 def read_config(folder: Path) -> TrainableModelConfig:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..config import PROJECTIONS, LoraConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, shown
 from ..files import atomic_files, write_pieces
 from ..untrusted import read_json
 from .finite import check_read, check_written
@@ -96,14 +96,14 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> tuple[LoraCo
     for name, wanted in FIXED.items():
         found = content.get(name, wanted)
         if found != wanted and not (found in (None, [], {}) and wanted in (None, {})):
-            raise CheckpointError(f"{place}: {name} is {found!r}; this version computes only {wanted!r}")
+            raise CheckpointError(f"{place}: {name} is {shown(found)}; this version computes only {wanted!r}")
     unknown = sorted(set(content) - {*FIXED, *UNREAD, *READ, *WITHOUT_EFFECT})
     for name in unknown:
         if content[name]:
-            raise CheckpointError(f"{place}: {name} is {content[name]!r}; this version does not compute that")
+            raise CheckpointError(f"{place}: {name} is {shown(content[name])}; this version does not compute that")
     if content.get("init_lora_weights", True) not in INITIAL:
-        found = content["init_lora_weights"]
-        raise CheckpointError(f"{place}: init_lora_weights is {found!r}, which changes frozen weights; merge in PEFT")
+        found = shown(content["init_lora_weights"])
+        raise CheckpointError(f"{place}: init_lora_weights is {found}, which changes frozen weights; merge in PEFT")
     missing = [name for name in ("r", "lora_alpha", "target_modules") if content.get(name) is None]
     if missing:
         raise CheckpointError(f"{place} lacks {', '.join(missing)}; it is not the adapter_config.json of LoRA")
@@ -111,7 +111,7 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> tuple[LoraCo
     if targets == "all-linear":
         targets = PROJECTIONS
     if not isinstance(targets, list | tuple):
-        raise CheckpointError(f"{place}: target_modules is {targets!r}; this version reads a list of projections")
+        raise CheckpointError(f"{place}: target_modules is {shown(targets)}; this version reads a list of projections")
     try:
         config = LoraConfig(
             rank=content["r"],
@@ -133,5 +133,5 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     place = folder / ADAPTER_CONFIG
     if not place.is_file():
         raise FileNotFoundError(f"{place} does not exist; give a folder that LoraModel.save or PEFT has written")
-    content: dict[str, Any] = read_json(place)
+    content: dict[str, Any] = read_json(place, {"base_model_name_or_path": str | None})
     return content

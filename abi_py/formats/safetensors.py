@@ -23,6 +23,7 @@ DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 MAX_HEADER = 100_000_000  # the library's own limit
 MAX_AXES = 32  # of NumPy 1
+MAX_BYTES = 2**63 - 1  # of an array of NumPy's
 ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
 
 
@@ -96,6 +97,8 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
         dtype, shape = np.dtype("<u2" if bf16 else DTYPES[entry["dtype"]]), tuple(entry["shape"])
         first, last = entry["data_offsets"] if len(entry["data_offsets"]) == 2 else (1, 0)
         good = 0 <= first <= last <= len(content) and min(shape, default=0) >= 0 and len(shape) <= MAX_AXES
+        # NumPy counts the strides of an empty array as if none of its axes were.
+        good = good and math.prod(size for size in shape if size) * dtype.itemsize <= MAX_BYTES
         if not good or last - first != math.prod(shape) * dtype.itemsize:
             place = f"offsets {start + first} to {start + last}"
             raise CheckpointError(

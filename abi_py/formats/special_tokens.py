@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, shown
 from ..untrusted import read_json
 
 __all__ = ["ROLES", "check_name", "special_token_ids", "special_token_names", "token_ids", "token_name"]
@@ -29,7 +29,7 @@ def token_ids(value: Any, key: str, place: str | Path) -> tuple[int, ...]:
     """Return one id or a list of them as a tuple; DataError for anything else."""
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise DataError(f"{place}: {key} is {value!r}, but must be an id or a list of ids; set it to null if none")
+        raise DataError(f"{place}: {key} is {shown(value)}, but must be an id or a list of ids; set it to null if none")
     return tuple(ids)
 
 
@@ -88,5 +88,5 @@ def check_name(value: Any, key: str, place: str | Path, id_of: Callable[[str], i
     name = token_name(value)
     if not isinstance(name, str) or id_of(name) is None:
         raise DataError(
-            f"{place}: {key} is {name!r}, which is not in the vocabulary; correct {key} there, or set it to null"
+            f"{place}: {key} is {shown(name)}, which is not in the vocabulary; correct {key} there, or set it to null"
         )

@@ -145,6 +145,11 @@ def test_tensors_that_do_not_fit_are_named(write, change, parts):
         ({"num_local_experts": 8}, "num_local_experts is 8"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"model_type": "qwen3"}, "model_type is 'qwen3'"),
+        ({"layer_types": 5}, "layer_types is 5, but must be a list"),
+        ({"rope_theta": 10**400}, r"rope_theta \(1000.*\) must be a number"),
+        ({"hidden_size": 10**400}, r"hidden_dim \(1000.*\) must be between -2\^63 and 2\^63"),
+        ({"sliding_window": [0] * 1000}, r"sliding_window is \[0, 0, 0, 0, \.\.\.\], less"),
+        ({"use_bias": "x" * 1000}, r"use_bias is 'x{37}\.\.\.x{38}'; this version"),
     ],
 )
 def test_arithmetic_that_is_not_computed_is_refused_by_name(changes, part):

@@ -205,6 +205,10 @@ def test_load_model_finds_the_base(model, folder, tmp_path):
     rewrite(folder, base_model_name_or_path=str(tmp_path / "base"))
     with pytest.raises(CheckpointError, match="base does not exist here"):
         load_model(folder)
+    rewrite(folder, base_model_name_or_path=5)
+    with pytest.raises(CheckpointError, match="base_model_name_or_path is 5, but must be text"):
+        load_model(folder)
+    rewrite(folder, base_model_name_or_path=str(tmp_path / "base"))
     save_base(model, tmp_path / "base")
     loaded = load_model(folder)
     assert isinstance(loaded.model, LoraModel)

@@ -94,6 +94,7 @@ def test_bfloat16_is_widened(tmp_path):
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", 4]}}, r"data_offsets\[0\] is '0'"),
         ({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, "does not fit shape"),
         ({"a": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}}, "does not fit shape"),
+        ({"a": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}, "does not fit shape"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8, 8]}}, "does not fit shape"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "bytes .* belong to no tensor"),
         (

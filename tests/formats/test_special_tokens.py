@@ -81,6 +81,7 @@ def test_what_was_found_is_saved(folder, tmp_path):
     [
         ({"config": {"eos_token_id": "2"}}, r"config\.json: eos_token_id is '2', but must be an id or a list of ids"),
         ({"config": {"eos_token_id": [2, -1]}}, r"eos_token_id is \[2, -1\]"),
+        ({"config": {"eos_token_id": [-1] * 1000}}, r"eos_token_id is \[-1, -1, -1, -1, \.\.\.\], but"),
         ({"generation_config": {"eos_token_id": True}}, r"generation_config\.json: eos_token_id is True"),
         ({"config": [1]}, r"config\.json: it is \[1\], but must be an object"),
         (
