@@ -244,10 +244,9 @@ def _temporary_file(directory: Path) -> tuple[Path, int]:
     while True:
         path = directory / _name()
         descriptor = os.open(path, NEW_FILE, 0o666)
-        try_lock(descriptor)
-        if os.name != "posix" or os.fstat(descriptor).st_nlink:
+        if try_lock(descriptor) is not False and (os.name != "posix" or os.fstat(descriptor).st_nlink):
             return path, descriptor
-        os.close(descriptor)  # between the two calls, another process took it for a left-over
+        os.close(descriptor)  # another process takes it for a left-over: has removed it, or is about to
 
 
 def _temporary_directory(directory: Path) -> tuple[Path, int | None]:
@@ -260,8 +259,7 @@ def _temporary_directory(directory: Path) -> tuple[Path, int | None]:
             return path, None
         with contextlib.suppress(FileNotFoundError):  # as above
             descriptor = os.open(path, os.O_RDONLY)
-            try_lock(descriptor)
-            if path.exists():
+            if try_lock(descriptor) is not False and path.exists():
                 return path, descriptor
             os.close(descriptor)
 

@@ -211,6 +211,30 @@ def test_a_name_that_vanishes_before_it_is_locked_is_not_used(tmp_path, monkeypa
     assert names(tmp_path) == ["a", "d"]
 
 
+@posix
+def test_a_name_that_another_process_has_locked_is_not_used(tmp_path, monkeypatch):
+    """It has found the name before its maker locked it, and is going to remove it."""
+    doomed = []
+
+    def contended(descriptor):
+        if not doomed:
+            doomed.append(next(path for path in tmp_path.iterdir() if files.TEMPORARY.fullmatch(path.name)))
+            return False
+        return locks.try_lock(descriptor)
+
+    monkeypatch.setattr(files, "try_lock", contended)
+    with files.atomic_file(tmp_path / "a") as file:
+        doomed[0].unlink()
+        file.write(b"text")
+    assert (tmp_path / "a").read_text() == "text"
+    doomed.clear()
+    with files.atomic_directory(tmp_path / "d") as folder:
+        doomed[0].rmdir()
+        files.write_synced(folder / "b", [b"text"])
+    assert (tmp_path / "d/b").read_text() == "text"
+    assert names(tmp_path) == ["a", "d"]
+
+
 def _make_directory(path):
     with files.atomic_directory(path):
         pass
