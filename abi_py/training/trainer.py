@@ -352,7 +352,7 @@ class LlamaTrainer:
         """
         if validation is not None:
             self.set_validation_data(validation)
-        self._stop, self._interrupted = stop, False
+        self._stop = stop
         try:
             feed = self._begin(data, early_stopping)
             while self.state.epoch < self.config.epochs and not self._finished() and not self._interrupted:
@@ -391,7 +391,7 @@ class LlamaTrainer:
         return EpochResult(loss=loss, early_stopped=self.state.early_stopped)
 
     def _begin(self, data: Data, early_stopping: EarlyStoppingConfig | None) -> Feed:
-        config, state = self.config, self.state
+        config, state, self._interrupted = self.config, self.state, False
         self._early = early_stopping if early_stopping is not None and early_stopping.enabled else None
         if self._early is not None and (self._validation is None or config.eval_interval == 0):
             lack = "validation data; call set_validation_data" if self._validation is None else "eval_interval above 0"

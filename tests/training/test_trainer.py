@@ -359,9 +359,13 @@ def test_early_stopping_needs_validation(make_model, make_config, data):
 def test_stop_request_without_a_checkpoint_path(make_model, make_config, data):
     stop = GracefulStop()
     stop.request()
-    report = LlamaTrainer(make_model(), make_config()).fit(data, stop=stop)
+    trainer = LlamaTrainer(make_model(), make_config())
+    report = trainer.fit(data, stop=stop)
     assert report.interrupted
     assert report.total_steps == 0
+    assert math.isfinite(trainer.train_epoch(data))  # the request was for that call alone
+    assert trainer.state.epoch == 1
+    assert not trainer.get_report().interrupted
 
 
 def test_stats(make_model, make_config, data):
