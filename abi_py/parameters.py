@@ -16,7 +16,7 @@ import numpy as np
 from .config import TrainableModelConfig
 from .errors import ConfigError
 
-__all__ = ["Buffers", "Parameters", "Tensor", "Views", "tensor_table"]
+__all__ = ["Buffers", "Parameters", "Tensor", "Views", "head_name", "tensor_table"]
 
 INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2), section 2.3, and every Llama configuration since: initializer_range
 
@@ -74,6 +74,11 @@ def tensor_table(config: TrainableModelConfig) -> tuple[Tensor, ...]:
         table.append(tensor)
         offset += tensor.size
     return tuple(table)
+
+
+def head_name(config: TrainableModelConfig) -> str:
+    """Return the name of the matrix that turns the last hidden row into logits: the embedding itself, if tied."""
+    return "token_embedding" if config.tie_embeddings else "output_proj"
 
 
 def physical_memory() -> int:

@@ -2,22 +2,24 @@
 
     kernels    speed        the float32 kernel against its float64 reference            forward 1e-5, backward 1e-4
                derivation   the reference's gradient against central differences        1e-7
-    model      loss         the float32 model against the same model made of references
-               gradient     each tensor's gradient against central differences of that loss, along a random direction
+    model      loss         the float32 model against the whole model in float64 (`model/reference.py`)  1e-5
+               speed        each tensor's gradient against that of the float64 model                     1e-4
+               derivation   that of the float64 model against central differences of its loss            1e-7
 
-A difference of arrays is measured against the largest element of the right one; that of a gradient against its length.
+Errors are those of `gradcheck.py`: a difference of arrays is measured against the largest element of the right one,
+that of a gradient from central differences against the gradient's length.
 `checks()` yields one `Check` after the other; `abi-train verify` prints them.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from .config import TrainableModelConfig
+from .gradcheck import TOLERANCE as DERIVATION
+from .gradcheck import gradient_error, relative_error
 from .kernels import (
     attention,
     cross_entropy,
@@ -30,13 +32,11 @@ from .kernels import (
     rope,
     swiglu,
 )
-from .model import TrainableModel
+from .model import TrainableModel, reference
 
-__all__ = ["Check", "checks", "directional_error", "reference_loss", "relative_error"]
+__all__ = ["Check", "checks"]
 
-FORWARD, BACKWARD, DERIVATION = 1e-5, 1e-4, 1e-7  # tolerances
-STEP = 1e-6  # of central differences, in float64
-DIRECTIONS = 3
+FORWARD, BACKWARD = 1e-5, 1e-4  # tolerances, with DERIVATION
 SEED = 20240229
 
 
@@ -75,26 +75,6 @@ def checks(seed: int = SEED) -> Iterator[Check]:
     yield from _model(rng)
 
 
-def relative_error(actual: Any, expected: Any) -> float:
-    """Return the largest difference relative to the largest element of `expected`; inf for NaN."""
-    a, b = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    error = float(np.abs(a - b).max() / max(np.abs(b).max(), np.finfo(np.float64).tiny))
-    return error if math.isfinite(error) else math.inf
-
-
-def directional_error(
-    f: Callable[[Any], float], x: Any, dx: Any, rng: np.random.Generator, directions: int = DIRECTIONS
-) -> float:
-    """Return the largest difference of sum(dx u) and (f(x + h u) - f(x - h u)) / 2h, relative to |dx|; inf for NaN."""
-    size, worst = float(np.linalg.norm(dx)), 0.0
-    for _ in range(directions):
-        u = rng.standard_normal(x.shape)
-        numeric = (f(x + STEP * u) - f(x - STEP * u)) / (2 * STEP)
-        error = abs(numeric - float((dx * u).sum())) / max(size, abs(numeric), 1e-6)
-        worst = max(worst, error if math.isfinite(error) else math.inf)
-    return worst
-
-
 def _single(*arrays: Any) -> list[Any]:
     return [np.ascontiguousarray(array, np.float32) for array in arrays]
 
@@ -112,7 +92,7 @@ def _tolerance(what: str) -> float:
 
 
 def _derivation(name: str, what: str, f: Callable[[Any], float], x: Any, dx: Any, rng: np.random.Generator) -> Check:
-    return Check("kernels", name, f"{what}: reference = differences", directional_error(f, x, dx, rng), DERIVATION)
+    return Check("kernels", name, f"{what}: reference = differences", gradient_error(f, x, dx, rng), DERIVATION)
 
 
 # -- kernels, in the order of the forward pass ---------------------------------------------------
@@ -275,29 +255,6 @@ def _norm(rng: np.random.Generator) -> Iterator[Check]:
 # -- the whole model -----------------------------------------------------------------------------
 
 
-def reference_loss(config: TrainableModelConfig, weights: dict[str, Any], ids: Any, labels: Any) -> float:
-    """Return the mean loss of ids (B, T) with labels (B, T), each operation by its reference, in float64."""
-    batch, length = ids.shape
-    cos, sin = _wide(*rope.rope_table(length, config.resolved_head_dim, config.rope_theta))
-    positions = np.tile(np.arange(length, dtype=np.int32), batch)
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    starts = np.zeros(batch * length, np.int32)
-    x = embedding.embedding_forward_ref(ids.ravel(), weights["token_embedding"])
-    for i in range(config.num_layers):
-        w = SimpleNamespace(**{n.split(".")[2]: v for n, v in weights.items() if n.startswith(f"layers.{i}.")})
-        n, _ = rms_norm.rms_norm_forward_ref(x, w.attn_norm, config.norm_eps)
-        q = rope.rope_forward_ref(n @ w.w_q.T, cos, sin, positions, heads)
-        k = rope.rope_forward_ref(n @ w.w_k.T, cos, sin, positions, kv_heads)
-        att, _ = attention.attention_forward_ref(q, k, n @ w.w_v.T, starts, batch, heads, kv_heads)
-        x = x + att @ w.w_o.T
-        n, _ = rms_norm.rms_norm_forward_ref(x, w.ffn_norm, config.norm_eps)
-        x = x + swiglu.swiglu_forward_ref(np.concatenate((n @ w.w_gate.T, n @ w.w_up.T), axis=1)) @ w.w_down.T
-    hidden, _ = rms_norm.rms_norm_forward_ref(x, weights["final_norm"], config.norm_eps)
-    head = weights["token_embedding" if config.tie_embeddings else "output_proj"]
-    losses, _, _ = cross_entropy.cross_entropy_ref(hidden @ head.T, labels.ravel())
-    return float(losses.sum() / np.count_nonzero(labels >= 0))
-
-
 def _model(rng: np.random.Generator) -> Iterator[Check]:
     config = TrainableModelConfig(
         hidden_dim=24,
@@ -311,18 +268,20 @@ def _model(rng: np.random.Generator) -> Iterator[Check]:
         seed=int(rng.integers(1 << 31)),
     )
     model = TrainableModel(config)
-    model.parameters.weights_flat *= np.float32(5)  # away from the initial, almost linear, state
+    model.parameters.weights_flat *= np.float32(3)  # away from the initial, almost linear, state; not too curved
     ids = rng.integers(0, 61, (2, 13)).astype(np.int32)
     labels = rng.integers(0, 61, (2, 13)).astype(np.int32)
     labels[1, :3] = -100
     loss = model.train_step(ids, labels)
-    weights = {name: view.astype(np.float64) for name, view in model.weights.items()}
-    expected = reference_loss(config, weights, ids, labels)
-    yield Check("model", "loss", "model = references", abs(loss - expected) / abs(expected), FORWARD)
-    for name, gradient in model.gradients.items():
+    weights = reference.widened(model.weights)
+    expected, gradients = reference.loss_and_gradients(config, weights, ids, labels)
+    yield Check("model", "loss", "model = reference", abs(loss - expected) / abs(expected), FORWARD)
+    for name, gradient in gradients.items():
+        error = relative_error(model.gradients[name], gradient)
+        yield Check("model", name, "gradient: model = reference", error, BACKWARD)
 
         def f(value: Any, name: str = name) -> float:
-            return reference_loss(config, {**weights, name: value}, ids, labels)
+            return reference.loss(config, {**weights, name: value}, ids, labels)
 
-        error = directional_error(f, weights[name], gradient.astype(np.float64), rng, directions=1)
-        yield Check("model", name, "gradient = differences", error, BACKWARD)
+        error = gradient_error(f, weights[name], gradient, rng, directions=1)
+        yield Check("model", name, "gradient: reference = differences", error, DERIVATION)

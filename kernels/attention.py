@@ -20,6 +20,10 @@ softmax (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention", algorit
 from lse.  Each of the seven products is `tiles.tile` on packed panels.  All gradients are overwritten.  A task of the
 backward owns one key/value head of one sample, with all query heads that share it, so no two threads write to the
 same place.
+
+Read it in three steps: `attention_*_ref` (the T x T matrix of the formulas above), `attention_blocked_*_ref` (the same
+figures by blocks of keys, still in NumPy), and the kernel (blocks of queries too, on packed panels, in threads).  The
+steps are side by side, which makes the file a long one.
 """
 
 import math
@@ -64,37 +68,95 @@ def _rows(x):
     return x.transpose(0, 2, 1, 3).reshape(x.shape[0] * x.shape[2], -1)  # (N, heads * D)
 
 
-def _probabilities_ref(q, k, starts, batch, heads, kv_heads):
-    q, k = _heads(q, batch, heads), np.repeat(_heads(k, batch, kv_heads), heads // kv_heads, axis=1)
-    s = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, T, T)
-    t = np.arange(q.shape[2])
-    visible = (t <= t[:, None]) & (t >= starts.reshape(batch, 1, -1, 1))
-    s = np.where(visible, s, -np.inf)
+def _each_query_head(x, batch, heads, kv_heads):
+    """Return k or v (N, G D) as each query head reads it: (B, H, T, D)."""
+    return np.repeat(_heads(x, batch, kv_heads), heads // kv_heads, axis=1)
+
+
+def _sum_of_group(dx, kv_heads):
+    """Return dk or dv (N, G D) from the shares of all query heads (B, H, T, D)."""
+    B, H, T, D = dx.shape
+    return _rows(dx.reshape(B, kv_heads, H // kv_heads, T, D).sum(2))
+
+
+def _scores_ref(q, k, starts, first_query, first_key):
+    """Return s (B, H, queries, keys), -inf where the mask hides a key; q, k (B, H, queries or keys, D)."""
+    i = first_query + np.arange(q.shape[2])[:, None]
+    j = first_key + np.arange(k.shape[2])
+    visible = (j <= i) & (j >= starts.reshape(len(q), 1, -1, 1)[:, :, first_query : first_query + len(i)])
+    return np.where(visible, q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]), -np.inf)
+
+
+def _probabilities_ref(q, k, starts):
+    """Return p (B, H, T, T) and lse (B, H, T)."""
+    s = _scores_ref(q, k, starts, 0, 0)
     m = s.max(-1, keepdims=True)
     p = np.exp(s - m)
-    total = p.sum(-1, keepdims=True)
-    return p / total, (m + np.log(total))[..., 0]
+    l = p.sum(-1, keepdims=True)
+    return p / l, (m + np.log(l))[..., 0]
 
 
 def attention_forward_ref(q, k, v, starts, batch, heads, kv_heads):
     """Return o (N, H D) and lse (H, N)."""
-    p, lse = _probabilities_ref(q, k, starts, batch, heads, kv_heads)
-    v = np.repeat(_heads(v, batch, kv_heads), heads // kv_heads, axis=1)
+    q, (k, v) = _heads(q, batch, heads), (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
+    p, lse = _probabilities_ref(q, k, starts)
     return _rows(p @ v), lse.transpose(1, 0, 2).reshape(heads, -1)
 
 
 def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads):
     """Return dq (N, H D), dk and dv (N, G D)."""
-    group = heads // kv_heads
-    p, _ = _probabilities_ref(q, k, starts, batch, heads, kv_heads)  # (B, H, T, T)
     q, do = _heads(q, batch, heads), _heads(do, batch, heads)
-    k, v = (np.repeat(_heads(x, batch, kv_heads), group, axis=1) for x in (k, v))
-    dv = p.swapaxes(-1, -2) @ do
-    dp = do @ v.swapaxes(-1, -2)
-    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
+    k, v = (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
+    p, _ = _probabilities_ref(q, k, starts)  # (B, H, T, T)
+    # forward: o = p v
+    dv, dp = p.swapaxes(-1, -2) @ do, do @ v.swapaxes(-1, -2)
+    # forward: p = exp(s - lse), a softmax over the keys
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True))
+    # forward: s = q kᵀ / sqrt(D)
+    ds = ds / math.sqrt(q.shape[-1])
     dq, dk = ds @ k, ds.swapaxes(-1, -2) @ q
-    shared = (q.shape[0], kv_heads, group, *q.shape[2:])
-    return _rows(dq), _rows(dk.reshape(shared).sum(2)), _rows(dv.reshape(shared).sum(2))
+    return _rows(dq), _sum_of_group(dk, kv_heads), _sum_of_group(dv, kv_heads)
+
+
+# The same by blocks of keys j, j + 1, ...: never more than T x block scores.  Queries before j do not see them.
+
+
+def attention_blocked_forward_ref(q, k, v, starts, batch, heads, kv_heads, block):
+    """Return o (N, H D) and lse (H, N), with the running maximum and sum of the kernel."""
+    q, (k, v) = _heads(q, batch, heads), (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
+    m = np.full((*q.shape[:3], 1), -np.inf, q.dtype)  # largest score so far, (B, H, T, 1)
+    l = np.zeros_like(m)  # sum of exp(s - m) so far
+    o = np.zeros_like(q)  # sum of exp(s - m) v so far, (B, H, T, D)
+    for j in range(0, q.shape[2], block):
+        queries, keys = np.s_[:, :, j:], np.s_[:, :, j : j + block]
+        s = _scores_ref(q[queries], k[keys], starts, j, j)
+        top = np.maximum(m[queries], s.max(-1, keepdims=True))
+        base = np.where(top > -np.inf, top, 0)  # a query that has seen no key yet: its sums stay 0
+        shrink, p = np.exp(m[queries] - base), np.exp(s - base)
+        l[queries] = l[queries] * shrink + p.sum(-1, keepdims=True)
+        o[queries] = o[queries] * shrink + p @ v[keys]
+        m[queries] = top
+    return _rows(o / l), (m + np.log(l)).transpose(1, 0, 2, 3).reshape(heads, -1)
+
+
+def attention_blocked_backward_ref(do, q, k, v, o, lse, starts, batch, heads, kv_heads, block):
+    """Return dq (N, H D), dk and dv (N, G D) from what forward saved: p is computed again, block by block."""
+    q, do, o = (_heads(x, batch, heads) for x in (q, do, o))
+    k, v = (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
+    lse = lse.reshape(heads, batch, -1, 1).swapaxes(0, 1)  # (B, H, T, 1)
+    delta = (do * o).sum(-1, keepdims=True)  # sum_j p_ij dp_ij, known before the walk begins
+    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    for j in range(0, q.shape[2], block):
+        queries, keys = np.s_[:, :, j:], np.s_[:, :, j : j + block]
+        # forward: s = q kᵀ / sqrt(D), p = exp(s - lse)
+        p = np.exp(_scores_ref(q[queries], k[keys], starts, j, j) - lse[queries])
+        # forward: o = p v
+        dv[keys] = p.swapaxes(-1, -2) @ do[queries]
+        dp = do[queries] @ v[keys].swapaxes(-1, -2)
+        ds = p * (dp - delta[queries]) / math.sqrt(q.shape[-1])
+        dq[queries] += ds @ k[keys]
+        dk[keys] = ds.swapaxes(-1, -2) @ q[queries]
+    return _rows(dq), _sum_of_group(dk, kv_heads), _sum_of_group(dv, kv_heads)
 
 
 # -- kernels -------------------------------------------------------------------------------------
@@ -245,7 +307,7 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scores, 
 def _softmax_backward_row(p, dp, scale, lse, delta):
     """Turn scores into probabilities p, and dp into ds / sqrt(D), both in place."""
     for j in range(p.size):
-        probability = exp(p[j] * scale - lse)
+        probability = exp(p[j] * scale - lse)  # as in forward: s = scale q k, p = exp(s - lse), a softmax
         p[j] = probability
         dp[j] = probability * (dp[j] - delta) * scale
 
@@ -284,7 +346,7 @@ def _attention_backward(
         for h in range(g * group, (g + 1) * group):
             head = slice(h * head_dim, (h + 1) * head_dim)
             for n in range(b * time, (b + 1) * time):
-                delta[h, n] = dot(do[n, head], o[n, head])
+                delta[h, n] = dot(do[n, head], o[n, head])  # sum_j p_ij dp_ij
         for j0 in range(0, time, BLOCK_BACKWARD):
             columns = min(BLOCK_BACKWARD, time - j0)
             key = b * time + j0
@@ -306,13 +368,16 @@ def _attention_backward(
                     pack_a(do_l, 0, do, row, c, rows, head_dim, numbers)
                     pack_stored_b(q_r, 0, q, row, c, head_dim, rows, numbers)
                     pack_b(do_r, 0, do, row, c, head_dim, rows, numbers)
+                    # forward: s_ij = q_i k_j / sqrt(D), p_ij = exp(s_ij - lse_i), o_i = sum_j p_ij v_j
                     _scores(p, rows, columns, q_l, k_t, depth, ahead, numbers)
                     _scores(dp, rows, columns, do_l, v_t, depth, ahead, numbers)
                     _softmax_backward(p, dp, lse[h], delta[h], starts, row, t0, j0, rows, columns, scale)
                     pack_a_transposed(p_t, 0, p, 0, 0, columns, rows, numbers)
                     pack_a_transposed(ds_t, 0, dp, 0, 0, columns, rows, numbers)
                     pack_a(ds, 0, dp, 0, 0, rows, columns, numbers)
+                    # forward: o_i = sum_j p_ij v_j, so dv_j sums p_ij do_i over the queries
                     _sum_over_queries(dv, key, kv, columns, head_dim, p_t, do_r, rows, ahead, more_queries, numbers)
+                    # forward: s_ij = q_i k_j / sqrt(D), so dk_j sums ds_ij q_i, and dq_i sums ds_ij k_j
                     _sum_over_queries(dk, key, kv, columns, head_dim, ds_t, q_r, rows, ahead, more_queries, numbers)
                     _sum_over_keys(dq, row, c, rows, head_dim, ds, k_n, columns, ahead, more_keys, numbers)
 

@@ -19,6 +19,8 @@ same order however C is cut up, so its bits are the same for any number of threa
 
 With few rows of x (a token at a time, in generation) y = x Wᵀ reads each weight for a handful of multiply-adds, and its
 time is that of reading W from memory: then rows of W are multiplied as they lie there (`tiles.row_by_row`).
+
+Read it in three steps: `product_loops_ref` (the sum as it is defined), `product_ref` (NumPy's product), and the kernel.
 """
 
 import functools
@@ -64,6 +66,17 @@ def product_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
     """Return op(a) op(b) (+ addend) in the arrays' own dtype, where op transposes the last two axes if asked."""
     y = (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
     return y if addend is None else y + addend
+
+
+def product_loops_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
+    """Return the same of two matrices by three loops, one multiply-add at a time: the definition, and as slow."""
+    a, b = a.T if transpose_a else a, b.T if transpose_b else b  # (M, K), (K, N)
+    y = np.zeros((len(a), b.shape[1]), np.result_type(a, b)) if addend is None else addend.copy()
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            for k in range(a.shape[1]):
+                y[i, j] += a[i, k] * b[k, j]
+    return y
 
 
 # -- kernel --------------------------------------------------------------------------------------

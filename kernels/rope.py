@@ -29,11 +29,11 @@ __all__ = [
 ]
 
 
-def rope_table(length, head_dim, theta):
-    """Return cos and sin, each (length, head_dim/2) float32, of the angles computed in float64; head_dim is even."""
+def rope_table(length, head_dim, theta, dtype=np.float32):
+    """Return cos and sin, each (length, head_dim/2) of `dtype`, of the angles in float64; head_dim is even."""
     frequencies = float(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)  # (D/2,)
     angles = np.arange(length, dtype=np.float64)[:, None] * frequencies  # (length, D/2)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_close, check_gradient, gradient_error, relative_error
+
+from abi_py.gradcheck import check_close, check_gradient, gradient_error, relative_error
 
 
 def f(x):

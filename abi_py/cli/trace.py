@@ -70,7 +70,7 @@ class Call:
     file: str
     outputs: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
-    saved: int = 0  # bytes that it left for the backward pass
+    saved: int = 0  # bytes of the arena's saved arrays that it was the first to write
     seconds: float = 0.0
 
 
@@ -93,8 +93,7 @@ def trace_step() -> list[Call]:
     ids = np.arange(BATCH * TIME + 1, dtype=np.uint32)
     inputs, labels = ids[:-1].reshape(BATCH, TIME), ids[1:].reshape(BATCH, TIME)
     trainer.train_step(inputs, labels)  # compiles or loads the kernels: not part of a step
-    layers, _ = model._arena.views(BATCH * TIME)
-    kept = {array.ctypes.data for layer in layers for array in vars(layer).values()}
+    kept = {array.ctypes.data: array.nbytes for array in model._arena.saved(BATCH * TIME)}
     calls: list[Call] = []
     with recorded(calls, kept):
         trainer.train_step(inputs, labels)
@@ -102,8 +101,11 @@ def trace_step() -> list[Call]:
 
 
 @contextlib.contextmanager
-def recorded(calls: list[Call], kept: set[int]) -> Iterator[None]:
-    """Note the kernel calls inside the block; `kept` are the addresses of the arrays that backward will read."""
+def recorded(calls: list[Call], kept: dict[int, int]) -> Iterator[None]:
+    """Note the kernel calls inside the block; `kept` has the bytes of the arrays that backward will read, by address.
+
+    An array counts at the call that writes it first; RoPE changes in place what a product wrote.
+    """
     before: list[tuple[Any, str, Any]] = []
     try:
         for name in MODULES:
@@ -120,7 +122,7 @@ def recorded(calls: list[Call], kept: set[int]) -> Iterator[None]:
 
 
 def _recorder(
-    function: Callable[..., Any], name: str, home: str, calls: list[Call], kept: set[int]
+    function: Callable[..., Any], name: str, home: str, calls: list[Call], kept: dict[int, int]
 ) -> Callable[..., Any]:
     parameters = list(inspect.signature(getattr(function, "py_func", function)).parameters)
 
@@ -140,9 +142,10 @@ def _recorder(
             turned = values.get(f"transpose_{parameter}", False) is True
             shape = ",".join(map(str, value.shape)) + ("," if value.ndim == 1 else "")
             text = f"{parameter}({shape}){'ᵀ' if turned else ''}"
-            (note.outputs if index < OUTPUTS[name] else note.inputs).append(text)
-            if index < OUTPUTS[name] and stage.endswith(("forward", "branch")) and value.ctypes.data in kept:
-                note.saved += value.nbytes
+            written = index < OUTPUTS[name]
+            (note.outputs if written else note.inputs).append(text)
+            if written:
+                note.saved += kept.pop(value.ctypes.data, 0)
         if OUTPUTS[name] == 0:
             note.outputs.append("a number")
         calls.append(note)

@@ -29,6 +29,7 @@ from ..kernels.unchecked import (
     swiglu_forward,
 )
 from ..model.inputs import Angles
+from ..parameters import head_name
 
 __all__ = ["FEW", "Cache", "Decoder"]
 
@@ -91,7 +92,7 @@ class Decoder:
         parameters = model.parameters
         weights, flat = parameters.weights, parameters.weights_flat
         self._embedding, self._final_norm = weights["token_embedding"], weights["final_norm"]
-        self._head = weights["token_embedding" if self.config.tie_embeddings else "output_proj"]
+        self._head = weights[head_name(self.config)]
         self._layers = []
         for i in range(self.config.num_layers):
             at = f"layers.{i}."

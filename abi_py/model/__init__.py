@@ -1,5 +1,6 @@
 """The model: parameters in, logits or loss and gradients out.
 
+    reference.py     the whole model on a page, forward and backward, in float64 NumPy: read this first
     transformer.py   the list of operations, forward and backward; TrainableModel: all of its weights are trained
     lora.py          LoraModel: low-rank adapters on a frozen model
     block.py         one layer

@@ -208,6 +208,13 @@ class Arena:
         q, kv = self.config.q_dim, self.config.kv_dim
         return np.split(qkv, [q, q + kv], axis=1)
 
+    def saved(self, rows: int, narrow: bool = False) -> list[np.ndarray]:
+        """Return all arrays that a step of `rows` tokens keeps for its backward pass, each once."""
+        layers, _ = self.views(rows, narrow)
+        table = saved_table(self.config, self.adapters)
+        arrays = [getattr(layer, name) for layer in layers for name, width in table.items() if width]
+        return list({array.ctypes.data: array for array in arrays}.values())
+
     def nbytes(self) -> int:
         """Return the bytes of all arrays."""
         owned = [array for array in self._scratch.values() if array.base is None]

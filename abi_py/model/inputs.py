@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..kernels.rope import rope_table
 from ..kernels.tiles import BFLOAT16, FLOAT32
 
-__all__ = ["Layout", "Layouts", "as_ids", "as_labels", "check_ids"]
+__all__ = ["Layout", "Layouts", "as_ids", "as_labels", "check_ids", "segment_starts"]
 
 
 def as_ids(ids: npt.ArrayLike, config: TrainableModelConfig, name: str = "input_ids") -> np.ndarray:
@@ -69,6 +69,26 @@ def as_labels(labels: npt.ArrayLike, shape: tuple[int, ...], config: TrainableMo
     return array
 
 
+def segment_starts(
+    shape: tuple[int, int], attention_mask: npt.ArrayLike | None = None, segment_ids: npt.ArrayLike | None = None
+) -> np.ndarray:
+    """Return (B, T) int32: where in its row each token's segment began; a run of equal ids (or mask values) is one.
+
+    DataError for marks of another shape than the ids, (B, T) or flat.
+    """
+    batch, time = shape
+    change = np.zeros(shape, bool)
+    for name, marks in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
+        if marks is None:
+            continue
+        array = np.asarray(marks)
+        if array.shape not in (shape, (batch * time,)):
+            raise DataError(f"{name} has shape {array.shape}, input_ids {shape}; there is one for each id")
+        array = array.reshape(shape)
+        change[:, 1:] |= array[:, 1:] != array[:, :-1]
+    return np.maximum.accumulate(np.where(change, np.arange(time, dtype=np.int32), 0), axis=1).astype(np.int32)
+
+
 @dataclass(frozen=True)
 class Layout:
     """What kernels need to know about the rows of a batch: N = batch * T."""
@@ -116,23 +136,12 @@ class Layouts:
         self, shape: tuple[int, int], attention_mask: npt.ArrayLike | None, segment_ids: npt.ArrayLike | None
     ) -> Layout:
         """Return starts and positions of all rows; a run of equal segment ids (or mask values) is a segment."""
-        batch, time = shape
-        if attention_mask is None and segment_ids is None:
-            if shape not in self._plain:
-                positions = np.tile(np.arange(time, dtype=np.int32), batch)
-                self._plain[shape] = Layout(
-                    batch, np.zeros(batch * time, np.int32), positions, *self._angles.upto(time)
-                )
+        plain = attention_mask is None and segment_ids is None
+        if plain and shape in self._plain:
             return self._plain[shape]
-        change = np.zeros(shape, bool)
-        for name, marks in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
-            if marks is None:
-                continue
-            array = np.asarray(marks)
-            if array.shape not in (shape, (batch * time,)):
-                raise DataError(f"{name} has shape {array.shape}, input_ids {shape}; there is one for each id")
-            array = array.reshape(shape)
-            change[:, 1:] |= array[:, 1:] != array[:, :-1]
-        columns = np.arange(time, dtype=np.int32)
-        starts = np.maximum.accumulate(np.where(change, columns, 0), axis=1).astype(np.int32)
-        return Layout(batch, starts.ravel(), (columns - starts).ravel(), *self._angles.upto(time))
+        starts = segment_starts(shape, attention_mask, segment_ids)
+        positions = np.arange(shape[1], dtype=np.int32) - starts
+        layout = Layout(shape[0], starts.ravel(), positions.ravel(), *self._angles.upto(shape[1]))
+        if plain:
+            self._plain[shape] = layout
+        return layout

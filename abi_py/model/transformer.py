@@ -32,7 +32,7 @@ from ..kernels.unchecked import (
     rms_norm_backward,
     rms_norm_forward,
 )
-from ..parameters import Buffers, Parameters, Views
+from ..parameters import Buffers, Parameters, Views, head_name
 from .activations import NO_ADAPTERS, AdapterWidths, Arena, memory_plan, segment_length
 from .block import BlockGradients, BlockWeights, attention_branch, block_backward, block_forward
 from .inputs import Layout, Layouts, as_ids, as_labels, check_ids
@@ -97,10 +97,6 @@ class Transformer:
     def gradients(self) -> Views:
         """The gradients by name, of the same shapes."""
         return self.parameters.gradients
-
-    @property
-    def _output_name(self) -> str:
-        return "token_embedding" if self.config.tie_embeddings else "output_proj"
 
     def sections(self) -> dict[str, Config]:
         """Return the sections of a run's config.yaml that describe this model."""
@@ -225,7 +221,7 @@ class Transformer:
         layout = self._layouts.layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         hidden = self._forward(ids, layout)
         logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
-        product(logits.reshape(ids.size, -1), hidden, self.base.weights[self._output_name], transpose_b=True)
+        product(logits.reshape(ids.size, -1), hidden, self.base.weights[head_name(self.config)], transpose_b=True)
         self._last = (ids, layout)
         return logits
 
@@ -249,7 +245,7 @@ class Transformer:
         dw = gradients.head
         if dw is not None:
             product(dw, rows, scratch.hidden, transpose_a=True, addend=dw if gradients.accumulate else None)
-        product(scratch.dn, rows, self.base.weights[self._output_name])
+        product(scratch.dn, rows, self.base.weights[head_name(self.config)])
         self._backward(ids, layout, gradients)
         self._last = None
 
@@ -288,7 +284,7 @@ class Transformer:
         layout = self._layouts.layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         layout = replace(layout, numbers=NUMBERS[precision], draw=self._next_draw() if backward else None)
         count = int(np.count_nonzero(targets >= 0))
-        head, numbers = self.base.weights[self._output_name], layout.numbers
+        head, numbers = self.base.weights[head_name(self.config)], layout.numbers
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
             hidden = self._forward(ids, layout)
             self._last = None
@@ -343,7 +339,7 @@ class TrainableModel(Transformer):
         blocks = [BlockGradients(self.parameters, i) for i in layers]
         self._destinations = {  # by `accumulate`
             accumulate: Gradients(
-                head=gradients[self._output_name],
+                head=gradients[head_name(self.config)],
                 token_embedding=gradients["token_embedding"],
                 final_norm=gradients["final_norm"],
                 blocks=blocks,

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from gradcheck import check_close, check_gradient
 
+from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import attention
 from abi_py.kernels._jit import JIT
 from abi_py.kernels.attention import (
@@ -14,6 +14,8 @@ from abi_py.kernels.attention import (
     QUERIES,
     attention_backward,
     attention_backward_ref,
+    attention_blocked_backward_ref,
+    attention_blocked_forward_ref,
     attention_forward,
     attention_forward_ref,
 )
@@ -120,6 +122,35 @@ def test_definition(golden, kind):
     check_close(o, rows(g[f"{kind}_o"]), 1e-10)
     for name, gradient in zip(("dq", "dk", "dv"), attention_backward_ref(do, q, k, v, starts, B, H, G), strict=True):
         check_close(gradient, rows(g[f"{kind}_{name}"]), 1e-10)
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("block", [1, 3, 5, 13, 99])
+def test_blocks_of_keys_equal_the_whole_matrix(rng, block, segmented):
+    """Running maximum and sum, and gradients block by block; with segments, a query sees nothing of some blocks."""
+    B, T, H, G, D = 3, 13, 4, 2, 8
+    (q, k, v, do), starts = inputs(rng, B, T, H, G, D, np.float64)
+    q *= 3  # peaked rows: the maximum moves from block to block
+    if segmented:
+        starts = starts_of(np.cumsum(rng.random((B, T)) < 0.3, axis=1))
+        assert starts.max() > 2 * 3
+    o, lse = attention_blocked_forward_ref(q, k, v, starts, B, H, G, block)
+    gradients = attention_blocked_backward_ref(do, q, k, v, o, lse, starts, B, H, G, block)
+    expected = run_reference(q, k, v, do, starts, B, H, G)
+    for name, a, b in zip(NAMES, (o, lse, *gradients), expected, strict=True):
+        check_close(a, b, 1e-12, name)
+
+
+def test_blocks_of_keys_keep_float32_and_nan(rng):
+    B, T, H, G, D = 2, 13, 4, 2, 8
+    (q, k, v, _), starts = inputs(rng, B, T, H, G, D)
+    o, lse = attention_blocked_forward_ref(q, k, v, starts, B, H, G, 5)
+    assert o.dtype == lse.dtype == np.float32
+    q[T + 4] = np.nan
+    broken, _ = attention_blocked_forward_ref(q, k, v, starts, B, H, G, 5)
+    assert np.isnan(broken[T + 4]).all()
+    rest = np.arange(B * T) != T + 4
+    assert np.array_equal(broken[rest], o[rest])
 
 
 @pytest.mark.parametrize("shape", SMALL)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_close
 
+from abi_py.gradcheck import check_close
 from abi_py.kernels._jit import JIT
 from abi_py.kernels.attention import attention_forward_ref
 from abi_py.kernels.cached_attention import (

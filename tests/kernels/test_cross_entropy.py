@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from gradcheck import check_close, check_gradient
 
+from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import cross_entropy as module
 from abi_py.kernels.cross_entropy import cross_entropy_ref, head_loss, head_loss_backward, head_loss_ref
 

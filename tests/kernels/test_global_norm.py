@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from gradcheck import check_close
 
+from abi_py.gradcheck import check_close
 from abi_py.kernels.global_norm import BLOCK, global_norm, global_norm_ref
 
 

@@ -10,13 +10,24 @@ import sys
 import numba
 import numpy as np
 import pytest
-from gradcheck import check_close, check_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import matmul as module
 from abi_py.kernels._jit import JIT
-from abi_py.kernels.matmul import BLOCK, FEW, SLAB, SLICE, STRETCH, matmul, product, product_ref, streamed_product
+from abi_py.kernels.matmul import (
+    BLOCK,
+    FEW,
+    SLAB,
+    SLICE,
+    STRETCH,
+    matmul,
+    product,
+    product_loops_ref,
+    product_ref,
+    streamed_product,
+)
 from abi_py.kernels.panels import COLUMNS, ROWS, round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from abi_py.kernels.simd import LANES
 from abi_py.kernels.tiles import FLOAT16, FLOAT32, METHODS
@@ -48,6 +59,18 @@ def check(rng, m, n, k, way):
     out[...] = np.nan
     product(out, a, b, *way, addend=before)
     check_close(out, exact(a, b, *way, before), 1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_three_loops_are_the_definition(rng, way):
+    for m, n, k in ((3, 5, 7), (1, 1, 1), (4, 2, 0)):
+        a, b = operands(rng, m, n, k, *way, np.float64)
+        d = rng.standard_normal((m, n))
+        before = d.copy()
+        for addend in (None, d):
+            check_close(product_loops_ref(a, b, *way, addend), product_ref(a, b, *way, addend), 1e-12)
+        assert np.array_equal(d, before)
+    assert product_loops_ref(np.array([[1, 2]]), np.array([[3], [4]]))[0, 0] == 11
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_close
 
+from abi_py.gradcheck import check_close
 from abi_py.kernels.optimizers import adam_, adam_ref, adamw_, adamw_ref, parameter_chunks, sgd_, sgd_ref
 
 OFFSETS, SIZES, DECAYS = [0, 1, 132, 139], [1, 131, 7, 400], [True, True, False, True]

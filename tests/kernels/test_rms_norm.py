@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_close, check_gradient
 
+from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels.rms_norm import (
     PARTS,
     rms_norm_backward,

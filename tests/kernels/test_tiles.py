@@ -5,9 +5,9 @@ What is expected stands here in NumPy: one run checks the compiled operations, o
 
 import numpy as np
 import pytest
-from gradcheck import check_close
 from numba import njit
 
+from abi_py.gradcheck import check_close
 from abi_py.kernels.panels import COLUMNS, ROWS, round_to_bf16_ref
 from abi_py.kernels.simd import LANES
 from abi_py.kernels.tiles import FLOAT32, METHODS, tile

@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from llama_reference import make_batch, make_model
+from small_models import make_batch, make_model
 
 from abi_py.config import CheckpointingStrategy
 from abi_py.kernels._jit import JIT
@@ -71,6 +71,7 @@ def test_the_plan_is_what_is_allocated(rng, options):
     assert plan["gradients"] == model.parameters.gradients_flat.nbytes
     assert plan["moments"] == 2 * plan["weights"]
     assert plan["saved activations"] + plan["scratch"] == arena_bytes(model)
+    assert plan["saved activations"] == sum(array.nbytes for array in model._arena.saved(2 * 16))
 
 
 def test_strategies_save_memory():

@@ -1,18 +1,18 @@
-"""The whole model: PyTorch's figures, finite differences, accumulation, packed rows, borders, files and costs."""
+"""The whole model: PyTorch's figures, those of the reference, accumulation, packed rows, borders, files and costs."""
 
 import json
 import math
 
 import numpy as np
 import pytest
-from gradcheck import check_close, relative_error
-from llama_reference import TINY, loss_ref, make_batch, make_model, wide
+from small_models import TINY, make_batch, make_model
 
 from abi_py.config import LlmTrainingConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError, DataError
+from abi_py.gradcheck import check_close, relative_error
 from abi_py.kernels._jit import JIT
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
-from abi_py.model import LossOutput, TrainableModel
+from abi_py.model import LossOutput, TrainableModel, reference
 from abi_py.training.schedule import learning_rate
 
 SHAPES = {
@@ -88,27 +88,24 @@ def test_twenty_steps_of_training_equal_pytorch(golden):
     assert losses[-1] < losses[0] - 0.2  # and it learnt something
 
 
-# -- finite differences --------------------------------------------------------------------------
+# -- the model in float64 ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_gradient_equals_finite_differences(rng, name, smoothing):
-    """Each tensor in a random direction, against central differences of the model in float64."""
+def test_loss_and_every_gradient_equal_the_reference(rng, name, smoothing):
+    """Element by element; that the reference is right is `test_reference.py`."""
     model = make_model(6.0, **SHAPES[name])
     ids, labels = make_batch(rng, model, 2, 7)
-    result = model.compute_loss(ids, labels, backward=True, label_smoothing=smoothing)
-    weights = wide(model)
-    assert abs(result.loss - loss_ref(model.config, weights, ids, labels, None, smoothing)) < 1e-5
+    marks = {"segment_ids": np.array([[0] * 3 + [1] * 4, [5] * 7])} if smoothing else {}
+    result = model.compute_loss(ids, labels, backward=True, label_smoothing=smoothing, **marks)
+    value, gradients = reference.loss_and_gradients(
+        model.config, model.weights, ids, labels, label_smoothing=smoothing, **marks
+    )
+    assert abs(result.loss - value) < 1e-5
+    assert list(gradients) == list(model.gradients)
     for tensor, gradient in model.gradients.items():
-        u = rng.standard_normal(gradient.shape)
-        losses = []
-        for step in (1e-6, -1e-6):
-            moved = weights | {tensor: weights[tensor] + step * u}
-            losses.append(loss_ref(model.config, moved, ids, labels, None, smoothing))
-        numeric, claimed = (losses[0] - losses[1]) / 2e-6, (gradient * u).sum()
-        scale = max(np.linalg.norm(gradient), 1e-3)
-        assert abs(numeric - claimed) < 1e-4 * scale, f"{tensor}: {claimed} should be {numeric}"
+        check_close(gradient, gradients[tensor], 1e-4, tensor)
 
 
 def test_a_wrong_gradient_would_be_noticed(rng):
@@ -414,7 +411,7 @@ def test_short_and_long_rows(rng, shape):
     model = make_model(4.0)
     ids, labels = make_batch(rng, model, *shape)
     result = model.compute_loss(ids, labels, backward=True)
-    assert abs(result.loss - loss_ref(model.config, wide(model), ids, labels)) < 1e-5
+    assert abs(result.loss - reference.loss(model.config, model.weights, ids, labels)) < 1e-5
     assert np.isfinite(model.parameters.gradients_flat).all()
 
 
