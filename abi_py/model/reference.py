@@ -6,20 +6,20 @@
     backward   the same lines from the last to the first; dx is the gradient of the loss with respect to x
 
 B sequences of T tokens are N = B T rows of width C.  H query heads share G key/value heads of width D; feed-forward
-width F; vocabulary V.  A weight W is (out, in), so a linear layer and its two gradients are
+width F; vocabulary V.  Weights are (out, in), by the names of `TrainableModel.weights`:
+
+    token_embedding output_proj (V, C)   w_q (H D, C)   w_k w_v (G D, C)   w_o (C, H D)   w_gate w_up (F, C)
+    w_down (C, F)   attn_norm ffn_norm final_norm (C,)
+
+A linear layer and its two gradients:
 
     y = x Wᵀ        dx = dy W        dW = dyᵀ x
 
 Everything else is a `*_ref` function, from the file in `kernels/` that derives it.  Nothing here is fast or small:
 T x T scores, all logits at once, every intermediate kept.  `transformer.py` and `block.py` are the same lines as calls
-of float32 kernels; `abi-train verify` and the tests compare the two.
-
-    reference.logits(model.config, model.weights, ids)                        (B, T, V)
-    reference.loss(model.config, model.weights, ids, labels)                  a number
-    reference.loss_and_gradients(model.config, model.weights, ids, labels)    that number, and {name: gradient}
-
-All arguments are as the model takes them (`inputs.py` says what is wrong with them), attention_mask=, segment_ids= and,
-for the loss, label_smoothing= too.  Weights in float32 are widened; a label of -100 does not count.
+of float32 kernels; `abi-train verify` and the tests compare the two.  The whole way of a batch is `loss_and_gradients`,
+below: forward, head, backward.  Its arguments are the model's (attention_mask=, segment_ids=, label_smoothing= too) and
+so are the errors; float32 weights are widened, a label of -100 does not count.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import TrainableModelConfig
+from ..config import TrainableModelConfig as Config
 from ..kernels.attention import attention_backward_ref, attention_forward_ref
 from ..kernels.cross_entropy import head_loss_ref
 from ..kernels.embedding import embedding_backward_ref, embedding_forward_ref
@@ -41,7 +41,6 @@ from .inputs import as_ids, as_labels, check_ids, segment_starts
 __all__ = ["logits", "loss", "loss_and_gradients", "widened"]
 
 LAYER = ("w_q", "w_k", "w_v", "w_o", "attn_norm", "w_gate", "w_up", "w_down", "ffn_norm")
-Config = TrainableModelConfig
 Weights = Mapping[str, np.ndarray]
 
 
@@ -57,18 +56,18 @@ def forward(config: Config, weights: Weights, input_ids: npt.ArrayLike, **marks:
     layers = []
     for i in range(config.num_layers):
         w_q, w_k, w_v, w_o, attn_norm, w_gate, w_up, w_down, ffn_norm = (weights[f"layers.{i}.{w}"] for w in LAYER)
-        n_attn, r_attn = rms_norm_forward_ref(x, attn_norm, eps)  # (N, C), (N,)
+        n_attn, r_attn = rms_norm_forward_ref(x, attn_norm, eps)  # (N, C), and 1/rms (N,)
         q = rope_forward_ref(n_attn @ w_q.T, cos, sin, positions, H)  # (N, H D)
         k = rope_forward_ref(n_attn @ w_k.T, cos, sin, positions, G)  # (N, G D)
         v = n_attn @ w_v.T  # (N, G D)
         att, _ = attention_forward_ref(q, k, v, starts, B, H, G)  # (N, H D)
         middle = x + att @ w_o.T  # (N, C)
-        n_ffn, r_ffn = rms_norm_forward_ref(middle, ffn_norm, eps)  # (N, C), (N,)
+        n_ffn, r_ffn = rms_norm_forward_ref(middle, ffn_norm, eps)  # (N, C), and 1/rms (N,)
         gate_up = np.concatenate((n_ffn @ w_gate.T, n_ffn @ w_up.T), axis=1)  # (N, 2F)
         h = swiglu_forward_ref(gate_up)  # (N, F)
         layers.append((x, n_attn, r_attn, q, k, v, att, middle, n_ffn, r_ffn, gate_up, h))
         x = middle + h @ w_down.T  # (N, C)
-    hidden, r_final = rms_norm_forward_ref(x, weights["final_norm"], eps)  # (N, C), (N,)
+    hidden, r_final = rms_norm_forward_ref(x, weights["final_norm"], eps)  # (N, C), and 1/rms (N,)
     return hidden, (ids, starts, positions, cos, sin, layers, x, r_final)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,18 @@ def test_every_tensor_equals_finite_differences(rng, name):
         check_gradient(f, w, 1.001 * gradients[tensor], rng)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_that_of_the_logits(rng, smoothing):
+    model = make_model(6.0)
+    ids, labels = make_batch(rng, model)
+    z = reference.logits(model.config, model.weights, ids)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))  # (B, T, V)
+    named = np.take_along_axis(log_p, np.maximum(labels, 0)[..., None], -1)[..., 0]
+    losses = -(1 - smoothing) * named - smoothing * log_p.mean(-1)
+    value = reference.loss(model.config, model.weights, ids, labels, label_smoothing=smoothing)
+    assert abs(value - losses[labels >= 0].mean()) < 1e-12
+
+
 @pytest.mark.parametrize("mark", ["segment_ids", "attention_mask"])
 def test_a_packed_row_equals_sequences_of_their_own(rng, mark):
     model = make_model(6.0)
@@ -105,6 +118,10 @@ def test_a_packed_row_equals_sequences_of_their_own(rng, mark):
     assert abs(loss - total / 12) < 1e-12
     for name, gradient in packed.items():
         check_close(gradient, summed[name] / 12, 1e-12, name)
+
+
+def test_it_is_a_page():
+    assert len(Path(reference.__file__).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_what_comes_in_is_what_the_model_takes(rng):
