@@ -38,7 +38,7 @@ from ..kernels.swiglu import swiglu_backward_ref, swiglu_forward_ref
 from ..parameters import head_name
 from .inputs import as_ids, as_labels, check_ids, segment_starts
 
-__all__ = ["logits", "loss", "loss_and_gradients", "widened"]
+__all__ = ["backward", "forward", "logits", "loss", "loss_and_gradients", "widened"]
 
 LAYER = ("w_q", "w_k", "w_v", "w_o", "attn_norm", "w_gate", "w_up", "w_down", "ffn_norm")
 Weights = Mapping[str, np.ndarray]
