@@ -6,6 +6,7 @@ line and nothing else.  A wrong dtype or layout is a plain `TypeError`; file err
 """
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 _short = reprlib.Repr()
@@ -16,6 +17,12 @@ _short.maxstring = _short.maxother = _short.maxlong = 80
 def shown(value: Any) -> str:
     """Return `repr(value)`, cut where it is long: a message is one line, whatever a file or a call put into it."""
     return _short.repr(value)
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return 'a, b, c and 4 more', of which at most so many are named."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class AbiError(Exception):

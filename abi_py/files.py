@@ -1,6 +1,7 @@
 """Writing files so that a crash, a full disk or a power cut leaves the old file or the new one, never half of one.
 
     atomic_file         one file
+    atomic_text, atomic_json
     atomic_files        files that belong together, which appear together
     atomic_directory    a directory
 
@@ -13,11 +14,12 @@ locked is the left-over of a killed process, and the next one that writes in tha
 import contextlib
 import filecmp
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,8 +33,10 @@ __all__ = [
     "atomic_directory",
     "atomic_file",
     "atomic_files",
+    "atomic_json",
     "atomic_text",
     "fsync_directory",
+    "json_text",
     "remove_directory",
     "remove_leftovers",
     "sha256_of",
@@ -174,6 +178,16 @@ def atomic_text(path: str | Path, text: str) -> None:
     """Write a small UTF-8 text file in one indivisible step."""
     with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return a JSON object as text for people to read, in ASCII; ValueError for NaN and infinity, which JSON lacks."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def atomic_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object in one indivisible step; ValueError for NaN and infinity."""
+    atomic_text(path, json_text(content))
 
 
 # -- directories -------------------------------------------------------------------------------

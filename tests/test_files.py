@@ -53,6 +53,14 @@ def test_an_error_keeps_the_old_content(tmp_path):
     assert names(tmp_path) == ["a.txt"]
 
 
+def test_json_is_ascii_and_strict(tmp_path):
+    """A path may hold bytes that are not UTF-8, and JSON has no NaN."""
+    files.atomic_json(tmp_path / "a.json", {"path": os.fsdecode(b"\xff"), "name": "ä"})
+    assert (tmp_path / "a.json").read_bytes() == b'{\n  "path": "\\udcff",\n  "name": "\\u00e4"\n}\n'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.atomic_json(tmp_path / "a.json", {"loss": float("nan")})
+
+
 @posix
 def test_permissions_are_those_of_the_umask(tmp_path):
     before = os.umask(0o027)

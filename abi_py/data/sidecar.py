@@ -5,13 +5,13 @@ from it whether there is anything to do.
 """
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..files import json_text
 from ..untrusted import check, read_json
 from .documents import Listing, sidecar_path
 from .tokenizer import Tokenizer
@@ -79,7 +79,7 @@ class TokensInfo:
 
     def to_json(self) -> str:
         """Return the text of the sidecar."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+        return json_text({"format": FORMAT, **dataclasses.asdict(self)})
 
     def load_tokenizer(self, path: str | os.PathLike[str]) -> Tokenizer | None:
         """Return the tokenizer that made the token file `path`; None if the ids are bytes.

@@ -12,20 +12,17 @@ only as integers.  The original's training_args.bin is a pickle of PyTorch, whic
 ours is JSON.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..config import TrainableModelConfig
-from ..files import atomic_files, atomic_text, write_pieces
+from ..files import atomic_files, json_text, write_pieces
 from .finite import check_written
 from .huggingface import CONFIG, WEIGHTS, huggingface_config
 from .safetensors import safetensors_pieces
 
-__all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "json_text", "write_json", "write_model"]
+__all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "write_model"]
 
 TRAINING_ARGS = "training_args.json"
 LONGEST = 2048  # max_length of the original's generation_config.json
@@ -80,20 +77,6 @@ def write_model(
         tensors["lm_head.weight"] = model.weights["token_embedding"]
     texts = {**(more or {}), CONFIG: json_text(deepzig_config(model.config, special))}
     with atomic_files(folder / CONFIG) as open_new:
-        write_pieces(open_new(folder / WEIGHTS), safetensors_pieces(_contiguous(tensors), {"format": "pt"}))
+        write_pieces(open_new(folder / WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))
         for name, text in texts.items():
             open_new(folder / name).write(text.encode())
-
-
-def _contiguous(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
-
-
-def json_text(content: Mapping[str, Any]) -> str:
-    """Return a JSON object as text; floats keep their point or exponent, which the Zig loader asks for."""
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, replaced whole."""
-    atomic_text(path, json_text(content))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..config import TrainableModelConfig
-from ..errors import CheckpointError, ConfigError, shown
+from ..errors import CheckpointError, ConfigError, listed, shown
 from ..untrusted import read_json
 from .finite import check_read
 from .safetensors import read_safetensors
@@ -195,9 +195,8 @@ def read_weights(folder: Path, model: Any, *, allow_nonfinite: bool = False) -> 
             raise CheckpointError(f"{folder}: {entry.hf_name} is {found.dtype}; this version reads floats")
     extra = [stored[bare][0] for bare in tensors if bare not in places and not DERIVED.search(bare)]
     if extra:
-        more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
         raise CheckpointError(
-            f"{folder}: the model that {CONFIG} describes has no place for {', '.join(sorted(extra)[:3])}{more}, so it "
+            f"{folder}: the model that {CONFIG} describes has no place for {listed(sorted(extra), 3)}, so it "
             "would compute something else than they were trained for; use the config.json that belongs to them"
         )
     for bare, entry in places.items():

@@ -6,7 +6,6 @@
 As PEFT 0.21 writes and reads it.  What would compute something else than `model/lora.py` is refused.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..config import PROJECTIONS, LoraConfig
 from ..errors import CheckpointError, ConfigError, shown
-from ..files import atomic_files, write_pieces
+from ..files import atomic_files, json_text, write_pieces
 from ..untrusted import read_json
 from .finite import check_read, check_written
 from .safetensors import read_safetensors, safetensors_pieces
@@ -79,7 +78,7 @@ def write_adapter(
     NonFiniteError, and nothing written, for NaN or infinity.
     """
     check_written(folder / ADAPTER_WEIGHTS, tensors)
-    text = json.dumps(adapter_config(config, base_model), indent=2) + "\n"
+    text = json_text(adapter_config(config, base_model))
     with atomic_files(folder / ADAPTER_CONFIG) as open_new:
         write_pieces(open_new(folder / ADAPTER_WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))
         open_new(folder / ADAPTER_CONFIG).write(text.encode())

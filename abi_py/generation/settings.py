@@ -4,7 +4,6 @@ In the file, names and meanings are Hugging Face's; there `do_sample: false` is 
 file leaves out has the value that `transformers` gives it (temperature 1, top_k 50, no sampling), not ours.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 from ..config import OFF, ON, Config, fields_of, opt
 from ..errors import ConfigError, DataError, shown
 from ..fields import closest
-from ..files import atomic_text
+from ..files import atomic_json
 from ..formats.special_tokens import token_ids
 from ..untrusted import read_json
 from .sampler import sampling_rules
@@ -188,7 +187,7 @@ class GenerationConfig(Config):
     def save(self, path: str | Path) -> None:
         """Write generation_config.json, to a file of another name, or into a directory."""
         path = Path(path)
-        atomic_text(path / CONFIG_FILE if path.is_dir() else path, json.dumps(self.to_json(), indent=2) + "\n")
+        atomic_json(path / CONFIG_FILE if path.is_dir() else path, self.to_json())
 
 
 _OURS = {option.name for option in fields_of(GenerationConfig)} | {"do_sample", "eos_token_id"}

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import PROJECTIONS, Config, LoraConfig, TrainableModelConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from ..formats.peft import read_adapter, read_adapter_config, write_adapter
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
@@ -170,10 +170,9 @@ class LoraModel(Transformer):
                 raise CheckpointError(f"{place}: {entry.hf_name} is {found.dtype}; adapters are floats")
         unknown = sorted(set(tensors) - {entry.hf_name for entry in table})
         if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise CheckpointError(
-                f"{place}: {unknown[0]}{more} has no place in this model; its adapter_config.json names other targets, "
-                "or it was trained on a model with more layers"
+                f"{place}: {listed(unknown, 1)} has no place in this model; its adapter_config.json names other "
+                "targets, or it was trained on a model with more layers"
             )
         for entry in table:
             self.weights[entry.name] = tensors[entry.hf_name]

@@ -27,7 +27,8 @@ from ..data.selection import Selection, select_conversations
 from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..data.tokenizer_training import train_tokenizer
 from ..errors import ConfigError, DataError
-from ..formats.deepzig import TRAINING_ARGS, generation_config, json_text, write_json, write_model
+from ..files import atomic_json, json_text
+from ..formats.deepzig import TRAINING_ARGS, generation_config, write_model
 from ..formats.huggingface import CONFIG, read_config, read_weights
 from ..generation.settings import CONFIG_FILE as GENERATION_FILE
 from ..locks import DirectoryLock
@@ -142,7 +143,7 @@ class DeepZigRun:
         trainer = LlamaTrainer(self.make_model(), self.training, [self.state_sink(), *sinks])
         self.directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(self.directory)
-        write_json(self.directory / TRAINING_ARGS, training_args(self.config, self.training))
+        atomic_json(self.directory / TRAINING_ARGS, training_args(self.config, self.training))
         trainer.count_bytes = self.tokenizer.count_bytes
         return trainer
 

@@ -32,7 +32,16 @@ import numpy as np
 
 from ..config import Config, LoraConfig, load_yaml, to_yaml
 from ..errors import CheckpointError, ConfigError, shown
-from ..files import OLD, atomic_directory, atomic_text, remove_directory, remove_leftovers, sha256_of, write_synced
+from ..files import (
+    OLD,
+    atomic_directory,
+    atomic_text,
+    json_text,
+    remove_directory,
+    remove_leftovers,
+    sha256_of,
+    write_synced,
+)
 from ..formats.finite import check_read, check_written
 from ..formats.huggingface import huggingface_config
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
@@ -190,7 +199,7 @@ def save_checkpoint(
     with atomic_directory(root / name) as folder:
         files = {
             weights_file: write_synced(folder / weights_file, safetensors_pieces(tensors, {"format": "pt"})),
-            config_file: write_synced(folder / config_file, [_json(description)]),
+            config_file: write_synced(folder / config_file, [json_text(description).encode()]),
             "optimizer.safetensors": write_synced(folder / "optimizer.safetensors", safetensors_pieces(optimizer)),
             "config.yaml": write_synced(folder / "config.yaml", [to_yaml(**sections).encode()]),
         }
@@ -201,13 +210,9 @@ def save_checkpoint(
             "state": state.to_dict(),
             "files": files,
         }
-        write_synced(folder / STATE, [_json({**content, "checksum": _checksum(content)})])
+        write_synced(folder / STATE, [json_text({**content, "checksum": _checksum(content)}).encode()])
     atomic_text(root / "latest", name + "\n")
     return root / name
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from ..errors import DataError
 from .checkpoint import TrainingState
 from .report import EvalResult, perplexity
 
-__all__ = ["CountBytes", "bits_per_byte", "evaluate_batches", "judge"]
+__all__ = ["CountBytes", "bits_per_byte", "counted_bytes", "evaluate_batches", "judge"]
 
 # (ids, the ids before them) -> bytes of text of each: `count_bytes` of a tokenizer
 CountBytes = Callable[[npt.ArrayLike, npt.ArrayLike], npt.NDArray[np.int64]]
@@ -22,6 +22,12 @@ CountBytes = Callable[[npt.ArrayLike, npt.ArrayLike], npt.NDArray[np.int64]]
 def bits_per_byte(loss_sum: float, size: int) -> float | None:
     """Return the bits that the losses in nats sum up to, by byte of text; None where there is no text."""
     return loss_sum / math.log(2) / size if size else None
+
+
+def counted_bytes(batch: Batch, count_bytes: CountBytes) -> int:
+    """Return the bytes of text of the labels that count in a batch."""
+    counted = batch.labels != IGNORE_LABEL
+    return int(count_bytes(batch.labels[counted], batch.input_ids[counted]).sum())
 
 
 def evaluate_batches(
@@ -54,9 +60,7 @@ def evaluate_batches(
         correct += int(out.num_correct)
         tokens += int(out.num_tokens)
         count += 1
-        if count_bytes is not None:
-            counted = batch.labels != IGNORE_LABEL
-            size += int(count_bytes(batch.labels[counted], batch.input_ids[counted]).sum())
+        size += counted_bytes(batch, count_bytes) if count_bytes is not None else 0
     if tokens == 0:
         raise DataError("the validation data hold no label that counts; give at least two tokens, or trained answers")
     mean = loss / tokens

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import listed
+
 __all__ = ["Origin", "bad_rows", "bad_tensors"]
 
 MAX_NAMED = 8  # rows or tensors named in one message
@@ -35,7 +37,7 @@ def bad_rows(token_losses: np.ndarray, input_ids: np.ndarray, model: Any, origin
         reading = np.isin(np.asarray(input_ids).reshape(losses.shape[0], -1), weights["token_embedding"])
         if reading[rows].any():
             rows, bad = rows[reading[rows].any(axis=1)], reading
-    text = f"row{'s' if rows.size > 1 else ''} {_list([str(row) for row in rows])} of the batch"
+    text = f"row{'s' if rows.size > 1 else ''} {listed(list(map(str, rows)), MAX_NAMED)} of the batch"
     if origin is not None:
         text += f" ({', '.join(origin(int(row), int(np.argmax(bad[row]))) for row in rows[:MAX_NAMED])})"
     return text + began
@@ -49,7 +51,7 @@ def bad_tensors(model: Any) -> str:
 
 
 def _bad_weights(model: Any) -> dict[str, np.ndarray]:
-    """Return tensor -> its rows with weights that are not finite, of adapters and of what lies below them."""
+    """Return tensor -> its rows with weights that are not finite, of adapters and of the model below them."""
     return {**_not_finite(model.base.weights), **_not_finite(model.weights)}
 
 
@@ -67,11 +69,6 @@ def _named(tensors: dict[str, np.ndarray]) -> str:
     names = []
     for name, rows in tensors.items():
         what = "id" if name == "token_embedding" else "row"
-        which = f" ({what}{'s' if rows.size > 1 else ''} {_list([str(row) for row in rows])})" if rows.size else ""
-        names.append(name + which)
-    return _list(names)
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
+        plural = "s" if rows.size > 1 else ""
+        names.append(f"{name} ({what}{plural} {listed(list(map(str, rows)), MAX_NAMED)})" if rows.size else name)
+    return listed(names, MAX_NAMED)

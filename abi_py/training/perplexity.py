@@ -29,7 +29,7 @@ from ..config import IGNORE_INDEX
 from ..data.chat_dataset import ChatDataset
 from ..data.tokens import IGNORE_LABEL
 from ..errors import ConfigError, DataError
-from .evaluation import CountBytes, bits_per_byte
+from .evaluation import CountBytes, bits_per_byte, counted_bytes
 from .report import perplexity
 
 __all__ = ["PerplexityResult", "Window", "check_windows", "evaluate_conversations", "evaluate_tokens", "windows"]
@@ -186,9 +186,7 @@ def evaluate_conversations(
         batch = data.padded(rows)
         mask = batch.attention_mask
         out = model.compute_loss(batch.input_ids, batch.labels, attention_mask=mask, reduction="sum")
-        counted = batch.labels != IGNORE_LABEL
-        sums.add(out, counted)
-        if count_bytes is not None:
-            sums.bytes += int(count_bytes(batch.labels[counted], batch.input_ids[counted]).sum())
+        sums.add(out, batch.labels != IGNORE_LABEL)
+        sums.bytes += counted_bytes(batch, count_bytes) if count_bytes is not None else 0
         progress(sums.windows, len(data), sums.result(count_bytes is not None))
     return sums.result(count_bytes is not None)

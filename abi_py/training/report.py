@@ -1,13 +1,12 @@
 """What training tells about itself: one step, one evaluation, the running figures, and the final report."""
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_text
+from ..files import atomic_json
 
 __all__ = ["EvalResult", "StepMetrics", "TrainingReport", "TrainingStats", "perplexity", "plain", "write_report"]
 
@@ -114,4 +113,4 @@ class TrainingReport:
 
 def write_report(report: TrainingReport, path: str | Path) -> None:
     """Write `report.json` in one indivisible step."""
-    atomic_text(path, json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
+    atomic_json(path, report.to_dict())

@@ -10,13 +10,12 @@ checkpoint is in the metrics.jsonl beside it.
 """
 
 import contextlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_text
+from ..files import atomic_json
 from ..untrusted import check, parse_json, read_json
 from .events import CheckpointEvent, EndEvent, EvaluationEvent, Event, StartEvent, StepEvent
 from .report import plain
@@ -198,4 +197,4 @@ class TrainerStateSink:
             "trial_name": None,
             "trial_params": None,
         }
-        atomic_text(self.path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+        atomic_json(self.path, plain(content))
