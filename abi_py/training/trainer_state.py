@@ -25,7 +25,6 @@ __all__ = ["TRAINER_STATE", "TrainerStateSink"]
 TRAINER_STATE = "trainer_state.json"
 STORED = {  # what is read of it again
     "log_history": list[dict[str, Any]],
-    "best_metric": float | None,
     "best_global_step": int | None,
     "best_model_checkpoint": str | None,
 }
@@ -90,12 +89,16 @@ class TrainerStateSink:
             return
         if self.path.is_file():
             stored = read_json(self.path, STORED, remedy="it is damaged; remove it, and its history begins anew")
-            check(stored["log_history"], [{"step": int}], f"{self.path}: log_history")
+            row_schema = {"step": int, "eval_loss": float | None}
+            check(stored["log_history"], [row_schema], f"{self.path}: log_history")
             rows = [row for row in stored["log_history"] if row["step"] <= event.step and "train_runtime" not in row]
             self.log = rows
-            best, step = stored.get("best_metric"), stored.get("best_global_step")
-            if best is not None and step is not None and step <= event.step:
-                self.best, self.best_path = (best, step), stored.get("best_model_checkpoint")
+            for row in rows:
+                if "eval_loss" in row:
+                    self._remember_best(row["eval_loss"], row["step"])
+            step = stored.get("best_global_step")
+            if step is not None and step <= event.step:
+                self.best_path = stored.get("best_model_checkpoint")
         self._catch_up(event)
 
     def _catch_up(self, event: StartEvent) -> None:
@@ -138,9 +141,12 @@ class TrainerStateSink:
                 "step": record["step"],
             }
         )
-        loss = math.inf if record["val_loss"] is None else record["val_loss"]  # not finite: JSON has no word for it
+        self._remember_best(record["val_loss"], record["step"])
+
+    def _remember_best(self, loss: float | None, step: int) -> None:
+        loss = math.inf if loss is None else loss  # not finite: JSON has no word for it
         if self.best is None or loss < self.best[0]:
-            self.best = loss, record["step"]
+            self.best = loss, step
 
     def _end(self, event: EndEvent) -> None:
         if event.report.interrupted:

@@ -14,10 +14,19 @@ from abi_py.config import LlmTrainingConfig
 from abi_py.errors import ConfigError
 from abi_py.training import metrics
 from abi_py.training.console import ConsoleSink
-from abi_py.training.events import EventHub, LossScaleEvent, StartEvent, StepEvent, WarningEvent
+from abi_py.training.events import (
+    CheckpointEvent,
+    EvaluationEvent,
+    EventHub,
+    LossScaleEvent,
+    StartEvent,
+    StepEvent,
+    WarningEvent,
+)
 from abi_py.training.metrics import JsonlSink, scalars
 from abi_py.training.report import TrainingReport, perplexity, write_report
 from abi_py.training.trainer import LlamaTrainer
+from abi_py.training.trainer_state import TrainerStateSink
 
 
 def lines(path):
@@ -251,3 +260,22 @@ def test_perplexity():
 
 def test_memory_in_use():
     assert metrics.memory_in_use() > 1_000_000
+
+
+def test_a_run_that_goes_on_from_before_its_best_knows_the_best_until_there(tmp_path):
+    sizes = {"steps_per_epoch": 10, "rows": 10, "valid_rows": 2, "input_tokens": 100, "batch_size": 1}
+    sizes |= {"logging_steps": 1, "eval_steps": 2, "save_steps": 4}
+
+    def begun(step):
+        sink = TrainerStateSink(tmp_path / "trainer_state.json", **sizes)
+        counts = {"epoch": 1, "epochs": 2, "total_steps": 20, "num_params": 1, "tokens_per_step": 10}
+        sink.handle(StartEvent(step=step, time=float(step), flops_per_token=1.0, **counts))
+        return sink
+
+    sink = begun(0)
+    for step, loss in ((2, 1.5), (4, 2.0), (6, float("nan")), (8, 1.0)):
+        figures = {"val_loss": loss, "val_perplexity": 1.0, "val_accuracy": 0.5, "val_tokens": 9, "improved": True}
+        sink.handle(EvaluationEvent(step=step, time=float(step), epoch=1, **figures))
+    sink.handle(CheckpointEvent(step=8, time=8.0, path="llm_step_8", size=1, best=True))
+    assert (begun(8).best, begun(8).best_path) == ((1.0, 8), "llm_step_8")
+    assert (begun(6).best, begun(6).best_path) == ((1.5, 2), None)
