@@ -16,7 +16,7 @@ import pytest
 from abi_py.kernels._jit import JIT
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("arithmetic", "shapes", "worker", "_bench", "bench_vs_peers", "products", "readme_table", "stages",
+NAMES = ("arithmetic", "shapes", "worker", "_bench", "bench_vs_peers", "products", "speed_tables", "stages",
          "roofline", "growth", "goals", "step_worker", "product_worker", "bench_step")  # fmt: skip
 
 
@@ -397,8 +397,8 @@ def test_results_of_an_older_form_get_the_new_columns(bench, tmp_path, monkeypat
     assert all(row["date"] for row in rows)
 
 
-def test_table_of_the_readme_has_the_newest_run_of_each_peer(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.readme_table, "ROOT", tmp_path)
+def test_table_of_the_peers_has_the_newest_run_of_each(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.speed_tables, "ROOT", tmp_path)
     columns = "date,operation,cpu,threads,commit,name,version,rounds,step_s,peak_rss_mb,speed_ratio"
     path = tmp_path / "x-peers.csv"
     path.write_text(
@@ -412,14 +412,32 @@ def test_table_of_the_readme_has_the_newest_run_of_each_peer(bench, tmp_path, mo
         "2026-01-02,step tiny fp32,C,2,bbb,torch,torch 2,3,1.0,20,2.5,0.3,2.4,2.6\n",
         encoding="utf-8",
     )
-    *_, demo, torch, jax = bench.readme_table.table(path).splitlines()
+    *_, demo, torch, jax = bench.speed_tables.table(path).splitlines()
     assert demo == "| demo fp32 | 100.0 ms | 50% | torch 2 | 300.0 ms | 3.00 (2.90 to 3.10) | 25% |"
     assert torch == "| tiny fp32 | 400.0 ms | 70% | torch 2 | 1,000.0 ms | 2.50 (2.40 to 2.60) | 50% |"
     assert jax == "| tiny fp32 | 500.0 ms |  | jax 3 | 2,000.0 ms | 4.00 | 50% |"
 
 
+def test_ratios_in_the_readme_are_those_of_the_stored_results(bench):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = text.partition("## Speed")[2].partition("## The map")[0].splitlines()
+    peers = {
+        ("fp32", "avx512"): ("torch", "torch-compile", "jax"),
+        ("fp32", "avx2"): ("torch", "torch-compile"),
+        ("bf16", "avx512"): ("torch-bf16", "torch-bf16-compile"),
+    }
+    claims = [line for line in lines if line.startswith("- ")]
+    for claim, ((precision, machine), names) in zip(claims, peers.items(), strict=True):
+        pairs = bench.speed_tables.latest_runs(ROOT / f"bench/results/amd-epyc-{machine}-2-cores-peers.csv")
+        for name in names:
+            rows = [peer for _, peer in pairs if peer["name"] == name and peer["operation"].endswith(precision)]
+            ratios = [float(row["speed_ratio"]) for row in rows if " demo " not in row["operation"]]
+            ends = dict.fromkeys(f"{ratio:.2f}" for ratio in (min(ratios), max(ratios)))
+            assert f"{' to '.join(ends)} times as fast as" in claim, (name, claim)
+
+
 def test_table_of_the_goals_has_the_newest_measurement_of_each(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench.readme_table, "ROOT", tmp_path)
+    monkeypatch.setattr(bench.speed_tables, "ROOT", tmp_path)
     path = tmp_path / "x-avx2-2-cores-goals.csv"
     path.write_text(
         "date,cpu,threads,what,asked,rule,unit,measured,met,possible,bounded_by_machine\n"
@@ -430,7 +448,7 @@ def test_table_of_the_goals_has_the_newest_measurement_of_each(bench, tmp_path, 
         "2026-01-02,C,2,peer,2.0,at least,x,,not measured,,\n",
         encoding="utf-8",
     )
-    title, _, _, _, *rows = bench.readme_table.goals_table(path).splitlines()
+    title, _, _, _, *rows = bench.speed_tables.goals_table(path).splitlines()
     assert title == "C with avx2, 2 threads (`x-avx2-2-cores-goals.csv`, 2026-01-01 and 2026-01-02):"
     assert rows == [
         "| cold | at most 30.00 s | 31.00 s |  | missed |",

@@ -95,5 +95,5 @@ def test_the_demo_runs(tmp_path):
 
 
 def test_speed_table_is_made_from_the_results():
-    done = subprocess.run([sys.executable, ROOT / "bench/readme_table.py", "--check"], check=False)
-    assert done.returncode == 0, "run `python bench/readme_table.py`"
+    done = subprocess.run([sys.executable, ROOT / "bench/speed_tables.py", "--check"], check=False)
+    assert done.returncode == 0, "run `python bench/speed_tables.py`"

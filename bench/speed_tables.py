@@ -1,9 +1,9 @@
-"""Write the tables of two pages from `bench/results/`, between their markers; `--check` only compares.
+"""Write the tables of docs/5-speed.md from `bench/results/`, between their markers; `--check` only compares.
 
-    python bench/readme_table.py [--check]
+    python bench/speed_tables.py [--check]
 
-    README.md          steps beside the peers'     from *-peers.csv, made by bench_vs_peers.py
-    docs/5-speed.md    what is asked and reached   from *-goals.csv, made by goals.py
+    steps beside the peers'     from *-peers.csv, made by bench_vs_peers.py
+    what is asked and reached   from *-goals.csv, made by goals.py
 """
 
 import argparse
@@ -103,34 +103,34 @@ def _machine(row: Row, path: Path) -> str:
     return row["cpu"] + "".join(f" with {name}" for name in ISAS if f"-{name}-" in path.name)
 
 
-PAGES = {  # page: the script that measures, the files, and what makes a table of one
-    "README.md": ("bench/bench_vs_peers.py", "*-peers.csv", table),
-    "docs/5-speed.md": ("bench/goals.py", "*-goals.csv", goals_table),
-}
+PAGE = "docs/5-speed.md"
+TABLES = (  # the script that measures, the files, and what makes a table of one
+    ("bench/bench_vs_peers.py", "*-peers.csv", table),
+    ("bench/goals.py", "*-goals.csv", goals_table),
+)
 
 
-def page(name: str) -> tuple[str, str]:
-    """Return a page as it is and as it should be."""
-    script, files, make = PAGES[name]
-    begin = f"<!-- measured by {script} -->"
-    text = (ROOT / name).read_text(encoding="utf-8")
-    before, rest = text.split(begin)
-    _, after = rest.split(END)
-    tables = "\n\n".join(make(path) for path in sorted((ROOT / "bench/results").glob(files)))
-    return text, f"{before}{begin}\n{tables}\n{END}{after}"
+def filled(text: str) -> str:
+    """Return the text of the page with the tables that the stored results give."""
+    for script, files, make in TABLES:
+        begin = f"<!-- measured by {script} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(END, 1)
+        tables = "\n\n".join(make(path) for path in sorted((ROOT / "bench/results").glob(files)))
+        text = f"{before}{begin}\n{tables}\n{END}{after}"
+    return text
 
 
 def main() -> int:
     """Write or compare; return 1 if `--check` finds a difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    for name in PAGES:
-        found, wanted = page(name)
-        if check and found != wanted:
-            return 1
-        if not check:
-            (ROOT / name).write_text(wanted, encoding="utf-8")
+    page = ROOT / PAGE
+    found = page.read_text(encoding="utf-8")
+    wanted = filled(found)
+    if parser.parse_args().check:
+        return int(found != wanted)
+    page.write_text(wanted, encoding="utf-8")
     return 0
 
 
