@@ -218,7 +218,7 @@ def show_answer(
     shown = {"asked": asked, "answer": made, **known}
     for name, part in shown.items():
         text = printable(tokenizer.decode([int(i) for i in part]))
-        console.print(f"{name:<9}" + text.replace("\n", "\n" + " " * 9), soft_wrap=True, markup=False)
+        console.print(f"{name:<9}" + text.replace("\n", "\n" + " " * 9), soft_wrap=True)
 
 
 def describe_chat(train: "ChatDataset", valid: Any = False) -> str:

@@ -1,7 +1,7 @@
 """`abi-train deepzig`: from conversations to a small conversational model in a folder, in one command."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,23 @@ from ..locks import DirectoryLock, check_unlocked
 from ..pipelines.deepzig_config import DeepZigConfig
 from .models import printable
 from .options import Verb, config_options, given_values
-from .session import describe_machine, describe_model, fit_and_show, make_console, prepare, report_rows, say
+from .session import (
+    describe_machine,
+    describe_model,
+    fit_and_show,
+    make_console,
+    prepare,
+    report_rows,
+    say,
+    show_table,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..model import TrainableModel
     from ..pipelines.deepzig import DeepZigRun
-    from ..training.report import EvalResult, TrainingReport
-    from ..training.trainer import LlamaTrainer
+    from ..training.report import EvalResult
 
 # What is taken when nothing is given; the text is what the help shows.
 SHOWN = {
@@ -101,12 +109,12 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
     report, code = fit_and_show(trainer, run.directory, run.train, run.valid, None, console)
     folder = shlex.quote(str(run.directory))
     if report.interrupted:
-        show_report(trainer, report, console)
+        show_table(console, "Report", report_rows(trainer, report))
         go_on = f"abi-train deepzig --resume --output-dir {folder}"
         say(console, "stopped", f"{report.total_steps} steps done; go on with: {go_on}")
         return code
     model, results = run.finish(trainer, report)
-    show_report(trainer, report, console, [*evaluation_rows(run, results)])
+    show_table(console, "Report", [*report_rows(trainer, report), *evaluation_rows(run, results)])
     if trainer.state.best_step not in (-1, trainer.state.global_step):
         say(console, "best", f"the weights of step {trainer.state.best_step} are taken")
     show_answers(run, model, console)
@@ -153,18 +161,6 @@ def evaluation_rows(run: "DeepZigRun", results: "Mapping[str, EvalResult]") -> I
         yield "  accuracy", f"{100 * result.accuracy:.1f}%"
 
 
-def show_report(
-    trainer: "LlamaTrainer", report: "TrainingReport", console: "Console", more: Sequence[tuple[str, str]] = ()
-) -> None:
-    """Print the table of the end."""
-    from rich.table import Table
-
-    table = Table(title="Report", title_justify="left", show_header=False, title_style="bold")
-    for name, value in (*report_rows(trainer, report), *more):
-        table.add_row(name, value)
-    console.print(table)
-
-
 def show_answers(run: "DeepZigRun", model: "TrainableModel", console: "Console") -> None:
     """Print what the model answers to three questions, with the settings of its folder."""
     from ..generation import GenerationConfig, Generator
@@ -176,7 +172,7 @@ def show_answers(run: "DeepZigRun", model: "TrainableModel", console: "Console")
         (result,) = generator.run([encoder.encode_prompt(messages)], settings)
         say(console, "asked", one_line(messages[-1]["content"]))
         for line in printable(result.text or "").splitlines() or [""]:
-            console.print(f"    {line}", soft_wrap=True, markup=False)
+            console.print(f"    {line}", soft_wrap=True)
 
 
 def questions(run: "DeepZigRun") -> list[list[dict[str, Any]]]:

@@ -24,23 +24,15 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
-    from rich.table import Table
-
-    from .session import make_console
+    from .session import make_console, show_table
 
     console = make_console()
-    table = Table(title="This machine", title_justify="left", title_style="bold", show_header=False)
-    for name, value in facts["machine"].items():
-        table.add_row(name.replace("_", " "), str(value))
-    console.print(table)
+    rows = [(name.replace("_", " "), str(value)) for name, value in facts["machine"].items()]
+    show_table(console, "This machine", rows)
     for section, values in facts["defaults"].items():
-        table = Table(title=f"Defaults: {section.replace('_', ' ')}", title_justify="left", title_style="bold")
-        for column in ("setting", "default", "meaning"):
-            table.add_column(column)
         helps = {option.name: option.help for option in fields_of(SECTIONS[section])}
-        for name, value in values.items():
-            table.add_row(name, str(value), helps[name])
-        console.print(table)
+        settings = [(name, str(value), helps[name]) for name, value in values.items()]
+        show_table(console, f"Defaults: {section.replace('_', ' ')}", settings, ("setting", "default", "meaning"))
     console.print("abi-train run has defaults of its own for a small model: abi-train run --help", soft_wrap=True)
 
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import LlmTrainingConfig, OptimizerType
 from .run import count_steps
-from .session import RunConfig, describe_data, describe_machine, describe_model, note_on_length, say, token_count
+from .session import (
+    RunConfig,
+    describe_data,
+    describe_machine,
+    describe_model,
+    note_on_length,
+    say,
+    show_table,
+    token_count,
+)
 
 if TYPE_CHECKING:
     from .opening import RunData
@@ -58,10 +67,7 @@ def show_plan(run: RunConfig, train: "RunData", valid: "RunData | None", console
         rows.append(("time", "not measured: the run does not fit into the free memory"))
     else:
         rows.append(("time", estimate(run, train, valid, total, console)))
-    table = Table(title="Plan", title_justify="left", title_style="bold", show_header=False)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    show_table(console, "Plan", rows)
     if free is not None and needed > free:
         say(console, "advice", advice(run))
     if text := note_on_length(train, config.max_seq_len):

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .chat_data import ChatConfig, OpenChat, open_chat
 from .models import printable, utf8_output
 from .options import Verb, config_options, from_flags
-from .session import make_console
+from .session import make_console, show_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,10 +70,10 @@ def command(
     for index in range(min(count, len(opened.dataset))):
         show_row(console, opened, index)
     for title, rows in tables(opened, batch_size):
-        _table(console, title, rows)
+        show_table(console, title, rows)
     for message in opened.dataset.stats.bad[:1]:
-        console.print(f"the first bad row: {message}", markup=False, soft_wrap=True)
-    console.print(f"template {opened.template.name}, learnt: {chat.loss_on.value}", markup=False)
+        console.print(f"the first bad row: {message}", soft_wrap=True)
+    console.print(f"template {opened.template.name}, learnt: {chat.loss_on.value}")
 
 
 config_options({"chat": ChatConfig}, {})(command)
@@ -87,7 +87,7 @@ def show_row(console: "Console", opened: OpenChat, index: int) -> None:
     dataset = opened.dataset
     ids, trained = dataset.row(index)
     head = f"{dataset.places[index]}: {len(ids)} tokens, {int(trained.sum())} learnt"
-    console.print(head, style="bold", markup=False, soft_wrap=True)
+    console.print(head, style="bold", soft_wrap=True)
     console.print(marked_text(dataset, opened.tokenizer, index, console.is_terminal), soft_wrap=True)
     console.print()
 
@@ -168,13 +168,3 @@ def histogram(lengths: "np.ndarray", limit: int) -> list[tuple[str, str]]:
     rows.append(("half, 90%, 99%, all are at most", f"{middle:.0f}, {high:.0f}, {highest:.0f}, {longest}"))
     rows.append((f"longer than {limit}", f"{int((lengths > limit).sum()):,}"))
     return rows
-
-
-def _table(console: "Console", title: str, rows: list[tuple[str, str]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False, title_style="bold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)

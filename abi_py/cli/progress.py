@@ -48,5 +48,4 @@ class _Lines:
         self.console.print(
             f"{self.label:<9}{done / MEGABYTE:,.0f}{of} MB, {speed:.1f} MB/s {word}".rstrip(),
             soft_wrap=True,
-            markup=False,
         )

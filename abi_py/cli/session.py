@@ -12,7 +12,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,7 +256,10 @@ def is_byte_level(model: TrainableModelConfig) -> bool:
 
 
 def make_console() -> "Console":
-    """Return a console on stdout that survives a reader who goes away; NO_COLOR is obeyed."""
+    """Return a console on stdout that survives a reader who goes away; NO_COLOR is obeyed.
+
+    It prints text as it is: a path or an answer may hold what rich would take for markup.
+    """
     from rich.console import Console
 
     class PipeConsole(Console):
@@ -269,7 +272,7 @@ def make_console() -> "Console":
             self.broken = True
             silence(self)
 
-    return PipeConsole(highlight=False)
+    return PipeConsole(highlight=False, markup=False, emoji=False)
 
 
 def silence(console: "Console") -> None:
@@ -282,7 +285,19 @@ def silence(console: "Console") -> None:
 
 def say(console: "Console", label: str, text: str) -> None:
     """Print a line of the run's header."""
-    console.print(f"{label:<9}{text}", soft_wrap=True, markup=False)
+    console.print(f"{label:<9}{text}", soft_wrap=True)
+
+
+def show_table(
+    console: "Console", title: str, rows: Iterable[tuple[str, ...]], columns: Sequence[str] = ()
+) -> None:
+    """Print a table, with a header if its columns have names."""
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", title_style="bold", show_header=bool(columns))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def describe_machine(precision: Precision = Precision.FP32) -> str:
@@ -461,14 +476,9 @@ def show_end(
     data: "RunData",
 ) -> None:
     """Print the report, the loss that fell, a sample (from `data`, if they are conversations), and how to go on."""
-    from rich.table import Table
-
     from ..data.chat_dataset import ChatDataset
 
-    table = Table(title="Report", title_justify="left", show_header=False, title_style="bold")
-    for name, value in report_rows(trainer, report):
-        table.add_row(name, value)
-    console.print(table)
+    show_table(console, "Report", report_rows(trainer, report))
     if run.data.sample_tokens and not report.interrupted:
         if isinstance(data, ChatDataset):
             question = run.data.prompt if run.data.prompt != DataConfig().prompt else None
@@ -557,7 +567,7 @@ def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, consol
     say(console, "sample", f"from the prompt {run.data.prompt!r}, temperature 0.7")
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # the last character may have been cut
     for line in printable(text).splitlines():
-        console.print("    " + line, soft_wrap=True, markup=False)
+        console.print("    " + line, soft_wrap=True)
 
 
 def absolute(data: Mapping[str, Any]) -> dict[str, Any]:

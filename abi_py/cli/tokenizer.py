@@ -100,7 +100,8 @@ def train(
     show_round_trip(tokenizer)
     words = ["abi-train", "tokenize", *corpus, "--tokenizer", str(output), "-o", "train.bin"]
     if documents.conversations:  # they are trained on as they are, through a template
-        words = ["abi-train", "run", "--data", corpus[0], "--tokenizer", str(output)]
+        data = [word for path in corpus for word in ("--data", path)]
+        words = ["abi-train", "run", *data, "--tokenizer", str(output)]
     click.echo(f"next: {shlex.join(words)}")
 
 

@@ -16,6 +16,7 @@ def command(ctx: click.Context, seed: int | None) -> None:
     The exit code is 1 if a check fails.
     """
     from rich.table import Table
+    from rich.text import Text
 
     from .compiling import compile_missing, kernel_names
     from .session import describe_machine, make_console, say
@@ -36,7 +37,7 @@ def command(ctx: click.Context, seed: int | None) -> None:
         table.add_column("")
         for check in found:
             if check.group == group:
-                verdict = "[green]PASS[/green]" if check.passed else "[bold red]FAIL[/bold red]"
+                verdict = Text("PASS", "green") if check.passed else Text("FAIL", "bold red")
                 table.add_row(check.name, check.what, f"{check.error:.1e}", f"{check.tolerance:.0e}", verdict)
         console.print(table)
     failed = sum(not check.passed for check in found)

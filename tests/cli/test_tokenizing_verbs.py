@@ -45,6 +45,22 @@ def test_tokenizer_train_and_info(abi_train, texts):
     assert "decoded    another text" in out
 
 
+def test_a_path_is_printed_as_it_is(abi_train, texts):
+    """Brackets in it are no markup, of which rich would print nothing, or fail for an end without a beginning."""
+    code, out, _ = abi_train("tokenizer", "train", "a.txt", "-o", "[red]tok[/x]", "--vocab-size", 300)
+    assert code == 0
+    assert out.splitlines()[0].startswith("[red]tok[/x]: 300 tokens from ")
+
+
+def test_the_next_command_names_every_file_of_conversations(abi_train, texts):
+    talk = json.dumps({"prompt": "How are you?", "completion": TEXT}) + "\n"
+    for name in ("one.jsonl", "two.jsonl"):
+        (texts / name).write_text(talk * 20)
+    code, out, _ = abi_train("tokenizer", "train", "one.jsonl", "two.jsonl", "-o", "talk", "--vocab-size", 300)
+    assert code == 0
+    assert out.splitlines()[-1] == "next: abi-train run --data one.jsonl --data two.jsonl --tokenizer talk"
+
+
 @pytest.mark.parametrize(
     ("call", "code", "message"),
     [
@@ -55,7 +71,7 @@ def test_tokenizer_train_and_info(abi_train, texts):
         (["tokenizer", "train", "bad.txt", "-o", "x"], 1, "bad.txt: byte 3 is not UTF-8"),
         (["tokenizer", "train", "empty.txt", "-o", "x"], 1, "empty.txt is empty"),
         (["tokenizer", "info", "missing"], 1, "missing is not there"),
-        (["tokenizer", "info", "a.txt"], 1, "a.txt:1: not JSON"),
+        (["tokenizer", "info", "a.txt"], 1, "a.txt is not JSON (Expecting value at line 1, column 1)"),
         (["tokenize", "a.txt", "-o", "x.bin", "--tokenizer", "missing"], 1, "missing is not there"),
         (["tokenize", "a.txt", "-o", "x.bin", "--plain"], 2, "plain (True) acts only with tokenizer"),
         (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "2"], 2, "below 1"),
