@@ -25,6 +25,12 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def on_one_line(text: str, longest: int = 300) -> str:
+    """Return a text that is not ours (a template's complaint, a question) without line ends, cut where it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 class AbiError(Exception):
     """The root of every error that `abi_py` raises on purpose."""
 

@@ -1,7 +1,6 @@
 # ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
 """What `run`, `resume` and `preview` share: from files of conversations to rows that are trained on."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ __all__ = [
     "encode_chat",
     "encoder_of_run",
     "find_files",
+    "no_conversations",
     "open_chat",
     "show_answer",
     "split_chat",
@@ -112,12 +112,17 @@ def find_files(paths: Sequence[str], chat: ChatConfig) -> list[Path]:
     if files and others:
         raise ConfigError(f"data ({others[0]}) must hold conversations as {files[0]} does; train on one kind at a time")
     if asked and not files:
-        what = f"data ({paths[0]})" if paths else "the standard library"
-        raise ConfigError(
-            f"{asked[0]} is for conversations, and {what} has none; leave it out, or give a .jsonl, .json or "
-            ".parquet file of them"
-        )
+        raise no_conversations(asked[0], paths)
     return files
+
+
+def no_conversations(setting: str, paths: Sequence[str]) -> ConfigError:
+    """Return the error for a setting of conversations beside data that are none."""
+    what = f"data ({paths[0]})" if paths else "the standard library"
+    return ConfigError(
+        f"{setting} is for conversations, and {what} has none; leave it out, or give a .jsonl, .json or .parquet file "
+        "of them"
+    )
 
 
 def open_chat(
@@ -170,7 +175,7 @@ def split_chat(
     dataset: "ChatDataset", valid_fraction: float
 ) -> tuple["ChatDataset", "ChatDataset | None"]:
     """Return rows for training, and for validation unless the fraction is 0."""
-    if valid_fraction == 0 or not math.isfinite(valid_fraction):
+    if valid_fraction == 0:
         return dataset, None
     return dataset.split(valid_fraction)
 
@@ -223,15 +228,8 @@ def show_answer(
 
 def describe_chat(train: "ChatDataset", valid: Any = False) -> str:
     """Return one line about the rows; `valid` is False where validation is not spoken of."""
-    stats = train.stats
     parts = f"{train.name}: {len(train):,} conversations, {train.num_tokens:,} tokens, "
     parts += f"{100 * train.num_targets / train.num_tokens:.0f}% of them learnt"
     if valid is not False:
         parts += f"; {len(valid):,} more for validation" if valid is not None else "; none for validation"
-    counts = {
-        "cut to max_seq_len": stats.truncated,
-        "left out, their answers lie behind max_seq_len": stats.dropped,
-        "left out, no answer in them": stats.empty,
-        f"left out, bad, the first: {stats.bad[0] if stats.bad else ''}": len(stats.bad),
-    }
-    return "; ".join([parts, *(f"{count} {what}" for what, count in counts.items() if count)])
+    return "; ".join([parts, *train.stats.notes()])

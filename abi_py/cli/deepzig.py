@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, on_one_line
 from ..locks import DirectoryLock, check_unlocked
 from ..pipelines.deepzig_config import DeepZigConfig
 from .models import printable
@@ -135,15 +135,9 @@ def describe_data(run: "DeepZigRun") -> list[tuple[str, str]]:
     kept = " and ".join(f"{len(part):,} of {PARTS[name]}" for name, part in run.parts.items())
     kept = f"for evaluation {kept}" if kept else "none for evaluation"
     lines = [("data", f"{sources}: {tokens}; {kept}")]
-    stats, selection = run.train.stats, run.selection
-    counts = {
-        "bad rows left out": len(selection.skipped) + len(stats.bad),
-        "cut to max_seq_len": stats.truncated,
-        "without an answer": stats.empty,
-        "whose answer lies behind max_seq_len, left out": stats.dropped,
-        "beyond max_samples": selection.cut,
-    }
-    notes = [f"{count:,} {what}" for what, count in counts.items() if count]
+    notes = run.train.stats.notes()
+    if run.selection.cut:
+        notes.append(f"{run.selection.cut:,} beyond max_samples")
     if notes:
         lines.append(("note", "; ".join(notes)))
     return lines
@@ -170,7 +164,7 @@ def show_answers(run: "DeepZigRun", model: "TrainableModel", console: "Console")
     generator = Generator(model, run.tokenizer)
     for messages in questions(run):
         (result,) = generator.run([encoder.encode_prompt(messages)], settings)
-        say(console, "asked", one_line(messages[-1]["content"]))
+        say(console, "asked", on_one_line(printable(messages[-1]["content"]), 100))
         for line in printable(result.text or "").splitlines() or [""]:
             console.print(f"    {line}", soft_wrap=True)
 
@@ -186,9 +180,3 @@ def questions(run: "DeepZigRun") -> list[list[dict[str, Any]]]:
         if asked is not None and len(found) < SAMPLES:
             found.append(turns[: asked + 1])
     return found
-
-
-def one_line(text: str) -> str:
-    """Return the beginning of a text without line ends."""
-    text = printable(" ".join(text.split()))
-    return text if len(text) <= 100 else text[:97] + "..."

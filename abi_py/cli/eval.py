@@ -139,12 +139,13 @@ def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]
     """
     import numpy as np
 
+    from ..data.sources import is_token_file
     from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
     from ..generation.text import ByteText, text_codec
 
     codec = text_codec(codec, vocab_size)
-    if data.suffix == ".bin" and data.is_file():
+    if is_token_file(data):
         dataset = TokenizedDataset.load(data, vocab_size)
         dataset.check_vocab()
         if dataset.info is not None:

@@ -180,10 +180,11 @@ def token_cache() -> Path:
 
 def _check_same_kind(name: str, parts: "list[TokenizedDataset]") -> None:
     """Raise ConfigError for ids of two tokenizers; a .bin file without a sidecar may be anything."""
+    from ..data.sources import is_token_file
 
     def kind(part: "TokenizedDataset") -> str | None:
         if part.info is None:
-            return None if part.name.endswith(".bin") else "bytes"
+            return None if is_token_file(part.name) else "bytes"
         return part.info.tokenizer.sha256 if part.info.tokenizer else "bytes"
 
     around = {part.info.around: part.name for part in reversed(parts) if part.info is not None}
@@ -209,6 +210,7 @@ def find_tokenizer(data: "DataConfig", chat: ChatConfig | None, dataset: RunData
     """
     from ..data.chat import template_for
     from ..data.chat_dataset import ChatDataset
+    from ..data.sources import is_token_file
     from ..data.tokenizer import Tokenizer
 
     tokenizer = None
@@ -218,7 +220,7 @@ def find_tokenizer(data: "DataConfig", chat: ChatConfig | None, dataset: RunData
             tokenizer.chat_template = template_for(tokenizer, chat.template).portable_source
     if isinstance(dataset, ChatDataset) or dataset.info is None or not data.path:
         return tokenizer, ""
-    described = next((path for path in data.path if path.endswith(".bin")), data.path[0])
+    described = next((path for path in data.path if is_token_file(path)), data.path[0])
     try:
         tokenizer = tokenizer or dataset.info.load_tokenizer(described)
     except DataError as error:

@@ -145,7 +145,7 @@ def counts(opened: OpenChat) -> list[tuple[str, str]]:
         ("left out by --category and --match", f"{selection.filtered:,}"),
         ("beyond --max-samples", f"{selection.cut:,}"),
         ("empty: no answer in them", f"{stats.empty:,}"),
-        ("dropped: answers behind --max-seq-len", f"{stats.dropped:,}"),
+        ("dropped: answers after --max-seq-len", f"{stats.dropped:,}"),
         ("truncated to --max-seq-len", f"{stats.truncated:,} ({stats.cut:,} tokens)"),
         ("trained on", f"{len(dataset):,}"),
         ("tokens", f"{dataset.num_tokens:,}"),

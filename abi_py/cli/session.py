@@ -35,7 +35,7 @@ from ..errors import CheckpointError, ConfigError
 from ..locks import DirectoryLock, check_unlocked
 from ..training.schedule import ends
 from ..untrusted import read_json
-from .chat_data import ChatConfig, describe_chat, show_answer
+from .chat_data import ChatConfig, describe_chat, no_conversations, show_answer
 from .models import printable
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class DataConfig(Config):
 
     path: tuple[str, ...] = opt(
         (),
-        "text file, directory of texts, .bin file of u32 ids, or conversations (.jsonl, .ndjson, .json); "
+        "text file, directory of texts, .bin file of u32 ids, or conversations (.jsonl, .json, .parquet); "
         "repeat for more; Python's standard library when not given",
         flag="data",
     )
@@ -208,11 +208,7 @@ def check_use(run: RunConfig, flags: Mapping[str, Mapping[str, Any]], valid: "Ru
         if config is not None:
             config.require_acting(given)
         elif given:
-            what = f"data ({run.data.path[0]})" if run.data.path else "the standard library"
-            raise ConfigError(
-                f"{next(iter(given))} is for conversations, and {what} has none; leave it out, or give a .jsonl or "
-                ".json file of them"
-            )
+            raise no_conversations(next(iter(given)), run.data.path)
     if valid is not None:
         return
     if run.training.eval_interval and "eval_interval" in flags.get("training", {}):

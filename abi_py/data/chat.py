@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, on_one_line
 from ..untrusted import read_json
 from .chat_encoding import ChatEncoder
 from .chat_templates import BUILT_IN, BuiltIn
@@ -48,11 +48,6 @@ _OWN_ERRORS = (
     MemoryError,
     AssertionError,
 )
-
-
-def _short(message: object) -> str:
-    text = str(message)
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def template_names() -> tuple[str, ...]:
@@ -190,11 +185,11 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             # What the template itself has to say needs no line; what Jinja says of it does.
             line = "" if type(error) is jinja2.TemplateError else f":{line_of(compiled, error)}"
-            raise DataError(f"{self.name}{line}: {_short(error.message or type(error).__name__)}") from None
+            raise DataError(f"{self.name}{line}: {on_one_line(error.message or type(error).__name__)}") from None
         except _OWN_ERRORS as error:
             raise DataError(
                 f"{self.name}:{line_of(compiled, error)}: fails on this conversation: {type(error).__name__}: "
-                f"{_short(error)}"
+                f"{on_one_line(str(error))}"
             ) from None
 
     def encoder(self, tokenizer: Tokenizer) -> "ChatEncoder":

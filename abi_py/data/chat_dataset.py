@@ -39,7 +39,7 @@ class EncodingStats:
     """What became of conversations when they were encoded.
 
     rows       rows that are trained on                     truncated  of those, rows that were cut
-    empty      no answer in them                            dropped    all of their answers behind the cut
+    empty      no answer in them                            dropped    all of their answers after the cut
     bad        a message for each that the template refused, or whose answers cannot be found
     lengths    tokens of each conversation before the cut, empty and dropped ones too
     cut        tokens that were cut off
@@ -52,6 +52,16 @@ class EncodingStats:
     cut: int = 0
     bad: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Return a phrase for each thing that was cut or left out."""
+        counts = (
+            (self.truncated, "cut to max_seq_len"),
+            (self.dropped, "left out, their answers come after max_seq_len"),
+            (self.empty, "left out, without an answer"),
+            (len(self.bad), f"left out, bad, the first: {self.bad[0] if self.bad else ''}"),
+        )
+        return [f"{count:,} {what}" for count, what in counts if count]
 
 
 def truncate(
@@ -297,7 +307,7 @@ def _why_nothing(stats: EncodingStats | None, max_seq_len: int) -> str:
     parts = [f"{len(stats.bad)} bad (the first: {stats.bad[0]})"] if stats.bad else []
     parts += [f"{stats.empty} without an answer"] if stats.empty else []
     if stats.dropped:
-        parts.append(f"{stats.dropped} whose answers begin behind max_seq_len ({max_seq_len}): raise it")
+        parts.append(f"{stats.dropped} whose answers begin after max_seq_len ({max_seq_len}): raise it")
     return "; ".join(parts)
 
 

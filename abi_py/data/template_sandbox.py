@@ -34,11 +34,9 @@ import jinja2.utils
 import jinja2.visitor
 
 from ..errors import ConfigError
+from .chat_encoding import ANSWER_BEGINS, ANSWER_ENDS
 
-__all__ = ["ANSWER_BEGINS", "ANSWER_ENDS", "StepsExceeded", "environment", "line_of", "render", "written"]
-
-# Code points that Unicode sets aside for the inside of programs: no text for exchange holds them.
-ANSWER_BEGINS, ANSWER_ENDS = "\ufdd1", "\ufdd2"
+__all__ = ["StepsExceeded", "environment", "line_of", "render", "written"]
 
 STEPS = 500_000  # of a rendering without a conversation
 STEPS_EACH = 4_000  # more for each element, and each 16 characters, of the conversation: loops in loops over it
@@ -64,9 +62,7 @@ class _Meter:
     def __init__(self, values: Mapping[str, Any]) -> None:
         """Give as many steps as the values explain."""
         self._known: dict[int, int] = {}  # what containers of the conversation weigh: they live as long as this
-        self.left = self.limit = STEPS
-        self.limit = STEPS + STEPS_EACH * sum(self._measure(value) for value in values.values())
-        self.left = self.limit
+        self.left = STEPS + STEPS_EACH * sum(self._measure(value) for value in values.values())
 
     def _measure(self, value: Any) -> int:
         if isinstance(value, str):

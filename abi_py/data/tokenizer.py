@@ -41,7 +41,7 @@ CONFIG_FILE = "tokenizer_config.json"
 DAMAGED = "the file is cut short or damaged: copy it again"
 # What is read of tokenizer.json before the library reads it.
 DESCRIPTION = {"model": dict[str, Any], "added_tokens": list[Any] | None}
-MOST_IDS, IDS_A_TOKEN = 1 << 16, 8  # ids may have gaps, but not such that a table of them is a burden
+FREE_IDS, IDS_A_TOKEN = 1 << 16, 8  # ids may have gaps, but not such that a table of them is a burden
 TEMPLATE_FILE = "chat_template.jinja"  # where newer versions of transformers keep the template
 
 # What each role is usually called, best first: used only where no file says anything about the role.
@@ -388,7 +388,7 @@ def _check_ids(content: Mapping[str, Any], path: Path) -> None:
     count = len(vocabulary) if isinstance(vocabulary, dict | list) else 0
     check(content.get("added_tokens") or [], [{"id": int}], f"{path}: added_tokens", error=DataError, remedy=DAMAGED)
     numbers += [token["id"] for token in content.get("added_tokens") or ()]
-    limit = MOST_IDS + IDS_A_TOKEN * count
+    limit = FREE_IDS + IDS_A_TOKEN * count
     for number in numbers:
         if type(number) is not int or not 0 <= number < limit:
             rule = f"no id of a vocabulary of {count:,} tokens, in which ids are below {limit:,}"

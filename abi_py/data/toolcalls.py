@@ -44,8 +44,7 @@ class BadToolCall:
     text: str
 
     def __str__(self) -> str:
-        shown = self.text if len(self.text) <= 60 else self.text[:57] + "..."
-        return f"line {self.line}, column {self.column}: {self.reason}; the call is {shown!r}"
+        return f"line {self.line}, column {self.column}: {self.reason}; the call is {shown(self.text)}"
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ class DeepZigRun:
             )
 
         data = encode(held_out.train, _names(config))
+        data.stats.bad[:0] = selection.skipped
         named = {"told": held_out.told, "new": held_out.new}
         parts = {name: encode(rows, f"the evaluation part ({name})") for name, rows in named.items() if rows}
         valid = None

@@ -116,7 +116,7 @@ def test_a_directory_of_conversations(abi_train, talks, tmp_path):
         ("run --data talks.jsonl --tokenizer tok --match (", "must be a regular expression"),
         ("run --data talks.jsonl --tokenizer tok --loss-on user", "loss_on"),
         ("run --data talks.jsonl --tokenizer tok --valid-data words.txt", "must be a file of conversations"),
-        ("run --data talks.jsonl --tokenizer tok --max-seq-len 4", "40 whose answers begin behind max_seq_len (4)"),
+        ("run --data talks.jsonl --tokenizer tok --max-seq-len 4", "40 whose answers begin after max_seq_len (4)"),
         ("preview words.txt --tokenizer tok", "words.txt:1: not a JSON object"),
         ("preview tok --tokenizer tok", "data (tok) must be a file of conversations"),
         ("run --data typo.jsonl --tokenizer tok", "typo.jsonl:1: found the keys 'instrction', 'output'; expected"),

@@ -51,8 +51,10 @@ def test_a_directory_has_an_end_between_its_documents(abi_train, model, tmp_path
 
 
 def test_a_token_file(abi_train, model, tmp_path):
-    np.frombuffer(TEXT.encode(), np.uint8).astype("<u4").tofile(tmp_path / "t.bin")
-    one, two = (json.loads(abi_train("eval", "m", name, "--json")[1]) for name in ("t.txt", "t.bin"))
+    for name in ("t.bin", "t.BIN"):  # a name's case says nothing, as in every verb
+        np.frombuffer(TEXT.encode(), np.uint8).astype("<u4").tofile(tmp_path / name)
+    one, two, three = (json.loads(abi_train("eval", "m", name, "--json")[1]) for name in ("t.txt", "t.bin", "t.BIN"))
+    assert {**three, "seconds": 0, "data": ""} == {**two, "seconds": 0, "data": ""}
     for name in ("seconds", "data"):
         del one[name], two[name]
     assert one == two

@@ -94,7 +94,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(tokenizer):
     data = ChatDataset.encode(rows, load_template("deepzig"), tokenizer, max_seq_len=32, skip_bad_rows=True)
     assert len(data) == data.stats.rows == 1
     assert (data.stats.empty, data.stats.dropped, len(data.stats.bad)) == (1, 1, 1)
-    with pytest.raises(DataError, match=r"1 without an answer; 1 whose answers begin behind max_seq_len \(32\)"):
+    with pytest.raises(DataError, match=r"1 without an answer; 1 whose answers begin after max_seq_len \(32\)"):
         ChatDataset.encode(rows[:2], load_template("deepzig"), tokenizer, max_seq_len=32)
 
 

@@ -99,6 +99,8 @@ def test_the_line_is_that_of_the_loop():
         ChatTemplate("a\n{{ none + 1 }}", "mine").render(TALK)
     with pytest.raises(DataError, match=r"mine: no, thank you$"):
         ChatTemplate("a\n{{ raise_exception('no, thank you') }}", "mine").render(TALK)
+    with pytest.raises(DataError, match=r"^mine: no, thank you$"):  # an error is one line
+        ChatTemplate("a\n{{ raise_exception('no,\\n thank you') }}", "mine").render(TALK)
 
 
 def test_it_holds_in_every_thread():
