@@ -198,7 +198,7 @@ def check_loss_scaling(
     config._require_at_least(1, interval)
     limits = f"{least} ({getattr(config, least):.10g}) and {most} ({getattr(config, most):.10g})"
     between = getattr(config, least) <= getattr(config, initial) <= getattr(config, most)
-    config._require(initial, between, f"lie between {limits}", "change one of the three")
+    config._require(initial, between, f"be between {limits}", "change one of the three")
 
 
 def _usual_warmup(config: "LlmTrainingConfig") -> int:

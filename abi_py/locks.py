@@ -1,8 +1,8 @@
 """One writer to a directory: a lock that ends with its process, whatever ends it.
 
-The lock is the kernel's (flock) on the file `.abi-lock`, in which the holder's process and host stand for people to
+The lock is the kernel's (flock) on the file `.abi-lock`, in which the holder's process and host are for people to
 read.  It ends with the holder, also after kill -9 or a power cut, and readers never ask for it.  The file is removed
-when the lock is given back.  Where the file system has no locks, what stands in the file counts as long as that
+when the lock is given back.  Where the file system has no locks, what the file says counts as long as that
 process lives; of a process on another host this is assumed.
 """
 

@@ -1,4 +1,4 @@
-"""All weights in one float32 buffer, all gradients in another, and the table that names what lies where.
+"""All weights in one float32 buffer, all gradients in another, and the table that names what is where.
 
 The order is the ABI's: token_embedding; for each layer w_q w_k w_v w_o attn_norm w_gate w_up w_down ffn_norm;
 final_norm; output_proj if untied.  Matrices are (out, in).  So the optimizer, the norm and saving are each one pass
@@ -139,7 +139,7 @@ class Buffers:
     # Zeroing the gradients is put off: a backward that comes next overwrites them, which saves a pass over memory.
 
     def zero_gradients(self) -> None:
-        """Make all gradients zero for whoever looks at them; a backward that comes first saves the pass over memory."""
+        """Make all gradients read as zero; a backward that comes first saves the pass over memory."""
         self._stale = True
 
     @property

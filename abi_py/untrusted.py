@@ -1,6 +1,6 @@
 """JSON and YAML that somebody else wrote: read within bounds, then held against a schema, before anything trusts them.
 
-A file from a stranger may be cut short, damaged, or made to do harm.  Whoever reads one states what it must hold:
+A file from a stranger may be cut short, damaged, or made to do harm.  Its reader states what it must hold:
 
     read_json(path, {"weight_map": dict[str, str]})        # other keys may be there, and are not looked at
     check(rows, [{"step": int, "loss": float | None}], f"{path}: rows")
@@ -15,7 +15,7 @@ A schema is a type hint, or a dictionary of them by key, or a list of one of the
 
 Bounds, so that no small file needs much memory or time: the size of the file; its number of lists and objects, each of
 which takes 50 to 90 bytes of memory and may take 1 in the file; how deep they are nested; and in YAML, whose aliases
-let 400 bytes stand for gigabytes, the number of values after all aliases are written out.
+let 400 bytes mean gigabytes, the number of values after all aliases are written out.
 """
 
 import json

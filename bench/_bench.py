@@ -141,7 +141,7 @@ class Bench:
         if options.runs < MINIMUM_RUNS:
             parser.error(f"--runs ({options.runs}) must be at least {MINIMUM_RUNS}")
         if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
-            parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
+            parser.error(f"--threads ({options.threads}) must be between 1 and {numba.config.NUMBA_NUM_THREADS}")
         numba.set_num_threads(options.threads)
         self.runs, self.save = options.runs, options.save
         self.header = header(operation, options.threads)

@@ -65,7 +65,7 @@ def check(model, rng):
 
 
 def decode_rows(model, rng, context, steps, read):
-    """Time single steps behind `context` tokens: one sequence, and as many as share a step."""
+    """Time single steps after `context` tokens: one sequence, and as many as share a step."""
     layers, head = matrix_weights(model.config)
     for sequences in (1, FEW):
         decoder = Decoder(model, sequences)
@@ -165,7 +165,7 @@ def main():
     parser.add_argument("--save", action="store_true", help="add the rows to bench/results/<machine>-generate.csv")
     options = parser.parse_args()
     if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
-        parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
+        parser.error(f"--threads ({options.threads}) must be between 1 and {numba.config.NUMBA_NUM_THREADS}")
     if min(options.prompt, options.tokens) < 2:
         parser.error("--prompt and --tokens must be at least 2")
     numba.set_num_threads(options.threads)

@@ -3,7 +3,7 @@
     python bench/bench_lora.py --save                   the goal: at most 0.75 of a full step, shape deepzig, rank 16
     python bench/bench_lora.py --shape tiny --steps 3   shows that it works; its figures mean little
 
-Both trainers stand in one process, and their steps take turns.  With one thread the time is that of the processor, so
+Both trainers are in one process, and their steps take turns.  With one thread the time is that of the processor, so
 that other programs disturb it little; with more, it is that of the clock.  The share of the operations is printed
 beside the share of the time: no program that does all of them at one speed can be below it.  The last line is JSON.
 """
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--save", action="store_true", help="add the row to bench/results/<machine>-lora.csv")
     options = parser.parse_args()
     if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
-        parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
+        parser.error(f"--threads ({options.threads}) must be between 1 and {numba.config.NUMBA_NUM_THREADS}")
     if options.steps < 1:
         parser.error(f"--steps ({options.steps}) must be at least 1")
     numba.set_num_threads(options.threads)

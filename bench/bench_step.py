@@ -147,7 +147,7 @@ def main():
     parser.add_argument("--save", action="store_true", help="add the rows to bench/results/<machine>.csv")
     options = parser.parse_args()
     if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
-        parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
+        parser.error(f"--threads ({options.threads}) must be between 1 and {numba.config.NUMBA_NUM_THREADS}")
     if options.steps < 1:
         parser.error(f"--steps ({options.steps}) must be at least 1")
     numba.set_num_threads(options.threads)

@@ -10,7 +10,7 @@ The peers need an environment of their own:
 Each measurement is a process of its own (ours: step_worker.py, theirs: peers/), because thread pools disturb each
 other inside one.  In every round each contender runs once, in an order that turns from round to round.  A contender's
 figure is the median over all counted steps of all rounds; its spread is given by the quartiles.  The ratio is that of
-the medians, and beside it stand the lowest and the highest ratio of a single round.  All contenders begin with the
+the medians, and beside it are the lowest and the highest ratio of a single round.  All contenders begin with the
 same weights and the same batch, and the run fails if their losses disagree: they must do the same work.  Only ratios
 within one run mean anything: machines differ, and one machine differs from hour to hour.
 """
@@ -183,7 +183,7 @@ def check_contest_options(parser, options):
     if options.rounds < 1 or options.warmup < 0 or (options.steps is not None and options.steps < 1):
         parser.error("--rounds and --steps must be at least 1, --warmup at least 0")
     if not 1 <= options.threads <= os.cpu_count():
-        parser.error(f"--threads ({options.threads}) must lie between 1 and {os.cpu_count()}")
+        parser.error(f"--threads ({options.threads}) must be between 1 and {os.cpu_count()}")
 
 
 def main():

@@ -6,7 +6,7 @@
 
 `possible` is what no program could beat on this machine, from measurements of the same run: a ratio to a peer with our
 step at the whole multiply-add peak; memory with nothing but what training must hold; start-up with nothing but what
-must be loaded.  A row whose `asked` lies beyond `possible` is bounded by the machine.  Each row names the command that
+must be loaded.  A row whose `asked` is beyond `possible` is bounded by the machine.  Each row names the command that
 measures it alone.  With --save the rows go to bench/results/<machine>-goals.csv, and those of the comparisons to the
 files of bench_vs_peers.py and products.py.  Exit code 1 if a row is missed or could not be measured.
 """

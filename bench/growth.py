@@ -146,7 +146,7 @@ def main():
     if min(options.rounds, options.steps) < 1 or not 0 < options.allowed < 1:
         parser.error("--rounds and --steps must be at least 1, --allowed above 0 and below 1")
     if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
-        parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
+        parser.error(f"--threads ({options.threads}) must be between 1 and {numba.config.NUMBA_NUM_THREADS}")
     if options.quick:
         options.rounds = options.steps = 1
     numba.set_num_threads(options.threads)

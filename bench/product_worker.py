@@ -2,9 +2,9 @@
 
     python bench/product_worker.py --library numpy '[["y", 2048, 1536, 512], ["dw", 1536, 512, 2048]]'
 
-Each product is [form, rows, columns, depth]: y = x Wᵀ, dx = dy W, dw = dyᵀ x; the operands lie as a training step has
-them.  Ours takes float32 operands in both precisions and rounds them while it packs; torch gets bfloat16 operands and
-writes bfloat16, as its autocast does.  The seconds are the median of at least seven runs of 20 ms or more, taken after
+Each product is [form, rows, columns, depth]: y = x Wᵀ, dx = dy W, dw = dyᵀ x; the operands are laid out as in training.
+Ours takes float32 operands in both precisions and rounds them while it packs; torch gets bfloat16 operands and writes
+bfloat16, as its autocast does.  The seconds are the median of at least seven runs of 20 ms or more, taken after
 one run that does not count.
 """
 
@@ -20,7 +20,7 @@ RUNS, SHORTEST_RUN = 7, 0.02
 
 
 def operands(form, rows, columns, depth):
-    """Return the two operands as they lie in memory, float32."""
+    """Return the two operands as they are in memory, float32."""
     rng = np.random.default_rng(0)
     sizes = {"y": ((rows, depth), (columns, depth)), "dx": ((rows, depth), (depth, columns))}
     sizes["dw"] = ((depth, rows), (depth, columns))

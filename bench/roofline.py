@@ -156,7 +156,7 @@ def main():
     parser.add_argument("--save", action="store_true", help="add the rows to bench/results/<machine>-roofline.csv")
     options = parser.parse_args()
     if not 1 <= options.threads <= numba.config.NUMBA_NUM_THREADS:
-        parser.error(f"--threads ({options.threads}) must lie between 1 and {numba.config.NUMBA_NUM_THREADS}")
+        parser.error(f"--threads ({options.threads}) must be between 1 and {numba.config.NUMBA_NUM_THREADS}")
     if min(options.runs, options.megabytes) < 1:
         parser.error("--runs and --megabytes must be at least 1")
     runs, megabytes = (2, 64) if options.quick else (options.runs, options.megabytes)

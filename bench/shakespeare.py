@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 def prepare(text, steps):
-    """Return the batches of all steps, those of the validation, and the bytes that the latter's labels stand for."""
+    """Return the batches of all steps, those of the validation, and the bytes that the latter's labels mean."""
     from abi_py.data.tokenizer_training import train_tokenizer
     from abi_py.data.tokens import TokenizedDataset
 

@@ -63,7 +63,7 @@ class Group(click.Group):
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):
             raise
-        except BrokenPipeError:  # whoever read our output has gone; that is no error of ours
+        except BrokenPipeError:  # the reader of our output has gone; that is no error of ours
             silence_stdout()
             ctx.exit(0)
         except (click.ClickException, AbiError, OSError, ValueError, MemoryError) as error:

@@ -40,7 +40,7 @@ __all__ = [
 
 
 class LossOn(Enum):
-    """Which tokens of a conversation are learnt."""
+    """Which tokens of a conversation are learned."""
 
     ASSISTANT = "assistant"
     ALL = "all"
@@ -229,7 +229,7 @@ def show_answer(
 def describe_chat(train: "ChatDataset", valid: Any = False) -> str:
     """Return one line about the rows; `valid` is False where validation is not spoken of."""
     parts = f"{train.name}: {len(train):,} conversations, {train.num_tokens:,} tokens, "
-    parts += f"{100 * train.num_targets / train.num_tokens:.0f}% of them learnt"
+    parts += f"{100 * train.num_targets / train.num_tokens:.0f}% of them learned"
     if valid is not False:
         parts += f"; {len(valid):,} more for validation" if valid is not None else "; none for validation"
     return "; ".join([parts, *train.stats.notes()])

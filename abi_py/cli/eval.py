@@ -1,4 +1,4 @@
-"""`abi-train eval`: how well a trained model foretells a text, or the answers of conversations."""
+"""`abi-train eval`: how well a trained model predicts a text, or the answers of conversations."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ def command(
     as_json: bool,
     threads: int | None,
 ) -> None:
-    """Measure how well MODEL foretells DATA: a text file, a directory of texts, a .bin file of u32 token ids, or a
+    """Measure how well MODEL predicts DATA: a text file, a directory of texts, a .bin file of u32 token ids, or a
     file of conversations.
 
     By llama.cpp's rule: windows side by side, of which the second half counts, so that the figures of the two programs

@@ -113,7 +113,7 @@ def run(generator: "Generator", prompts: list[Any], settings: GenerationConfig, 
             write([json_line(prompt, result) if as_json else titled(prompt, result), "\n"])
     for result in results:
         if result.dropped:
-            note(f"note: the context is full: {result.dropped} tokens at the beginning were left behind")
+            note(f"note: the context is full: {result.dropped} tokens at the beginning were dropped")
     note(summary(generator, results, interrupted))
     return interrupted
 

@@ -65,14 +65,14 @@ def compile_for_decoding() -> None:
 
 
 def find_tokenizer(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
-    """Return the tokenizer that was given, or lies with the model or its run, or that of byte-level models; or None."""
+    """Return the tokenizer that was given, or is with the model or its run, or that of byte-level models; or None."""
     from ..generation.text import text_codec
 
     return text_codec(load_tokenizer(loaded, given), loaded.model.config.vocab_size)
 
 
 def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> Any:
-    """Return the tokenizer that was given, or that lies beside the model, or in the directory of its run; or None."""
+    """Return the tokenizer that was given, or that is beside the model, or in the directory of its run; or None."""
     from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 
     if given is not None:

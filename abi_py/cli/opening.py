@@ -32,7 +32,7 @@ def open_data(
     Files of conversations become rows of at most `max_seq_len` ids, chosen and ordered by `seed`.  All else is ids:
 
     Text has 257 ids, one for each byte and one for the end of a document, or those of the tokenizer.  The vocabulary of
-    a .bin file stands in its sidecar; without one, the file is read once for its largest id.
+    a .bin file is in its sidecar; without one, the file is read once for its largest id.
     """
     from ..data.corpus import BYTE_VOCAB_SIZE, standard_library_corpus
     from ..data.token_types import MOST_IDS

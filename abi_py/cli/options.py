@@ -48,7 +48,7 @@ class FieldType(click.ParamType):
             self.fail(str(error), param, ctx)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return what stands for a value in the help."""
+        """Return what is shown for a value in the help."""
         return self.name
 
 
@@ -176,7 +176,7 @@ def from_flags(ctx: click.Context, section: str, cls: type[Chosen]) -> Chosen:
 
 
 def given_values(ctx: click.Context) -> dict[str, dict[str, Any]]:
-    """Return section -> field -> value of the flags that stand on the command line."""
+    """Return section -> field -> value of the flags that are on the command line."""
     values: dict[str, dict[str, Any]] = {}
     for param in ctx.command.params:
         name = param.name or ""

@@ -1,4 +1,4 @@
-"""`abi-train preview`: conversations as a model would see them, what of them is learnt, and what is lost on the way."""
+"""`abi-train preview`: conversations as a model sees them, what of them is learned, and what is lost on the way."""
 
 import itertools
 from collections.abc import Iterable
@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Show conversations of DATA (.jsonl, .json, .parquet) as the model reads them, and count what is lost.
 
-    What is learnt is in colour on a terminal, and in double brackets elsewhere. Special tokens that the template wrote
+    What is learned is in colour on a terminal, and in double brackets elsewhere. Special tokens that the template wrote
     are shown by name. The flags are those of abi-train run, and so are the rows.
     """
     from ..data.selection import conversation_files
@@ -73,7 +73,7 @@ def command(
         show_table(console, title, rows)
     for message in opened.dataset.stats.bad[:1]:
         console.print(f"the first bad row: {message}", soft_wrap=True)
-    console.print(f"template {opened.template.name}, learnt: {chat.loss_on.value}")
+    console.print(f"template {opened.template.name}, learned: {chat.loss_on.value}")
 
 
 config_options({"chat": ChatConfig}, {})(command)
@@ -83,28 +83,28 @@ config_options({"chat": ChatConfig}, {})(command)
 
 
 def show_row(console: "Console", opened: OpenChat, index: int) -> None:
-    """Print one row, with what is learnt marked."""
+    """Print one row, with what is learned marked."""
     dataset = opened.dataset
     ids, trained = dataset.row(index)
-    head = f"{dataset.places[index]}: {len(ids)} tokens, {int(trained.sum())} learnt"
+    head = f"{dataset.places[index]}: {len(ids)} tokens, {int(trained.sum())} learned"
     console.print(head, style="bold", soft_wrap=True)
     console.print(marked_text(dataset, opened.tokenizer, index, console.is_terminal), soft_wrap=True)
     console.print()
 
 
 def marked_text(dataset: "ChatDataset", tokenizer: "Tokenizer", index: int, colour: bool) -> "Text":
-    """Return the text of a row: what is learnt in colour, or in double brackets."""
+    """Return the text of a row: what is learned in colour, or in double brackets."""
     from rich.text import Text
 
     ids, trained = dataset.row(index)
     borders = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
     text = Text()
     for start, stop in itertools.pairwise(borders):
-        part, learnt = printable(tokenizer.decode(ids[start:stop])), bool(trained[start])
+        part, learned = printable(tokenizer.decode(ids[start:stop])), bool(trained[start])
         if colour:
-            text.append(part, "bold green" if learnt else "dim")
+            text.append(part, "bold green" if learned else "dim")
         else:
-            text.append(f"{BEGINS}{part}{ENDS}" if learnt else part)
+            text.append(f"{BEGINS}{part}{ENDS}" if learned else part)
     return text
 
 
@@ -149,7 +149,7 @@ def counts(opened: OpenChat) -> list[tuple[str, str]]:
         ("truncated to --max-seq-len", f"{stats.truncated:,} ({stats.cut:,} tokens)"),
         ("trained on", f"{len(dataset):,}"),
         ("tokens", f"{dataset.num_tokens:,}"),
-        ("learnt", f"{dataset.num_targets:,} ({share:.1f}%)"),
+        ("learned", f"{dataset.num_targets:,} ({share:.1f}%)"),
     ]
     return rows
 

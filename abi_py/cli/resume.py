@@ -141,7 +141,7 @@ def changed(
     values = read_run_config(source / "config.yaml")
     if "data" not in values and "data" not in flags:
         raise CheckpointError(
-            f"{checkpoint} lies outside of its run, whose config.yaml names the data; give --data (or --corpus-bytes "
+            f"{checkpoint} is outside of its run, whose config.yaml names the data; give --data (or --corpus-bytes "
             "for the standard library, and --valid-fraction), or put the checkpoint back into RUN/checkpoints"
         )
     usual = values.setdefault("training", {}).get("checkpoint_path") or directory / "checkpoints"

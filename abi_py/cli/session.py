@@ -170,7 +170,7 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
         return None
     at_limit = bool(config.max_steps) and state.global_step >= (config.max_steps or 0)
     no_limit = " --max-steps 0" if at_limit else ""
-    # The last checkpoint may stand at the very end of its epoch, before this counts as finished.
+    # The last checkpoint may be at the very end of its epoch, before this counts as finished.
     at_end = 0 < state.data.get("batches", 0) <= state.batch_position
     if state.epoch + at_end >= config.epochs:
         reason = f"all {config.epochs} epochs are done (step {state.global_step})"
@@ -184,7 +184,7 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
 def early_stopping_values(
     flags: Mapping[str, Any], file: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the section's values; whoever sets the patience, say, wants it used, unless he also switches it off."""
+    """Return the section's values; who sets the patience, say, wants it used, unless it is also switched off."""
     values = joined(EarlyStoppingConfig, {**defaults, **file}, flags)
     for asked in (flags, file):
         if asked:
@@ -272,7 +272,7 @@ def make_console() -> "Console":
 
 
 def silence(console: "Console") -> None:
-    """Print nothing any more: whoever would read it has gone."""
+    """Print nothing any more: its reader has gone."""
     from . import silence_stdout
 
     console.quiet = True
@@ -417,7 +417,7 @@ def fit_and_show(
     console: "Console",
     sinks: "Sequence[Sink]" = (),
 ) -> tuple["TrainingReport", int]:
-    """Compile, then train to the end with the terminal, metrics.jsonl and Ctrl-C attached, and `sinks` behind them.
+    """Compile, then train to the end with the terminal, metrics.jsonl and Ctrl-C attached, and `sinks` after them.
 
     What can be wrong with flags and files has been told by then: compiling takes a minute.  Writes report.json; returns
     the report and the exit code.

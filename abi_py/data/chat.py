@@ -4,7 +4,7 @@
     template = load_template("my.jinja")                    a file of your own, or a directory with a chat template
     text = template.render(messages, tools, add_generation_prompt=True)
 
-A template is a program from whoever made the model, so it runs in a sandbox (`template_sandbox.py`): no attribute that
+A template is a program by the maker of the model, so it runs in a sandbox (`template_sandbox.py`): no attribute that
 leads out of it, no change of what it is given, no endless text or time.  It sees what Hugging Face's templates see:
 `messages`, `tools`, `add_generation_prompt`, the tokenizer's `bos_token`, `eos_token` ..., `raise_exception`,
 `strftime_now`, `tojson` without HTML escapes, `break` and `continue`, and blocks of {% generation %}, which mark what

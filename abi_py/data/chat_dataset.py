@@ -1,6 +1,6 @@
 """Conversations as training rows: encoded, cut to length, and put into batches, padded or packed.
 
-    row       ids (n,) and which of them are learnt (n,), n <= max_seq_len; never a row without something to learn
+    row       ids (n,) and which of them are learned (n,), n <= max_seq_len; never a row without something to learn
     too long  what fits is kept; an answer that is cut has no end, as its text goes on; a row whose answers all come
               after the cut is left out and counted
     padded    a batch is as wide as its longest row, rounded up to 8; rows of similar length come together
@@ -86,7 +86,7 @@ class ChatDataset:
 
     name         what messages call it                 vocab_size  ids are below it
     max_seq_len  no row is longer                      packing     rows are packed, not padded
-    pad_id       what stands in padding                stats       what was left out (of the data set before a split)
+    pad_id       what is in padding                   stats       what was left out (of the data set before a split)
     places       file:line of each row
     """
 
@@ -166,7 +166,7 @@ class ChatDataset:
         return len(self.starts) - 1
 
     def __repr__(self) -> str:
-        tokens = f"{self.num_tokens:,} tokens, {self.num_targets:,} learnt"
+        tokens = f"{self.num_tokens:,} tokens, {self.num_targets:,} learned"
         return f"ChatDataset({self.name!r}, {len(self):,} rows, {tokens})"
 
     @property
@@ -176,7 +176,7 @@ class ChatDataset:
 
     @property
     def num_targets(self) -> int:
-        """Tokens that are learnt."""
+        """Tokens that are learned."""
         return int(np.count_nonzero(self.trained))
 
     @property
@@ -199,7 +199,7 @@ class ChatDataset:
         ConfigError unless 0 < valid_fraction < 1; DataError if there is only one row.
         """
         if not 0.0 < valid_fraction < 1.0:
-            raise ConfigError(f"valid_fraction ({valid_fraction}) must lie between 0 and 1; try 0.05")
+            raise ConfigError(f"valid_fraction ({valid_fraction}) must be between 0 and 1; try 0.05")
         if len(self) < 2:
             raise DataError(f"{self.name} has one row, which cannot be split; use more data or valid_fraction 0")
         at = len(self) - min(len(self) - 1, math.ceil(round(valid_fraction * len(self), 9)))

@@ -104,7 +104,7 @@ class ChatEncoder:
             if loss_on == "all":
                 trained[:] = True
             elif not all(message.trained for message in conversation.messages):
-                trained &= ~np.isin(answers, self._not_learnt(conversation, answers))
+                trained &= ~np.isin(answers, self._not_learned(conversation, answers))
         return ids, labels_of(ids, trained)
 
     def encode_prompt(
@@ -165,7 +165,7 @@ class ChatEncoder:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, prompt: bool
     ) -> str:
-        """Return the rendered text, with AS_TEXT before every name of a special token that stands in the values."""
+        """Return the rendered text, with AS_TEXT before every name of a special token that is in the values."""
         guarded_messages, guarded_tools = self._guarded(messages, tools)
         return self.template.render(guarded_messages, guarded_tools, prompt, self.variables)
 
@@ -333,16 +333,16 @@ class ChatEncoder:
             answers += [answer] * len(each)
         return np.array(ids, np.uint32), np.array(answers, np.int64)
 
-    def _not_learnt(self, conversation: Conversation, answers: npt.NDArray[np.int64]) -> list[int]:
-        """Return the numbers of the answers that the data mark as not to be learnt."""
+    def _not_learned(self, conversation: Conversation, answers: npt.NDArray[np.int64]) -> list[int]:
+        """Return the numbers of the answers that the data mark as not to be learned."""
         flags = [message.trained for message in conversation.messages if message.role == "assistant"]
         count = int(answers.max(initial=-1)) + 1
         if count != len(flags):
             raise DataError(
                 f"{self.template.name} marks {count} answers where the conversation has {len(flags)}, so those that "
-                "are not to be learnt cannot be found; write one {% generation %} block for each answer"
+                "are not to be learned cannot be found; write one {% generation %} block for each answer"
             )
-        return [number for number, learnt in enumerate(flags) if not learnt]
+        return [number for number, learned in enumerate(flags) if not learned]
 
 
 def _specials(answer: Sequence[Piece]) -> tuple[set[str], list[str]]:

@@ -1,4 +1,4 @@
-"""The built-in chat templates, as Jinja text: the same text that lies beside an exported model.
+"""The built-in chat templates, as Jinja text: the same text that is beside an exported model.
 
     deepzig   <s><system>...</system><user>...</user><assistant>...</assistant></s>          no line breaks
     chatml    <|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n...<|im_end|>\\n      with tools
@@ -7,7 +7,7 @@
     llama2    <s>[INST] <<SYS>>\\n...\\n<</SYS>>\\n\\n... [/INST] ... </s>
     llama3    <|begin_of_text|><|start_header_id|>user<|end_header_id|>\\n\\n...<|eot_id|>
 
-{% generation %} ... {% endgeneration %} stands around what the model has to write, the end of its turn included.  A
+{% generation %} ... {% endgeneration %} is around what the model has to write, the end of its turn included.  A
 user's `context` (Alpaca's input) has a place of its own in deepzig (a <system> turn after the question) and alpaca;
 elsewhere it follows the question.
 """

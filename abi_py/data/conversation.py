@@ -6,10 +6,10 @@
     messages (OpenAI)   {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     a list of turns     [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
     prompt/completion   {"prompt": "Add 1 2.", "completion": "3"}                         or lists of turns (TRL)
-    text, content       {"text": "..."}                                                   no turns: all of it is learnt
+    text, content       {"text": "..."}                                                   no turns: all of it is learned
 
 A turn has `from` and `value`, or `role` and `content`, under either name of the list.  Of a prompt that is a list of
-turns nothing is learnt, as in TRL.
+turns nothing is learned, as in TRL.
 
 A row's format is the first of these whose keys it has, with values that are not null.  Beside them a row may have
 `system` (a string), `history` (pairs of strings), `tools` (signatures, a list or its JSON), and `category` or
@@ -53,7 +53,7 @@ class Message:
     tool_calls  what an assistant calls
     name, tool_call_id   of a result: which tool, which call; a name also of other speakers
     extra       other keys of the turn (reasoning_content ...), as they are: templates read them
-    trained     is this answer to be learnt?  Not those of Alpaca's history, and not those of OpenAI's "weight": 0
+    trained     is this answer to be learned?  Not those of Alpaca's history, and not those of OpenAI's "weight": 0
     """
 
     role: str
@@ -66,7 +66,7 @@ class Message:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the turn as chat templates want it; a context is joined to the content, and stands apart as well."""
+        """Return the turn as chat templates want it; a context is joined to the content, and given apart as well."""
         made: dict[str, Any] = {**self.extra, "role": self.role, "content": self.content}
         if self.context:
             made.update(content=f"{self.content}\n\n{self.context}", instruction=self.content, context=self.context)
@@ -106,7 +106,7 @@ class Conversation:
 
     @property
     def calls_tools(self) -> bool:
-        """Say whether tools are called, or their signatures given, or calls stand in the text of an answer."""
+        """Say whether tools are called, or their signatures given, or calls are in the text of an answer."""
         answers = [message for message in self.messages if message.role == "assistant"]
         tags = ("<tool>", "<tool_call>")
         return bool(self.tools) or any(m.tool_calls or any(tag in m.content for tag in tags) for m in answers)

@@ -51,7 +51,7 @@ class Document(NamedTuple):
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
-    """Return where the description of a token file lies: X.bin.json beside X.bin."""
+    """Return where the description of a token file is: X.bin.json beside X.bin."""
     path = Path(path)
     return path.with_name(path.name + ".json")
 
@@ -84,7 +84,7 @@ def expand(inputs: Paths) -> Iterator[File]:
 
 def _files_under(root: Path) -> list[File]:
     found: list[File] = []
-    seen: set[Path] = set()  # where what was read lies in truth
+    seen: set[Path] = set()  # the real places of what was read
     waiting = [root]
     while waiting:
         top = waiting.pop(0)
@@ -305,7 +305,7 @@ class Documents:
             if not reader.peek(1):
                 raise DataError(_empty(name))
             yield from self._rows(stream_rows(reader, name), name)
-        while block := file.read(READ_BLOCK):  # what lies behind the rows, and the whole of a table
+        while block := file.read(READ_BLOCK):  # what comes after the rows, and the whole of a table
             passed(block)
         self._content.update(digest.digest())
 

@@ -159,7 +159,7 @@ def _object_rows(cursor: "_Cursor") -> Generator[Row, None, bool]:
 
 
 def _keys(cursor: "_Cursor") -> Iterator[str]:
-    """Yield the keys of the object that begins here; whoever asks takes the value of each before the next."""
+    """Yield the keys of the object that begins here; the caller takes the value of each before the next."""
     cursor.take()
     if cursor.peek() == b"}":
         cursor.take()
@@ -226,7 +226,7 @@ class _Cursor:
         return iter(())
 
     def value(self) -> Row:
-        """Return the line and the value of what begins here, and go behind it; BadRow if it is balanced but no JSON."""
+        """Return the line and the value of what begins here, and go past it; BadRow if it is balanced but no JSON."""
         mark, line = self.peek(), self.line
         length = self._balanced() if mark in (b"[", b"{", b'"') else self._scalar()
         raw = self.buffer[self.at : self.at + length]

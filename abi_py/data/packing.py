@@ -22,7 +22,7 @@ from .tokens import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """What stands in one row: a sequence, or a part of one that is longer than a row."""
+    """What is in one row: a sequence, or a part of one that is longer than a row."""
 
     sequence: int  # number of the sequence, in the order of add_sequence
     tokens: TokenArray  # (n,)
@@ -127,7 +127,7 @@ class SequencePacker:
     def add_sequence(self, tokens: npt.ArrayLike, trained: npt.ArrayLike | None = None) -> None:
         """Add one sequence (n,) of ids; `trained` (n,) bool says which of its tokens may be labels (None: all).
 
-        trained[0] has no effect, since nothing stands before the first token.  A sequence of one token is kept, but has
+        trained[0] has no effect, since nothing comes before the first token.  A sequence of one token is kept, but has
         no label.  DataError if the sequence is empty or `trained` has another length; TypeError if `trained` is not
         bool.
         """

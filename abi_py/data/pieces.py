@@ -1,7 +1,7 @@
 """A document of any size as pieces of text whose ids, one after the other, are the ids of the document.
 
 A tokenizer first cuts a text into words, so it can be given a text in pieces as long as no word, and no rule about
-what stands around a word, reaches over a cut.  A cut is made between a line's end and the next line, else before a
+what is around a word, reaches over a cut.  A cut is made between a line's end and the next line, else before a
 space, and only where the tokenizer shows that it does not matter:
 
     ids(left + right) == ids(left) + ids(right)        left, right: WINDOW characters on either side

@@ -102,7 +102,7 @@ def batches(stream: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def encoded(stream: Iterable[list[Piece]], encoder: Encoder) -> Iterator[tuple[Piece, TokenArray]]:
-    """Yield the pieces with their ids, and with those that stand around their document; one batch is encoded while the
+    """Yield the pieces with their ids, and with those around their document; one batch is encoded while the
     one before is written and the next is read."""
     before, after = (np.array(ids, np.uint32) for ids in (encoder.before, encoder.after))
 

@@ -25,7 +25,7 @@ __all__ = ["Place", "PlacedBackend", "without_strip"]
 
 
 class Place(Enum):
-    """What stands before a piece."""
+    """What comes before a piece."""
 
     FIRST = "nothing"
     AFTER_SPECIAL = "a special token"
@@ -41,7 +41,7 @@ def _walk(steps: Any) -> list[dict[str, Any]]:
 
 
 def _described_for(place: Place, described: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of the tokenizer that encodes every text as if it stood there."""
+    """Return the JSON of the tokenizer that encodes every text as if it were there."""
     made: dict[str, Any] = json.loads(json.dumps({key: described[key] for key in ("normalizer", "pre_tokenizer")}))
     for step in (*_walk(made["normalizer"]), *_walk(made["pre_tokenizer"])):
         scheme = step.get("prepend_scheme")
@@ -81,7 +81,7 @@ class PlacedBackend:
         self._backends: dict[Place, tokenizers.Tokenizer] = {}
 
     def backend(self, place: Place) -> tokenizers.Tokenizer:
-        """Return the tokenizer that takes a text to stand there."""
+        """Return the tokenizer that takes a text to be there."""
         if place not in self._changed:
             return self._first
         if place not in self._backends:
@@ -102,14 +102,14 @@ class PlacedBackend:
         return made
 
     def encode(self, text: str, place: Place = Place.FIRST, add_special_tokens: bool = False) -> list[int]:
-        """Return the ids of a text that stands there; with `add_special_tokens` the post-processor's around it."""
+        """Return the ids of a text that is there; with `add_special_tokens` the post-processor's around it."""
         if place is not Place.AFTER_TEXT or place not in self._changed:
             return self.backend(place).encode(text, add_special_tokens=add_special_tokens).ids
         end = next((found.start() for found in re.finditer(r"\s", text)), None) if self._words_begin else None
         head = self.backend(place).encode(text if end is None else text[:end], add_special_tokens=False)
         ids: list[int] = head.ids
         if (last := next((i for i, each in enumerate(ids) if each in self._added), None)) is not None:
-            # Only what stands before the first added token continues anything.
+            # Only what comes before the first added token continues anything.
             end, ids = head.offsets[last][1], ids[: last + 1]
         return ids if end is None else ids + self.encode(text[end:], Place.AFTER_SPECIAL)
 

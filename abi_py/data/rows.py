@@ -1,7 +1,7 @@
 """Rows from a file, a text or lines: JSON of every shape that json_rows.py knows, or a table; each with its line.
 
-What is wrong with a row is a `BadRow`, which says what but not where: whoever walks over the rows adds file and line,
-and raises or counts it.  Rows are read one at a time, so memory does not grow with the file.
+What is wrong with a row is a `BadRow`, which says what but not where: the caller adds file and line, and raises or
+counts it.  Rows are read one at a time, so memory does not grow with the file.
 """
 
 import io

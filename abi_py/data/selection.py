@@ -4,7 +4,7 @@
     filter    by category ("memory_*") and by a pattern in any of the texts
     shuffle   each source by itself, by seed
     cut       to max_samples: every source keeps its share, at least one row; rows with tools are kept
-    mix       item i of k of a source stands at (i + 1/2) / k of the whole, so that any part holds the same mixture
+    mix       item i of k of a source is at (i + 1/2) / k of the whole, so that any part holds the same mixture
 
 The order is a function of the rows and the seed.  Cutting comes after the shuffle, so that no source is lost because it
 is read last; the few rows that show how tools are called are kept whole if they are at most half of what is wanted,
@@ -70,7 +70,7 @@ def _holds_conversations(path: Path) -> bool:
         return False
     try:
         row = first_row(path)
-    except (DataError, OSError):  # not what its name says; whoever reads it will say so
+    except (DataError, OSError):  # not what its name says; its reader will say so
         return False
     if has_turns(row) or not isinstance(row, dict):
         return has_turns(row)

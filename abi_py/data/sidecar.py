@@ -18,7 +18,7 @@ from .tokenizer import Tokenizer
 
 __all__ = ["TokenizerRef", "TokensInfo", "read_sidecar"]
 
-FORMAT = 2  # 1 had no before_document and after_document: nothing but end_of_document stood around a document
+FORMAT = 2  # 1 had no before_document and after_document: nothing but end_of_document was around a document
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TokensInfo:
 
     @property
     def around(self) -> str:
-        """What stands around a document, for messages."""
+        """What is around a document, for messages."""
         return around_documents(self.before_document, self.after_document)
 
     def to_json(self) -> str:

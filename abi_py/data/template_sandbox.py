@@ -1,6 +1,6 @@
 """Jinja for templates of others: no way out of the sandbox, and no end of memory or time.
 
-A template is a program from whoever made the model.  Jinja's immutable sandbox keeps it from Python's insides; but
+A template is a program by the maker of the model.  Jinja's immutable sandbox keeps it from Python's insides; but
 `'a' * 2000000000`, `'%1000000000d' % 1` or three nested loops are all it takes to stop a machine.  So a rendering has
 a number of *steps*, which grows with the conversation, and everything that can be long is paid for before it is done:
 

@@ -80,7 +80,7 @@ class ByteStream(TokenStream):
             return self.finish() + REPLACEMENT
         try:
             content = bytes(BYTE_OF[character] for character in token)
-        except KeyError:  # an added token stands for itself
+        except KeyError:  # an added token is its own text
             content = token.encode("utf-8")
         return self._utf8.decode(content)
 

@@ -119,7 +119,7 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = False, place: Place = Place.FIRST) -> list[int]:
         """Return the ids of a text; special tokens written in it are recognised.
 
-        `add_special_tokens` also adds what the tokenizer's post-processor puts around a text.  `place` says what stands
+        `add_special_tokens` also adds what the tokenizer's post-processor puts around a text.  `place` says what comes
         before it, if it is a piece of a longer one.  DataError if the text holds half a surrogate pair, which no UTF-8
         file can.
         """

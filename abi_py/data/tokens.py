@@ -155,7 +155,7 @@ class TokenizedDataset:
     def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> "TokenizedDataset":
         """Map a file of u32 little-endian token ids; takes the same time for any size.
 
-        If PATH.json lies beside it (data/sidecar.py), the vocabulary's size comes from there when `vocab_size` is None,
+        If PATH.json is beside it (data/sidecar.py), the vocabulary's size comes from there when `vocab_size` is None,
         and the data set keeps it as `info`.  Ids are checked against the size when batches are made; `check_vocab`
         checks all of them now.  DataError if the file is empty, its size is not a multiple of 4 or not what the sidecar
         says, or if a sample of it is of another type than u32 (token_types.py); ConfigError if `vocab_size` is smaller
@@ -200,7 +200,7 @@ class TokenizedDataset:
         DataError if a part would have fewer than two tokens.
         """
         if not 0.0 < fraction < 1.0:
-            raise ConfigError(f"fraction ({fraction}) is the training part and must lie between 0 and 1; try 0.9")
+            raise ConfigError(f"fraction ({fraction}) is the training part and must be between 0 and 1; try 0.9")
         at = round(len(self.tokens) * fraction)
         if at < 2 or len(self.tokens) - at < 2:
             raise DataError(

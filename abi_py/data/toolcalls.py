@@ -5,9 +5,9 @@
                <tool>name</tool>                        {"name": "name", "arguments": {"city": "Rome"}}
                {"city": "Rome"}                         </tool_call>
 
-In the DeepZig form an empty line stands around a call, and the arguments are one JSON object on one line.  A model
-makes mistakes: `parse_tool_calls` never raises for them, and never drops them.  A call that cannot be read is a
-`BadToolCall` in its place among the parts, with line, column, reason, and the text as it stood.
+In the DeepZig form there is an empty line before and after a call, and the arguments are one JSON object on one line.
+A model makes mistakes: `parse_tool_calls` never raises for them, and never drops them.  A call that cannot be read is a
+`BadToolCall` in its place among the parts, with line, column, reason, and the text as it was.
 """
 
 import json
@@ -36,7 +36,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class BadToolCall:
-    """A call that cannot be read: why, where (line and column of the text, from 1), and the text as it stood."""
+    """A call that cannot be read: why, where (line and column of the text, from 1), and the text as it was."""
 
     reason: str
     line: int
@@ -131,7 +131,7 @@ def _add_prose(parts: list[str | ToolCall | BadToolCall], text: str) -> None:
 
 
 def _read_deepzig(text: str, at: int) -> tuple[ToolCall, int]:
-    """Read name, closing tag and arguments; `at` is behind the opening tag."""
+    """Read name, closing tag and arguments; `at` is after the opening tag."""
     close = text.find("</tool>", at)
     line_end = _line_end(text, at)
     if close < 0 or "<tool>" in text[at:close]:
@@ -148,7 +148,7 @@ def _read_deepzig(text: str, at: int) -> tuple[ToolCall, int]:
 
 
 def _read_qwen(text: str, at: int) -> tuple[ToolCall, int]:
-    """Read the JSON object and the closing tag; `at` is behind the opening tag."""
+    """Read the JSON object and the closing tag; `at` is after the opening tag."""
     # Where the JSON is whole, its own end counts: a string inside of it may name the tags.
     ends = [found for tag in ("</tool_call>", "<tool_call>") if (found := text.find(tag, at)) >= 0]
     end = min(ends, default=len(text))

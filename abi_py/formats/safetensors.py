@@ -1,6 +1,6 @@
 """The safetensors container: 8-byte length, JSON header, raw little-endian tensors (https://github.com/huggingface/safetensors).
 
-Written here, because the library's NumPy writer copies every tensor; this one streams arrays from where they lie and
+Written here, because the library's NumPy writer copies every tensor; this one streams arrays from where they are and
 hashes them on the way.  Reading gives memory-mapped views.
 """
 

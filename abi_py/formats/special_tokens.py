@@ -1,4 +1,4 @@
-"""Which tokens begin, end and pad a text, and stand for the unknown: what the files of a folder say.
+"""Which tokens begin, end and pad a text, and mean the unknown: what the files of a folder say.
 
     special_tokens_map.json    names; after the next where that one lists its tokens itself (`added_tokens_decoder`)
     tokenizer_config.json      names

@@ -7,7 +7,7 @@ Both give the logits of the next token.  The kernels are those of training but f
 (`model/block.py`); nothing is kept for a backward pass, so one set of arrays serves all layers.
 
 A sequence is computed by itself when it is read, and at most FEW rows go through a step together: kernels give a row
-the same bits whatever stands beside it, so a prompt in a batch has the logits that it has alone.
+the same bits whatever is beside it, so a prompt in a batch has the logits that it has alone.
 """
 
 from types import SimpleNamespace
@@ -137,11 +137,11 @@ class Decoder:
         return self.cache.lengths
 
     def clear(self, slot: int, length: int = 0) -> None:
-        """Forget what slot holds behind its first `length` tokens."""
+        """Forget what slot holds after its first `length` tokens."""
         self.cache.lengths[slot] = min(length, int(self.cache.lengths[slot]))
 
     def prefill(self, slot: int, ids: np.ndarray) -> np.ndarray:
-        """Append ids (T,) to a slot and return the logits (V,) behind the last: a view, valid until the next call.
+        """Append ids (T,) to a slot and return the logits (V,) after the last: a view, valid until the next call.
 
         DataError for no ids, ids outside the vocabulary, or more tokens than max_seq_len.
         """

@@ -151,7 +151,7 @@ class Generator:
                 yield from self._step(decoder, active)
 
     def _read(self, decoder: Decoder, sequence: Sequence) -> np.ndarray:
-        """Read a prompt, of one longer than the context its end, and return the logits behind it."""
+        """Read a prompt, of one longer than the context its end, and return the logits after it."""
         longest = self.model.config.max_seq_len
         sequence.dropped = max(len(sequence.prompt) - longest, 0)
         kept = sequence.prompt[sequence.dropped :]
@@ -195,7 +195,7 @@ class Generator:
                 self._held = sequence.ids[sequence.dropped :][: decoder.lengths[0]]
 
 
-FIRST_ROOM = 256  # tokens for which a new cache has room behind four times the prompt, at least
+FIRST_ROOM = 256  # tokens for which a new cache has room beyond four times the prompt, at least
 
 
 def configured(config: GenerationConfig | None, settings: dict[str, Any]) -> GenerationConfig:

@@ -2,8 +2,8 @@
 
 In this order, which is Hugging Face's (`GenerationMixin._get_logits_processor`), so that settings mean the same there:
 
-    repetition_penalty p    of every id that stands before: z / p if z > 0, else z p         Keskar et al. 2019, 4.1
-    no_repeat_ngram_size n  an id that would complete n ids that stand before is banned      Paulus et al. 2017, 2.5
+    repetition_penalty p    of every id that came before: z / p if z > 0, else z p         Keskar et al. 2019, 4.1
+    no_repeat_ngram_size n  an id that would complete n ids that came before is banned      Paulus et al. 2017, 2.5
     bad_words_ids           an id that would complete one of these sequences is banned
     min_length, min_new_tokens, forced_eos_token_id, suppress_tokens, begin_suppress_tokens: `sequence.py`
     greedy                  the largest z, the first of equals                               no further settings
@@ -236,9 +236,9 @@ def sampling_rules(
     return (
         ("temperature", temperature, warm, "be zero or more; use 0 for the likeliest token always"),
         ("top_k", top_k, top_k >= 0, "be zero or more; use 0 to keep all tokens"),
-        ("top_p", top_p, 0 < top_p <= 1, "lie above 0 and at most be 1; use 1 to keep all tokens"),
+        ("top_p", top_p, 0 < top_p <= 1, "be above 0 and at most 1; use 1 to keep all tokens"),
         ("min_p", min_p, 0 <= min_p <= 1, "be at least 0 and at most 1; use 0 to keep all tokens"),
-        ("typical_p", typical_p, 0 < typical_p <= 1, "lie above 0 and at most be 1; use 1 to keep all tokens"),
+        ("typical_p", typical_p, 0 < typical_p <= 1, "be above 0 and at most 1; use 1 to keep all tokens"),
         ("epsilon_cutoff", epsilon_cutoff, 0 <= epsilon_cutoff < 1, "be at least 0 and below 1; use 0 to keep all"),
         ("eta_cutoff", eta_cutoff, 0 <= eta_cutoff < 1, "be at least 0 and below 1; use 0 to keep all"),
     )

@@ -97,7 +97,7 @@ class GenerationConfig(Config):
         if self.max_length is not None:
             self._require_at_least(1, "max_length")
         good = math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0
-        self._require("repetition_penalty", good, "be above 0", "the usual values lie between 1 (off) and 1.3")
+        self._require("repetition_penalty", good, "be above 0", "the usual values are between 1 (off) and 1.3")
         for name in ("stop_ids", *_IDS):
             ids = getattr(self, name) or ()
             self._require(name, min(ids, default=0) >= 0, "hold ids", "ids are zero or more")

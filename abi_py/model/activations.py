@@ -16,7 +16,7 @@ Where linear layers have adapters (`linear.py`), the table has their inner value
 
 Backward runs a segment's forward again unless the shared arrays still hold it, which they do for the last one.
 
-Scratch is used again and again within a block: entries of `PLACES` lie where another one lies, because the one is read
+Scratch is used again and again within a block: entries of `PLACES` share another one's place, because the one is read
 for the last time before the other is written (a linear layer's backward reads its input before it writes the input's
 gradient), or because a kernel turns the one into the other (SwiGLU's backward: dh into h).  The head works between the
 two passes over the blocks: its scratch spans that of the blocks' (`UNDER_HEAD`).
@@ -36,7 +36,7 @@ __all__ = ["ATTENTION_ENTRIES", "NO_ADAPTERS", "AdapterWidths", "Arena", "memory
 ATTENTION_ENTRIES = ("r_attn", "qkv", "att", "lse", "u_qkv")
 NARROW = ("qkv", "gate_up")
 PLACES = {"hidden": "n", "dn": "n", "datt": "n", "dh": "h", "dqkv": "h"}  # entry -> whose memory
-UNDER_HEAD = ("dx", "h", "dgate_up", "du", "dropped")  # lie side by side in the memory of the head's scratch
+UNDER_HEAD = ("dx", "h", "dgate_up", "du", "dropped")  # side by side in the memory of the head's scratch
 COLUMNS = ("lse", "delta", "u_qkv", "u_o", "u_gate_up", "u_down", "du")  # kept as (width, N): a row for each head
 
 
@@ -136,7 +136,7 @@ def scratch_places(
 
 
 def head_floats(config: TrainableModelConfig, rows: int, places: Mapping[str, int]) -> int:
-    """Return the floats of the head's scratch, with all that lies under it."""
+    """Return the floats of the head's scratch, with all that is under it."""
     needed = scratch_floats(rows, config.vocab_size, config.hidden_dim)
     return max(needed, sum(places[name] for name in UNDER_HEAD))
 

@@ -3,7 +3,7 @@
     middle = x + attention(rms_norm(x)) w_oᵀ            attention on RoPE(n w_qᵀ), RoPE(n w_kᵀ), n w_vᵀ
     out    = middle + swiglu(rms_norm(middle)) w_downᵀ    swiglu: silu(n w_gateᵀ) * (n w_upᵀ)
 
-w_q, w_k and w_v lie next to each other and are one product; so are w_gate and w_up.  What is cheap to compute again
+w_q, w_k and w_v are next to each other, and one product; so are w_gate and w_up.  What is cheap to compute again
 (the normed rows, the SwiGLU output) is not saved.  In bfloat16, q k v and gate_up are saved rounded, and what
 follows reads them rounded, in forward and in backward.  The products are those of `linear.py`, where an adapter adds
 its own.
@@ -124,7 +124,7 @@ def block_backward(
     Matrix gradients are added to if `accumulate`, else overwritten; norm gradients are always added to.  Where nothing
     below the block is trained, dx is not wanted and is left unfinished.
     """
-    # forward: out = middle + h w_downᵀ, h = swiglu(gate_up); s.h lies where s.dh lies, and swiglu_backward fills it
+    # forward: out = middle + h w_downᵀ, h = swiglu(gate_up); s.h has the place of s.dh, and swiglu_backward fills it
     inner_gradient(dx, w.w_down, a.u_down, s, layout)
     input_gradient(s.dh, dx, w.w_down, a.u_down, s, layout)
     swiglu_backward(s.dgate_up, s.dh, a.gate_up)

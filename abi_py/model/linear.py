@@ -118,7 +118,7 @@ def linear_backward(
     """Overwrite dx (N, in), unless it is None; add to dw and the adapter's gradients, or overwrite them.
 
     dw is None for a frozen W.  x, u and layout are those of the forward call.  x is read for the last time before dx is
-    written, so dx may lie where x lies.
+    written, so dx may be x's memory.
     """
     inner_gradient(dy, linear, u, s, layout)
     weight_gradients(dw, dy, x, linear, u, s, layout, accumulate)

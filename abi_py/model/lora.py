@@ -45,7 +45,7 @@ class LoraModel(Transformer):
     """Adapters on a TrainableModel, whose weights stay as they are; trained, evaluated and saved like a model.
 
     `weights`, `gradients` and `parameters` are the adapters'; the names are those of the model's weights with .a or .b
-    behind, as in `layers.0.w_q.a`.
+    after it, as in `layers.0.w_q.a`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LoraModel(Transformer):
     ) -> None:
         """Put fresh adapters on `model`; TypeError if it is no TrainableModel.
 
-        `base_model` says where its weights lie, or their name: what is saved repeats it.
+        `base_model` says where its weights are, or their name: what is saved repeats it.
         """
         if not isinstance(model, TrainableModel):
             raise TypeError(f"model is a {type(model).__name__}; adapters are put on a TrainableModel")

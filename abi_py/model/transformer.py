@@ -57,7 +57,7 @@ class LossOutput:
 class Gradients:
     """Where a backward pass writes: matrices are added to if `accumulate`, vectors and the embedding always.
 
-    None stands for a frozen matrix.
+    None means a frozen matrix.
     """
 
     head: np.ndarray | None

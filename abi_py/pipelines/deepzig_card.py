@@ -79,11 +79,11 @@ def _training(run: "DeepZigRun", report: TrainingReport, results: Mapping[str, E
             f". {_PARTS[name].format(len(run.parts[name]))}: loss {figures.loss:.4f}, perplexity "
             f"{figures.perplexity:.2f}, {100 * figures.accuracy:.1f}% of the tokens right"
         )
-    learnt = "the answers" if config.loss_on == "assistant" else "all tokens"
+    learned = "the answers" if config.loss_on == "assistant" else "all tokens"
     return (
         f"{len(run.selection.conversations):,} conversations ({sources}), {kept}. {origin} {training.epochs} epochs, "
         f"{report.total_steps:,} steps of {training.batch_size * training.grad_accum_steps} conversations, learning "
-        f"rate {training.learning_rate:g} along a cosine to 0, loss on {learnt}. The end: {result}. "
+        f"rate {training.learning_rate:g} along a cosine to 0, loss on {learned}. The end: {result}. "
         "`training_args.json` has every setting, `trainer_state.json` the course of the losses."
     )
 

@@ -100,7 +100,7 @@ class DeepZigConfig(Config):
     save_total_limit: int | None = opt(None, "newest checkpoints to keep; the best is kept besides (0 = keep all)")
     gradient_checkpointing: bool | None = opt(None, "compute activations again instead of keeping them")
     max_seq_len: int = opt(512, "longest conversation in tokens; longer ones are cut before their end token")
-    loss_on: str = opt("assistant", "what is learnt: assistant (the answers) or all")
+    loss_on: str = opt("assistant", "what is learned: assistant (the answers) or all")
     skip_bad_rows: bool = opt(False, "leave out rows that cannot be read, and count them")
     precision: Precision = opt(Precision.FP32, "number format that products round their operands to")
     seed: int = opt(42, "seed of weights, selection and order")

@@ -1,6 +1,6 @@
 """Which conversations of a DeepZig run are kept for evaluation, and what each part of them can show.
 
-    told    all answers of the conversation stand, word for word, in the training part as well: it shows whether a
+    told    all answers of the conversation are, word for word, in the training part as well: it shows whether a
             question that is asked in other words is recognised
     new     an answer that no training row has: it shows what the model makes of what it was never told
 

@@ -274,7 +274,7 @@ def list_checkpoints(root: str | Path) -> list[tuple[int, Path]]:
         try:
             order = read_json(path / STATE, {"saved": int})["saved"]
         except (OSError, CheckpointError):
-            order = path.stat().st_mtime_ns  # damaged; where it stood, so that a search reports it
+            order = path.stat().st_mtime_ns  # damaged; at its place, so that a search reports it
         found.append((order, path))
     return sorted(found, key=lambda item: (item[0], _step_of(item[1])))
 

@@ -43,7 +43,7 @@ __all__ = [
 
 
 class _Lines:
-    """A JSONL file that is opened at the first line and forgets what lies after the step at which a run goes on."""
+    """A JSONL file that is opened at the first line and forgets what comes after the step at which a run goes on."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()

@@ -1,6 +1,6 @@
 """The optimizer: moments beside the flat weights, and one kernel call for an update.
 
-What is kept: m (P,) for sgd with momentum; m and v (P,) for adam and adamw; nothing for plain sgd.  The formulas stand
+What is kept: m (P,) for sgd with momentum; m and v (P,) for adam and adamw; nothing for plain sgd.  The formulas are
 in `kernels/optimizers.py`.
 """
 

@@ -67,7 +67,7 @@ def windows(tokens: int, context: int, stride: int | None = None) -> Iterator[Wi
             "with which every token counts"
         )
     if tokens < 2:
-        raise DataError(f"the text has {tokens} tokens; a token is foretold from one before it, so give at least two")
+        raise DataError(f"the text has {tokens} tokens; each is predicted from those before it: give at least two")
     if stride is None:
         yield from (Window(s, s + context, s + context // 2 + 1) for s in range(0, tokens - context + 1, context))
         return

@@ -15,7 +15,7 @@ and then, with u = s - s0 - W and p = min(1, u / (D - W)):
 
 `cosine` and `warmup_cosine` differ in their default of W alone: 0 and 100.  The decay lasts from the end of the warm-up
 to step D, as in transformers; of `step` and `cosine_warm_restarts`, D is the period, counted from the warm-up's end.
-The first updates of a warm-up may lie below m, which is where the schedules end.  A skipped update (NaN guard) is not
+The first updates of a warm-up may be below m, which is where the schedules end.  A skipped update (NaN guard) is not
 counted in s.  Everything is float64.
 
 Sources: cosine and warm restarts from Loshchilov & Hutter 2017 (arXiv:1608.03983), section 3; power 0.9 is the ABI's.

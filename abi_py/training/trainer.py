@@ -634,7 +634,7 @@ class LlamaTrainer:
         if state.micro_step:
             arrays["gradients"] = self.model.parameters.gradients_flat
         moment, self._save_failed = self._time(), True
-        held = self._lock is not None  # whoever calls train_step in a loop of their own holds it for each save alone
+        held = self._lock is not None  # a loop of the user's own around train_step holds it for each save alone
         try:
             with contextlib.nullcontext() if held else DirectoryLock(config.checkpoint_path, "checkpoint_path"):
                 path = save_checkpoint(
@@ -809,14 +809,14 @@ class LlamaTrainer:
         self.events.emit(WarningEvent(step=self.state.global_step, time=self._time(), message=message))
 
     def _tick(self) -> None:
-        """Add the time since the last look to the run's; outside of the loop the clock stands still."""
+        """Add the time since the last look to the run's; outside of the loop the clock does not run."""
         if self._began is not None:
             now = time.perf_counter_ns()
             self.state.elapsed_ns += now - self._began
             self._began = now
 
     def _elapsed(self) -> int:
-        # Whoever calls train_step in a loop of their own never starts the clock: then the steps' own time counts.
+        # A loop of the user's own around train_step never starts the clock: then the steps' own time counts.
         return max(self.state.elapsed_ns, self.state.train_ns)
 
     def _time(self) -> float:

@@ -5,7 +5,7 @@
                   {epoch, step, train_loss, train_runtime, ...} at the end
 
 `epoch` is a fraction there: steps done / steps of an epoch.  The file is written at each checkpoint and at the end; a
-resumed run reads it and drops what lies after its step.  What a killed one had not yet written there after its last
+resumed run reads it and drops what comes after its step.  What a killed one had not yet written there after its last
 checkpoint is in the metrics.jsonl beside it.
 """
 

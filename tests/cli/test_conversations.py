@@ -1,4 +1,4 @@
-"""Conversations on the command line: preview shows what is learnt, run trains on it, resume goes on with it."""
+"""Conversations on the command line: preview shows what is learned, run trains on it, resume goes on with it."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ def test_preview(abi_train, talks):
     assert rows["colour_red"] == "10 25.0%".replace(" ", "  ")
     assert sum(float(rows[f"colour_{c}"].split()[1][:-1]) for c in ("red", "green", "blue", "gold")) == 100.0
     assert float(rows["packed (--packing)"][:-1]) < float(rows["every row 16 wide"][:-1])
-    assert "template deepzig, learnt: assistant" in out
+    assert "template deepzig, learned: assistant" in out
 
 
 def test_preview_of_everything_learnt_and_filters(abi_train, talks):

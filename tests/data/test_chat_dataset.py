@@ -29,7 +29,7 @@ def training(**changes):
 
 
 def dataset(lengths, **settings):
-    """Return rows whose ids are 100 * row + position, with the last token learnt, and every third."""
+    """Return rows whose ids are 100 * row + position, with the last token learned, and every third."""
     rows = []
     for i, n in enumerate(lengths):
         trained = np.arange(n) % 3 == 2
@@ -75,11 +75,11 @@ def test_truncation(flags, limit):
         assert len(ids) > limit
         assert not trained[:limit].any()
         return
-    made, learnt = cut
-    assert len(made) == len(learnt) <= limit
-    assert learnt[-1] or len(ids) <= limit
+    made, learned = cut
+    assert len(made) == len(learned) <= limit
+    assert learned[-1] or len(ids) <= limit
     assert made.tolist() == ids[: len(made)].tolist()
-    assert learnt.sum() == trained[:limit].sum()
+    assert learned.sum() == trained[:limit].sum()
 
 
 def test_rows_without_an_answer_are_left_out_and_counted(tokenizer):
@@ -127,8 +127,8 @@ def test_every_target_comes_once_an_epoch(lengths, batch_size, packing, shuffle)
         if not packing:
             counts = batch.attention_mask.sum(1)
             assert batch.seq_len == min(-(-int(counts.max()) // 8) * 8, 32)
-            learnt = batch.labels != IGNORE_LABEL
-            assert (batch.labels[learnt] == batch.input_ids[learnt] + 1).all()
+            learned = batch.labels != IGNORE_LABEL
+            assert (batch.labels[learned] == batch.input_ids[learned] + 1).all()
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -186,7 +186,7 @@ def test_split_has_exact_sizes_and_shares_nothing():
     assert (len(train), len(valid)) == (38, 3)  # ceil(0.05 * 41)
     assert len(dataset([5] * 40).split(0.05)[1]) == 2  # 0.05 * 40 is exactly 2, whatever floating point says
     assert [*train.ids, *valid.ids] == data.ids.tolist()
-    with pytest.raises(ConfigError, match="valid_fraction \\(1\\) must lie between 0 and 1"):
+    with pytest.raises(ConfigError, match="valid_fraction \\(1\\) must be between 0 and 1"):
         data.split(1)
     with pytest.raises(DataError, match="has one row"):
         dataset([5]).split(0.5)

@@ -159,9 +159,9 @@ def test_a_prompt_is_the_beginning_of_what_was_trained(name, tokenizer):
     ids, labels = encoder.encode(TALK)
     prompt = encoder.encode_prompt(TALK.to_dicts()[:-1])
     assert prompt.tolist() == ids[: len(prompt)].tolist()
-    learnt = np.flatnonzero(trained_of(labels))
-    assert len(prompt) in learnt
-    assert len(prompt) - 1 not in learnt
+    learned = np.flatnonzero(trained_of(labels))
+    assert len(prompt) in learned
+    assert len(prompt) - 1 not in learned
     stops = encoder.stop_ids(TALK.to_dicts()[:-1])
     assert stops[0] in ids[len(prompt) :]
     assert tokenizer.id_of({"deepzig": "</assistant>", "alpaca": "</s>", "llama2": "</s>"}.get(
@@ -197,7 +197,7 @@ def test_what_is_said_cannot_open_or_close_a_turn(name, parts, tokenizer):
 
     def structure(conversation):
         ids, labels = template.encode(tokenizer, conversation)
-        return [(i, learnt) for i, learnt in zip(ids.tolist(), trained_of(labels).tolist(), strict=True)
+        return [(i, learned) for i, learned in zip(ids.tolist(), trained_of(labels).tolist(), strict=True)
                 if i in specials - allowed]  # fmt: skip
 
     assert structure(talk) == structure(calm)

@@ -85,7 +85,7 @@ def test_twenty_steps_of_training_equal_pytorch(golden):
     check_close(norms, g["grad_norms"], 1e-4)
     for name, w in model.weights.items():
         check_close(w, g[f"final/{name}"], 1e-3)  # Adam divides by sqrt(v): where v is tiny, float32 noise grows
-    assert losses[-1] < losses[0] - 0.2  # and it learnt something
+    assert losses[-1] < losses[0] - 0.2  # and it learned something
 
 
 # -- the model in float64 ------------------------------------------------------------------------

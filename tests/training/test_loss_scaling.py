@@ -146,7 +146,7 @@ def test_gradients_must_be_an_array_of_floats():
         ({"backoff_factor": 2}, r"backoff_factor \(2\.0\) must be below 1"),
         ({"backoff_factor": 0}, "backoff_factor"),
         ({"growth_interval": 0}, "growth_interval"),
-        ({"min_scale": 2.0**17}, r"initial_scale \(65536\.0\) must lie between min_scale \(131072\)"),
+        ({"min_scale": 2.0**17}, r"initial_scale \(65536\.0\) must be between min_scale \(131072\)"),
         ({"max_scale": 2.0**32}, "max_scale"),
     ],
 )
@@ -357,7 +357,7 @@ def test_factor_of_summed_losses_is_a_power_of_two(make_config, rows, length, n)
         ({"initial_loss_scale": 1024}, r"initial_loss_scale \(1024\.0\) acts only with mixed_precision fp16"),
         ({"mixed_precision": "bf16", "loss_scale_growth_interval": 5}, "acts only with mixed_precision fp16"),
         ({"mixed_precision": "fp16", "initial_loss_scale": 1000}, "power of two"),
-        ({"mixed_precision": "fp16", "max_loss_scale": 1024}, r"initial_loss_scale \(65536\.0\) must lie between"),
+        ({"mixed_precision": "fp16", "max_loss_scale": 1024}, r"initial_loss_scale \(65536\.0\) must be between"),
         ({"mixed_precision": "fp16", "loss_scale_backoff_factor": 1}, "loss_scale_backoff_factor"),
         ({"mixed_precision": "fp16", "nan_guard": False}, r"nan_guard \(False\) must be true for fp16"),
     ],
