@@ -92,6 +92,8 @@ def test_files(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(file, {"a": int}) == {"a": 1}
+    with pytest.raises(CheckpointError, match=r"a.json: a is 1, but must be text; it is damaged"):
+        read_json(file, {"a": str})
     file.write_text('{"a": "\\ud83d\\ude00"}')
     assert read_json(file) == {"a": "\U0001f600"}
     file.write_text('{"a": ["\\ud83d"]}')

@@ -174,8 +174,11 @@ def test_what_changes_nothing_passes(changes):
     assert shape.tie_embeddings is ("tie_word_embeddings" not in changes)
 
 
-def test_our_own_config_is_read_back():
-    shape = config_from_huggingface({"model_type": "llama", **FOLDERS["shape"], "head_dim": 6, "rope_theta": 77.0})
+@pytest.mark.parametrize("tied", [True, False])
+def test_our_own_config_is_read_back(tied):
+    other = {"head_dim": 6, "rope_theta": 77.0, "rms_norm_eps": 0.25, "tie_word_embeddings": tied}
+    shape = config_from_huggingface({"model_type": "llama", **FOLDERS["shape"], **other})
+    assert (shape.rope_theta, shape.norm_eps, shape.tie_embeddings) == (77.0, 0.25, tied)
     assert config_from_huggingface(huggingface_config(shape)) == shape
 
 

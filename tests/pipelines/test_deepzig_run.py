@@ -18,6 +18,7 @@ from abi_py.model.presets import PRESETS
 from abi_py.pipelines import DeepZigConfig, DeepZigRun, train_deepzig
 from abi_py.pipelines.deepzig import check_free, load_run_config
 from abi_py.pipelines.deepzig_config import SIZES
+from abi_py.pipelines.training_args import training_args
 from abi_py.training.loading import load_model
 from abi_py.training.schedule import learning_rate
 from abi_py.training.stop import GracefulStop
@@ -289,6 +290,23 @@ def test_trainer_state_has_the_keys_of_transformers(finished):
     train = DeepZigRun.prepare(load_run_config(finished)).train
     assert state["num_input_tokens_seen"] == sum(train.lengths - 1)  # one epoch; the last id of a row is no input
     assert state["total_flos"] == load_model(finished).model.flops_per_token(512) * state["num_input_tokens_seen"]
+
+
+def test_training_args_say_what_is_trained_with(config):
+    names = {"epochs": 3, "batch_size": 2, "grad_accum_steps": 4, "logging_steps": 5, "save_steps": 6, "eval_steps": 7}
+    rates = {"learning_rate": 0.5, "warmup_ratio": 0.3, "weight_decay": 0.2, "max_grad_norm": 0.1, "beta2": 0.7}
+    run = DeepZigRun.prepare(config(**names, **rates, save_total_limit=8, seed=9, precision="bf16", use_lora=True))
+    expected = {
+        **{"num_train_epochs": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        **{"logging_steps": 5, "save_steps": 6, "eval_steps": 7, "save_total_limit": 8, "seed": 9},
+        **{"learning_rate": 0.5, "lr_scheduler_type": "cosine", "warmup_ratio": 0.3, "warmup_steps": 3},
+        **{"weight_decay": 0.2, "max_grad_norm": 0.1, "label_smoothing_factor": 0.0, "fp16": False, "bf16": True},
+        **{"adam_beta1": 0.9, "adam_beta2": 0.7, "adam_epsilon": 1e-8, "gradient_checkpointing": False},
+        "lora": {"r": 16, "lora_alpha": 32.0, "lora_dropout": 0.1},
+    }
+    content = training_args(run.config, run.training)
+    assert {name: content[name] for name in expected} == expected
+    assert DeepZigConfig.from_dict(content["abi_py"]) == run.config
 
 
 def test_training_args_and_card(finished):
