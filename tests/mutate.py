@@ -10,6 +10,7 @@ which it would make an hour longer; `tests/test_mutate.py` checks that the edits
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -367,6 +368,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="make small wrong edits and see whether tests notice")
     parser.add_argument("--only", type=int, action="append", help="number of a mutation, from 1")
     numbers = parser.parse_args().only or range(1, len(MUTATIONS) + 1)
+    # A shell's background job ignores these, and so would the processes that tests interrupt: they would seem to fail.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     killed = 0
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))

@@ -14,8 +14,9 @@ SHAPE = {"hidden_dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "
 DRAWN = {"temperature": 1.3, "top_k": 0, "top_p": 0.95}
 
 
-def make(vocab_size=257, max_seq_len=48, seed=5):
-    model = TrainableModel(TrainableModelConfig(vocab_size=vocab_size, max_seq_len=max_seq_len, seed=seed, **SHAPE))
+def make(vocab_size=257, max_seq_len=48, seed=5, **changes):
+    sizes = {"vocab_size": vocab_size, "max_seq_len": max_seq_len, "seed": seed}
+    model = TrainableModel(TrainableModelConfig(**{**SHAPE, **sizes, **changes}))
     model.parameters.weights_flat[...] *= 8  # fresh weights are so small that all tokens are about equally likely
     return model
 
@@ -79,6 +80,16 @@ def test_the_cache_grows_seldom_and_keeps_what_it_holds(rng, monkeypatch):
     assert np.abs(logits[0] - expected).max() < 1e-4 * np.abs(expected).max()
     with pytest.raises(DataError, match="max_seq_len"):
         decoder.step(slot, ids[:1])
+
+
+@pytest.mark.parametrize("changes", [{"norm_eps": 4.0}, {"rope_theta": 3.0}, {"head_dim": 6, "tie_embeddings": False}])
+def test_decoding_computes_what_training_does_with_every_shape(rng, changes):
+    model, usual, ids = make(**changes), make(), rng.integers(0, 257, 9)
+    expected, decoder = model.forward(ids)[0], Decoder(model)
+    largest = np.abs(expected).max()
+    assert np.abs(decoder.prefill(0, ids[:8]) - expected[7]).max() < 1e-4 * largest
+    assert np.abs(decoder.step(np.zeros(1, np.int32), ids[8:])[0] - expected[8]).max() < 1e-4 * largest
+    assert np.abs(usual.forward(ids)[0] - expected).max() > 1e-2 * largest
 
 
 def test_a_long_prompt_in_chunks_equals_one_pass(rng, monkeypatch):

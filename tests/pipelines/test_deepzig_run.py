@@ -145,6 +145,12 @@ def test_each_setting_has_its_effect(config, changes, found):
     assert found(DeepZigRun.prepare(config(**changes)))
 
 
+def test_the_seed_decides_what_adapters_begin_with(config):
+    first = [DeepZigRun.prepare(config(use_lora=True, seed=seed)).make_model() for seed in (1, 2, 2)]
+    a = [model.weights["layers.1.w_down.a"].tobytes() for model in first]
+    assert a[0] != a[1] == a[2]
+
+
 def answers(rows):
     return {message.content for row in rows for message in row.messages if message.role == "assistant"}
 
