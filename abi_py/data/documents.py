@@ -238,7 +238,7 @@ class Documents:
             why = f"{self.empty_rows} rows are empty and {self.bad_rows} bad"
             why += f", the first bad one: {self.first_bad_row}" if self.bad_rows else ""
         else:
-            why = "it has no files"
+            why = "there is no row in it" if self.bytes_read else "it has no files"
         return DataError(
             f"{name} holds no text: {why}; give a text file, a directory of them, or a .bin file of u32 token ids"
         )

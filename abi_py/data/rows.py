@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import shown
+from ..errors import listed, shown
 from .json_rows import BadRow, Row, parse_row, stream_rows
 from .sources import Kind, kind_of, open_source
 
@@ -30,8 +30,7 @@ def kind(value: Any) -> str:
 
 def list_keys(row: dict[str, Any]) -> str:
     """Return the keys of a row for an error message."""
-    more = f" and {len(row) - NAMED_KEYS} more" if len(row) > NAMED_KEYS else ""
-    return ", ".join(shown(key) for key in list(row)[:NAMED_KEYS]) + more or "none"
+    return listed([shown(key) for key in row], NAMED_KEYS) or "none"
 
 
 def text_value(value: Any, key: str, *, may_be_empty: bool = False) -> str:

@@ -69,6 +69,11 @@ def test_nothing_left_says_why(tmp_path: Path) -> None:
     documents = Documents([path], skip_bad_rows=True)
     assert list(documents) == []
     assert "1 rows are empty and 1 bad, the first bad one" in str(documents.nothing_left())
+    for name, text in (("array.json", "[]"), ("wrapper.json", '{"data": []}'), ("blank.jsonl", "\n\n")):
+        (tmp_path / name).write_text(text)
+        documents = Documents([tmp_path / name])
+        assert list(documents) == []
+        assert f"{name} holds no text: there is no row in it; " in str(documents.nothing_left())
 
 
 def test_utf8_is_asked_for_in_directories_only(tmp_path: Path) -> None:
