@@ -329,6 +329,31 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if len(raw) < DIGEST:",
         "tests/kernels/test_cache.py",
     ),
+    # -- more of what survived when it was first tried
+    Mutation(
+        "abi_py/training/trainer.py",
+        "self.config.mixed_precision,\n            self.count_bytes",
+        "Precision.FP32,\n            self.count_bytes",
+        "tests/training/test_precision.py",
+    ),
+    Mutation(
+        "abi_py/cli/opening.py",
+        "replace(mix=(), max_samples=0)",
+        "replace(mix=())",
+        "tests/cli/test_conversations.py",
+    ),
+    Mutation(
+        "abi_py/pipelines/training_args.py",
+        '"adam_beta2": training.beta2',
+        '"adam_beta2": training.beta1',
+        DEEPZIG,
+    ),
+    Mutation(
+        "abi_py/pipelines/deepzig.py",
+        "dropout=LORA_DROPOUT, seed=config.seed)",
+        "dropout=LORA_DROPOUT)",
+        DEEPZIG,
+    ),
 )
 
 
@@ -380,7 +405,7 @@ def main() -> None:
             killed += noticed
             verdict = f"killed by {test}" if noticed else "SURVIVED"
             change = f"{mutation.file}: {mutation.old.strip()!r} -> {mutation.new.strip()!r}"
-            print(f"{number:3} {time.monotonic() - began:5.0f} s  {verdict}\n      {change}", flush=True)
+            print(f"{number:3} {time.monotonic() - began:5.0f} s  {change}: {verdict}", flush=True)
     print(f"{killed} of {len(numbers)} killed")
     sys.exit(killed < len(numbers))
 

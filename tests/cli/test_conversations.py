@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 import yaml
 
+from abi_py.cli.chat_data import ChatConfig
+from abi_py.cli.opening import open_data
+from abi_py.cli.session import DataConfig
+
 SHAPE = "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 --sample-tokens 8"
 RUN = f"{SHAPE} --max-seq-len 64 --batch-size 4 --epochs 2".split()
 
@@ -25,6 +29,13 @@ def talks(tmp_path, abi_train):
     code, _, err = abi_train("tokenizer", "train", "words.txt", "-o", "tok", "--vocab-size", "300")
     assert code == 0, err
     return ["talks.jsonl", "--tokenizer", "tok"]
+
+
+def test_what_is_chosen_is_chosen_of_the_training_data_alone(talks):
+    files = DataConfig(path=("talks.jsonl",), valid_path=("talks.jsonl",), tokenizer="tok")
+    for settings, rows in (({}, 40), ({"max_samples": 7}, 7), ({"mix": ("talks.jsonl",)}, 80)):
+        train, valid, _ = open_data(files, ChatConfig(**settings), None, max_seq_len=64, seed=0)
+        assert (len(train), len(valid)) == (rows, 40)
 
 
 def test_preview(abi_train, talks):
