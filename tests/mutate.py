@@ -334,13 +334,19 @@ MUTATIONS: tuple[Mutation, ...] = (
         "abi_py/training/trainer.py",
         "self.config.mixed_precision,\n            self.count_bytes",
         "Precision.FP32,\n            self.count_bytes",
-        "tests/training/test_precision.py",
+        TRAINING,
     ),
     Mutation(
         "abi_py/cli/opening.py",
         "replace(mix=(), max_samples=0)",
         "replace(mix=())",
         "tests/cli/test_conversations.py",
+    ),
+    Mutation(
+        "abi_py/cli/run.py",
+        "min(100, total // 20, int(decay))",
+        "min(100, total // 10, int(decay))",
+        "tests/cli/test_run.py",
     ),
     Mutation(
         "abi_py/pipelines/training_args.py",

@@ -17,7 +17,8 @@ import yaml
 from waiting import PATIENCE
 
 from abi_py.cli import compiling
-from abi_py.cli.session import RUN_SECTIONS, note_on_length
+from abi_py.cli.run import complete, merged
+from abi_py.cli.session import RUN_SECTIONS, DataConfig, note_on_length
 from abi_py.config import load_yaml
 from abi_py.data import TokenizedDataset
 from abi_py.formats.safetensors import read_safetensors
@@ -66,6 +67,31 @@ def test_a_run_leaves_config_metrics_report_and_checkpoints(abi_train, tmp_path,
     for text in ("training loss", "bits per byte", "sample", "abi-train resume"):
         assert text in out
     assert "\x1b" not in out  # plain where there is no terminal
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "warmup", "least", "decay", "checkpoints", "evaluations"),
+    [
+        (100, {}, 5, 0.002, 100, 25, 25),
+        (100, {"epochs": 200}, 100, 0.002, 5000, 25, 25),
+        (5000, {"epochs": 1}, 62, 0.002, 1250, 1000, 500),
+        (100, {"lr_schedule": "linear"}, 0, 0.002, 100, 25, 25),
+        (100, {"decay_steps": 3, "min_learning_rate": 0.01}, 3, 0.01, 3, 25, 25),
+        (100, {"max_steps": 40, "eval_interval": 7, "checkpoint_interval": 9}, 2, 0.002, 40, 9, 7),
+    ],
+)
+def test_what_follows_from_the_number_of_steps(rows, changes, warmup, least, decay, checkpoints, evaluations):
+    """Windows of 2 x 2 rows of 8 tokens in 4 epochs, where nothing else is said."""
+    data = TokenizedDataset.from_slice(np.zeros(8 * rows + 1, np.int64))
+    sizes = {"max_seq_len": 8, "batch_size": 2, "grad_accum_steps": 2, "epochs": 4, "learning_rate": 0.02}
+    values = merged({"training": {**sizes, **changes}, "model": {"vocab_size": 5}}, {})
+    training = complete(values, DataConfig(), data, data, Path("r")).training
+    assert (training.warmup_steps, training.decay_steps) == (warmup, decay)
+    assert training.min_learning_rate == pytest.approx(least)
+    assert (training.checkpoint_interval, training.eval_interval) == (checkpoints, evaluations)
+    assert training.checkpoint_path == str(Path("r") / "checkpoints")
+    if "eval_interval" not in changes:
+        assert complete(values, DataConfig(), data, None, Path("r")).training.eval_interval == 0
 
 
 def test_flag_beats_file_beats_default(abi_train, tmp_path, tiny):

@@ -193,6 +193,13 @@ def test_evaluation_covers_every_token_and_changes_nothing(make_model, make_conf
     np.testing.assert_array_equal(model.parameters.gradients_flat, gradients)
 
 
+def test_evaluations_in_training_have_the_precision_of_the_run(make_model, make_config, data):
+    trainer = LlamaTrainer(make_model(), make_config(mixed_precision="bf16", eval_interval=1, max_steps=1))
+    found = trainer.fit(data, data).best_val_loss
+    assert found == trainer.evaluate(data).loss
+    assert found != LlamaTrainer(trainer.model, make_config()).evaluate(data).loss
+
+
 def test_data_of_all_kinds(make_model, make_config):
     tokens = [i % 19 for i in range(60)]
     losses = []
