@@ -58,7 +58,7 @@ class ChatConfig(Config):
     loss_on: LossOn = opt(LossOn.ASSISTANT, "learn the answers, or all tokens")
     packing: bool = opt(False, "several conversations in a row, each by itself, instead of padding")
     skip_bad_rows: bool = opt(False, "leave out rows that cannot be read, and count them, instead of stopping")
-    mix: tuple[str, ...] = opt((), "another file of conversations to mix in; may be repeated")
+    mix: tuple[str, ...] = opt((), "another file, or directory, of conversations to mix in; may be repeated")
     max_samples: int = opt(0, "at most so many conversations, of every file its share, tools always (0 = all)")
     category: tuple[str, ...] = opt((), "only rows whose category fits, as in 'memory_*'; may be repeated")
     match: str | None = opt(None, "only rows with a text in which this regular expression is found")

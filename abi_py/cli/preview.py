@@ -9,7 +9,6 @@ import click
 import numpy as np
 
 from ..config import LlmTrainingConfig
-from ..errors import ConfigError
 from .chat_data import ChatConfig, OpenChat, open_chat
 from .models import printable, utf8_output
 from .options import Verb, config_options, from_flags
@@ -54,17 +53,9 @@ def command(
     What is learned is in colour on a terminal, and in double brackets elsewhere. Special tokens that the template wrote
     are shown by name. The flags are those of abi-train run, and so are the rows.
     """
-    from ..data.selection import conversation_files
-
     chat = from_flags(ctx, "chat", ChatConfig)
-    files: list[Path] = []
-    for path in data:
-        found = conversation_files(path) or ([path] if path.is_file() else [])
-        if not found:
-            raise ConfigError(f"data ({path}) must be a file of conversations, or a directory of nothing else")
-        files += found
     seed = LlmTrainingConfig().seed if seed is None else seed
-    opened = open_chat(files, tokenizer, chat, max_seq_len=max_seq_len, seed=seed)
+    opened = open_chat(data, tokenizer, chat, max_seq_len=max_seq_len, seed=seed)
     utf8_output()
     console = make_console()
     for index in range(min(count, len(opened.dataset))):

@@ -101,19 +101,21 @@ def select_conversations(
     max_samples: int | None = None,
     seed: int = 0,
 ) -> Selection:
-    """Return the conversations of the sources, chosen and mixed as the module says.
+    """Return the conversations of the sources, chosen and mixed as the module says; a directory is all its files.
 
     categories   patterns with * and ?; a row is taken if its category matches one of them (none given: all rows)
     match        a regular expression, looked for in every text of a row
     max_samples  at most so many conversations; None or 0: all
 
-    DataError for a bad row (file:line) unless skip_bad_rows, and if nothing is left; ConfigError for a bad pattern.
+    DataError for a bad row (file:line) unless skip_bad_rows, and if nothing is left; ConfigError for a bad pattern, and
+    for a directory of anything else.
     """
     seed = check_integer("seed", seed, 0, 1 << 64)
     limit = check_integer("max_samples", max_samples or 0, 0)
     pattern = _compile(match)
     groups: list[list[Conversation]] = []
-    readers = [RowReader(source, skip_bad_rows=skip_bad_rows) for source in sources]
+    files = [file for source in sources for file in _files_of(source)]
+    readers = [RowReader(file, skip_bad_rows=skip_bad_rows) for file in files]
     seen: Counter[str] = Counter()
     for reader in readers:
         rows = list(reader)
@@ -137,6 +139,16 @@ def select_conversations(
         cut=taken - len(chosen),
         skipped=skipped,
     )
+
+
+def _files_of(source: Source) -> Sequence[Source]:
+    """Return the source itself, or the files of a directory."""
+    if not isinstance(source, str | os.PathLike) or not os.path.isdir(source):
+        return [source]
+    files = conversation_files(source)
+    if not files:
+        raise ConfigError(f"data ({os.fspath(source)}) must be a file of conversations, or a directory of nothing else")
+    return files
 
 
 def _compile(match: str | None) -> re.Pattern[str] | None:

@@ -86,7 +86,7 @@ class DeepZigConfig(Config):
     batch_size: int | None = opt(None, "conversations in one micro-batch")
     output_dir: str | None = opt(None, "folder of the finished model")
     model_size: ModelSize | None = opt(None, "shape of the model")
-    data: tuple[str, ...] = opt((), "file of conversations, JSON lines or an array; repeat for more")
+    data: tuple[str, ...] = opt((), "conversations (.jsonl, .json, .parquet), or a directory of them; repeat for more")
     base: str | None = opt(None, "folder of a trained model to go on from, with its tokenizer")
     learning_rate: float | None = opt(None, "peak learning rate; falls to 0 along a cosine")
     grad_accum_steps: int | None = opt(None, "micro-batches in one optimizer step")

@@ -39,6 +39,21 @@ def test_same_seed_same_order_and_nothing_lost(tmp_path):
     assert texts(first)[:3] != ["a.jsonl 0", "a.jsonl 1", "a.jsonl 2"]
 
 
+def test_a_directory_is_all_its_files(tmp_path):
+    """So for --data of every verb, --mix, and the DeepZig run, which all select here."""
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    (tmp_path / "talks/more").mkdir(parents=True)
+    paths = [tmp_path / "talks/a.jsonl", tmp_path / "talks/more/b.jsonl"]
+    for path in paths:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = select_conversations([str(tmp_path / "talks")], seed=1)
+    assert found == select_conversations(paths, seed=1)
+    assert (found.read, list(found.sources)) == (4, list(map(str, paths)))
+    (tmp_path / "talks/notes.txt").write_text("no conversation")
+    with pytest.raises(ConfigError, match=r"talks\) must be a file of conversations, or a directory of nothing else"):
+        select_conversations([tmp_path / "talks"])
+
+
 def test_sources_are_mixed_evenly(tmp_path):
     paths = [source(tmp_path, "a.jsonl", 60), source(tmp_path, "b.jsonl", 20), source(tmp_path, "c.jsonl", 3)]
     order = [text[0] for text in texts(select_conversations(paths))]
