@@ -238,7 +238,7 @@ class LlmTrainingConfig(Config):
     label_smoothing: float = opt(0.0, "share of the target spread evenly over the vocabulary")
     checkpoint_interval: int = opt(1000, "optimizer steps between checkpoints (0 = off)", acts=_SAVES)
     checkpoint_path: str | None = opt(None, "directory of the checkpoints; nothing is saved without it")
-    max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept besides (0 = keep all)", acts=_SAVES)
+    max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept too (0 = keep all)", acts=_SAVES)
     log_interval: int = opt(10, "optimizer steps between log records (0 = off)")
     eval_interval: int = opt(500, "optimizer steps between evaluations on the validation data (0 = off)")
     mixed_precision: Precision = opt(

@@ -21,7 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "DirectoryLock", "holder_of", "try_lock"]
+__all__ = ["LOCK", "DirectoryLock", "check_unlocked", "holder_of", "try_lock"]
 
 LOCK = ".abi-lock"
 HOLDER = re.compile(r"process (\d+) on (\S+)")

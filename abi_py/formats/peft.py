@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What is written besides the sizes, and the only values of it that are read.
+# What else is written, and the only values of it that are read.
 FIXED: dict[str, Any] = {
     "alpha_pattern": {},
     "bias": "none",

@@ -195,7 +195,7 @@ class Generator:
                 self._held = sequence.ids[sequence.dropped :][: decoder.lengths[0]]
 
 
-FIRST_ROOM = 256  # tokens for which a new cache has room beyond four times the prompt, at least
+FIRST_ROOM = 256  # a new cache has room for four times the prompt and so many tokens, at most; it grows later
 
 
 def configured(config: GenerationConfig | None, settings: dict[str, Any]) -> GenerationConfig:

@@ -98,7 +98,7 @@ class Layout:
     positions: np.ndarray  # (N,) int32: position of a row within its segment
     cos: np.ndarray  # (at least T, D/2)
     sin: np.ndarray
-    numbers: Any = FLOAT32  # what the products of linear layers multiply: a constant of kernels.panels
+    numbers: Any = FLOAT32  # what the products of linear layers multiply: a constant of kernels.tiles
     draw: int | None = None  # number of the training pass, which decides the masks of dropout; None: nothing is dropped
 
     @property

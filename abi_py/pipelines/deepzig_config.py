@@ -97,7 +97,7 @@ class DeepZigConfig(Config):
     logging_steps: int | None = opt(None, "optimizer steps between log records")
     save_steps: int | None = opt(None, "optimizer steps between checkpoints (0 = off)")
     eval_steps: int | None = opt(None, "optimizer steps between evaluations (0 = off)", acts={"eval_split": ON})
-    save_total_limit: int | None = opt(None, "newest checkpoints to keep; the best is kept besides (0 = keep all)")
+    save_total_limit: int | None = opt(None, "newest checkpoints to keep; the best is kept too (0 = keep all)")
     gradient_checkpointing: bool | None = opt(None, "compute activations again instead of keeping them")
     max_seq_len: int = opt(512, "longest conversation in tokens; longer ones are cut before their end token")
     loss_on: str = opt("assistant", "what is learned: assistant (the answers) or all")

@@ -686,7 +686,7 @@ class LlamaTrainer:
             self._try_to_save()
 
     def _try_to_save(self) -> bool:
-        """Save amid training, where a full disk must not end the run: warn, and try again at the next interval."""
+        """Save during training, where a full disk must not end the run: warn, and try again at the next interval."""
         if self._saved == self._place():
             return True
         try:
