@@ -3,14 +3,14 @@
     a file       SHA-256 of its name and of the rest, 32 bytes    then the rest: machine code and what describes it
     directory    of the user alone; its name changes with whatever the code depends on
 
-Numba hashes only the file in which a function stands.  A kernel that calls a helper of another file would keep the old
+Numba hashes only the file in which a function is.  A kernel that calls a helper of another file would keep the old
 helper after an edit, so everything that compiled code depends on goes into the *name* of the directory: the text of all
 of `kernels/`, the versions of Python, Numba, llvmlite and NumPy, the processor and its features, the SIMD override, and
 those settings of Numba that change the code it makes.
 
 Numba's own cache reads its files unchecked, and they are pickles: a flipped bit ends the process, or changes results.
 So Numba is given a cache of ours.  Damage is found by the checksum, before anything is unpickled or loaded; malice it
-cannot find, for whoever may write the file may write the checksum too.  Against that stands the directory: nothing is
+cannot find, for who may write the file may write the checksum too.  Against that there is the directory: nothing is
 read from one that belongs to somebody else or that others may write.
 """
 
@@ -74,8 +74,16 @@ def cache_directory() -> Path:
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__, *host)
     settings = (os.environ.get("ABI_SIMD", ""), *(getattr(numba_config, name, None) for name in NUMBA_SETTINGS))
     digest.update(repr(versions + settings).encode())
-    fallback = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abi_py"
-    return Path(os.environ.get("ABI_CACHE_DIR") or fallback).absolute() / digest.hexdigest()[:16]
+    parent = os.environ.get("ABI_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or _home(), "abi_py")
+    return Path(parent).absolute() / digest.hexdigest()[:16]
+
+
+def _home() -> Path:
+    """Return the user's own directory of caches; one without a home has none, and is told so at the first use."""
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path("/nonexistent")  # of Debian's policy, 9.2.3: the home of who has none
 
 
 def make_private(directory: Path) -> None:
@@ -91,7 +99,7 @@ class Store:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Look at nothing yet: whoever imports the kernels need not use them."""
+        """Look at nothing yet: what imports the kernels need not use them."""
         self.directory = directory
         self.problem: str | None = None  # why nothing is kept
         self._told: set[str] = set()
@@ -243,7 +251,7 @@ class KernelCache(_Cache):
     def name(self, types: tuple[Any, ...]) -> str:
         """Return the name of the file for these types of arguments.
 
-        The source counts too: a benchmark's kernel does not stand in `kernels/`.
+        The source counts too: a benchmark's kernel is not in `kernels/`.
         """
         key = _source(self.function.__code__.co_filename) + repr(types).encode()
         return f"{self.beginning}{hashlib.sha256(key).hexdigest()[:16]}{KERNEL}"

@@ -159,7 +159,7 @@ class _Signature:
     def _refuse_layout(self, array: _Array, found: str) -> NoReturn:
         remedy = "pass an array of its own" if array.written else f"use np.ascontiguousarray({array.name})"
         raise ValueError(
-            f"{array.name} has {found}; {self.function} takes rows whose numbers lie side by side; {remedy}"
+            f"{array.name} has {found}; {self.function} takes rows whose numbers are side by side; {remedy}"
         )
 
     def _check_sizes(self, arrays: list[_Array], given: dict[str, Any], known: dict[str, int]) -> dict[str, int]:

@@ -61,9 +61,10 @@ class Choice:
             return {}
         found = self._kept()
         if found is None:
-            STORE.write(self._record, json.dumps(self._measure()).encode())
-            found = self._kept()  # of another process that was faster, if there was one
-        return found or self._measure()
+            measured = self._measure()
+            STORE.write(self._record, json.dumps(measured).encode())
+            found = self._kept() or measured  # another process may have written in between
+        return found
 
     @property
     def numbers(self) -> Numbers:

@@ -124,7 +124,7 @@ _kernels: "weakref.WeakSet[Any]" = weakref.WeakSet()  # Numba's functions, which
 
 
 def on_threads(compiled: Any) -> Any:
-    """Return Numba's parallel function so that Python threads may call it at once, and a forked child not unawares."""
+    """Return Numba's parallel function so that Python threads may call it at once, and a forked child is refused."""
     _kernels.add(compiled)
     return _InTurn(compiled) if _turns_needed() else compiled
 

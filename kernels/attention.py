@@ -425,7 +425,7 @@ def _attention_fits(sizes, q, k, v, starts, **others):
     wrong = (starts < 0) | (starts > position)
     if wrong.any():
         n = np.flatnonzero(wrong)[0]
-        raise ValueError(f"starts[{n}] is {starts[n]}; query {n} stands at {position[n]} and sees 0 ... {position[n]}")
+        raise ValueError(f"starts[{n}] is {starts[n]}; query {n} is at {position[n]} and sees 0 ... {position[n]}")
 
 
 @checked(

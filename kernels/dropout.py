@@ -114,5 +114,3 @@ def dropout_backward(dx, dy, rate, seed):
         high = np.uint32(key >> S32)
         for j in range(C):
             dx[n, j] = dy[n, j] * _masked_scale(j, low, high, threshold, scale)  # forward: y = x k / (1 - rate)
-
-

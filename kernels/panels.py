@@ -6,8 +6,8 @@
 A panel holds ROWS rows of A, or COLUMNS columns of B, with the sum's index p outermost; a matrix is packed as one panel
 after the other:
 
-    A (m, k)    element (r, p) stands at    at + (r // ROWS * k + p) * ROWS + r % ROWS
-    B (k, n)    element (p, c) stands at    at + (c // COLUMNS * k + p) * COLUMNS + c % COLUMNS
+    A (m, k)    element (r, p) is at    at + (r // ROWS * k + p) * ROWS + r % ROWS
+    B (k, n)    element (p, c) is at    at + (c // COLUMNS * k + p) * COLUMNS + c % COLUMNS
 
 Rows and columns that fill up the last panel are zero.  Matrices have unit column stride.
 
@@ -229,7 +229,7 @@ KINDS = (_Float32(), _BFloat16(), _Float16(), _BFloat16Pairs())  # in the order 
 
 
 def _packer(name, slot, stored):
-    """Return a Numba intrinsic that calls the packer whose routine for float32 stands at `slot`, bfloat16 behind it.
+    """Return a Numba intrinsic that calls a packer: the routine at `slot` for float32, the next one for bfloat16.
 
     With `stored`, x is uint16 in any case, and the table says what it holds.
     """

@@ -35,6 +35,18 @@ def test_directory_depends_on_settings(monkeypatch, tmp_path):
     assert cache_directory() != first
 
 
+def test_a_user_without_a_home_can_import_the_kernels(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("ABI_CACHE_DIR", str(tmp_path))
+    assert cache_directory().parent == tmp_path
+    monkeypatch.delenv("ABI_CACHE_DIR")
+    assert not cache_directory().parents[1].exists()
+
+
 def test_a_relative_directory_does_not_move_with_the_process(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ABI_CACHE_DIR", "here")

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused(name):
         ("attention_forward", {"batch": 4}, r"N \(6\) must be batch T with batch = 4"),
         ("attention_forward", {"batch": 0}, r"batch \(0\) must be a whole number from 1 on"),
         ("attention_forward", {"k": np.ones((6, 8), np.uint16)}, "q is float32, k uint16 and v float32; .* one type"),
-        ("attention_forward", {"starts": np.int32([0, 2, 0, 0, 0, 0])}, r"starts\[1\] is 2; query 1 stands at 1"),
+        ("attention_forward", {"starts": np.int32([0, 2, 0, 0, 0, 0])}, r"starts\[1\] is 2; query 1 is at 1"),
         ("dropout_forward", {"rate": 1.0}, r"rate \(1.0\) must be at least 0 and below 1"),
         ("head_loss", {"scratch": np.ones(89, np.float32)}, "scratch has 89 floats; the head needs 90"),
         ("head_loss", {"smoothing": 1.0}, r"smoothing \(1.0\) must be at least 0 and below 1"),

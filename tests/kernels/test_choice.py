@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from abi_py.kernels import _choice
-from abi_py.kernels._cache import Store
-from abi_py.kernels._choice import WORTH, Choice
+from abi_py.kernels._cache import CacheWarning, Store
+from abi_py.kernels._choice import ROUNDS, TIMES, WORTH, Choice
 from abi_py.kernels._jit import JIT
 from abi_py.kernels.matmul import product
 from abi_py.kernels.tiles import BFLOAT16, METHODS
@@ -53,6 +53,15 @@ def test_the_faster_is_taken_and_what_is_nearly_equal_is_the_first(made, speed, 
     choice = made(speed)
     assert (choice.method, choice.numbers) == (taken, taken)
     assert choice.rates == pytest.approx({"a": 1, "b": speed})
+
+
+@compiled_only
+def test_it_is_measured_once_where_nothing_can_be_kept(made, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(_choice, "STORE", Store(tmp_path / "file" / "cache"))
+    with pytest.warns(CacheWarning):
+        assert made(2).method == "b"
+    assert len(made.runs) == 2 * ROUNDS * TIMES
 
 
 @compiled_only
