@@ -31,7 +31,7 @@ import yaml
 
 from .errors import AbiError, CheckpointError, ConfigError, shown
 
-__all__ = ["LFS_POINTER", "check", "parse_json", "read_json", "read_yaml", "refuse_lfs_pointer"]
+__all__ = ["LFS_POINTER", "check", "parse_json", "read_json", "read_text", "read_yaml", "refuse_lfs_pointer"]
 
 MEGABYTE = 1 << 20
 JSON_BYTES = 128 * MEGABYTE  # the largest tokenizer.json has 35 MB, the largest index of shards 10
@@ -86,6 +86,14 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise ValueError("lists and objects are nested too deeply") from None
+
+
+def read_text(path: Path, *, error: type[AbiError], remedy: str) -> str:
+    """Return the text of a file in UTF-8; `error` names file, byte and `remedy`.  OSError passes through."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} must be UTF-8, but byte {problem.start} is not; {remedy}") from None
 
 
 def read_json(

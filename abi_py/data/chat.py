@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError, on_one_line
-from ..untrusted import read_json
+from ..untrusted import read_json, read_text
 from .chat_encoding import ChatEncoder
 from .chat_templates import BUILT_IN, BuiltIn
 from .conversation import Conversation
@@ -226,11 +226,7 @@ def load_template(name: str | os.PathLike[str]) -> ChatTemplate:
         )
     if path.suffix == ".json":
         return ChatTemplate(_from_config(path), str(path))
-    try:
-        source = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} must be UTF-8, but byte {error.start} is not; give a Jinja template") from None
-    return ChatTemplate(source, str(path))
+    return ChatTemplate(read_text(path, error=ConfigError, remedy="give a Jinja template"), str(path))
 
 
 def _from_config(path: Path) -> str:

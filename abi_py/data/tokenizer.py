@@ -29,7 +29,7 @@ import tokenizers
 from ..errors import DataError, shown
 from ..files import atomic_files
 from ..formats.special_tokens import ROLES, check_name, special_token_names, token_name
-from ..untrusted import check, read_json
+from ..untrusted import check, read_json, read_text
 from .places import Place, PlacedBackend, without_strip
 from .token_bytes import TokenBytes
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
@@ -107,7 +107,7 @@ class Tokenizer:
         settings = read_json(config, error=DataError, remedy=DAMAGED) if config.is_file() else {}
         template = file.with_name(TEMPLATE_FILE)
         if template.is_file():
-            settings = {**settings, "chat_template": _read_text(template)}
+            settings = {**settings, "chat_template": read_text(template, error=DataError, remedy="copy the file again")}
         settings |= special_token_names(file.parent, settings, backend.token_to_id, backend.id_to_token)
         return cls(backend, settings, str(file))
 
@@ -372,13 +372,6 @@ def _check_unicode(text: str) -> None:
 
 
 # -- reading -----------------------------------------------------------------------------------
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} must be UTF-8, but byte {error.start} is not; copy the file again") from None
 
 
 def _check_ids(content: Mapping[str, Any], path: Path) -> None:
