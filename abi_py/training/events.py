@@ -12,6 +12,7 @@
     StopEvent       early stopping, or a signal                        stop
     WarningEvent    something failed that does not stop training       warning
     EndEvent        training is over                                   end
+    ScalarEvent     a number from a loop that is not the trainer's     scalar
 
 A sink is any object with `handle(event)` and `close()`; it may be closed and then used again.  A sink that raises never
 stops training: the error is reported once, later failures are counted, and the sink is tried again at the next event.

@@ -7,6 +7,7 @@ import re
 import sys
 import types
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -260,6 +261,20 @@ def test_perplexity():
 
 def test_memory_in_use():
     assert metrics.memory_in_use() > 1_000_000
+
+
+def test_finalize_logging_closes_the_sinks_of_a_loop_of_ones_own(make_model, make_config, data, tmp_path):
+    config = make_config(log_dir=str(tmp_path), enable_metrics_stream=True, log_interval=1, grad_accum_steps=1)
+    trainer = LlamaTrainer(make_model(), config)
+    (sink,) = trainer.events.sinks
+    ids = np.arange(8)[None] % 18
+    trainer.train_step(ids, ids)
+    assert sink._lines._file is not None
+    trainer.finalize_logging()
+    assert sink._lines._file is None
+    trainer.train_step(ids, ids)  # opens it again
+    trainer.finalize_logging()
+    assert [line["step"] for line in lines(sink.path) if line["type"] == "progress"] == [1, 2]
 
 
 def test_a_run_that_goes_on_from_before_its_best_knows_the_best_until_there(tmp_path):
