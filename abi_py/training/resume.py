@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..formats.zig import AblcCheckpoint, load_zig
+from ..untrusted import MAX_INT
 from .checkpoint import Checkpoint, TrainingState, read_checkpoint
 from .optimizer import Optimizer
 
@@ -45,8 +46,14 @@ def restore_best(model: Any, optimizer: Optimizer, path: Path) -> None:
 
 
 def restore_zig(model: Any, optimizer: Optimizer, path: Path) -> TrainingState:
-    """Restore from an ABLC file, or the weights from an ABIC file (its step goes on, the moments begin anew)."""
+    """Restore from an ABLC file, or the weights from an ABIC file (its step goes on, the moments begin anew).
+
+    CheckpointError if it is damaged, of another model, or counts beyond what kernels and our checkpoints can.
+    """
     content, flat = load_zig(path), model.parameters.weights_flat
+    for name in ("step", "tokens_processed"):
+        if getattr(content, name, 0) >= MAX_INT:
+            raise CheckpointError(f"{path}: {name} is {getattr(content, name)}, but must be below 2^63; it is damaged")
     if content.weights.size != flat.size:
         sizes = f"holds {content.weights.size} weights, the model {flat.size}"
         raise CheckpointError(f"{path} {sizes}; it is of another model")

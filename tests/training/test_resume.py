@@ -18,6 +18,7 @@ from waiting import PATIENCE, until
 from abi_py.config import EarlyStoppingConfig
 from abi_py.data.tokens import TokenizedDataset
 from abi_py.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from abi_py.formats.zig import save_ablc
 from abi_py.training.checkpoint import find_latest
 from abi_py.training.metrics import JsonlSink
 from abi_py.training.stop import GracefulStop
@@ -260,6 +261,17 @@ def test_another_model_or_optimizer_is_refused(make_model, make_config, data, tm
         LlamaTrainer(make_model(num_layers=1), config).load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="sgd"):
         LlamaTrainer(make_model(), config.replace(optimizer="sgd")).load_checkpoint(tmp_path)
+
+
+def test_a_zig_checkpoint_that_counts_beyond_63_bits_is_refused(make_model, make_config, tmp_path):
+    """Its format has 64 and no checksum; Adam's kernel and state.json have no room for them."""
+    model, path = make_model(), tmp_path / "llm_step_9.ckpt"
+    flat = model.parameters.weights_flat
+    for name in ("step", "tokens_processed"):
+        counts = {"step": 1, "epoch": 0, "tokens_processed": 1, name: 2**63}
+        save_ablc(path, flat, flat, flat, **counts)
+        with pytest.raises(CheckpointError, match=rf"{name} is 9223372036854775808, but must be below 2\^63"):
+            LlamaTrainer(model, make_config()).load_checkpoint(path)
 
 
 def test_zig_files(make_model, make_config, data, tmp_path):
