@@ -10,9 +10,10 @@ or in which some special tokens are to be ordinary characters, it cannot be give
 for each place, which differs in nothing but these marks.  Where there are none, the three are one.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,7 @@ import tokenizers
 
 from ..errors import DataError
 
-__all__ = ["Place", "PlacedBackend", "without_strip"]
+__all__ = ["Place", "PlacedBackend", "library_errors", "without_strip"]
 
 
 class Place(Enum):
@@ -59,6 +60,17 @@ def _described_for(place: Place, described: dict[str, Any]) -> dict[str, Any]:
     return {**described, **made}
 
 
+@contextlib.contextmanager
+def library_errors(problem: str, remedy: str) -> Iterator[None]:
+    """Make a DataError of what the `tokenizers` library raises: bare Exception, and where its Rust panics, worse."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{problem} ({error}); {remedy}") from None
+
+
 class PlacedBackend:
     """A tokenizer of the library, and its copies for the other places; special tokens recognised, or with `plain` not.
 
@@ -93,11 +105,9 @@ class PlacedBackend:
         return self._copy(self._given.to_str()) if self._plain else self._given
 
     def _copy(self, text: str) -> tokenizers.Tokenizer:
-        try:
+        # It may not be able to read what it has written itself.
+        with library_errors("the description of this tokenizer cannot be read again", "copy its file again"):
             made = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception, here about what it has written itself
-            problem = f"the description of this tokenizer cannot be read again ({error})"
-            raise DataError(f"{problem}; copy its file again") from None
         made.encode_special_tokens = self._plain  # the library's name for "encode them like any other text"
         return made
 

@@ -30,7 +30,7 @@ from ..errors import DataError, shown
 from ..files import atomic_files
 from ..formats.special_tokens import ROLES, check_name, special_token_names, token_name
 from ..untrusted import check, read_json, read_text
-from .places import Place, PlacedBackend, without_strip
+from .places import Place, PlacedBackend, library_errors, without_strip
 from .token_bytes import TokenBytes
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
 
@@ -96,13 +96,11 @@ class Tokenizer:
                 "with `abi-train tokenizer train`"
             )
         _check_ids(read_json(file, DESCRIPTION, error=DataError, remedy=DAMAGED), file)
-        try:
+        with library_errors(
+            f"{file} is JSON but no tokenizer that the `tokenizers` library {tokenizers.__version__} can read",
+            "give the tokenizer.json of a model, or make one with `abi-train tokenizer train`",
+        ):
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(
-                f"{file} is JSON but no tokenizer that the `tokenizers` library {tokenizers.__version__} can read "
-                f"({error}); give the tokenizer.json of a model, or make one with `abi-train tokenizer train`"
-            ) from None
         config = file.with_name(CONFIG_FILE)
         settings = read_json(config, error=DataError, remedy=DAMAGED) if config.is_file() else {}
         template = file.with_name(TEMPLATE_FILE)

@@ -22,11 +22,20 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, listed, shown
+from ..parameters import tensor_table
 from ..untrusted import read_json
 from .finite import check_read
 from .safetensors import read_safetensors
 
-__all__ = ["CONFIG", "config_from_huggingface", "huggingface_config", "read_config", "read_weights"]
+__all__ = [
+    "CONFIG",
+    "config_from_huggingface",
+    "fill_weights",
+    "huggingface_config",
+    "open_weights",
+    "read_config",
+    "read_weights",
+]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_NAME = 256  # bytes of a file's name, which systems refuse to look for
@@ -171,21 +180,36 @@ def read_config(folder: Path) -> TrainableModelConfig:
 
 
 def read_weights(folder: Path, model: Any, *, allow_nonfinite: bool = False) -> None:
-    """Fill a model's weights from a folder.
+    """Fill a model's weights from a folder: `open_weights`, then `fill_weights`."""
+    fill_weights(folder, model, open_weights(folder, model.config), allow_nonfinite=allow_nonfinite)
 
-    Tensors may be F32, BF16, F16 or F64.  CheckpointError names a tensor that is missing, of another shape, or without
-    a place in the model, and one that holds NaN or infinity unless `allow_nonfinite`.
+
+def fill_weights(
+    folder: Path, model: Any, tensors: Mapping[str, np.ndarray], *, allow_nonfinite: bool = False
+) -> None:
+    """Copy what `open_weights` has returned into a model; CheckpointError for NaN or infinity, if not allowed."""
+    for name, tensor in tensors.items():
+        model.weights[name] = tensor
+    if not allow_nonfinite:
+        check_read(folder, {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table})
+
+
+def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, np.ndarray]:
+    """Return the tensors of a folder by our names, mapped from its files, once they are those of a model of this shape.
+
+    Nothing of the model's size is made before: config.json may say anything.  Tensors may be F32, BF16, F16 or F64.
+    CheckpointError names a tensor that is missing, of another shape, or without a place in the model.
     """
     stored = _by_bare_name(folder, _read_tensors(folder))
     tensors = {bare: tensor for bare, (_, tensor) in stored.items()}
-    if model.config.tie_embeddings and HEAD in tensors:
+    if config.tie_embeddings and HEAD in tensors:
         head = tensors.pop(HEAD)
         if not _equal(head, tensors.setdefault(EMBEDDING, head)):
             raise CheckpointError(
                 f"{folder}: {stored[HEAD][0]} differs from {stored[EMBEDDING][0]}, though tie_word_embeddings in "
                 f"{CONFIG} says that they are one; set it to false to use both, or remove the head that is wrong"
             )
-    places = {_bare(entry.hf_name): entry for entry in model.parameters.table}
+    places = {_bare(entry.hf_name): entry for entry in tensor_table(config)}
     for bare, entry in places.items():
         found = tensors.get(bare)
         if found is None or found.shape != entry.shape:
@@ -199,10 +223,7 @@ def read_weights(folder: Path, model: Any, *, allow_nonfinite: bool = False) -> 
             f"{folder}: the model that {CONFIG} describes has no place for {listed(sorted(extra), 3)}, so it "
             "would compute something else than they were trained for; use the config.json that belongs to them"
         )
-    for bare, entry in places.items():
-        model.weights[entry.name] = tensors[bare]
-    if not allow_nonfinite:
-        check_read(folder, {entry.hf_name: model.weights[entry.name] for entry in places.values()})
+    return {entry.name: tensors[bare] for bare, entry in places.items()}
 
 
 def _bare(name: str) -> str:

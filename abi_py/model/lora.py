@@ -14,7 +14,7 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; th
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -154,28 +154,12 @@ class LoraModel(Transformer):
         another model, or holds NaN or infinity and not `allow_nonfinite`.
         """
         config, tensors = read_adapter(Path(folder), allow_nonfinite=allow_nonfinite)
+        table = _adapter_table(model.config, config)
+        _check_tensors(tensors, table, config, str(folder))  # before anything of the adapters' size is made
         made = cls(model, config, read_adapter_config(Path(folder)).get("base_model_name_or_path"))
-        made._take(tensors, str(folder))
+        for entry in table:
+            made.weights[entry.name] = tensors[entry.hf_name]
         return made
-
-    def _take(self, tensors: dict[str, np.ndarray], place: str) -> None:
-        table = self.parameters.table
-        for entry in table:
-            found = tensors.get(entry.hf_name)
-            if found is None or found.shape != entry.shape:
-                what = "is missing" if found is None else f"has shape {found.shape}"
-                rule = f"rank {self.lora.rank} on this model takes {entry.shape}; load it on the model it is of"
-                raise CheckpointError(f"{place}: {entry.hf_name} {what}; {rule}")
-            if found.dtype.kind != "f":
-                raise CheckpointError(f"{place}: {entry.hf_name} is {found.dtype}; adapters are floats")
-        unknown = sorted(set(tensors) - {entry.hf_name for entry in table})
-        if unknown:
-            raise CheckpointError(
-                f"{place}: {listed(unknown, 1)} has no place in this model; its adapter_config.json names other "
-                "targets, or it was trained on a model with more layers"
-            )
-        for entry in table:
-            self.weights[entry.name] = tensors[entry.hf_name]
 
     def save_checkpoint(self, path: str | Path, step: int = 0) -> None:
         """Write the merged weights as a Zig `ABIC` file, which knows no adapters."""
@@ -231,6 +215,26 @@ def _adapter_table(model: TrainableModelConfig, config: LoraConfig) -> tuple[Ten
                     table.append(Tensor(f"{base.name}.{half}", hf_name, gguf_name, shape, offset, decay=True))
                     offset += table[-1].size
     return tuple(table)
+
+
+def _check_tensors(
+    tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], config: LoraConfig, place: str
+) -> None:
+    """Raise CheckpointError if what a folder holds is not what its configuration needs on this model."""
+    for entry in table:
+        found = tensors.get(entry.hf_name)
+        if found is None or found.shape != entry.shape:
+            what = "is missing" if found is None else f"has shape {found.shape}"
+            rule = f"rank {config.rank} on this model takes {entry.shape}; load it on the model it is of"
+            raise CheckpointError(f"{place}: {entry.hf_name} {what}; {rule}")
+        if found.dtype.kind != "f":
+            raise CheckpointError(f"{place}: {entry.hf_name} is {found.dtype}; adapters are floats")
+    unknown = sorted(set(tensors) - {entry.hf_name for entry in table})
+    if unknown:
+        raise CheckpointError(
+            f"{place}: {listed(unknown, 1)} has no place in this model; its adapter_config.json names other "
+            "targets, or it was trained on a model with more layers"
+        )
 
 
 def _initialize(parameters: Buffers, config: LoraConfig) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..formats.huggingface import CONFIG, read_config, read_weights
+from ..formats.huggingface import CONFIG, fill_weights, open_weights, read_config
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
@@ -58,8 +58,10 @@ def _from_folder(path: Path, adapters: bool, allow_nonfinite: bool, skipped: tup
         base = _base_of(path, allow_nonfinite)
         adapted = LoraModel.load(base.model.merged(), path, allow_nonfinite=allow_nonfinite)
         return LoadedModel(adapted, path, skipped, base.eos_ids)
-    model = TrainableModel(read_config(path))
-    read_weights(path, model, allow_nonfinite=allow_nonfinite)
+    config = read_config(path)
+    tensors = open_weights(path, config)
+    model = TrainableModel(config)
+    fill_weights(path, model, tensors, allow_nonfinite=allow_nonfinite)
     return LoadedModel(model, path, skipped, special_token_ids(path, "eos"))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from abi_py.data import Tokenizer
-from abi_py.data.places import Place
+from abi_py.data.places import Place, library_errors
 from abi_py.errors import DataError
 
 MARK = "\u2581"
@@ -224,3 +224,16 @@ def test_what_the_post_processor_puts_around_a_text() -> None:
         assert other.around == (tuple(bos) if "<s>" in single else (), tuple(eos) if "</s>" in single else ())
         assert [*other.around[0], *other.encode("fox"), *other.around[1]] == other.backend.encode("fox").ids
         assert other.encode_prompt("fox") == [*other.around[0], *other.encode("fox")]
+
+
+def test_a_panic_of_the_library_is_an_error_of_ours():
+    """Rust's panics come as a BaseException that nothing catches."""
+
+    class PanicException(BaseException):
+        pass
+
+    said = pytest.raises(DataError, match=r"cannot be read \(index 3\); copy it again")
+    with said, library_errors("t.json cannot be read", "copy it again"):
+        raise PanicException("index 3")
+    with pytest.raises(KeyboardInterrupt), library_errors("t.json cannot be read", "copy it again"):
+        raise KeyboardInterrupt

@@ -237,3 +237,11 @@ def test_read_config_names_the_file(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(CheckpointError, match=r"config\.json: model_type is 'gpt2'"):
         read_config(tmp_path)
+
+
+def test_shapes_are_compared_before_a_model_is_made(write, monkeypatch):
+    """config.json may say anything; what it says is held against the file first."""
+    folder = write(intermediate_size=10**6)
+    monkeypatch.setattr("abi_py.training.loading.TrainableModel", lambda config: pytest.fail("a model was made"))
+    with pytest.raises(CheckpointError, match=r"instead of \(1000000, "):
+        load_model(folder)
