@@ -349,6 +349,24 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/cli/test_run.py",
     ),
     Mutation(
+        "abi_py/cli/resume.py",
+        "stretched(config, count_steps(self.before, data)[1], total)",
+        "stretched(config, total, total)",
+        "tests/cli/test_run.py",
+    ),
+    Mutation(
+        "abi_py/cli/chat.py",
+        "(*self.encoder.stop_ids(asked), *self.eos_ids)",
+        "self.encoder.stop_ids(asked)",
+        "tests/cli/test_chat.py",
+    ),
+    Mutation(
+        "abi_py/cli/chat.py",
+        "            del self.messages[first : first + forgotten]\n",
+        "",
+        "tests/cli/test_chat.py",
+    ),
+    Mutation(
         "abi_py/pipelines/training_args.py",
         '"adam_beta2": training.beta2',
         '"adam_beta2": training.beta1',

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import select
 import signal
@@ -102,6 +103,10 @@ def test_the_end_of_an_answer_is_that_of_this_conversation(abi_train, model, sou
     code, _, err = abi_train("chat", "m", "--once", "hi", "--system", "s", *FLAGS)
     assert (code, err) == (0, "")
     assert seen == [(SPECIALS.split().index("</assistant>"), SPECIALS.split().index("</s>"))]
+    content = json.loads(Path("m/config.json").read_text())
+    Path("m/config.json").write_text(json.dumps({**content, "eos_token_id": [65, 66]}))
+    assert abi_train("chat", "m", "--once", "hi", "--system", "s", *FLAGS)[0] == 0
+    assert seen[1] == (*seen[0], 65, 66)  # the model's own ends, too
 
 
 def test_too_long_a_question(abi_train, model, uncompiled):

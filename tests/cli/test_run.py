@@ -17,9 +17,10 @@ import yaml
 from waiting import PATIENCE
 
 from abi_py.cli import compiling
+from abi_py.cli.resume import Reschedule
 from abi_py.cli.run import complete, merged
 from abi_py.cli.session import RUN_SECTIONS, DataConfig, note_on_length
-from abi_py.config import load_yaml
+from abi_py.config import LlmTrainingConfig, load_yaml
 from abi_py.data import TokenizedDataset
 from abi_py.formats.safetensors import read_safetensors
 from abi_py.locks import DirectoryLock
@@ -400,6 +401,14 @@ def test_the_schedule_of_a_run_that_is_made_longer(abi_train, tmp_path, tiny, ch
     shutil.rmtree(only_checkpoint(tmp_path / "r", 8))  # as if it had stopped before
     assert abi_train("resume", "r")[0] == 0  # remembers the choice
     assert weights(only_checkpoint(tmp_path / "r", 8)) == end
+
+
+def test_a_period_is_stretched_in_the_ratio_of_the_runs():
+    """From 25 steps, one epoch, to 50."""
+    data = TokenizedDataset.from_slice(np.zeros(801, np.int64))
+    sizes = {"max_seq_len": 8, "batch_size": 2, "grad_accum_steps": 2, "epochs": 1}
+    before = LlmTrainingConfig(**sizes, lr_schedule="step", warmup_steps=0, decay_steps=10)
+    assert Reschedule("stretch", before, {}).apply(before.replace(epochs=2), 25, data).decay_steps == 20
 
 
 def test_flags_that_would_change_nothing_are_refused_by_resume(abi_train, tmp_path, tiny):
