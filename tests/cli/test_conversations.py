@@ -55,7 +55,7 @@ def test_preview(abi_train, talks):
     assert "template deepzig, learned: assistant" in out
 
 
-def test_preview_of_everything_learnt_and_filters(abi_train, talks):
+def test_preview_of_everything_learned_and_filters(abi_train, talks):
     flags = ["--loss-on", "all", "--category", "*_gold", "--match", "Say gold [12] ", "--template", "alpaca"]
     code, out, _ = abi_train("preview", *talks, "-n", "9", "--max-seq-len", "256", *flags)
     assert code == 0

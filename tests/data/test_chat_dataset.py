@@ -101,7 +101,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(tokenizer):
 # -- batches -----------------------------------------------------------------------------------
 
 
-def learnt_ids(batches):
+def learned_ids(batches):
     labels = np.concatenate([batch.labels.ravel() for batch in batches])
     return sorted(labels[labels != IGNORE_LABEL].tolist())
 
@@ -118,7 +118,7 @@ def test_every_target_comes_once_an_epoch(lengths, batch_size, packing, shuffle)
     feed = open_feed(data, training(batch_size=batch_size, shuffle=shuffle), model, training=True)
     batches = list(feed)
     assert len(batches) == feed.num_batches == data.num_batches(batch_size)
-    assert learnt_ids(batches) == sorted(data.ids[data.trained].tolist())
+    assert learned_ids(batches) == sorted(data.ids[data.trained].tolist())
     for batch in batches:
         assert batch.attention_mask is not None
         assert (batch.labels[batch.attention_mask == 0] == IGNORE_LABEL).all()

@@ -40,7 +40,7 @@ def negative_log_probability(model, seen, target):
 
 @pytest.mark.parametrize("bos", [None, 5])
 def test_the_rule_of_llama_cpp(model, rng, bos):
-    """For each chunk of n_ctx tokens: positions n_ctx/2 ... n_ctx - 2, each foretelling the next token."""
+    """For each chunk of n_ctx tokens: positions n_ctx/2 ... n_ctx - 2, each predicting the next token."""
     ids, n_ctx = rng.integers(0, VOCAB, 35), 10
     losses, hits = [], 0
     for chunk in range(len(ids) // n_ctx):
