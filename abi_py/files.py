@@ -4,6 +4,7 @@
     atomic_text, atomic_json
     atomic_files        files that belong together, which appear together
     atomic_directory    a directory
+    check_free          refuses a directory that holds what is going to be written
 
 All write under a temporary name in the target's own directory, `.abi-PID-RANDOM.tmp`: new, never a link that somebody
 has put there, with the permissions that the umask leaves.  Everything is forced to the disk and then renamed.  While a
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .errors import ConfigError
 from .locks import try_lock
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "atomic_files",
     "atomic_json",
     "atomic_text",
+    "check_free",
     "fsync_directory",
     "json_text",
     "remove_directory",
@@ -309,3 +312,10 @@ def _remove_if_unlocked(path: Path, is_directory: bool) -> None:
             path.unlink()
     finally:
         os.close(descriptor)
+
+
+def check_free(directory: Path, names: Iterable[str], setting: str, remedy: str) -> None:
+    """Raise ConfigError if a directory has one of the entries `names`, all that is going to be written there."""
+    there = next((name for name in names if os.path.lexists(directory / name)), None)
+    if there is not None:
+        raise ConfigError(f"{setting} ({directory}) must not hold {there} yet, which would be overwritten; {remedy}")

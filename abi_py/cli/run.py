@@ -10,6 +10,7 @@ import click
 from ..config import EarlyStoppingConfig, LearningRateSchedule, LlmTrainingConfig, TrainableModelConfig, joined
 from ..errors import ConfigError
 from ..files import atomic_text
+from ..files import check_free as check_no_files
 from ..locks import check_unlocked
 from .chat_data import ChatConfig, absolute_chat
 from .opening import find_tokenizer, open_data
@@ -33,6 +34,7 @@ from .session import (
     note_on_length,
     prepare,
     read_run_config,
+    run_files,
     say,
     train,
 )
@@ -221,13 +223,11 @@ def count_steps(config: LlmTrainingConfig, data: "RunData") -> tuple[int, int]:
 
 
 def check_free(directory: Path) -> None:
-    """Raise ConfigError if a directory holds a run already."""
-    if not (directory / "config.yaml").exists() and not (directory / "checkpoints").exists():
-        return
+    """Raise ConfigError if a directory holds a run already, or another file of a name that a run writes."""
     remedy = "choose another"
     if is_run(directory) or has_checkpoint(directory):
-        remedy += f", or go on with it by abi-train resume {shlex.quote(str(directory))}"
-    raise ConfigError(f"out ({directory}) must not hold a run already; {remedy}")
+        remedy += f", or go on with the run there by abi-train resume {shlex.quote(str(directory))}"
+    check_no_files(directory, run_files(), "out", remedy)
 
 
 def new_directory() -> Path:

@@ -146,6 +146,15 @@ def has_checkpoint(directory: Path) -> bool:
     return bool(list_checkpoints(place / "checkpoints") or list_checkpoints(place))
 
 
+def run_files() -> tuple[str, ...]:
+    """Return the names of all that a run writes into its directory."""
+    from ..data.tokenizer import FILES
+    from ..training.metrics import METRICS
+    from ..training.report import REPORT
+
+    return ("config.yaml", "checkpoints", METRICS, REPORT, *FILES)
+
+
 def is_run(directory: Path) -> bool:
     """Say whether a directory is that of a run, not that of a checkpoint, which has a config.yaml too."""
     from ..training.checkpoint import STATE, is_checkpoint_name
@@ -225,6 +234,8 @@ def check_use(run: RunConfig, flags: Mapping[str, Mapping[str, Any]], valid: "Ru
 
 def has_report(directory: Path, state: "TrainingState") -> bool:
     """Say whether a run has come to write report.json after its last step; a kill, or a full disk, may prevent it."""
+    from ..training.report import REPORT
+
     try:
         report = read_json(directory / REPORT, {"total_steps": int, "interrupted": bool})
     except (OSError, CheckpointError):
@@ -365,7 +376,6 @@ def prepare(config: LlmTrainingConfig) -> None:
     configured_sinks(config)
 
 
-REPORT = "report.json"
 LINE_SECONDS = 2.0  # where there is no terminal, lines of steps come at most this often
 
 
@@ -425,8 +435,8 @@ def fit_and_show(
     from ..kernels.peak import measured_peak
     from ..training.console import ConsoleSink
     from ..training.events import Event
-    from ..training.metrics import JsonlSink
-    from ..training.report import write_report
+    from ..training.metrics import METRICS, JsonlSink
+    from ..training.report import REPORT, write_report
     from ..training.stop import HANG_UP, GracefulStop
     from .compiling import compile_for_training
 
@@ -434,7 +444,7 @@ def fit_and_show(
     compile_for_training(
         config.optimizer.value, config.mixed_precision.value, lambda text: say(console, "compile", text)
     )
-    trainer.add_sink(JsonlSink(directory / "metrics.jsonl"))
+    trainer.add_sink(JsonlSink(directory / METRICS))
     peak = measured_peak(bf16=config.mixed_precision is Precision.BF16) / 1e9
     in_terminal = console.is_terminal  # asked later, one that has gone says no
     trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if in_terminal else LINE_SECONDS))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..data.tokenizer_training import TokenizerTrainingConfig
-from ..errors import ConfigError
+from ..files import check_free
 from .options import Verb, VerbGroup, config_options, from_flags
 
 if TYPE_CHECKING:
@@ -61,16 +61,14 @@ def train(
     in it. The same texts give the same tokenizer. OUTPUT then holds tokenizer.json and tokenizer_config.json.
     """
     from ..data.documents import Documents, TextFormat, list_inputs
-    from ..data.tokenizer import TOKENIZER_FILE
+    from ..data.tokenizer import FILES
     from ..data.tokenizer_training import train_tokenizer
     from .progress import bytes_progress
     from .session import make_console
 
     config = from_flags(ctx, "tokenizer", TokenizerTrainingConfig)
-    if (output / TOKENIZER_FILE).exists() and not force:
-        raise ConfigError(
-            f"output ({output}) must not hold a tokenizer yet; choose another name, or replace it with --force"
-        )
+    if not force:
+        check_free(output, FILES, "output", "choose another name, or replace it with --force")
     listing = list_inputs(corpus)
     console = make_console()
     documents = Documents(

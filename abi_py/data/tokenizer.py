@@ -38,6 +38,7 @@ __all__ = ["CONFIG_FILE", "TOKENIZER_FILE", "Tokenizer", "canonical_json"]
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+FILES = (TOKENIZER_FILE, CONFIG_FILE)  # what `save` writes
 DAMAGED = "the file is cut short or damaged: copy it again"
 # What is read of tokenizer.json before the library reads it.
 DESCRIPTION = {"model": dict[str, Any], "added_tokens": list[Any] | None}

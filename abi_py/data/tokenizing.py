@@ -153,6 +153,7 @@ def _write(
     documents = _documents(inputs, config, stdin)
     tallies = [Tally() for _ in outputs]
     with atomic_files(output) as open_new:
+        sidecars = [open_new(sidecar_path(path)) for path in outputs]  # in place before the file that they describe
         files = [open_new(check_output(path)) for path in outputs]
         stream = pieces(documents, encoder, Divider(config.valid_split, config.seed), tallies)
         for piece, ids in encoded(batches(stream), encoder):
@@ -165,8 +166,8 @@ def _write(
             _describe(tally, part, inputs, output, config, encoder, listing, documents.content)
             for part, tally in enumerate(tallies)
         ]
-        for path, info in zip(outputs, infos, strict=True):
-            open_new(sidecar_path(path)).write(info.to_json().encode())
+        for sidecar, info in zip(sidecars, infos, strict=True):
+            sidecar.write(info.to_json().encode())
     return _report(dict(zip(outputs, infos, strict=True)), documents, encoder)
 
 
@@ -252,20 +253,23 @@ def tokenize_if_needed(
     """Do what `tokenize_to_file` does, unless `output` is there and was made of the same data in the same way.
 
     Files whose path, size and time of change are the same hold the same data; if only path or time differ, they are
-    read once more.  Changed data are tokenized again.  An `output` that was made in another way, or by something else,
-    is replaced if `replace` says so; else it is a ConfigError.
+    read once more.  Changed data are tokenized again.  A file that was made in another way, or by something else, is
+    replaced if `replace` says so; else it is a ConfigError (a sidecar that is none: DataError).
     """
     inputs, output, config = list(inputs), Path(output), config or TokenizeConfig()
     encoder, listing = _encoder(config), list_inputs(inputs)
+    if not replace:  # where there is an output of ours, the rest is its own; where there is none, each must be ours
+        for path in [output] if output.is_file() else _outputs(output, config):
+            problem = _problem(inputs, path, config, encoder)
+            if problem:
+                raise ConfigError(f"output ({path}) {problem}; choose another name, or replace it with --force")
+            if listing is None and path.is_file():
+                raise ConfigError(
+                    f"output ({path}) must not be there yet when standard input is read, which cannot be compared with "
+                    "what made it; choose another name, or replace it with --force"
+                )
     if output.is_file():
-        problem, there = _there(inputs, output, config, encoder)
-        if problem and not replace:
-            raise ConfigError(f"output ({output}) {problem}; choose another name, or replace it with --force")
-        if listing is None and not replace:
-            raise ConfigError(
-                f"output ({output}) must not be there yet when standard input is read, which cannot be compared with "
-                "what made it; choose another name, or replace it with --force"
-            )
+        there = _there(inputs, output, config, encoder)
         if there is not None and listing is not None and _same_data(inputs, config, there[output], listing):
             for path, info in there.items():
                 if info.listing != listing:
@@ -274,13 +278,13 @@ def tokenize_if_needed(
     return _write(inputs, output, config, encoder, listing, stdin, progress)
 
 
-def _there(
-    inputs: list[Any], output: Path, config: TokenizeConfig, encoder: Encoder
-) -> tuple[str, dict[Path, TokensInfo] | None]:
-    """Return what speaks against using the files ("" for nothing), and their sidecars if all are there and whole."""
-    info = read_sidecar(output)
+def _problem(inputs: list[Any], path: Path, config: TokenizeConfig, encoder: Encoder) -> str:
+    """Return what speaks against using or replacing a file; "" for nothing, or if there is no such file."""
+    info = read_sidecar(path)  # DataError if what has its name is something else
+    if not path.is_file():
+        return ""
     if info is None:
-        return f"is there, without {sidecar_path(output).name} that says what it is", None
+        return f"is there, without {sidecar_path(path).name} that says what it is"
     made_with = None if info.tokenizer is None else info.tokenizer.sha256
     wanted = encoder.tokenizer.hash if isinstance(encoder, TextEncoder) else None
     changes = [f"tokenizer {_short(made_with)}, now {_short(wanted)}"] if made_with != wanted else []
@@ -292,10 +296,20 @@ def _there(
         if info.settings.get(name) != value:
             changes.append(f"{name} {info.settings.get(name)}, now {value}")
     if changes:
-        return f"was made in another way ({'; '.join(changes)})", None
+        return f"was made in another way ({'; '.join(changes)})"
+    return ""
+
+
+def _there(
+    inputs: list[Any], output: Path, config: TokenizeConfig, encoder: Encoder
+) -> dict[Path, TokensInfo] | None:
+    """Return the sidecars of the files if all are there, whole, and made in this way."""
+    info = read_sidecar(output)
+    if info is None or _problem(inputs, output, config, encoder):
+        return None
     found = {path: read_sidecar(path) for path in _outputs(output, config)}
     whole = {path: each for path, each in found.items() if each is not None and _is_whole(path, each, info.content)}
-    return "", whole if len(whole) == len(found) else None
+    return whole if len(whole) == len(found) else None
 
 
 def _is_whole(path: Path, info: TokensInfo, content: str) -> bool:

@@ -24,18 +24,21 @@ from ..data.chat import ChatTemplate, load_template, template_for
 from ..data.chat_dataset import ChatDataset
 from ..data.conversation import Conversation
 from ..data.selection import Selection, select_conversations
+from ..data.tokenizer import FILES as TOKENIZER_FILES
 from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..data.tokenizer_training import train_tokenizer
 from ..errors import ConfigError, DataError
 from ..files import atomic_json, json_text
+from ..files import check_free as check_no_files
 from ..formats.deepzig import TRAINING_ARGS, generation_config, write_model
-from ..formats.huggingface import CONFIG, read_config, read_weights
+from ..formats.huggingface import CONFIG, WEIGHTS, read_config, read_weights
 from ..generation.settings import CONFIG_FILE as GENERATION_FILE
 from ..locks import DirectoryLock
 from ..model import LoraModel, TrainableModel
 from ..model.presets import preset
 from ..training.events import Sink
-from ..training.report import EvalResult, TrainingReport
+from ..training.metrics import METRICS
+from ..training.report import REPORT, EvalResult, TrainingReport
 from ..training.resume import restore_best
 from ..training.stop import GracefulStop
 from ..training.trainer import LlamaTrainer
@@ -50,6 +53,11 @@ __all__ = ["DeepZigRun", "load_run_config", "train_deepzig"]
 
 ADAPTER, CARD, EVALUATION = "adapter", "README.md", "evaluation.json"  # inside the output folder
 CHECKPOINTS = "checkpoints"
+# All that is written into the output folder, by the training and at its end; what shows a run best comes first.
+WRITTEN = (
+    *(CONFIG, WEIGHTS, TRAINING_ARGS, CHECKPOINTS, TRAINER_STATE, METRICS, REPORT, *TOKENIZER_FILES),
+    *(GENERATION_FILE, EVALUATION, CARD, ADAPTER),
+)
 CALM_BELOW = 2_000_000  # weights; a smaller model's generation_config.json draws close to the likeliest token
 
 
@@ -143,8 +151,8 @@ class DeepZigRun:
         """Write what a resumed run needs (settings, tokenizer) and return the trainer."""
         trainer = LlamaTrainer(self.make_model(), self.training, [self.state_sink(), *sinks])
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(self.directory)
         atomic_json(self.directory / TRAINING_ARGS, training_args(self.config, self.training))
+        self.tokenizer.save(self.directory)
         trainer.count_bytes = self.tokenizer.count_bytes
         return trainer
 
@@ -223,18 +231,13 @@ def train_deepzig(
 
 
 def check_free(directory: Path, resume: bool = False) -> None:
-    """Raise ConfigError if a folder holds a model, or a run that is not to be resumed."""
-    if (directory / CONFIG).exists():
-        raise ConfigError(
-            f"output_dir ({directory}) must not hold a model or a run yet, and it holds a finished run; choose "
-            f"another, and go on from this one with --base {directory}"
-        )
-    there = [name for name in (TRAINING_ARGS, CHECKPOINTS) if (directory / name).exists()]
-    if there and not resume:
-        raise ConfigError(
-            f"output_dir ({directory}) must not hold a model or a run yet, and there is {there[0]}; choose another, or "
-            f"go on with the interrupted run by abi-train deepzig --resume --output-dir {shlex.quote(str(directory))}"
-        )
+    """Raise ConfigError if a folder holds a model, a run that is not to be resumed, or a file of a name we write."""
+    folder, remedy = shlex.quote(str(directory)), "choose another"
+    if (directory / CONFIG).exists() and (directory / WEIGHTS).exists():
+        remedy += f" (it holds a finished run: go on from it with --base {folder})"
+    elif (directory / TRAINING_ARGS).exists():
+        remedy += f", or go on with the interrupted run by abi-train deepzig --resume --output-dir {folder}"
+    check_no_files(directory, (CONFIG,) if resume else WRITTEN, "output_dir", remedy)
 
 
 def load_run_config(directory: Path) -> DeepZigConfig:

@@ -89,6 +89,9 @@ def _record_until(line: str, step: int, time: float) -> dict[str, Any] | None:
         return None
 
 
+METRICS = "metrics.jsonl"  # its name in the directory of a run
+
+
 class JsonlSink:
     """The run's own `metrics.jsonl`: one record for each logged step, evaluation, checkpoint...
 

@@ -111,6 +111,9 @@ class TrainingReport:
         return plain(dataclasses.asdict(self))
 
 
+REPORT = "report.json"  # its name in the directory of a run
+
+
 def write_report(report: TrainingReport, path: str | Path) -> None:
     """Write `report.json` in one indivisible step."""
     atomic_json(path, report.to_dict())

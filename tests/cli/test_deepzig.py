@@ -119,7 +119,7 @@ def test_a_folder_that_is_taken(abi_train, tmp_path):
     (tmp_path / "taken" / "config.json").write_text("{}")
     code, _, err = abi_train("deepzig", "--output-dir", "taken")
     assert code == 2
-    assert "must not hold a model or a run yet" in err
+    assert "must not hold config.json yet" in err
     (tmp_path / "taken" / "model.safetensors").touch()
     (tmp_path / "taken" / "training_args.json").write_text('{"abi_py": {}}')
     code, _, err = abi_train("deepzig", "--resume", "--output-dir", "taken")

@@ -575,3 +575,20 @@ def test_a_max_seq_len_far_above_the_data_is_told(length, told):
     if said is not None:
         assert "max_seq_len (40) is far above the data, of which no row is longer than 20 tokens" in said
         assert "--max-seq-len 20 has room for all" in said
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "report.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("call", "setting"),
+    [("run --out", "out"), ("deepzig --output-dir", "output_dir"), ("tokenizer train a.txt -o", "output")],
+)
+def test_no_file_of_a_user_is_overwritten(abi_train, tmp_path, call, setting, name):
+    (tmp_path / "a.txt").write_text("text")
+    names = {"deepzig": {"config.yaml": "README.md"}, "tokenizer": {name: "tokenizer_config.json"}}
+    name = names.get(call.split()[0], {}).get(name, name)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("my own")
+    code, _, err = abi_train(*call.split(), "mine")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {setting} (mine) must not hold {name} yet, which would be overwritten; choose ")
+    assert (tmp_path / "mine" / name).read_text() == "my own"

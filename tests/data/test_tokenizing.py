@@ -411,3 +411,19 @@ def test_standard_input_cannot_be_recognised(tmp_path: Path) -> None:
     assert info is not None
     assert info.listing is None
     assert dataclasses.asdict(info)["given"] == ["-"]
+
+
+@pytest.mark.parametrize("name", ["valid.bin", "train.bin.json", "valid.bin.json"])
+def test_no_foreign_file_of_any_name_is_replaced(name: str, tmp_path: Path) -> None:
+    texts = [tmp_path / f"{number}.txt" for number in range(10)]
+    for text in texts:
+        text.write_text("some text")
+    (tmp_path / name).write_text("{}")
+    config = TokenizeConfig(valid_split=0.3)
+    with pytest.raises((ConfigError, DataError), match=rf"{name}.*--force"):
+        tokenize_if_needed(texts, tmp_path / "train.bin", config)
+    assert (tmp_path / name).read_text() == "{}"
+    assert not (tmp_path / "train.bin").exists()
+    assert not tokenize_if_needed(texts, tmp_path / "train.bin", config, replace=True).reused
+    (tmp_path / "train.bin").unlink()  # the others are ours
+    assert not tokenize_if_needed(texts, tmp_path / "train.bin", config).reused

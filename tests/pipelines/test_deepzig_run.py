@@ -500,7 +500,7 @@ def test_all_weights_of_an_earlier_model(config, finished, tmp_path):
 
 
 def test_a_folder_is_not_overwritten(config, finished):
-    with pytest.raises(ConfigError, match="must not hold a model"):
+    with pytest.raises(ConfigError, match=r"must not hold config\.json"):
         train_deepzig(config(output_dir=str(finished)))
 
 
