@@ -29,6 +29,7 @@ from .session import (
     describe_machine,
     describe_model,
     early_stopping_values,
+    epochs_done,
     finished,
     has_checkpoint,
     has_report,
@@ -85,6 +86,7 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
         say(console, "passed", f"over: {problem}")
     state = TrainingState.from_dict(verify(found.path)["state"])
     run, directory, before = changed(found.path, flags, where)
+    check_targets(run.training, before, state)
     end = finished(state, run)
     if not has_report(directory, state) and is_run(directory):
         end = None  # the last evaluation, or the report, is still to come
@@ -160,6 +162,21 @@ def changed(
     return run, directory, LlmTrainingConfig.from_dict(values["training"])
 
 
+def check_targets(config: LlmTrainingConfig, before: LlmTrainingConfig, state: "TrainingState") -> None:
+    """Raise ConfigError for a new end of the run that is behind the checkpoint: it would become the run's record."""
+    done, step = epochs_done(state), state.global_step
+    if config.epochs != before.epochs and config.epochs <= done:
+        raise ConfigError(
+            f"epochs ({config.epochs}) must be above {done}, the epochs that are done (step {step}); give --epochs "
+            f"{done + 1} or more"
+        )
+    if config.max_steps and config.max_steps != before.max_steps and config.max_steps <= step:
+        raise ConfigError(
+            f"max_steps ({config.max_steps}) must be above {step}, the steps done; give --max-steps {step + 1} "
+            "or more, or 0 for no limit"
+        )
+
+
 def check_resumable(run: RunConfig, flags: dict[str, dict[str, Any]], state: "TrainingState") -> None:
     """Raise ConfigError for a flag that says again what the checkpoint has fixed: its value would have no effect."""
     if "seed" in flags.get("model", {}):
@@ -220,8 +237,9 @@ class Reschedule:
     def describe(self, config: LlmTrainingConfig, step: int, data: RunData) -> list[tuple[str, str]]:
         """Return lines that tell the rate of the steps to come, and the other choices where it is the minimum."""
         total = count_steps(config, data)[1]
-        first, last = learning_rate(config, step), learning_rate(config, max(step, total - 1))
-        lines = [("rate", f"{first:.3g} at step {step + 1}, {last:.3g} at step {max(step + 1, total)}")]
+        peak = config.schedule_start + max(1, config.warmup_steps) - 1
+        places = sorted({step, max(step, min(peak, total - 1)), max(step, total - 1)})
+        lines = [("rate", ", ".join(f"{learning_rate(config, place):.3g} at step {place + 1}" for place in places))]
         end = config.schedule_start + config.decay_steps
         if not ends(config) or total <= end or self.choice == "continue":
             return lines

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..files import atomic_text
 from ..files import check_free as check_no_files
 from ..locks import check_unlocked
+from ..training.schedule import ends, learning_rate
 from .chat_data import ChatConfig, absolute_chat
 from .opening import find_tokenizer, open_data
 from .options import Verb, config_options, given_values
@@ -91,13 +92,21 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
     makes one); of a .jsonl, .json or .parquet file of conversations the answers are learned (abi-train preview shows
     which).
     """
+    from ..training.checkpoint import check_unused
+
     flags = given_values(ctx)
-    values = merged(flags, read_run_config(config) if config else {})
+    file = read_run_config(config) if config else {}
+    begun_anew = file.get("training", {}).pop("schedule_start", 0)  # at a step of the run whose file this is
+    values = merged(flags, file)
     check_early(values, flags)
     if out is not None:
         check_unlocked(out, "out")
         check_free(out)
+    if values["training"].get("checkpoint_path"):
+        check_unused(values["training"]["checkpoint_path"])
     console = make_console()
+    if begun_anew:
+        say(console, "note", f"schedule_start ({begun_anew}) of {config} is left out: a new run begins at step 0")
     data = DataConfig.from_dict(absolute(values["data"]), flags.get("data", ()))
     chat = ChatConfig.from_dict(absolute_chat(values["chat"]))
     training = early_training(values["training"])
@@ -222,6 +231,21 @@ def count_steps(config: LlmTrainingConfig, data: "RunData") -> tuple[int, int]:
     return epoch, min(total, config.max_steps) if config.max_steps else total
 
 
+def note_on_schedule(config: LlmTrainingConfig, total: int) -> str | None:
+    """Return what to say where the decay, given by a flag or a file, and the run do not end together, else None."""
+    end = config.schedule_start + config.decay_steps
+    if not ends(config) or end == total:
+        return None
+    least, last = f"{config.min_learning_rate:.3g}", learning_rate(config, total - 1)
+    what = f"between them the rate is its minimum, {least}"
+    if end > total:
+        what = f"the last rate is {last:.3g}, not {least}"
+    return (
+        f"the schedule ends at step {end} (decay_steps), the run at {total}: {what}; --decay-steps "
+        f"{total - config.schedule_start} ends both together"
+    )
+
+
 def check_free(directory: Path) -> None:
     """Raise ConfigError if a directory holds a run already, or another file of a name that a run writes."""
     remedy = "choose another"
@@ -269,7 +293,7 @@ def start(
     if tokenizer is not None:
         tokenizer.save(directory)
         say(console, "ids of", f"{tokenizer.name}, kept in {directory}")
-    for text in (problem, note_on_length(train_data, run.training.max_seq_len)):
+    for text in (problem, note_on_length(train_data, run.training.max_seq_len), note_on_schedule(run.training, total)):
         if text:
             say(console, "note", text)
     atomic_text(directory / "config.yaml", run.to_yaml(directory))  # from here on `resume` can begin it again

@@ -170,6 +170,11 @@ def place_of_checkpoints(directory: Path) -> Path:
     return Path(read_run_config(directory / "config.yaml").get("training", {}).get("checkpoint_path") or directory)
 
 
+def epochs_done(state: "TrainingState") -> int:
+    """Return how many epochs are over; a checkpoint may be at the very end of one, before its state counts it."""
+    return state.epoch + (0 < state.data.get("batches", 0) <= state.batch_position)
+
+
 def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
     """Return why a run has nothing left to do, and the flags with which it goes on all the same; None if it has."""
     config, early = run.training, run.early_stopping
@@ -179,9 +184,7 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
         return None
     at_limit = bool(config.max_steps) and state.global_step >= (config.max_steps or 0)
     no_limit = " --max-steps 0" if at_limit else ""
-    # The last checkpoint may be at the very end of its epoch, before this counts as finished.
-    at_end = 0 < state.data.get("batches", 0) <= state.batch_position
-    if state.epoch + at_end >= config.epochs:
+    if epochs_done(state) >= config.epochs:
         reason = f"all {config.epochs} epochs are done (step {state.global_step})"
         anew = " --schedule restart" if ends(config) else ""  # or the rate would stay at its minimum
         return reason, f"--epochs {2 * config.epochs}{no_limit}{anew}"

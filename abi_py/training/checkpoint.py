@@ -52,6 +52,7 @@ __all__ = [
     "Checkpoint",
     "Found",
     "TrainingState",
+    "check_unused",
     "find_latest",
     "list_checkpoints",
     "locate",
@@ -72,7 +73,7 @@ RENAME = "; it was renamed or copied over another one: give it its own name, or 
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
 ADDED |= {"best_val_bits_per_byte", "bf16_method"}
-MARGIN = 1 << 20  # bytes of free space besides
+MARGIN = 1 << 16  # bytes of free space besides, for the small files and whole blocks of the file system
 
 
 @dataclass(kw_only=True)
@@ -180,8 +181,8 @@ def save_checkpoint(
     """Save under `root` and return the new directory.
 
     The caller holds `root` (locks.py).  OSError (disk full...) passes through; CheckpointError if there is too little
-    free space to begin; NonFiniteError if a weight or a moment is not finite.  In all cases the earlier checkpoints are
-    as they were.
+    free space to begin, or a directory of the user's has the name; NonFiniteError if a weight or a moment is not
+    finite.  In all cases the earlier checkpoints are as they were.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
@@ -195,6 +196,11 @@ def save_checkpoint(
     if isinstance(lora, LoraConfig):
         (weights_file, config_file), description = ADAPTER_FILES, adapter_config(lora, model.base_model)
     name = f"llm_step_{state.global_step}"
+    if not is_replaceable(root / name):
+        raise CheckpointError(
+            f"{root / name} holds files that are not of a checkpoint, so it is not replaced; move it elsewhere, then "
+            "resume"
+        )
     order = max([order for order, _ in list_checkpoints(root)], default=0)
     with atomic_directory(root / name) as folder:
         files = {
@@ -228,8 +234,8 @@ def _check_space(root: Path, size: int) -> None:
     needed, free = int(size * SLACK) + MARGIN, shutil.disk_usage(root).free
     if free < needed:
         raise CheckpointError(
-            f"{root}: a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; the earlier checkpoints "
-            "are untouched; free some space, or lower max_checkpoints"
+            f"{root}: a checkpoint needs {needed / 1e6:.2f} MB, {free / 1e6:.2f} MB are free; the earlier checkpoints "
+            "are untouched; free some space, and resume if the run has ended"
         )
 
 
@@ -243,9 +249,28 @@ def prune(root: Path, keep: int, protected: set[str]) -> None:
 
 
 def removable(root: Path, keep: int) -> list[Path]:
-    """Return the checkpoints in `root` that are older than the `keep` newest; links are the user's, and stay."""
-    there = [path for _, path in list_checkpoints(root) if not path.is_symlink()]
+    """Return the checkpoints in `root` that are older than the `keep` newest; what is the user's stays: links, and
+    directories that only have the name of a checkpoint.
+    """
+    there = [path for _, path in list_checkpoints(root) if not path.is_symlink() and is_replaceable(path)]
     return there[: max(0, len(there) - keep)]
+
+
+def is_replaceable(path: Path) -> bool:
+    """Say whether nothing of the user's is lost with `path`: a checkpoint, what is left of one, a link, or nothing."""
+    if path.is_symlink() or not path.is_dir() or (path / STATE).is_file():
+        return True
+    return {each.name for each in path.iterdir()} <= {*FILES, *MODEL_FILES, *ADAPTER_FILES}
+
+
+def check_unused(root: str | Path) -> None:
+    """Raise ConfigError if a new run would replace and prune the checkpoints that `root` holds."""
+    there = list_checkpoints(root)
+    if there:
+        raise ConfigError(
+            f"checkpoint_path ({root}) must not hold checkpoints of another run, and there is {there[-1][1].name}; "
+            "choose another, or go on with that run: abi-train resume RUN, in Python load_checkpoint"
+        )
 
 
 def recover(root: Path) -> None:

@@ -36,7 +36,7 @@ from ..errors import AbiError, CheckpointError, ConfigError, DataError, NonFinit
 from ..formats.zig import save_ablc
 from ..kernels.tiles import BFLOAT16
 from ..locks import DirectoryLock
-from .checkpoint import TrainingState, locate, prune, recover, save_checkpoint
+from .checkpoint import TrainingState, check_unused, locate, prune, recover, save_checkpoint
 from .evaluation import CountBytes, evaluate_batches, judge
 from .events import (
     BadStepEvent,
@@ -288,11 +288,11 @@ class LlamaTrainer:
         self.events.emit(BadStepEvent(step=state.global_step, time=self._time(), message=message, in_row=row))
         if state.bad_steps_in_row >= self.config.max_bad_steps:
             last = self._last_checkpoint or self._resumed_from
-            where = f"the last good checkpoint is {last}" if last else "no checkpoint was saved"
+            remedy = f"the last good checkpoint is {last}; resume" if last else "no checkpoint was saved; begin again"
             other = ", or with mixed_precision bf16, which has more range" if self.scaler.config.enabled else ""
             raise NonFiniteError(
                 f"{state.bad_steps_in_row} updates in a row were skipped, the limit is max_bad_steps "
-                f"({self.config.max_bad_steps}); lastly, {message}; {where}; resume with a lower learning_rate{other}"
+                f"({self.config.max_bad_steps}); lastly, {message}; {remedy} with a lower learning_rate{other}"
             )
 
     def _metrics(self, out: Any, updated: bool, skipped: bool) -> StepMetrics:
@@ -347,8 +347,8 @@ class LlamaTrainer:
         """Train to the end of the last epoch (or max_steps, or early stopping) from wherever the state is.
 
         With `checkpoint_path`, checkpoints are saved at intervals, at each better evaluation, at the end, and when
-        `stop` was requested; then the report says interrupted.  ConfigError, with process and host, if another trainer
-        is writing to `checkpoint_path`.
+        `stop` was requested; then the report says interrupted.  ConfigError if `checkpoint_path` holds checkpoints of
+        another run, or, with process and host, if another trainer is writing there.
         """
         if validation is not None:
             self.set_validation_data(validation)
@@ -405,6 +405,7 @@ class LlamaTrainer:
         if config.checkpoint_path is not None:
             self._lock = DirectoryLock(config.checkpoint_path, "checkpoint_path")
             recover(Path(config.checkpoint_path))
+            self._check_own(config.checkpoint_path)
         state.data, self._check_data = facts, False
         self._began = time.perf_counter_ns()
         self._speed_mark = (state.tokens_processed, state.train_ns)
@@ -616,8 +617,8 @@ class LlamaTrainer:
     def save_checkpoint(self) -> Path:
         """Save everything under `checkpoint_path` and return the checkpoint's directory.
 
-        ConfigError without checkpoint_path; CheckpointError, OSError or NonFiniteError if it cannot be saved, in which
-        case the earlier checkpoints are untouched.
+        ConfigError without checkpoint_path, or if it holds checkpoints of another run; CheckpointError, OSError or
+        NonFiniteError if it cannot be saved, in which case the earlier checkpoints are untouched.
         """
         return self._save()
 
@@ -637,6 +638,8 @@ class LlamaTrainer:
         held = self._lock is not None  # a loop of the user's own around train_step holds it for each save alone
         try:
             with contextlib.nullcontext() if held else DirectoryLock(config.checkpoint_path, "checkpoint_path"):
+                if not held:
+                    self._check_own(config.checkpoint_path)
                 path = save_checkpoint(
                     config.checkpoint_path,
                     model=self.model,
@@ -651,6 +654,12 @@ class LlamaTrainer:
         self._saved, self._last_checkpoint, self._save_failed = self._place(), path, False
         self.events.emit(self._checkpoint_event(path, moment))
         return path
+
+    def _check_own(self, root: str) -> None:
+        """Raise ConfigError if `root` holds checkpoints, and this run neither saved there nor was loaded from there."""
+        own = self._last_checkpoint or self._resumed_from
+        if own is None or own.parent.resolve() != Path(root).resolve():
+            check_unused(root)
 
     def _prune(self, saved: Path) -> None:
         """Remove older checkpoints; that they cannot be removed does not make the new one worse."""

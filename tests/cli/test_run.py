@@ -111,6 +111,22 @@ def test_the_config_of_a_run_is_a_config_file(abi_train, tmp_path, tiny):
     assert weights(tmp_path / "a/checkpoints" / last) == weights(tmp_path / "b/checkpoints" / last)
 
 
+def test_the_config_of_a_run_whose_schedule_was_begun_anew(abi_train, tmp_path, tiny):
+    common = [*tiny, "--corpus-bytes", 250, "--log-interval", 1, "--sample-tokens", 0]
+    assert abi_train("run", *common, "--epochs", 1, "--out", "a")[0] == 0
+    assert abi_train("resume", "a", "--epochs", 4, "--schedule", "restart")[0] == 0
+    assert yaml.safe_load((tmp_path / "a/config.yaml").read_text())["training"]["schedule_start"] == 4
+    code, out, _ = abi_train("run", "--config", "a/config.yaml", "--epochs", 1, "--out", "b")
+    assert code == 0
+    assert "schedule_start (4) of a/config.yaml is left out" in out
+    assert "the schedule ends at step 12 (decay_steps), the run at 4: the last rate is" in out
+    assert "--decay-steps 4 ends both together" in out
+    assert rates(tmp_path / "b")[0] == 0.003
+    out = abi_train("run", *common, "--epochs", 1, "--decay-steps", 3, "--out", "c")[1]
+    assert "at step 3 (decay_steps), the run at 4: between them the rate is its minimum, 0.0003; --decay-steps 4" in out
+    assert "the schedule ends" not in abi_train("run", *common, "--epochs", 1, "--out", "d")[1]
+
+
 def test_unknown_key_in_a_file_has_a_suggestion(abi_train, tmp_path):
     (tmp_path / "mine.yaml").write_text("training:\n  learning_rat: 1\n")
     code, _, err = abi_train("run", "--config", "mine.yaml")
@@ -336,6 +352,13 @@ def test_a_run_whose_checkpoints_lie_elsewhere(abi_train, tmp_path, tiny):
     assert (tmp_path / "far/llm_step_4").is_dir()
 
 
+def test_checkpoints_of_another_run_are_not_replaced(abi_train, tmp_path, tiny, uncompiled):
+    (tmp_path / "far/llm_step_2").mkdir(parents=True)
+    code, _, err = abi_train("run", *tiny, "--out", "r", "--checkpoint-path", "far")
+    assert (code, "checkpoint_path (far) must not hold checkpoints of another run" in err) == (2, True), err
+    assert not (tmp_path / "r").exists()
+
+
 def test_the_header_tells_the_number_of_threads(abi_train, tiny):
     before = numba.get_num_threads()
     try:
@@ -428,6 +451,28 @@ def test_flags_that_would_change_nothing_are_refused_by_resume(abi_train, tmp_pa
         code, _, err = abi_train("resume", "r", "--epochs", 2, *flags)
         assert (code, text in err) == (2, True), err
     assert (tmp_path / "r/config.yaml").read_text() == before
+
+
+def test_resume_refuses_an_end_that_is_past(abi_train, tmp_path, tiny):
+    common = [*tiny, "--corpus-bytes", 250, "--sample-tokens", 0]  # 4 steps an epoch
+    assert abi_train("run", *common, "--epochs", 5, "--max-steps", 10, "--out", "r")[0] == 0
+    before = (tmp_path / "r/config.yaml").read_text()
+    (tmp_path / "r/report.json").unlink()  # as if it had been killed
+    for flags, text in (
+        (["--epochs", 2, "--max-steps", 0], "epochs (2) must be above 2, the epochs that are done (step 10); give"),
+        (["--max-steps", 5], "max_steps (5) must be above 10, the steps done; give --max-steps 11 or more"),
+    ):
+        code, _, err = abi_train("resume", "r", *flags)
+        assert (code, text in err) == (2, True), err
+    assert (tmp_path / "r/config.yaml").read_text() == before
+    assert abi_train("resume", "r", "--epochs", 3, "--max-steps", 0)[0] == 0
+
+
+def test_a_restarted_schedule_tells_its_peak(abi_train, tiny):
+    common = [*tiny, "--corpus-bytes", 250, "--sample-tokens", 0]  # 4 steps an epoch
+    assert abi_train("run", *common, "--epochs", 1, "--out", "r")[0] == 0
+    out = abi_train("resume", "r", "--epochs", 3, "--schedule", "restart", "--warmup-steps", 2)[1]
+    assert "rate     0.0015 at step 5, 0.003 at step 6, " in out
 
 
 def test_resume_refuses_what_cannot_go_on(abi_train, tmp_path, tiny):
@@ -542,6 +587,7 @@ def test_non_finite_training_stops_with_the_last_good_checkpoint(abi_train, tmp_
     )
     assert code == 1
     assert "2 updates in a row were skipped" in err
+    assert "; no checkpoint was saved; begin again with a lower learning_rate" in err
     assert err.count("\n") == 1
 
 

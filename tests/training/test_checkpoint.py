@@ -21,6 +21,7 @@ from abi_py.training.checkpoint import (
     locate,
     read_checkpoint,
     recover,
+    removable,
     verify,
 )
 from abi_py.training.loading import load_model
@@ -201,7 +202,7 @@ def test_full_disk_is_seen_before_writing(trainer, data, tmp_path, monkeypatch):
     step(trainer, data)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(CheckpointError, match=r"needs \d+\.\d MB, 0\.0 MB are free; the earlier .* untouched"):
+    with pytest.raises(CheckpointError, match=r"needs \d+\.\d\d MB, 0\.00 MB are free; the earlier .* untouched"):
         trainer.save_checkpoint()
     assert names(tmp_path / "c") == ["latest", "llm_step_1", "llm_step_2"]
 
@@ -233,7 +234,9 @@ def test_two_trainers_have_no_checkpoint_path_in_common(make_model, make_config,
     report = first.fit(data)
     assert (refused, report.warnings) == ([1, 2, 3, 4, 5, 6], ())
     assert names(tmp_path / "c") == ["latest", "llm_step_6"]
-    LlamaTrainer(make_model(), config.replace(epochs=1)).fit(data)  # it ended, so the directory is free
+    again = LlamaTrainer(make_model(), config.replace(epochs=3))
+    again.load_checkpoint(tmp_path / "c")
+    assert again.fit(data).total_steps == 9  # it ended, so the directory is free
 
 
 @pytest.mark.parametrize("name", ["m", "v"])
@@ -266,6 +269,38 @@ def test_clearing_up_removes_only_names_that_are_made_here(trainer, data, tmp_pa
         (root / name / "file").write_text("mine")
     trainer.save_checkpoint()
     assert names(root) == sorted([*others, "latest", "llm_step_1", "llm_step_2"])
+
+
+def test_a_new_run_leaves_the_checkpoints_of_another_alone(trainer, make_model, make_config, data, tmp_path):
+    root, rule = str(tmp_path / "c"), "must not hold checkpoints of another run, and there is llm_step_2; choose"
+    other = LlamaTrainer(make_model(), make_config(checkpoint_path=root, epochs=1))
+    for begin in (lambda: other.fit(data), lambda: other.train_epoch(data), other.save_checkpoint):
+        with pytest.raises(ConfigError, match=rule):
+            begin()
+    copy = shutil.copytree(tmp_path / "c/llm_step_1", tmp_path / "copy/llm_step_1")
+    other.load_checkpoint(copy)  # another run's still
+    with pytest.raises(ConfigError, match=rule):
+        other.fit(data)
+    assert names(tmp_path / "c") == ["latest", "llm_step_1", "llm_step_2"]
+
+
+def test_a_directory_that_only_has_the_name_of_a_checkpoint_stays(trainer, data, tmp_path):
+    for number in (0, 3):
+        (tmp_path / f"c/llm_step_{number}").mkdir()
+        (tmp_path / f"c/llm_step_{number}/notes").write_text("mine")
+    assert [path.name for path in removable(tmp_path / "c", 0)] == ["llm_step_1", "llm_step_2"]
+    step(trainer, data)
+    with pytest.raises(CheckpointError, match="llm_step_3 holds files that are not of a checkpoint, so it is not repl"):
+        trainer.save_checkpoint()
+    assert (tmp_path / "c/llm_step_3/notes").read_text() == "mine"
+
+
+def test_the_free_space_that_is_asked_for_is_little_more_than_what_is_written(trainer, data, tmp_path, monkeypatch):
+    size = sum(file.stat().st_size for file in (tmp_path / "c/llm_step_2").iterdir())
+    usage = shutil.disk_usage(tmp_path)
+    step(trainer, data)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(1.05 * size) + (1 << 16)))
+    assert trainer.save_checkpoint().is_dir()
 
 
 def test_links_are_kept_and_never_followed(make_model, make_config, data, tmp_path):

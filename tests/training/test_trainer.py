@@ -413,4 +413,4 @@ def test_full_disk_does_not_end_the_run(make_model, make_config, data, record, t
     assert "step 2" in report.warnings[0]
     assert "MB are free" in report.warnings[0]
     with pytest.raises(CheckpointError, match="are free"):
-        LlamaTrainer(make_model(), make_config(checkpoint_path=str(tmp_path), max_steps=1)).fit(data)
+        LlamaTrainer(make_model(), make_config(checkpoint_path=str(tmp_path / "new"), max_steps=1)).fit(data)
