@@ -5,9 +5,12 @@ line and nothing else.  A wrong dtype or layout is a plain `TypeError`; file err
 `OSError`.
 """
 
+import errno
 import reprlib
 from collections.abc import Sequence
 from typing import Any
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a write, which says no file name
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 2, 4, 4, 4

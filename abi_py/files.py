@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import ConfigError
+from .errors import DISK_FULL, ConfigError
 from .locks import try_lock
 
 __all__ = [
@@ -126,6 +126,18 @@ def fsync_directory(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name `path` where it names a temporary file, or nothing: a write on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if error.errno in DISK_FULL if name is None else any(map(TEMPORARY.fullmatch, Path(str(name)).parts)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextlib.contextmanager
 def atomic_files(last: str | Path) -> Iterator[Callable[[str | Path], BinaryIO]]:
     """Write files that belong together; yields a function that opens a new binary file for a path.
 
@@ -138,18 +150,20 @@ def atomic_files(last: str | Path) -> Iterator[Callable[[str | Path], BinaryIO]]
     def open_new(path: str | Path) -> BinaryIO:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, descriptor = _temporary_file(path.parent)
+        with _naming(path):
+            temporary, descriptor = _temporary_file(path.parent)
         opened[path] = temporary, os.fdopen(descriptor, "wb")
         return opened[path][1]
 
     try:
-        yield open_new
-        for _, file in opened.values():
-            file.flush()
-            os.fsync(file.fileno())
-            if os.name != "posix":
-                file.close()  # elsewhere, what is open cannot be renamed
-        _put_files_in_place({path: temporary for path, (temporary, _) in opened.items()}, last)
+        with _naming(last):
+            yield open_new
+            for _, file in opened.values():
+                file.flush()
+                os.fsync(file.fileno())
+                if os.name != "posix":
+                    file.close()  # elsewhere, what is open cannot be renamed
+            _put_files_in_place({path: temporary for path, (temporary, _) in opened.items()}, last)
     finally:
         for temporary, file in opened.values():
             with contextlib.suppress(OSError):  # the disk is full: said already
@@ -205,11 +219,13 @@ def atomic_directory(final: str | Path) -> Iterator[Path]:
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary, descriptor = _temporary_directory(final.parent)
+    with _naming(final):
+        temporary, descriptor = _temporary_directory(final.parent)
     try:
-        yield temporary
-        fsync_directory(temporary)
-        _put_directory_in_place(temporary, final)
+        with _naming(final):
+            yield temporary
+            fsync_directory(temporary)
+            _put_directory_in_place(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

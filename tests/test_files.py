@@ -144,6 +144,21 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
     assert [(name, (tmp_path / name).read_text()) for name in names(tmp_path)] == [("first", "old"), ("last", "old")]
 
 
+@pytest.mark.parametrize("write", [files.atomic_file, files.atomic_directory])
+def test_an_error_of_the_system_names_the_file_and_not_its_temporary_name(tmp_path, monkeypatch, write):
+    with pytest.raises(OSError, match="No space") as error, write(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == str(tmp_path / "a")
+
+    def forbidden(path, *more):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with pytest.raises(PermissionError) as error, write(tmp_path / "a"):
+        pass
+    assert error.value.filename == str(tmp_path / "a")
+
+
 @posix
 def test_a_real_limit_on_size_changes_nothing(tmp_path):
     """RLIMIT_FSIZE stands for a full disk: the write itself fails, in the library of C as well."""

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import AbiError, ConfigError
+from ..errors import DISK_FULL, AbiError, ConfigError
 
 __all__ = ["VERBS", "Group", "cli", "main"]
 
@@ -57,6 +57,16 @@ class Group(click.Group):
             raise click.UsageError(f"unknown verb {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def make_context(self, *words: Any, **more: Any) -> click.Context:
+        """Read the words; what --help and --version cannot write is one line too."""
+        try:
+            return super().make_context(*words, **more)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _complain(error)
+            raise click.exceptions.Exit(1) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; turn errors into one line and an exit code."""
         try:
@@ -80,6 +90,20 @@ def silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+_FORBIDDEN = "give another path, or change the permissions"
+# What helps against an error of the system, by its number.
+REMEDIES = {
+    **dict.fromkeys(DISK_FULL, "free some space, or write somewhere else"),
+    errno.EROFS: "nothing can be written there; give another path",
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.ENOTDIR: "a part of this path is a file and no directory; give another path",
+    errno.EISDIR: "give the path of a file",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOENT: "give a path that is there",
+}
+
+
 def _complain(error: Exception) -> None:
     if isinstance(error, click.ClickException):
         text = error.format_message().removesuffix(".")
@@ -88,11 +112,10 @@ def _complain(error: Exception) -> None:
             text += f"; see {ctx.command_path} --help"
     elif isinstance(error, MemoryError):
         text = f"not enough memory ({error}); lower batch_size or max_seq_len, or set checkpointing to full"
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = error.filename or "writing failed"  # a write says no name: it may be a file, or the standard output
-        text = f"{where}: {error.strerror}; free some space, or write somewhere else"
-    elif isinstance(error, OSError) and error.filename is not None:
-        text = f"{error.filename}: {error.strerror or error}"
+    elif isinstance(error, OSError) and (error.filename is not None or error.errno in (*DISK_FULL, errno.EROFS)):
+        where = error.filename or "writing failed"  # the standard output: a file's error has its name (files.py)
+        remedy = REMEDIES.get(error.errno or 0)
+        text = f"{where}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
     else:
         text = str(error)
     _tell("error:", "red", text)
@@ -120,12 +143,27 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.meta["debug"] = debug
 
 
+def _fill_closed_streams() -> bool:
+    """Put the null device where a standard stream is closed; return whether the output was.
+
+    Python sets such a stream to None, and the next file that is opened would get its number.
+    """
+    closed = sys.stdout is None
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as the process lives)
+    return closed
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `abi-train` and of `python -m abi_py`."""
     # OpenMP's threads wait for work in a busy loop.  Beside one other busy program, their usual long wait makes a step
     # five times slower; a short one costs 2% on an idle machine.  libgomp reads this when the first kernel runs.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     warnings.showwarning = _show_warning
+    if _fill_closed_streams():
+        _tell("error:", "red", "the standard output is closed; redirect it to a file, or to /dev/null")
+        sys.exit(1)
     try:
         code = cli.main(args=arguments, prog_name="abi-train", standalone_mode=False)
     except click.UsageError as error:
@@ -138,4 +176,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         silence_stdout()
+    except OSError as error:
+        _complain(error)
+        silence_stdout()
+        code = code or 1
     sys.exit(code if isinstance(code, int) else 0)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from waiting import PATIENCE
@@ -14,6 +15,8 @@ from abi_py.cli import VERBS, cli
 from abi_py.cli.options import FieldOption
 from abi_py.cli.session import RUN_SECTIONS
 from abi_py.config import fields_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def verb(name):
@@ -174,3 +177,54 @@ def test_a_full_disk_is_told_with_a_remedy(abi_train, monkeypatch):
     assert (code, out) == (1, "")
     one_line(err)
     assert "writing failed: No space left on device; free some space" in err
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.EROFS, "nothing can be written there; give another path"),
+        (errno.EACCES, "give another path, or change the permissions"),
+        (errno.ENOTDIR, "a part of this path is a file and no directory; give another path"),
+        (errno.ENOSPC, "free some space, or write somewhere else"),
+    ],
+)
+def test_an_error_of_the_system_has_a_name_and_a_remedy(abi_train, monkeypatch, code, remedy):
+    def write(*_):
+        raise OSError(code, os.strerror(code), "a.bin")
+
+    monkeypatch.setattr("abi_py.cli.tokenizer.Verb.invoke", write)
+    assert abi_train("info") == (1, "", f"error: a.bin: {os.strerror(code)}; {remedy}\n")
+
+
+def test_closed_streams(abi_train, monkeypatch):
+    """Python sets a closed stream to None: no input is an empty one, no output an error."""
+    monkeypatch.setattr("sys.stdin", None)
+    code, _, err = abi_train("tokenize", "-", "-o", "a.bin")
+    assert (code, err) == (1, "error: standard input is empty; a document needs at least one byte\n")
+    sys.stdin.close()
+    monkeypatch.setattr("sys.stdout", None)
+    code, _, err = abi_train("info")
+    sys.stdout.close()
+    assert (code, err) == (1, "error: the standard output is closed; redirect it to a file, or to /dev/null\n")
+
+
+def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
+    from abi_py import __main__
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("abi_py.cli.main", interrupted)
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert (end.value.code, capsys.readouterr().err) == (130, "stopped\n")
+    assert "abi-train = abi_py.__main__:main" in (ROOT / "setup.cfg").read_text()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", [["info"], ["--version"]])
+def test_output_that_cannot_be_written_is_one_line(words):
+    call = [sys.executable, "-m", "abi_py", *words]
+    with open("/dev/full", "w") as full:
+        end = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=PATIENCE)
+    assert (end.returncode, one_line(end.stderr).startswith("error: writing failed: No space")) == (1, True)
