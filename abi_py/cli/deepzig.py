@@ -66,7 +66,7 @@ def command(ctx: click.Context, resume: bool, **_: Any) -> None:
     Without arguments: the test preset on the conversations that come with the package, a minute or two. Then:
     abi-train chat deepzig-test-model
     """
-    from ..pipelines.deepzig import DeepZigRun, check_free, load_run_config
+    from ..pipelines.deepzig import DeepZigRun, check_free, is_finished, load_run_config
 
     given = given_values(ctx).get("deepzig", {})
     if resume:
@@ -74,6 +74,12 @@ def command(ctx: click.Context, resume: bool, **_: Any) -> None:
             raise ConfigError("resume takes --output-dir and nothing else: the settings are those of the run")
         check_unlocked(given["output_dir"], "output_dir")
         config = load_run_config(Path(given["output_dir"]))
+        if is_finished(Path(given["output_dir"])):
+            folder = shlex.quote(given["output_dir"])
+            chat, further = f"abi-train chat {folder}", f"abi-train deepzig --base {folder} --output-dir NEW"
+            text = f"{folder} holds its model; nothing is left to do; talk with it: {chat}; train it further: {further}"
+            say(make_console(), "finished", text)
+            return
     else:
         config = DeepZigConfig.from_dict(given, given)
     run = DeepZigRun.prepare(config)

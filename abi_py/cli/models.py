@@ -1,5 +1,6 @@
 """What the verbs that use a trained model share: finding it, its tokenizer and its settings, and showing text."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterable
@@ -47,10 +48,14 @@ def note(text: str) -> None:
 
 
 def open_model(path: Path) -> "LoadedModel":
-    """Load the model that `path` means and tell what a search passed over."""
+    """Load the model that `path` means, of a run wherever its checkpoints are; tell what a search passed over."""
     from ..training.loading import load_model
+    from .session import place_of_checkpoints
 
-    loaded = load_model(path)
+    place = path if (path / "config.json").is_file() else place_of_checkpoints(path)  # that of a model comes first
+    loaded = load_model(place)
+    if place != path:
+        loaded = dataclasses.replace(loaded, run=path)
     for reason in loaded.skipped:
         note(f"passed over: {reason}")
     return loaded
@@ -77,8 +82,8 @@ def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> Any:
 
     if given is not None:
         return Tokenizer.load(given)
-    run = loaded.directory.parent  # RUN/checkpoints/llm_step_N, or RUN/llm_step_N
-    for directory in (loaded.directory, run, run.parent):
+    around = loaded.directory.parent, loaded.directory.parent.parent  # RUN/llm_step_N, or RUN/checkpoints/llm_step_N
+    for directory in (loaded.directory, *(around if loaded.run is None else (loaded.run,))):
         if (directory / TOKENIZER_FILE).is_file() and (directory == loaded.directory or _is_run(directory)):
             return Tokenizer.load(directory)
     return None

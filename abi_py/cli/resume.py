@@ -12,6 +12,7 @@ import click
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig, joined
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_text
+from ..formats.deepzig import TRAINING_ARGS
 from ..training.schedule import ends, learning_rate, restarted, stretched
 from .chat_data import ChatConfig, absolute_chat
 from .models import ModelPath
@@ -46,6 +47,7 @@ from .session import (
 if TYPE_CHECKING:
     from ..training.checkpoint import TrainingState
 
+METRICS = "metrics.jsonl"
 SCHEDULES = ("continue", "stretch", "restart")
 
 
@@ -75,7 +77,9 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
         raise ConfigError(_about_file(where))
     flags, console = given_values(ctx), make_console()
     given = flags.get("training", {})
+    check_kind(where, flags)
     if is_run(where) and not has_checkpoint(where):
+        check_never_saved(where)
         run, directory, before = changed(None, flags, where)
         prepare(run.training)
         with hold(directory, run.training, "RUN"):
@@ -128,6 +132,27 @@ def _about_file(path: Path) -> str:
     )
 
 
+def check_kind(where: Path, flags: dict[str, dict[str, Any]]) -> None:
+    """Raise ConfigError for a folder of `deepzig`, or a checkpoint in it: its settings are not those of a run."""
+    here = where.absolute()
+    folder = next((place for place in (here, *here.parents[:2]) if (place / TRAINING_ARGS).is_file()), None)
+    if folder is not None and "data" not in flags and not is_run(where):
+        raise ConfigError(
+            f"RUN ({where}) must be a run of abi-train run, and this is one of deepzig; go on with it by abi-train "
+            f"deepzig --resume --output-dir {shlex.quote(os.path.relpath(folder))}"
+        )
+
+
+def check_never_saved(directory: Path) -> None:
+    """Raise CheckpointError if a run without checkpoints once had some: to begin again would replace its records."""
+    metrics = directory / METRICS
+    if metrics.is_file() and '"type": "checkpoint"' in metrics.read_text():
+        raise CheckpointError(
+            f"{place_of_checkpoints(directory)} holds no checkpoint, though the run in {directory} has saved some; put "
+            f"them back, set checkpoint_path in {directory / 'config.yaml'} to where they are, or begin a new run"
+        )
+
+
 def changed(
     checkpoint: Path | None, flags: dict[str, dict[str, Any]], where: Path
 ) -> tuple[RunConfig, Path, LlmTrainingConfig]:
@@ -138,14 +163,11 @@ def changed(
     directory, source = where, where
     if checkpoint is not None and not is_run(where):
         around = [place for place in (checkpoint.parent.parent, checkpoint.parent) if is_run(place)]
-        around = [place for place in around if (place / "metrics.jsonl").is_file()]  # else it is another config.yaml
+        around = [place for place in around if (place / METRICS).is_file()]  # else it is another config.yaml
         directory, source = (around[0], around[0]) if around else (checkpoint.parent, checkpoint)
     values = read_run_config(source / "config.yaml")
     if "data" not in values and "data" not in flags:
-        raise CheckpointError(
-            f"{checkpoint} is outside of its run, whose config.yaml names the data; give --data (or --corpus-bytes "
-            "for the standard library, and --valid-fraction), or put the checkpoint back into RUN/checkpoints"
-        )
+        raise _without_data(source)
     usual = values.setdefault("training", {}).get("checkpoint_path") or directory / "checkpoints"
     values["training"]["checkpoint_path"] = str(checkpoint.parent if checkpoint else usual)  # the run may have moved
     merged = {name: joined(cls, values.get(name, {}), flags.get(name, {})) for name, cls in RUN_SECTIONS.items()}
@@ -160,6 +182,21 @@ def changed(
     )
     check_early_stopping(run.early_stopping, run.data.to_dict(), run.training.eval_interval)
     return run, directory, LlmTrainingConfig.from_dict(values["training"])
+
+
+def _without_data(source: Path) -> CheckpointError:
+    """Return the error for a run, or a checkpoint, whose config.yaml does not name the data."""
+    run = next((place for place in (source.parent.parent, source.parent) if (place / METRICS).is_file()), None)
+    if is_run(source):
+        what, remedy = f"{source / 'config.yaml'} must name the data", "put its section data back"
+    elif run is not None:
+        what, remedy = f"{run / 'config.yaml'} is missing, which names the data", "put it back"
+    else:
+        what = f"{source} is outside of its run, whose config.yaml names the data"
+        remedy = "put the checkpoint back into RUN/checkpoints"
+    return CheckpointError(
+        f"{what}; give --data (or --corpus-bytes for the standard library, and --valid-fraction), or {remedy}"
+    )
 
 
 def check_targets(config: LlmTrainingConfig, before: LlmTrainingConfig, state: "TrainingState") -> None:

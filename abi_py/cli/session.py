@@ -128,7 +128,9 @@ class RunConfig:
         The usual place of the checkpoints is left out: the run may be moved, and its file may begin another run.
         """
         training = self.training
-        usual = training.checkpoint_path == str(directory / "checkpoints")
+        if training.checkpoint_path is not None:  # absolute, as the data are: the run is resumed from any directory
+            training = training.replace(checkpoint_path=os.path.abspath(training.checkpoint_path))
+        usual = training.checkpoint_path == os.path.abspath(directory / "checkpoints")
         rest = {"early_stopping": self.early_stopping, "data": self.data, "chat": self.chat}
         return to_yaml(("checkpoint_path",) if usual else (), model=self.model, training=training, **rest)
 
@@ -140,9 +142,12 @@ def read_run_config(path: Path) -> dict[str, dict[str, Any]]:
 
 def has_checkpoint(directory: Path) -> bool:
     """Say whether there is anything in a run's directory to go on from."""
+    return _holds_checkpoints(place_of_checkpoints(directory))
+
+
+def _holds_checkpoints(place: Path) -> bool:
     from ..training.checkpoint import list_checkpoints
 
-    place = place_of_checkpoints(directory)
     return bool(list_checkpoints(place / "checkpoints") or list_checkpoints(place))
 
 
@@ -164,10 +169,16 @@ def is_run(directory: Path) -> bool:
 
 
 def place_of_checkpoints(directory: Path) -> Path:
-    """Return the directory itself, or the checkpoint_path that the run in it was given."""
+    """Return the checkpoint_path that the run in a directory was given, or the directory itself.
+
+    A run that was given another place, and was killed before it saved there, has its checkpoints in the old one still.
+    """
     if not is_run(directory):
         return directory
-    return Path(read_run_config(directory / "config.yaml").get("training", {}).get("checkpoint_path") or directory)
+    named = read_run_config(directory / "config.yaml").get("training", {}).get("checkpoint_path")
+    if not named or (_holds_checkpoints(directory) and not _holds_checkpoints(Path(named))):
+        return directory
+    return Path(named)
 
 
 def epochs_done(state: "TrainingState") -> int:

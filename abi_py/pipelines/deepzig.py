@@ -233,11 +233,16 @@ def train_deepzig(
 def check_free(directory: Path, resume: bool = False) -> None:
     """Raise ConfigError if a folder holds a model, a run that is not to be resumed, or a file of a name we write."""
     folder, remedy = shlex.quote(str(directory)), "choose another"
-    if (directory / CONFIG).exists() and (directory / WEIGHTS).exists():
+    if is_finished(directory):
         remedy += f" (it holds a finished run: go on from it with --base {folder})"
     elif (directory / TRAINING_ARGS).exists():
         remedy += f", or go on with the interrupted run by abi-train deepzig --resume --output-dir {folder}"
     check_no_files(directory, (CONFIG,) if resume else WRITTEN, "output_dir", remedy)
+
+
+def is_finished(directory: Path) -> bool:
+    """Say whether a folder holds a model: the one that a run there was begun for."""
+    return (directory / CONFIG).exists() and (directory / WEIGHTS).exists()
 
 
 def load_run_config(directory: Path) -> DeepZigConfig:

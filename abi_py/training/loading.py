@@ -17,13 +17,15 @@ __all__ = ["LoadedModel", "load_model"]
 class LoadedModel:
     """A model, the directory that its weights came from, and what a search passed over and why.
 
-    `eos_ids` end a text, as the files of the directory say; None if they say nothing.
+    `eos_ids` end a text, as the files of the directory say; None if they say nothing.  `run` is the directory of the
+    run, where that is known to be elsewhere.
     """
 
     model: TrainableModel | LoraModel
     directory: Path
     skipped: tuple[str, ...] = ()
     eos_ids: tuple[int, ...] | None = None
+    run: Path | None = None
 
 
 def load_model(path: str | Path, *, allow_nonfinite: bool = False) -> LoadedModel:

@@ -82,8 +82,8 @@ def _check_model(model: Any, loaded: Checkpoint) -> None:
             stored = getattr(stored_values.get(name), "value", stored_values.get(name))  # enums by their names
             if (section, name) not in MAY_DIFFER and stored != value:
                 raise CheckpointError(
-                    f"{loaded.path} is of another model: {name} is {stored} there and {value} here; build the model "
-                    "from the checkpoint's config.yaml"
+                    f"{loaded.path} is of another model: {name} is {stored} there and {value} here; keep the model's "
+                    "shape as its config.yaml has it, or use a checkpoint of this run"
                 )
     for entry in model.parameters.table:
         if entry.hf_name not in loaded.weights or loaded.weights[entry.hf_name].shape != entry.shape:

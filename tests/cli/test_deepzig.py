@@ -122,5 +122,8 @@ def test_a_folder_that_is_taken(abi_train, tmp_path):
     assert "must not hold config.json yet" in err
     (tmp_path / "taken" / "model.safetensors").touch()
     (tmp_path / "taken" / "training_args.json").write_text('{"abi_py": {}}')
-    code, _, err = abi_train("deepzig", "--resume", "--output-dir", "taken")
-    assert (code, "holds a finished run" in err) == (2, True)
+    code, out, err = abi_train("deepzig", "--resume", "--output-dir", "taken")
+    assert (code, err, out[:39]) == (0, "", "finished taken holds its model; nothing")
+    assert "abi-train deepzig --base taken --output-dir NEW" in out
+    code, _, err = abi_train("resume", "taken")
+    assert (code, "go on with it by abi-train deepzig --resume --output-dir taken" in err) == (2, True)

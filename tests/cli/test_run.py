@@ -237,7 +237,7 @@ def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny,
         assert abi_train("run", *shape, "--data", "ids.bin", "--vocab-size", 8, "--out", "r")[0] == 1
         code, _, err = abi_train("run", *tiny, "--out", "r")
         assert code == 2
-        assert "go on with it by abi-train resume r" in err
+        assert "go on with the run there by abi-train resume r" in err
         code, out, err = abi_train("resume", "r")
         assert code == 1
         assert "ended before its first checkpoint; it begins again" in out
@@ -328,7 +328,7 @@ def test_resume_warns_before_it_prunes_a_directory_elsewhere(abi_train, tmp_path
     code, out, _ = abi_train("resume", "r", "--max-steps", 5, "--max-checkpoints", 2)
     assert code == 0
     warning = next(line for line in out.splitlines() if line.startswith("warning"))
-    assert "saved in far, outside of r, and only the 2 newest and the best stay there" in warning
+    assert f"saved in {tmp_path / 'far'}, outside of r, and only the 2 newest and the best stay there" in warning
     assert "removes up to 3 of them" in warning
     assert "outside of" not in abi_train("resume", "r", "--max-steps", 6, "--max-checkpoints", 0)[1]
 
@@ -342,7 +342,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(abi_train, tmp_path, tiny):
     assert abi_train("resume", "r", "--max-steps", 4)[0] == 0
 
 
-def test_a_run_whose_checkpoints_lie_elsewhere(abi_train, tmp_path, tiny):
+def test_a_run_whose_checkpoints_are_elsewhere(abi_train, tmp_path, tiny, monkeypatch):
     assert abi_train("run", *tiny, "--out", "r", "--checkpoint-path", "far", "--max-steps", 3)[0] == 0
     code, _, err = abi_train("run", *tiny, "--out", "r")
     assert code == 2
@@ -350,6 +350,25 @@ def test_a_run_whose_checkpoints_lie_elsewhere(abi_train, tmp_path, tiny):
     assert abi_train("resume", "r", "--max-steps", 4)[0] == 0
     assert json.loads((tmp_path / "r/report.json").read_text())["total_steps"] == 4
     assert (tmp_path / "far/llm_step_4").is_dir()
+    (tmp_path / "r/checkpoints/llm_step_1").mkdir(parents=True)  # where they are is what config.yaml says
+    monkeypatch.chdir(tmp_path / "r")
+    code, out, err = abi_train("generate", "../r", "-p", "The ", "--max-new-tokens", 3)
+    assert (code, bool(out)) == (0, True), err
+    shutil.rmtree(tmp_path / "r/checkpoints")
+    (tmp_path / "far").rename(tmp_path / "lost")
+    for words in (("resume", "../r", "--max-steps", 6), ("generate", "../r", "-p", "The ")):
+        code, _, err = abi_train(*words)
+        assert (code, str(tmp_path / "far") in err) == (1, True), err
+    (tmp_path / "lost").rename(tmp_path / "r/checkpoints")
+    assert abi_train("resume", "../r", "--max-steps", 5)[0] == 0
+
+
+def test_a_run_whose_config_is_missing(abi_train, tmp_path, tiny):
+    assert abi_train("run", *tiny, "--out", "r", "--max-steps", 2)[0] == 0
+    (tmp_path / "r/config.yaml").unlink()
+    code, _, err = abi_train("resume", "r", "--max-steps", 3)
+    assert (code, "r/config.yaml is missing, which names the data; give --data" in err) == (1, True), err
+    assert "or put it back" in err
 
 
 def test_checkpoints_of_another_run_are_not_replaced(abi_train, tmp_path, tiny, uncompiled):
