@@ -209,6 +209,11 @@ def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, np.nda
                 f"{folder}: {stored[HEAD][0]} differs from {stored[EMBEDDING][0]}, though tie_word_embeddings in "
                 f"{CONFIG} says that they are one; set it to false to use both, or remove the head that is wrong"
             )
+    if config.num_layers > len(tensors):  # before a table is made of as many as it says
+        raise CheckpointError(
+            f"{folder}: num_hidden_layers in {CONFIG} is {config.num_layers:,}, and its files hold {len(tensors):,} "
+            "tensors; config.json belongs to other weights"
+        )
     places = {_bare(entry.hf_name): entry for entry in tensor_table(config)}
     for bare, entry in places.items():
         found = tensors.get(bare)

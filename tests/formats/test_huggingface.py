@@ -245,3 +245,6 @@ def test_shapes_are_compared_before_a_model_is_made(write, monkeypatch):
     monkeypatch.setattr("abi_py.training.loading.TrainableModel", lambda config: pytest.fail("a model was made"))
     with pytest.raises(CheckpointError, match=r"instead of \(1000000, "):
         load_model(folder)
+    monkeypatch.setattr("abi_py.formats.huggingface.tensor_table", lambda config: pytest.fail("a table was made"))
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers in config.json is 9,999, and its files hold 20 "):
+        load_model(write(num_hidden_layers=9999))
