@@ -314,7 +314,7 @@ class LlmTrainingConfig(Config):
     def _check_schedule(self) -> None:
         schedule = self.lr_schedule
         rate = self.learning_rate
-        self._require("learning_rate", math.isfinite(rate) and rate > 0, "be a positive number", "the default is 1e-5")
+        self._require("learning_rate", math.isfinite(rate) and rate > 0, "be a positive number", "try 0.001")
         least = self.min_learning_rate
         self._require("min_learning_rate", math.isfinite(least) and least >= 0, "be zero or more", "use 0 for no limit")
         if schedule is LearningRateSchedule.CONSTANT:

@@ -181,18 +181,39 @@ def _parts(rows, columns, depth, threads):
     return best[1:]
 
 
-def _product_fits(sizes, out, a, b, transpose_a, transpose_b, **others):
+def _share(x, y):
+    """Say whether two arrays have a number in common; columns of one matrix side by side do not."""
+    return np.may_share_memory(x, y) and np.shares_memory(x, y)
+
+
+def _check_apart(out, addend, **operands):
+    """Raise ValueError if a product would write over what it still reads; it may write over the addend in its place."""
+    for name, x in operands.items():
+        if _share(out, x):
+            raise ValueError(f"out overlaps {name}, which is read after out is written; pass {name}.copy()")
+    if addend is None or not _share(out, addend):
+        return
+    if (addend.ctypes.data, addend.strides) != (out.ctypes.data, out.strides):
+        raise ValueError("out overlaps addend elsewhere than in its place; pass addend.copy()")
+
+
+def _streamed_fits(sizes, out, x, w, addend):
+    _check_apart(out, addend, x=x, w=w)
+
+
+def _product_fits(sizes, out, a, b, transpose_a, transpose_b, addend, numbers):
     m, k = a.shape[::-1] if transpose_a else a.shape
     depth, n = b.shape[::-1] if transpose_b else b.shape
     if k != depth:
         raise ValueError(f"a sums over {k} elements and b over {depth}: shapes {a.shape} and {b.shape} do not fit")
     if out.shape != (m, n):
         raise ValueError(f"out has shape {out.shape}; the product has shape {(m, n)}")
+    _check_apart(out, addend, a=a, b=b)
 
 
 @checked("out! addend? (M, N); a (A, K) float32|uint16; b (B, L) float32|uint16", _product_fits)
 def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, numbers=FLOAT32):
-    """Write op(a) op(b) (+ addend) to out: matrices with unit column stride; addend may be out.
+    """Write op(a) op(b) (+ addend) to out: matrices with unit column stride; addend may be out; a and b may not.
 
     out and addend are float32; a and b are float32, or uint16 that holds bfloat16.  `numbers` says what is multiplied:
     a and b are rounded to FLOAT32, BFLOAT16 or FLOAT16 while they are packed.  Sums are float32.
@@ -214,7 +235,7 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers.table, *parts)
 
 
-@checked("out! addend? (N, M); x (N, K); w (M, K)")
+@checked("out! addend? (N, M); x (N, K); w (M, K)", _streamed_fits)
 def streamed_product(out, x, w, addend=None):
     """Write x wᵀ (+ addend) to out, all float32; up to FEW rows of x are multiplied with w as it lies in memory.
 

@@ -91,6 +91,7 @@ def test_bad_models(values, message):
         ({"learning_rate": "fast"}, r"learning_rate \('fast'\) must be a number"),
         ({"learning_rate": 0}, r"learning_rate \(0\.0\) must be a positive number"),
         ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"learning_rate": float("nan")}, r"learning_rate \(nan\) must be a positive number; try 0\.001"),
         ({"epochs": 0}, r"epochs \(0\) must be at least 1"),
         ({"epochs": 1.5}, r"epochs \(1\.5\) must be a whole number"),
         ({"epochs": True}, "epochs"),

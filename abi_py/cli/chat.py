@@ -42,7 +42,7 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
 @click.option("--template", help="name or Jinja file of the chat template  [the tokenizer's own]")
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
 @click.option("--config", type=click.Path(path_type=Path, exists=True), help="generation_config.json; flags beat it")
-@click.option("--threads", type=int, help="threads to use  [all]")
+@click.option("--threads", type=int, help="threads to use (0 = all)  [all]")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -37,7 +37,7 @@ CONTEXT = 512  # llama.cpp's
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
 @click.option("--template", help="name or Jinja file of the template of conversations  [the tokenizer's own]")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
-@click.option("--threads", type=int, help="threads to use  [all]")
+@click.option("--threads", type=int, help="threads to use (0 = all)  [all]")
 @click.pass_context
 def command(
     ctx: click.Context,

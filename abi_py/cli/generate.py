@@ -40,7 +40,7 @@ TOKENIZER_HELP = "tokenizer.json, or its directory  [the model's own]"
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
 @click.option("--config", type=click.Path(path_type=Path, exists=True), help="generation_config.json; flags beat it")
 @click.option("--json", "as_json", is_flag=True, help="one line of JSON for each prompt: text, ids, log-probabilities")
-@click.option("--threads", type=int, help="threads to use  [all]")
+@click.option("--threads", type=int, help="threads to use (0 = all)  [all]")
 @click.pass_context
 def command(
     ctx: click.Context,

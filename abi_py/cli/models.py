@@ -82,7 +82,7 @@ def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> Any:
 
     if given is not None:
         return Tokenizer.load(given)
-    around = loaded.directory.parent, loaded.directory.parent.parent  # RUN/llm_step_N, or RUN/checkpoints/llm_step_N
+    around = loaded.directory.parent, loaded.directory.parent.parent  # RUN/llm_step_N, RUN/checkpoints/llm_step_N
     for directory in (loaded.directory, *(around if loaded.run is None else (loaded.run,))):
         if (directory / TOKENIZER_FILE).is_file() and (directory == loaded.directory or _is_run(directory)):
             return Tokenizer.load(directory)
@@ -90,13 +90,14 @@ def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> Any:
 
 
 def _is_run(directory: Path) -> bool:
-    return (directory / "config.yaml").is_file()
+    return any((directory / name).is_file() for name in ("config.yaml", "training_args.json"))  # of run, of deepzig
 
 
 def generation_settings(loaded: "LoadedModel", file: Path | None, flags: dict[str, Any]) -> "GenerationConfig":
     """Return the settings: flag beats file beats the model's own generation_config.json beats the defaults.
 
-    ConfigError for a flag without effect: what only matters for drawing, beside temperature 0.
+    ConfigError for a flag without effect: what only matters for drawing, beside temperature 0, or an id that the model
+    does not have.
     """
     from ..generation import GenerationConfig
     from ..generation.settings import CONFIG_FILE
@@ -109,17 +110,18 @@ def generation_settings(loaded: "LoadedModel", file: Path | None, flags: dict[st
         flags = {**flags, "max_new_tokens": None}  # as in a generation_config.json that has the one alone
     config = config.replace(**flags)
     config.require_acting(flags)
+    config.check_vocabulary(loaded.model.config.vocab_size, *flags.keys() & {"stop_ids"})
     return config
 
 
 def set_threads_option(threads: int | None) -> None:
-    """Use so many threads; ConfigError if this machine has fewer."""
+    """Use so many threads, all for 0; ConfigError if this machine has fewer."""
     if threads is None:
         return
     from ..training.trainer import set_threads
 
-    if threads < 1:
-        raise ConfigError(f"threads ({threads}) must be at least 1; leave it out to use all")
+    if threads < 0:
+        raise ConfigError(f"threads ({threads}) must be at least 0; use 0 for all")
     set_threads(threads)
 
 

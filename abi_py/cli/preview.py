@@ -9,8 +9,8 @@ import click
 import numpy as np
 
 from ..config import LlmTrainingConfig
-from .chat_data import ChatConfig, OpenChat, open_chat
-from .models import printable, utf8_output
+from .chat_data import ChatConfig, OpenChat, find_files, open_chat
+from .models import note, printable, utf8_output
 from .options import Verb, config_options, from_flags
 from .session import make_console, show_table
 
@@ -57,6 +57,11 @@ def command(
     seed = LlmTrainingConfig().seed if seed is None else seed
     opened = open_chat(data, tokenizer, chat, max_seq_len=max_seq_len, seed=seed)
     utf8_output()
+    if not find_files([str(path) for path in data], chat):
+        note(
+            f"{data[0]} holds texts: abi-train run trains on them as they are, one after the other, and as on these "
+            "rows only if it is given a flag of conversations, such as --template"
+        )
     console = make_console()
     for index in range(min(count, len(opened.dataset))):
         show_row(console, opened, index)

@@ -48,6 +48,7 @@ _OWN_ERRORS = (
     MemoryError,
     AssertionError,
 )
+_REMEDY = "correct it, or give another template with --template"
 
 
 def template_names() -> tuple[str, ...]:
@@ -184,12 +185,14 @@ class ChatTemplate:
             ) from None
         except jinja2.TemplateError as error:
             # What the template itself has to say needs no line; what Jinja says of it does.
-            line = "" if type(error) is jinja2.TemplateError else f":{line_of(compiled, error)}"
-            raise DataError(f"{self.name}{line}: {on_one_line(error.message or type(error).__name__)}") from None
+            message = on_one_line(error.message or type(error).__name__)
+            if type(error) is jinja2.TemplateError:
+                raise DataError(f"{self.name}: {message}") from None
+            raise DataError(f"{self.name}:{line_of(compiled, error)}: {message}; {_REMEDY}") from None
         except _OWN_ERRORS as error:
             raise DataError(
                 f"{self.name}:{line_of(compiled, error)}: fails on this conversation: {type(error).__name__}: "
-                f"{on_one_line(str(error))}"
+                f"{on_one_line(str(error))}; {_REMEDY}"
             ) from None
 
     def encoder(self, tokenizer: Tokenizer) -> "ChatEncoder":
@@ -250,7 +253,7 @@ def template_for(tokenizer: Tokenizer, name: str | os.PathLike[str] | None = Non
         known = next((n for n, t in BUILT_IN.items() if _same(tokenizer.chat_template, t)), None)
         if known is not None:
             return load_template(known)
-        return ChatTemplate(tokenizer.chat_template, f"the chat template of {tokenizer.name}")
+        return ChatTemplate(tokenizer.chat_template, f"the chat template of {tokenizer.template_name}")
     for known in ("deepzig", "chatml", "llama3"):
         if all(tokenizer.id_of(token) is not None for token in BUILT_IN[known].tokens):
             return load_template(known)

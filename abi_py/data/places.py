@@ -66,7 +66,7 @@ def library_errors(problem: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise DataError(f"{problem} ({error}); {remedy}") from None
 

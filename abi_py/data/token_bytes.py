@@ -60,7 +60,7 @@ class TokenBytes:
         return within, self._size([token_id, *anchor]) - anchor_within
 
     def _size(self, ids: list[int]) -> int:
-        return len(self._vocabulary.backend.decode(ids, skip_special_tokens=False).encode("utf-8"))
+        return len(self._vocabulary.decode_known(ids).encode("utf-8"))
 
     def _find_anchor(self) -> list[int]:
         """Return an ordinary token that ends in a letter: beside it, others are decoded as within a text."""

@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 __all__ = ["BYTE_OF", "BYTE_TOKEN", "REPLACEMENT", "ByteStream", "TokenStream", "Vocabulary", "WindowStream"]
 
@@ -22,8 +22,6 @@ def _inside_character(token: str) -> bool:
 class Vocabulary(Protocol):
     """What is asked of a tokenizer (`tokenizer.Tokenizer`) here."""
 
-    backend: Any  # of the `tokenizers` library
-
     @property
     def vocab_size(self) -> int: ...
     @property
@@ -31,6 +29,7 @@ class Vocabulary(Protocol):
     @property
     def begins_after(self) -> frozenset[int]: ...
     def token_of(self, token_id: int) -> str | None: ...
+    def decode_known(self, ids: list[int]) -> str: ...
 
 
 class TokenStream:
@@ -145,9 +144,8 @@ class WindowStream(TokenStream):
         return new
 
     def _new_text(self) -> str:
-        decode = self.tokenizer.backend.decode
-        before = decode(self._window[: self._done], skip_special_tokens=False)
-        return decode(self._window, skip_special_tokens=False)[len(before) :]
+        decode = self.tokenizer.decode_known
+        return decode(self._window)[len(decode(self._window[: self._done])) :]
 
     def finish(self) -> str:
         """Return what was held back."""

@@ -40,6 +40,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 FILES = (TOKENIZER_FILE, CONFIG_FILE)  # what `save` writes
 DAMAGED = "the file is cut short or damaged: copy it again"
+NOT_ONE = f"a tokenizer is a {TOKENIZER_FILE}: give the path of one, or copy it again if it is cut short"
 # What is read of tokenizer.json before the library reads it.
 DESCRIPTION = {"model": dict[str, Any], "added_tokens": list[Any] | None}
 FREE_IDS, IDS_A_TOKEN = 1 << 16, 8  # ids may have gaps, but not such that a table of them is a burden
@@ -65,6 +66,7 @@ class Tokenizer:
     chat_template  Jinja text or None; may be set, and `save` writes it
     config         what tokenizer_config.json says, as plain values
     name           what error messages call it
+    template_name  what they call the chat template: the file that it came from
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Tokenizer:
         """
         backend.no_truncation()
         backend.no_padding()
-        self.backend, self.name = backend, name
+        self.backend, self.name, self.template_name = backend, name, name
         self.config = dict(config or {})
         self.chat_template: str | None = _default_template(self.config.get("chat_template"), name)
         self._described = json.loads(backend.to_str())
@@ -96,7 +98,7 @@ class Tokenizer:
                 f"{where}; a tokenizer is a {TOKENIZER_FILE} or a directory that holds one: give its path, or make one "
                 "with `abi-train tokenizer train`"
             )
-        _check_ids(read_json(file, DESCRIPTION, error=DataError, remedy=DAMAGED), file)
+        _check_ids(read_json(file, DESCRIPTION, error=DataError, remedy=NOT_ONE), file)
         with library_errors(
             f"{file} is JSON but no tokenizer that the `tokenizers` library {tokenizers.__version__} can read",
             "give the tokenizer.json of a model, or make one with `abi-train tokenizer train`",
@@ -108,7 +110,9 @@ class Tokenizer:
         if template.is_file():
             settings = {**settings, "chat_template": read_text(template, error=DataError, remedy="copy the file again")}
         settings |= special_token_names(file.parent, settings, backend.token_to_id, backend.id_to_token)
-        return cls(backend, settings, str(file))
+        made = cls(backend, settings, str(file))
+        made.template_name = str(template if template.is_file() else config)
+        return made
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, vocab_size={self.vocab_size})"
@@ -122,14 +126,14 @@ class Tokenizer:
         before it, if it is a piece of a longer one.  DataError if the text holds half a surrogate pair, which no UTF-8
         file can.
         """
-        with _unicode(text):
+        with self._library(text):
             return self._recognising.encode(text, place, add_special_tokens)
 
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = False, places: Sequence[Place] | None = None
     ) -> list[list[int]]:
         """Return the ids of each text, as `encode` does; the texts are divided among the processor's cores."""
-        with _unicode(*texts):
+        with self._library(*texts):
             return self._recognising.encode_batch(texts, places, add_special_tokens)
 
     def encode_plain(self, text: str, place: Place = Place.FIRST) -> list[int]:
@@ -138,17 +142,17 @@ class Tokenizer:
         The result holds no special id, except that of the unknown token.  Tokens that were added without the mark
         `special` (Qwen's "<tool_call>") are ordinary vocabulary, and are recognised here too.
         """
-        with _unicode(text):
+        with self._library(text):
             ids = self._plain.encode(text, place)
-        return ids if self._forbidden.isdisjoint(ids) else self._taken_apart(text, place)
+            return ids if self._forbidden.isdisjoint(ids) else self._taken_apart(text, place)
 
     def encode_plain_batch(self, texts: Sequence[str], places: Sequence[Place] | None = None) -> list[list[int]]:
         """Return the ids of each text, as `encode_plain` does, on all cores."""
-        with _unicode(*texts):
+        with self._library(*texts):
             found = self._plain.encode_batch(texts, places)
-        for i, ids in enumerate(found):
-            if not self._forbidden.isdisjoint(ids):
-                found[i] = self._taken_apart(texts[i], Place.FIRST if places is None else places[i])
+            for i, ids in enumerate(found):
+                if not self._forbidden.isdisjoint(ids):
+                    found[i] = self._taken_apart(texts[i], Place.FIRST if places is None else places[i])
         return found
 
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[list[int]]:
@@ -182,8 +186,9 @@ class Tokenizer:
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the post-processor puts before a text, and those after it: most often BOS and nothing."""
         candidates = ("a", "0", *(token for token in self._tokens if token))
-        probe = next((text for text in candidates if self._recognising.encode(text)), "")
-        encoding = self.backend.encode(probe, add_special_tokens=True)
+        with self._library():
+            probe = next((text for text in candidates if self._recognising.encode(text)), "")
+            encoding = self.backend.encode(probe, add_special_tokens=True)
         own = [i for i, added in enumerate(encoding.special_tokens_mask) if not added] or [len(encoding.ids)]
         return tuple(encoding.ids[: own[0]]), tuple(encoding.ids[own[-1] + 1 :])
 
@@ -241,7 +246,12 @@ class Tokenizer:
                 parts.append([])
             else:
                 parts[-1].append(i)
-        return REPLACEMENT.join(self.backend.decode(part, skip_special_tokens=skip_special_tokens) for part in parts)
+        return REPLACEMENT.join(self.decode_known(part, skip_special_tokens) for part in parts)
+
+    def decode_known(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of ids that all have a token."""
+        with self._library():
+            return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def stream(self, skip_special_tokens: bool = False, context: Sequence[int] = ()) -> TokenStream:
         """Return a decoder that takes ids one by one; its text is that of the continuation of `context`."""
@@ -268,6 +278,18 @@ class Tokenizer:
     def _token_bytes(self) -> TokenBytes:
         edges = {self.bos_id, self.eos_id, *self.around[0], *self.around[1], *self.begins_after} - {None}
         return TokenBytes(self, edges, self._is_byte_level, self._plain.begins_with_space)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def _library(self, *texts: str) -> Iterator[None]:
+        """Make DataErrors of what the library says of its rules and of `texts`; every text and id goes through here."""
+        remedy = "its normalizer, pre_tokenizer or decoder asks for more than the library can do: correct them"
+        try:
+            with library_errors(f"{self.name}: the `tokenizers` library fails on this text", remedy):
+                yield
+        except TypeError:  # half a surrogate pair, of which it only says that a text must be a str
+            for text in texts:
+                _check_unicode(text)
+            raise
 
     # -- vocabulary ----------------------------------------------------------------------------
 
@@ -345,18 +367,6 @@ class Tokenizer:
         return None if token_id is None else self.token_of(token_id)
 
 
-@contextlib.contextmanager
-def _unicode(*texts: str) -> Iterator[None]:
-    """Turn the library's TypeError for half a surrogate pair, which only says that a text must be a str, into one of
-    ours."""
-    try:
-        yield
-    except TypeError:
-        for text in texts:
-            _check_unicode(text)
-        raise
-
-
 def _check_unicode(text: str) -> None:
     """Raise DataError for half a surrogate pair, of which the library only says that the text must be a str."""
     if not isinstance(text, str):
@@ -374,17 +384,25 @@ def _check_unicode(text: str) -> None:
 
 
 def _check_ids(content: Mapping[str, Any], path: Path) -> None:
-    """Raise DataError for ids that are none, or far above the number of tokens: the library counts to the largest."""
+    """Raise DataError for an added token without text, and for ids that are none, given twice, or far above the number
+    of tokens: the library counts to the largest."""
     vocabulary = content["model"].get("vocab")  # of Unigram a list, whose ids are the places in it
-    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    tokens = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
     count = len(vocabulary) if isinstance(vocabulary, dict | list) else 0
-    check(content.get("added_tokens") or [], [{"id": int}], f"{path}: added_tokens", error=DataError, remedy=DAMAGED)
-    numbers += [token["id"] for token in content.get("added_tokens") or ()]
+    added, form = content.get("added_tokens") or [], [{"id": int, "content": str}]
+    check(added, form, f"{path}: added_tokens", error=DataError, remedy=DAMAGED)
+    tokens += [(token["content"], token["id"]) for token in added]
     limit = FREE_IDS + IDS_A_TOKEN * count
-    for number in numbers:
+    names: dict[int, str] = {}
+    for name, number in tokens:
         if type(number) is not int or not 0 <= number < limit:
             rule = f"no id of a vocabulary of {count:,} tokens, in which ids are below {limit:,}"
             raise DataError(f"{path}: {shown(number)} is {rule}; {DAMAGED}")
+        if names.setdefault(number, name) != name:
+            both = f"{shown(names[number])} and {shown(name)}"
+            raise DataError(f"{path}: {both} have the same id {number}; give each token an id of its own")
+    if any(not token["content"] for token in added):
+        raise DataError(f'{path}: added_tokens holds "", which is found between any two characters; take it out')
 
 
 def _default_template(template: Any, name: str) -> str | None:

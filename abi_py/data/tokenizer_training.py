@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from ..config import Config, opt
 from ..errors import ConfigError, DataError
+from .token_types import MOST_IDS
 from .tokenizer import Tokenizer
 
 __all__ = ["SPECIAL_TOKENS", "TokenizerStyle", "TokenizerTrainingConfig", "train_tokenizer"]
@@ -68,6 +69,9 @@ class TokenizerTrainingConfig(Config):
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
         self._require_at_least(1, "vocab_size")
+        # The library sets aside memory for all of them before it reads a text, and aborts if there is not so much.
+        remedy = "the usual size is 32000, and the largest vocabularies have 262144"
+        self._require("vocab_size", self.vocab_size <= MOST_IDS, f"be at most {MOST_IDS}", remedy)
         if self.min_frequency is not None:
             self._require_at_least(0, "min_frequency")
         for token in self.special:

@@ -115,9 +115,13 @@ class GenerationConfig(Config):
         """Return the settings of a draw: keywords of `sampler.candidates`."""
         return {name: getattr(self, name) for name in _DRAWING}
 
-    def check_vocabulary(self, size: int) -> None:
-        """Raise ConfigError for an id to ban or to force that a vocabulary of `size` does not have."""
-        for name, ids in (*((name, getattr(self, name)) for name in _IDS), ("bad_words_ids", sum(self.bad_words, ()))):
+    def check_vocabulary(self, size: int, *others: str) -> None:
+        """Raise ConfigError for an id to ban or to force, or of other settings, that a vocabulary of `size` lacks.
+
+        `stop_ids` is not among them by itself: the files of a model may name end tokens that it cannot write.
+        """
+        named = {name: getattr(self, name) or () for name in (*_IDS, *others)}
+        for name, ids in (*named.items(), ("bad_words_ids", sum(self.bad_words, ()))):
             if max(ids, default=0) >= size:
                 raise ConfigError(f"{name} holds {max(ids)}, but the model's ids are 0 ... {size - 1}; correct it")
 

@@ -10,6 +10,7 @@ import yaml
 from abi_py.cli.chat_data import ChatConfig
 from abi_py.cli.opening import open_data
 from abi_py.cli.session import DataConfig
+from abi_py.data import TokenizedDataset
 
 SHAPE = "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 --sample-tokens 8"
 RUN = f"{SHAPE} --max-seq-len 64 --batch-size 4 --epochs 2".split()
@@ -53,6 +54,18 @@ def test_preview(abi_train, talks):
     assert sum(float(rows[f"colour_{c}"].split()[1][:-1]) for c in ("red", "green", "blue", "gold")) == 100.0
     assert float(rows["packed (--packing)"][:-1]) < float(rows["every row 16 wide"][:-1])
     assert "template deepzig, learned: assistant" in out
+
+
+def test_preview_of_texts_says_that_run_takes_them_as_they_are(abi_train, talks, tmp_path):
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"red green {i}"}) + "\n" for i in range(9)))
+    words = ["preview", "texts.jsonl", *talks[1:], "-n", "0"]
+    code, _, err = abi_train(*words)
+    assert code == 0
+    assert err.startswith("texts.jsonl holds texts: abi-train run trains on them as they are")
+    assert abi_train(*words, "--template", "deepzig")[2] == ""
+    data = DataConfig(path=("texts.jsonl",), tokenizer="tok")
+    train, _, _ = open_data(data, ChatConfig(), None, max_seq_len=64, seed=0)
+    assert isinstance(train, TokenizedDataset)
 
 
 def test_preview_of_everything_learned_and_filters(abi_train, talks):

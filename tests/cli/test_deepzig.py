@@ -34,6 +34,10 @@ def test_train_and_chat(abi_train, tmp_path):
     assert out.endswith("\n")
     assert "</assistant>" not in out
     assert (tmp_path / "deepzig-test-model" / "report.json").is_file()
+    for name in ("config.json", "model.safetensors"):  # as an interrupted run leaves it
+        (tmp_path / "deepzig-test-model" / name).unlink()
+    code, out, err = abi_train("chat", "deepzig-test-model", "--once", "What is Zig?", "--max-new-tokens", 5)
+    assert code == 0, err
 
 
 def test_lora_with_own_data_on_an_earlier_model(abi_train, rows):
@@ -46,8 +50,11 @@ def test_lora_with_own_data_on_an_earlier_model(abi_train, rows):
     assert "(rank 2: " in out
     assert "asked    Say" in out
     assert "the frozen weights are random" not in out
-    code, out, _ = abi_train("chat", "second", "--once", "Say 3", "--max-new-tokens", 3)
-    assert code == 0
+    for folder in ("second", "second/checkpoints", "second/adapter"):
+        code, out, err = abi_train("chat", folder, "--once", "Say 3", "--max-new-tokens", 3)
+        assert code == 0, err
+    code, _, err = abi_train("generate", "second/adapter", "-p", "Say 3", "--max-new-tokens", 3)
+    assert code == 0, err
 
 
 def test_lora_on_random_weights_is_remarked(abi_train):

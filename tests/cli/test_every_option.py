@@ -226,8 +226,8 @@ def test_options_that_are_no_fields():
         (["generate", "a.txt", "--logprobs", "2"], "logprobs (2) acts only with --json"),
         (["chat", "a.txt", "--logprobs", "2"], "logprobs (2) has no effect in a conversation"),
         (["chat", "a.txt", "--config", "b.json"], "b.json"),
-        (["eval", "a.txt", "a.txt", "--threads", "0"], "threads (0) must be at least 1"),
-        (["chat", "a.txt", "--threads", "0"], "threads (0) must be at least 1"),
+        (["eval", "a.txt", "a.txt", "--threads", "-1"], "threads (-1) must be at least 0"),
+        (["chat", "a.txt", "--threads", "-1"], "threads (-1) must be at least 0"),
     ],
 )
 def test_flags_without_effect_end_the_call(abi_train, tmp_path, call, said):

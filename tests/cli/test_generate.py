@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 import tokenizers
@@ -148,7 +149,7 @@ def test_a_run_directory(abi_train, tiny):
         (["m", "-p", ""], "prompt"),
         (["m", "--ids", "1 x"], "ids"),
         (["m", "-p", "x", "--top-p", "0"], "top_p"),
-        (["m", "-p", "x", "--threads", "0"], "threads"),
+        (["m", "-p", "x", "--threads", "-1"], "threads"),
         (["m", "-p", "x", "--max-new-tokens", "many"], "max_new_tokens"),
         (["m", "-p", "x", "--config", "nothing.json"], "nothing.json"),
     ],
@@ -160,10 +161,23 @@ def test_wrong_calls(abi_train, model, uncompiled, words, part):
     assert len(err.splitlines()) == 1
 
 
+def test_no_threads_are_all_of_them(abi_train, model):
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(1)
+        assert abi_train("generate", "m", "-p", "x", "--threads", "0", "--max-new-tokens", "1")[0] == 0
+        assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
+    finally:
+        numba.set_num_threads(before)
+
+
 def test_ids_outside_the_vocabulary_are_told_before_compiling(abi_train, model, uncompiled):
     code, out, err = abi_train("generate", "m", "--ids", "1 999")
     assert (code, out, len(err.splitlines())) == (1, "", 1)
     assert "id 999 at place 1 must be 0 ... 256" in err
+    code, out, err = abi_train("generate", "m", "--ids", "1", "--stop-ids", "999")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "stop_ids holds 999, but the model's ids are 0 ... 256" in err
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from abi_py.data import Tokenizer
+from abi_py.data.chat import template_for
+from abi_py.data.encoders import TextEncoder
 from abi_py.errors import DataError
 
 SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "<user>", "</user>"]
@@ -198,8 +200,10 @@ def test_chat_templates_of_other_forms(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert Tokenizer.load(tmp_path).chat_template == "D"
+    assert template_for(Tokenizer.load(tmp_path)).name == f"the chat template of {tmp_path / 'tokenizer_config.json'}"
     (tmp_path / "chat_template.jinja").write_text("file")
     assert Tokenizer.load(tmp_path).chat_template == "file"
+    assert template_for(Tokenizer.load(tmp_path)).name == f"the chat template of {tmp_path / 'chat_template.jinja'}"
 
 
 def test_hash_sees_the_vocabulary_and_not_the_spelling(tmp_path: Path) -> None:
@@ -224,9 +228,16 @@ def test_hash_sees_the_vocabulary_and_not_the_spelling(tmp_path: Path) -> None:
         (b'{"model": {}}', "no tokenizer that the `tokenizers` library"),
         (b'{"model": {"vocab": {"a": 2147483648}}}', r"2147483648 is no id of a vocabulary of 1 tokens"),
         (b'{"model": {"vocab": {"a": "b"}}}', r"'b' is no id of a vocabulary"),
-        (b'{"model": {}, "added_tokens": [{"id": -1}]}', r"-1 is no id of a vocabulary of 0 tokens"),
+        (b'{"model": {}, "added_tokens": [{"id": -1, "content": "a"}]}', r"-1 is no id of a vocabulary of 0 tokens"),
         (b'{"model": {}, "added_tokens": [{}]}', r"added_tokens: \[0\] lacks 'id'"),
+        (b'{"model": {"vocab": {"a": 0, "b": 0}}}', "'a' and 'b' have the same id 0"),
+        (
+            b'{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 0, "content": "<s>"}]}',
+            "'a' and '<s>' have the same id 0",
+        ),
+        (b'{"model": {}, "added_tokens": [{"id": 0, "content": ""}]}', 'added_tokens holds ""'),
         (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (b"\x93NUMPY", "a tokenizer is a tokenizer.json"),
     ],
 )
 def test_files_that_are_no_tokenizer(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -235,6 +246,40 @@ def test_files_that_are_no_tokenizer(tmp_path: Path, content: bytes | None, mess
     with pytest.raises(DataError, match=message) as caught:
         Tokenizer.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+SLOW = {"pattern": {"Regex": "(x+x+)+y"}}  # takes more steps than the library allows itself
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"pre_tokenizer": {"type": "Split", **SLOW, "behavior": "Isolated", "invert": False}},
+        {"normalizer": {"type": "Replace", **SLOW, "content": ""}},
+        {"decoder": {"type": "Replace", **SLOW, "content": ""}},
+    ],
+)
+def test_a_rule_that_the_library_cannot_follow(tmp_path: Path, rule: dict) -> None:
+    tokenizer_with(tmp_path, rule)
+    tokenizer, text = Tokenizer.load(tmp_path), "x" * 40
+    calls = [
+        lambda: tokenizer.encode(text),
+        lambda: tokenizer.encode_plain(text),
+        lambda: tokenizer.encode_batch(["a", text]),
+        lambda: tokenizer.encode_plain_batch(["a", text]),
+        lambda: TextEncoder(tokenizer).encode([text], [True]),
+    ]
+    if "decoder" in rule:  # one token of many x: the rule sees it in one piece
+        calls = [lambda: tokenizer.decode([0]), lambda: tokenizer.stream().add(0), lambda: tokenizer.count_bytes(0, -1)]
+    for call in calls:
+        with pytest.raises(DataError, match=r"tokenizer\.json: the `tokenizers` library fails on .*retry-limit"):
+            call()
+
+
+def tokenizer_with(directory: Path, rule: dict) -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"x" * 40: 0, "a": 1}, unk_token="a"))
+    content = {**json.loads(backend.to_str()), **rule}
+    (directory / "tokenizer.json").write_text(json.dumps(content))
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_deepzig_styles_give_the_ids_of_the_original_recipe(style: str) -> None:
 def test_what_cannot_be_trained() -> None:
     with pytest.raises(ConfigError, match=r"vocab_size \(100\) must be at least 268: 12 special tokens and 256 bytes"):
         train_tokenizer(TEXTS, 100)
+    with pytest.raises(ConfigError, match=r"vocab_size \(2000000000\) must be at most 524288"):
+        train_tokenizer(TEXTS, 2_000_000_000)
     for special, message in ((["<s>", "<s>"], "given twice"), (["a"], "two characters"), ([" <s>"], "no white space")):
         with pytest.raises(ConfigError, match=message):
             train_tokenizer(TEXTS, 400, special)

@@ -179,6 +179,15 @@ def test_a_failure_leaves_what_was_there(tok: Path, tmp_path: Path) -> None:
     assert {name: (output.parent / name).read_bytes() for name in os.listdir(output.parent)} == before
 
 
+def test_an_error_of_the_thread_that_encodes_names_the_tokenizer(tok: Path, tmp_path: Path) -> None:
+    content = json.loads((tok / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "a.txt").write_text("a" * 40 + "b")
+    with pytest.raises(DataError, match=r"tokenizer\.json: the `tokenizers` library fails on this text"):
+        tokenize_to_file([tmp_path / "a.txt"], tmp_path / "o.bin", TokenizeConfig(tokenizer=str(tmp_path)))
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
 def test_interrupted(rows: Path, tmp_path: Path, error: type[BaseException]) -> None:
     def stop(done: int, tokens: int) -> None:

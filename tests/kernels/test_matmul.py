@@ -191,6 +191,24 @@ def test_out_may_overlap_an_operand(rng, accumulate):
     check_close(matmul(both[:9], y, both[1:]), expected, 1e-5)  # overlaps by eight rows
 
 
+def test_a_product_is_not_written_over_its_operands(rng):
+    y, x = rng.standard_normal((2, 9, 9)).astype(np.float32)
+    before = y.copy()
+    for arguments, name in (((y, y, x), "a"), ((y, x, y), "b"), ((y[1:], y[:8], x), "a")):
+        with pytest.raises(ValueError, match=f"out overlaps {name}, "):
+            product(*arguments)
+    with pytest.raises(ValueError, match="out overlaps addend"):
+        product(y[1:], x[1:], x, addend=y[:8])
+    with pytest.raises(ValueError, match="out overlaps w"):
+        streamed_product(y[:2], x[:2], y)
+    assert np.array_equal(y, before)
+    product(y, x, x, addend=y)
+    check_close(y, exact(x, x, addend=before), 1e-5)
+    both = np.concatenate([x, x], axis=1)
+    product(both[:, :9], both[:, 9:], x)  # side by side, without a number in common
+    check_close(both[:, :9], exact(x, x), 1e-5)
+
+
 def test_stacks_broadcast_as_in_numpy(rng):
     for left, right in (((3, 2), (3, 2)), ((3, 1), (2,)), ((), (4,)), ((5,), ()), ((0,), ()), ((2, 0, 1), (3,))):
         a = rng.standard_normal((*left, 5, 7)).astype(np.float32)
