@@ -188,7 +188,8 @@ class ChatTemplate:
             message = on_one_line(error.message or type(error).__name__)
             if type(error) is jinja2.TemplateError:
                 raise DataError(f"{self.name}: {message}") from None
-            raise DataError(f"{self.name}:{line_of(compiled, error)}: {message}; {_REMEDY}") from None
+            where = f"{self.name}:{line_of(compiled, error)}"
+            raise DataError(f"{where}: {message.removesuffix('.')}; {_REMEDY}") from None
         except _OWN_ERRORS as error:
             raise DataError(
                 f"{self.name}:{line_of(compiled, error)}: fails on this conversation: {type(error).__name__}: "

@@ -361,3 +361,13 @@ def test_a_tokenizer_without_the_templates_tokens_is_refused(bare_tokenizer):
         load_template("chatml").encoder(bare_tokenizer)
     with pytest.raises(ConfigError, match="loss_on \\('user'\\) must be assistant or all"):
         load_template("alpaca").encode(bare_tokenizer, TALK, loss_on="user")
+
+
+def test_what_a_template_may_not_do_is_told_with_a_remedy() -> None:
+    template = ChatTemplate("\n{{ messages.append(1) }}", "t.jinja")
+    with pytest.raises(DataError) as caught:
+        template.render([{"role": "user", "content": "x"}])
+    assert str(caught.value) == (
+        "t.jinja:2: access to attribute 'append' of 'list' object is unsafe; correct it, or give another template with "
+        "--template"
+    )
