@@ -28,6 +28,11 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(number: int, noun: str) -> str:
+    """Return '1 step', '2,000 steps'."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def on_one_line(text: str, longest: int = 300) -> str:
     """Return a text that is not ours (a template's complaint, a question) without line ends, cut where it is long."""
     text = " ".join(text.split())

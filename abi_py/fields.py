@@ -89,10 +89,15 @@ def fields_of(cls: type) -> tuple[Option, ...]:
     return tuple(options)
 
 
-def closest(word: str, possible: list[str]) -> str:
-    """Return '; did you mean X?' when something similar exists, else the list of what is allowed."""
+def suggested(word: str, possible: list[str]) -> str:
+    """Return 'did you mean X?' when something similar exists, else ''."""
     match = difflib.get_close_matches(word[:80].lower(), possible, n=1, cutoff=0.5)
-    return f"did you mean {match[0]}?" if match else f"known: {', '.join(possible)}"
+    return f"did you mean {match[0]}?" if match else ""
+
+
+def closest(word: str, possible: list[str]) -> str:
+    """Return 'did you mean X?' when something similar exists, else the list of what is allowed."""
+    return suggested(word, possible) or f"known: {', '.join(possible)}"
 
 
 def convert(option: Option, value: Any) -> Any:
@@ -114,7 +119,7 @@ def convert(option: Option, value: Any) -> Any:
         text = value.value if isinstance(value, Enum) else value
         if text in option.choices:
             return kind(text)
-        hint = closest(str(text), list(option.choices))
+        hint = suggested(str(text), list(option.choices)) or "choose one"
         raise ConfigError(f"{name} ({shown(text)}) must be one of {', '.join(option.choices)}; {hint}")
     if kind is bool:
         if isinstance(value, bool):

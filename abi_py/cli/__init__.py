@@ -52,7 +52,7 @@ class Group(click.Group):
         """Find the verb; an unknown one gets a suggestion."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.6)
             hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
             raise click.UsageError(f"unknown verb {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)

@@ -209,12 +209,9 @@ def show_answer(
         ids, trained = data.row(0)
         begin = int(np.argmax(trained))
         asked, known = ids[:begin], {"data": ids[begin:]}
-        ends = ids[trained & ~np.append(trained[1:], False)]  # where a run of learned tokens ends
-        stops = {tokenizer.eos_id, *(int(i) for i in ends if int(i) in tokenizer.special_ids)} - {None}
     else:
-        talk = [{"role": "user", "content": question}]
-        asked, known = encoder.encode_prompt(talk), {}
-        stops = set(encoder.stop_ids(talk))
+        asked, known = encoder.encode_prompt([{"role": "user", "content": question}]), {}
+    stops = encoder.stop_ids([{"role": "user", "content": question or "?"}])  # those of every answer of the template
     room = model.config.max_seq_len - len(asked)
     if room < 1:
         console.print(f"{'sample':<9}none: the question fills the model's {model.config.max_seq_len} tokens")
@@ -222,7 +219,7 @@ def show_answer(
     made = generate(model, asked.tolist(), min(tokens, room), seed=seed, stop_ids=tuple(stops))
     shown = {"asked": asked, "answer": made, **known}
     for name, part in shown.items():
-        text = printable(tokenizer.decode([int(i) for i in part]))
+        text = printable(tokenizer.decode([int(i) for i in part])) or "(empty)"
         console.print(f"{name:<9}" + text.replace("\n", "\n" + " " * 9), soft_wrap=True)
 
 

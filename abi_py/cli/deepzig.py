@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError, on_one_line
+from ..errors import ConfigError, counted, on_one_line
 from ..locks import DirectoryLock, check_unlocked
 from ..pipelines.deepzig_config import DeepZigConfig
 from .models import printable
@@ -102,7 +102,8 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
     for label, text in describe_data(run):
         say(console, label, text)
     config, steps = run.training, run.steps_per_epoch * run.training.epochs
-    say(console, "plan", f"{config.epochs} epochs, {steps:,} steps of {per_step(run)}; model in {run.directory}")
+    length = f"{counted(config.epochs, 'epoch')}, {counted(steps, 'step')} of {per_step(run)}"
+    say(console, "plan", f"{length}; model in {run.directory}")
     trainer = run.make_trainer()
     if run.config.use_lora:
         say(console, "lora", trainer.model.report())
@@ -117,7 +118,7 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
     if report.interrupted:
         show_table(console, "Report", report_rows(trainer, report))
         go_on = f"abi-train deepzig --resume --output-dir {folder}"
-        say(console, "stopped", f"{report.total_steps} steps done; go on with: {go_on}")
+        say(console, "stopped", f"{counted(report.total_steps, 'step')} done; go on with: {go_on}")
         return code
     model, results = run.finish(trainer, report)
     show_table(console, "Report", [*report_rows(trainer, report), *evaluation_rows(run, results)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .chat_data import ChatConfig, describe_chat, encode_chat, find_files
 from .generate import INTERRUPTED, TOKENIZER_HELP
 from .models import ModelPath, compile_for_decoding, load_tokenizer, note, open_model, set_threads_option
@@ -139,6 +139,7 @@ def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]
     """
     import numpy as np
 
+    from ..data.sidecar import read_sidecar
     from ..data.sources import is_token_file
     from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
@@ -146,6 +147,12 @@ def read_ids(data: Path, codec: Any, vocab_size: int) -> "tuple[np.ndarray, Any]
 
     codec = text_codec(codec, vocab_size)
     if is_token_file(data):
+        info = read_sidecar(data)
+        if info is not None and info.vocab_size > vocab_size:
+            raise DataError(
+                f"{data} was made with another tokenizer, of {info.vocab_size} ids, than the model's, of {vocab_size}; "
+                "give the texts, or tokenize them again with the model's tokenizer"
+            )
         dataset = TokenizedDataset.load(data, vocab_size)
         dataset.check_vocab()
         if dataset.info is not None:

@@ -116,7 +116,7 @@ class VerbGroup(click.Group):
         """Find the verb."""
         name, known = args[0], list(self.commands)
         if name not in known and not name.startswith("-"):
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(known)}"
             raise click.UsageError(f"unknown verb {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)

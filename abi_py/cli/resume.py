@@ -87,7 +87,7 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
     found = locate(place_of_checkpoints(where))
     there = list_checkpoints(found.path.parent)
     for problem in found.skipped:
-        say(console, "passed", f"over: {problem}")
+        say(console, "note", f"passed over: {problem}")
     state = TrainingState.from_dict(verify(found.path)["state"])
     run, directory, before = changed(found.path, flags, where)
     check_targets(run.training, before, state)
@@ -236,8 +236,8 @@ def warn_of_pruning(training: LlmTrainingConfig, directory: Path, console: Any) 
     whose = "" if inside else f", outside of {directory}"
     if root.exists() and os.name == "posix" and root.stat().st_uid != os.getuid():
         whose += f", which is user {root.stat().st_uid}'s"
-    if whose and keep:
-        doomed = len(removable(root, keep - 1))
+    doomed = len(removable(root, keep - 1)) if whose and keep else 0
+    if doomed:
         say(
             console,
             "warning",

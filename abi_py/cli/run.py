@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import EarlyStoppingConfig, LearningRateSchedule, LlmTrainingConfig, TrainableModelConfig, joined
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..files import atomic_text
 from ..files import check_free as check_no_files
 from ..locks import check_unlocked
@@ -250,7 +250,7 @@ def check_free(directory: Path) -> None:
     """Raise ConfigError if a directory holds a run already, or another file of a name that a run writes."""
     remedy = "choose another"
     if is_run(directory) or has_checkpoint(directory):
-        remedy += f", or go on with the run there by abi-train resume {shlex.quote(str(directory))}"
+        remedy += f", or go on with it by abi-train resume {shlex.quote(str(directory))}"
     check_no_files(directory, run_files(), "out", remedy)
 
 
@@ -286,9 +286,8 @@ def start(
     say(console, "machine", describe_machine(run.training.mixed_precision))
     say(console, "model", describe_model(run.model))
     say(console, "data", describe_data(train_data, valid))
-    steps = f"{total:,} steps of {most}{tokens:,} tokens ({epoch:,} an epoch)"
-    epochs = "1 epoch" if run.training.epochs == 1 else f"{run.training.epochs} epochs"
-    say(console, "plan", f"{epochs}, {steps}; run in {directory}")
+    steps = f"{counted(total, 'step')} of {most}{tokens:,} tokens ({epoch:,} an epoch)"
+    say(console, "plan", f"{counted(run.training.epochs, 'epoch')}, {steps}; run in {directory}")
     tokenizer, problem = find_tokenizer(run.data, run.chat, train_data)
     if tokenizer is not None:
         tokenizer.save(directory)

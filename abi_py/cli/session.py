@@ -31,7 +31,7 @@ from ..config import (
     opt,
     to_yaml,
 )
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, counted
 from ..locks import DirectoryLock, check_unlocked
 from ..training.schedule import ends
 from ..untrusted import read_json
@@ -196,7 +196,8 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
     at_limit = bool(config.max_steps) and state.global_step >= (config.max_steps or 0)
     no_limit = " --max-steps 0" if at_limit else ""
     if epochs_done(state) >= config.epochs:
-        reason = f"all {config.epochs} epochs are done (step {state.global_step})"
+        done = "its one epoch is" if config.epochs == 1 else f"all {config.epochs} epochs are"
+        reason = f"{done} done (step {state.global_step})"
         anew = " --schedule restart" if ends(config) else ""  # or the rate would stay at its minimum
         return reason, f"--epochs {2 * config.epochs}{no_limit}{anew}"
     if at_limit:
@@ -341,8 +342,8 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
 def describe_model(model: TrainableModelConfig) -> str:
     """Return one line about the model's shape."""
     return (
-        f"{model.num_params():,} parameters: {model.num_layers} layers, width {model.hidden_dim}, "
-        f"{model.num_heads} heads ({model.num_kv_heads} for keys), feed-forward {model.intermediate_dim}, "
+        f"{model.num_params():,} parameters: {counted(model.num_layers, 'layer')}, width {model.hidden_dim}, "
+        f"{counted(model.num_heads, 'head')} ({model.num_kv_heads} for keys), feed-forward {model.intermediate_dim}, "
         f"vocabulary {model.vocab_size}"
     )
 
@@ -510,7 +511,7 @@ def show_end(
         say(
             console,
             "stopped",
-            f"{report.total_steps} steps done; go on with: abi-train resume {shlex.quote(str(directory))}",
+            f"{counted(report.total_steps, 'step')} done; go on with: abi-train resume {shlex.quote(str(directory))}",
         )
         return
     if report.checkpoint is not None:

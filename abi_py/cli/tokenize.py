@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..data.documents import list_inputs
+from ..data.sources import is_token_file
 from ..data.tokenizing import TokenizeConfig, tokenize_if_needed, tokenize_to_file, valid_path
+from ..errors import ConfigError, counted
 from ..training.stop import SIGNALS
 from .options import Verb, config_options, from_flags
 
@@ -36,6 +38,8 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
     from .session import make_console
 
     config = from_flags(ctx, "tokenize", TokenizeConfig)
+    if not is_token_file(output):
+        raise ConfigError(f"output ({output}) must be named .bin, by which token ids are known; give {output.name}.bin")
     listing = list_inputs(inputs)
     console = make_console()
     make = tokenize_to_file if force else tokenize_if_needed
@@ -69,7 +73,8 @@ def summary(report: "TokenizeReport") -> list[str]:
     """Return what to say about the files, and about what was left out."""
     lines = []
     for path, info in report.files.items():
-        text = f"{path}: {info.tokens:,} tokens from {info.documents:,} documents of {info.bytes:,} bytes"
+        text = f"{path}: {counted(info.tokens, 'token')} from {counted(info.documents, 'document')}"
+        text += f" of {counted(info.bytes, 'byte')}"
         if info.tokenizer is not None:
             text += f" ({info.bytes / max(info.tokens, 1):.2f} bytes a token)"
         lines.append(text + (", there already" if report.reused else ""))

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, listed
 from .corpus import BYTE_VOCAB_SIZE, END_OF_DOCUMENT, byte_tokens
 from .documents import Document
 from .pieces import TextCutter
@@ -21,6 +21,8 @@ from .tokenizer import Tokenizer
 from .tokens import TokenArray
 
 __all__ = ["ByteEncoder", "Encoder", "TextEncoder"]
+
+SHOWN_TOKENS = 8  # special tokens named in a message
 
 
 class Encoder(Protocol):
@@ -68,7 +70,7 @@ class TextEncoder:
         """
         end = tokenizer.eos_id if end_of_document is None else tokenizer.id_of(end_of_document)
         if end is None and end_of_document is not None:
-            known = ", ".join(str(tokenizer.token_of(i)) for i in sorted(tokenizer.special_ids)[:8])
+            known = listed([str(tokenizer.token_of(i)) for i in sorted(tokenizer.special_ids)], SHOWN_TOKENS)
             raise ConfigError(
                 f"end_of_document ({end_of_document!r}) must be a token of {tokenizer.name}; its special tokens are "
                 f"{known or 'none'}"

@@ -14,6 +14,7 @@ twice, nesting deeper than DEPTH (untrusted.py), a row longer than MAX_ROW.
 """
 
 import io
+import itertools
 import re
 from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
@@ -27,7 +28,7 @@ READ = 1 << 20  # bytes read at once
 MAX_ROW = 1 << 26  # bytes of a row: 64 MB
 WRAPPERS = ("data", "rows", "train", "examples", "conversations")
 
-Row = tuple[int, Any]  # number of its line, from 1; value, or BadRow
+Row = tuple[int | str, Any]  # number of its line, from 1 ("1, row 3" where rows share a line); value, or BadRow
 
 
 class BadRow(Exception):
@@ -102,9 +103,11 @@ def _elements(cursor: "_Cursor") -> Iterator[Row]:
     if cursor.peek() == b"]":
         cursor.take()
         return
-    while True:
+    before: int | str = cursor.line
+    for number in itertools.count(1):
         line, value = cursor.value()
-        yield line, value
+        yield line if line != before else f"{line}, row {number}", value
+        before = line
         mark = cursor.peek()
         if mark not in (b",", b"]"):
             raise cursor.error('expected "," or "]" after an element of the JSON array')

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..config import ON, Config, opt
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from ..files import atomic_files, atomic_text
 from .documents import Documents, Listing, Paths, TextFormat, list_inputs, sidecar_path
 from .encoders import ByteEncoder, Encoder, TextEncoder
@@ -177,8 +177,9 @@ def _check_parts(documents: Documents, tallies: list[Tally], config: TokenizeCon
         raise documents.nothing_left()
     if not all(tally.documents for tally in tallies):
         name = "validation" if tallies[TRAIN].documents else "training"
+        parted = f"valid_split ({config.valid_split:g}) of {counted(count, 'document')}"
         raise DataError(
-            f"{', '.join(documents.inputs)}: valid_split ({config.valid_split:g}) of {count} documents leaves none for "
+            f"{', '.join(documents.inputs)}: {parted} leaves none for "
             f"{name}; a file is one document, a row of JSONL too: give more of them or another share, or leave "
             "--valid-split out, and abi-train run keeps the last tokens for validation (--valid-fraction)"
         )

@@ -10,7 +10,7 @@ import yaml
 from abi_py.cli.chat_data import ChatConfig
 from abi_py.cli.opening import open_data
 from abi_py.cli.session import DataConfig
-from abi_py.data import TokenizedDataset
+from abi_py.data import TokenizedDataset, Tokenizer
 
 SHAPE = "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 --sample-tokens 8"
 RUN = f"{SHAPE} --max-seq-len 64 --batch-size 4 --epochs 2".split()
@@ -115,6 +115,18 @@ def test_padded_run_with_validation_data_and_a_question(abi_train, talks, tmp_pa
     code, out, _ = abi_train("run", "--data", *talks, *RUN, "--dry-run")
     assert code == 0
     assert "ms for a micro-batch" in out
+
+
+def test_the_sample_of_the_end_stops_where_an_answer_does(abi_train, talks, monkeypatch):
+    """Also where the row that it asks is cut, and shows no end."""
+    asked = {}
+    monkeypatch.setattr("abi_py.generation.generate", lambda *_, **given: asked.update(given) or np.zeros(0, int))
+    code, out, err = abi_train("run", "--data", *talks, *RUN, "--max-seq-len", "16", "--max-steps", "1", "--out", "r")
+    assert code == 0, err
+    assert "\nanswer   (empty)\n" in out
+    tokenizer = Tokenizer.load("r")
+    assert {tokenizer.token_of(i) for i in asked["stop_ids"]} >= {"</assistant>", "</s>"}
+    assert "1 layer, width" in out
 
 
 def test_a_directory_of_conversations(abi_train, talks, tmp_path):

@@ -26,7 +26,7 @@ def test_train_and_chat(abi_train, tmp_path):
     code, out, err = abi_train("deepzig", *TINY)
     assert (code, err) == (0, "")
     assert "deepzig_conversations.jsonl (16): 14 conversations" in out
-    assert "1 epochs, 4 steps of 4 conversations" in out
+    assert "1 epoch, 4 steps of 4 conversations" in out
     assert out.count("asked    ") == 3
     assert "asked    What is Zig?" in out
     code, out, err = abi_train("chat", "deepzig-test-model", "--once", "What is Zig?", "--max-new-tokens", 5)

@@ -101,6 +101,13 @@ def test_texts_token_files_and_prompts_begin_alike(abi_train, with_bos, tmp_path
     assert prompt == [1, *with_bos.encode(TEXT[:20])]
 
 
+def test_a_token_file_of_another_vocabulary_is_told(abi_train, with_bos, tmp_path):
+    save_folder(tmp_path / "m", vocab_size=280)
+    code, _, err = abi_train("eval", "m", "d.bin")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "d.bin was made with another tokenizer, of 300 ids, than the model's, of 280; give the texts, or" in err
+
+
 def test_a_token_file_of_another_convention_is_told(abi_train, with_bos, tmp_path):
     assert abi_train("tokenize", "d", "-o", "new.bin", "--tokenizer", "tok")[0] == 0
     values = json.loads((tmp_path / "d.bin.json").read_text())

@@ -459,7 +459,7 @@ def test_flags_that_would_change_nothing_are_refused_by_resume(abi_train, tmp_pa
     for flags in (["--hidden-dim", 200], ["--schedule", "restart"], ["--epochs", 1], ["--beta1", 0.5]):
         code, _, err = abi_train("resume", "r", *flags)
         name = flags[0].removeprefix("--").replace("-", "_")
-        assert (code, f"{name}: without effect, because all 1 epochs are done" in err) == (2, True), err
+        assert (code, f"{name}: without effect, because its one epoch is done" in err) == (2, True), err
     for flags, text in (
         (["--model-seed", 3], "seed (3) of the model has no effect"),
         (["--loss-on", "all"], "loss_on is for conversations"),

@@ -52,12 +52,12 @@ def test_tokenize(abi_train, tmp_path, monkeypatch):
     code, out, _ = abi_train("tokenize", "a.txt", "-o", "a.bin")
     assert code == 0
     assert out.splitlines() == [
-        "a.bin: 4 tokens from 1 documents of 3 bytes",
+        "a.bin: 4 tokens from 1 document of 3 bytes",
         "next: abi-train run --data a.bin",
     ]
     assert np.fromfile("a.bin", "<u4").tolist() == [104, 195, 169, 256]
     code, out, _ = abi_train("tokenize", "a.txt", "-o", "a.bin")
-    assert (code, out.splitlines()[0]) == (0, "a.bin: 4 tokens from 1 documents of 3 bytes, there already")
+    assert (code, out.splitlines()[0]) == (0, "a.bin: 4 tokens from 1 document of 3 bytes, there already")
     assert abi_train("tokenize", "a.txt", "-o", "a.bin", "--force")[0] == 0
 
 

@@ -91,6 +91,22 @@ def test_utf16_is_named(tmp_path: Path, encoding: str) -> None:
     assert [encoding in reason for reason in documents.skipped] == [True] * 3
 
 
+def test_a_bad_row_among_others_in_its_line_is_named_by_its_number(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"text": "b"}, {"text": 3}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"a\.json:1, row 3: 'text' must be a string"):
+        texts(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=2))
+    with pytest.raises(DataError, match=r"a\.json:8: 'text' must be a string"):
+        texts(tmp_path / "a.json")
+
+
+def test_zeros_alone_are_no_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"abc\0" * 500)  # zeros at odd places only, but not at all of them
+    with pytest.raises(DataError, match=r"a\.txt is not text: byte 3 is zero"):
+        texts(tmp_path / "a.txt")
+
+
 def test_linked_directories_are_read_once(tmp_path: Path) -> None:
     (tmp_path / "data/sub").mkdir(parents=True)
     (tmp_path / "other").mkdir()

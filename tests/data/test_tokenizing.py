@@ -154,7 +154,7 @@ def test_the_share_is_right_to_one_document(fraction: float) -> None:
 
 def test_too_few_documents_to_divide(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one document")
-    with pytest.raises(DataError, match=r"valid_split \(0.1\) of 1 documents leaves none for validation"):
+    with pytest.raises(DataError, match=r"valid_split \(0.1\) of 1 document leaves none for validation"):
         tokenize_to_file([tmp_path / "a.txt"], tmp_path / "train.bin", TokenizeConfig(valid_split=0.1))
     assert sorted(os.listdir(tmp_path)) == ["a.txt"]
 
