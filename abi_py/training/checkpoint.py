@@ -360,9 +360,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{error}; the checkpoint is of another version") from None
     weights = read_safetensors(path / _model_files(content["files"])[0])
     optimizer = read_safetensors(path / "optimizer.safetensors")
+    _check_arrays(optimizer, sum(tensor.size for tensor in weights.values()), path / "optimizer.safetensors")
     check_read(path, {**weights, **_moments(optimizer)}, "use an earlier checkpoint")
     state = TrainingState.from_dict(content["state"])
     return Checkpoint(path=path, state=state, config=config, weights=weights, optimizer=optimizer)
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], size: int, file: Path) -> None:
+    """Raise CheckpointError for an array that is not as `Checkpoint` says; `size` is the number of weights."""
+    for name, array in arrays.items():
+        kind = np.float64 if name == "loss_history" else np.float32
+        if array.dtype != kind or array.ndim != 1 or (name != "loss_history" and array.size != size):
+            wanted = f"({size},) {kind.__name__}" if name != "loss_history" else "a row of float64"
+            raise CheckpointError(f"{file}: {shown(name)} is {array.shape} {array.dtype}, but must be {wanted}{ADVICE}")
 
 
 def find_latest(root: str | Path) -> Found:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from abi_py.config import TrainableModelConfig, load_yaml
 from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
+from abi_py.formats.safetensors import write_safetensors
 from abi_py.training import checkpoint
 from abi_py.training.checkpoint import (
     FILES,
@@ -339,3 +340,23 @@ def test_another_name_or_no_state_is_not_taken(trainer, make_model, make_config,
         with pytest.raises(CheckpointError, match=r"state\.json is missing"):
             load(root / "llm_step_2")
     assert find_latest(root).path.name == "llm_step_1"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("m", lambda m: m[:-1]),
+        ("v", lambda v: v.astype(np.float64)),
+        ("m", lambda m: m[None]),
+        ("loss_history", lambda losses: losses[None]),
+        ("loss_history", lambda losses: losses.astype(np.int64)),
+    ],
+)
+def test_arrays_that_are_not_those_of_a_checkpoint(trainer, tmp_path, monkeypatch, name, change):
+    """Whole files, whose checksums hold, of another program."""
+    monkeypatch.setattr(checkpoint, "verify", lambda path: json.loads((path / STATE).read_text()))
+    path = tmp_path / "c" / "llm_step_2"
+    arrays = {key: np.array(array) for key, array in read_checkpoint(path).optimizer.items()}
+    write_safetensors(path / "optimizer.safetensors", {**arrays, name: np.ascontiguousarray(change(arrays[name]))})
+    with pytest.raises(CheckpointError, match=rf"optimizer.safetensors: '{name}' is .*, but must be "):
+        read_checkpoint(path)
