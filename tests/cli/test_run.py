@@ -237,7 +237,7 @@ def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny,
         assert abi_train("run", *shape, "--data", "ids.bin", "--vocab-size", 8, "--out", "r")[0] == 1
         code, _, err = abi_train("run", *tiny, "--out", "r")
         assert code == 2
-        assert "go on with the run there by abi-train resume r" in err
+        assert "go on with it by abi-train resume r" in err
         code, out, err = abi_train("resume", "r")
         assert code == 1
         assert "ended before its first checkpoint; it begins again" in out

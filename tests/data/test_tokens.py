@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abi_py.data import IGNORE_INDEX, IGNORE_LABEL, Batch, BatchIterator, DataLoader, TokenizedDataset
+from abi_py.data.sources import look_alike
 from abi_py.errors import ConfigError, DataError
 
 U32 = st.integers(0, (1 << 32) - 1)
@@ -51,10 +52,15 @@ def test_file_is_raw_little_endian_u32(tmp_path_factory: pytest.TempPathFactory,
 
 
 @settings(max_examples=40)
+@example(b"%PDF-")
 @given(st.binary(max_size=70))
 def test_any_bytes_load_or_are_an_error_with_the_size(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("tokens") / "any.bin"
     path.write_bytes(content)
+    if look_alike(content):
+        with pytest.raises(DataError, match="not a file of u32 token ids"):
+            TokenizedDataset.load(path, vocab_size=1 << 32)
+        return
     if content and len(content) % 4 == 0:
         assert TokenizedDataset.load(path, vocab_size=1 << 32).tokens.astype("<u4").tobytes() == content
         return

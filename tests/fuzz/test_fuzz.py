@@ -35,7 +35,7 @@ READERS = (
     Reader("raw", make, ("x",), reads(lambda: {}["key"])),
     Reader("dies", make, ("x",), reads(lambda: os.kill(os.getpid(), 11))),
     Reader("hangs", make, ("x",), reads(lambda: time.sleep(60))),
-    Reader("takes", make, ("x",), reads(lambda: bytes(range(256)) * 250_000)),
+    Reader("takes", make, ("x",), reads(lambda: bytes(range(256)) * 1_500_000)),
 )
 '''
 
