@@ -115,8 +115,8 @@ class _Signature:
         for array in arrays:
             self._check_kind(array, given[array.name])
         named = {array.name for array in self.arrays}
-        known = {name: self._number(name, value) for name, value in given.items() if name not in named}
-        known = self._check_sizes(arrays, given, {name: size for name, size in known.items() if size is not None})
+        scalars = {name: self._number(name, value) for name, value in given.items() if name not in named}
+        known = self._check_sizes(arrays, given, {name: size for name, size in scalars.items() if size is not None})
         for array in arrays:
             if array.below:
                 self._check_values(array, given[array.name], known[array.below])

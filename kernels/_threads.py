@@ -15,6 +15,7 @@ in a child whose parent had started threads, every kernel raises an error that n
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import threading
@@ -158,9 +159,9 @@ def _there(layer: str) -> bool:
     try:
         if layer == "tbb":
             parallel._check_tbb_version_compatible()
-            from numba.np.ufunc import tbbpool as _
+            importlib.import_module("numba.np.ufunc.tbbpool")
         else:
-            from numba.np.ufunc import omppool as _  # noqa: F401
+            importlib.import_module("numba.np.ufunc.omppool")
     except ImportError:
         return False
     return True
