@@ -19,6 +19,7 @@ FLOORS = [
     {"errors", "gradcheck"},
     {"locks", "untrusted"},
     {"fields", "files"},
+    {"shape"},
     {"config"},
     {"parameters"},
     {"formats"},

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainableModelConfig
 from ..files import atomic_files, json_text, write_pieces
+from ..shape import ModelShape
 from .finite import check_written
 from .huggingface import CONFIG, WEIGHTS, huggingface_config
 from .safetensors import safetensors_pieces
@@ -28,7 +28,7 @@ TRAINING_ARGS = "training_args.json"
 LONGEST = 2048  # max_length of the original's generation_config.json
 
 
-def deepzig_config(config: TrainableModelConfig, special: Mapping[str, int | None]) -> dict[str, Any]:
+def deepzig_config(config: ModelShape, special: Mapping[str, int | None]) -> dict[str, Any]:
     """Return the content of config.json; `special` has the ids of "bos", "eos" and "pad"."""
     theirs = huggingface_config(config)
     return {

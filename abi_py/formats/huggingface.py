@@ -23,6 +23,7 @@ import numpy as np
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, listed, shown
 from ..parameters import tensor_table
+from ..shape import ModelShape
 from ..untrusted import read_json
 from .finite import check_read
 from .safetensors import read_safetensors
@@ -73,7 +74,7 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 ROWS = 1024  # of two matrices, compared at once
 
 
-def huggingface_config(config: TrainableModelConfig) -> dict[str, Any]:
+def huggingface_config(config: ModelShape) -> dict[str, Any]:
     """Return the fields of a Hugging Face `LlamaConfig` for this model."""
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..config import PROJECTIONS, LoraConfig
 from ..errors import CheckpointError, ConfigError, shown
 from ..files import atomic_files, json_text, write_pieces
+from ..shape import PROJECTIONS, LoraConfig
 from ..untrusted import read_json
 from .finite import check_read, check_written
 from .safetensors import read_safetensors, safetensors_pieces

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import PROJECTIONS, Config, LoraConfig, TrainableModelConfig
+from ..config import Config, LoraConfig, TrainableModelConfig
 from ..errors import CheckpointError, listed
 from ..formats.peft import read_adapter, read_adapter_config, write_adapter
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
 from ..parameters import Buffers, Tensor, tensor_table
+from ..shape import PROJECTIONS
 from .activations import AdapterWidths
 from .block import BlockGradients, BlockWeights
 from .linear import Adapter, Group, Part

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_models import make_batch, make_model
 
-from abi_py.config import PROJECTIONS, LoraConfig, TrainableModelConfig
+from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import ConfigError
 from abi_py.gradcheck import check_close, relative_error
 from abi_py.kernels._jit import JIT
@@ -23,6 +23,7 @@ from abi_py.model.linear import (
     linear_forward,
     weight_gradients,
 )
+from abi_py.shape import PROJECTIONS
 
 TARGETS = [
     PROJECTIONS,

@@ -1,0 +1,157 @@
+# ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
+"""The shape of a model, and of adapters on it: what layers, families and file formats need to know.
+
+`config.py` is the place from which users take configuration; these classes stand below the layers, it stands above.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from .errors import ConfigError, shown
+from .fields import REQUIRED, Config, closest, either, fields_of, opt
+
+__all__ = ["IGNORE_INDEX", "PROJECTIONS", "CheckpointingStrategy", "LoraConfig", "ModelShape", "Precision"]
+
+MAX_VOCAB = 2**31 - 1  # ids travel as int32
+MAX_LAYERS = 10_000  # nine tensors each are listed by name; the deepest models have a few hundred
+IGNORE_INDEX = -100  # the label that does not count, as in PyTorch's cross_entropy
+
+
+class CheckpointingStrategy(str, Enum):
+    """Which activations the forward pass keeps; what is not kept is computed again in the backward pass."""
+
+    NONE = "none"
+    EVERY_N_LAYERS = "every_n_layers"
+    ATTENTION_ONLY = "attention_only"
+    FULL = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(Config):
+    """Shape of a model; names and defaults are the ABI's."""
+
+    hidden_dim: int = opt(REQUIRED, "width of the model")
+    num_layers: int = opt(REQUIRED, "number of transformer blocks")
+    num_heads: int = opt(REQUIRED, "number of query heads")
+    num_kv_heads: int = opt(REQUIRED, "number of key/value heads; a divisor of num_heads")
+    intermediate_dim: int = opt(REQUIRED, "inner width of the SwiGLU feed-forward layer")
+    vocab_size: int = opt(REQUIRED, "number of token ids")
+    max_seq_len: int = opt(2048, "longest sequence the model can read (length of the RoPE table)")
+    rope_theta: float = opt(10000.0, "base of the RoPE frequencies")
+    norm_eps: float = opt(1e-5, "epsilon of RMSNorm")
+    tie_embeddings: bool = opt(True, "use the token embedding as output projection too")
+    checkpointing: CheckpointingStrategy = opt(CheckpointingStrategy.NONE, "gradient checkpointing: what to keep")
+    checkpoint_interval: int = opt(
+        4,
+        "keep the input of every n-th layer",
+        acts={"checkpointing": CheckpointingStrategy.EVERY_N_LAYERS},
+    )
+    head_dim: int | None = opt(None, "width of one head; hidden_dim / num_heads when not given")
+    seed: int = opt(0, "seed of the initial weights", flag="model-seed")
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy."""
+        self._require_at_least(1, "hidden_dim", "num_layers", "num_heads", "num_kv_heads", "intermediate_dim")
+        self._require("num_layers", self.num_layers <= MAX_LAYERS, f"be at most {MAX_LAYERS}", "is it another number?")
+        self._require_at_least(1, "vocab_size", "max_seq_len", "checkpoint_interval")
+        self._require_at_least(0, "seed")
+        if self.vocab_size > MAX_VOCAB:
+            raise ConfigError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB}; ids are 32-bit")
+        if self.num_heads % self.num_kv_heads:
+            good = [str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            raise ConfigError(
+                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads}); try {either(good[-4:])}"
+            )
+        if self.head_dim is None and self.hidden_dim % self.num_heads:
+            below = self.hidden_dim // self.num_heads * self.num_heads
+            good = [str(n) for n in (below, below + self.num_heads) if n > 0]
+            raise ConfigError(
+                f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads}); "
+                f"try {either(good)}, or set head_dim"
+            )
+        if self.resolved_head_dim % 2 or self.resolved_head_dim < 2:
+            raise ConfigError(
+                f"head_dim ({self.resolved_head_dim}) must be even and at least 2, because RoPE rotates pairs; "
+                f"set head_dim to {max(2, self.resolved_head_dim + 1)} or change num_heads"
+            )
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            default = next(option.default for option in fields_of(type(self)) if option.name == name)
+            good_value = math.isfinite(value) and value > 0
+            self._require(name, good_value, "be a positive number", f"the usual value is {default}")
+
+    @property
+    def resolved_head_dim(self) -> int:
+        """Width of one head: `head_dim`, or `hidden_dim / num_heads`."""
+        return self.head_dim if self.head_dim is not None else self.hidden_dim // self.num_heads
+
+    @property
+    def q_dim(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.resolved_head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of all key (or value) heads together."""
+        return self.num_kv_heads * self.resolved_head_dim
+
+
+class Precision(str, Enum):
+    """Number format of the products."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+# -- adapters -----------------------------------------------------------------------------------
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # Hugging Face's names
+
+
+def _targets(value: Any) -> Any:
+    """Return projections by their full names: the ABI's `q`, or a mapping of names to true and false, as in Zig."""
+    if isinstance(value, Mapping):
+        value = [name for name, chosen in value.items() if chosen]
+    names = value if isinstance(value, list | tuple) else (value,)
+    return tuple(f"{name}_proj" if f"{name}_proj" in PROJECTIONS else name for name in names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(Config):
+    """Low-rank adapters on a frozen model (LoRA); the defaults of rank, alpha and dropout are the ABI's."""
+
+    rank: int = opt(8, "inner width of an adapter", flag="lora-rank")
+    alpha: float = opt(16.0, "the adapters' output is multiplied by alpha / rank", flag="lora-alpha")
+    dropout: float = opt(0.0, "share of an adapter's input that is dropped in training", flag="lora-dropout")
+    target_modules: tuple[str, ...] = opt(
+        PROJECTIONS,
+        "projections that get an adapter, also as q, k, v, o, gate, up, down; repeat the flag for each",
+        flag="lora-target",
+        read=_targets,
+    )
+    bias: str = opt("none", "PEFT field; must stay none, these models have no biases", flag="lora-bias")
+    use_rslora: bool = opt(False, "multiply by alpha / sqrt(rank) instead", flag="rslora")
+    seed: int = opt(0, "seed of the adapters and of their dropout", flag="lora-seed")
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy; put the targets into the order of the layers."""
+        self._require_at_least(1, "rank")
+        self._require_at_least(0, "seed")
+        self._require("alpha", math.isfinite(self.alpha) and self.alpha > 0, "be a positive number", "try 2 x rank")
+        self._require("dropout", 0 <= self.dropout < 1, "be at least 0 and below 1", "try 0.05")
+        self._require("bias", self.bias == "none", "be none", "these models have no biases to train")
+        for name in self.target_modules:
+            if name not in PROJECTIONS:
+                hint = closest(name, list(PROJECTIONS))
+                raise ConfigError(f"target_modules ({shown(name)}): no such projection; {hint}")
+        self._require("target_modules", bool(self.target_modules), "name at least one projection", "try q_proj, v_proj")
+        object.__setattr__(self, "target_modules", tuple(name for name in PROJECTIONS if name in self.target_modules))
+
+    @property
+    def scaling(self) -> float:
+        """The factor of an adapter's output."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
