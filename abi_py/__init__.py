@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from .config import LoraConfig as LoraConfig
     from .config import OptimizerType as OptimizerType
     from .config import TrainableModelConfig as TrainableModelConfig
+    from .data.batch import Batch as Batch
     from .data.chat import load_template as load_template
     from .data.chat_dataset import ChatDataset as ChatDataset
     from .data.instructions import InstructionSample as InstructionSample
     from .data.instructions import parse_instruction_dataset as parse_instruction_dataset
     from .data.packing import SequencePacker as SequencePacker
     from .data.selection import select_conversations as select_conversations
+    from .data.token_batches import BatchIterator as BatchIterator
     from .data.tokenizer import Tokenizer as Tokenizer
-    from .data.tokens import Batch as Batch
-    from .data.tokens import BatchIterator as BatchIterator
     from .data.tokens import DataLoader as DataLoader
     from .data.tokens import TokenizedDataset as TokenizedDataset
     from .generation import Generation as Generation
@@ -77,8 +77,8 @@ if TYPE_CHECKING:
 
 # Name -> module that defines it; a test holds these names equal to `__all__`.
 _HOMES = {
-    "Batch": "data.tokens",
-    "BatchIterator": "data.tokens",
+    "Batch": "data.batch",
+    "BatchIterator": "data.token_batches",
     "ChatDataset": "data.chat_dataset",
     "CheckpointingStrategy": "config",
     "DataLoader": "data.tokens",

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .config import LlmTrainingConfig, LoraConfig
-from .data.tokens import TokenArray, TokenizedDataset
+from .data.batch import TokenArray
+from .data.tokens import TokenizedDataset
 from .errors import CheckpointError, ConfigError, DataError
 from .formats.zig import AbicCheckpoint as Checkpoint
 from .formats.zig import AblcCheckpoint as LlmCheckpoint

@@ -1,6 +1,7 @@
 """Data: from files on the disk to batches of token ids.
 
-    tokens.py        token files (u32), Batch, BatchIterator, DataLoader        order.py   the order of an epoch
+    batch.py         what goes into the model and what should come out          order.py   the order of an epoch
+    tokens.py        token ids, in a file (u32) or in memory                    token_batches.py  batches of them
     sources.py       what a file is: name, first bytes, packed or not           token_types.py   files that are not u32
     documents.py     documents from files, directories, standard input
     tokenizer.py     any tokenizer.json: text to ids and back                   token_stream.py  the same, id by id
@@ -19,6 +20,7 @@
     instructions.py  the ABI's view of instruction data
 """
 
+from .batch import IGNORE_INDEX, IGNORE_LABEL, Batch
 from .chat import ChatTemplate, load_template, template_for, template_names
 from .chat_dataset import ChatDataset, EncodingStats
 from .chat_encoding import ChatEncoder
@@ -38,10 +40,11 @@ from .packing import PackedBatches, PackingStats, SequencePacker
 from .places import Place
 from .selection import Selection, select_conversations
 from .sidecar import TokensInfo, read_sidecar
+from .token_batches import BatchIterator
 from .tokenizer import Tokenizer
 from .tokenizer_training import SPECIAL_TOKENS, TokenizerStyle, train_tokenizer
 from .tokenizing import TokenizeConfig, TokenizeReport, tokenize_if_needed, tokenize_to_file
-from .tokens import IGNORE_INDEX, IGNORE_LABEL, Batch, BatchIterator, DataLoader, TokenizedDataset
+from .tokens import DataLoader, TokenizedDataset
 from .toolcalls import BadToolCall, ParsedAnswer, ToolCall, parse_tool_calls, render_tool_calls
 
 __all__ = [

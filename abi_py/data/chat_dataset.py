@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from .batch import IGNORE_LABEL, Batch, TokenArray, check_integer
 from .chat import ChatTemplate
 from .chat_encoding import labels_of, trained_of
 from .conversation import Conversation
 from .order import permute
 from .packing import PackedBatches, SequencePacker
 from .tokenizer import Tokenizer
-from .tokens import IGNORE_LABEL, Batch, TokenArray, check_integer
 
 __all__ = ["ChatDataset", "EncodingStats", "truncate"]
 

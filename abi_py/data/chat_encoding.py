@@ -29,9 +29,9 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
 from .answers import AnswerFinder, Lost
+from .batch import IGNORE_LABEL, TokenArray
 from .conversation import Conversation
 from .tokenizer import Tokenizer
-from .tokens import IGNORE_LABEL, TokenArray
 
 if TYPE_CHECKING:
     from .chat import ChatTemplate

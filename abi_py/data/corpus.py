@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from .batch import TokenArray, as_tokens, check_integer
 from .documents import Documents
 from .sources import is_token_file
-from .tokens import TokenArray, TokenizedDataset, as_tokens, check_integer
+from .tokens import TokenizedDataset
 
 END_OF_DOCUMENT = 256
 BYTE_VOCAB_SIZE = 257

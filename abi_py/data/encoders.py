@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ConfigError, listed
+from .batch import TokenArray
 from .corpus import BYTE_VOCAB_SIZE, END_OF_DOCUMENT, byte_tokens
 from .documents import Document
 from .pieces import TextCutter
 from .places import Place
 from .tokenizer import Tokenizer
-from .tokens import TokenArray
 
 __all__ = ["ByteEncoder", "Encoder", "TextEncoder"]
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from .tokens import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer
+from .batch import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .batch import TokenArray
 from .documents import Document, Documents
 from .encoders import Encoder
-from .tokens import TokenArray
 
 __all__ = ["TRAIN", "VALID", "Divider", "Piece", "Tally", "batches", "encoded", "pieces"]
 

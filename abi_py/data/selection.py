@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from .batch import check_integer
 from .conversation import Conversation, RowReader, has_turns
 from .documents import expand
 from .order import permute
 from .rows import Source, first_row
 from .sources import PROBE, ROWS, Kind, kind_of, open_source
-from .tokens import check_integer
 
 __all__ = ["Selection", "conversation_files", "percentages", "select_conversations"]
 

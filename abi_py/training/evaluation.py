@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import EarlyStoppingConfig, Precision
-from ..data.tokens import IGNORE_LABEL, Batch
+from ..data.batch import IGNORE_LABEL, Batch
 from ..errors import DataError
 from .checkpoint import TrainingState
 from .report import EvalResult, perplexity

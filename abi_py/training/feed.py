@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import LlmTrainingConfig, TrainableModelConfig
+from ..data.batch import Batch
 from ..data.chat_dataset import ChatDataset
 from ..data.order import permute
 from ..data.packing import PackedBatches
-from ..data.tokens import Batch, BatchIterator, DataLoader, TokenizedDataset
+from ..data.token_batches import BatchIterator
+from ..data.tokens import DataLoader, TokenizedDataset
 from ..errors import ConfigError, DataError
 
 __all__ = ["Data", "Feed", "PackedFeed", "PaddedFeed", "check_same_data", "describe", "open_feed"]

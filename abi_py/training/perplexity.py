@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import IGNORE_INDEX
+from ..data.batch import IGNORE_LABEL
 from ..data.chat_dataset import ChatDataset
-from ..data.tokens import IGNORE_LABEL
 from ..errors import ConfigError, DataError
 from .evaluation import CountBytes, bits_per_byte, counted_bytes
 from .report import perplexity

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from abi_py.config import EarlyStoppingConfig
+from abi_py.data.batch import IGNORE_LABEL
 from abi_py.data.packing import SequencePacker
-from abi_py.data.tokens import IGNORE_LABEL, DataLoader, TokenizedDataset
+from abi_py.data.tokens import DataLoader, TokenizedDataset
 from abi_py.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from abi_py.training.stop import GracefulStop
 from abi_py.training.trainer import LlamaTrainer, train_llm, train_llm_with_validation
