@@ -10,17 +10,14 @@ command.  Everything is float64 on one thread unless the function below says oth
 the definitions, and shares nothing with `abi_py`.
 """
 
-import argparse
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
+from stored import main, meta
 from torch.nn import functional
 
-HERE = Path(__file__).resolve().parent
 IGNORE = -100
 
 
@@ -343,55 +340,21 @@ TABLE = {  # name of the file: (function, seed)
 }
 
 
-def make(name):
-    """Return everything that belongs into the file `name`.npz."""
-    function, seed = TABLE[name]
-    meta = {"torch": torch.__version__, "numpy": np.__version__, "seed": seed}
-    meta["command"] = f"python tests/golden/make.py {name}"
-    arrays = {key: np.asarray(value) for key, value in function(np.random.default_rng(seed)).items()}
-    return arrays | {"meta": np.asarray(json.dumps(meta))}
+def tolerance(name, array):
+    """Return (rtol, atol): float32 training on another processor may round differently."""
+    loose = name == "trajectory" or array.dtype == np.float32
+    return (1e-4, 1e-6) if loose else (1e-10, 1e-12)
 
 
-def differences(name, arrays):
-    """Return one line for each array that is not what the stored file holds."""
-    with np.load(HERE / f"{name}.npz") as stored:
-        if set(stored.files) != set(arrays):
-            return [f"{name}: stored {sorted(stored.files)}, made {sorted(arrays)}"]
-        lines = []
-        for key, made in arrays.items():
-            was = stored[key]
-            if key == "meta":
-                continue  # versions may differ; that the figures do not is the point
-            if made.dtype.kind != "f" or made.dtype == np.float16:
-                same = np.array_equal(was, made)
-            else:  # float32 training on another processor may round differently
-                loose = name == "trajectory" or made.dtype == np.float32
-                rtol, atol = (1e-4, 1e-6) if loose else (1e-10, 1e-12)
-                same = was.shape == made.shape and np.allclose(was, made, rtol=rtol, atol=atol)
-            if not same:
-                lines.append(f"{name}: {key} differs")
-        return lines
+def maker(name, function, seed):
+    """Return the function that makes the file `name`.npz."""
 
+    def make():
+        torch.set_num_threads(1)
+        return function(np.random.default_rng(seed)) | meta(seed, f"python tests/golden/make.py {name}", torch, np)
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=[[], *TABLE], help="files to make, without .npz (default: all)")
-    parser.add_argument("--check", action="store_true", help="compare with the stored files and write nothing")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    wrong = []
-    for name in options.names or TABLE:
-        arrays = make(name)
-        if options.check:
-            lines = differences(name, arrays)
-            wrong += lines
-            print("\n".join(lines) or f"{name}: same")
-            continue
-        path = HERE / f"{name}.npz"
-        np.savez_compressed(path, **arrays)
-        print(f"{path.name}: {path.stat().st_size} bytes")
-    return 1 if wrong else 0
+    return make
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(__doc__, {name: maker(name, *entry) for name, entry in TABLE.items()}, tolerance)

@@ -7,17 +7,14 @@ This script needs PyTorch and transformers; the tests read only the .npz file, w
 Face names, prompts and greedy ids, logits, scores before and after each processor, and `meta`.
 """
 
-import argparse
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from stored import main, meta
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-PATH = Path(__file__).resolve().with_name("generation.npz")
 SEED = 20240229
 SHAPE = {
     "vocab_size": 61,
@@ -129,38 +126,8 @@ def make():
     with torch.no_grad():
         greedy(model, arrays)
         processors(model, arrays)
-    meta = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "seed": SEED,
-        "command": "python tests/golden/make_generation.py",
-        "shape": SHAPE,
-    }
-    arrays["meta"] = np.array(json.dumps(meta))
-    return arrays
-
-
-def main():
-    """Make or check the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the stored file instead of writing it")
-    arrays = make()
-    if not parser.parse_args().check:
-        np.savez_compressed(PATH, **arrays)
-        print(f"{PATH.name}: {PATH.stat().st_size / 1000:.0f} KB, {len(arrays)} arrays")
-        return
-    with np.load(PATH) as stored:
-        same = set(stored.files) == set(arrays)
-        for name in stored.files:
-            if name == "meta" or name not in arrays:
-                continue
-            old, new = stored[name], np.asarray(arrays[name])
-            close = np.allclose(old, new, rtol=1e-5, atol=1e-5) if old.dtype.kind == "f" else np.array_equal(old, new)
-            if not close:
-                print(f"{name} differs")
-                same = False
-    sys.exit(0 if same else 1)
+    return arrays | meta(SEED, "python tests/golden/make_generation.py", torch, transformers, shape=SHAPE)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, {"generation": make}, lambda name, array: (1e-5, 1e-5))

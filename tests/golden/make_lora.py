@@ -9,9 +9,7 @@ which PEFT saves them; the logits of the adapters; ids, labels, losses and norms
 that PEFT has written (`saved_config`), and `meta`.  Everything is float64.
 """
 
-import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,9 +19,9 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
+from stored import main, meta
 from transformers import LlamaConfig, LlamaForCausalLM
 
-PATH = Path(__file__).resolve().with_name("lora.npz")
 SEED = 20240301
 SHAPE = {
     "vocab_size": 61,
@@ -106,43 +104,14 @@ def make():
         logits = model(input_ids=torch.tensor(ids[0])).logits.numpy()
     names, config = saved(model)
     options = {"rate": RATE, "decay": DECAY, "max_norm": MAX_NORM, "shape": SHAPE, "rank": RANK, "alpha": ALPHA}
-    meta = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "seed": SEED,
-        "command": "python tests/golden/make_lora.py",
-    }
     arrays = {"ids": ids.astype(np.int32), "labels": labels.astype(np.int32), "losses": losses, "norms": norms}
-    arrays |= {"logits": logits, "options": json.dumps(options), "meta": json.dumps(meta)}
+    arrays |= {"logits": logits, "options": json.dumps(options)}
     arrays |= {"saved_names": json.dumps(names), "saved_config": json.dumps(config)}
     groups = (("base", base), ("initial", initial), ("second_gradient", first), ("final", adapters(model)))
     for group, tensors in groups:
         arrays |= {f"{group}/{name}": tensor for name, tensor in tensors.items()}
-    return {name: np.asarray(value) for name, value in arrays.items()}
-
-
-def main():
-    """Make or check the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the stored file instead of writing it")
-    arrays = make()
-    if not parser.parse_args().check:
-        np.savez_compressed(PATH, **arrays)
-        print(f"{PATH.name}: {PATH.stat().st_size / 1000:.0f} KB, {len(arrays)} arrays")
-        return
-    with np.load(PATH) as stored:
-        same = set(stored.files) == set(arrays)
-        for name in stored.files:
-            if name == "meta" or name not in arrays:
-                continue
-            old, new = stored[name], arrays[name]
-            close = np.allclose(old, new, rtol=1e-7, atol=1e-9) if old.dtype.kind == "f" else np.array_equal(old, new)
-            if not close:
-                print(f"{name} differs")
-                same = False
-    sys.exit(0 if same else 1)
+    return arrays | meta(SEED, "python tests/golden/make_lora.py", torch, transformers, peft)
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, {"lora": make}, lambda name, array: (1e-7, 1e-9))
