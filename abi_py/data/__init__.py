@@ -2,6 +2,7 @@
 
     batch.py         what goes into the model and what should come out          order.py   the order of an epoch
     tokens.py        token ids, in a file (u32) or in memory                    token_batches.py  batches of them
+    feed.py          what training asks of a data set, and batches from any of them on
     sources.py       what a file is: name, first bytes, packed or not           token_types.py   files that are not u32
     documents.py     documents from files, directories, standard input
     tokenizer.py     any tokenizer.json: text to ids and back                   token_stream.py  the same, id by id
@@ -35,6 +36,7 @@ from .corpus import (
     standard_library_corpus,
 )
 from .documents import Document, Documents, TextFormat
+from .feed import Batching, Dataset, Feed, Identity
 from .instructions import InstructionList, InstructionSample, parse_instruction_dataset
 from .packing import PackedBatches, PackingStats, SequencePacker
 from .places import Place
@@ -56,14 +58,18 @@ __all__ = [
     "BadToolCall",
     "Batch",
     "BatchIterator",
+    "Batching",
     "ChatDataset",
     "ChatEncoder",
     "ChatTemplate",
     "Conversation",
     "DataLoader",
+    "Dataset",
     "Document",
     "Documents",
     "EncodingStats",
+    "Feed",
+    "Identity",
     "InstructionList",
     "InstructionSample",
     "Message",

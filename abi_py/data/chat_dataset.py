@@ -24,8 +24,9 @@ from .batch import IGNORE_LABEL, Batch, TokenArray, check_integer
 from .chat import ChatTemplate
 from .chat_encoding import labels_of, trained_of
 from .conversation import Conversation
+from .feed import Batching, Feed, Identity
 from .order import permute
-from .packing import PackedBatches, SequencePacker
+from .packing import PackedBatches, PackedFeed, SequencePacker
 from .tokenizer import Tokenizer
 
 __all__ = ["ChatDataset", "EncodingStats", "truncate"]
@@ -224,6 +225,10 @@ class ChatDataset:
         digest.update(self.starts.astype("<i8", copy=False).tobytes())
         return digest.hexdigest()
 
+    def identity(self) -> Identity:
+        """Return the number of rows, and a SHA-256 of their fingerprint."""
+        return {"length": len(self), "sha256": hashlib.sha256(self.fingerprint().encode()).hexdigest()}
+
     # -- batches -------------------------------------------------------------------------------
 
     def num_batches(self, batch_size: int, seq_len: int = 0, drop_last: bool = False) -> int:
@@ -232,6 +237,17 @@ class ChatDataset:
             packed = self.packed(batch_size)
             return len(packed) - int(drop_last and packed.stats.rows % batch_size != 0)
         return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
+
+    def feed(self, batching: Batching) -> Feed:
+        """Return the batches, packed or padded; ConfigError if the model has fewer ids than the tokenizer."""
+        if self.vocab_size > batching.vocab_size:
+            raise ConfigError(
+                f"vocab_size ({batching.vocab_size}) of the model must be at least that of the conversations' "
+                f"tokenizer ({self.vocab_size}); set it to {self.vocab_size} or more"
+            )
+        if self.packing:
+            return PackedFeed(self.packed(batching.batch_size), batching, self, self.place, packing=True)
+        return PaddedFeed(self, batching)
 
     def packed(self, batch_size: int) -> PackedBatches:
         """Return the rows packed into batches of `batch_size` rows of max_seq_len; made once for each size."""
@@ -281,6 +297,41 @@ class ChatDataset:
             "padded": 1 - used / wide,
             "packed": self.packed(batch_size).stats.padding_fraction,
         }
+
+
+class PaddedFeed(Feed):
+    """Rows of their own lengths as a feed: batches as wide as their longest row, in the order of (seed, epoch)."""
+
+    dataset: ChatDataset
+
+    def __init__(self, dataset: ChatDataset, batching: Batching) -> None:
+        """Begin at the first batch of epoch 0."""
+        super().__init__(
+            dataset,
+            num_batches=dataset.num_batches(batching.batch_size),
+            batch_size=batching.batch_size,
+            seq_len=dataset.max_seq_len,
+            shuffle=batching.shuffle,
+            seed=batching.seed,
+            packing=False,
+        )
+        self._plan: list[npt.NDArray[np.int64]] = []
+        self._plan_epoch = -1
+
+    def _rows(self, position: int) -> npt.NDArray[np.int64]:
+        """Return the rows of the batch at a position of this epoch."""
+        if self._plan_epoch != self.epoch:
+            self._plan = self.dataset.plan(self.batch_size, self.shuffle, self.seed, self.epoch)
+            self._plan_epoch = self.epoch
+        return self._plan[position]
+
+    def batch_at(self, position: int) -> Batch:
+        """Return the batch at a position of this epoch."""
+        return self.dataset.padded(self._rows(position))
+
+    def origin(self, position: int, row: int, column: int) -> str:
+        """Return where a row of a batch of this epoch is from."""
+        return self.dataset.place(int(self._rows(position)[row]))
 
 
 def _fit(

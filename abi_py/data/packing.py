@@ -10,14 +10,19 @@ Best fit, longest first: each sequence goes into the row whose free space it fil
 RoPE sees only differences of positions, so a sequence need not start at position 0 of its row.
 """
 
+import hashlib
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
 from .batch import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer
+from .feed import Batching, Dataset, Feed, Identity
+from .order import permute
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +111,49 @@ class PackedBatches:
         pieces = self._rows[index * self.batch_size + row]
         ends = np.cumsum([len(piece.tokens) for piece in pieces])
         return pieces[min(int(np.searchsorted(ends, column, side="right")), len(pieces) - 1)].sequence
+
+
+    def identity(self) -> Identity:
+        """Return the number of batches, and a SHA-256 of the first, a middle and the last one."""
+        count = self.num_batches
+        batches = [self.get_batch(index) for index in sorted({0, count // 2, count - 1})]
+        content = b"".join(batch.input_ids.tobytes() + batch.labels.tobytes() for batch in batches)
+        return {"length": count, "sha256": hashlib.sha256(content).hexdigest()}
+
+    def feed(self, batching: Batching) -> "PackedFeed":
+        """Return the batches, whose size is that of the packing."""
+        return PackedFeed(self, batching, self)
+
+
+class PackedFeed(Feed):
+    """Packed sequences as a feed; with shuffle, the batches come in the order of (seed, epoch)."""
+
+    def __init__(
+        self,
+        packed: PackedBatches,
+        batching: Batching,
+        dataset: Dataset,
+        place: Callable[[int], str] = "sequence {}".format,
+        **more: Any,
+    ) -> None:
+        """Begin at the first batch of epoch 0; `place(n)` says where row n of the packed `dataset` is from."""
+        sizes = {"num_batches": packed.num_batches, "batch_size": packed.batch_size, "seq_len": packed.seq_len}
+        super().__init__(dataset, **sizes, shuffle=batching.shuffle, seed=batching.seed, **more)
+        self.packed, self.place = packed, place
+
+    def batch_at(self, position: int) -> Batch:
+        """Return the batch at a position of this epoch."""
+        return self.packed.get_batch(self._index(position))
+
+    def _index(self, position: int) -> int:
+        """Return the batch at a place in the order of this epoch."""
+        if not self.shuffle:
+            return position
+        return int(permute([position], self.num_batches, self.seed, self.epoch)[0])
+
+    def origin(self, position: int, row: int, column: int) -> str:
+        """Return where the sequence at a position of a batch of this epoch is from."""
+        return self.place(self.packed.sequence_at(self._index(position), row, column))
 
 
 class SequencePacker:

@@ -9,7 +9,7 @@
     padded with id 0 and labels that are not trained, and the last batch has fewer rows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .batch import IGNORE_LABEL, Batch, TokenArray, check_integer
+from .feed import Dataset, Feed
 from .order import permute
 
 __all__ = ["BatchIterator", "Tokens"]
@@ -24,7 +25,7 @@ __all__ = ["BatchIterator", "Tokens"]
 ORDER_BLOCK = 16384  # rows whose order is worked out at once: about 2 ms, 128 KB
 
 
-class Tokens(Protocol):
+class Tokens(Dataset, Protocol):
     """The sequence of ids that batches are made of: `tokens.TokenizedDataset`."""
 
     tokens: TokenArray
@@ -38,18 +39,15 @@ class Tokens(Protocol):
     def reject(self, at: int, vocab_size: int) -> None: ...
 
 
-class BatchIterator:
+class BatchIterator(Feed):
     """The batches of an epoch, in an order that depends only on (seed, epoch).
 
-    `for batch in iterator` goes on from `position` to the end of the epoch; `reset()` turns to the next epoch.  Nothing
-    else is remembered, so `seek`, or `load_state_dict` in another process, continues with exactly the batches that
-    would have come.
+    What is common to all feeds is in `feed.py`; `load_state_dict` goes on in another process.
 
-    epoch           number of the epoch, from 0
-    position        number of the next batch, 0 .. num_batches
-    num_batches     batches of an epoch
     dropped_tokens  labels that an epoch does not give: 0 with drop_last=False
     """
+
+    dataset: Tokens
 
     def __init__(
         self,
@@ -62,17 +60,17 @@ class BatchIterator:
         *,
         vocab_size: int | None = None,
     ) -> None:
-        self.dataset = dataset
-        self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.seq_len = check_integer("seq_len", seq_len, 1)
-        self.seed = check_integer("seed", seed, 0, 1 << 64)
-        self.shuffle = bool(shuffle)
+        super().__init__(
+            dataset,
+            num_batches=dataset.num_batches(batch_size, seq_len, drop_last),
+            batch_size=batch_size,
+            seq_len=seq_len,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=bool(drop_last),
+        )
         self.drop_last = bool(drop_last)
         self.vocab_size = dataset.vocab_size if vocab_size is None else check_integer("vocab_size", vocab_size, 1)
-        self.epoch = 0
-        self.position = 0
-        self.num_batches = dataset.num_batches(self.batch_size, self.seq_len, self.drop_last)
-
         labels = len(dataset) - 1
         if self.num_batches == 0:
             need = self.batch_size * self.seq_len + 1 if self.drop_last else 2
@@ -91,19 +89,6 @@ class BatchIterator:
         self._order = np.empty(0, np.int64)  # rows at positions _order_start ... of _order_epoch; only a cache
         self._order_start = 0
         self._order_epoch = -1
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the first batch of `epoch`."""
-        self.epoch = check_integer("epoch", epoch, 0)
-        self.position = 0
-
-    def reset(self) -> None:
-        """Go to the first batch of the next epoch."""
-        self.set_epoch(self.epoch + 1)
-
-    def seek(self, position: int) -> None:
-        """Go to batch `position` of this epoch, 0 .. num_batches (the end); costs the same for any position."""
-        self.position = check_integer("position", position, 0, self.num_batches + 1)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -139,23 +124,10 @@ class BatchIterator:
         position = check_integer("position", state["position"], 0, self.num_batches + 1)
         self.epoch, self.position = epoch, position
 
-    def next(self) -> Batch | None:
-        """Return the next batch, or None at the end of the epoch."""
-        if self.position >= self.num_batches:
-            return None
-        start = self.position * self.batch_size
-        batch = self._make(self._rows_at(start, min(start + self.batch_size, self._rows)))
-        self.position += 1
-        return batch
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        batch = self.next()
-        if batch is None:
-            raise StopIteration
-        return batch
+    def batch_at(self, position: int) -> Batch:
+        """Return the batch at a position of this epoch; DataError for an id that is not below vocab_size."""
+        start = position * self.batch_size
+        return self._make(self._rows_at(start, min(start + self.batch_size, self._rows)))
 
     def origin(self, position: int, row: int, column: int) -> str:
         """Return where a row of batch `position` of this epoch is from: data set, row of it, tokens of the file."""

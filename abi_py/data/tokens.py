@@ -5,6 +5,7 @@
 The file is mapped into memory, never read as a whole, so a file of 100 GB opens at once.
 """
 
+import hashlib
 import os
 import zlib
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from ..errors import ConfigError, DataError
 from ..files import atomic_file
 from .batch import TokenArray, as_tokens, check_integer
+from .feed import Batching, Identity
 from .sidecar import TokensInfo, read_sidecar
 from .token_batches import BatchIterator
 from .token_types import check_token_type
@@ -24,6 +26,8 @@ __all__ = ["DataLoader", "TokenizedDataset", "check_output"]
 
 SCAN_BLOCK = 1 << 22  # tokens that check_vocab looks at and save writes at once: 16 MB
 FINGERPRINT_TOKENS = 1 << 14
+EDGE = 1 << 18  # tokens at either end that `identity` hashes: 1 MB
+SAMPLES = 64  # places between them of which it hashes one token
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
@@ -147,6 +151,13 @@ class TokenizedDataset:
             crc = zlib.crc32(part.astype("<u4", copy=False).tobytes(), crc)
         return crc
 
+    def identity(self) -> Identity:
+        """Return the number of tokens, and a SHA-256 of both ends and of samples between them."""
+        tokens, length = self.tokens, len(self.tokens)
+        samples = tokens[np.linspace(0, length - 1, SAMPLES).astype(np.int64)]
+        content = b"".join(part.astype("<u4").tobytes() for part in (tokens[:EDGE], tokens[-EDGE:], samples))
+        return {"length": length, "sha256": hashlib.sha256(content).hexdigest()}
+
     def check_vocab(self, vocab_size: int | None = None) -> int:
         """Read all tokens and return the largest id; DataError names the first id that is not below `vocab_size`.
 
@@ -200,6 +211,11 @@ class TokenizedDataset:
             self._asked += 1
         return iterator
 
+    def feed(self, batching: Batching) -> BatchIterator:
+        """Return the batches that training and evaluation see: of all labels, the tail included."""
+        sizes, vocab_size = (batching.batch_size, batching.seq_len), batching.vocab_size
+        return self.batches(*sizes, batching.shuffle, batching.seed, drop_last=False, vocab_size=vocab_size)
+
 
 def _check_sidecar(info: TokensInfo, path: Path, size: int, vocab_size: int | None) -> None:
     if size != 4 * info.tokens:
@@ -236,6 +252,17 @@ class DataLoader:
     def iterator(self) -> BatchIterator:
         """Return an iterator over the batches of epoch 0; without a seed, over those of the next epoch at each call."""
         return self.dataset.batches(self.batch_size, self.seq_len, self.shuffle, self.seed, self.drop_last)
+
+    def identity(self) -> Identity:
+        """Return that of the data set."""
+        return self.dataset.identity()
+
+    def feed(self, batching: Batching) -> BatchIterator:
+        """Return the loader's own batches; for an evaluation of the same size, in order and of all labels."""
+        sizes = self.batch_size, self.seq_len
+        feed = self.iterator() if batching.training else self.dataset.batches(*sizes, False, 0, drop_last=False)
+        feed.vocab_size = batching.vocab_size
+        return feed
 
     def num_batches(self) -> int:
         """Return the number of batches of an epoch."""
