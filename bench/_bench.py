@@ -26,7 +26,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from abi_py.kernels.simd import host_isa
+from abi_py.kernels.engine.simd import host_isa
 
 RESULTS = Path(__file__).resolve().parent / "results"
 CODE = (":(top)", ":(top,exclude)bench/results")  # what `git status` is asked about

@@ -4,7 +4,8 @@ import numpy as np
 from _bench import Bench
 from numba import njit
 
-from abi_py.kernels.panels import (
+from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32
+from abi_py.kernels.engine.panels import (
     COLUMNS,
     ROWS,
     pack_a,
@@ -12,8 +13,7 @@ from abi_py.kernels.panels import (
     pack_b,
     pack_b_transposed,
 )
-from abi_py.kernels.simd import LANES, describe
-from abi_py.kernels.tiles import BFLOAT16, FLOAT32
+from abi_py.kernels.engine.simd import LANES, describe
 
 COUNT, DEPTH = 4 * ROWS * COLUMNS, 256  # what is packed: COUNT rows or columns of A or B over DEPTH
 
@@ -22,9 +22,9 @@ def compiled(pack, rows_counted):
     """Return a compiled function that packs a whole matrix."""
 
     @njit
-    def call(panels, x, numbers):
+    def call(panels, x, table):
         count, depth = x.shape if rows_counted else (x.shape[1], x.shape[0])
-        pack(panels, 0, x, 0, 0, count, depth, numbers)
+        pack(panels, 0, x, 0, 0, count, depth, table)
 
     return call
 
@@ -46,8 +46,8 @@ for name, pack, x, width in (
     packed = panels[: x.size].reshape(expected.shape)
     bench.check(f"pack {name}", packed, expected, 0)
 
-    def once(numbers, pack=pack, x=x):
-        pack(panels, x, numbers)
+    def once(table, pack=pack, x=x):
+        pack(panels, x, table)
 
     def numpy_once(expected=expected, out=packed):
         out[...] = expected

@@ -4,10 +4,10 @@ import numba
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.panels import COLUMNS, ROWS
-from abi_py.kernels.peak import DEPTH, _repeat_tile, measured_peak
-from abi_py.kernels.simd import describe
-from abi_py.kernels.tiles import FLOAT32
+from abi_py.kernels.engine.number_formats import FLOAT32
+from abi_py.kernels.engine.panels import COLUMNS, ROWS
+from abi_py.kernels.engine.peak import DEPTH, _repeat_tile, measured_peak
+from abi_py.kernels.engine.simd import describe
 
 TIMES = 200
 

@@ -17,7 +17,7 @@ from _bench import MINIMUM_RUNS, header, save_rows
 from shapes import SHAPES
 from step_worker import STRATEGIES, Step
 
-from abi_py.kernels.peak import measured_peak
+from abi_py.kernels.engine.peak import measured_peak
 from abi_py.model import block, linear, transformer
 
 

@@ -40,7 +40,8 @@ USUAL_WORK = 1.2e12  # operations of the counted steps of a run, where --steps d
 FEWEST, MOST = 6, 300
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # absolute; an untrained model's loss is log V, 5 to 11
 PEAK = (
-    "from abi_py.kernels.peak import measured_peak as m; import json, numba, sys; n, bf16 = map(int, sys.argv[1:]); "
+    "from abi_py.kernels.engine.peak import measured_peak as m; import json, numba, sys; "
+    "n, bf16 = map(int, sys.argv[1:]); "
     "numba.set_num_threads(n); print(json.dumps(m(0.4, bf16=bool(bf16))))"
 )
 

@@ -26,7 +26,7 @@ from shapes import Shape
 from stages import attention_stages, seconds_per_call
 from step_worker import Step
 
-from abi_py.kernels.peak import measured_peak
+from abi_py.kernels.engine.peak import measured_peak
 
 WIDTHS, DEPTHS, LENGTHS = (128, 256, 512, 1024), (2, 4, 8, 16), (128, 256, 512, 1024, 2048, 4096)
 HEAD_DIM, VOCABULARY, TOKENS = 64, 4096, 4096

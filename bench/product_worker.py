@@ -34,12 +34,12 @@ def transposed(form):
 
 def abi(form, rows, columns, depth, precision):
     """Return a function that does the product with our kernel."""
-    from abi_py.kernels.tiles import BFLOAT16, FLOAT32
+    from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32
     from abi_py.kernels.unchecked import product
 
     a, b = operands(form, rows, columns, depth)
     out, turned = np.empty((rows, columns), np.float32), transposed(form)
-    return lambda: product(out, a, b, numbers=BFLOAT16 if precision == "bf16" else FLOAT32, **turned)
+    return lambda: product(out, a, b, number_format=BFLOAT16 if precision == "bf16" else FLOAT32, **turned)
 
 
 def numpy(form, rows, columns, depth, precision):

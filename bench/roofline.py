@@ -24,9 +24,9 @@ from shapes import SHAPES
 from stages import measured_stages
 from step_worker import Step
 
-from abi_py.kernels._jit import kernel, prange
-from abi_py.kernels.peak import measured_peak
-from abi_py.kernels.simd import total
+from abi_py.kernels.engine.jit import kernel, prange
+from abi_py.kernels.engine.peak import measured_peak
+from abi_py.kernels.engine.simd import total
 
 MEGABYTES = 256  # of one array: eight times the last-level cache of the host in docs/log.md
 PIECE = 1 << 14  # floats: 64 KiB

@@ -14,7 +14,7 @@ from pathlib import Path
 from goals import figure, verdict
 from shapes import SHAPES
 
-from abi_py.kernels.simd import ISAS
+from abi_py.kernels.engine.simd import ISAS
 
 ROOT = Path(__file__).resolve().parents[1]
 END = "<!-- end of measured -->"

@@ -10,8 +10,8 @@ import time
 import numpy as np
 from arithmetic import head_dim, kv_width, linear_layers, parameters
 
-from abi_py.kernels.panels import round_to_bf16_ref
-from abi_py.kernels.tiles import BFLOAT16, FLOAT32
+from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32
+from abi_py.kernels.engine.panels import round_to_bf16_ref
 from abi_py.kernels.unchecked import (
     adamw_,
     attention_backward,
@@ -53,7 +53,7 @@ def saved(x, bf16):
     return (round_to_bf16_ref(x).view(np.uint32) >> np.uint32(16)).astype(np.uint16) if bf16 else x
 
 
-def numbers_of(bf16):
+def format_of(bf16):
     """Return what products multiply."""
     return BFLOAT16 if bf16 else FLOAT32
 
@@ -89,13 +89,13 @@ def product_stages(shape, bf16):
         dx, dy = draw(rows, inputs), draw(rows, outputs)
 
         def y_product(i, x=x, y=y, w=w):
-            product(y[i], x[i], w[i], transpose_b=True, numbers=numbers_of(bf16))
+            product(y[i], x[i], w[i], transpose_b=True, number_format=format_of(bf16))
 
         def dx_product(i, dx=dx, dy=dy, w=w):
-            product(dx, dy, w[i], numbers=numbers_of(bf16))
+            product(dx, dy, w[i], number_format=format_of(bf16))
 
         def dw_product(i, dw=dw, dy=dy, x=x):
-            product(dw[i], dy, x[i], transpose_a=True, numbers=numbers_of(bf16))
+            product(dw[i], dy, x[i], transpose_a=True, number_format=format_of(bf16))
 
         found |= {f"{name} y": y_product, f"{name} dx": dx_product, f"{name} dw": dw_product}
     return found
@@ -148,7 +148,7 @@ def once_stages(shape, bf16):
     losses, hits = np.empty(rows, np.float32), np.empty(rows, np.uint8)
     chunks, decay = parameter_chunks([0], [size], [True])
     scratch = np.empty(scratch_floats(rows, shape.vocab_size, c), np.float32)
-    head = losses, hits, dhidden, dtable, hidden, table, labels, scratch, 1 / rows, 0.0, False, numbers_of(bf16)
+    head = losses, hits, dhidden, dtable, hidden, table, labels, scratch, 1 / rows, 0.0, False, format_of(bf16)
     return {
         "head and loss": lambda i: head_loss_backward(*head),
         "embedding y": lambda i: embedding_forward(hidden, ids, table),

@@ -23,7 +23,7 @@ from worker import (
 )
 
 from abi_py.config import CheckpointingStrategy, Precision, TrainableModelConfig
-from abi_py.kernels._threads import PASS, threads_as_before
+from abi_py.kernels.engine.threads import PASS, threads_as_before
 from abi_py.kernels.unchecked import adamw_, parameter_chunks
 from abi_py.model import TrainableModel
 

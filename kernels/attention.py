@@ -32,10 +32,10 @@ import threading
 import numba
 import numpy as np
 
-from ._checks import checked
-from ._jit import helper, kernel, prange
-from ._routines import FOLD
-from .panels import (
+from .engine.checks import checked
+from .engine.jit import helper, kernel, prange
+from .engine.number_formats import BFLOAT16, FLOAT32
+from .engine.panels import (
     COLUMNS,
     ROWS,
     as_stored,
@@ -48,8 +48,9 @@ from .panels import (
     panel_depth,
     widen_bf16_ref,
 )
-from .simd import LANES, dot, exp, largest, total
-from .tiles import BFLOAT16, FLOAT32, tile
+from .engine.routines import FOLD
+from .engine.simd import LANES, dot, exp, largest, total
+from .engine.tiles import tile
 
 # Measured (docs/log.md).
 QUERIES = 128 if 128 % ROWS == 0 else 96  # queries of a block, forward: whole panels
@@ -172,40 +173,40 @@ def _whole_vectors(count):
 
 
 @helper
-def _scores(s, queries, keys, a, b, depth, ahead, numbers):
+def _scores(s, queries, keys, a, b, depth, ahead, table):
     """s[r, j] = a_r b_j for j <= r + ahead, and on to the end of a vector, maybe past `keys`; a, b: packed panels."""
     for j in range(0, keys, COLUMNS):
         for i in range(0, queries, ROWS):
             m = min(ROWS, queries - i)
             n = min(COLUMNS, _whole_vectors(min(keys, i + m + ahead) - j))
             if n > 0:
-                tile(s, s, i, j, m, n, a, i * depth, b, j * depth, depth, False, numbers)
+                tile(s, s, i, j, m, n, a, i * depth, b, j * depth, depth, False, table)
 
 
 @helper
-def _sum_over_keys(c, row, column, queries, width, a, b, keys, ahead, add, numbers):
+def _sum_over_keys(c, row, column, queries, width, a, b, keys, ahead, add, table):
     """c[row + r, column:column + width] (+)= sum of a_rj b_j over the keys j <= r + ahead; a_rj = 0 for the others."""
-    depth = panel_depth(keys, numbers)
+    depth = panel_depth(keys, table)
     for j in range(0, width, COLUMNS):
         n = min(COLUMNS, width - j)
         for i in range(0, queries, ROWS):
             m = min(ROWS, queries - i)
-            seen = panel_depth(max(min(keys, i + m + ahead), 0), numbers)
-            tile(c, c, row + i, column + j, m, n, a, i * depth, b, j * depth, seen, add, numbers)
+            seen = panel_depth(max(min(keys, i + m + ahead), 0), table)
+            tile(c, c, row + i, column + j, m, n, a, i * depth, b, j * depth, seen, add, table)
 
 
 @helper
-def _sum_over_queries(c, row, column, keys, width, a, b, queries, ahead, add, numbers):
+def _sum_over_queries(c, row, column, keys, width, a, b, queries, ahead, add, table):
     """c[row + j, column:column + width] (+)= sum of a_jr b_r over the queries r >= j - ahead; a_jr = 0 for others."""
-    depth = panel_depth(queries, numbers)
+    depth = panel_depth(queries, table)
     for j in range(0, width, COLUMNS):
         n = min(COLUMNS, width - j)
         for i in range(0, keys, ROWS):
             m = min(ROWS, keys - i)
             first = min(max(i - ahead, 0), queries)
-            first //= numbers[FOLD]
+            first //= table[FOLD]
             a_at, b_at = i * depth + first * ROWS, j * depth + first * COLUMNS
-            tile(c, c, row + i, column + j, m, n, a, a_at, b, b_at, depth - first, add, numbers)
+            tile(c, c, row + i, column + j, m, n, a, a_at, b, b_at, depth - first, add, table)
 
 
 @helper
@@ -262,7 +263,7 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
 
 
 @kernel
-def _attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scores, sums, stats, panels, scale, numbers):
+def _attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scores, sums, stats, panels, scale, table):
     """Write o and lse; q, k and v come `as_stored`.
 
     Scratch of each thread: scores (QUERIES, KEYS), sums (QUERIES, D), stats (2, QUERIES), panels (3, ...).
@@ -270,7 +271,7 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scores, 
     rows_all, width = o.shape
     time = rows_all // batch
     head_dim = width // heads
-    depth = panel_depth(head_dim, numbers)
+    depth = panel_depth(head_dim, table)
     group = heads // kv_heads
     blocks = (time + QUERIES - 1) // QUERIES
     for task in prange(batch * heads * blocks):
@@ -288,16 +289,16 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scores, 
         m[:rows] = -np.inf
         l[:rows] = 0
         acc[:rows] = 0
-        pack_stored_a(left, 0, q, row, q_column, rows, head_dim, numbers)
+        pack_stored_a(left, 0, q, row, q_column, rows, head_dim, table)
         first = _first_visible(starts, row, rows) // KEYS * KEYS
         for j0 in range(first, t0 + rows, KEYS):
             columns = min(KEYS, t0 + rows - j0)
-            pack_stored_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim, numbers)
-            _scores(s, rows, columns, left, right, depth, t0 - j0, numbers)
+            pack_stored_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim, table)
+            _scores(s, rows, columns, left, right, depth, t0 - j0, table)
             _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale)
-            pack_a(left_p, 0, s, 0, 0, rows, columns, numbers)
-            pack_stored_b(right, 0, v, b * time + j0, kv_column, head_dim, columns, numbers)
-            _sum_over_keys(acc, 0, 0, rows, head_dim, left_p, right, columns, t0 - j0, True, numbers)
+            pack_a(left_p, 0, s, 0, 0, rows, columns, table)
+            pack_stored_b(right, 0, v, b * time + j0, kv_column, head_dim, columns, table)
+            _sum_over_keys(acc, 0, 0, rows, head_dim, left_p, right, columns, t0 - j0, True, table)
         for r in range(rows):
             _scaled_copy(o[row + r, q_column : q_column + head_dim], acc[r], np.float32(1) / l[r])
             lse[h, row + r] = m[r] + np.float32(math.log(l[r]))
@@ -327,7 +328,7 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 
 @kernel
 def _attention_backward(
-    dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale, numbers
+    dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale, table
 ):
     """Write dq, dk and dv; q, k and v come `as_stored`.
 
@@ -335,7 +336,7 @@ def _attention_backward(
     """
     time = do.shape[0] // batch
     head_dim = do.shape[1] // heads
-    depth = panel_depth(head_dim, numbers)
+    depth = panel_depth(head_dim, table)
     group = heads // kv_heads
     for task in prange(batch * kv_heads):
         mine = numba.get_thread_id()
@@ -350,9 +351,9 @@ def _attention_backward(
         for j0 in range(0, time, BLOCK_BACKWARD):
             columns = min(BLOCK_BACKWARD, time - j0)
             key = b * time + j0
-            pack_stored_b_transposed(k_t, 0, k, key, kv, columns, head_dim, numbers)
-            pack_stored_b_transposed(v_t, 0, v, key, kv, columns, head_dim, numbers)
-            pack_stored_b(k_n, 0, k, key, kv, head_dim, columns, numbers)
+            pack_stored_b_transposed(k_t, 0, k, key, kv, columns, head_dim, table)
+            pack_stored_b_transposed(v_t, 0, v, key, kv, columns, head_dim, table)
+            pack_stored_b(k_n, 0, k, key, kv, head_dim, columns, table)
             for h in range(g * group, (g + 1) * group):
                 c = h * head_dim
                 for t0 in range(j0, time, BLOCK_BACKWARD):
@@ -364,22 +365,22 @@ def _attention_backward(
                     more_keys = first < j0  # an earlier block has written dq
                     more_queries = t0 > j0 or h > g * group  # the same of dk and dv: the diagonal is never left out
                     ahead = t0 - j0
-                    pack_stored_a(q_l, 0, q, row, c, rows, head_dim, numbers)
-                    pack_a(do_l, 0, do, row, c, rows, head_dim, numbers)
-                    pack_stored_b(q_r, 0, q, row, c, head_dim, rows, numbers)
-                    pack_b(do_r, 0, do, row, c, head_dim, rows, numbers)
+                    pack_stored_a(q_l, 0, q, row, c, rows, head_dim, table)
+                    pack_a(do_l, 0, do, row, c, rows, head_dim, table)
+                    pack_stored_b(q_r, 0, q, row, c, head_dim, rows, table)
+                    pack_b(do_r, 0, do, row, c, head_dim, rows, table)
                     # forward: s_ij = q_i k_j / sqrt(D), p_ij = exp(s_ij - lse_i), o_i = sum_j p_ij v_j
-                    _scores(p, rows, columns, q_l, k_t, depth, ahead, numbers)
-                    _scores(dp, rows, columns, do_l, v_t, depth, ahead, numbers)
+                    _scores(p, rows, columns, q_l, k_t, depth, ahead, table)
+                    _scores(dp, rows, columns, do_l, v_t, depth, ahead, table)
                     _softmax_backward(p, dp, lse[h], delta[h], starts, row, t0, j0, rows, columns, scale)
-                    pack_a_transposed(p_t, 0, p, 0, 0, columns, rows, numbers)
-                    pack_a_transposed(ds_t, 0, dp, 0, 0, columns, rows, numbers)
-                    pack_a(ds, 0, dp, 0, 0, rows, columns, numbers)
+                    pack_a_transposed(p_t, 0, p, 0, 0, columns, rows, table)
+                    pack_a_transposed(ds_t, 0, dp, 0, 0, columns, rows, table)
+                    pack_a(ds, 0, dp, 0, 0, rows, columns, table)
                     # forward: o_i = sum_j p_ij v_j, so dv_j sums p_ij do_i over the queries
-                    _sum_over_queries(dv, key, kv, columns, head_dim, p_t, do_r, rows, ahead, more_queries, numbers)
+                    _sum_over_queries(dv, key, kv, columns, head_dim, p_t, do_r, rows, ahead, more_queries, table)
                     # forward: s_ij = q_i k_j / sqrt(D), so dk_j sums ds_ij q_i, and dq_i sums ds_ij k_j
-                    _sum_over_queries(dk, key, kv, columns, head_dim, ds_t, q_r, rows, ahead, more_queries, numbers)
-                    _sum_over_keys(dq, row, c, rows, head_dim, ds, k_n, columns, ahead, more_keys, numbers)
+                    _sum_over_queries(dk, key, kv, columns, head_dim, ds_t, q_r, rows, ahead, more_queries, table)
+                    _sum_over_keys(dq, row, c, rows, head_dim, ds, k_n, columns, ahead, more_keys, table)
 
 
 # -- calling them --------------------------------------------------------------------------------
@@ -414,8 +415,8 @@ def _ready(q, k, v, heads):
     """Return the scratch, q, k and v as the kernels take them, and the kernels' last two arguments."""
     head_dim = q.shape[1] // heads
     stored = as_stored(q), as_stored(k), as_stored(v)
-    numbers = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
-    return _scratch.prepare(head_dim), stored, (np.float32(1 / math.sqrt(head_dim)), numbers.table)
+    number_format = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
+    return _scratch.prepare(head_dim), stored, (np.float32(1 / math.sqrt(head_dim)), number_format.table)
 
 
 def _attention_fits(sizes, q, k, v, starts, **others):

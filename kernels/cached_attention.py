@@ -30,9 +30,9 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from ._checks import checked
-from ._jit import helper, kernel, prange
-from .simd import (
+from .engine.checks import checked
+from .engine.jit import helper, kernel, prange
+from .engine.simd import (
     I64,
     LANES,
     VECTOR,
@@ -103,7 +103,7 @@ def cache_append(keys, values, k, v, slots, positions):
                 values[slot, g, position, d] = v[n, g * head_dim + d]
 
 
-# The compiler makes no vectors of a float sum (see `_jit.py`), and would keep `sums` in memory while it adds up a block
+# The compiler makes no vectors of a float sum (see `jit.py`), and would keep `sums` in memory while it adds up a block
 # of values.  So both products of a block are spelt out: a score is LANES partial sums, added up by halves; a vector of
 # `sums` stays in its register from the first value to the last.
 

@@ -18,11 +18,11 @@ import math
 
 import numpy as np
 
-from ._checks import checked, unchecked
-from ._jit import kernel, prange
+from .engine.checks import checked, unchecked
+from .engine.jit import kernel, prange
+from .engine.number_formats import FLOAT32
+from .engine.simd import exp, largest, total
 from .matmul import product
-from .simd import exp, largest, total
-from .tiles import FLOAT32
 
 CHUNK = 3 << 22  # floats of logits at a time: 48 MiB; dw is read and written once for each chunk (docs/log.md)
 STRETCH = 4096
@@ -132,9 +132,9 @@ def _head_fits(sizes, labels, scratch, smoothing, **others):
 
 
 @checked("losses! (N); hits! (N) uint8; x (N, C); w (V, C); labels (N) int; scratch! (floats)", _head_fits)
-def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, numbers=FLOAT32):
+def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32):
     """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32."""
-    _head(losses, hits, None, None, x, w, labels, scratch, 1.0, smoothing, False, numbers)
+    _head(losses, hits, None, None, x, w, labels, scratch, 1.0, smoothing, False, number_format)
 
 
 @checked(
@@ -142,16 +142,16 @@ def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, numbers=FLOAT3
     _head_fits,
 )
 def head_loss_backward(
-    losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing=0.0, accumulate=True, numbers=FLOAT32
+    losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing=0.0, accumulate=True, number_format=FLOAT32
 ):
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
     Forward and backward in one pass.
     """
-    _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, numbers)
+    _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, number_format)
 
 
-def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, numbers):
+def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, number_format):
     multiply = unchecked(product)
     counted = labels >= 0
     rows = np.flatnonzero(counted)
@@ -168,15 +168,15 @@ def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumul
             x_rows = gathered[: count * width].reshape(count, width)
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = logits[: count * vocabulary].reshape(count, vocabulary)
-        multiply(z, x_rows, w, transpose_b=True, numbers=numbers)
+        multiply(z, x_rows, w, transpose_b=True, number_format=number_format)
         unchecked(cross_entropy)(z, losses, hits, labels, rows, first, float(smoothing), float(scale), dx is not None)
         if dw is not None:
             base = dw if accumulate or first > 0 else None
-            multiply(dw, z, x_rows, transpose_a=True, addend=base, numbers=numbers)
+            multiply(dw, z, x_rows, transpose_a=True, addend=base, number_format=number_format)
         if dx is not None and whole:
-            multiply(dx[chunk], z, w, numbers=numbers)
+            multiply(dx[chunk], z, w, number_format=number_format)
         elif dx is not None:
-            multiply(x_rows, z, w, numbers=numbers)  # x_rows is a copy and no longer needed
+            multiply(x_rows, z, w, number_format=number_format)  # x_rows is a copy and no longer needed
             dx[chunk] = x_rows
     if not whole:
         for out in (losses, hits, dx):

@@ -17,8 +17,8 @@ between its two rounds.
 
 import numpy as np
 
-from ._checks import checked
-from ._jit import JIT, helper, kernel, prange
+from .engine.checks import checked
+from .engine.jit import JIT, helper, kernel, prange
 
 __all__ = ["dropout_backward", "dropout_backward_ref", "dropout_forward", "dropout_forward_ref", "dropout_mask_ref"]
 

@@ -13,8 +13,8 @@ and the same bits for every number of threads.
 
 import numpy as np
 
-from ._checks import checked
-from ._jit import kernel, prange
+from .engine.checks import checked
+from .engine.jit import kernel, prange
 
 __all__ = ["embedding_backward", "embedding_backward_ref", "embedding_forward", "embedding_forward_ref"]
 

@@ -13,9 +13,9 @@ import math
 
 import numpy as np
 
-from ._checks import checked
-from ._jit import kernel, prange
-from .simd import sum_of_squares
+from .engine.checks import checked
+from .engine.jit import kernel, prange
+from .engine.simd import sum_of_squares
 
 __all__ = ["global_norm", "global_norm_ref"]
 

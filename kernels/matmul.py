@@ -30,11 +30,10 @@ import threading
 import numba
 import numpy as np
 
-from ._checks import checked, unchecked
-from ._jit import helper, kernel, prange
-from ._routines import FOLD
-from ._threads import thread_count
-from .panels import (
+from .engine.checks import checked, unchecked
+from .engine.jit import helper, kernel, prange
+from .engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, round_to_fp16_ref
+from .engine.panels import (
     COLUMNS,
     ROWS,
     pack_a,
@@ -43,10 +42,11 @@ from .panels import (
     pack_b_transposed,
     panel_depth,
     round_to_bf16_ref,
-    round_to_fp16_ref,
     widen_bf16_ref,
 )
-from .tiles import BFLOAT16, FLOAT16, FLOAT32, row_by_row, tile
+from .engine.routines import FOLD
+from .engine.threads import thread_count
+from .engine.tiles import row_by_row, tile
 
 SLICE = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
 SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
@@ -83,27 +83,27 @@ def product_loops_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
 
 
 @helper
-def _pack_left(panels, a, i, k0, height, k, transposed, numbers):
+def _pack_left(panels, a, i, k0, height, k, transposed, table):
     if transposed:
-        pack_a_transposed(panels, 0, a, k0, i, height, k, numbers)
+        pack_a_transposed(panels, 0, a, k0, i, height, k, table)
     else:
-        pack_a(panels, 0, a, i, k0, height, k, numbers)
+        pack_a(panels, 0, a, i, k0, height, k, table)
 
 
 @helper
-def _pack_right(panels, b, j, k0, width, k, transposed, numbers):
+def _pack_right(panels, b, j, k0, width, k, transposed, table):
     if transposed:
-        pack_b_transposed(panels, 0, b, j, k0, width, k, numbers)
+        pack_b_transposed(panels, 0, b, j, k0, width, k, table)
     else:
-        pack_b(panels, 0, b, k0, j, width, k, numbers)
+        pack_b(panels, 0, b, k0, j, width, k, table)
 
 
 @kernel
-def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, numbers, part_rows, part_columns):
+def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, table, part_rows, part_columns):
     """c (M, N) = op(a) op(b) (+ d if add), in parts of part_rows x part_columns; packed_a, packed_b: scratch."""
     rows, columns = c.shape
     terms = a.shape[0] if transpose_a else a.shape[1]
-    slice_terms = numbers[FOLD] * SLICE  # the same bytes of panels
+    slice_terms = table[FOLD] * SLICE  # the same bytes of panels
     down = (rows + part_rows - 1) // part_rows
     across = (columns + part_columns - 1) // part_columns
     for part in prange(down * across):
@@ -115,22 +115,22 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, numb
         right = min(columns, left + part_columns)
         for k0 in range(0, terms, slice_terms):
             k = min(slice_terms, terms - k0)
-            steps = panel_depth(k, numbers)
+            steps = panel_depth(k, table)
             for j0 in range(left, right, SLAB):
                 width = min(SLAB, right - j0)
-                _pack_right(b_panels, b, j0, k0, width, k, transpose_b, numbers)
+                _pack_right(b_panels, b, j0, k0, width, k, transpose_b, table)
                 for i0 in range(top, bottom, BLOCK):
                     height = min(BLOCK, bottom - i0)
-                    _pack_left(a_panels, a, i0, k0, height, k, transpose_a, numbers)
+                    _pack_left(a_panels, a, i0, k0, height, k, transpose_a, table)
                     for j in range(0, width, COLUMNS):
                         n = min(COLUMNS, width - j)
                         for i in range(0, height, ROWS):
                             m = min(ROWS, height - i)
                             place = i0 + i, j0 + j, m, n, a_panels, i * steps, b_panels, j * steps, steps
                             if k0 > 0:
-                                tile(c, c, *place, True, numbers)
+                                tile(c, c, *place, True, table)
                             else:
-                                tile(c, d, *place, add, numbers)
+                                tile(c, d, *place, add, table)
 
 
 @kernel
@@ -201,7 +201,7 @@ def _streamed_fits(sizes, out, x, w, addend):
     _check_apart(out, addend, x=x, w=w)
 
 
-def _product_fits(sizes, out, a, b, transpose_a, transpose_b, addend, numbers):
+def _product_fits(sizes, out, a, b, transpose_a, transpose_b, addend, number_format):
     m, k = a.shape[::-1] if transpose_a else a.shape
     depth, n = b.shape[::-1] if transpose_b else b.shape
     if k != depth:
@@ -212,14 +212,14 @@ def _product_fits(sizes, out, a, b, transpose_a, transpose_b, addend, numbers):
 
 
 @checked("out! addend? (M, N); a (A, K) float32|uint16; b (B, L) float32|uint16", _product_fits)
-def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, numbers=FLOAT32):
+def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number_format=FLOAT32):
     """Write op(a) op(b) (+ addend) to out: matrices with unit column stride; addend may be out; a and b may not.
 
-    out and addend are float32; a and b are float32, or uint16 that holds bfloat16.  `numbers` says what is multiplied:
-    a and b are rounded to FLOAT32, BFLOAT16 or FLOAT16 while they are packed.  Sums are float32.
+    out and addend are float32; a and b are float32, or uint16 that holds bfloat16.  `number_format` says what is
+    multiplied: a and b are rounded to FLOAT32, BFLOAT16 or FLOAT16 while they are packed.  Sums are float32.
     """
     if BACKEND == "blas":
-        a, b = (_ROUND[numbers](widen_bf16_ref(x)) for x in (a, b))
+        a, b = (_ROUND[number_format](widen_bf16_ref(x)) for x in (a, b))
         y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
         np.copyto(out, y if addend is None else y + addend)
         return
@@ -232,7 +232,8 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
         return
     base = out if addend is None else addend
     parts = _parts(rows, columns, terms, thread_count())
-    _product(out, base, a, b, *_scratch.buffers(), transpose_a, transpose_b, addend is not None, numbers.table, *parts)
+    ways = transpose_a, transpose_b, addend is not None
+    _product(out, base, a, b, *_scratch.buffers(), *ways, number_format.table, *parts)
 
 
 @checked("out! addend? (N, M); x (N, K); w (M, K)", _streamed_fits)

@@ -22,8 +22,8 @@ import math
 
 import numpy as np
 
-from ._checks import checked
-from ._jit import kernel, prange
+from .engine.checks import checked
+from .engine.jit import kernel, prange
 
 __all__ = ["adam_", "adam_ref", "adamw_", "adamw_ref", "parameter_chunks", "sgd_", "sgd_ref"]
 

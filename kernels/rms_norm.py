@@ -17,9 +17,9 @@ import math
 
 import numpy as np
 
-from ._checks import checked
-from ._jit import kernel, prange
-from .simd import dot3, sum_of_squares
+from .engine.checks import checked
+from .engine.jit import kernel, prange
+from .engine.simd import dot3, sum_of_squares
 
 __all__ = ["rms_norm_backward", "rms_norm_backward_ref", "rms_norm_forward", "rms_norm_forward_ref"]
 

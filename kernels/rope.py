@@ -15,9 +15,9 @@ Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embeddin
 
 import numpy as np
 
-from ._checks import checked
-from ._jit import helper, kernel, prange
-from .simd import as_element
+from .engine.checks import checked
+from .engine.jit import helper, kernel, prange
+from .engine.simd import as_element
 
 __all__ = [
     "rope_backward",

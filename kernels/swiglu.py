@@ -14,9 +14,9 @@ Source: Shazeer, "GLU Variants Improve Transformer" (2020), equation 6, with bet
 
 import numpy as np
 
-from ._checks import checked
-from ._jit import helper, kernel, prange
-from .simd import as_element, as_float, exp
+from .engine.checks import checked
+from .engine.jit import helper, kernel, prange
+from .engine.simd import as_element, as_float, exp
 
 __all__ = [
     "swiglu_backward",

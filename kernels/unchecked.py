@@ -9,7 +9,7 @@ and their checks would be a tenth of it.
 from importlib import import_module
 from typing import Any
 
-from ._checks import unchecked
+from .engine.checks import unchecked
 
 __all__ = []  # names are found when they are asked for, so that a process that compiles can replace kernels before
 

@@ -324,10 +324,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/test_untrusted.py",
     ),
     Mutation(
-        "kernels/_cache.py",
+        "kernels/engine/cache.py",
         "if _digest(name, raw[DIGEST:]) != raw[:DIGEST]:",
         "if len(raw) < DIGEST:",
-        "tests/kernels/test_cache.py",
+        "tests/kernels/engine/test_cache.py",
     ),
     # -- more of what survived when it was first tried
     Mutation(

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 import pytest
 
-from abi_py.kernels._jit import JIT
+from abi_py.kernels.engine.jit import JIT
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("arithmetic", "shapes", "worker", "_bench", "bench_vs_peers", "products", "speed_tables", "stages",

@@ -4,7 +4,7 @@ A process runs tiny training steps in which only *its* kernels are real and all 
 with exactly the types that training gives it, and the disk cache holds it for every later process.
 
 A kernel that a reduced precision calls with other types is compiled for it apart: `swiglu_backward` is that of float32,
-`swiglu_backward:bf16` that of bfloat16.  The routines of each precision (`kernels/_routines.py`) count as a
+`swiglu_backward:bf16` that of bfloat16.  The routines of each precision (`kernels/engine/routines.py`) count as a
 kernel named `routines`.
 """
 
@@ -57,8 +57,8 @@ def _dispatchers() -> dict[str, tuple[str, Any]]:
     """Return name -> (module, compiled function) of all kernels; none under NUMBA_DISABLE_JIT=1."""
     package = importlib.import_module("abi_py.kernels")
     found = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        name = f"abi_py.kernels.{module.name}"
+    for module in pkgutil.walk_packages(package.__path__, "abi_py.kernels."):
+        name = module.name
         for attribute, value in vars(importlib.import_module(name)).items():
             compiled = getattr(value, "unchecked", value)
             options = getattr(compiled, "targetoptions", {})
@@ -102,25 +102,25 @@ def kernels_of_generation() -> list[str]:
 
 def is_cached(name: str) -> bool:
     """Say whether the disk cache holds a kernel, undamaged."""
-    from ..kernels._cache import STORE
+    from ..kernels.engine.cache import STORE
 
     def whole(file: str) -> bool:
         return STORE.read(file) is not None
 
     kernel, _, precision = name.partition(":")
     if kernel == ROUTINES:
-        return whole(_numbers(precision).file)
+        return whole(_number_format(precision).file)
     if not precision:
         return any(map(whole, STORE.names(_dispatchers()[kernel][1]._cache.beginning)))
     files = bytes(STORE.read(_list_of(name)) or b"").decode().split()  # the names of files do not show types
     return bool(files) and all(map(whole, files))
 
 
-def _numbers(precision: str) -> Any:
-    """Return the numbers whose routines a precision needs; from the kernels, so that `info` need not load the model."""
-    from ..kernels import tiles
+def _number_format(precision: str) -> Any:
+    """Return the number format of a precision; from the kernels, so that `info` need not load the model."""
+    from ..kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32
 
-    return {"": tiles.FLOAT32, "bf16": tiles.BFLOAT16, "fp16": tiles.FLOAT16}[precision]
+    return {"": FLOAT32, "bf16": BFLOAT16, "fp16": FLOAT16}[precision]
 
 
 def _list_of(name: str) -> str:
@@ -138,7 +138,7 @@ def compile_missing(names: Iterable[str], report: Callable[[str], None]) -> None
 
     Where that is impossible, `report` says so: each kernel is then compiled at its first call.
     """
-    from ..kernels._cache import STORE
+    from ..kernels.engine.cache import STORE
 
     missing = [name for name in names if not is_cached(name)]
     if not missing:
@@ -162,7 +162,7 @@ def compile_kernels(names: Iterable[str], done: Callable[[str, float], None], pr
 
     AbiError if one fails, or if the cache can't keep them.
     """
-    from ..kernels._cache import STORE
+    from ..kernels.engine.cache import STORE
 
     if not STORE.has_room():
         raise AbiError("nothing is compiled ahead, because nothing can be kept")  # why, the store has told
@@ -254,7 +254,7 @@ def _check(process: "subprocess.Popen[str]", log: IO[str]) -> None:
 def worker(names: list[str]) -> None:
     """Compile the named kernels one after the other and print name and seconds of each."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from ..kernels._cache import STORE
+    from ..kernels.engine.cache import STORE
 
     dispatchers = _dispatchers()
     switches = {}
@@ -265,7 +265,7 @@ def worker(names: list[str]) -> None:
         kernel, _, precision = name.partition(":")
         began = time.perf_counter()
         if kernel == ROUTINES:
-            _ = _numbers(precision).table
+            _ = _number_format(precision).table
         else:
             switch = switches[kernel]
             before = set(switch.real.overloads)
@@ -304,7 +304,8 @@ def _exercise(name: str, precision: str) -> None:
     import numpy as np
 
     from ..config import LlmTrainingConfig, OptimizerType, Precision, TrainableModelConfig
-    from ..kernels import dropout, peak
+    from ..kernels import dropout
+    from ..kernels.engine.peak import measured_peak
     from ..model import TrainableModel
     from ..training.trainer import LlamaTrainer
 
@@ -314,7 +315,7 @@ def _exercise(name: str, precision: str) -> None:
         dropout.dropout_backward(x, x, 0.5, 1)
         return
     if name == "_repeat_tile":
-        peak.measured_peak(0.0, bf16=precision == "bf16")
+        measured_peak(0.0, bf16=precision == "bf16")
         return
     if name in GENERATION:
         decode_once()

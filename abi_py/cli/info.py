@@ -66,7 +66,7 @@ BF16_METHODS = {"dot": "the processor's dot product", "fp32": "rounded operands,
 
 def bf16_method() -> str:
     """Say how products of bfloat16 are made here, and what was measured of each way."""
-    from ..kernels.tiles import BFLOAT16
+    from ..kernels.engine.number_formats import BFLOAT16
 
     rates = ", ".join(f"{BF16_METHODS[name]} {rate / 1e9:.0f}" for name, rate in BFLOAT16.rates.items())
     measured = f" (measured, one thread, GFLOP/s: {rates})" if rates else ""
@@ -78,10 +78,11 @@ def machine_facts() -> dict[str, Any]:
     """Return what matters for speed; measuring the two peaks takes a fifth of a second."""
     import numba
 
-    from ..kernels import matmul, simd
-    from ..kernels._cache import STORE
-    from ..kernels._jit import JIT
-    from ..kernels.peak import measured_peak
+    from ..kernels import matmul
+    from ..kernels.engine import simd
+    from ..kernels.engine.cache import STORE
+    from ..kernels.engine.jit import JIT
+    from ..kernels.engine.peak import measured_peak
     from .compiling import is_cached, kernel_names
 
     peaks = [round(measured_peak(0.1, bf16=bf16) / 1e9, 1) if JIT else None for bf16 in (False, True)]

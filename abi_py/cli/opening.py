@@ -170,7 +170,7 @@ def _tokenized(path: str, tokenizer: str | None, vocab_size: int | None, skip_ba
 
 def token_cache() -> Path:
     """Return the directory in which the tokens of texts are kept: beside that of the compiled kernels."""
-    from ..kernels._cache import cache_directory, make_private
+    from ..kernels.engine.cache import cache_directory, make_private
 
     directory = cache_directory().parent
     with contextlib.suppress(OSError):  # who writes there will say so

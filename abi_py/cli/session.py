@@ -326,8 +326,9 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
     """Return one line about processor, threads, kernels, and how the products of that precision are made."""
     import numba
 
-    from ..kernels import matmul, simd
-    from ..kernels.tiles import BFLOAT16
+    from ..kernels import matmul
+    from ..kernels.engine import simd
+    from ..kernels.engine.number_formats import BFLOAT16
     from .info import BF16_METHODS, cpu_name
 
     facts = simd.describe()
@@ -447,7 +448,7 @@ def fit_and_show(
     What can be wrong with flags and files has been told by then: compiling takes a minute.  Writes report.json; returns
     the report and the exit code.
     """
-    from ..kernels.peak import measured_peak
+    from ..kernels.engine.peak import measured_peak
     from ..training.console import ConsoleSink
     from ..training.events import Event
     from ..training.metrics import METRICS, JsonlSink

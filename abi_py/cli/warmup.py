@@ -10,8 +10,8 @@ from .options import Verb
 @click.command(cls=Verb, example="abi-train warmup", short_help="Compile all kernels for this machine.")
 def command() -> None:
     """Compile all kernels for this machine, one process for each core, and keep them in the cache."""
-    from ..kernels._cache import STORE
-    from ..kernels._jit import JIT
+    from ..kernels.engine.cache import STORE
+    from ..kernels.engine.jit import JIT
     from .compiling import compile_kernels, is_cached, kernel_names
 
     if not JIT:

@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from ..config import IGNORE_INDEX, TrainableModelConfig
 from ..errors import DataError
+from ..kernels.engine.number_formats import BFLOAT16, FLOAT32
 from ..kernels.rope import rope_table
-from ..kernels.tiles import BFLOAT16, FLOAT32
 
 __all__ = ["Layout", "Layouts", "as_ids", "as_labels", "check_ids", "segment_starts"]
 
@@ -98,13 +98,13 @@ class Layout:
     positions: np.ndarray  # (N,) int32: position of a row within its segment
     cos: np.ndarray  # (at least T, D/2)
     sin: np.ndarray
-    numbers: Any = FLOAT32  # what the products of linear layers multiply: a constant of kernels.tiles
+    number_format: Any = FLOAT32  # what the products of linear layers multiply: of kernels/engine/number_formats.py
     draw: int | None = None  # number of the training pass, which decides the masks of dropout; None: nothing is dropped
 
     @property
     def narrow(self) -> bool:
         """Say whether activations are saved in bfloat16."""
-        return self.numbers is BFLOAT16
+        return self.number_format is BFLOAT16
 
 
 class Angles:

@@ -90,18 +90,18 @@ def linear_forward(
     addend: np.ndarray | None = None,
 ) -> None:
     """Overwrite y (N, out) from x (N, in), with addend (N, out) added; u (R, N) is what the adapter saves."""
-    product(y, x, linear.w, transpose_b=True, addend=addend, numbers=layout.numbers)
+    product(y, x, linear.w, transpose_b=True, addend=addend, number_format=layout.number_format)
     if linear.adapter is None:
         return
     for group in linear.adapter.groups:
         kept = _drop(x, linear.adapter.dropout, linear.adapter.mask_seed(group, layout), s)
-        product(u[group.ranks], group.a, kept, transpose_b=True, numbers=layout.numbers)
+        product(u[group.ranks], group.a, kept, transpose_b=True, number_format=layout.number_format)
     u *= np.float32(linear.adapter.scale)
     for group in linear.adapter.groups:
         for part in group.parts:
             target = y[:, part.columns]
             both = {"transpose_a": True, "transpose_b": True}
-            product(target, u[part.ranks], part.b, **both, addend=target, numbers=layout.numbers)
+            product(target, u[part.ranks], part.b, **both, addend=target, number_format=layout.number_format)
 
 
 def linear_backward(
@@ -138,7 +138,8 @@ def inner_gradient(dy: np.ndarray, linear: Linear, u: np.ndarray, s: Any, layout
     for group in linear.adapter.groups:
         for part in group.parts:  # forward: y = u Bᵀ
             dy_part = dy[:, part.columns]
-            product(du[part.ranks], part.b, dy_part, transpose_a=True, transpose_b=True, numbers=layout.numbers)
+            both = {"transpose_a": True, "transpose_b": True}
+            product(du[part.ranks], part.b, dy_part, **both, number_format=layout.number_format)
     du *= np.float32(linear.adapter.scale)  # forward: u = s D(x) Aᵀ
 
 
@@ -154,32 +155,33 @@ def weight_gradients(
 ) -> None:
     """Add to dw, unless it is None, and to the gradients of the adapter's matrices, or overwrite them."""
     if dw is not None:  # forward: y = x Wᵀ
-        product(dw, dy, x, transpose_a=True, addend=dw if accumulate else None, numbers=layout.numbers)
+        product(dw, dy, x, transpose_a=True, addend=dw if accumulate else None, number_format=layout.number_format)
     if linear.adapter is None:
         return
-    numbers, both = layout.numbers, {"transpose_a": True, "transpose_b": True}
+    number_format, both = layout.number_format, {"transpose_a": True, "transpose_b": True}
     du = _shaped(s.du, *u.shape)
     for group in linear.adapter.groups:
         for part in group.parts:  # forward: y = u Bᵀ
             dy_part = dy[:, part.columns]
-            product(part.db, dy_part, u[part.ranks], **both, addend=part.db if accumulate else None, numbers=numbers)
+            addend = part.db if accumulate else None
+            product(part.db, dy_part, u[part.ranks], **both, addend=addend, number_format=number_format)
         kept = _drop(x, linear.adapter.dropout, linear.adapter.mask_seed(group, layout), s)
-        product(group.da, du[group.ranks], kept, addend=group.da if accumulate else None, numbers=numbers)
+        product(group.da, du[group.ranks], kept, addend=group.da if accumulate else None, number_format=number_format)
 
 
 def input_gradient(dx: np.ndarray, dy: np.ndarray, linear: Linear, u: np.ndarray, s: Any, layout: Layout) -> None:
     """Overwrite dx (N, in)."""
-    product(dx, dy, linear.w, numbers=layout.numbers)
+    product(dx, dy, linear.w, number_format=layout.number_format)
     if linear.adapter is None:
         return
     du = _shaped(s.du, *u.shape)
     for group in linear.adapter.groups:  # forward: u = s D(x) Aᵀ
         seed = linear.adapter.mask_seed(group, layout)
         if seed is None:
-            product(dx, du[group.ranks], group.a, transpose_a=True, addend=dx, numbers=layout.numbers)
+            product(dx, du[group.ranks], group.a, transpose_a=True, addend=dx, number_format=layout.number_format)
         else:
             part_of_dx = _shaped(s.dropped, *dx.shape)
-            product(part_of_dx, du[group.ranks], group.a, transpose_a=True, numbers=layout.numbers)
+            product(part_of_dx, du[group.ranks], group.a, transpose_a=True, number_format=layout.number_format)
             dropout_backward(part_of_dx, part_of_dx, linear.adapter.dropout, seed)
             dx += part_of_dx
 

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from ..config import CheckpointingStrategy, Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
 from ..formats.zig import load_abic, save_abic
-from ..kernels._threads import PASS, threads_as_before, threads_for
-from ..kernels.tiles import BFLOAT16, FLOAT16, FLOAT32
+from ..kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32
+from ..kernels.engine.threads import PASS, threads_as_before, threads_for
 from ..kernels.unchecked import (
     embedding_backward,
     embedding_forward,
@@ -39,7 +39,7 @@ from .inputs import Layout, Layouts, as_ids, as_labels, check_ids
 
 __all__ = ["Gradients", "LossOutput", "TrainableModel", "Transformer"]
 
-NUMBERS = {Precision.FP32: FLOAT32, Precision.BF16: BFLOAT16, Precision.FP16: FLOAT16}  # what products multiply
+NUMBER_FORMATS = {Precision.FP32: FLOAT32, Precision.BF16: BFLOAT16, Precision.FP16: FLOAT16}  # what products multiply
 
 
 @dataclass(frozen=True)
@@ -274,17 +274,17 @@ class Transformer:
             raise ValueError(f"reduction ({reduction}) must be mean or sum")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
-        if precision not in NUMBERS:
-            raise ValueError(f"precision ({precision}) must be one of {', '.join(NUMBERS)}")
+        if precision not in NUMBER_FORMATS:
+            raise ValueError(f"precision ({precision}) must be one of {', '.join(NUMBER_FORMATS)}")
         if not 0 < loss_scale < math.inf:
             raise ValueError(f"loss_scale ({loss_scale}) must be a positive number; 1 leaves the gradients as they are")
         ids = as_ids(input_ids, self.config)
         check_ids(ids, input_ids, self.config)
         targets = as_labels(labels, ids.shape, self.config).ravel()
         layout = self._layouts.layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
-        layout = replace(layout, numbers=NUMBERS[precision], draw=self._next_draw() if backward else None)
+        layout = replace(layout, number_format=NUMBER_FORMATS[precision], draw=self._next_draw() if backward else None)
         count = int(np.count_nonzero(targets >= 0))
-        head, numbers = self.base.weights[head_name(self.config)], layout.numbers
+        head, number_format = self.base.weights[head_name(self.config)], layout.number_format
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
             hidden = self._forward(ids, layout)
             self._last = None
@@ -293,11 +293,11 @@ class Transformer:
             if backward:
                 gradients = self._gradients_to_write()
                 scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
-                options = scale, label_smoothing, gradients.accumulate, numbers
+                options = scale, label_smoothing, gradients.accumulate, number_format
                 head_loss_backward(*results, scratch.dn, gradients.head, hidden, head, targets, scratch.head, *options)
                 self._backward(ids, layout, gradients)
             else:
-                head_loss(*results, hidden, head, targets, scratch.head, label_smoothing, numbers)
+                head_loss(*results, hidden, head, targets, scratch.head, label_smoothing, number_format)
         loss_sum = float(scratch.losses.sum(dtype=np.float64))
         return LossOutput(
             loss=loss_sum / max(count, 1),

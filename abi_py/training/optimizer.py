@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import LlmTrainingConfig, OptimizerType
 from ..errors import CheckpointError
-from ..kernels._threads import PASS, threads_as_before
+from ..kernels.engine.threads import PASS, threads_as_before
 from ..kernels.optimizers import parameter_chunks
 from ..kernels.unchecked import adam_, adamw_, sgd_
 

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, Precision
 from ..errors import AbiError, CheckpointError, ConfigError, DataError, NonFiniteError
 from ..formats.zig import save_ablc
-from ..kernels.tiles import BFLOAT16
+from ..kernels.engine.number_formats import BFLOAT16
 from ..locks import DirectoryLock
 from .checkpoint import TrainingState, check_unused, locate, prune, recover, save_checkpoint
 from .evaluation import CountBytes, evaluate_batches, judge

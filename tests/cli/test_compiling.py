@@ -15,8 +15,8 @@ from waiting import PATIENCE, until
 import abi_py.cli
 from abi_py.cli import compiling
 from abi_py.errors import AbiError
-from abi_py.kernels import _cache
-from abi_py.kernels._cache import CacheWarning, Store
+from abi_py.kernels.engine import cache
+from abi_py.kernels.engine.cache import CacheWarning, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 compiled_only = pytest.mark.skipif(not compiling.kernel_names(), reason="nothing is compiled without JIT")
@@ -28,12 +28,12 @@ def empty_cache(tmp_path, monkeypatch):
 
     Routines are copied from this process's own, if they are there: each worker would compile them first.
     """
-    own = _cache.STORE
+    own = cache.STORE
     monkeypatch.setenv("ABI_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(_cache, "STORE", Store(_cache.cache_directory()))
+    monkeypatch.setattr(cache, "STORE", Store(cache.cache_directory()))
     for name in own.names("routines-"):
-        _cache.STORE.write(name, own.read(name))
-    return _cache.STORE
+        cache.STORE.write(name, own.read(name))
+    return cache.STORE
 
 
 @compiled_only
@@ -117,9 +117,9 @@ def test_nothing_is_compiled_ahead_where_nothing_can_be_kept(empty_cache, monkey
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(compiling.subprocess, "Popen", never)
-    _cache.make_private(empty_cache.directory)
+    cache.make_private(empty_cache.directory)
     empty_cache.directory.chmod(0o777)
-    monkeypatch.setattr(_cache, "STORE", Store(empty_cache.directory))
+    monkeypatch.setattr(cache, "STORE", Store(empty_cache.directory))
     said = []
     with pytest.warns(CacheWarning, match="may be written by others"):
         compiling.compile_missing(["swiglu_forward", "global_norm"], said.append)

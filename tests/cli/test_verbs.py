@@ -12,7 +12,7 @@ from abi_py.cli import compiling, trace
 from abi_py.cli.info import BF16_METHODS
 from abi_py.config import TrainableModelConfig
 from abi_py.kernels import rms_norm
-from abi_py.kernels.tiles import BFLOAT16
+from abi_py.kernels.engine.number_formats import BFLOAT16
 
 ROOT = Path(__file__).resolve().parents[2]
 

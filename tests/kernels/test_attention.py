@@ -7,7 +7,6 @@ import pytest
 
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import attention
-from abi_py.kernels._jit import JIT
 from abi_py.kernels.attention import (
     BLOCK_BACKWARD,
     KEYS,
@@ -19,8 +18,9 @@ from abi_py.kernels.attention import (
     attention_forward,
     attention_forward_ref,
 )
-from abi_py.kernels.panels import round_to_bf16_ref, widen_bf16_ref
-from abi_py.kernels.simd import ISAS
+from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.panels import round_to_bf16_ref, widen_bf16_ref
+from abi_py.kernels.engine.simd import ISAS
 
 # (B, T, H, G, D)
 SMALL = [

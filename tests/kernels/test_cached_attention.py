@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from abi_py.gradcheck import check_close
-from abi_py.kernels._jit import JIT
 from abi_py.kernels.attention import attention_forward_ref
 from abi_py.kernels.cached_attention import (
     KEYS,
@@ -14,6 +13,7 @@ from abi_py.kernels.cached_attention import (
     cached_attention_forward,
     cached_attention_forward_ref,
 )
+from abi_py.kernels.engine.jit import JIT
 
 SHAPES = [  # (heads, kv_heads, D, positions of the rows)
     (1, 1, 2, [0]),

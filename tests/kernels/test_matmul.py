@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import matmul as module
-from abi_py.kernels._jit import JIT
+from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS, round_to_fp16_ref
+from abi_py.kernels.engine.panels import COLUMNS, ROWS, round_to_bf16_ref, widen_bf16_ref
+from abi_py.kernels.engine.simd import LANES
 from abi_py.kernels.matmul import (
     BLOCK,
     FEW,
@@ -28,9 +31,6 @@ from abi_py.kernels.matmul import (
     product_ref,
     streamed_product,
 )
-from abi_py.kernels.panels import COLUMNS, ROWS, round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
-from abi_py.kernels.simd import LANES
-from abi_py.kernels.tiles import FLOAT16, FLOAT32, METHODS
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
 
@@ -380,21 +380,21 @@ def test_nan_in_few_rows_stays_in_its_row_and_column(rng):
 # -- bfloat16 and half precision -----------------------------------------------------------------
 
 ROUNDINGS = {
-    **{str(numbers): (numbers, round_to_bf16_ref) for numbers in METHODS.values()},
+    **{str(number_format): (number_format, round_to_bf16_ref) for number_format in METHODS.values()},
     "float16": (FLOAT16, round_to_fp16_ref),
 }
 
 
-@pytest.mark.parametrize("numbers", ROUNDINGS)
+@pytest.mark.parametrize("number_format", ROUNDINGS)
 @pytest.mark.parametrize("way", WAYS)
-def test_operands_are_rounded_and_nothing_else(rng, way, numbers, threads):
-    numbers, rounding = ROUNDINGS[numbers]
+def test_operands_are_rounded_and_nothing_else(rng, way, number_format, threads):
+    number_format, rounding = ROUNDINGS[number_format]
     for m, n, k in ((1, 1, 1), (13, 7, 5), (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE + 3 if JIT else 9)):
         a, b = operands(rng, m, n, k, *way)
         rounded = [rounding(x).astype(np.float64) for x in (a, b)]
         addend = rng.standard_normal((m, n)).astype(np.float32)
         out = addend.copy()
-        product(out, a, b, *way, addend=out, numbers=numbers)
+        product(out, a, b, *way, addend=out, number_format=number_format)
         check_close(out, product_ref(*rounded, *way, addend), 1e-5)
 
 
@@ -403,26 +403,26 @@ def test_operands_stored_in_bfloat16(rng, way):
     m, n, k = (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE + 3) if JIT else (5, 7, 9)
     a, b = (np.ascontiguousarray(x.view(np.uint32) >> 16).astype(np.uint16) for x in operands(rng, m, n, k, *way))
     expected = product_ref(*(widen_bf16_ref(x).astype(np.float64) for x in (a, b)), *way)
-    for numbers in (FLOAT32, *METHODS.values()):
+    for number_format in (FLOAT32, *METHODS.values()):
         for left, right in ((a, b), (a, widen_bf16_ref(b)), (widen_bf16_ref(a), b)):
             out = np.empty((m, n), np.float32)
-            product(out, left, right, *way, numbers=numbers)
+            product(out, left, right, *way, number_format=number_format)
             check_close(out, expected, 1e-5)
 
 
 def test_a_number_too_large_for_half_precision_becomes_infinite():
     out = np.empty((1, 1), np.float32)
-    product(out, np.float32([[65520]]), np.float32([[1]]), numbers=FLOAT16)
+    product(out, np.float32([[65520]]), np.float32([[1]]), number_format=FLOAT16)
     assert out[0, 0] == np.inf
 
 
-@pytest.mark.parametrize("numbers", ROUNDINGS)
-def test_rounded_products_have_the_same_bits_for_any_number_of_threads(rng, same_bits, numbers):
+@pytest.mark.parametrize("number_format", ROUNDINGS)
+def test_rounded_products_have_the_same_bits_for_any_number_of_threads(rng, same_bits, number_format):
     a, b = operands(rng, *((301, 203, 2 * SLICE + 5) if JIT else (31, 67, 9)), False, True)
 
     def make():
         out = np.empty((a.shape[0], b.shape[0]), np.float32)
-        product(out, a, b, transpose_b=True, numbers=ROUNDINGS[numbers][0])
+        product(out, a, b, transpose_b=True, number_format=ROUNDINGS[number_format][0])
         return out
 
     same_bits(make)

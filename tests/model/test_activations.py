@@ -8,7 +8,7 @@ import pytest
 from small_models import make_batch, make_model
 
 from abi_py.config import CheckpointingStrategy
-from abi_py.kernels._jit import JIT
+from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.model.activations import ATTENTION_ENTRIES, saved_table, slot
 

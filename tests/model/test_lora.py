@@ -8,8 +8,8 @@ from small_models import make_batch, make_model
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import ConfigError
 from abi_py.gradcheck import check_close, relative_error
-from abi_py.kernels._jit import JIT
 from abi_py.kernels.dropout import dropout_mask_ref
+from abi_py.kernels.engine.jit import JIT
 from abi_py.model import LoraModel, TrainableModel, reference
 from abi_py.model.inputs import Layout
 from abi_py.model.linear import (

@@ -10,7 +10,7 @@ from small_models import TINY, make_batch, make_model
 from abi_py.config import LlmTrainingConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError, DataError
 from abi_py.gradcheck import check_close, relative_error
-from abi_py.kernels._jit import JIT
+from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.model import LossOutput, TrainableModel, reference
 from abi_py.training.schedule import learning_rate

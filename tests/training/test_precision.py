@@ -5,7 +5,7 @@ import pytest
 
 from abi_py.config import LlmTrainingConfig, Precision, TrainableModelConfig
 from abi_py.data import BYTE_VOCAB_SIZE, TokenizedDataset, standard_library_corpus
-from abi_py.kernels._jit import JIT
+from abi_py.kernels.engine.jit import JIT
 from abi_py.model import TrainableModel
 from abi_py.training.trainer import LlamaTrainer
 

@@ -1,4 +1,4 @@
-"""Panels: the four ways of packing, for each storage and each kind of numbers, at every edge.
+"""Panels: the four ways of packing, for each storage and each number format, at every edge.
 
 What is expected stands here in NumPy: one run checks the compiled operations, one with NUMBA_DISABLE_JIT=1 their twins.
 """
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from abi_py.kernels.panels import (
+from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS, round_to_fp16_ref
+from abi_py.kernels.engine.panels import (
     COLUMNS,
     ROWS,
     as_stored,
@@ -20,11 +21,9 @@ from abi_py.kernels.panels import (
     pack_stored_b_transposed,
     panel_depth,
     round_to_bf16_ref,
-    round_to_fp16_ref,
     widen_bf16_ref,
 )
-from abi_py.kernels.simd import LANES
-from abi_py.kernels.tiles import FLOAT16, FLOAT32, METHODS
+from abi_py.kernels.engine.simd import LANES
 
 UNTOUCHED = np.float32(-77)
 
@@ -33,8 +32,8 @@ def compiled(pack):
     """Return a compiled function that calls an operation which only compiled code can call."""
 
     @njit
-    def call(panels, at, x, i, j, count, k, numbers):
-        pack(panels, at, x, i, j, count, k, numbers)
+    def call(panels, at, x, i, j, count, k, table):
+        pack(panels, at, x, i, j, count, k, table)
 
     return call
 
@@ -51,7 +50,7 @@ STORED = {
     "b": compiled(pack_stored_b),
     "b_transposed": compiled(pack_stored_b_transposed),
 }
-NUMBERS = {str(kind): kind.table for kind in (FLOAT32, *METHODS.values(), FLOAT16)}
+TABLES = {str(kind): kind.table for kind in (FLOAT32, *METHODS.values(), FLOAT16)}
 DEPTHS = [1, 2, LANES - 1, LANES, 2 * LANES + 3, 4 * LANES, 64 * LANES + 1]
 
 
@@ -78,11 +77,11 @@ PLACES = {
 }
 
 
-def expected_panels(block, width, numbers):
+def expected_panels(block, width, number_format):
     """Panels of a block (k, count): ceil(count / width) of (depth, width), filled up with zeros."""
-    places = PLACES[numbers](np.ascontiguousarray(widen_bf16_ref(block)))
+    places = PLACES[number_format](np.ascontiguousarray(widen_bf16_ref(block)))
     depth, count = places.shape
-    assert depth == panel_depth(block.shape[0], NUMBERS[numbers])
+    assert depth == panel_depth(block.shape[0], TABLES[number_format])
     filled = np.zeros((depth, -(-count // width) * width), np.float32)
     filled[:, :count] = places
     return filled.reshape(depth, -1, width).swapaxes(0, 1).ravel()
@@ -90,59 +89,59 @@ def expected_panels(block, width, numbers):
 
 @pytest.mark.parametrize("kind", ["plain", "wide", "backwards"])
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("number_format", TABLES)
 @pytest.mark.parametrize("name", PACKERS)
-def test_packing(rng, name, numbers, stored, kind):
+def test_packing(rng, name, number_format, stored, kind):
     pack, width, rows_counted = PACKERS[name]
     at, i, j = 11, 2, 3
     for k in DEPTHS:
         for count in (1, width - 1, width, width + 1, 3 * width, 3 * width + width // 2 + 1):
             x = matrix(rng, kind, stored, *((i + count, j + k) if rows_counted else (i + k, j + count)))
-            expected = expected_panels(x[i:, j:].T if rows_counted else x[i:, j:], width, numbers)
+            expected = expected_panels(x[i:, j:].T if rows_counted else x[i:, j:], width, number_format)
             panels = np.full(at + expected.size + 2 * LANES, UNTOUCHED)
-            pack(panels, at, x, i, j, count, k, NUMBERS[numbers])
+            pack(panels, at, x, i, j, count, k, TABLES[number_format])
             assert panels[at : at + expected.size].tobytes() == expected.tobytes(), (k, count)
             assert (panels[:at] == UNTOUCHED).all()
             assert (panels[at + expected.size :] == UNTOUCHED).all()
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("number_format", TABLES)
 @pytest.mark.parametrize("name", PACKERS)
-def test_packing_reads_nothing_beyond_the_edge(name, numbers, stored):
+def test_packing_reads_nothing_beyond_the_edge(name, number_format, stored):
     """What lies past the last row and column is NaN; none of it may show in the panels."""
     pack, width, rows_counted = PACKERS[name]
     nan, one = (0x7FC0, 0x3F80) if stored == "bfloat16" else (np.nan, 1)
     whole = np.full((4 * COLUMNS, 4 * COLUMNS), nan, np.uint16 if stored == "bfloat16" else np.float32)
     count, k = width + 3, LANES + 3  # an odd k: the last pair has one element
     whole[(slice(count), slice(k)) if rows_counted else (slice(k), slice(count))] = one
-    panels = np.full(2 * width * panel_depth(k, NUMBERS[numbers]), np.nan, np.float32)
-    pack(panels, 0, whole, 0, 0, count, k, NUMBERS[numbers])
-    halves = widen_bf16_ref(panels.view(np.uint16)) if numbers == "bfloat16-pairs" else panels
+    panels = np.full(2 * width * panel_depth(k, TABLES[number_format]), np.nan, np.float32)
+    pack(panels, 0, whole, 0, 0, count, k, TABLES[number_format])
+    halves = widen_bf16_ref(panels.view(np.uint16)) if number_format == "bfloat16-pairs" else panels
     assert np.isin(halves, [0, 1]).all()
 
 
 @pytest.mark.parametrize("kind", ["plain", "wide", "backwards"])
-@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("number_format", TABLES)
 @pytest.mark.parametrize("name", STORED)
-def test_packing_what_is_stored_as_the_numbers_are(rng, name, numbers, kind):
+def test_packing_what_is_stored_as_the_numbers_are(rng, name, number_format, kind):
     """The same panels as from the packer that knows the type, from x seen as uint16."""
     pack, width, rows_counted = PACKERS[name]
     i, j, k, count = 2, 3, 2 * LANES + 3, 2 * width + 1  # odd everywhere
-    stored = "bfloat16" if numbers.startswith("bfloat16") else "float32"
+    stored = "bfloat16" if number_format.startswith("bfloat16") else "float32"
     x = matrix(rng, kind, stored, *((i + count, j + k) if rows_counted else (i + k, j + count)))
     expected, panels = np.full((2, 3 * width * k), UNTOUCHED)
-    pack(expected, 0, x, i, j, count, k, NUMBERS[numbers])
-    STORED[name](panels, 0, as_stored(x), i, j, count, k, NUMBERS[numbers])
+    pack(expected, 0, x, i, j, count, k, TABLES[number_format])
+    STORED[name](panels, 0, as_stored(x), i, j, count, k, TABLES[number_format])
     assert panels.tobytes() == expected.tobytes()
 
 
-def packed_column(bits, numbers):
+def packed_column(bits, table):
     """Pack float32 given by their bits, each twice along the sum; return the panel's places as bits."""
     x = np.array(bits, np.uint32).view(np.float32)[:, None].repeat(2, axis=1)  # (count, k)
     panels = np.zeros(-(-len(bits) // ROWS) * ROWS * 2, np.float32)
-    PACKERS["a"][0](panels, 0, x, 0, 0, len(bits), 2, numbers)
-    depth = panel_depth(2, numbers)
+    PACKERS["a"][0](panels, 0, x, 0, 0, len(bits), 2, table)
+    depth = panel_depth(2, table)
     return panels.view(np.uint32).reshape(-1, ROWS)[::depth].ravel()[: len(bits)]
 
 
@@ -150,9 +149,9 @@ def test_rounding_to_bfloat16():
     """To nearest even, with ties both ways, infinity reached by rounding, and NaN that stays NaN."""
     bits = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFFFFFFFF, 0x80000000]
     expected = [0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7F80, 0x7FC0, 0xFFFF, 0x8000]
-    for numbers in METHODS.values():
-        found = packed_column(bits, numbers.table)
-        lower = expected if numbers.fold == 2 else [0] * len(expected)
+    for number_format in METHODS.values():
+        found = packed_column(bits, number_format.table)
+        lower = expected if number_format.fold == 2 else [0] * len(expected)
         assert [hex(value >> 16) for value in found] == [hex(value) for value in expected]
         assert [hex(value & 0xFFFF) for value in found] == [hex(value) for value in lower]
 
@@ -162,6 +161,6 @@ def test_rounding_to_half_precision(rng):
     special = [1 + 2**-11, 1 + 3 * 2**-11, 65504, 65519.996, 65520, 1e30, 2**-14, 2**-24, 2**-25, 1.1 * 2**-25, 3e-8, 0]
     x = np.array([*special, np.inf, *(rng.standard_normal(500) * 2.0 ** rng.integers(-30, 20, 500))], np.float32)
     x = np.concatenate([x, -x])
-    found = packed_column(x.view(np.uint32), NUMBERS["float16"])
+    found = packed_column(x.view(np.uint32), TABLES["float16"])
     assert found.tobytes() == round_to_fp16_ref(x).tobytes()
-    assert np.isnan(packed_column([0x7FC00000], NUMBERS["float16"]).view(np.float32)).all()
+    assert np.isnan(packed_column([0x7FC00000], TABLES["float16"]).view(np.float32)).all()

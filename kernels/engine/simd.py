@@ -24,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ._jit import JIT, helper
+from .jit import JIT, helper
 
 
 @dataclass(frozen=True)
@@ -403,7 +403,7 @@ def largest(typing, x):
 
 
 # -- sums ----------------------------------------------------------------------------------------
-# The compiler may not reorder additions (see `_jit.py`), so sums that are to be vectors say so: LANES partial sums,
+# The compiler may not reorder additions (see `jit.py`), so sums that are to be vectors say so: LANES partial sums,
 # which are then added up from the first to the last.
 
 

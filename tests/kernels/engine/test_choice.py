@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from abi_py.kernels import _choice
-from abi_py.kernels._cache import CacheWarning, Store
-from abi_py.kernels._choice import ROUNDS, TIMES, WORTH, Choice
-from abi_py.kernels._jit import JIT
+from abi_py.kernels.engine import choice
+from abi_py.kernels.engine.cache import CacheWarning, Store
+from abi_py.kernels.engine.choice import ROUNDS, TIMES, WORTH, Choice
+from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.number_formats import BFLOAT16, METHODS
 from abi_py.kernels.matmul import product
-from abi_py.kernels.tiles import BFLOAT16, METHODS
 
 compiled_only = pytest.mark.skipif(not JIT, reason="nothing is measured")
 both_only = pytest.mark.skipif(len(METHODS) < 2, reason="the processor has one method")
@@ -28,16 +28,16 @@ class Clock:
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """Return a function that makes a choice between a, 1 operation a second, and b, `speed` of them; and its runs."""
-    monkeypatch.setattr(_choice, "STORE", Store(tmp_path / "cache"))
+    monkeypatch.setattr(choice, "STORE", Store(tmp_path / "cache"))
     monkeypatch.delenv("ABI_TEST", raising=False)
     clock, runs = Clock(), []
-    monkeypatch.setattr(_choice, "time", clock)
+    monkeypatch.setattr(choice, "time", clock)
 
     def make(speed):
-        def timed(numbers):
+        def timed(method):
             def run():
-                runs.append(numbers)
-                clock.now += 1 if numbers == "a" else 1 / speed
+                runs.append(method)
+                clock.now += 1 if method == "a" else 1 / speed
 
             return run, 1
 
@@ -51,14 +51,14 @@ def made(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("speed", "taken"), [(0.5, "a"), (1, "a"), (WORTH - 0.02, "a"), (WORTH + 0.02, "b"), (2, "b")])
 def test_the_faster_is_taken_and_what_is_nearly_equal_is_the_first(made, speed, taken):
     choice = made(speed)
-    assert (choice.method, choice.numbers) == (taken, taken)
+    assert (choice.method, choice.number_format) == (taken, taken)
     assert choice.rates == pytest.approx({"a": 1, "b": speed})
 
 
 @compiled_only
 def test_it_is_measured_once_where_nothing_can_be_kept(made, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(_choice, "STORE", Store(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(choice, "STORE", Store(tmp_path / "file" / "cache"))
     with pytest.warns(CacheWarning):
         assert made(2).method == "b"
     assert len(made.runs) == 2 * ROUNDS * TIMES
@@ -70,8 +70,8 @@ def test_what_was_measured_is_kept(made):
     count = len(made.runs)
     assert made(0.5).method == "b"  # read, not measured again
     assert len(made.runs) == count
-    assert json.loads(bytes(_choice.STORE.read("kind.json"))) == pytest.approx({"a": 1, "b": 2})
-    _choice.STORE.write("kind.json", b'{"a": 1, "c": 5}')  # of other methods
+    assert json.loads(bytes(choice.STORE.read("kind.json"))) == pytest.approx({"a": 1, "b": 2})
+    choice.STORE.write("kind.json", b'{"a": 1, "c": 5}')  # of other methods
     assert made(0.5).method == "a"
 
 
@@ -95,7 +95,7 @@ def test_bfloat16_is_one_of_its_methods():
 def test_both_methods_compute_the_same_but_for_the_last_bits(rng):
     a, b = (rng.standard_normal((70, 700 if JIT else 20)).astype(np.float32) for _ in range(2))
     found = {}
-    for name, numbers in METHODS.items():
+    for name, number_format in METHODS.items():
         found[name] = np.empty((70, 70), np.float32)
-        product(found[name], a, b, transpose_b=True, numbers=numbers)
+        product(found[name], a, b, transpose_b=True, number_format=number_format)
     assert np.abs(found["dot"] - found["fp32"]).max() < 1e-4 * np.abs(found["fp32"]).max()

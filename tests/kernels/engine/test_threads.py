@@ -14,11 +14,11 @@ from waiting import PATIENCE
 import abi_py
 from abi_py.config import Precision
 from abi_py.generation import GenerationConfig, Generator
-from abi_py.kernels import _threads
-from abi_py.kernels._jit import JIT
-from abi_py.kernels._threads import SMALL, TINY, TRIALS, thread_count, threads_as_before, threads_for
+from abi_py.kernels.engine import threads
+from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.threads import SMALL, TINY, TRIALS, thread_count, threads_as_before, threads_for
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 # -- how many --------------------------------------------------------------------------------------
@@ -50,8 +50,8 @@ def test_thread_count_is_numbas():
 def test_both_are_tried_and_the_faster_is_kept(monkeypatch, faster):
     """A clock that gives the steps of one kind half the time; the very first of each takes long and does not count."""
     clock = [0.0]
-    monkeypatch.setattr(_threads, "_small", _threads._Small())
-    monkeypatch.setattr(_threads.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(threads, "_small", threads._Small())
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
     before, used = numba.get_num_threads(), []
     try:
         numba.set_num_threads(2)

@@ -2,17 +2,16 @@
 
 The tile and the packers stand at the heart of every product and of attention.  Were they part of the kernels that call
 them, each kernel would compile them again, and Numba several times for each kernel: most of the time of a cold start
-(docs/log.md).  So they are compiled apart, at first use and in a fraction of a second, all of one kind of numbers
-together; the machine code is kept where compiled kernels are.  A kernel takes their addresses as an
-argument, a *table*:
+(docs/log.md).  So they are compiled apart, at first use and in a fraction of a second, all of one number format
+together; the machine code is kept where compiled kernels are.  A kernel takes their addresses as an argument, its
+*table*:
 
-    table (SLOTS,) int64        KIND: which numbers    FOLD: elements of the sum in a place of a panel
-                                STORED: how the model stores them, see panels.STORAGES             then addresses
+    table (SLOTS,) int64        FORMAT: which number format    FOLD: elements of the sum in a place of a panel
+                                STORED: how the model stores such numbers, see panels.STORAGES     then addresses
 
 Under NUMBA_DISABLE_JIT=1 nothing is compiled: the addresses are zero, and the operations' twins read the first three.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,12 +19,23 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
-from ._cache import STORE, numba_config
-from ._jit import JIT
+from .cache import STORE, numba_config
+from .jit import JIT
 
-__all__ = ["FOLD", "KIND", "PACKERS", "STORED", "TILE", "Numbers", "Routine", "call_routine", "entry_of"]
+__all__ = [
+    "FOLD",
+    "FORMAT",
+    "PACKERS",
+    "STORED",
+    "TILE",
+    "Routine",
+    "call_routine",
+    "entry_of",
+    "routine_table",
+    "routines_file",
+]
 
-KIND, FOLD, STORED, TILE, PACKERS = range(5)  # slots; from PACKERS on, one for each packer and storage format
+FORMAT, FOLD, STORED, TILE, PACKERS = range(5)  # slots; from PACKERS on, one for each packer and storage format
 SLOTS = PACKERS + 8
 
 Routine = tuple[list[ir.Type], Callable[..., None]]  # types of the arguments; emits the body: body(builder, *arguments)
@@ -33,39 +43,32 @@ Routine = tuple[list[ir.Type], Callable[..., None]]  # types of the arguments; e
 _engines: list[Any] = []  # the machine code lives as long as they do
 
 
-class Numbers:
-    """A kind of numbers that products multiply, with the routines that pack and multiply them."""
+def routines_file(name: str) -> str:
+    """Return the name under which the cache keeps the machine code of the routines called `name`."""
+    return f"routines-{name}.o"
 
-    def __init__(self, name: str, kind: int, fold: int, stored: int, routines: Mapping[int, Routine]) -> None:
-        """Describe it; `routines` has one for each slot from TILE on.  Nothing is compiled before `table` is read."""
-        self.name, self.kind, self.fold, self.stored, self.routines = name, kind, fold, stored, routines
 
-    def __repr__(self) -> str:
-        return self.name
+def routine_table(name: str, header: tuple[int, int, int], routines: Mapping[int, Routine]) -> np.ndarray:
+    """Return a table, (SLOTS,) int64: FORMAT, FOLD and STORED of the header, and routines for slots from TILE on.
 
-    @property
-    def file(self) -> str:
-        """The name under which the machine code is kept."""
-        return f"routines-{self.name}.o"
+    The routines are compiled, or read from the cache.
+    """
+    table = np.zeros(SLOTS, np.int64)
+    table[[FORMAT, FOLD, STORED]] = header
+    if JIT:
+        for slot, address in _load(_kept(routines_file(name), lambda: _module(name, routines)), routines).items():
+            table[slot] = address
+    return table
 
-    @functools.cached_property
-    def table(self) -> np.ndarray:
-        """The argument of kernels, (SLOTS,) int64; compiled, or read from the cache, when it is first asked for."""
-        table = np.zeros(SLOTS, np.int64)
-        table[KIND], table[FOLD], table[STORED] = self.kind, self.fold, self.stored
-        if JIT:
-            for slot, address in _load(_kept(self.file, self._module), self.routines).items():
-                table[slot] = address
-        return table
 
-    def _module(self) -> str:
-        module = ir.Module(self.name)
-        for slot, (arguments, body) in self.routines.items():
-            function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), _symbol(slot))
-            builder = ir.IRBuilder(function.append_basic_block("entry"))
-            body(builder, *function.args)
-            builder.ret_void()
-        return str(module)
+def _module(name: str, routines: Mapping[int, Routine]) -> str:
+    module = ir.Module(name)
+    for slot, (arguments, body) in routines.items():
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), _symbol(slot))
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        body(builder, *function.args)
+        builder.ret_void()
+    return str(module)
 
 
 def _symbol(slot: int) -> str:

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ._choice import Choice
-from ._routines import Numbers
+from .choice import Choice
+from .number_formats import NumberFormat
 
 __all__ = ["checked", "unchecked"]
 
@@ -101,7 +101,7 @@ class _Signature:
                 continue
             entry = ENTRY.fullmatch(part.strip())
             if entry is None:
-                raise ValueError(f"{function}: {part.strip()!r} is no entry of a signature; see kernels/_checks.py")
+                raise ValueError(f"{function}: {part.strip()!r} is no entry of a signature; see engine/checks.py")
             sizes = tuple(_Size.read(size) for size in entry["shape"].split(",") if size.strip())
             types = entry["types"] or "float32"
             kinds = tuple(np.dtype(name) for name in TYPES.get(types, types.split("|")))
@@ -124,7 +124,7 @@ class _Signature:
 
     def _number(self, name: str, value: Any) -> int | None:
         """Return what may be a size; None for another number."""
-        if not isinstance(value, (numbers.Number, np.bool_, Numbers, Choice)):
+        if not isinstance(value, (numbers.Number, np.bool_, NumberFormat, Choice)):
             raise TypeError(f"{name} is {_kind(value)}; {self.function} takes a number")
         is_size = any(name in size.names for size in self._sizes())
         if not is_size:

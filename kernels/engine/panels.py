@@ -12,32 +12,25 @@ after the other:
 Rows and columns that fill up the last panel are zero.  Matrices have unit column stride.
 
 Packing also turns the numbers of x into those that the tile multiplies.  x is stored in float32, or in bfloat16 (as
-uint16: the upper half of a float32).  The panels hold one of
+uint16: the upper half of a float32).  What the panels hold is a number format (`number_formats.py`), which may put
+`fold` elements of the sum into one place; panels are then `panel_depth` deep.
 
-    FLOAT32     the numbers as they are
-    BFLOAT16    rounded to bfloat16, in one of two ways, of which `tiles.py` takes the faster: kept as float32; or in
-                pairs, elements p and p + 1 of the sum in the 32 bits of one place, the first in the lower half, so that
-                panels are `panel_depth` = (k + 1) // 2 deep
-    FLOAT16     rounded to IEEE half precision (beyond 65504: infinity), kept as float32; so the machine needs no
-                half-precision arithmetic
-
-Rounding is to nearest even.
-
-A packer is a routine (`_routines.py`); the argument `numbers` is the table of FLOAT32, BFLOAT16 or FLOAT16, which stand
-in `tiles.py`.  `pack_a` and its like know from x's type how it is stored.  `pack_stored_a` and its like take x as
-uint16 in any case (`as_stored`): it holds bfloat16 if `numbers` is BFLOAT16, else float32.  So a kernel that reads what
-the model saved is compiled once, not for each format.
+A packer is a routine (`routines.py`); the argument `table` is that of a number format.  `pack_a` and its like know from
+x's type how it is stored.  `pack_stored_a` and its like take x as uint16 in any case (`as_stored`): it holds bfloat16
+if the model stores the number format so, else float32.  So a kernel that reads what the model saved is compiled once,
+not for each format.
 """
 
 import functools
+from typing import Any
 
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from ._jit import helper
-from ._routines import FOLD, KIND, PACKERS, STORED, call_routine, entry_of
+from .jit import helper
+from .routines import FOLD, FORMAT, PACKERS, STORED, call_routine, entry_of
 from .simd import (
     F32,
     I16,
@@ -47,7 +40,6 @@ from .simd import (
     LANES,
     bf16_bits,
     constant,
-    each,
     element_type,
     first_lanes,
     load,
@@ -65,7 +57,7 @@ from .simd import (
 
 __all__ = [
     "COLUMNS",
-    "KINDS",
+    "FORMATS",
     "ROWS",
     "as_stored",
     "pack_a",
@@ -84,11 +76,13 @@ __all__ = [
 
 ROWS = ISA.tile_rows
 COLUMNS = ISA.tile_columns
+FORMATS: list[Any] = []  # all number formats, in the order of their tables' FORMAT: the packers' twins look there
+
 
 @helper
-def panel_depth(k, numbers):
-    """Return how deep panels of `numbers` are for a sum over k elements."""
-    return (k + numbers[FOLD] - 1) // numbers[FOLD]
+def panel_depth(k, table):
+    """Return how deep panels are for a sum over k elements."""
+    return (k + table[FOLD] - 1) // table[FOLD]
 
 
 # -- reference: roundings, and the plain-Python twin of the packers ------------------------------
@@ -113,13 +107,13 @@ def as_stored(x):
 
 
 def _pack_twin(width, transposed, stored):
-    def pack(panels, at, x, i, j, count, k, numbers):
-        if stored and numbers[STORED] == 0:
+    def pack(panels, at, x, i, j, count, k, table):
+        if stored and table[STORED] == 0:
             x = x.view(np.float32)
         x = widen_bf16_ref(x)
         block = x[i : i + k, j : j + count] if transposed else x[i : i + count, j : j + k].T  # (k, count)
-        k = panel_depth(k, numbers)
-        block = KINDS[numbers[KIND]].twin(block)
+        k = panel_depth(k, table)
+        block = FORMATS[table[FORMAT]].place_ref(block)
         for c in range(0, count, width):
             panel = panels[at + c * k : at + (c + width) * k].reshape(k, width)
             part = block[:, c : c + width]
@@ -159,72 +153,6 @@ class _StoredBFloat16:
 STORAGES = (_StoredFloat32(), _StoredBFloat16())  # in the order of a packer's slots
 
 
-# -- numbers of panels: how `fold` elements of the sum become one place of a panel ---------------
-
-
-class _Float32:
-    name, fold, stored = "float32", 1, 0  # stored: which of STORAGES the model keeps such numbers in
-
-    def twin(self, block):
-        return block
-
-    def place(self, builder, storage, elements):
-        """Return a vector of places from `fold` vectors of elements."""
-        return storage.widened(builder, elements[0])
-
-
-class _BFloat16:
-    name, fold, stored = "bfloat16", 1, 1
-
-    def twin(self, block):
-        return round_to_bf16_ref(block)
-
-    def place(self, builder, storage, elements):
-        halves = storage.halves(builder, elements[0])
-        return builder.bitcast(builder.shl(halves, each(16, halves.type)), of_shape(halves.type, F32))
-
-
-class _BFloat16Pairs:
-    name, fold, stored = "bfloat16-pairs", 2, 1
-
-    def twin(self, block):
-        return _pair_twin(block)
-
-    def place(self, builder, storage, elements):
-        lower, upper = (storage.halves(builder, x) for x in elements)
-        return builder.bitcast(builder.or_(lower, builder.shl(upper, each(16, upper.type))), of_shape(lower.type, F32))
-
-
-class _Float16:
-    name, fold, stored = "float16", 1, 0
-
-    def twin(self, block):
-        return round_to_fp16_ref(block)
-
-    def place(self, builder, storage, elements):
-        """Round in float32 and integer arithmetic, which every machine has."""
-        x = storage.widened(builder, elements[0])
-        integers = of_shape(x.type, I32)
-        bits = builder.bitcast(x, integers)
-        sign = builder.and_(bits, each(0x80000000, integers))
-        size = builder.xor(bits, sign)
-        odd = builder.and_(builder.lshr(size, each(13, integers)), each(1, integers))
-        normal = builder.add(size, builder.add(odd, each(0xFFF, integers)))  # 13 of 23 bits go
-        normal = builder.and_(normal, each(0xFFFFE000, integers))
-        too_large = builder.icmp_unsigned(">", normal, each(0x477FE000, integers))  # 65504
-        normal = builder.select(too_large, each(0x7F800000, integers), normal)
-        # Below 2^-14 halves are multiples of 2^-24, and so are all float32 between 1/2 and 1.
-        half = each(0.5, x.type)
-        tiny = builder.fsub(builder.fadd(builder.bitcast(size, x.type), half), half)
-        small = builder.icmp_unsigned("<", size, each(0x38800000, integers))
-        rounded = builder.select(small, builder.bitcast(tiny, integers), normal)
-        rounded = builder.bitcast(builder.or_(rounded, sign), x.type)
-        return builder.select(builder.fcmp_unordered("uno", x, x), x, rounded)
-
-
-KINDS = (_Float32(), _BFloat16(), _Float16(), _BFloat16Pairs())  # in the order of the tables' KIND
-
-
 # -- packing -------------------------------------------------------------------------------------
 
 
@@ -234,7 +162,7 @@ def _packer(name, slot, stored):
     With `stored`, x is uint16 in any case, and the table says what it holds.
     """
 
-    def typed(typing, panels, at, x, i, j, count, k, numbers):
+    def typed(typing, panels, at, x, i, j, count, k, table):
         def codegen(context, builder, signature, arguments):
             panels, at, x, i, j, count, k, table = arguments
             kinds = signature.args
@@ -252,7 +180,7 @@ def _packer(name, slot, stored):
             call_routine(context, builder, kinds[7], table, place, [to, source, row, count, k])
             return context.get_dummy_value()
 
-        return types.void(panels, types.intp, x, *[types.intp] * 4, numbers), codegen
+        return types.void(panels, types.intp, x, *[types.intp] * 4, table), codegen
 
     typed.__name__ = name
     return typed
@@ -291,9 +219,9 @@ def _packed_depth(builder, k, fold):
     return builder.sdiv(builder.add(k, constant(fold - 1)), constant(fold))
 
 
-def _read_along(builder, storage, numbers, at, size, left):
+def _read_along(builder, storage, number_format, at, size, left):
     """Read `size` places along the sum's index; of the elements from `at` on, only `left` exist (None: enough)."""
-    fold = numbers.fold
+    fold = number_format.fold
     if fold > 1 and storage.element == I16:  # as they lie in memory, they are pairs already
         wide = ir.VectorType(I16, fold * size)
         return builder.bitcast(_read(builder, at, wide, left), ir.VectorType(F32, size))
@@ -305,7 +233,7 @@ def _read_along(builder, storage, numbers, at, size, left):
     if fold > 1:  # elements p and p + 1 lie side by side: even ones to one vector, odd ones to the other
         lanes = [ir.Constant(ir.VectorType(I32, size), [fold * i + part for i in range(size)]) for part in range(fold)]
         parts = [builder.shuffle_vector(*parts, lane) for lane in lanes]
-    return numbers.place(builder, storage, parts)
+    return number_format.place(builder, storage, parts)
 
 
 def _read(builder, at, vector, left):
@@ -315,9 +243,9 @@ def _read(builder, at, vector, left):
     return masked_load(builder, at, first_lanes(builder, left, vector.count), vector=vector)
 
 
-def _pack_transposing_body(builder, width, storage, numbers, to, source, row, count, k):
+def _pack_transposing_body(builder, width, storage, number_format, to, source, row, count, k):
     """Emit packing of rows: squares of x are transposed in registers, one panel after the other."""
-    fold = numbers.fold
+    fold = number_format.fold
     depth = _packed_depth(builder, k, fold)
     with cgutils.for_range_slice(builder, constant(0), count, constant(width), I64) as (first, _):
         panel = builder.gep(to, [builder.mul(first, depth)])
@@ -338,7 +266,8 @@ def _pack_transposing_body(builder, width, storage, numbers, to, source, row, co
                     inside = builder.icmp_signed("<", index, count)
                     index = builder.select(inside, index, first)  # a row that exists; its values are then dropped
                     at = builder.gep(source, [builder.add(builder.mul(index, row), p)])
-                    lines.append(builder.select(inside, _read_along(builder, storage, numbers, at, size, left), zero))
+                    places = _read_along(builder, storage, number_format, at, size, left)
+                    lines.append(builder.select(inside, places, zero))
                 packed_p = builder.sdiv(p, constant(fold))
                 for s, line in enumerate(_transpose(builder, lines)):
                     spot = builder.add(builder.mul(builder.add(packed_p, constant(s)), constant(width)), constant(lane))
@@ -360,9 +289,9 @@ def _pack_transposing_body(builder, width, storage, numbers, to, source, row, co
 STEPS = 4  # steps of the sum dealt out at a time: two full cache lines to each panel of A
 
 
-def _pack_copying_body(builder, width, storage, numbers, to, source, row, count, k):
+def _pack_copying_body(builder, width, storage, number_format, to, source, row, count, k):
     """Emit packing of columns: a few rows of x are read from end to end and dealt out to the panels."""
-    fold = numbers.fold
+    fold = number_format.fold
     depth = _packed_depth(builder, k, fold)
 
     def places(at, lanes, left, last):
@@ -372,7 +301,7 @@ def _pack_copying_body(builder, width, storage, numbers, to, source, row, count,
         for _ in range(1, fold):
             at = builder.gep(at, [row])
             rows.append(ir.Constant(vector, None) if last else _read(builder, at, vector, left))
-        return numbers.place(builder, storage, rows)
+        return number_format.place(builder, storage, rows)
 
     def deal(p, steps, last=False):
         """Copy the rows of x from p on, `steps` steps of the sum, to their places in every panel."""
@@ -414,13 +343,13 @@ FORMS = (  # of packing: what emits it, the width of its panels, and whether the
 )
 
 
-def packers(kind):
-    """Return the routines that pack into panels of one of KINDS: {slot of a table: routine}."""
+def packers(number_format):
+    """Return the routines that pack into panels of a number format: {slot of its table: routine}."""
     found = {}
     for form, (body, width, _) in enumerate(FORMS):
         for index, storage in enumerate(STORAGES):
             arguments = [F32.as_pointer(), storage.element.as_pointer(), I64, I64, I64]
-            found[_slot(form) + index] = arguments, functools.partial(_emit, body, width, storage, kind)
+            found[_slot(form) + index] = arguments, functools.partial(_emit, body, width, storage, number_format)
     return found
 
 
@@ -429,8 +358,8 @@ def _slot(form):
     return PACKERS + len(STORAGES) * form
 
 
-def _emit(body, width, storage, kind, builder, *arguments):
-    body(builder, width, storage, kind, *arguments)
+def _emit(body, width, storage, number_format, builder, *arguments):
+    body(builder, width, storage, number_format, *arguments)
 
 
 def _make_packer(form, stored=False):
@@ -439,6 +368,6 @@ def _make_packer(form, stored=False):
     return with_twin(_pack_twin(width, transposed, stored))(_packer(name, _slot(form), stored))
 
 
-# Called as pack(panels, at, x, i, j, count, k, numbers): count rows of A or columns of B, a sum over k elements.
+# Called as pack(panels, at, x, i, j, count, k, table): count rows of A or columns of B, a sum over k elements.
 pack_a, pack_a_transposed, pack_b, pack_b_transposed = (_make_packer(form) for form in range(len(FORMS)))
 pack_stored_a, pack_stored_b, pack_stored_b_transposed = (_make_packer(form, stored=True) for form in (0, 2, 3))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numba import njit
 
-from abi_py.kernels import simd
-from abi_py.kernels._jit import JIT
-from abi_py.kernels.simd import ISA, ISAS, LANES, exp, largest
+from abi_py.kernels.engine import simd
+from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.simd import ISA, ISAS, LANES, exp, largest
 
 HERE = Path(__file__).resolve().parent
 SAMPLES = 1_000_000 if JIT else 2_000
@@ -165,6 +165,6 @@ def test_every_path(path):
 
 
 def test_an_unknown_instruction_set_is_refused():
-    done = in_child(["-c", "import abi_py.kernels.simd"], ABI_SIMD="sse9")
+    done = in_child(["-c", "import abi_py.kernels.engine.simd"], ABI_SIMD="sse9")
     assert done.returncode != 0
     assert "ABI_SIMD (sse9) must be one of avx512, avx2, neon, generic" in done.stderr

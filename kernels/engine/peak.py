@@ -10,20 +10,21 @@ import time
 import numba
 import numpy as np
 
-from ._jit import kernel, prange
+from .jit import kernel, prange
+from .number_formats import BFLOAT16, FLOAT32
 from .panels import COLUMNS, ROWS
-from .tiles import BFLOAT16, FLOAT32, tile
+from .tiles import tile
 
 DEPTH = 256  # panels of 6 and 16 KiB with AVX2, of 8 and 48 with AVX-512: they stay in cache
 
 
 @kernel
-def _repeat_tile(c, a, b, depth, times, numbers):
+def _repeat_tile(c, a, b, depth, times, table):
     """Add the same product to c (threads, ROWS, COLUMNS) `times` times; a and b (threads, ...) are packed panels."""
     for t in prange(c.shape[0]):
         mine = c[t]
         for _ in range(times):
-            tile(mine, mine, 0, 0, ROWS, COLUMNS, a[t], 0, b[t], 0, depth, True, numbers)
+            tile(mine, mine, 0, 0, ROWS, COLUMNS, a[t], 0, b[t], 0, depth, True, table)
 
 
 def measured_peak(seconds=0.2, bf16=False):
@@ -34,16 +35,16 @@ def measured_peak(seconds=0.2, bf16=False):
     Runs for about `seconds` and takes the best of several rounds, because other programs only ever make a round slower.
     """
     threads = numba.get_num_threads()
-    numbers = BFLOAT16 if bf16 else FLOAT32
+    number_format = BFLOAT16 if bf16 else FLOAT32
     c = np.zeros((threads, ROWS, COLUMNS), np.float32)
     a = np.ones((threads, DEPTH * ROWS), np.float32)
     b = np.ones((threads, DEPTH * COLUMNS), np.float32)
-    _repeat_tile(c, a, b, DEPTH, 10, numbers.table)  # compile, wake the threads
-    work = 2.0 * threads * ROWS * COLUMNS * DEPTH * numbers.fold  # a pair of bfloat16 is two multiply-adds
+    _repeat_tile(c, a, b, DEPTH, 10, number_format.table)  # compile, wake the threads
+    work = 2.0 * threads * ROWS * COLUMNS * DEPTH * number_format.fold  # a pair of bfloat16 is two multiply-adds
     times, best, end = 100, 0.0, time.perf_counter() + seconds
     while True:
         start = time.perf_counter()
-        _repeat_tile(c, a, b, DEPTH, times, numbers.table)
+        _repeat_tile(c, a, b, DEPTH, times, number_format.table)
         now = time.perf_counter()
         best = max(best, work * times / (now - start))
         if now > end:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from abi_py.kernels._jit import JIT
+from abi_py.kernels.engine.jit import JIT
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 BITS = """
 import hashlib

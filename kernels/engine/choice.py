@@ -1,4 +1,4 @@
-"""Numbers that a machine can multiply in several ways: the fastest is measured once and kept.
+"""A number format that a machine can multiply in several ways: the fastest is measured once and kept.
 
 Which way is fastest does not follow from the processor's features: its dot product of bfloat16 doubles the speed of one
 processor and halves that of another.  The ways round alike and add in different orders, so their last bits differ, and
@@ -11,29 +11,41 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from ._cache import STORE
-from ._jit import JIT
-from ._routines import Numbers
+from .cache import STORE
+from .jit import JIT
 
 __all__ = ["Choice"]
 
 ROUNDS, TIMES = 20, 100  # each method is timed in turn with the others; the best round counts, others only disturb
 WORTH = 1.1  # how much faster than the first method another must be: what is nearly equal would depend on the hour
 
-Timed = Callable[[Numbers], tuple[Callable[[], None], int]]
+
+class Method(Protocol):
+    """What a choice needs to know of the number formats that it is made between."""
+
+    fold: int
+
+    @property
+    def table(self) -> np.ndarray: ...
+
+    @property
+    def file(self) -> str: ...
+
+
+Timed = Callable[[Any], tuple[Callable[[], None], int]]
 
 
 class Choice:
-    """A kind of numbers with several methods; used like `Numbers`, and chosen when its table is first asked for."""
+    """A number format with several methods; used like one, and chosen when its table is first asked for."""
 
-    def __init__(self, name: str, variable: str, methods: Mapping[str, Numbers], timed: Timed) -> None:
+    def __init__(self, name: str, variable: str, methods: Mapping[str, Any], timed: Timed) -> None:
         """Describe it; the first method is the one that every machine has.
 
-        `timed(numbers)` returns a function that computes something with a method, and its operations.
+        `timed(method)` returns a function that computes something with a method, and its operations.
         """
         self.name, self.variable, self.methods, self.timed = name, variable, methods, timed
 
@@ -67,25 +79,25 @@ class Choice:
         return found
 
     @property
-    def numbers(self) -> Numbers:
+    def number_format(self) -> Method:
         """The method that is used."""
         return self.methods[self.method]
 
     @property
     def fold(self) -> int:
         """Elements of the sum in a place of a panel."""
-        return self.numbers.fold
+        return self.number_format.fold
 
     @property
     def table(self) -> np.ndarray:
         """The argument of kernels."""
-        return self.numbers.table
+        return self.number_format.table
 
     @property
     def file(self) -> str:
         """The name under which the cache keeps what is made last at the first use."""
         if os.environ.get(self.variable) or len(self.methods) == 1:
-            return self.numbers.file
+            return self.number_format.file
         return self._record
 
     @property
@@ -104,7 +116,7 @@ class Choice:
         return rates if set(rates) == set(self.methods) else None
 
     def _measure(self) -> dict[str, float]:
-        timed = {name: self.timed(numbers) for name, numbers in self.methods.items()}
+        timed = {name: self.timed(method) for name, method in self.methods.items()}
         best = dict.fromkeys(timed, 0.0)
         for _ in range(ROUNDS):
             for name, (run, operations) in timed.items():

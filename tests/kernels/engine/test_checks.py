@@ -9,8 +9,8 @@ import pytest
 
 import abi_py.kernels
 from abi_py.kernels import unchecked as trusted
-from abi_py.kernels._checks import checked, unchecked
-from abi_py.kernels._jit import JIT
+from abi_py.kernels.engine.checks import checked, unchecked
+from abi_py.kernels.engine.jit import JIT
 
 SIZES = {
     **{"N": 6, "C": 8, "V": 7, "F": 5, "P": 20, "n": 6, "R": 6, "W": 16, "D": 4, "T": 3, "S": 2, "H": 4, "G": 2},

@@ -7,24 +7,16 @@
 A tile keeps ROWS x COLUMNS sums in vector registers and reads both panels straight through, in the way of Goto and van
 de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  Sums are float32 in any case.
 
-FLOAT32, BFLOAT16 and FLOAT16 are the kinds of numbers that products multiply.  Kernels take their tables.  BFLOAT16 has
-two methods: rounded operands kept as float32, which every machine has, and pairs of them, of which the processor's dot
-product (`vdpbf16ps`, where `NATIVE_BF16`) adds two products at once.  That is twice as fast as float32 on some
-processors and slower than it on others, so it is measured (`_choice.py`).
+What a tile multiplies is a number format (`number_formats.py`); kernels take its table.
 """
 
-import ctypes
-
-import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from ._choice import Choice
-from ._jit import JIT
-from ._routines import FOLD, TILE, Numbers, call_routine
-from .panels import COLUMNS, KINDS, ROWS, packers
+from .panels import COLUMNS, ROWS
+from .routines import FOLD, TILE, call_routine
 from .simd import (
     F32,
     I1,
@@ -49,9 +41,7 @@ from .simd import (
     with_twin,
 )
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "NATIVE_BF16", "Numbers", "row_by_row", "tile"]
-
-NATIVE_BF16 = ISA.name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+__all__ = ["multiply_add", "row_by_row", "tile", "tile_routine"]
 
 
 # -- plain-Python twin ---------------------------------------------------------------------------
@@ -65,10 +55,10 @@ def _unpair_twin(panel):
     return halves.view(np.float32)
 
 
-def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
+def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
     left = a[a_at : a_at + k * ROWS].reshape(k, ROWS)[:, :rows]
     right = b[b_at : b_at + k * COLUMNS].reshape(k, COLUMNS)[:, :cols]
-    if numbers[FOLD] == 2:
+    if table[FOLD] == 2:
         left, right = _unpair_twin(left), _unpair_twin(right)
     block = (slice(i, i + rows), slice(j, j + cols))
     c[block] = left.T @ right + (d[block] if add else np.float32(0))
@@ -81,8 +71,8 @@ def _row_by_row_twin(c, d, i, j, a, b, add):
 # -- one register tile ---------------------------------------------------------------------------
 
 
-def _tile(typing, c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
-    signature = types.void(c, d, *[types.intp] * 4, a, types.intp, b, types.intp, types.intp, types.boolean, numbers)
+def _tile(typing, c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
+    signature = types.void(c, d, *[types.intp] * 4, a, types.intp, b, types.intp, types.intp, types.boolean, table)
 
     def codegen(context, builder, signature, arguments):
         c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table = arguments
@@ -101,33 +91,9 @@ def _tile(typing, c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
     return signature, codegen
 
 
-def _multiply(builder, left, right, total):
+def multiply_add(builder, left, right, total):
+    """Emit left * right + total of vectors, rounded once where the machine can."""
     return builder.call(declare(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, [VECTOR] * 3), [left, right, total])
-
-
-def _multiply_bf16(builder, left, right, total):
-    """Add the products of both halves: the processor's dot product."""
-    halves = ir.VectorType(_BFloat(), 2 * LANES)
-    dot = declare(builder, f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}", VECTOR, [VECTOR, halves, halves])
-    return builder.call(dot, [total, builder.bitcast(left, halves), builder.bitcast(right, halves)])
-
-
-class _BFloat(ir.Type):
-    """LLVM's `bfloat`, which llvmlite does not have."""
-
-    null = "0.0"
-    intrinsic_name = "bf16"
-
-    def __str__(self):
-        return "bfloat"
-
-    _to_string = __str__
-
-    def __eq__(self, other):
-        return isinstance(other, _BFloat)
-
-    def __hash__(self):
-        return hash(_BFloat)
 
 
 def _tile_body(builder, multiply, c, d, a, b, c_row, d_row, rows, cols, k, add):
@@ -186,43 +152,18 @@ def _tile_of(builder, multiply, vectors, c, d, a, b, c_row, d_row, rows, cols, k
             )
 
 
-# tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
+# tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
 # c[i:i+rows, j:j+cols] = A B, plus d[i:i+rows, j:j+cols] if `add`; d may be c.
 #     a: float32 buffer with a panel of A, (k, ROWS), at `a_at`;  b: the same of B, (k, COLUMNS), at `b_at`
 #     c, d: float32 matrices with unit column stride;  rows <= ROWS, cols <= COLUMNS
-#     numbers: the table of what the panels hold; k counts their depth, in pairs for BFLOAT16
+#     table: the table of what the panels hold; k counts their depth, in pairs for BFLOAT16
 tile = with_twin(_tile_twin)(_tile)
 
 
-def _numbers(kind):
-    """Return one of panels.KINDS with its routines."""
-    multiply = _multiply_bf16 if kind.fold == 2 else _multiply
-    tile = [F32.as_pointer()] * 4 + [I64] * 5 + [I1], lambda builder, *values: _tile_body(builder, multiply, *values)
-    return Numbers(kind.name, KINDS.index(kind), kind.fold, kind.stored, {TILE: tile} | packers(kind))
-
-
-DEPTH = 2048  # of the sums that are timed: panels of A and B of 64 and 384 KiB with AVX-512, a second-level cache
-
-
-def _time_tile(numbers):
-    """Return a function that computes one tile over DEPTH, and how many operations that is."""
-    c = np.zeros((ROWS, COLUMNS), np.float32)
-    a, b = np.ones(DEPTH * ROWS, np.float32), np.ones(DEPTH * COLUMNS, np.float32)
-    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 5, ctypes.c_bool)
-    run, places = kind(int(numbers.table[TILE])), [x.ctypes.data for x in (c, c, a, b)]
-    arguments = *places, COLUMNS, COLUMNS, ROWS, COLUMNS, DEPTH // numbers.fold, False
-
-    def once(keep=(c, a, b)):
-        run(*arguments)
-
-    return once, 2 * ROWS * COLUMNS * DEPTH
-
-
-FLOAT32, FLOAT16 = _numbers(KINDS[0]), _numbers(KINDS[2])
-METHODS = {"fp32": _numbers(KINDS[1])}  # of multiplying bfloat16
-if NATIVE_BF16 or not JIT:
-    METHODS["dot"] = _numbers(KINDS[3])
-BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, _time_tile)
+def tile_routine(number_format):
+    """Return the tile of a number format: (types of its arguments, what emits it)."""
+    arguments = [F32.as_pointer()] * 4 + [I64] * 5 + [I1]
+    return arguments, lambda builder, *values: _tile_body(builder, number_format.multiply, *values)
 
 
 # -- a row against a row -------------------------------------------------------------------------
@@ -251,7 +192,7 @@ def _row_by_row_body(builder, c, d, a, b, terms, add):
     sums = [cgutils.alloca_once_value(builder, ZERO) for _ in range(SUMS)]
 
     def visit(at, total, read):
-        product = _multiply(builder, read(move(builder, a, at)), read(move(builder, b, at)), builder.load(total))
+        product = multiply_add(builder, read(move(builder, a, at)), read(move(builder, b, at)), builder.load(total))
         builder.store(product, total)
 
     whole = builder.sub(terms, builder.srem(terms, constant(SUMS * LANES)))

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from waiting import PATIENCE
 
-from abi_py.kernels import _cache
-from abi_py.kernels._cache import DIGEST, PART, PART_SECONDS, STORE, CacheWarning, Store, cache_directory
-from abi_py.kernels._jit import JIT, kernel, prange
+from abi_py.kernels.engine import cache
+from abi_py.kernels.engine.cache import DIGEST, PART, PART_SECONDS, STORE, CacheWarning, Store, cache_directory
+from abi_py.kernels.engine.jit import JIT, kernel, prange
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 compiled_only = pytest.mark.skipif(not JIT, reason="nothing is compiled")
 posix_only = pytest.mark.skipif(os.name != "posix", reason="owners and permissions of POSIX")
 
@@ -53,24 +53,25 @@ def test_a_relative_directory_does_not_move_with_the_process(monkeypatch, tmp_pa
     assert cache_directory().parent == tmp_path / "here"
 
 
-@pytest.mark.parametrize("name", _cache.NUMBA_SETTINGS)
+@pytest.mark.parametrize("name", cache.NUMBA_SETTINGS)
 def test_directory_depends_on_what_numba_is_told(monkeypatch, name):
     """Kernels of a run with NUMBA_OPT=0, say, are slow; they must not be those of the next run as well."""
     before = cache_directory()
-    assert hasattr(_cache.numba_config, name)
-    monkeypatch.setattr(_cache.numba_config, name, "another")
+    assert hasattr(cache.numba_config, name)
+    monkeypatch.setattr(cache.numba_config, name, "another")
     assert cache_directory() != before
 
 
 def test_directory_depends_on_every_kernel_file(monkeypatch, tmp_path):
-    for path in Path(_cache.__file__).resolve().parent.glob("*.py"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(_cache, "__file__", str(tmp_path / "_cache.py"))
-    before = cache_directory()
-    assert cache_directory() == before
-    with (tmp_path / "rope.py").open("a") as file:
-        file.write("\n")
-    assert cache_directory() != before
+    shutil.copytree(Path(cache.__file__).resolve().parents[1], tmp_path / "kernels")
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "kernels/engine/cache.py"))
+    seen = {cache_directory()}
+    assert cache_directory() in seen
+    for number, name in enumerate(("rope.py", "engine/simd.py"), start=2):
+        with (tmp_path / "kernels" / name).open("a") as file:
+            file.write("\n")
+        seen.add(cache_directory())
+        assert len(seen) == number, name
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -79,8 +80,8 @@ def test_directory_depends_on_every_kernel_file(monkeypatch, tmp_path):
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """Return a store in a directory of its own, which this process's kernels use."""
-    monkeypatch.setattr(_cache, "STORE", Store(tmp_path / "cache" / "key"))
-    return _cache.STORE
+    monkeypatch.setattr(cache, "STORE", Store(tmp_path / "cache" / "key"))
+    return cache.STORE
 
 
 def test_what_is_written_is_read(store):
@@ -240,7 +241,7 @@ def test_the_directory_above_may_be_the_systems_for_temporary_files(store):
 def test_a_directory_of_somebody_else_is_not_used(store, monkeypatch):
     store.write("name", b"content")
     owner = os.geteuid()
-    monkeypatch.setattr(_cache.os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(cache.os, "geteuid", lambda: owner + 1)
     with pytest.warns(CacheWarning, match=rf"belongs to another user \(id {owner}\); set ABI_CACHE_DIR"):
         assert Store(store.directory).read("name") is None
 
@@ -260,7 +261,7 @@ def test_a_disk_that_takes_nothing_more_is_told_once_and_still_read(store, monke
 
     store.write("before", b"content")
     assert store.has_room()
-    monkeypatch.setattr(_cache, "open", full, raising=False)
+    monkeypatch.setattr(cache, "open", full, raising=False)
     remedy = "free some space, or set ABI_CACHE_DIR" if code == errno.ENOSPC else "set ABI_CACHE_DIR"
     with pytest.warns(CacheWarning, match=f"not kept: {store.directory}: {os.strerror(code)}; {remedy}"):
         store.write("name", b"content")
@@ -309,7 +310,7 @@ def test_a_damaged_kernel_is_not_even_unpickled(store, monkeypatch):
     def never(content):
         raise AssertionError("unpickled what was not verified")
 
-    monkeypatch.setattr(_cache.pickle, "loads", never)
+    monkeypatch.setattr(cache.pickle, "loads", never)
     for damage in ("empty", "cut", "a bit of the content", "a directory"):
         DAMAGES[damage](store.path(name))
         store._told.clear()
@@ -330,7 +331,7 @@ TRAINING = """
 import hashlib, sys
 import numpy as np
 from abi_py import LlamaTrainer, LlmTrainingConfig, TrainableModel, TrainableModelConfig
-from abi_py.kernels._cache import Store
+from abi_py.kernels.engine.cache import Store
 read, names = Store.read, []
 Store.read = lambda store, name: names.append(name) or read(store, name)
 model = TrainableModel(TrainableModelConfig(

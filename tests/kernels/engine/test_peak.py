@@ -4,10 +4,10 @@ import numba
 import numpy as np
 import pytest
 
-from abi_py.kernels import peak
-from abi_py.kernels._jit import JIT
-from abi_py.kernels.panels import COLUMNS, ROWS
-from abi_py.kernels.tiles import BFLOAT16, FLOAT32
+from abi_py.kernels.engine import peak
+from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32
+from abi_py.kernels.engine.panels import COLUMNS, ROWS
 
 
 def test_the_tile_is_repeated_as_often_as_is_counted():

@@ -67,8 +67,9 @@ def cache_directory() -> Path:
     `ABI_CACHE_DIR` chooses the parent directory (default: `$XDG_CACHE_HOME/abi_py`, or `~/.cache/abi_py`).
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).resolve().parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    kernels = Path(__file__).resolve().parents[1]
+    for path in sorted(kernels.rglob("*.py")):
+        digest.update(path.relative_to(kernels).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     features = llvm.get_host_cpu_features().flatten()
     host = platform.machine(), llvm.get_host_cpu_name(), features
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__, *host)

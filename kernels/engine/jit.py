@@ -15,8 +15,8 @@ from typing import Any
 from numba import njit, prange
 from numba.extending import register_jitable
 
-from ._cache import KernelCache, numba_config
-from ._threads import on_threads
+from .cache import KernelCache, numba_config
+from .threads import on_threads
 
 __all__ = ["JIT", "helper", "kernel", "prange"]
 

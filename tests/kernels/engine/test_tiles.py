@@ -8,14 +8,15 @@ import pytest
 from numba import njit
 
 from abi_py.gradcheck import check_close
-from abi_py.kernels.panels import COLUMNS, ROWS, round_to_bf16_ref
-from abi_py.kernels.simd import LANES
-from abi_py.kernels.tiles import FLOAT32, METHODS, tile
+from abi_py.kernels.engine.number_formats import FLOAT32, METHODS
+from abi_py.kernels.engine.panels import COLUMNS, ROWS, round_to_bf16_ref
+from abi_py.kernels.engine.simd import LANES
+from abi_py.kernels.engine.tiles import tile
 
 
 @njit
-def one_tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers):
-    tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, numbers)
+def one_tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
+    tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table)
 
 
 def pairs(panel):

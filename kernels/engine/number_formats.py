@@ -1,0 +1,204 @@
+"""Number formats: what products multiply, a class each, with everything that the house knows of it.
+
+    FLOAT32     the numbers as they are
+    BFLOAT16    rounded to bfloat16, in one of two ways, of which the faster is taken: kept as float32, which every
+                machine can multiply; or in pairs, elements p and p + 1 of the sum in the 32 bits of one place of a
+                panel, the first in the lower half, of which the processor's dot product adds both products at once
+    FLOAT16     rounded to IEEE half precision (beyond 65504: infinity), kept as float32; so the machine needs no
+                half-precision arithmetic
+
+Rounding is to nearest even, and happens while an operand is packed (`panels.py`).  Sums are float32 in any case.
+
+A format says how elements of the sum become a place of a panel (`place_ref` in NumPy, `place` in LLVM), how many share
+one (`fold`), what the register tile does with two places (`multiply`), how the model stores such numbers between
+forward and backward (`stored`), and whether this machine has what it needs (`runs_here`).  Everything else follows:
+the four packers, the tile, and the *table* of their addresses, which is what kernels take.  A format with another tile
+overrides `routines`.
+
+The dot product of bfloat16 is twice as fast as float32 on some processors and slower than it on others, so it is
+measured (`choice.py`).
+"""
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+import numpy as np
+
+from .choice import Choice
+from .jit import JIT
+from .panels import COLUMNS, FORMATS, ROWS, packers
+from .routines import TILE, Routine, routine_table, routines_file
+from .simd import F32, I32, ISA, LANES, VECTOR, declare, each, of_shape, round_to_bf16_ref
+from .tiles import multiply_add, tile_routine
+
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "NumberFormat", "round_to_fp16_ref"]
+
+
+class NumberFormat:
+    """A kind of numbers that products multiply: `FLOAT32`, and what overrides some of it."""
+
+    name = "float32"
+    fold = 1  # elements of the sum in a place of a panel
+    stored = 0  # which of panels.STORAGES the model keeps such numbers in between forward and backward
+
+    def __init__(self) -> None:
+        """Take the next number in `FORMATS`; nothing is compiled before `table` is read."""
+        self.index = len(FORMATS)
+        FORMATS.append(self)
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def runs_here(self) -> bool:
+        """Say whether this machine has what the format needs; the plain-Python twins need nothing."""
+        return True
+
+    def place_ref(self, block: np.ndarray) -> np.ndarray:
+        """Return the places of a panel, ((k + fold - 1) // fold, n) float32, from elements (k, n) float32."""
+        return block
+
+    def place(self, builder: ir.IRBuilder, storage: Any, elements: list[Any]) -> ir.Value:
+        """Emit one place, or a vector of them, from `fold` elements, or vectors of them, of a storage."""
+        return storage.widened(builder, elements[0])
+
+    def multiply(self, builder: ir.IRBuilder, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
+        """Emit the products of two vectors of places, added to a vector of sums."""
+        return multiply_add(builder, left, right, total)
+
+    @property
+    def routines(self) -> Mapping[int, Routine]:
+        """The tile and the packers: {slot of the table: routine}."""
+        return {TILE: tile_routine(self)} | packers(self)
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """The argument of kernels; compiled, or read from the cache, when it is first asked for."""
+        return routine_table(self.name, (self.index, self.fold, self.stored), self.routines)
+
+    @property
+    def file(self) -> str:
+        """The name under which the cache keeps the machine code."""
+        return routines_file(self.name)
+
+
+# -- bfloat16 ------------------------------------------------------------------------------------
+
+
+class _BFloat16(NumberFormat):
+    """Rounded to bfloat16, kept as float32."""
+
+    name, stored = "bfloat16", 1
+
+    def place_ref(self, block):
+        return round_to_bf16_ref(block)
+
+    def place(self, builder, storage, elements):
+        halves = storage.halves(builder, elements[0])
+        return builder.bitcast(builder.shl(halves, each(16, halves.type)), of_shape(halves.type, F32))
+
+
+class _BFloat16Pairs(NumberFormat):
+    """Rounded to bfloat16, two in a place, multiplied by `vdpbf16ps`."""
+
+    name, fold, stored = "bfloat16-pairs", 2, 1
+
+    def runs_here(self):
+        return not JIT or (ISA.name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16")))
+
+    def place_ref(self, block):
+        halves = np.zeros((-(-block.shape[0] // 2) * 2, block.shape[1]), np.uint32)
+        halves[: block.shape[0]] = round_to_bf16_ref(block).view(np.uint32) >> np.uint32(16)
+        return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
+
+    def place(self, builder, storage, elements):
+        lower, upper = (storage.halves(builder, x) for x in elements)
+        return builder.bitcast(builder.or_(lower, builder.shl(upper, each(16, upper.type))), of_shape(lower.type, F32))
+
+    def multiply(self, builder, left, right, total):
+        halves = ir.VectorType(_BFloat(), 2 * LANES)
+        dot = declare(builder, f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}", VECTOR, [VECTOR, halves, halves])
+        return builder.call(dot, [total, builder.bitcast(left, halves), builder.bitcast(right, halves)])
+
+
+class _BFloat(ir.Type):
+    """LLVM's `bfloat`, which llvmlite does not have."""
+
+    null = "0.0"
+    intrinsic_name = "bf16"
+
+    def __str__(self):
+        return "bfloat"
+
+    _to_string = __str__
+
+    def __eq__(self, other):
+        return isinstance(other, _BFloat)
+
+    def __hash__(self):
+        return hash(_BFloat)
+
+
+# -- float16 -------------------------------------------------------------------------------------
+
+
+def round_to_fp16_ref(x):
+    """Return float32 x rounded to IEEE half precision, to nearest even, still float32."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x, np.float32).astype(np.float16).astype(np.float32)
+
+
+class _Float16(NumberFormat):
+    """Rounded to IEEE half precision, kept as float32."""
+
+    name = "float16"
+
+    def place_ref(self, block):
+        return round_to_fp16_ref(block)
+
+    def place(self, builder, storage, elements):
+        """Round in float32 and integer arithmetic, which every machine has."""
+        x = storage.widened(builder, elements[0])
+        integers = of_shape(x.type, I32)
+        bits = builder.bitcast(x, integers)
+        sign = builder.and_(bits, each(0x80000000, integers))
+        size = builder.xor(bits, sign)
+        odd = builder.and_(builder.lshr(size, each(13, integers)), each(1, integers))
+        normal = builder.add(size, builder.add(odd, each(0xFFF, integers)))  # 13 of 23 bits go
+        normal = builder.and_(normal, each(0xFFFFE000, integers))
+        too_large = builder.icmp_unsigned(">", normal, each(0x477FE000, integers))  # 65504
+        normal = builder.select(too_large, each(0x7F800000, integers), normal)
+        # Below 2^-14 halves are multiples of 2^-24, and so are all float32 between 1/2 and 1.
+        half = each(0.5, x.type)
+        tiny = builder.fsub(builder.fadd(builder.bitcast(size, x.type), half), half)
+        small = builder.icmp_unsigned("<", size, each(0x38800000, integers))
+        rounded = builder.select(small, builder.bitcast(tiny, integers), normal)
+        rounded = builder.bitcast(builder.or_(rounded, sign), x.type)
+        return builder.select(builder.fcmp_unordered("uno", x, x), x, rounded)
+
+
+# -- the formats, and which way of multiplying bfloat16 is the faster ----------------------------
+
+TIMED_DEPTH = 2048  # of sums: panels of A and B of 64 and 384 KiB with AVX-512, a second-level cache
+
+
+def _time_tile(number_format):
+    """Return a function that computes one tile over TIMED_DEPTH, and how many operations that is."""
+    c = np.zeros((ROWS, COLUMNS), np.float32)
+    a, b = np.ones(TIMED_DEPTH * ROWS, np.float32), np.ones(TIMED_DEPTH * COLUMNS, np.float32)
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 5, ctypes.c_bool)
+    run, places = kind(int(number_format.table[TILE])), [x.ctypes.data for x in (c, c, a, b)]
+    arguments = *places, COLUMNS, COLUMNS, ROWS, COLUMNS, TIMED_DEPTH // number_format.fold, False
+
+    def once(keep=(c, a, b)):
+        run(*arguments)
+
+    return once, 2 * ROWS * COLUMNS * TIMED_DEPTH
+
+
+FLOAT32, FLOAT16 = NumberFormat(), _Float16()
+METHODS = {name: one for name, one in (("fp32", _BFloat16()), ("dot", _BFloat16Pairs())) if one.runs_here()}
+BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, _time_tile)
