@@ -16,7 +16,8 @@ from abi_py.kernels.engine import simd
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.simd import ISA, ISAS, LANES, exp, largest
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[3]
+TESTS = "tests/kernels"
 SAMPLES = 1_000_000 if JIT else 2_000
 
 
@@ -139,10 +140,10 @@ def test_tiles_fit_the_registers():
 def in_child(arguments, **changes):
     """Run Python with the project on its path and other environment variables."""
     environment = {key: value for key, value in os.environ.items() if key not in ("ABI_SIMD", "NUMBA_DISABLE_JIT")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     environment.update(changes)
     command = [sys.executable, *arguments]
-    return subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("path", [*ISAS, "plain Python"])
@@ -151,13 +152,13 @@ def test_every_path(path):
     if not JIT or os.environ.get("ABI_SIMD"):
         pytest.skip("this is such a run already")
     selected = [
-        f"{HERE}/test_simd.py",
-        f"{HERE}/test_tiles.py",
-        f"{HERE}/test_matmul.py::test_edges_of_the_tile",
-        f"{HERE}/test_panels.py",
-        f"{HERE}/test_attention.py::test_kernels_equal_the_reference",
-        f"{HERE}/test_attention.py::test_segments_equal_the_reference",
-        f"{HERE}/test_attention.py::test_stored_in_bfloat16",
+        f"{TESTS}/engine/test_simd.py",
+        f"{TESTS}/engine/test_tiles.py",
+        f"{TESTS}/test_matmul.py::test_edges_of_the_tile",
+        f"{TESTS}/engine/test_panels.py",
+        f"{TESTS}/test_attention.py::test_kernels_equal_the_reference",
+        f"{TESTS}/test_attention.py::test_segments_equal_the_reference",
+        f"{TESTS}/test_attention.py::test_stored_in_bfloat16",
     ]
     changes = {"NUMBA_DISABLE_JIT": "1"} if path == "plain Python" else {"ABI_SIMD": path}
     done = in_child(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not every_path", *selected], **changes)
