@@ -1,31 +1,16 @@
-"""Data: from files on the disk to batches of token ids.
+"""Data: from files on the disk to batches of token ids.  The file map in README.md has a line for each file.
 
-    batch.py         what goes into the model and what should come out          order.py   the order of an epoch
-    tokens.py        token ids, in a file (u32) or in memory                    token_batches.py  batches of them
-    feed.py          what training asks of a data set, and batches from any of them on
-    sources.py       what a file is: name, first bytes, packed or not           token_types.py   files that are not u32
-    documents.py     documents from files, directories, standard input
-    tokenizer.py     any tokenizer.json: text to ids and back                   token_stream.py  the same, id by id
-    tokenizer_training.py                a new tokenizer from texts
-    tokenizing.py    documents to token files                                   pieces.py  where to cut a text
-    pipeline.py      reads, encodes and writes at the same time
-    encoders.py      the two ways from text to ids                              sidecar.py  what X.bin.json says
-    corpus.py        text as byte-level ids; the text that is on every machine
-    packing.py       many short sequences in few rows
-    rows.py          rows of files, each with its line              conversation.py    conversations, from all formats
-    json_rows.py     those of JSON, of every shape                  parquet.py         those of a table
-    chat.py          chat templates                                 chat_templates.py  those built in
-    chat_encoding.py ids of a conversation, and which are learned   toolcalls.py       calls of tools in an answer
-    answers.py       where a template wrote the answers             template_sandbox.py  Jinja with an end
-    selection.py     which conversations, in which order         chat_dataset.py    rows that are trained on, in batches
-    instructions.py  the ABI's view of instruction data
+    text     sources -> documents -> pieces -> encoders -> tokenizing -> X.bin and its sidecar -> tokens
+    chat     rows -> conversation_rows -> selection -> chat (a template) -> chat_encoding -> chat_dataset
+    batches  feed, what training asks of a data set: token_batches, chat_dataset padded, packing; each gives a Batch
 """
 
 from .batch import IGNORE_INDEX, IGNORE_LABEL, Batch
 from .chat import ChatTemplate, load_template, template_for, template_names
 from .chat_dataset import ChatDataset, EncodingStats
 from .chat_encoding import ChatEncoder
-from .conversation import Conversation, Message, RowReader, read_conversation
+from .conversation import Conversation, Message
+from .conversation_rows import RowReader, read_conversation
 from .corpus import (
     BYTE_VOCAB_SIZE,
     END_OF_DOCUMENT,

@@ -27,6 +27,7 @@ from .conversation import Conversation
 from .feed import Batching, Feed, Identity
 from .order import permute
 from .packing import PackedBatches, PackedFeed, SequencePacker
+from .rows import LEAVE_OUT
 from .tokenizer import Tokenizer
 
 __all__ = ["ChatDataset", "EncodingStats", "truncate"]
@@ -142,7 +143,7 @@ class ChatDataset:
             except DataError as error:
                 message = f"{conversation.place}: {error}" if conversation.place else str(error)
                 if not skip_bad_rows:
-                    raise DataError(f"{message}; or leave out such rows (--skip-bad-rows)") from None
+                    raise DataError(f"{message}; or {LEAVE_OUT}") from None
                 stats.bad.append(message)
                 continue
             row = _fit(ids, trained_of(labels), max_seq_len, stats)

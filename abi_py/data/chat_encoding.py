@@ -22,7 +22,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,19 +30,15 @@ import numpy.typing as npt
 from ..errors import ConfigError, DataError
 from .answers import AnswerFinder, Lost
 from .batch import IGNORE_LABEL, TokenArray
-from .conversation import Conversation
+from .conversation import Conversation, Tools, Turns, turns_and_tools
+from .marks import ANSWER_BEGINS, ANSWER_ENDS, AS_TEXT
+from .template import Template
 from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from .chat import ChatTemplate
 
 __all__ = ["LOSS_ON", "ChatEncoder", "labels_of", "trained_of"]
 
 LOSS_ON = ("assistant", "all")
 
-# Code points that Unicode sets aside for the inside of programs: no text for exchange holds them.
-AS_TEXT = "\ufdd0"  # what follows is no special token
-ANSWER_BEGINS, ANSWER_ENDS = "\ufdd1", "\ufdd2"
 _MARKS = re.compile(f"[{AS_TEXT}{ANSWER_BEGINS}{ANSWER_ENDS}]")
 
 Piece = tuple[str, bool, int]  # text, is it a special token, number of the answer it belongs to (-1: none)
@@ -65,7 +61,7 @@ def trained_of(labels: TokenArray) -> npt.NDArray[np.bool_]:
 class ChatEncoder:
     """A chat template and a tokenizer together."""
 
-    def __init__(self, template: "ChatTemplate", tokenizer: Tokenizer) -> None:
+    def __init__(self, template: Template, tokenizer: Tokenizer) -> None:
         """Bind them; ConfigError if the tokenizer lacks a special token of the template."""
         self.template, self.tokenizer = template, tokenizer
         specials = {name for i in tokenizer.special_ids if (name := tokenizer.token_of(i))}
@@ -107,27 +103,19 @@ class ChatEncoder:
                 trained &= ~np.isin(answers, self._not_learned(conversation, answers))
         return ids, labels_of(ids, trained)
 
-    def encode_prompt(
-        self, messages: Sequence[Mapping[str, Any]] | Conversation, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> TokenArray:
+    def encode_prompt(self, messages: Turns | Conversation, tools: Tools = None) -> TokenArray:
         """Return the ids (n,) uint32 of the turns so far and the beginning of the answer: what a model goes on from."""
-        if isinstance(messages, Conversation):
-            tools = tools or messages.tools
-            messages = messages.to_dicts()
+        messages, tools = turns_and_tools(messages, tools)
         return self._ids(self._pieces(self._render(messages, tools, True)))[0]
 
-    def stop_ids(
-        self, messages: Sequence[Mapping[str, Any]] | Conversation, tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> tuple[int, ...]:
+    def stop_ids(self, messages: Turns | Conversation, tools: Tools = None) -> tuple[int, ...]:
         """Return the ids that end the answer to these turns: those that the template writes after it, and EOS.
 
         An answer may end otherwise when more turns follow it, and a model that was trained on both ends writes both;
         but what also comes inside of an answer (after a thought) does not end it.  DataError if the answer cannot be
         found and there is no EOS.
         """
-        if isinstance(messages, Conversation):
-            tools = tools or messages.tools
-            messages = messages.to_dicts()
+        messages, tools = turns_and_tools(messages, tools)
         answer = {"role": "assistant", "content": "b", "reasoning_content": "a", "thinking": "a"}
         asked = [*messages, answer]
         found: list[str] = []
@@ -144,9 +132,7 @@ class ChatEncoder:
         ends = [*map(self.tokenizer.id_of, found), self.tokenizer.eos_id]
         return tuple(dict.fromkeys(i for i in ends if i is not None))
 
-    def _answers(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> list[list[Piece]]:
+    def _answers(self, messages: Turns, tools: Tools) -> list[list[Piece]]:
         """Return the pieces of each answer."""
         pieces = self._close(self._pieces(self._marked(messages, tools)), messages)
         return [list(group) for number, group in itertools.groupby(pieces, lambda piece: piece[2]) if number >= 0]
@@ -162,16 +148,12 @@ class ChatEncoder:
         before, after = tokenizer.around_document(tokenizer.eos_id)
         return np.array([*before, *tokenizer.encode_plain(text), *after], np.uint32)
 
-    def _render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, prompt: bool
-    ) -> str:
+    def _render(self, messages: Turns, tools: Tools, prompt: bool) -> str:
         """Return the rendered text, with AS_TEXT before every name of a special token that is in the values."""
         guarded_messages, guarded_tools = self._guarded(messages, tools)
         return self.template.render(guarded_messages, guarded_tools, prompt, self.variables)
 
-    def _guarded(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-    ) -> tuple[Sequence[Mapping[str, Any]], Sequence[Any] | None]:
+    def _guarded(self, messages: Turns, tools: Tools) -> tuple[Turns, Tools]:
         """Return messages and tools with AS_TEXT before the names of special tokens in their strings.
 
         A name that the template itself looks for in an answer (</think>) is not text, and has none.  DataError for a
@@ -182,7 +164,7 @@ class ChatEncoder:
             return guarded
         plain = self.template.render(messages, tools, False, self.variables)
 
-        def same(guarded: tuple[Sequence[Mapping[str, Any]], Sequence[Any] | None]) -> bool:
+        def same(guarded: tuple[Turns, Tools]) -> bool:
             return _MARKS.sub("", self.template.render(*guarded, False, self.variables)) == plain
 
         if not same(guarded):
@@ -196,10 +178,7 @@ class ChatEncoder:
         return guarded
 
     def _guard(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        read: Collection[str] = (),
+        self, messages: Turns, tools: Tools, read: Collection[str] = ()
     ) -> tuple[tuple[list[dict[str, Any]], list[Any] | None], set[str]]:
         """Return guarded messages and tools, those names in answers left as they are that are `read`; and all names."""
         names: set[str] = set()
@@ -230,19 +209,14 @@ class ChatEncoder:
 
     # -- where answers are ---------------------------------------------------------------------
 
-    def _marked(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        loss_on: str = "assistant",
-    ) -> str:
+    def _marked(self, messages: Turns, tools: Tools, loss_on: str = "assistant") -> str:
         """Return the rendered text with marks around each answer; around all of it where everything is learned and the
         answers cannot be found."""
         messages, tools = self._guarded(messages, tools)
         if self.template.marks_answers:
             return self.template.render_marked(messages, tools, self.variables)
 
-        def render(turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
+        def render(turns: Turns, prompt: bool) -> str:
             return self.template.render(turns, tools, prompt, self.variables)
 
         finder = AnswerFinder(render, messages, self._written)
@@ -285,7 +259,7 @@ class ChatEncoder:
         add(marked[at:], False)
         return pieces
 
-    def _close(self, pieces: list[Piece], messages: Sequence[Mapping[str, Any]]) -> list[Piece]:
+    def _close(self, pieces: list[Piece], messages: Turns) -> list[Piece]:
         """Let each answer end with its end token: the special token that follows it, or EOS after the last one.
 
         That token may differ from answer to answer (<|end|>, but <|return|> for the last one), and may be the one that

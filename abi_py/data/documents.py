@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DataError
-from .conversation import has_turns, read_conversation
+from .conversation_rows import has_turns, read_conversation
 from .json_rows import BadRow, Row, stream_rows
 from .parquet import parquet_rows
-from .rows import first_row, kind, list_keys, text_value
+from .rows import LEAVE_OUT, first_row, kind, list_keys, text_value
 from .sources import PROBE, READ_BLOCK, ROWS, Kind, is_token_file, kind_of, open_source
 
 __all__ = ["READ_BLOCK", "Document", "Documents", "Listing", "TextFormat", "expand", "list_inputs", "sidecar_path"]
@@ -318,7 +318,7 @@ class Documents:
                 message = f"{place}: {bad}"
                 if not self.skip_bad_rows:
                     raise DataError(
-                        f"{message}; correct it, leave such rows out (--skip-bad-rows), or read the file as it is "
+                        f"{message}; correct it, {LEAVE_OUT}, or read the file as it is "
                         "(abi-train tokenize --format text)"
                     ) from None
                 self.bad_rows += 1

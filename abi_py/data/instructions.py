@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..errors import DataError
-from .conversation import Conversation, RowReader
+from .conversation import Conversation
+from .conversation_rows import RowReader
 from .rows import BadRow, Source
 
 __all__ = ["InstructionList", "InstructionSample", "parse_instruction_dataset"]

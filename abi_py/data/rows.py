@@ -14,11 +14,12 @@ from ..errors import listed, shown
 from .json_rows import BadRow, Row, parse_row, stream_rows
 from .sources import Kind, kind_of, open_source
 
-__all__ = ["BadRow", "Source", "first_row", "kind", "list_keys", "open_rows", "text_value"]
+__all__ = ["LEAVE_OUT", "BadRow", "Source", "first_row", "kind", "list_keys", "open_rows", "text_value"]
 
 Source = str | bytes | os.PathLike[str] | Iterable[str]
 
 NAMED_KEYS = 8  # keys of a row named in one message
+LEAVE_OUT = "leave such rows out with skip_bad_rows=True (--skip-bad-rows)"  # the remedy for a bad row
 
 
 def kind(value: Any) -> str:

@@ -23,7 +23,8 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from .batch import check_integer
-from .conversation import Conversation, RowReader, has_turns
+from .conversation import Conversation
+from .conversation_rows import RowReader, has_turns
 from .documents import expand
 from .order import permute
 from .rows import Source, first_row
