@@ -31,7 +31,18 @@ import yaml
 
 from .errors import AbiError, CheckpointError, ConfigError, shown
 
-__all__ = ["LFS_POINTER", "check", "parse_json", "read_json", "read_text", "read_yaml", "refuse_lfs_pointer"]
+__all__ = [
+    "JSON",
+    "LFS_POINTER",
+    "check",
+    "json_in",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "read_yaml",
+    "refuse_lfs_pointer",
+]
 
 MEGABYTE = 1 << 20
 JSON_BYTES = 128 * MEGABYTE  # the largest tokenizer.json has 35 MB, the largest index of shards 10
@@ -67,6 +78,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_once)
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text; ValueError, with the place where there is one, if it is none or has no bounds.
 
@@ -81,7 +95,7 @@ def parse_json(text: str | bytes) -> Any:
     if containers > CONTAINERS + len(text) // BYTES_A_CONTAINER:
         raise ValueError(f"{containers} lists and objects in {len(text)} characters, too many to be read")
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once)
+        return JSON.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
@@ -108,7 +122,11 @@ def read_json(
 
     OSError passes through.
     """
-    content = _read(Path(path), limit, error)
+    return json_in(read_bytes(path, error=error, limit=limit), schema, path, error=error, remedy=remedy)
+
+
+def json_in(content: bytes, schema: Any, path: str | Path, *, error: type[AbiError], remedy: str) -> Any:
+    """Return the value of a JSON file whose bytes were read; errors of `read_json`."""
     try:
         value = parse_json(content.removeprefix(b"\xef\xbb\xbf"))
     except ValueError as problem:
@@ -128,7 +146,8 @@ def _half(value: Any) -> bool:
     return False
 
 
-def _read(path: Path, limit: int, error: type[AbiError]) -> bytes:
+def read_bytes(path: str | Path, *, error: type[AbiError], limit: int = JSON_BYTES) -> bytes:
+    """Return the bytes of a file; `error` if there are more than `limit`, or it is a git-lfs pointer."""
     pieces, size = [], 0
     with open(path, "rb") as file:
         while piece := file.read(MEGABYTE):  # not by the size that the system tells: a device has none
@@ -256,7 +275,7 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(path: str | Path) -> Any:
     """Return what a YAML file holds; ConfigError names the file and the line.  OSError passes through."""
-    content = _read(Path(path), YAML_BYTES, ConfigError)
+    content = read_bytes(path, error=ConfigError, limit=YAML_BYTES)
     try:
         text = content.decode("utf-8-sig")
         if text.count("[") + text.count("{") > YAML_BRACKETS:

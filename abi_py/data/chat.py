@@ -19,7 +19,8 @@ from .chat_encoding import ChatEncoder
 from .chat_templates import BUILT_IN, BuiltIn
 from .conversation import Conversation
 from .template import Template
-from .tokenizer import CONFIG_FILE, Tokenizer
+from .tokenizer import Tokenizer
+from .tokenizer_files import CONFIG_FILE, TEMPLATE_FILE, default_template
 
 __all__ = ["ChatTemplate", "load_template", "template_for", "template_names"]
 
@@ -60,7 +61,7 @@ def load_template(name: str | os.PathLike[str]) -> ChatTemplate:
         return ChatTemplate(BUILT_IN[text].source, text, BUILT_IN[text])
     path = Path(text)
     if path.is_dir():
-        from_directory = [path / "chat_template.jinja", path / CONFIG_FILE]
+        from_directory = [path / TEMPLATE_FILE, path / CONFIG_FILE]
         path = next((file for file in from_directory if file.is_file()), path / CONFIG_FILE)
     if not path.is_file():
         raise ConfigError(
@@ -72,11 +73,9 @@ def load_template(name: str | os.PathLike[str]) -> ChatTemplate:
 
 
 def _from_config(path: Path) -> str:
-    source = read_json(path, error=ConfigError, remedy="give a tokenizer_config.json").get("chat_template")
-    if isinstance(source, list):
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
-    if not isinstance(source, str):
+    settings = read_json(path, error=ConfigError, remedy=f"give a {CONFIG_FILE}")
+    source = default_template(settings.get("chat_template"), str(path))
+    if source is None:
         raise ConfigError(f"{path} has no chat_template; name a built-in one: {', '.join(BUILT_IN)}")
     return source
 

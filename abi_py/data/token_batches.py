@@ -1,12 +1,12 @@
 """The batches of an epoch over a sequence of token ids, in an order that can be resumed at any of them.
 
-    row r      input_ids = tokens[r S : r S + S]                          labels = tokens[r S + 1 : r S + S + 1]
-    batch      B rows; with shuffle they come in the order permute(position, rows, seed, epoch) of order.py
+row r      input_ids = tokens[r S : r S + S]                          labels = tokens[r S + 1 : r S + S + 1]
+batch      B rows; with shuffle they come in the order permute(position, rows, seed, epoch) of order.py
 
-    N tokens have N - 1 labels (the first token has nothing before it), (N - 1) // S full rows, and (N - 1) // (B S)
-    full batches.  What is left over is one short row of fewer than S labels, and full rows too few for a batch.
-    drop_last=True leaves them out and counts them (`dropped_tokens`); drop_last=False gives them: the short row is
-    padded with id 0 and labels that are not trained, and the last batch has fewer rows.
+N tokens have N - 1 labels (the first token has nothing before it), (N - 1) // S full rows, and (N - 1) // (B S)
+full batches.  What is left over is one short row of fewer than S labels, and full rows too few for a batch.
+drop_last=True leaves them out and counts them (`dropped_tokens`); drop_last=False gives them: the short row is
+padded with id 0 and labels that are not trained, and the last batch has fewer rows.
 """
 
 from collections.abc import Mapping

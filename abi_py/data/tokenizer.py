@@ -6,9 +6,8 @@
     decode        text of ids, special tokens written out                            [1, ..., 2] -> "<s>hi</s>"
     stream        the same text, token by token, in whole characters, as the continuation of ids before it
 
-`tokenizer_config.json` beside it, if there is one, holds the chat template, and with the files of
-`formats/special_tokens.py` the names of the special tokens.  Truncation
-and padding that a file asks for are switched off: nothing here shortens a text that was not asked to.
+The files are in `tokenizer_files.py`.  Truncation and padding that a file asks for are switched off: nothing here
+shortens a text that was not asked to.
 """
 
 import contextlib
@@ -26,25 +25,15 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from ..errors import DataError, shown
+from ..errors import DataError
 from ..files import atomic_files
-from ..formats.special_tokens import ROLES, check_name, special_token_names, token_name
-from ..untrusted import check, read_json, read_text
+from ..formats.special_tokens import ROLES, check_name, token_name
 from .places import Place, PlacedBackend, library_errors, without_strip
 from .token_bytes import TokenBytes
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
+from .tokenizer_files import CONFIG_FILE, FILES, TOKENIZER_FILE, default_template, read_tokenizer
 
-__all__ = ["CONFIG_FILE", "TOKENIZER_FILE", "Tokenizer", "canonical_json"]
-
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-FILES = (TOKENIZER_FILE, CONFIG_FILE)  # what `save` writes
-DAMAGED = "the file is cut short or damaged: copy it again"
-NOT_ONE = f"a tokenizer is a {TOKENIZER_FILE}: give the path of one, or copy it again if it is cut short"
-# What is read of tokenizer.json before the library reads it.
-DESCRIPTION = {"model": dict[str, Any], "added_tokens": list[Any] | None}
-FREE_IDS, IDS_A_TOKEN = 1 << 16, 8  # ids may have gaps, but not such that a table of them is a burden
-TEMPLATE_FILE = "chat_template.jinja"  # where newer versions of transformers keep the template
+__all__ = ["FILES", "TOKENIZER_FILE", "Tokenizer"]
 
 # What each role is usually called, best first: used only where no file says anything about the role.
 USUAL_NAMES = {
@@ -53,11 +42,6 @@ USUAL_NAMES = {
     "pad": ("<pad>", "<|pad|>", "[PAD]", "<|endoftext|>"),
     "unk": ("<unk>", "[UNK]"),
 }
-
-
-def canonical_json(backend: tokenizers.Tokenizer) -> str:
-    """Return the JSON of a tokenizer with sorted keys and no spaces: equal for equal tokenizers, however written."""
-    return json.dumps(json.loads(backend.to_str()), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 class Tokenizer:
@@ -80,7 +64,7 @@ class Tokenizer:
         backend.no_padding()
         self.backend, self.name, self.template_name = backend, name, name
         self.config = dict(config or {})
-        self.chat_template: str | None = _default_template(self.config.get("chat_template"), name)
+        self.chat_template: str | None = default_template(self.config.get("chat_template"), name)
         self._described = json.loads(backend.to_str())
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = map(self._role, ROLES)
 
@@ -90,28 +74,9 @@ class Tokenizer:
 
         DataError names the file and what is wrong with it; errors of the system but a missing file are OSError.
         """
-        path = Path(path)
-        file = path / TOKENIZER_FILE if path.is_dir() else path
-        if not file.is_file():
-            where = f"{path} has no {TOKENIZER_FILE}" if path.is_dir() else f"{path} is not there"
-            raise DataError(
-                f"{where}; a tokenizer is a {TOKENIZER_FILE} or a directory that holds one: give its path, or make one "
-                "with `abi-train tokenizer train`"
-            )
-        _check_ids(read_json(file, DESCRIPTION, error=DataError, remedy=NOT_ONE), file)
-        with library_errors(
-            f"{file} is JSON but no tokenizer that the `tokenizers` library {tokenizers.__version__} can read",
-            "give the tokenizer.json of a model, or make one with `abi-train tokenizer train`",
-        ):
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        config = file.with_name(CONFIG_FILE)
-        settings = read_json(config, error=DataError, remedy=DAMAGED) if config.is_file() else {}
-        template = file.with_name(TEMPLATE_FILE)
-        if template.is_file():
-            settings = {**settings, "chat_template": read_text(template, error=DataError, remedy="copy the file again")}
-        settings |= special_token_names(file.parent, settings, backend.token_to_id, backend.id_to_token)
-        made = cls(backend, settings, str(file))
-        made.template_name = str(template if template.is_file() else config)
+        files = read_tokenizer(Path(path))
+        made = cls(files.backend, files.settings, str(files.path))
+        made.template_name = str(files.template)
         return made
 
     def __repr__(self) -> str:
@@ -335,8 +300,10 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the canonical JSON: the same for every file that gives the same tokenizer."""
-        return hashlib.sha256(canonical_json(self.backend).encode("utf-8")).hexdigest()
+        """SHA-256 of the library's JSON with sorted keys and no spaces: the same for every file that gives the same
+        tokenizer."""
+        canonical = json.dumps(self._described, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
     # -- on the disk ---------------------------------------------------------------------------
 
@@ -378,40 +345,3 @@ def _check_unicode(text: str) -> None:
             f"text: character {error.start} is U+{ord(text[error.start]):04X}, half of a surrogate pair, which UTF-8 "
             "cannot hold; replace it, for example by text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
         ) from None
-
-
-# -- reading -----------------------------------------------------------------------------------
-
-
-def _check_ids(content: Mapping[str, Any], path: Path) -> None:
-    """Raise DataError for an added token without text, and for ids that are none, given twice, or far above the number
-    of tokens: the library counts to the largest."""
-    vocabulary = content["model"].get("vocab")  # of Unigram a list, whose ids are the places in it
-    tokens = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
-    count = len(vocabulary) if isinstance(vocabulary, dict | list) else 0
-    added, form = content.get("added_tokens") or [], [{"id": int, "content": str}]
-    check(added, form, f"{path}: added_tokens", error=DataError, remedy=DAMAGED)
-    tokens += [(token["content"], token["id"]) for token in added]
-    limit = FREE_IDS + IDS_A_TOKEN * count
-    names: dict[int, str] = {}
-    for name, number in tokens:
-        if type(number) is not int or not 0 <= number < limit:
-            rule = f"no id of a vocabulary of {count:,} tokens, in which ids are below {limit:,}"
-            raise DataError(f"{path}: {shown(number)} is {rule}; {DAMAGED}")
-        if names.setdefault(number, name) != name:
-            both = f"{shown(names[number])} and {shown(name)}"
-            raise DataError(f"{path}: {both} have the same id {number}; give each token an id of its own")
-    if any(not token["content"] for token in added):
-        raise DataError(f'{path}: added_tokens holds "", which is found between any two characters; take it out')
-
-
-def _default_template(template: Any, name: str) -> str | None:
-    """Return the chat template; of several named ones that called "default"."""
-    if isinstance(template, list) and all(isinstance(entry, dict) and "template" in entry for entry in template):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    if template is not None and not isinstance(template, str):
-        raise DataError(
-            f"{name}: chat_template in {CONFIG_FILE} is a {type(template).__name__}; it must be Jinja text, or a list "
-            "of objects with name and template"
-        )
-    return template

@@ -301,9 +301,7 @@ def _problem(inputs: list[Any], path: Path, config: TokenizeConfig, encoder: Enc
     return ""
 
 
-def _there(
-    inputs: list[Any], output: Path, config: TokenizeConfig, encoder: Encoder
-) -> dict[Path, TokensInfo] | None:
+def _there(inputs: list[Any], output: Path, config: TokenizeConfig, encoder: Encoder) -> dict[Path, TokensInfo] | None:
     """Return the sidecars of the files if all are there, whole, and made in this way."""
     info = read_sidecar(output)
     if info is None or _problem(inputs, output, config, encoder):

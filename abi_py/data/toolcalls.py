@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, DataError, shown
+from ..untrusted import JSON, parse_json
 
 __all__ = ["FORMS", "BadToolCall", "ParsedAnswer", "ToolCall", "parse_tool_calls", "read_call", "render_tool_calls"]
 
@@ -137,12 +138,12 @@ def _read_deepzig(text: str, at: int) -> tuple[ToolCall, int]:
     if close < 0 or "<tool>" in text[at:close]:
         raise _Bad("<tool> is not closed by </tool>", at, line_end)
     name = text[at:close].strip()
-    behind = close + len("</tool>")
-    start = _SPACE.match(text, behind).end()  # type: ignore[union-attr]
+    after = close + len("</tool>")
+    start = _SPACE.match(text, after).end()  # type: ignore[union-attr]
     if not name or "\n" in name:
         raise _Bad("the name of the tool must be one word", at, _line_end(text, start))
     if text[start : start + 1] != "{":
-        raise _Bad("expected a JSON object of arguments after </tool>", start, behind)
+        raise _Bad("expected a JSON object of arguments after </tool>", start, after)
     arguments, end = _read_json(text, start)
     return ToolCall(name, arguments), end
 
@@ -156,10 +157,10 @@ def _read_qwen(text: str, at: int) -> tuple[ToolCall, int]:
     start = _SPACE.match(text, at).end()  # type: ignore[union-attr]
     if text[start : start + 1] != "{":
         raise _Bad('expected a JSON object {"name": ..., "arguments": {...}} after <tool_call>', start, end)
-    value, behind = _read_json(text, start, end)
-    close = _SPACE.match(text, behind).end()  # type: ignore[union-attr]
+    value, after = _read_json(text, start, end)
+    close = _SPACE.match(text, after).end()  # type: ignore[union-attr]
     if not text.startswith("</tool_call>", close):
-        raise _Bad("expected </tool_call> after the JSON object", close, max(end, behind))
+        raise _Bad("expected </tool_call> after the JSON object", close, max(end, after))
     try:
         return read_call(value), close + len("</tool_call>")
     except ValueError as error:
@@ -178,7 +179,7 @@ def read_call(value: Any, call_id: str | None = None) -> ToolCall:
         arguments = {}
     if isinstance(arguments, str):
         try:
-            arguments = _loads(arguments)
+            arguments = parse_json(arguments)
         except ValueError as error:
             raise ValueError(f"the 'arguments' of {shown(value['name'])} are no JSON: {error}") from None
     if not isinstance(arguments, dict):
@@ -186,25 +187,11 @@ def read_call(value: Any, call_id: str | None = None) -> ToolCall:
     return ToolCall(value["name"], arguments, call_id)
 
 
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no value of JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
 def _read_json(text: str, start: int, limit: int | None = None) -> tuple[Any, int]:
     """Return the JSON value at `start` and where it ends; a broken one ends at `limit`, or with its line."""
     end = _line_end(text, start) if limit is None else limit
     try:
-        return _DECODER.raw_decode(text, start)
+        return JSON.raw_decode(text, start)
     except json.JSONDecodeError as error:
         raise _Bad(f"the JSON is broken: {error.msg}", error.pos, max(end, error.pos)) from None
     except RecursionError:

@@ -8,7 +8,7 @@ As PEFT 0.21 writes and reads it.  What would compute something else than `model
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from .safetensors import read_safetensors, safetensors_pieces
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "AdapterFolder",
     "adapter_config",
     "read_adapter",
     "read_adapter_config",
@@ -55,6 +56,14 @@ WITHOUT_EFFECT = ("megatron_core", "peft_version", "qalora_group_size")  # set e
 INITIAL = (True, False, "gaussian", "orthogonal")  # other beginnings change the frozen weights
 
 
+class AdapterFolder(NamedTuple):
+    """What a folder holds: configuration, tensors by PEFT's names, and name or place of the frozen model, if said."""
+
+    config: LoraConfig
+    tensors: dict[str, np.ndarray]
+    base_model: str | None
+
+
 def adapter_config(config: LoraConfig, base_model: str | None = None) -> dict[str, Any]:
     """Return the content of adapter_config.json; `base_model` is the name or place of the frozen model."""
     content = {
@@ -84,8 +93,8 @@ def write_adapter(
         open_new(folder / ADAPTER_CONFIG).write(text.encode())
 
 
-def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> tuple[LoraConfig, dict[str, np.ndarray]]:
-    """Return the configuration and the tensors by PEFT's names.
+def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolder:
+    """Return what a folder holds; each file is read once.
 
     FileNotFoundError if a file is missing; CheckpointError if one is damaged, says what is not computed here, or holds
     NaN or infinity and not `allow_nonfinite`.
@@ -124,7 +133,7 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> tuple[LoraCo
     tensors = read_safetensors(folder / ADAPTER_WEIGHTS)
     if not allow_nonfinite:
         check_read(folder / ADAPTER_WEIGHTS, tensors)
-    return config, tensors
+    return AdapterFolder(config, tensors, content.get("base_model_name_or_path"))
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

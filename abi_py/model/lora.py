@@ -21,7 +21,7 @@ import numpy as np
 
 from ..config import Config, LoraConfig, TrainableModelConfig
 from ..errors import CheckpointError, listed
-from ..formats.peft import read_adapter, read_adapter_config, write_adapter
+from ..formats.peft import read_adapter, write_adapter
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
 from ..parameters import Buffers, Tensor, tensor_table
@@ -154,10 +154,10 @@ class LoraModel(Transformer):
         FileNotFoundError if there is none, CheckpointError if it is damaged, of a kind that is not computed here, of
         another model, or holds NaN or infinity and not `allow_nonfinite`.
         """
-        config, tensors = read_adapter(Path(folder), allow_nonfinite=allow_nonfinite)
+        config, tensors, base_model = read_adapter(Path(folder), allow_nonfinite=allow_nonfinite)
         table = _adapter_table(model.config, config)
         _check_tensors(tensors, table, config, str(folder))  # before anything of the adapters' size is made
-        made = cls(model, config, read_adapter_config(Path(folder)).get("base_model_name_or_path"))
+        made = cls(model, config, base_model)
         for entry in table:
             made.weights[entry.name] = tensors[entry.hf_name]
         return made

@@ -248,6 +248,16 @@ def test_files_that_are_no_tokenizer(tmp_path: Path, content: bytes | None, mess
     assert str(tmp_path) in str(caught.value)
 
 
+def test_what_is_checked_is_what_the_library_reads(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(tmp_path)
+    checked = json.dumps({**json.loads(tokenizer.backend.to_str()), "added_tokens": []}).encode()
+    monkeypatch.setattr("abi_py.data.tokenizer_files.read_bytes", lambda path, error: checked)
+    assert tokenizer.special_ids
+    assert not Tokenizer.load(tmp_path).special_ids
+
+
 SLOW = {"pattern": {"Regex": "(x+x+)+y"}}  # takes more steps than the library allows itself
 
 

@@ -62,7 +62,9 @@ def test_nothing_that_a_model_writes_raises_or_is_lost(form, text):
     ("form", "text", "reason", "line", "column"),
     [
         ("deepzig", "a\n\n<tool>f</tool>\n{'x': 1}\n\nb", "the JSON is broken: Expecting property name", 4, 2),
-        ("deepzig", '<tool>f</tool>\n{"x": NaN}', "NaN is no value of JSON", 2, 1),
+        ("deepzig", '<tool>f</tool>\n{"x": NaN}', "NaN is no number of JSON", 2, 1),
+        ("deepzig", '<tool>f</tool>\n{"x": 1, "x": 2}', "the key 'x' is given twice", 2, 1),
+        ("qwen", '<tool_call>{"name": "f", "arguments": "{\\"x\\": 1, \\"x\\": 2}"}</tool_call>', "given twice", 1, 12),
         ("deepzig", "<tool>f</tool>\nno", "expected a JSON object of arguments after </tool>", 2, 1),
         ("deepzig", "<tool>f</tool>", "expected a JSON object of arguments after </tool>", 1, 15),
         ("deepzig", "say <tool>f", "<tool> is not closed by </tool>", 1, 11),

@@ -157,7 +157,7 @@ except OSError as error:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == ("File too large\n", "")
-    config, tensors = read_adapter(tmp_path / "adapter")
+    config, tensors, _ = read_adapter(tmp_path / "adapter")
     assert config.rank == 2
     assert {min(tensor.shape) for tensor in tensors.values()} == {2}
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
