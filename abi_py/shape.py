@@ -17,7 +17,7 @@ __all__ = ["IGNORE_INDEX", "PROJECTIONS", "CheckpointingStrategy", "LoraConfig",
 
 MAX_VOCAB = 2**31 - 1  # ids travel as int32
 MAX_LAYERS = 10_000  # nine tensors each are listed by name; the deepest models have a few hundred
-IGNORE_INDEX = -100  # the label that does not count, as in PyTorch's cross_entropy
+IGNORE_INDEX = -100  # a label that is not trained, as in PyTorch's cross_entropy
 
 
 class CheckpointingStrategy(str, Enum):

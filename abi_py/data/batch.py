@@ -47,7 +47,7 @@ class Batch:
     """B rows of T positions: what goes into the model, and what should come out.
 
     input_ids       (B, T) uint32
-    labels          (B, T) uint32: the id that follows each position, or IGNORE_LABEL where none counts
+    labels          (B, T) uint32: the id that follows each position, or IGNORE_LABEL where none is trained
     attention_mask  (B, T) uint8: 1 at a token, 0 at padding; None means no padding
     segment_ids     (B, T) int32: positions attend only to equal numbers, padding is -1; None: a row is one sequence
 
@@ -81,5 +81,5 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Number of labels that count."""
+        """Number of labels that are trained."""
         return int(np.count_nonzero(self.labels != IGNORE_LABEL))

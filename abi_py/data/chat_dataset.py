@@ -1,6 +1,6 @@
 """Conversations as training rows: encoded, cut to length, and put into batches, padded or packed.
 
-    row       ids (n,) and which of them are learned (n,), n <= max_seq_len; never a row without something to learn
+    row       ids (n,) and which of them are trained (n,), n <= max_seq_len; never a row without a trained one
     too long  what fits is kept; an answer that is cut has no end, as its text goes on; a row whose answers all come
               after the cut is left out and counted
     padded    a batch is as wide as its longest row, rounded up to 8; rows of similar length come together
@@ -72,15 +72,15 @@ def truncate(
     """Return the first `limit` tokens of a row (n,), or fewer; None if no answer is left.
 
     Nothing is added: a model that was shown an end token where a text goes on would learn to stop in the middle of a
-    sentence.  What comes after the last learned token (a question that lost its answer) is left out.
+    sentence.  What comes after the last trained token (a question that lost its answer) is left out.
     """
     if len(ids) <= limit:
         return ids, trained
-    learned = np.flatnonzero(trained[:limit])
-    if not len(learned):
+    kept = np.flatnonzero(trained[:limit])
+    if not len(kept):
         return None
-    last = int(learned[-1]) + 1
-    return ids[:last], trained[:last]
+    end = int(kept[-1]) + 1
+    return ids[:end], trained[:end]
 
 
 class ChatDataset:
@@ -107,7 +107,7 @@ class ChatDataset:
         """Take rows of ids (n,) uint32 and trained (n,) bool; DataError if there are none."""
         rows = list(rows)
         if not rows:
-            raise DataError(f"{name} holds no row to learn from; {_why_nothing(stats, max_seq_len)}")
+            raise DataError(f"{name} holds no row to train on; {_why_nothing(stats, max_seq_len)}")
         self.ids: TokenArray = np.concatenate([ids for ids, _ in rows])
         self.trained: npt.NDArray[np.bool_] = np.concatenate([trained for _, trained in rows])
         self.starts = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in rows])]).astype(np.int64)
@@ -168,7 +168,7 @@ class ChatDataset:
         return len(self.starts) - 1
 
     def __repr__(self) -> str:
-        tokens = f"{self.num_tokens:,} tokens, {self.num_targets:,} learned"
+        tokens = f"{self.num_tokens:,} tokens, {self.num_targets:,} trained"
         return f"ChatDataset({self.name!r}, {len(self):,} rows, {tokens})"
 
     @property
@@ -178,7 +178,7 @@ class ChatDataset:
 
     @property
     def num_targets(self) -> int:
-        """Tokens that are learned."""
+        """Tokens that are trained."""
         return int(np.count_nonzero(self.trained))
 
     @property
@@ -338,7 +338,7 @@ class PaddedFeed(Feed):
 def _fit(
     ids: TokenArray, trained: npt.NDArray[np.bool_], limit: int, stats: EncodingStats
 ) -> tuple[TokenArray, npt.NDArray[np.bool_]] | None:
-    """Return a row that is not too long and has something to learn, or None; count what happens."""
+    """Return a row that is not too long and has a trained token, or None; count what happens."""
     stats.lengths.append(len(ids))
     if not trained.any():
         stats.empty += 1

@@ -1,9 +1,9 @@
-"""From a conversation to token ids, and which of them are learned.
+"""From a conversation to token ids, and which of them are trained.
 
     text     <s><user>Hi</user><assistant>Hello</assistant></s>
     ids      <s> <user> H i </user> <assistant> H e l l o </assistant> </s>
-    learned                                     * * * * *     *        *      loss_on="assistant"
-    labels   each position has the id that follows it if that is learned, else IGNORE_LABEL
+    trained                                     * * * * *     *        *      loss_on="assistant"
+    labels   each position has the id that follows it if that is trained, else IGNORE_LABEL
 
 Three things are made sure of:
 
@@ -14,7 +14,7 @@ Three things are made sure of:
 * *Answers begin and end exactly.*  At {% generation %} blocks if the template has them; else where `answers.py` finds
   them.  Text is cut there before it is tokenized, as it is when a model answers: its own first token begins after the
   prompt.
-* *The end is learned.*  The special token that ends an answer is part of it; where the template writes none, the
+* *The end is trained.*  The special token that ends an answer is part of it; where the template writes none, the
   tokenizer's EOS is put there.
 """
 
@@ -52,7 +52,7 @@ def labels_of(ids: TokenArray, trained: npt.NDArray[np.bool_]) -> TokenArray:
 
 
 def trained_of(labels: TokenArray) -> npt.NDArray[np.bool_]:
-    """Return which tokens (n,) are learned: the inverse of `labels_of`."""
+    """Return which tokens (n,) are trained: the inverse of `labels_of`."""
     trained = np.zeros(len(labels), np.bool_)
     trained[1:] = labels[:-1] != IGNORE_LABEL
     return trained
@@ -100,7 +100,7 @@ class ChatEncoder:
             if loss_on == "all":
                 trained[:] = True
             elif not all(message.trained for message in conversation.messages):
-                trained &= ~np.isin(answers, self._not_learned(conversation, answers))
+                trained &= ~np.isin(answers, self._untrained(conversation, answers))
         return ids, labels_of(ids, trained)
 
     def encode_prompt(self, messages: Turns | Conversation, tools: Tools = None) -> TokenArray:
@@ -210,7 +210,7 @@ class ChatEncoder:
     # -- where answers are ---------------------------------------------------------------------
 
     def _marked(self, messages: Turns, tools: Tools, loss_on: str = "assistant") -> str:
-        """Return the rendered text with marks around each answer; around all of it where everything is learned and the
+        """Return the rendered text with marks around each answer; around all of it where everything is trained and the
         answers cannot be found."""
         messages, tools = self._guarded(messages, tools)
         if self.template.marks_answers:
@@ -263,7 +263,7 @@ class ChatEncoder:
         """Let each answer end with its end token: the special token that follows it, or EOS after the last one.
 
         That token may differ from answer to answer (<|end|>, but <|return|> for the last one), and may be the one that
-        opens the next turn, where nothing else ends this one.  A line break after it is not learned, as nobody has to
+        opens the next turn, where nothing else ends this one.  A line break after it is not trained, as nobody has to
         write it, unless the template marks it.
         """
         ends = {number: i for i, (_, _, number) in enumerate(pieces) if number >= 0}
@@ -307,16 +307,16 @@ class ChatEncoder:
             answers += [answer] * len(each)
         return np.array(ids, np.uint32), np.array(answers, np.int64)
 
-    def _not_learned(self, conversation: Conversation, answers: npt.NDArray[np.int64]) -> list[int]:
-        """Return the numbers of the answers that the data mark as not to be learned."""
+    def _untrained(self, conversation: Conversation, answers: npt.NDArray[np.int64]) -> list[int]:
+        """Return the numbers of the answers that the data mark as not to be trained."""
         flags = [message.trained for message in conversation.messages if message.role == "assistant"]
         count = int(answers.max(initial=-1)) + 1
         if count != len(flags):
             raise DataError(
                 f"{self.template.name} marks {count} answers where the conversation has {len(flags)}, so those that "
-                "are not to be learned cannot be found; write one {% generation %} block for each answer"
+                "are not to be trained cannot be found; write one {% generation %} block for each answer"
             )
-        return [number for number, learned in enumerate(flags) if not learned]
+        return [number for number, trained in enumerate(flags) if not trained]
 
 
 def _specials(answer: Sequence[Piece]) -> tuple[set[str], list[str]]:

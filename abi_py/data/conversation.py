@@ -24,7 +24,7 @@ class Message:
     tool_calls  what an assistant calls
     name, tool_call_id   of a result: which tool, which call; a name also of other speakers
     extra       other keys of the turn (reasoning_content ...), as they are: templates read them
-    trained     is this answer to be learned?  Not those of Alpaca's history, and not those of OpenAI's "weight": 0
+    trained     is this answer trained?  Not those of Alpaca's history, and not those of OpenAI's "weight": 0
     """
 
     role: str

@@ -6,10 +6,10 @@
     messages (OpenAI)   {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     a list of turns     [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
     prompt/completion   {"prompt": "Add 1 2.", "completion": "3"}                         or lists of turns (TRL)
-    text, content       {"text": "..."}                                                   no turns: all of it is learned
+    text, content       {"text": "..."}                                                   no turns: all of it is trained
 
 A turn has `from` and `value`, or `role` and `content`, under either name of the list.  Of a prompt that is a list of
-turns nothing is learned, as in TRL.
+turns nothing is trained, as in TRL.
 
 A row's format is the first of these whose keys it has, with values that are not null.  Beside them a row may have
 `system` (a string), `history` (pairs of strings), `tools` (signatures, a list or its JSON), and `category` or

@@ -2,7 +2,7 @@
 
 Rows of every format that `conversation.py` reads.  A conversation of k questions and answers gives k samples.  Sample i
 asks question i, and `history` holds the pairs before it, so each answer is trained on once, with all that was said
-before; an answer that is not to be learned (Alpaca's own history) gives none.  To train on whole conversations, with
+before; an answer that is not to be trained (Alpaca's own history) gives none.  To train on whole conversations, with
 templates, tools and masks, use `ChatDataset`.
 """
 
@@ -19,7 +19,7 @@ __all__ = ["InstructionList", "InstructionSample", "parse_instruction_dataset"]
 
 @dataclass(frozen=True)
 class InstructionSample:
-    """One question and the answer to learn.
+    """One question and the answer to it.
 
     instruction  what is asked; never empty
     input        what the instruction works on; None if the row has none

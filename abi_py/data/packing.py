@@ -1,7 +1,7 @@
 """Put many short sequences into few rows, so that little of a batch is padding.
 
     row                a a a a b b b . .        T = 9 positions, sequences a and b, two of padding
-    labels             a a a - b b - - -        each the next token of its own sequence; "-" does not count
+    labels             a a a - b b - - -        each the next token of its own sequence; "-" is not trained
     segment_ids        0 0 0 0 1 1 1 -1 -1      attention stays within equal numbers: the mask is block-diagonal
     attention_mask     1 1 1 1 1 1 1 0 0
 
@@ -40,7 +40,7 @@ class PackingStats:
 
     sequences  sequences that were added          pieces     after long ones were divided: >= sequences
     rows       rows of max_seq_len positions      tokens     positions that hold a token
-    padding    positions that do not              labels     labels that count
+    padding    positions that do not              labels     labels that are trained
     cut        tokens that truncate=True removed
     """
 

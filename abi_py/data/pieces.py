@@ -40,7 +40,7 @@ class TextCutter:
             text += more
             start, wanted = 0, PIECE
             while len(text) - start > wanted + WINDOW:
-                at = self._place(text, start, start + wanted)
+                at = self._cut_before(text, start, start + wanted)
                 if at is None and wanted < LONGEST:
                     wanted *= 2
                     continue
@@ -53,7 +53,7 @@ class TextCutter:
         if text:
             yield text
 
-    def _place(self, text: str, start: int, end: int) -> int | None:
+    def _cut_before(self, text: str, start: int, end: int) -> int | None:
         """Return where to cut text[start:end], as near to its end as possible, or None."""
         for places in (_line_ends(text, start, end), _spaces(text, start, end)):
             for at in itertools.islice(places, TRIES):

@@ -146,7 +146,7 @@ def _buffered(read: Callable[[int], bytes]) -> io.BufferedReader:
     return io.BufferedReader(_Raw(read), READ_BLOCK)
 
 
-def _behind(head: bytes, file: BinaryIO) -> io.BufferedReader:
+def _with_head(head: bytes, file: BinaryIO) -> io.BufferedReader:
     """Return a file of `head` and then what `file` has left."""
     waiting = [head] if head else []
 
@@ -199,7 +199,7 @@ def open_source(
     reader = _buffered(tap)
     head = reader.read(PROBE)
     if head.startswith(GZIP):
-        reader = _unpacked(_behind(head, reader), name)
+        reader = _unpacked(_with_head(head, reader), name)
         head = reader.read(PROBE)
     _check_head(head, name)
-    return _behind(head.removeprefix(codecs.BOM_UTF8), reader)
+    return _with_head(head.removeprefix(codecs.BOM_UTF8), reader)

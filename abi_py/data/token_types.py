@@ -63,7 +63,7 @@ def _in_pairs(sample: npt.NDArray[np.uint32]) -> str:
         varied = (lower != lower[0]).any() and 2 * np.count_nonzero(lower) >= len(lower)
         if varied and np.isin(upper, (0, 0xFFFFFFFF)).all():
             values = lower if dtype == "<i8" else lower.byteswap()
-            if int(values[values < 0xFFFFFF00].max(initial=0)) < MOST_IDS:  # -100 marks what is not learned
+            if int(values[values < 0xFFFFFF00].max(initial=0)) < MOST_IDS:  # -100 marks what is not trained
                 return dtype
     return ""
 

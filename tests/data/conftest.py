@@ -44,20 +44,20 @@ def bare_tokenizer():
 
 @pytest.fixture(scope="session")
 def show():
-    """Return a function that writes ids as text: special tokens after @, what is learned in brackets."""
+    """Return a function that writes ids as text: special tokens after @, what is trained in brackets."""
 
     def write(tokenizer, ids, labels):
         from abi_py.data.chat_encoding import trained_of
 
         parts, run, before = [], [], False
-        for token_id, learned in zip(ids.tolist(), trained_of(labels), strict=True):
+        for token_id, trained in zip(ids.tolist(), trained_of(labels), strict=True):
             special = token_id in tokenizer.special_ids
-            if learned != before or special:
+            if trained != before or special:
                 parts.append(tokenizer.decode(run))
                 run = []
-            if learned != before:
-                parts.append("[" if learned else "]")
-                before = learned
+            if trained != before:
+                parts.append("[" if trained else "]")
+                before = trained
             if special:
                 parts.append("@" + tokenizer.token_of(token_id))
             else:

@@ -197,5 +197,5 @@ def test_a_model_with_too_small_a_vocabulary_is_refused():
         open_feed(dataset([5]), training(), MODEL, training=True)
     with pytest.raises(ConfigError, match=r"max_seq_len \(128\) of the training must not exceed the model's \(64\)"):
         open_feed(dataset([5], max_seq_len=128), training(), MODEL.replace(vocab_size=1 << 20), training=True)
-    with pytest.raises(DataError, match="holds no row to learn from; give at least one conversation"):
+    with pytest.raises(DataError, match="holds no row to train on; give at least one conversation"):
         dataset([])

@@ -230,7 +230,7 @@ def test_tool_turns_of_chatml(tokenizer, show):
     assert '{"name": "f", "description": "</s>"}\n</tools>' in shown
 
 
-def test_answers_that_are_not_to_be_learned(tokenizer, show):
+def test_answers_that_are_not_trained(tokenizer, show):
     row = read_conversation({"instruction": "c", "output": "d", "history": [["a", "b"]]})
     for source in (load_template("deepzig").source, load_template("deepzig").portable_source):
         shown = show(tokenizer, *ChatTemplate(source).encode(tokenizer, row))
@@ -239,7 +239,7 @@ def test_answers_that_are_not_to_be_learned(tokenizer, show):
         )
 
 
-def test_plain_text_is_learned_whole(tokenizer, bare_tokenizer, show):
+def test_plain_text_is_trained_whole(tokenizer, bare_tokenizer, show):
     text = read_conversation({"text": "Once </s> upon."})
     assert show(tokenizer, *load_template("deepzig").encode(tokenizer, text)) == "O[nce </s> upon.@</s>]"
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
