@@ -30,7 +30,8 @@ class Mutation(NamedTuple):
     tests: str
 
 
-TRAINING = "tests/training/test_effects.py tests/training/test_trainer.py"
+PARTS = ("effects", "step", "loop", "saving", "feed", "trainer")
+TRAINING = " ".join(f"tests/training/test_{part}.py" for part in PARTS)
 RESUME = "tests/training/test_resume.py"
 DEEPZIG = "tests/pipelines/test_deepzig_run.py"
 SAMPLER = "tests/generation/test_sampler.py tests/generation/test_parity.py"
@@ -38,57 +39,57 @@ SAMPLER = "tests/generation/test_sampler.py tests/generation/test_parity.py"
 MUTATIONS: tuple[Mutation, ...] = (
     # -- the step
     Mutation(
-        "abi_py/training/trainer.py",
-        "label_smoothing=self.config.label_smoothing",
+        "abi_py/training/step.py",
+        "label_smoothing=config.label_smoothing",
         "label_smoothing=0.0",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
+        "abi_py/training/step.py",
         "state.window_correct / tokens",
         "state.window_correct / state.epoch_tokens",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
+        "abi_py/training/step.py",
         "flops_per_token(self._seq_len)",
-        "flops_per_token(self.config.max_seq_len)",
+        "flops_per_token(session.config.max_seq_len)",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
+        "abi_py/training/step.py",
         "if 0 < config.max_grad_norm < norm",
         "if config.max_grad_norm < norm",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
-        "state.bad_steps_in_row >= self.config.max_bad_steps",
-        "state.bad_steps_in_row > self.config.max_bad_steps",
+        "abi_py/training/step.py",
+        "state.bad_steps_in_row >= limit",
+        "state.bad_steps_in_row > limit",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
+        "abi_py/training/step.py",
         "segment_ids=segment_ids,\n            label_smoothing",
         "segment_ids=None,\n            label_smoothing",
         "tests/training/test_chat_training.py",
     ),
     Mutation(
-        "abi_py/training/trainer.py",
+        "abi_py/training/step.py",
         "state.global_step % interval == 0 or",
         "(state.global_step - 1) % interval == 0 or",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
-        "interval = self.config.checkpoint_interval",
-        "interval = self.config.eval_interval",
+        "abi_py/training/saving.py",
+        "interval = config.checkpoint_interval",
+        "interval = config.eval_interval",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
-        "state.global_step % config.eval_interval == 0",
-        "state.epoch % config.eval_interval == 0",
+        "abi_py/training/loop.py",
+        "if updated and interval and state.global_step % interval == 0",
+        "if updated and interval and state.epoch % interval == 0",
         TRAINING,
     ),
     # -- the optimizer
@@ -149,14 +150,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
+        "abi_py/training/loop.py",
         "state.patience_counter >= early.patience:",
         "state.patience_counter > early.patience:",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
-        '{saved.name, f"llm_step_{self.state.best_step}"}',
+        "abi_py/training/saving.py",
+        "{saved.name, best}",
         "{saved.name}",
         "tests/training/test_checkpoint.py",
     ),
@@ -167,46 +168,46 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/training/test_checkpoint.py",
     ),
     Mutation(
-        "abi_py/training/trainer.py",
-        "self.model.draws = self.state.draws",
-        "self.model.draws, self.state.bad_steps_in_row = self.state.draws, 0",
+        "abi_py/training/saving.py",
+        "session.model.draws = state.draws",
+        "session.model.draws, state.bad_steps_in_row = state.draws, 0",
         RESUME,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
-        "self.model.draws = self.state.draws",
-        "self.model.draws, self.state.epoch_loss = self.state.draws, 0.0",
+        "abi_py/training/saving.py",
+        "session.model.draws = state.draws",
+        "session.model.draws, state.epoch_loss = state.draws, 0.0",
         RESUME,
     ),
     Mutation(
-        "abi_py/training/trainer.py",
-        "self.model.draws = self.state.draws",
-        "self.model.draws = self.state.optimizer_step",
+        "abi_py/training/saving.py",
+        "session.model.draws = state.draws",
+        "session.model.draws = state.optimizer_step",
         "tests/training/test_lora_training.py",
     ),
     Mutation(
-        "abi_py/training/trainer.py",
-        'self._lock = DirectoryLock(config.checkpoint_path, "checkpoint_path")',
+        "abi_py/training/saving.py",
+        'self._lock = DirectoryLock(root, "checkpoint_path")',
         "self._lock = None",
         "tests/training/test_checkpoint.py",
     ),
     # -- the order of data, and what is learned of them
     Mutation(
-        "abi_py/training/feed.py",
+        "abi_py/data/chat_dataset.py",
         "if self._plan_epoch != self.epoch:",
         "if not self._plan:",
         "tests/training/test_chat_training.py tests/data/test_chat_dataset.py",
     ),
     Mutation(
         "abi_py/training/feed.py",
-        "batches(*sizes, shuffle, config.seed, drop",
-        "batches(*sizes, shuffle, model.seed, drop",
+        "seed=config.seed,",
+        "seed=model.seed,",
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/feed.py",
-        "data.seq_len, False, 0, False)",
-        "data.seq_len, False, 0, data.drop_last)",
+        "abi_py/data/tokens.py",
+        "*sizes, False, 0, drop_last=False)",
+        "*sizes, False, 0, drop_last=self.drop_last)",
         TRAINING,
     ),
     Mutation(
@@ -331,8 +332,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     # -- more of what survived when it was first tried
     Mutation(
-        "abi_py/training/trainer.py",
-        "self.config.mixed_precision,\n            self.count_bytes",
+        "abi_py/training/loop.py",
+        "session.config.mixed_precision,\n            session.count_bytes",
         "Precision.FP32,\n            self.count_bytes",
         TRAINING,
     ),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..data.chat_encoding import ChatEncoder
     from ..data.selection import Selection
     from ..data.tokenizer import Tokenizer
-    from ..model import TrainableModel
+    from ..model.transformer import Transformer
 
 __all__ = [
     "ChatConfig",
@@ -190,7 +190,7 @@ def encoder_of_run(directory: Path) -> "ChatEncoder":
 
 
 def show_answer(
-    model: "TrainableModel",
+    model: "Transformer",
     data: "ChatDataset",
     directory: Path,
     question: str | None,

@@ -94,6 +94,7 @@ config_options({"deepzig": DeepZigConfig}, {"deepzig": SHOWN})(command)
 
 def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
     """Train, write the folder, show three answers; return the exit code."""
+    from ..model import LoraModel
     from ..pipelines.deepzig import CHECKPOINTS
     from ..training.checkpoint import list_checkpoints
 
@@ -105,7 +106,7 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
     length = f"{counted(config.epochs, 'epoch')}, {counted(steps, 'step')} of {per_step(run)}"
     say(console, "plan", f"{length}; model in {run.directory}")
     trainer = run.make_trainer()
-    if run.config.use_lora:
+    if isinstance(trainer.model, LoraModel):
         say(console, "lora", trainer.model.report())
         if run.config.base is None:
             say(console, "note", "the frozen weights are random, so adapters can do little; --base names trained ones")

@@ -45,7 +45,7 @@ from .session import (
 )
 
 if TYPE_CHECKING:
-    from ..training.checkpoint import TrainingState
+    from ..training.state import TrainingState
 
 METRICS = "metrics.jsonl"
 SCHEDULES = ("continue", "stretch", "restart")
@@ -71,7 +71,8 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
     taken; a run that ended before its first one begins again. A run whose schedule has ended goes on at its minimum
     rate, unless --schedule says otherwise.
     """
-    from ..training.checkpoint import TrainingState, list_checkpoints, locate, verify
+    from ..training.checkpoint import list_checkpoints, locate, verify
+    from ..training.state import TrainingState
 
     if where.is_file():
         raise ConfigError(_about_file(where))

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..generation.text import TextCodec
-    from ..model import TrainableModel
-    from ..training.checkpoint import TrainingState
+    from ..model.transformer import Transformer
     from ..training.events import Sink
     from ..training.feed import Data
     from ..training.report import TrainingReport
+    from ..training.state import TrainingState
     from ..training.trainer import LlamaTrainer
     from .opening import RunData
 
@@ -576,7 +576,7 @@ def sample_sinks(
     return [SampleSink(trainer, codec, run.data.sample_prompts, *sizes, encoder)]
 
 
-def show_sample(model: "TrainableModel", run: RunConfig, directory: Path, console: "Console") -> None:
+def show_sample(model: "Transformer", run: RunConfig, directory: Path, console: "Console") -> None:
     """Print what the model makes of the prompt."""
     from ..generation import generate
 

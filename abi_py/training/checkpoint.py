@@ -15,22 +15,20 @@ checkpoint is whole.  A second one of the same step takes the place of the first
 `.old-llm_step_{step}`, which counts as the checkpoint while its own name is free.
 """
 
-import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import Config, LoraConfig, load_yaml, to_yaml
+from ..config import Config, load_yaml, to_yaml
 from ..errors import CheckpointError, ConfigError, shown
 from ..files import (
     OLD,
@@ -46,12 +44,14 @@ from ..formats.finite import check_read, check_written
 from ..formats.huggingface import huggingface_config
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from ..formats.safetensors import encoded_size, read_safetensors, safetensors_pieces
+from ..model.lora import LoraModel
+from ..model.transformer import Transformer
 from ..untrusted import check, read_json
+from .state import TrainingState
 
 __all__ = [
     "Checkpoint",
     "Found",
-    "TrainingState",
     "check_unused",
     "find_latest",
     "list_checkpoints",
@@ -70,82 +70,7 @@ NAME = re.compile(r"llm_step_(\d+)")
 SLACK = 1.05  # free space that must be there, in units of the checkpoint's size
 ADVICE = "; resume from the directory above it to use the newest whole checkpoint"
 RENAME = "; it was renamed or copied over another one: give it its own name, or use another checkpoint"
-# Added to the state after version 1 began.
-ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
-ADDED |= {"best_val_bits_per_byte", "bf16_method"}
 MARGIN = 1 << 16  # bytes of free space besides, for the small files and whole blocks of the file system
-
-
-@dataclass(kw_only=True)
-class TrainingState:
-    """Everything besides the arrays that decides the next step, and the counters of the report."""
-
-    global_step: int = 0  # optimizer steps done
-    optimizer_step: int = 0  # updates in the moments (Adam's t)
-    epoch: int = 0  # epochs finished
-    batch_position: int = 0  # next batch of the epoch
-    micro_step: int = 0  # micro-batches in the open accumulation window
-    window_loss: float = 0.0  # sum of token losses in the window
-    window_correct: int = 0
-    window_tokens: int = 0
-    epoch_loss: float = 0.0  # sum of token losses in the epoch
-    epoch_tokens: int = 0
-    tokens_processed: int = 0
-    loss: float = 0.0  # of the most recent optimizer step, as the three below
-    accuracy: float = 0.0
-    learning_rate: float = 0.0
-    grad_norm: float = 0.0
-    bad_steps: int = 0  # updates skipped by the NaN guard
-    bad_steps_in_row: int = 0
-    evaluation_due: bool = False  # an evaluation was interrupted
-    evaluated_step: int = -1  # step of the most recent evaluation
-    best_metric: float = math.inf  # early stopping's memory
-    patience_counter: int = 0
-    early_stopped: bool = False
-    best_step: int = -1  # step of the best checkpoint; -1: none
-    best_val_loss: float = math.inf
-    best_val_accuracy: float = 0.0
-    best_val_bits_per_byte: float | None = None  # None: the bytes of the validation data are not known
-    checkpoints_saved: int = 0
-    elapsed_ns: int = 0  # whole time of the run
-    train_ns: int = 0  # time in training steps
-    window_scale: float = 1.0  # factor inside the gradients of the open window, other than 1 with fp16
-    loss_scale: float = 0.0  # 0: never scaled; these three are the state of `LossScaler`
-    steps_since_overflow: int = 0
-    overflow_count: int = 0  # windows dropped because of it
-    draws: int = 0  # training passes that drew random numbers (dropout)
-    base_digest: str = ""  # SHA-256 of the frozen weights under adapters
-    bf16_method: str = ""  # how products of bfloat16 were made: another way has other last bits; empty: there were none
-    data: dict[str, Any] = field(default_factory=dict)  # identity of the data set and of its order
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; non-finite floats as the strings inf, -inf, nan."""
-        values = dataclasses.asdict(self)
-        return {
-            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainingState":
-        """Build from what `to_dict` returned; fields that are missing or unknown are a `CheckpointError`.
-
-        The fields of loss scaling and of adapters may be missing: the first checkpoints had none.
-        """
-        types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls)}
-        schema = {name: float | str if kind is float else kind for name, kind in types.items() if name in values}
-        check(dict(values), schema, "the training state")
-        odd = sorted(set(values) - set(types) | set(types) - set(values) - ADDED)
-        if odd:
-            named = ", ".join(name if name.isidentifier() else shown(name) for name in odd[:8])
-            raise CheckpointError(f"the training state differs in its fields ({named}); use the version that wrote it")
-        restored: dict[str, Any] = dict(values)
-        for name, value in values.items():
-            if types[name] is float:
-                if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
-                    raise CheckpointError(f"the training state: {name} is {shown(value)}, but must be a number")
-                restored[name] = float(value)
-        return cls(**restored)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +98,7 @@ class Found:
 def save_checkpoint(
     root: str | Path,
     *,
-    model: Any,
+    model: Transformer,
     state: TrainingState,
     optimizer: Mapping[str, np.ndarray],
     sections: Mapping[str, Config | None],
@@ -192,9 +117,8 @@ def save_checkpoint(
     check_written(root, {**tensors, **_moments(optimizer)}, "the earlier checkpoints are untouched")
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
     (weights_file, config_file), description = MODEL_FILES, huggingface_config(model.config)
-    lora = sections.get("lora")
-    if isinstance(lora, LoraConfig):
-        (weights_file, config_file), description = ADAPTER_FILES, adapter_config(lora, model.base_model)
+    if isinstance(model, LoraModel):
+        (weights_file, config_file), description = ADAPTER_FILES, adapter_config(model.lora, model.base_model)
     name = f"llm_step_{state.global_step}"
     if not is_replaceable(root / name):
         raise CheckpointError(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +9,9 @@ import numpy.typing as npt
 from ..config import EarlyStoppingConfig, Precision
 from ..data.batch import IGNORE_LABEL, Batch
 from ..errors import DataError
-from .checkpoint import TrainingState
+from ..model.transformer import Transformer
 from .report import EvalResult, perplexity
+from .state import TrainingState
 
 __all__ = ["CountBytes", "bits_per_byte", "counted_bytes", "evaluate_batches", "judge"]
 
@@ -25,24 +25,24 @@ def bits_per_byte(loss_sum: float, size: int) -> float | None:
 
 
 def counted_bytes(batch: Batch, count_bytes: CountBytes) -> int:
-    """Return the bytes of text of the labels that count in a batch."""
-    counted = batch.labels != IGNORE_LABEL
-    return int(count_bytes(batch.labels[counted], batch.input_ids[counted]).sum())
+    """Return the bytes of text of the trained tokens of a batch."""
+    trained = batch.labels != IGNORE_LABEL
+    return int(count_bytes(batch.labels[trained], batch.input_ids[trained]).sum())
 
 
 def evaluate_batches(
-    model: Any,
+    model: Transformer,
     batches: Iterable[Batch],
     should_stop: Callable[[], bool] = lambda: False,
     precision: Precision = Precision.FP32,
     count_bytes: CountBytes | None = None,
 ) -> EvalResult | None:
-    """Return loss, perplexity and accuracy over every counted label of the batches, and with `count_bytes` bits per
+    """Return loss, perplexity and accuracy over every trained token of the batches, and with `count_bytes` bits per
     byte; None if `should_stop` became true.
 
-        loss = sum of all token losses / number of tokens         (not a mean of means, no label smoothing)
+        loss = sum of all token losses / their number         (not a mean of means, no label smoothing)
 
-    Weights and gradients stay as they are.  DataError if no label counts.
+    Weights and gradients stay as they are.  DataError if there is no trained token.
     """
     loss, correct, tokens, count, size = 0.0, 0, 0, 0, 0
     for batch in batches:
@@ -62,7 +62,7 @@ def evaluate_batches(
         count += 1
         size += counted_bytes(batch, count_bytes) if count_bytes is not None else 0
     if tokens == 0:
-        raise DataError("the validation data hold no label that counts; give at least two tokens, or trained answers")
+        raise DataError("the validation data hold no trained token; give at least two tokens, or trained answers")
     mean = loss / tokens
     return EvalResult(
         loss=mean,

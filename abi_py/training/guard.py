@@ -5,12 +5,13 @@ the head (tied), or where it is a row of the head, the logits and so the losses 
 say nothing: the message names the row of the tensor, and the rows that read its id, if there are any.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import listed
+from ..model.transformer import Transformer
 
 __all__ = ["Origin", "bad_rows", "bad_tensors"]
 
@@ -19,7 +20,9 @@ MAX_NAMED = 8  # rows or tensors named in one message
 Origin = Callable[[int, int], str]  # (row of the batch, position in it) -> where in the data that is from
 
 
-def bad_rows(token_losses: np.ndarray, input_ids: np.ndarray, model: Any, origin: Origin | None = None) -> str:
+def bad_rows(
+    token_losses: np.ndarray, input_ids: npt.ArrayLike, model: Transformer, origin: Origin | None = None
+) -> str:
     """Name the rows of a batch whose losses (B, T) are not all finite, by `origin` in the data too.
 
     input_ids (B, T), or as many ids; if weights of `model` are not finite, they are named, and of the rows those that
@@ -43,19 +46,19 @@ def bad_rows(token_losses: np.ndarray, input_ids: np.ndarray, model: Any, origin
     return text + began
 
 
-def bad_tensors(model: Any) -> str:
+def bad_tensors(model: Transformer) -> str:
     """Name the tensors of a model whose gradients are not all finite, and their rows where that is not all of them."""
     text = _named(_not_finite(model.gradients))
     weights = _bad_weights(model)
     return text + (f"; weights are not finite: {_named(weights)}" if weights else "")
 
 
-def _bad_weights(model: Any) -> dict[str, np.ndarray]:
+def _bad_weights(model: Transformer) -> dict[str, np.ndarray]:
     """Return tensor -> its rows with weights that are not finite, of adapters and of the model below them."""
     return {**_not_finite(model.base.weights), **_not_finite(model.weights)}
 
 
-def _not_finite(tensors: Any) -> dict[str, np.ndarray]:
+def _not_finite(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return name -> the rows (first axis) that are not finite; all of them as an empty array."""
     found = {}
     for name, tensor in tensors.items():

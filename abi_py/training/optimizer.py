@@ -5,7 +5,6 @@ in `kernels/optimizers.py`.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ..errors import CheckpointError
 from ..kernels.engine.threads import PASS, threads_as_before
 from ..kernels.optimizers import parameter_chunks
 from ..kernels.unchecked import adam_, adamw_, sgd_
+from ..parameters import Buffers
 
 __all__ = ["Optimizer"]
 
@@ -21,7 +21,7 @@ __all__ = ["Optimizer"]
 class Optimizer:
     """Update rule and its memory; `step` counts the updates made (Adam's t)."""
 
-    def __init__(self, parameters: Any, config: LlmTrainingConfig) -> None:
+    def __init__(self, parameters: Buffers, config: LlmTrainingConfig) -> None:
         """Allocate the moments for `parameters` (model.parameters): flat float32 buffers of the weights' length."""
         self.parameters, self.config, self.step = parameters, config, 0
         size = parameters.weights_flat.size

@@ -9,7 +9,7 @@
     loss = sum of -log p(token) / tokens      perplexity = exp(loss)      its error: perplexity x standard error of loss
     bits per byte = sum of -log2 p / bytes of the tokens that count
 
-Of conversations, each row is a window by itself, and the tokens that are learned count: training's validation loss.
+Of conversations, each row is a window by itself, and its trained tokens count: training's validation loss.
 
 Bytes are those of the text (`TextCodec.count_bytes`): special tokens are predicted, and cost bits, but are no bytes.
 
@@ -21,7 +21,7 @@ place; the second is the one of Hugging Face's documentation on perplexity.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from ..config import IGNORE_INDEX
 from ..data.batch import IGNORE_LABEL
 from ..data.chat_dataset import ChatDataset
 from ..errors import ConfigError, DataError
+from ..model.transformer import LossOutput, Transformer
 from .evaluation import CountBytes, bits_per_byte, counted_bytes
 from .report import perplexity
 
@@ -99,7 +100,7 @@ class _Sums:
         self.loss = self.squares = 0.0
         self.tokens = self.correct = self.bytes = self.windows = 0
 
-    def add(self, out: Any, counted: np.ndarray) -> None:
+    def add(self, out: LossOutput, counted: np.ndarray) -> None:
         """Add a pass over some windows, of whose labels (B, T) those that are `counted` count."""
         losses = out.token_losses[counted].astype(np.float64)
         self.loss += float(losses.sum())
@@ -124,7 +125,7 @@ class _Sums:
 
 
 def evaluate_tokens(
-    model: Any,
+    model: Transformer,
     ids: np.ndarray,
     *,
     context: int,
@@ -157,7 +158,7 @@ def evaluate_tokens(
     return sums.result(byte_counts is not None)
 
 
-def _add(sums: _Sums, model: Any, ids: np.ndarray, some: list[Window], bos_id: int | None) -> None:
+def _add(sums: _Sums, model: Transformer, ids: np.ndarray, some: list[Window], bos_id: int | None) -> None:
     """Add the tokens of equally long windows to the sums."""
     inputs = np.stack([ids[window.start : window.end - 1] for window in some]).astype(np.int64)
     labels = np.full(inputs.shape, IGNORE_INDEX, np.int64)
@@ -170,13 +171,13 @@ def _add(sums: _Sums, model: Any, ids: np.ndarray, some: list[Window], bos_id: i
 
 
 def evaluate_conversations(
-    model: Any,
+    model: Transformer,
     data: ChatDataset,
     *,
     count_bytes: CountBytes | None = None,
     progress: Callable[[int, int, PerplexityResult], object] = lambda done, total, result: None,
 ) -> PerplexityResult:
-    """Return loss, perplexity, accuracy and bits per byte of the tokens of conversations that are learned.
+    """Return loss, perplexity, accuracy and bits per byte of the trained tokens of conversations.
 
     `windows` are rows; `count_bytes` is that of the tokenizer, for bits per byte; `progress` as in `evaluate_tokens`.
     DataError for ids outside the vocabulary.

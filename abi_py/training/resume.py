@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import CheckpointError
 from ..formats.zig import AblcCheckpoint, load_zig
+from ..model.transformer import Transformer
 from ..untrusted import MAX_INT
-from .checkpoint import Checkpoint, TrainingState, read_checkpoint
+from .checkpoint import Checkpoint, read_checkpoint
 from .optimizer import Optimizer
+from .state import TrainingState
 
 __all__ = ["restore", "restore_best", "restore_zig"]
 
@@ -18,7 +19,7 @@ __all__ = ["restore", "restore_best", "restore_zig"]
 MAY_DIFFER = {("model", name) for name in ("max_seq_len", "checkpointing", "checkpoint_interval", "seed")}
 
 
-def restore(model: Any, optimizer: Optimizer, path: Path) -> tuple[TrainingState, list[float]]:
+def restore(model: Transformer, optimizer: Optimizer, path: Path) -> tuple[TrainingState, list[float]]:
     """Restore weights, moments and partial gradients from a checkpoint directory; return its state and loss history.
 
     CheckpointError if it is damaged, belongs to another model, or to another optimizer.
@@ -37,7 +38,7 @@ def restore(model: Any, optimizer: Optimizer, path: Path) -> tuple[TrainingState
     return loaded.state, [float(loss) for loss in loaded.optimizer.get("loss_history", ())]
 
 
-def restore_best(model: Any, optimizer: Optimizer, path: Path) -> None:
+def restore_best(model: Transformer, optimizer: Optimizer, path: Path) -> None:
     """Restore only weights and moments from a checkpoint directory."""
     loaded = read_checkpoint(path)
     _check_model(model, loaded)
@@ -45,7 +46,7 @@ def restore_best(model: Any, optimizer: Optimizer, path: Path) -> None:
     _set_weights(model, loaded.weights)
 
 
-def restore_zig(model: Any, optimizer: Optimizer, path: Path) -> TrainingState:
+def restore_zig(model: Transformer, optimizer: Optimizer, path: Path) -> TrainingState:
     """Restore from an ABLC file, or the weights from an ABIC file (its step goes on, the moments begin anew).
 
     CheckpointError if it is damaged, of another model, or counts beyond what kernels and our checkpoints can.
@@ -70,7 +71,7 @@ def restore_zig(model: Any, optimizer: Optimizer, path: Path) -> TrainingState:
     return state
 
 
-def _check_model(model: Any, loaded: Checkpoint) -> None:
+def _check_model(model: Transformer, loaded: Checkpoint) -> None:
     sections = model.sections()
     if ("lora" in loaded.config) != ("lora" in sections):
         kinds = "adapters of LoRA", "a whole model"
@@ -91,14 +92,14 @@ def _check_model(model: Any, loaded: Checkpoint) -> None:
             raise CheckpointError(f"{place} is missing, or its shape is not {entry.shape}; use another checkpoint")
 
 
-def _check_base(model: Any, loaded: Checkpoint) -> None:
+def _check_base(model: Transformer, loaded: Checkpoint) -> None:
     if loaded.state.base_digest != model.base_digest():
         raise CheckpointError(
             f"{loaded.path} is of adapters on other weights than these; put them on the model that they were trained on"
         )
 
 
-def _set_weights(model: Any, tensors: Mapping[str, np.ndarray]) -> None:
+def _set_weights(model: Transformer, tensors: Mapping[str, np.ndarray]) -> None:
     flat = model.parameters.weights_flat
     for entry in model.parameters.table:
         flat[entry.offset : entry.offset + entry.size] = tensors[entry.hf_name].reshape(-1)

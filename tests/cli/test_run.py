@@ -24,7 +24,7 @@ from abi_py.config import LlmTrainingConfig, load_yaml
 from abi_py.data import TokenizedDataset
 from abi_py.formats.safetensors import read_safetensors
 from abi_py.locks import DirectoryLock
-from abi_py.training import trainer
+from abi_py.training import saving
 from abi_py.training.checkpoint import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,7 +279,7 @@ def test_a_last_save_that_failed_is_tried_again(abi_train, tmp_path, tiny, monke
     """A full disk at the very end: after the last steps were saved, the last evaluation could not be."""
     assert abi_train("run", *tiny, "--out", "whole")[0] == 0
     final = (tmp_path / "whole/checkpoints/latest").read_text().strip()
-    last, original, saved = int(final.removeprefix("llm_step_")), trainer.save_checkpoint, []
+    last, original, saved = int(final.removeprefix("llm_step_")), saving.save_checkpoint, []
 
     def full(root, *, state, **settings):
         if state.global_step == last and saved:
@@ -288,7 +288,7 @@ def test_a_last_save_that_failed_is_tried_again(abi_train, tmp_path, tiny, monke
         return original(root, state=state, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", full)
+        patch.setattr(saving, "save_checkpoint", full)
         code, _, err = abi_train("run", *tiny, "--eval-interval", 10**6, "--out", "r")
     assert (code, "No space left on device" in err) == (1, True)
     assert not (tmp_path / "r/report.json").exists()

@@ -50,6 +50,17 @@ def data():
 
 
 @pytest.fixture
+def one_batch(rng):
+    """Return a function that makes ids and labels (rows, length)."""
+
+    def make(rows=4, length=8):
+        ids = rng.integers(0, 19, (rows, length + 1)).astype(np.uint32)
+        return ids[:, :-1].copy(), ids[:, 1:].copy()
+
+    return make
+
+
+@pytest.fixture
 def record():
     """Return a sink that keeps events, with `of(type)` to pick some."""
 

@@ -54,7 +54,7 @@ def test_packed_and_padded_and_single_rows_have_the_same_loss_and_gradient():
 def test_what_is_masked_does_not_teach():
     data = rows()
     _, before = gradient(data, 4)
-    # Another id as a *label* only: the last id of a row is no input, and here it is not learned either.
+    # Another id as a *label* only: the last id of a row is no input, and here it is not trained either.
     changed = []
     for i in range(len(data)):
         ids, trained = (part.copy() for part in data.row(i))

@@ -16,7 +16,6 @@ from abi_py.training import checkpoint
 from abi_py.training.checkpoint import (
     FILES,
     STATE,
-    TrainingState,
     find_latest,
     list_checkpoints,
     locate,
@@ -26,6 +25,7 @@ from abi_py.training.checkpoint import (
     verify,
 )
 from abi_py.training.loading import load_model
+from abi_py.training.state import TrainingState
 from abi_py.training.trainer import LlamaTrainer
 
 
@@ -76,7 +76,7 @@ def test_state_round_trip(trainer, tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing may clean up after it."""
+    """The end of the process: nothing may clean up after it."""
 
 
 @pytest.mark.parametrize("same_step", [False, True])

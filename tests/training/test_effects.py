@@ -223,7 +223,7 @@ def test_each_setting_of_the_optimizer_has_its_place(make_model, make_config, rn
 
 @pytest.mark.parametrize("name", EARLY)
 def test_early_stopping(make_model, make_config, data, name):
-    """The validation data are other than those that are learned: their loss soon rises. For min_delta it falls."""
+    """The validation data are other than those that are trained on: their loss soon rises. For min_delta it falls."""
     other = data if name == "min_delta" else np.random.default_rng(1).integers(0, 19, 60)
 
     def run(**changes):

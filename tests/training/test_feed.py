@@ -8,9 +8,9 @@ import pytest
 from abi_py.config import LlmTrainingConfig, TrainableModelConfig
 from abi_py.data import Batch, ChatDataset, DataLoader, SequencePacker, TokenizedDataset
 from abi_py.data.feed import Feed
-from abi_py.errors import DataError, NonFiniteError
+from abi_py.errors import ConfigError, DataError, NonFiniteError
 from abi_py.training.feed import describe, open_feed
-from abi_py.training.trainer import LlamaTrainer
+from abi_py.training.trainer import LlamaTrainer, train_llm
 
 
 class Sums:
@@ -66,6 +66,33 @@ def test_messages_name_the_rows_of_the_users_own_data(make_model, make_config):
     model.parameters.weights["token_embedding"][...] = np.nan
     with pytest.raises(NonFiniteError, match=r"\(sum 1\.0, sum 1\.1\)"):
         LlamaTrainer(model, make_config(max_bad_steps=2)).fit(Sums())
+
+
+def test_data_of_all_kinds(make_model, make_config):
+    tokens = [i % 19 for i in range(60)]
+    losses = []
+    for form in (tokens, np.array(tokens), TokenizedDataset.from_slice(tokens)):
+        losses.append(LlamaTrainer(make_model(), make_config()).train_epoch(form))
+    assert losses[0] == losses[1] == losses[2]
+    loader = DataLoader(TokenizedDataset.from_slice(tokens), batch_size=3, seq_len=4, drop_last=False)
+    trainer = LlamaTrainer(make_model(), make_config())
+    trainer.train_epoch(loader)
+    assert trainer.state.tokens_processed == 59
+    packer = SequencePacker(8)
+    for start in range(0, 60, 5):
+        packer.add_sequence(tokens[start : start + 5])
+    report = train_llm(make_model(), make_config(epochs=4), packer.pack(2))
+    assert report.total_tokens == 4 * 12 * 4
+
+
+def test_ids_outside_the_vocabulary_are_refused(make_model, make_config):
+    with pytest.raises(DataError, match="19"):
+        train_llm(make_model(), make_config(), [19] * 40)
+
+
+def test_rows_longer_than_the_model_reads_are_refused(make_model, make_config, data):
+    with pytest.raises(ConfigError, match=r"max_seq_len \(32\).*\(16\)"):
+        train_llm(make_model(), make_config(max_seq_len=32), data)
 
 
 SHAPE = TrainableModelConfig(

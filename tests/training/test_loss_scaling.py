@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import abi_py as abi
 from abi_py.config import Precision
 from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
-from abi_py.training.checkpoint import ADDED, TrainingState
 from abi_py.training.metrics import JsonlSink
 from abi_py.training.precision import gradient_factor, scaler_for
+from abi_py.training.state import ADDED, TrainingState
 from abi_py.training.trainer import LlamaTrainer
 
 HALVES = np.arange(65536, dtype=np.uint16).view(np.float16)

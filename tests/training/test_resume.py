@@ -93,7 +93,7 @@ def test_stop_and_resume_in_fp16(make_model, make_config, data, tmp_path):
 def test_a_checkpoint_names_how_bfloat16_was_multiplied(make_model, make_config, data, tmp_path, monkeypatch):
     """Another method has other last bits, so a run that is resumed with it says so."""
     here = SimpleNamespace(method="dot")
-    monkeypatch.setattr("abi_py.training.trainer.BFLOAT16", here)
+    monkeypatch.setattr("abi_py.training.saving.BFLOAT16", here)
     config = make_config(epochs=1, mixed_precision="bf16", checkpoint_path=str(tmp_path / "bf16"))
     LlamaTrainer(make_model(), config).fit(data)
 

@@ -1,0 +1,74 @@
+"""What the parts of a trainer share: what is trained, by which settings, how far it is, and who is told."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numba
+
+from ..config import EarlyStoppingConfig, LlmTrainingConfig
+from ..errors import ConfigError
+from ..model import LoraModel, TrainableModel
+from .clock import Clock
+from .evaluation import CountBytes
+from .events import EventHub, Sink, WarningEvent
+from .metrics import configured_sinks
+from .optimizer import Optimizer
+from .precision import scaler_for
+from .state import TrainingState
+
+__all__ = ["Model", "Moment", "Session", "set_threads"]
+
+Model = TrainableModel | LoraModel  # what can be trained
+
+
+class Moment(TypedDict):
+    """When an event happens: what all of them begin with."""
+
+    step: int
+    time: float
+
+
+class Session:
+    """A model in training, and all that is remembered of it."""
+
+    def __init__(self, model: Model, config: LlmTrainingConfig, sinks: Sequence[Sink] = ()) -> None:
+        """Prepare to train; ConfigError if a sink's package or so many threads are missing."""
+        self.model, self.config = model, config
+        self.optimizer = Optimizer(model.parameters, config)
+        self.state = TrainingState()
+        self.clock = Clock(self.state)
+        self.scaler = scaler_for(config)
+        self.loss_history: list[float] = []
+        self.early_stopping: EarlyStoppingConfig | None = None  # None: off
+        self.count_bytes: CountBytes | None = None
+        self.events = EventHub()
+        for sink in (*configured_sinks(config), *sinks):
+            self.events.add(sink)
+        set_threads(config.num_threads)
+        model.zero_gradients()
+
+    def now(self) -> Moment:
+        """Return the step, and the seconds that the run has taken."""
+        return {"step": self.state.global_step, "time": self.clock.elapsed() / 1e9}
+
+    def warn(self, message: str) -> None:
+        """Tell of something that failed and does not stop training."""
+        self.events.emit(WarningEvent(**self.now(), message=message))
+
+    def drop_window(self) -> None:
+        """Forget the gradients and counts of the open window."""
+        self.model.zero_gradients()
+        self.state.open_window()
+
+
+def set_threads(count: int | None) -> None:
+    """Use `count` threads, all for 0; None leaves the choice as it is: all, unless the caller has changed it.
+
+    ConfigError if there are not so many.
+    """
+    if count is None:
+        return
+    available = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    if count > available:
+        raise ConfigError(f"num_threads ({count}) must be at most {available} here; lower it, or use 0 for all")
+    numba.set_num_threads(count or available)

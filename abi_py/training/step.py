@@ -1,0 +1,247 @@
+"""A step: the accumulation window, from the first micro-batch to the changed weights.
+
+A window is `grad_accum_steps` micro-batches (fewer at an epoch's end) with n trained tokens together:
+
+    loss     = (1 / n) sum over the window's trained tokens of their losses
+    g        = (1 / n) sum over the window's micro-batches of the gradient of their summed loss
+    g'       = g min(1, max_grad_norm / |g|)                            (0 = no clipping)
+    update   = optimizer(g', learning_rate(updates done before))
+
+so every trained token weighs the same, however ragged the micro-batches; the factor 1/n and the clip factor reach the
+gradient inside the optimizer's pass.
+
+    train             one micro-batch; the last one of a window updates the weights
+      _forward_backward   its losses; the gradients of their sum are added to the window's
+      _add_to_window      counts
+      finish_window       the update, and the event that tells of it
+        _update             norm, clip factor, learning rate, optimizer
+
+NaN guard: a micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window.
+Weights, moments, `global_step` and thus the schedule stay as they were; the next micro-batch opens a new window.
+
+With fp16 all gradients of a window carry a factor (`precision.py`), whose inverse joins the others in the optimizer's
+pass.  A gradient that is not finite then means that the factor is too large: the window is dropped, the loss scale
+falls, and only at its lower limit is that a bad step.
+"""
+
+import math
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from ..data.feed import Feed
+from ..errors import DataError, NonFiniteError
+from ..model import LossOutput
+from .events import BadStepEvent, LossScaleEvent, StepEvent
+from .guard import bad_rows, bad_tensors
+from .metrics import memory_in_use
+from .precision import gradient_factor
+from .report import StepMetrics, perplexity
+from .saving import Saver
+from .schedule import learning_rate
+from .session import Session
+
+__all__ = ["Step"]
+
+
+class Step:
+    """Trains the model of a session on one micro-batch after the other.
+
+    `feed` is where they come from, for messages; None in a loop of the user's own.
+    """
+
+    def __init__(self, session: Session, saver: Saver) -> None:
+        """Begin with an empty window; messages name the saver's last checkpoint."""
+        self.session, self.saver = session, saver
+        self.feed: Feed | None = None
+        self._seq_len = session.config.max_seq_len
+
+    # -- the window ------------------------------------------------------------------------------
+
+    def train(
+        self,
+        input_ids: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        attention_mask: npt.NDArray[np.uint8] | None = None,
+        segment_ids: npt.NDArray[np.int32] | None = None,
+    ) -> StepMetrics:
+        """Train on a micro-batch; with the last one of the window, update the weights."""
+        state, dropped_before = self.session.state, self._dropped()
+        with self.session.clock.training():
+            out = self._forward_backward(input_ids, labels, attention_mask, segment_ids)
+            good = self._add_to_window(out, input_ids)
+        updated = good and state.micro_step >= self.session.config.grad_accum_steps and self.finish_window()
+        tokens = int(out.num_tokens)
+        return StepMetrics(
+            loss=float(out.loss_sum) / tokens if tokens else 0.0,
+            accuracy=int(out.num_correct) / tokens if tokens else 0.0,
+            grad_norm=state.grad_norm,
+            learning_rate=state.learning_rate,
+            updated=updated,
+            skipped=self._dropped() > dropped_before,
+            loss_scale=self.session.scaler.get_scale(),
+        )
+
+    def _forward_backward(
+        self,
+        input_ids: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        attention_mask: npt.NDArray[np.uint8] | None,
+        segment_ids: npt.NDArray[np.int32] | None,
+    ) -> LossOutput:
+        """Return the losses of a micro-batch; the gradients of their sum are added to the window's."""
+        session, state, config = self.session, self.session.state, self.session.config
+        input_ids = _in_rows(input_ids, config.max_seq_len, "input_ids")
+        labels = _in_rows(labels, config.max_seq_len, "labels")
+        self._seq_len = input_ids.shape[-1]
+        if state.micro_step == 0:  # an open window keeps its factor, also when it was resumed with another format
+            state.window_scale = gradient_factor(session.scaler, config)
+        return session.model.compute_loss(
+            input_ids,
+            labels,
+            attention_mask=attention_mask,
+            segment_ids=segment_ids,
+            label_smoothing=config.label_smoothing,
+            backward=True,
+            reduction="sum",
+            precision=config.mixed_precision,
+            loss_scale=state.window_scale,
+        )
+
+    def _add_to_window(self, out: LossOutput, input_ids: npt.ArrayLike) -> bool:
+        """Count a micro-batch; return False if its loss is not finite and the window was dropped."""
+        session, state, loss = self.session, self.session.state, float(out.loss_sum)
+        state.tokens_processed += int(out.num_tokens)
+        if session.config.nan_guard and not math.isfinite(loss):
+            origin = partial(self.feed.origin, state.batch_position) if self.feed is not None else None
+            self._skip(f"the loss is {loss} in {bad_rows(out.token_losses, input_ids, session.model, origin)}")
+            return False
+        state.micro_step += 1
+        state.window_loss += loss
+        state.window_correct += int(out.num_correct)
+        state.window_tokens += int(out.num_tokens)
+        state.epoch_loss += loss
+        state.epoch_tokens += int(out.num_tokens)
+        return True
+
+    def finish_window(self) -> bool:
+        """Update the weights and tell of it; return False if no token was trained or the window was dropped."""
+        with self.session.clock.training():
+            updated = self._update()
+        if updated:
+            self._tell()
+        return updated
+
+    def _update(self) -> bool:
+        session, state, config = self.session, self.session.state, self.session.config
+        tokens = state.window_tokens
+        if tokens == 0:  # no token was trained, so there is no gradient
+            session.drop_window()
+            return False
+        divisor = tokens * state.window_scale
+        norm = float(session.model.compute_gradient_norm()) / divisor
+        if config.nan_guard and not math.isfinite(norm):
+            self._drop_overflow(f"the gradient is not finite in {bad_tensors(session.model)}")
+            return False
+        clip = config.max_grad_norm / norm if 0 < config.max_grad_norm < norm else 1.0
+        rate = learning_rate(config, state.global_step)
+        session.optimizer.update(clip / divisor, rate)
+        state.global_step, state.optimizer_step = state.global_step + 1, session.optimizer.step
+        state.loss, state.accuracy = state.window_loss / tokens, state.window_correct / tokens
+        state.learning_rate, state.grad_norm = rate, norm
+        state.bad_steps_in_row = 0
+        session.loss_history.append(state.loss)
+        session.drop_window()
+        self._follow_gradients(valid=True)
+        return True
+
+    def _tell(self) -> None:
+        """Tell of an optimizer step."""
+        session, state, interval = self.session, self.session.state, self.session.config.log_interval
+        speed = session.clock.measure()
+        logged = interval > 0 and (state.global_step % interval == 0 or state.global_step == 1)
+        if logged:
+            session.clock.mark()
+        if not session.events.sinks:
+            return
+        event = StepEvent(
+            **session.now(),
+            epoch=state.epoch + 1,
+            loss=state.loss,
+            accuracy=state.accuracy,
+            perplexity=perplexity(state.loss),
+            learning_rate=state.learning_rate,
+            grad_norm=state.grad_norm,
+            tokens=state.tokens_processed,
+            tokens_per_second=speed,
+            gflops=speed * float(session.model.flops_per_token(self._seq_len)) / 1e9,
+            memory=memory_in_use(),
+            loss_scale=session.scaler.get_scale() if session.scaler.config.enabled else None,
+            logged=logged,
+        )
+        session.events.emit(event)
+
+    # -- what is not finite ----------------------------------------------------------------------
+
+    def _dropped(self) -> int:
+        """Return how many windows were dropped."""
+        return self.session.state.bad_steps + self.session.state.overflow_count
+
+    def _with_position(self, reason: str) -> str:
+        return f"{reason} (epoch {self.session.state.epoch + 1}, batch {self.session.state.batch_position})"
+
+    def _drop_overflow(self, reason: str) -> None:
+        """Drop a window whose gradient is not finite: with fp16 the loss scale falls, where it still can."""
+        before = self.session.scaler.get_scale()
+        self._follow_gradients(valid=False, reason=reason)
+        if self.session.scaler.get_scale() < before:
+            self.session.drop_window()
+        else:
+            self._skip(reason)
+
+    def _follow_gradients(self, *, valid: bool, reason: str = "") -> None:
+        """Let the loss scale follow the gradients of a window, and say so when it changed."""
+        session, state, scaler = self.session, self.session.state, self.session.scaler
+        if not scaler.config.enabled:
+            return
+        before = scaler.get_scale()
+        scaler.update(valid)
+        stats = scaler.get_stats()
+        state.loss_scale, state.overflow_count = stats.current_scale, stats.overflow_count
+        state.steps_since_overflow = stats.steps_since_overflow
+        if stats.current_scale == before:
+            return
+        why = self._with_position(reason) if reason else f"{session.config.loss_scale_growth_interval} good updates"
+        change = {"loss_scale": stats.current_scale, "previous": before}
+        session.events.emit(LossScaleEvent(**session.now(), **change, overflow=not valid, message=why))
+
+    def _skip(self, reason: str) -> None:
+        """Drop the window, say why, and give up after too many in a row."""
+        session, state, limit = self.session, self.session.state, self.session.config.max_bad_steps
+        session.drop_window()
+        state.bad_steps += 1
+        state.bad_steps_in_row += 1
+        message = self._with_position(reason)
+        session.events.emit(BadStepEvent(**session.now(), message=message, in_row=state.bad_steps_in_row))
+        if state.bad_steps_in_row >= limit:
+            last = self.saver.last
+            remedy = f"the last good checkpoint is {last}; resume" if last else "no checkpoint was saved; begin again"
+            other = ", or with mixed_precision bf16, which has more range" if session.scaler.config.enabled else ""
+            raise NonFiniteError(
+                f"{state.bad_steps_in_row} updates in a row were skipped, the limit is max_bad_steps "
+                f"({limit}); lastly, {message}; {remedy} with a lower learning_rate{other}"
+            )
+
+
+def _in_rows(ids: npt.ArrayLike, length: int, name: str) -> np.ndarray:
+    """Return ids in two dimensions: the model would take a flat batch of short rows for one long sequence."""
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.size <= length:
+        return np.atleast_2d(array)
+    if array.size % length:
+        raise DataError(
+            f"{name} is flat with {array.size} ids, neither at most nor a multiple of max_seq_len ({length}) of "
+            "the training; reshape it to (batch, time)"
+        )
+    return array.reshape(-1, length)
