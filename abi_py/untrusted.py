@@ -35,6 +35,7 @@ __all__ = [
     "JSON",
     "LFS_POINTER",
     "check",
+    "holds_half",
     "json_in",
     "parse_json",
     "read_bytes",
@@ -131,16 +132,16 @@ def json_in(content: bytes, schema: Any, path: str | Path, *, error: type[AbiErr
         value = parse_json(content.removeprefix(b"\xef\xbb\xbf"))
     except ValueError as problem:
         raise error(f"{path} is not JSON ({problem}); {remedy}") from None
-    if HALF.search(content) and _half(value):
+    if HALF.search(content) and holds_half(value):
         raise error(f"{path} is not JSON (a text holds half of a surrogate pair, which is no character); {remedy}")
     check(value, schema, str(path), error=error, remedy=remedy)
     return value
 
 
-def _half(value: Any) -> bool:
+def holds_half(value: Any) -> bool:
     """Say whether a text in it holds half of a surrogate pair, which nothing can write as UTF-8."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         return True
     return False

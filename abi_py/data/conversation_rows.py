@@ -16,14 +16,14 @@ A row's format is the first of these whose keys it has, with values that are not
 `pattern`.  CodeAlpaca is Alpaca.  Other keys ("id", "source"...) are not read.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from ..errors import DataError, shown
+from ..untrusted import holds_half
 from .conversation import Conversation, Message
-from .json_rows import is_turn, parse_row
+from .json_rows import is_turn, parse_value
 from .rows import LEAVE_OUT, BadRow, Source, kind, list_keys, open_rows, text_value
 from .toolcalls import ToolCall, read_call
 
@@ -223,17 +223,15 @@ def _tools(row: dict[str, Any]) -> tuple[dict[str, Any], ...] | None:
 
 def _parsed(text: str, what: str) -> Any:
     try:
-        return parse_row(text)
-    except BadRow as bad:
-        raise BadRow(f"{what}: {str(bad).removeprefix('not a JSON object: ')}") from None
+        return parse_value(text)
+    except ValueError as error:
+        raise BadRow(f"{what}: {error}") from None
 
 
 def _check_characters(value: Any, what: str) -> None:
     """Raise for half of a character in any string of a value: no tokenizer could encode it."""
-    try:
-        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRow(f"{what} holds half of a character (a lone surrogate)") from None
+    if holds_half(value):
+        raise BadRow(f"{what} holds half of a character (a lone surrogate)")
 
 
 # -- turns -------------------------------------------------------------------------------------
@@ -304,10 +302,6 @@ def _calls(calls: Any, i: int) -> tuple[ToolCall, ...]:
     for call in calls:
         call_id = call.get("id") if isinstance(call, dict) else None
         function = call.get("function", call) if isinstance(call, dict) else call
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str) and function["arguments"]:
-            what = f"turn {i}: the 'arguments' of {shown(function.get('name'))} are no JSON"
-            arguments = _parsed(function["arguments"], what)
-            function = {**function, "arguments": arguments}
         try:
             made.append(read_call(function, call_id if isinstance(call_id, str) else None))
         except ValueError as error:

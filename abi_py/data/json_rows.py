@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from ..errors import DataError, shown
 from ..untrusted import DEPTH, parse_json
 
-__all__ = ["MAX_ROW", "WRAPPERS", "BadRow", "is_turn", "parse_row", "stream_rows"]
+__all__ = ["MAX_ROW", "WRAPPERS", "BadRow", "is_turn", "parse_row", "parse_value", "stream_rows"]
 
 READ = 1 << 20  # bytes read at once
 MAX_ROW = 1 << 26  # bytes of a row: 64 MB
@@ -52,16 +52,24 @@ def is_turn(value: Any) -> bool:
 
 def parse_row(raw: bytes | str) -> Any:
     """Return the value of the JSON of one row; BadRow says what is wrong with it."""
+    try:
+        return parse_value(raw)
+    except ValueError as error:
+        raise BadRow(f"not a JSON object: {error}") from None
+
+
+def parse_value(raw: bytes | str) -> Any:
+    """Return the value of a JSON text; ValueError says what is wrong with it."""
     data = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")
     if data.count(b"[") + data.count(b"{") > DEPTH and _depth(data) > DEPTH:
-        raise BadRow(f"not a JSON object of this kind: it is nested more than {DEPTH} deep")
+        raise ValueError(f"it is nested more than {DEPTH} deep")
     try:
         return parse_json(raw)
     except ValueError as error:
         why = str(error).replace("at line 1, column", "at column")
         if "set_int_max_str_digits" in why:
             why = "a whole number of thousands of digits"
-        raise BadRow(f"not a JSON object: {why}") from None
+        raise ValueError(why) from None
 
 
 def _depth(data: bytes) -> int:

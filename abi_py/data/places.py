@@ -13,7 +13,7 @@ for each place, which differs in nothing but these marks.  Where there are none,
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -145,10 +145,10 @@ class PlacedBackend:
 _WHITE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 
-def without_strip(pieces: Sequence[tuple[str, bool]], strips: Callable[[str], tuple[bool, bool]]) -> list[str]:
+def without_strip(pieces: Sequence[tuple[str, bool]], strips: Mapping[str, tuple[bool, bool]]) -> list[str]:
     """Return the texts of pieces (text, is it a special token) without the white space that special tokens take away.
 
-    strips(token) says whether it takes white space before it (lstrip) and after it (rstrip).
+    strips[token] says whether it takes white space before it (lstrip) and after it (rstrip).
     """
     texts = [text for text, _ in pieces]
     for step in (1, -1):
@@ -156,7 +156,7 @@ def without_strip(pieces: Sequence[tuple[str, bool]], strips: Callable[[str], tu
         for i in range(len(pieces))[::step]:
             text, special = texts[i], pieces[i][1]
             if special:
-                stripping = strips(text)[step == 1]
+                stripping = strips.get(text, (False, False))[step == 1]
             elif stripping:
                 texts[i] = text.lstrip(_WHITE) if step == 1 else text.rstrip(_WHITE)
                 stripping = not texts[i]

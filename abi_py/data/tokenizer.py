@@ -168,11 +168,8 @@ class Tokenizer:
         """`encode_plain`, which remembers: the pieces that a template writes are the same in every conversation."""
         return functools.lru_cache(maxsize=4096)(lambda text, place: tuple(self.encode_plain(text, place)))
 
-    def _strips(self, token: str) -> tuple[bool, bool]:
-        return self._strip_flags.get(token, (False, False))
-
     @cached_property
-    def _strip_flags(self) -> dict[str, tuple[bool, bool]]:
+    def _strips(self) -> dict[str, tuple[bool, bool]]:
         return {entry["content"]: (entry["lstrip"], entry["rstrip"]) for entry in self._described["added_tokens"]}
 
     def _taken_apart(self, text: str, place: Place) -> list[int]:
@@ -317,7 +314,8 @@ class Tokenizer:
             **self.config,
         }
         for role in ROLES:
-            settings.setdefault(f"{role}_token", self._name_of(role))
+            token_id = getattr(self, f"{role}_id")
+            settings.setdefault(f"{role}_token", None if token_id is None else self.token_of(token_id))
         settings.pop("chat_template", None)
         if self.chat_template is not None:
             settings["chat_template"] = self.chat_template
@@ -328,10 +326,6 @@ class Tokenizer:
         with atomic_files(directory / TOKENIZER_FILE) as open_new:
             for name, text in texts.items():
                 open_new(directory / name).write(text.encode("utf-8"))
-
-    def _name_of(self, role: str) -> str | None:
-        token_id = getattr(self, f"{role}_id")
-        return None if token_id is None else self.token_of(token_id)
 
 
 def _check_unicode(text: str) -> None:

@@ -10,7 +10,7 @@ Files appear when all is written, X.bin last; whatever happens before that leave
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -109,8 +109,142 @@ def tokenize_to_file(
     progress(bytes read, tokens written) is called after each batch.  DataError names the file and place of what is
     wrong; OSError passes through.
     """
-    inputs, config = list(inputs), config or TokenizeConfig()
-    return _write(inputs, Path(output), config, _encoder(config), list_inputs(inputs), stdin, progress)
+    return _Job(inputs, output, config, stdin).write(progress)
+
+
+class _Job:
+    """Inputs that become one file, or one of training and one of validation, in one way."""
+
+    def __init__(
+        self, inputs: Paths, output: str | os.PathLike[str], config: TokenizeConfig | None, stdin: BinaryIO | None
+    ) -> None:
+        self.inputs, self.output, self.config = list(inputs), Path(output), config or TokenizeConfig()
+        self.stdin = stdin
+        self.encoder = _encoder(self.config)
+        self.listing = list_inputs(self.inputs)
+        self.outputs = [self.output, valid_path(self.output)] if self.config.valid_split else [self.output]
+
+    def documents(self) -> Documents:
+        """Return the documents of the inputs, unread."""
+        return Documents(
+            self.inputs,
+            format=self.config.format,
+            field=self.config.field,
+            skip_bad_rows=self.config.skip_bad_rows,
+            utf8=self.config.tokenizer is not None,
+            stdin=self.stdin,
+        )
+
+    def write(self, progress: Progress | None) -> TokenizeReport:
+        """Write the files and their sidecars."""
+        documents, tallies = self.documents(), [Tally() for _ in self.outputs]
+        with atomic_files(self.output) as open_new:
+            sidecars = [open_new(sidecar_path(path)) for path in self.outputs]  # in place before what they describe
+            files = [open_new(check_output(path)) for path in self.outputs]
+            divider = Divider(self.config.valid_split, self.config.seed)
+            for piece, ids in encoded(batches(pieces(documents, self.encoder, divider, tallies)), self.encoder):
+                files[piece.part].write(ids.astype("<u4", copy=False).data)
+                tallies[piece.part].tokens += len(ids)
+                if piece.last and progress is not None:
+                    progress(documents.bytes_read, sum(tally.tokens for tally in tallies))
+            self._check_parts(documents, tallies)
+            infos = [self._describe(tally, part, documents.content) for part, tally in enumerate(tallies)]
+            for sidecar, info in zip(sidecars, infos, strict=True):
+                sidecar.write(info.to_json().encode())
+        return TokenizeReport(
+            **_sums(infos),
+            skipped=tuple(documents.skipped),
+            bad_rows=documents.bad_rows,
+            empty_rows=documents.empty_rows,
+            first_bad_row=documents.first_bad_row,
+            notes=tuple(documents.notes()),
+            forced_cuts=self.encoder.forced,
+            files=dict(zip(self.outputs, infos, strict=True)),
+        )
+
+    def _check_parts(self, documents: Documents, tallies: list[Tally]) -> None:
+        count = sum(tally.documents for tally in tallies)
+        if count == 0:
+            raise documents.nothing_left()
+        if not all(tally.documents for tally in tallies):
+            name = "validation" if tallies[TRAIN].documents else "training"
+            parted = f"valid_split ({self.config.valid_split:g}) of {counted(count, 'document')}"
+            raise DataError(
+                f"{', '.join(documents.inputs)}: {parted} leaves none for "
+                f"{name}; a file is one document, a row of JSONL too: give more of them or another share, or leave "
+                "--valid-split out, and abi-train run keeps the last tokens for validation (--valid-fraction)"
+            )
+
+    def _describe(self, tally: Tally, part: int, content: str) -> TokensInfo:
+        reference, encoder = None, self.encoder
+        if isinstance(encoder, TextEncoder):
+            place = _relative(Path(encoder.tokenizer.name), self.output.parent)
+            reference = TokenizerRef(place, encoder.tokenizer.hash)
+        return TokensInfo(
+            tokens=tally.tokens,
+            documents=tally.documents,
+            bytes=tally.size,
+            vocab_size=encoder.vocab_size,
+            end_of_document=encoder.after[-1],
+            part=("train", "valid")[part] if self.config.valid_split else "all",
+            tokenizer=reference,
+            settings=self.config.settings(),
+            given=[str(given) for given in self.inputs],
+            listing=self.listing,
+            content=content,
+            before_document=encoder.before,
+            after_document=encoder.after,
+        )
+
+    # -- what is there already -----------------------------------------------------------------
+
+    def problem(self, path: Path) -> str:
+        """Return what speaks against using or replacing a file; "" for nothing, or if there is no such file."""
+        info = read_sidecar(path)  # DataError if what has its name is something else
+        if not path.is_file():
+            return ""
+        if info is None:
+            return f"is there, without {sidecar_path(path).name} that says what it is"
+        encoder = self.encoder
+        made_with = None if info.tokenizer is None else info.tokenizer.sha256
+        wanted = encoder.tokenizer.hash if isinstance(encoder, TextEncoder) else None
+        changes = [f"tokenizer {_short(made_with)}, now {_short(wanted)}"] if made_with != wanted else []
+        if not changes and (info.before_document, info.after_document) != (encoder.before, encoder.after):
+            changes.append(f"ids around documents {info.around}, now {around_documents(encoder.before, encoder.after)}")
+        inputs = list(map(str, self.inputs))
+        if list(map(os.path.normpath, info.given)) != list(map(os.path.normpath, inputs)):  # texts/, texts
+            changes.append(f"inputs {' '.join(info.given)}, now {' '.join(inputs)}")
+        for name, value in self.config.settings().items():
+            if info.settings.get(name) != value:
+                changes.append(f"{name} {info.settings.get(name)}, now {value}")
+        return f"was made in another way ({'; '.join(changes)})" if changes else ""
+
+    def made(self) -> dict[Path, TokensInfo] | None:
+        """Return the sidecars of the files if all are there, whole, made in this way and of these data."""
+        info = read_sidecar(self.output)
+        if info is None or self.listing is None or self.problem(self.output):
+            return None
+        found: dict[Path, TokensInfo] = {}
+        for path in self.outputs:
+            each = read_sidecar(path)
+            if each is None or each.content != info.content or not path.is_file():
+                return None
+            if path.stat().st_size != 4 * each.tokens:
+                return None
+            found[path] = each
+        return found if self._holds_same(info, self.listing) else None
+
+    def _holds_same(self, info: TokensInfo, listing: Listing) -> bool:
+        """Say whether the inputs are those that `info` describes: by their listing, else by reading them."""
+        if info.listing == listing:
+            return True
+        if info.listing is None or (info.listing.files, info.listing.bytes) != (listing.files, listing.bytes):
+            return False
+        documents = self.documents()
+        for document in documents:
+            for _ in document.blocks:
+                pass
+        return documents.content == info.content
 
 
 def _encoder(config: TokenizeConfig) -> Encoder:
@@ -125,96 +259,6 @@ def _encoder(config: TokenizeConfig) -> Encoder:
     return encoder
 
 
-def _documents(inputs: Paths, config: TokenizeConfig, stdin: BinaryIO | None) -> Documents:
-    return Documents(
-        inputs,
-        format=config.format,
-        field=config.field,
-        skip_bad_rows=config.skip_bad_rows,
-        utf8=config.tokenizer is not None,
-        stdin=stdin,
-    )
-
-
-def _outputs(output: Path, config: TokenizeConfig) -> list[Path]:
-    return [output, valid_path(output)] if config.valid_split else [output]
-
-
-def _write(
-    inputs: Paths,
-    output: Path,
-    config: TokenizeConfig,
-    encoder: Encoder,
-    listing: Listing | None,
-    stdin: BinaryIO | None,
-    progress: Progress | None,
-) -> TokenizeReport:
-    outputs = _outputs(output, config)
-    documents = _documents(inputs, config, stdin)
-    tallies = [Tally() for _ in outputs]
-    with atomic_files(output) as open_new:
-        sidecars = [open_new(sidecar_path(path)) for path in outputs]  # in place before the file that they describe
-        files = [open_new(check_output(path)) for path in outputs]
-        stream = pieces(documents, encoder, Divider(config.valid_split, config.seed), tallies)
-        for piece, ids in encoded(batches(stream), encoder):
-            files[piece.part].write(ids.astype("<u4", copy=False).data)
-            tallies[piece.part].tokens += len(ids)
-            if piece.last and progress is not None:
-                progress(documents.bytes_read, sum(tally.tokens for tally in tallies))
-        _check_parts(documents, tallies, config)
-        infos = [
-            _describe(tally, part, inputs, output, config, encoder, listing, documents.content)
-            for part, tally in enumerate(tallies)
-        ]
-        for sidecar, info in zip(sidecars, infos, strict=True):
-            sidecar.write(info.to_json().encode())
-    return _report(dict(zip(outputs, infos, strict=True)), documents, encoder)
-
-
-def _check_parts(documents: Documents, tallies: list[Tally], config: TokenizeConfig) -> None:
-    count = sum(tally.documents for tally in tallies)
-    if count == 0:
-        raise documents.nothing_left()
-    if not all(tally.documents for tally in tallies):
-        name = "validation" if tallies[TRAIN].documents else "training"
-        parted = f"valid_split ({config.valid_split:g}) of {counted(count, 'document')}"
-        raise DataError(
-            f"{', '.join(documents.inputs)}: {parted} leaves none for "
-            f"{name}; a file is one document, a row of JSONL too: give more of them or another share, or leave "
-            "--valid-split out, and abi-train run keeps the last tokens for validation (--valid-fraction)"
-        )
-
-
-def _describe(
-    tally: Tally,
-    part: int,
-    inputs: Paths,
-    output: Path,
-    config: TokenizeConfig,
-    encoder: Encoder,
-    listing: Listing | None,
-    content: str,
-) -> TokensInfo:
-    reference = None
-    if isinstance(encoder, TextEncoder):
-        reference = TokenizerRef(_relative(Path(encoder.tokenizer.name), output.parent), encoder.tokenizer.hash)
-    return TokensInfo(
-        tokens=tally.tokens,
-        documents=tally.documents,
-        bytes=tally.size,
-        vocab_size=encoder.vocab_size,
-        end_of_document=encoder.after[-1],
-        part=("train", "valid")[part] if config.valid_split else "all",
-        tokenizer=reference,
-        settings=config.settings(),
-        given=[str(given) for given in inputs],
-        listing=listing,
-        content=content,
-        before_document=encoder.before,
-        after_document=encoder.after,
-    )
-
-
 def _relative(path: Path, start: Path) -> str:
     try:
         return Path(os.path.relpath(path, start)).as_posix()
@@ -222,24 +266,12 @@ def _relative(path: Path, start: Path) -> str:
         return os.path.abspath(path)
 
 
-def _report(files: dict[Path, TokensInfo], documents: Documents | None, encoder: Encoder) -> TokenizeReport:
-    infos = files.values()
-    sums = {name: sum(getattr(info, name) for info in infos) for name in ("documents", "bytes", "tokens")}
-    if documents is None:
-        return TokenizeReport(**sums, reused=True, files=files)
-    return TokenizeReport(
-        **sums,
-        skipped=tuple(documents.skipped),
-        bad_rows=documents.bad_rows,
-        empty_rows=documents.empty_rows,
-        first_bad_row=documents.first_bad_row,
-        notes=tuple(documents.notes()),
-        forced_cuts=encoder.forced,
-        files=files,
-    )
+def _short(digest: str | None) -> str:
+    return "none (bytes)" if digest is None else digest[:12]
 
 
-# -- what is there already ---------------------------------------------------------------------
+def _sums(infos: Collection[TokensInfo]) -> dict[str, Any]:
+    return {name: sum(getattr(info, name) for info in infos) for name in ("documents", "bytes", "tokens")}
 
 
 def tokenize_if_needed(
@@ -257,75 +289,21 @@ def tokenize_if_needed(
     read once more.  Changed data are tokenized again.  A file that was made in another way, or by something else, is
     replaced if `replace` says so; else it is a ConfigError (a sidecar that is none: DataError).
     """
-    inputs, output, config = list(inputs), Path(output), config or TokenizeConfig()
-    encoder, listing = _encoder(config), list_inputs(inputs)
+    job = _Job(inputs, output, config, stdin)
     if not replace:  # where there is an output of ours, the rest is its own; where there is none, each must be ours
-        for path in [output] if output.is_file() else _outputs(output, config):
-            problem = _problem(inputs, path, config, encoder)
+        for path in [job.output] if job.output.is_file() else job.outputs:
+            problem = job.problem(path)
             if problem:
                 raise ConfigError(f"output ({path}) {problem}; choose another name, or replace it with --force")
-            if listing is None and path.is_file():
+            if job.listing is None and path.is_file():
                 raise ConfigError(
                     f"output ({path}) must not be there yet when standard input is read, which cannot be compared with "
                     "what made it; choose another name, or replace it with --force"
                 )
-    if output.is_file():
-        there = _there(inputs, output, config, encoder)
-        if there is not None and listing is not None and _same_data(inputs, config, there[output], listing):
-            for path, info in there.items():
-                if info.listing != listing:
-                    atomic_text(sidecar_path(path), dataclasses.replace(info, listing=listing).to_json())
-            return _report(there, None, encoder)
-    return _write(inputs, output, config, encoder, listing, stdin, progress)
-
-
-def _problem(inputs: list[Any], path: Path, config: TokenizeConfig, encoder: Encoder) -> str:
-    """Return what speaks against using or replacing a file; "" for nothing, or if there is no such file."""
-    info = read_sidecar(path)  # DataError if what has its name is something else
-    if not path.is_file():
-        return ""
-    if info is None:
-        return f"is there, without {sidecar_path(path).name} that says what it is"
-    made_with = None if info.tokenizer is None else info.tokenizer.sha256
-    wanted = encoder.tokenizer.hash if isinstance(encoder, TextEncoder) else None
-    changes = [f"tokenizer {_short(made_with)}, now {_short(wanted)}"] if made_with != wanted else []
-    if not changes and (info.before_document, info.after_document) != (encoder.before, encoder.after):
-        changes.append(f"ids around documents {info.around}, now {around_documents(encoder.before, encoder.after)}")
-    if list(map(os.path.normpath, info.given)) != [os.path.normpath(str(given)) for given in inputs]:  # texts/, texts
-        changes.append(f"inputs {' '.join(info.given)}, now {' '.join(map(str, inputs))}")
-    for name, value in config.settings().items():
-        if info.settings.get(name) != value:
-            changes.append(f"{name} {info.settings.get(name)}, now {value}")
-    if changes:
-        return f"was made in another way ({'; '.join(changes)})"
-    return ""
-
-
-def _there(inputs: list[Any], output: Path, config: TokenizeConfig, encoder: Encoder) -> dict[Path, TokensInfo] | None:
-    """Return the sidecars of the files if all are there, whole, and made in this way."""
-    info = read_sidecar(output)
-    if info is None or _problem(inputs, output, config, encoder):
-        return None
-    found = {path: read_sidecar(path) for path in _outputs(output, config)}
-    whole = {path: each for path, each in found.items() if each is not None and _is_whole(path, each, info.content)}
-    return whole if len(whole) == len(found) else None
-
-
-def _is_whole(path: Path, info: TokensInfo, content: str) -> bool:
-    return info.content == content and path.is_file() and path.stat().st_size == 4 * info.tokens
-
-
-def _short(digest: str | None) -> str:
-    return "none (bytes)" if digest is None else digest[:12]
-
-
-def _same_data(inputs: Paths, config: TokenizeConfig, info: TokensInfo, listing: Listing) -> bool:
-    if info.listing == listing:
-        return True
-    if info.listing is None or (info.listing.files, info.listing.bytes) != (listing.files, listing.bytes):
-        return False
-    documents = _documents(inputs, config, None)
-    for document in documents:
-        for _ in document.blocks:
-            pass
-    return documents.content == info.content
+    made = job.made() if job.output.is_file() else None
+    if made is None:
+        return job.write(progress)
+    for path, info in made.items():
+        if info.listing != job.listing:
+            atomic_text(sidecar_path(path), dataclasses.replace(info, listing=job.listing).to_json())
+    return TokenizeReport(**_sums(made.values()), reused=True, files=made)

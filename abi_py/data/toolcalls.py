@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, DataError, shown
-from ..untrusted import JSON, parse_json
+from ..untrusted import JSON
+from .json_rows import parse_value
 
 __all__ = ["FORMS", "BadToolCall", "ParsedAnswer", "ToolCall", "parse_tool_calls", "read_call", "render_tool_calls"]
 
@@ -179,7 +180,7 @@ def read_call(value: Any, call_id: str | None = None) -> ToolCall:
         arguments = {}
     if isinstance(arguments, str):
         try:
-            arguments = parse_json(arguments)
+            arguments = parse_value(arguments)
         except ValueError as error:
             raise ValueError(f"the 'arguments' of {shown(value['name'])} are no JSON: {error}") from None
     if not isinstance(arguments, dict):
