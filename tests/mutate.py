@@ -63,7 +63,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         TRAINING,
     ),
     Mutation(
-        "abi_py/training/step.py",
+        "abi_py/training/guard.py",
         "state.bad_steps_in_row >= limit",
         "state.bad_steps_in_row > limit",
         TRAINING,

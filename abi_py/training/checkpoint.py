@@ -112,8 +112,7 @@ def save_checkpoint(
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     recover(root)
-    table, weights = model.parameters.table, model.parameters.weights_flat
-    tensors = {entry.hf_name: weights[entry.offset : entry.offset + entry.size].reshape(entry.shape) for entry in table}
+    tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
     check_written(root, {**tensors, **_moments(optimizer)}, "the earlier checkpoints are untouched")
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
     (weights_file, config_file), description = MODEL_FILES, huggingface_config(model.config)

@@ -1,4 +1,11 @@
-"""Saying where NaN and infinity were met: which rows of the data, which tensors, and which row of a tensor began it.
+"""The NaN guard: what becomes of a window that is not finite, and where in data and weights that began.
+
+A micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window.  Weights, moments,
+`global_step` and thus the schedule stay as they were; the next micro-batch opens a new window.  With fp16, a gradient
+that is not finite means that its factor is too large: the window is dropped, the loss scale falls, and only at its
+lower limit is that a bad step.
+
+Where it began: which rows of the data, which tensors, and which row of a tensor.
 
 A row of the embedding that is not finite makes the loss of each row NaN that reads its id; where the embedding is also
 the head (tied), or where it is a row of the head, the logits and so the losses of all rows.  Then the rows of the batch
@@ -6,18 +13,82 @@ say nothing: the message names the row of the tensor, and the rows that read its
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import listed
+from ..errors import NonFiniteError, listed
 from ..model.transformer import Transformer
+from .events import BadStepEvent, LossScaleEvent
+from .session import Session
 
-__all__ = ["Origin", "bad_rows", "bad_tensors"]
+__all__ = ["Guard", "Origin", "bad_rows", "bad_tensors"]
 
 MAX_NAMED = 8  # rows or tensors named in one message
 
 Origin = Callable[[int, int], str]  # (row of the batch, position in it) -> where in the data that is from
+
+
+class Guard:
+    """Drops windows of a session that are not finite, and gives up after too many in a row.
+
+    `checkpoint()` is the newest one, for the message that says how to go on.
+    """
+
+    def __init__(self, session: Session, checkpoint: Callable[[], Path | None]) -> None:
+        """Guard the session from now on."""
+        self.session, self.checkpoint = session, checkpoint
+
+    @property
+    def dropped(self) -> int:
+        """How many windows were dropped."""
+        return self.session.state.bad_steps + self.session.state.overflow_count
+
+    def drop(self, reason: str) -> None:
+        """Drop a window whose gradient is not finite: with fp16 the loss scale falls, where it still can."""
+        before = self.session.scaler.get_scale()
+        self.follow(valid=False, reason=reason)
+        if self.session.scaler.get_scale() < before:
+            self.session.drop_window()
+        else:
+            self.skip(reason)
+
+    def follow(self, *, valid: bool, reason: str = "") -> None:
+        """Let the loss scale follow the gradients of a window, and say so when it changed."""
+        session, state, scaler = self.session, self.session.state, self.session.scaler
+        if not scaler.config.enabled:
+            return
+        before = scaler.get_scale()
+        scaler.update(valid)
+        stats = scaler.get_stats()
+        state.loss_scale, state.overflow_count = stats.current_scale, stats.overflow_count
+        state.steps_since_overflow = stats.steps_since_overflow
+        if stats.current_scale == before:
+            return
+        why = self._with_position(reason) if reason else f"{session.config.loss_scale_growth_interval} good updates"
+        change = {"loss_scale": stats.current_scale, "previous": before}
+        session.events.emit(LossScaleEvent(**session.now(), **change, overflow=not valid, message=why))
+
+    def skip(self, reason: str) -> None:
+        """Drop the window, say why, and give up after too many in a row."""
+        session, state, limit = self.session, self.session.state, self.session.config.max_bad_steps
+        session.drop_window()
+        state.bad_steps += 1
+        state.bad_steps_in_row += 1
+        message = self._with_position(reason)
+        session.events.emit(BadStepEvent(**session.now(), message=message, in_row=state.bad_steps_in_row))
+        if state.bad_steps_in_row >= limit:
+            last = self.checkpoint()
+            remedy = f"the last good checkpoint is {last}; resume" if last else "no checkpoint was saved; begin again"
+            other = ", or with mixed_precision bf16, which has more range" if session.scaler.config.enabled else ""
+            raise NonFiniteError(
+                f"{state.bad_steps_in_row} updates in a row were skipped, the limit is max_bad_steps "
+                f"({limit}); lastly, {message}; {remedy} with a lower learning_rate{other}"
+            )
+
+    def _with_position(self, reason: str) -> str:
+        return f"{reason} (epoch {self.session.state.epoch + 1}, batch {self.session.state.batch_position})"
 
 
 def bad_rows(

@@ -58,12 +58,10 @@ class _Lines:
         if not self.path.exists():
             return {}
         checkpoint = None
-        with open(self.path, encoding="utf-8", errors="replace") as old, atomic_file(self.path) as new:
-            for line in old:
-                record = _record_until(line, step, time)
-                if record is not None:
-                    new.write(line.encode("utf-8"))
-                    checkpoint = record if record.get("type") == "checkpoint" else checkpoint
+        with atomic_file(self.path) as new:
+            for line, record in records_until(self.path, step, time):
+                new.write(line.encode("utf-8"))
+                checkpoint = record if record.get("type") == "checkpoint" else checkpoint
         return checkpoint
 
     def write(self, record: dict[str, Any]) -> None:
@@ -81,15 +79,20 @@ class _Lines:
             file.close()
 
 
-def _record_until(line: str, step: int, time: float) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = parse_json(line)
-        return record if line.endswith("\n") and record["step"] <= step and record.get("time", 0.0) <= time else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+def records_until(path: Path, step: int, time: float = math.inf) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the whole lines of a file, each with its record, that are not of a later step or time of the run."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record: dict[str, Any] = parse_json(line)
+                stays = line.endswith("\n") and record["step"] <= step and record.get("time", 0.0) <= time
+            except (ValueError, KeyError, TypeError, AttributeError):  # half written, or no record
+                continue
+            if stays:
+                yield line, record
 
 
-METRICS = "metrics.jsonl"  # its name in the directory of a run
+METRICS = "metrics.jsonl"  # its name in the directory of a run, and in log_dir
 
 
 class JsonlSink:
@@ -160,7 +163,7 @@ class MetricsStreamSink:
 
     def __init__(self, log_dir: str | Path) -> None:
         """Write to `log_dir/metrics.jsonl`."""
-        self._lines = _Lines(Path(log_dir) / "metrics.jsonl")
+        self._lines = _Lines(Path(log_dir) / METRICS)
         self.path = self._lines.path
         self._epochs = self._total_steps = 0
 

@@ -1,9 +1,6 @@
 """Putting a checkpoint back into a model and its optimizer; everything is checked before anything is changed."""
 
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from ..errors import CheckpointError
 from ..formats.zig import AblcCheckpoint, load_zig
@@ -30,8 +27,7 @@ def restore(model: Transformer, optimizer: Optimizer, path: Path) -> tuple[Train
     gradients, size = loaded.optimizer.get("gradients"), model.parameters.weights_flat.size
     if loaded.state.micro_step and (gradients is None or gradients.size != size):
         raise CheckpointError(f"{path} lacks the partial gradients of its open window; use another checkpoint")
-    optimizer.load(_moments(loaded), loaded.state.optimizer_step)
-    _set_weights(model, loaded.weights)
+    _put_back(model, optimizer, loaded)
     model.zero_gradients()
     if loaded.state.micro_step:
         model.parameters.gradients_flat[:] = gradients
@@ -42,8 +38,7 @@ def restore_best(model: Transformer, optimizer: Optimizer, path: Path) -> None:
     """Restore only weights and moments from a checkpoint directory."""
     loaded = read_checkpoint(path)
     _check_model(model, loaded)
-    optimizer.load(_moments(loaded), loaded.state.optimizer_step)
-    _set_weights(model, loaded.weights)
+    _put_back(model, optimizer, loaded)
 
 
 def restore_zig(model: Transformer, optimizer: Optimizer, path: Path) -> TrainingState:
@@ -99,11 +94,8 @@ def _check_base(model: Transformer, loaded: Checkpoint) -> None:
         )
 
 
-def _set_weights(model: Transformer, tensors: Mapping[str, np.ndarray]) -> None:
-    flat = model.parameters.weights_flat
+def _put_back(model: Transformer, optimizer: Optimizer, loaded: Checkpoint) -> None:
+    moments = {name: array for name, array in loaded.optimizer.items() if name in ("m", "v")}
+    optimizer.load(moments, loaded.state.optimizer_step)
     for entry in model.parameters.table:
-        flat[entry.offset : entry.offset + entry.size] = tensors[entry.hf_name].reshape(-1)
-
-
-def _moments(loaded: Checkpoint) -> dict[str, np.ndarray]:
-    return {name: array for name, array in loaded.optimizer.items() if name in ("m", "v")}
+        model.weights[entry.name] = loaded.weights[entry.hf_name]

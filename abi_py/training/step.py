@@ -16,12 +16,9 @@ gradient inside the optimizer's pass.
       finish_window       the update, and the event that tells of it
         _update             norm, clip factor, learning rate, optimizer
 
-NaN guard: a micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window.
-Weights, moments, `global_step` and thus the schedule stay as they were; the next micro-batch opens a new window.
-
+A micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window (`guard.py`).
 With fp16 all gradients of a window carry a factor (`precision.py`), whose inverse joins the others in the optimizer's
-pass.  A gradient that is not finite then means that the factor is too large: the window is dropped, the loss scale
-falls, and only at its lower limit is that a bad step.
+pass.
 """
 
 import math
@@ -31,14 +28,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.feed import Feed
-from ..errors import DataError, NonFiniteError
+from ..errors import DataError
 from ..model import LossOutput
-from .events import BadStepEvent, LossScaleEvent, StepEvent
-from .guard import bad_rows, bad_tensors
+from .events import StepEvent
+from .guard import Guard, bad_rows, bad_tensors
 from .metrics import memory_in_use
 from .precision import gradient_factor
 from .report import StepMetrics, perplexity
-from .saving import Saver
 from .schedule import learning_rate
 from .session import Session
 
@@ -51,13 +47,11 @@ class Step:
     `feed` is where they come from, for messages; None in a loop of the user's own.
     """
 
-    def __init__(self, session: Session, saver: Saver) -> None:
-        """Begin with an empty window; messages name the saver's last checkpoint."""
-        self.session, self.saver = session, saver
+    def __init__(self, session: Session, guard: Guard) -> None:
+        """Begin with an empty window."""
+        self.session, self.guard = session, guard
         self.feed: Feed | None = None
         self._seq_len = session.config.max_seq_len
-
-    # -- the window ------------------------------------------------------------------------------
 
     def train(
         self,
@@ -67,7 +61,7 @@ class Step:
         segment_ids: npt.NDArray[np.int32] | None = None,
     ) -> StepMetrics:
         """Train on a micro-batch; with the last one of the window, update the weights."""
-        state, dropped_before = self.session.state, self._dropped()
+        state, dropped_before = self.session.state, self.guard.dropped
         with self.session.clock.training():
             out = self._forward_backward(input_ids, labels, attention_mask, segment_ids)
             good = self._add_to_window(out, input_ids)
@@ -79,7 +73,7 @@ class Step:
             grad_norm=state.grad_norm,
             learning_rate=state.learning_rate,
             updated=updated,
-            skipped=self._dropped() > dropped_before,
+            skipped=self.guard.dropped > dropped_before,
             loss_scale=self.session.scaler.get_scale(),
         )
 
@@ -115,7 +109,7 @@ class Step:
         state.tokens_processed += int(out.num_tokens)
         if session.config.nan_guard and not math.isfinite(loss):
             origin = partial(self.feed.origin, state.batch_position) if self.feed is not None else None
-            self._skip(f"the loss is {loss} in {bad_rows(out.token_losses, input_ids, session.model, origin)}")
+            self.guard.skip(f"the loss is {loss} in {bad_rows(out.token_losses, input_ids, session.model, origin)}")
             return False
         state.micro_step += 1
         state.window_loss += loss
@@ -142,7 +136,7 @@ class Step:
         divisor = tokens * state.window_scale
         norm = float(session.model.compute_gradient_norm()) / divisor
         if config.nan_guard and not math.isfinite(norm):
-            self._drop_overflow(f"the gradient is not finite in {bad_tensors(session.model)}")
+            self.guard.drop(f"the gradient is not finite in {bad_tensors(session.model)}")
             return False
         clip = config.max_grad_norm / norm if 0 < config.max_grad_norm < norm else 1.0
         rate = learning_rate(config, state.global_step)
@@ -153,7 +147,7 @@ class Step:
         state.bad_steps_in_row = 0
         session.loss_history.append(state.loss)
         session.drop_window()
-        self._follow_gradients(valid=True)
+        self.guard.follow(valid=True)
         return True
 
     def _tell(self) -> None:
@@ -181,57 +175,6 @@ class Step:
             logged=logged,
         )
         session.events.emit(event)
-
-    # -- what is not finite ----------------------------------------------------------------------
-
-    def _dropped(self) -> int:
-        """Return how many windows were dropped."""
-        return self.session.state.bad_steps + self.session.state.overflow_count
-
-    def _with_position(self, reason: str) -> str:
-        return f"{reason} (epoch {self.session.state.epoch + 1}, batch {self.session.state.batch_position})"
-
-    def _drop_overflow(self, reason: str) -> None:
-        """Drop a window whose gradient is not finite: with fp16 the loss scale falls, where it still can."""
-        before = self.session.scaler.get_scale()
-        self._follow_gradients(valid=False, reason=reason)
-        if self.session.scaler.get_scale() < before:
-            self.session.drop_window()
-        else:
-            self._skip(reason)
-
-    def _follow_gradients(self, *, valid: bool, reason: str = "") -> None:
-        """Let the loss scale follow the gradients of a window, and say so when it changed."""
-        session, state, scaler = self.session, self.session.state, self.session.scaler
-        if not scaler.config.enabled:
-            return
-        before = scaler.get_scale()
-        scaler.update(valid)
-        stats = scaler.get_stats()
-        state.loss_scale, state.overflow_count = stats.current_scale, stats.overflow_count
-        state.steps_since_overflow = stats.steps_since_overflow
-        if stats.current_scale == before:
-            return
-        why = self._with_position(reason) if reason else f"{session.config.loss_scale_growth_interval} good updates"
-        change = {"loss_scale": stats.current_scale, "previous": before}
-        session.events.emit(LossScaleEvent(**session.now(), **change, overflow=not valid, message=why))
-
-    def _skip(self, reason: str) -> None:
-        """Drop the window, say why, and give up after too many in a row."""
-        session, state, limit = self.session, self.session.state, self.session.config.max_bad_steps
-        session.drop_window()
-        state.bad_steps += 1
-        state.bad_steps_in_row += 1
-        message = self._with_position(reason)
-        session.events.emit(BadStepEvent(**session.now(), message=message, in_row=state.bad_steps_in_row))
-        if state.bad_steps_in_row >= limit:
-            last = self.saver.last
-            remedy = f"the last good checkpoint is {last}; resume" if last else "no checkpoint was saved; begin again"
-            other = ", or with mixed_precision bf16, which has more range" if session.scaler.config.enabled else ""
-            raise NonFiniteError(
-                f"{state.bad_steps_in_row} updates in a row were skipped, the limit is max_bad_steps "
-                f"({limit}); lastly, {message}; {remedy} with a lower learning_rate{other}"
-            )
 
 
 def _in_rows(ids: npt.ArrayLike, length: int, name: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from ..formats.zig import save_ablc
 from .evaluation import evaluate_batches
 from .events import Sink
 from .feed import Data, describe, open_feed
+from .guard import Guard
 from .loop import Loop
 from .report import EvalResult, StepMetrics, TrainingReport, TrainingStats, perplexity
 from .saving import Saver
@@ -50,7 +51,7 @@ class LlamaTrainer(Session):
         """Prepare to train a model; ConfigError if a sink's package or so many threads are missing."""
         super().__init__(model, config, sinks)
         self._saver = Saver(self)
-        self._step = Step(self, self._saver)
+        self._step = Step(self, Guard(self, lambda: self._saver.last))
         self._loop = Loop(self, self._step, self._saver)
 
     # -- one step --------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_json
-from ..untrusted import check, parse_json, read_json
+from ..untrusted import check, read_json
 from .events import CheckpointEvent, EndEvent, EvaluationEvent, Event, StartEvent, StepEvent
+from .metrics import METRICS, records_until
 from .report import plain
 
 __all__ = ["TRAINER_STATE", "TrainerStateSink"]
@@ -103,12 +104,10 @@ class TrainerStateSink:
 
     def _catch_up(self, event: StartEvent) -> None:
         """Add the rows that were not written yet, up to the checkpoint that was resumed from."""
-        file, there = self.path.with_name("metrics.jsonl"), {(row["step"], "loss" in row) for row in self.log}
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # the line that was being written at the kill
-                record = parse_json(line)
-                late = record["step"] <= event.step and record["time"] <= event.time
-                late = late and (record["step"], record["type"] == "step") not in there
+        file, there = self.path.with_name(METRICS), {(row["step"], "loss" in row) for row in self.log}
+        for _, record in records_until(file, event.step, event.time) if file.is_file() else ():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a record that is not of this version
+                late = (record["step"], record["type"] == "step") not in there
                 if late and record["type"] == "step":
                     self._log_step(record)
                 elif late and record["type"] == "evaluation":
