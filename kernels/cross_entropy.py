@@ -20,7 +20,7 @@ import numpy as np
 
 from .engine.checks import checked, unchecked
 from .engine.jit import kernel, prange
-from .engine.number_formats import FLOAT32
+from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.simd import exp, largest, total
 from .matmul import product
 
@@ -131,7 +131,11 @@ def _head_fits(sizes, labels, scratch, smoothing, **others):
         raise ValueError(f"scratch has {scratch.size} floats; the head needs {needed}: see scratch_floats")
 
 
-@checked("losses! (N); hits! (N) uint8; x (N, C); w (V, C); labels (N) int; scratch! (floats)", _head_fits)
+@checked(
+    "losses! (N); hits! (N) uint8; x (N, C); w (V, C); labels (N) int; scratch! (floats)",
+    _head_fits,
+    number_format=AnyFormat,
+)
 def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32):
     """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32."""
     _head(losses, hits, None, None, x, w, labels, scratch, 1.0, smoothing, False, number_format)
@@ -140,6 +144,7 @@ def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=
 @checked(
     "dx! x (N, C); dw?! w (V, C); losses! (N); hits! (N) uint8; labels (N) int; scratch! (floats)",
     _head_fits,
+    number_format=AnyFormat,
 )
 def head_loss_backward(
     losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing=0.0, accumulate=True, number_format=FLOAT32

@@ -30,9 +30,9 @@ import threading
 import numba
 import numpy as np
 
-from .engine.checks import checked, unchecked
+from .engine.checks import check_apart, checked, unchecked
 from .engine.jit import helper, kernel, prange
-from .engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, round_to_fp16_ref
+from .engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, AnyFormat, round_to_fp16_ref
 from .engine.panels import (
     COLUMNS,
     ROWS,
@@ -53,7 +53,7 @@ SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
 BLOCK = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KB
 PACKING = 5  # packing an element takes as long as so many multiply-adds
 FEW = 6  # rows of x up to which y = x Wᵀ is better off without packing
-STRETCH = 64  # rows of W of one task
+W_ROWS = 64  # rows of W of a task, where there are so few rows of x
 ALONE = 1 << 16  # multiply-adds below which waking other threads does not pay
 BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
 if BACKEND not in ("numba", "blas"):
@@ -137,11 +137,11 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, tabl
 def _product_of_few_rows(c, d, a, b, add):
     """c (M, N) = a (M, K) b (N, K)ᵀ (+ d if add); b is read once."""
     rows, columns = c.shape
-    for stretch in prange((columns + STRETCH - 1) // STRETCH):
-        first = stretch * STRETCH
-        for j in range(first, min(columns, first + STRETCH)):
+    for task in prange((columns + W_ROWS - 1) // W_ROWS):
+        first = task * W_ROWS
+        for j in range(first, min(columns, first + W_ROWS)):
             for i in range(rows):
-                row_by_row(c, d, i, j, a, b, add)
+                row_by_row(c, d, i, j, a, b, j, add)
 
 
 # -- calling it ----------------------------------------------------------------------------------
@@ -181,24 +181,8 @@ def _parts(rows, columns, depth, threads):
     return best[1:]
 
 
-def _share(x, y):
-    """Say whether two arrays have a number in common; columns of one matrix side by side do not."""
-    return np.may_share_memory(x, y) and np.shares_memory(x, y)
-
-
-def _check_apart(out, addend, **operands):
-    """Raise ValueError if a product would write over what it still reads; it may write over the addend in its place."""
-    for name, x in operands.items():
-        if _share(out, x):
-            raise ValueError(f"out overlaps {name}, which is read after out is written; pass {name}.copy()")
-    if addend is None or not _share(out, addend):
-        return
-    if (addend.ctypes.data, addend.strides) != (out.ctypes.data, out.strides):
-        raise ValueError("out overlaps addend elsewhere than in its place; pass addend.copy()")
-
-
 def _streamed_fits(sizes, out, x, w, addend):
-    _check_apart(out, addend, x=x, w=w)
+    check_apart("out", out, addend, x=x, w=w)
 
 
 def _product_fits(sizes, out, a, b, transpose_a, transpose_b, addend, number_format):
@@ -208,10 +192,12 @@ def _product_fits(sizes, out, a, b, transpose_a, transpose_b, addend, number_for
         raise ValueError(f"a sums over {k} elements and b over {depth}: shapes {a.shape} and {b.shape} do not fit")
     if out.shape != (m, n):
         raise ValueError(f"out has shape {out.shape}; the product has shape {(m, n)}")
-    _check_apart(out, addend, a=a, b=b)
+    check_apart("out", out, addend, a=a, b=b)
 
 
-@checked("out! addend? (M, N); a (A, K) float32|uint16; b (B, L) float32|uint16", _product_fits)
+@checked(
+    "out! addend? (M, N); a (A, K) float32|uint16; b (B, L) float32|uint16", _product_fits, number_format=AnyFormat
+)
 def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number_format=FLOAT32):
     """Write op(a) op(b) (+ addend) to out: matrices with unit column stride; addend may be out; a and b may not.
 
@@ -236,11 +222,12 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     _product(out, base, a, b, *_scratch.buffers(), *ways, number_format.table, *parts)
 
 
-@checked("out! addend? (N, M); x (N, K); w (M, K)", _streamed_fits)
+@checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _streamed_fits)
 def streamed_product(out, x, w, addend=None):
-    """Write x wᵀ (+ addend) to out, all float32; up to FEW rows of x are multiplied with w as it lies in memory.
+    """Write x wᵀ (+ addend) to out; up to FEW rows of x are multiplied with w as it lies in memory.
 
-    For generation.  A row's bits are those of the row alone among few rows, and of `product` among more.
+    All float32, but w may be bfloat16 (as uint16).  For generation.  A row's bits are those of the row alone among few
+    rows, and of `product` among more.
     """
     if len(x) > FEW or BACKEND == "blas":
         unchecked(product)(out, x, w, transpose_b=True, addend=addend)

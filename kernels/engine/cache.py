@@ -18,6 +18,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import inspect
 import os
 import pickle
 import platform
@@ -252,9 +253,10 @@ class KernelCache(_Cache):
     def name(self, types: tuple[Any, ...]) -> str:
         """Return the name of the file for these types of arguments.
 
-        The source counts too: a benchmark's kernel is not in `kernels/`.
+        The source counts too, since a benchmark's kernel is not in `kernels/`, and so do the functions that a kernel
+        closes over: of those made by one function, they are the difference.
         """
-        key = _source(self.function.__code__.co_filename) + repr(types).encode()
+        key = b"".join(map(_identity, (self.function, *_closed_over(self.function)))) + repr(types).encode()
         return f"{self.beginning}{hashlib.sha256(key).hexdigest()[:16]}{KERNEL}"
 
     def load_overload(self, sig: tuple[Any, ...], target_context: Any) -> Any:
@@ -278,6 +280,17 @@ class KernelCache(_Cache):
 
     def flush(self) -> None:
         """Nothing: what is kept stays right, because its name says what it was made from."""
+
+
+def _closed_over(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    return [content for content in cells if inspect.isfunction(content)]
+
+
+def _identity(function: Callable[..., Any]) -> bytes:
+    code = function.__code__
+    name = f"{function.__module__}.{function.__qualname__}:{code.co_firstlineno}\0"
+    return name.encode() + _source(code.co_filename)
 
 
 @functools.cache

@@ -8,6 +8,8 @@
     ids (N) int < V               numbers from 0 to V - 1
     N = batch T; W >= heads D     what holds between sizes; the function's own numbers (`batch`) are sizes as well
 
+An argument that is neither an array nor a number is named apart: `@checked("...", storage=Storage)`.
+
 A kernel trusts its arrays: a wrong type is read as other numbers, and an output that is too small is written past its
 end.  So `abi_py.kernels.rms_norm.rms_norm_forward` checks, some microseconds a call; a caller that lays out its arrays
 itself, as the model does, takes the same function from `unchecked.py`.
@@ -18,19 +20,18 @@ import inspect
 import math
 import numbers
 import re
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
-from .choice import Choice
-from .number_formats import NumberFormat
-
-__all__ = ["checked", "unchecked"]
+__all__ = ["check_apart", "checked", "unchecked"]
 
 ENTRY = re.compile(r"(?P<names>[^()=<>]+)\((?P<shape>[^()]*)\)\s*(?P<types>[\w|]+)?\s*(?:<\s*(?P<below>\w+))?")
 RELATION = re.compile(r"(?P<left>[^()=<>]+)(?P<sign>>=|=)(?P<right>[^()=<>]+)")
+Class = type | types.UnionType
 TYPES = {"int": ("int32", "int64")}  # names of several
 
 
@@ -90,9 +91,10 @@ class _Signature:
     function: str
     arrays: tuple[_Array, ...]
     relations: tuple[tuple[_Size, str, _Size], ...]
+    others: dict[str, Class]  # arguments that are neither arrays nor numbers
 
     @classmethod
-    def read(cls, function: str, text: str) -> "_Signature":
+    def read(cls, function: str, text: str, others: dict[str, Class]) -> "_Signature":
         arrays: list[_Array] = []
         relations = []
         for part in text.split(";"):
@@ -103,18 +105,22 @@ class _Signature:
             if entry is None:
                 raise ValueError(f"{function}: {part.strip()!r} is no entry of a signature; see engine/checks.py")
             sizes = tuple(_Size.read(size) for size in entry["shape"].split(",") if size.strip())
-            types = entry["types"] or "float32"
-            kinds = tuple(np.dtype(name) for name in TYPES.get(types, types.split("|")))
+            words = entry["types"] or "float32"
+            kinds = tuple(np.dtype(name) for name in TYPES.get(words, words.split("|")))
             for name in entry["names"].split():
                 arrays.append(_Array(name.rstrip("!?"), sizes, kinds, entry["below"] or "", "!" in name, "?" in name))
-        return cls(function, tuple(arrays), tuple(relations))
+        return cls(function, tuple(arrays), tuple(relations), others)
 
     def check(self, given: dict[str, Any]) -> dict[str, int]:
         """Raise TypeError or ValueError for what does not fit; return the sizes by name."""
         arrays = [array for array in self.arrays if not (array.optional and given[array.name] is None)]
         for array in arrays:
             self._check_kind(array, given[array.name])
-        named = {array.name for array in self.arrays}
+        for name, kind in self.others.items():
+            if not isinstance(given[name], kind):
+                wanted = name.replace("_", " ")
+                raise TypeError(f"{name} is {_kind(given[name])}; {self.function} takes a {wanted} ({_names(kind)})")
+        named = {*self.others, *(array.name for array in self.arrays)}
         scalars = {name: self._number(name, value) for name, value in given.items() if name not in named}
         known = self._check_sizes(arrays, given, {name: size for name, size in scalars.items() if size is not None})
         for array in arrays:
@@ -124,7 +130,7 @@ class _Signature:
 
     def _number(self, name: str, value: Any) -> int | None:
         """Return what may be a size; None for another number."""
-        if not isinstance(value, (numbers.Number, np.bool_, NumberFormat, Choice)):
+        if not isinstance(value, (numbers.Number, np.bool_)):
             raise TypeError(f"{name} is {_kind(value)}; {self.function} takes a number")
         is_size = any(name in size.names for size in self._sizes())
         if not is_size:
@@ -210,22 +216,28 @@ class _Signature:
             )
 
 
+def _names(kind: Class) -> str:
+    return " or ".join(one.__name__ for one in getattr(kind, "__args__", (kind,)))
+
+
 def _kind(x: Any) -> str:
     return str(x.dtype) if isinstance(x, np.ndarray) else type(x).__name__
 
 
-def checked(signature: str, also: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], Any]:
+def checked(
+    signature: str, also: Callable[..., None] | None = None, **others: Class
+) -> Callable[[Callable[..., Any]], Any]:
     """Check the arguments of a kernel, or of a function that calls kernels, at each call; see the top of the file.
 
-    `also(sizes, **arguments)` raises ValueError for what a signature cannot say.  The function without its checks is
-    the `unchecked` of what is returned.
+    `also(sizes, **arguments)` raises ValueError for what a signature cannot say; `others` are the classes of arguments
+    that are neither arrays nor numbers.  The function without its checks is the `unchecked` of what is returned.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         python = getattr(function, "py_func", function)
         parameters = inspect.signature(python)
-        declared = _Signature.read(python.__name__, signature)
-        unknown = {array.name for array in declared.arrays} - set(parameters.parameters)
+        declared = _Signature.read(python.__name__, signature, others)
+        unknown = {*others, *(array.name for array in declared.arrays)} - set(parameters.parameters)
         if unknown:
             raise ValueError(f"{python.__name__} has no argument {', '.join(sorted(unknown))}")
 
@@ -244,6 +256,22 @@ def checked(signature: str, also: Callable[..., None] | None = None) -> Callable
         return call
 
     return decorate
+
+
+def check_apart(name: str, out: np.ndarray, addend: np.ndarray | None, **operands: np.ndarray) -> None:
+    """Raise ValueError if a product would write over what it still reads; it may write over the addend in its place."""
+    for operand, x in operands.items():
+        if _share(out, x):
+            raise ValueError(f"{name} overlaps {operand}, which is read after it is written; pass {operand}.copy()")
+    if addend is None or not _share(out, addend):
+        return
+    if (addend.ctypes.data, addend.strides) != (out.ctypes.data, out.strides):
+        raise ValueError(f"{name} overlaps addend elsewhere than in its place; pass addend.copy()")
+
+
+def _share(x: np.ndarray, y: np.ndarray) -> bool:
+    """Say whether two arrays have a number in common; columns of one matrix side by side do not."""
+    return np.may_share_memory(x, y) and np.shares_memory(x, y)
 
 
 def unchecked(function: Any) -> Any:

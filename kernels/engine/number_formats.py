@@ -35,7 +35,7 @@ from .routines import TILE, Routine, routine_table, routines_file
 from .simd import F32, I32, ISA, LANES, VECTOR, declare, each, of_shape, round_to_bf16_ref
 from .tiles import multiply_add, tile_routine
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "NumberFormat", "round_to_fp16_ref"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "AnyFormat", "NumberFormat", "round_to_fp16_ref"]
 
 
 class NumberFormat:
@@ -43,7 +43,7 @@ class NumberFormat:
 
     name = "float32"
     fold = 1  # elements of the sum in a place of a panel
-    stored = 0  # which of panels.STORAGES the model keeps such numbers in between forward and backward
+    stored = 0  # which of panels.ELEMENTS the model keeps such numbers in between forward and backward
 
     def __init__(self) -> None:
         """Take the next number in `FORMATS`; nothing is compiled before `table` is read."""
@@ -61,9 +61,9 @@ class NumberFormat:
         """Return the places of a panel, ((k + fold - 1) // fold, n) float32, from elements (k, n) float32."""
         return block
 
-    def place(self, builder: ir.IRBuilder, storage: Any, elements: list[Any]) -> ir.Value:
-        """Emit one place, or a vector of them, from `fold` elements, or vectors of them, of a storage."""
-        return storage.widened(builder, elements[0])
+    def place(self, builder: ir.IRBuilder, elements: Any, read: list[Any]) -> ir.Value:
+        """Emit a place, or a vector of them, from what was read: `fold` numbers, or vectors, of one of ELEMENTS."""
+        return elements.widened(builder, read[0])
 
     def multiply(self, builder: ir.IRBuilder, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
         """Emit the products of two vectors of places, added to a vector of sums."""
@@ -96,8 +96,8 @@ class _BFloat16(NumberFormat):
     def place_ref(self, block):
         return round_to_bf16_ref(block)
 
-    def place(self, builder, storage, elements):
-        halves = storage.halves(builder, elements[0])
+    def place(self, builder, elements, read):
+        halves = elements.halves(builder, read[0])
         return builder.bitcast(builder.shl(halves, each(16, halves.type)), of_shape(halves.type, F32))
 
 
@@ -114,8 +114,8 @@ class _BFloat16Pairs(NumberFormat):
         halves[: block.shape[0]] = round_to_bf16_ref(block).view(np.uint32) >> np.uint32(16)
         return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
 
-    def place(self, builder, storage, elements):
-        lower, upper = (storage.halves(builder, x) for x in elements)
+    def place(self, builder, elements, read):
+        lower, upper = (elements.halves(builder, x) for x in read)
         return builder.bitcast(builder.or_(lower, builder.shl(upper, each(16, upper.type))), of_shape(lower.type, F32))
 
     def multiply(self, builder, left, right, total):
@@ -159,9 +159,9 @@ class _Float16(NumberFormat):
     def place_ref(self, block):
         return round_to_fp16_ref(block)
 
-    def place(self, builder, storage, elements):
+    def place(self, builder, elements, read):
         """Round in float32 and integer arithmetic, which every machine has."""
-        x = storage.widened(builder, elements[0])
+        x = elements.widened(builder, read[0])
         integers = of_shape(x.type, I32)
         bits = builder.bitcast(x, integers)
         sign = builder.and_(bits, each(0x80000000, integers))
@@ -202,3 +202,4 @@ def _time_tile(number_format):
 FLOAT32, FLOAT16 = NumberFormat(), _Float16()
 METHODS = {name: one for name, one in (("fp32", _BFloat16()), ("dot", _BFloat16Pairs())) if one.runs_here()}
 BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, _time_tile)
+AnyFormat = NumberFormat | Choice  # what an operation takes

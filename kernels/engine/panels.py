@@ -1,4 +1,4 @@
-"""Panels: what the register tile reads, and how a matrix of any layout and storage format is packed into them.
+"""Panels: what the register tile reads, and how a matrix of any layout is packed into them.
 
     pack_a       panels of A = x[i:i+m, j:j+k]        pack_a_transposed    panels of A = x[i:i+k, j:j+m]ᵀ
     pack_b       panels of B = x[i:i+k, j:j+n]        pack_b_transposed    panels of B = x[i:i+n, j:j+k]ᵀ
@@ -123,10 +123,10 @@ def _pack_twin(width, transposed, stored):
     return pack
 
 
-# -- storage formats: how elements of x become numbers -------------------------------------------
+# -- what x may hold: how its elements become numbers --------------------------------------------
 
 
-class _StoredFloat32:
+class _Float32Elements:
     """x is float32."""
 
     element = F32
@@ -138,7 +138,7 @@ class _StoredFloat32:
         return bf16_bits(builder, x)
 
 
-class _StoredBFloat16:
+class _BFloat16Elements:
     """x is bfloat16, as uint16."""
 
     element = I16
@@ -150,7 +150,7 @@ class _StoredBFloat16:
         return builder.zext(x, of_shape(x.type, I32))
 
 
-STORAGES = (_StoredFloat32(), _StoredBFloat16())  # in the order of a packer's slots
+ELEMENTS = (_Float32Elements(), _BFloat16Elements())  # in the order of a packer's slots
 
 
 # -- packing -------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _packer(name, slot, stored):
             else:
                 source = pointer(context, builder, kinds[2], x, i, j)
                 row = row_length(context, builder, kinds[2], x)
-                place = slot + [known.element for known in STORAGES].index(element_type(kinds[2])[0])
+                place = slot + [known.element for known in ELEMENTS].index(element_type(kinds[2])[0])
             call_routine(context, builder, kinds[7], table, place, [to, source, row, count, k])
             return context.get_dummy_value()
 
@@ -219,13 +219,13 @@ def _packed_depth(builder, k, fold):
     return builder.sdiv(builder.add(k, constant(fold - 1)), constant(fold))
 
 
-def _read_along(builder, storage, number_format, at, size, left):
+def _read_along(builder, elements, number_format, at, size, left):
     """Read `size` places along the sum's index; of the elements from `at` on, only `left` exist (None: enough)."""
     fold = number_format.fold
-    if fold > 1 and storage.element == I16:  # as they lie in memory, they are pairs already
+    if fold > 1 and elements.element == I16:  # as they lie in memory, they are pairs already
         wide = ir.VectorType(I16, fold * size)
         return builder.bitcast(_read(builder, at, wide, left), ir.VectorType(F32, size))
-    vector = ir.VectorType(storage.element, size)
+    vector = ir.VectorType(elements.element, size)
     parts = []
     for part in range(fold):
         remaining = left if left is None or part == 0 else builder.sub(left, constant(part * size))
@@ -233,7 +233,7 @@ def _read_along(builder, storage, number_format, at, size, left):
     if fold > 1:  # elements p and p + 1 lie side by side: even ones to one vector, odd ones to the other
         lanes = [ir.Constant(ir.VectorType(I32, size), [fold * i + part for i in range(size)]) for part in range(fold)]
         parts = [builder.shuffle_vector(*parts, lane) for lane in lanes]
-    return number_format.place(builder, storage, parts)
+    return number_format.place(builder, elements, parts)
 
 
 def _read(builder, at, vector, left):
@@ -243,7 +243,7 @@ def _read(builder, at, vector, left):
     return masked_load(builder, at, first_lanes(builder, left, vector.count), vector=vector)
 
 
-def _pack_transposing_body(builder, width, storage, number_format, to, source, row, count, k):
+def _pack_transposing_body(builder, width, elements, number_format, to, source, row, count, k):
     """Emit packing of rows: squares of x are transposed in registers, one panel after the other."""
     fold = number_format.fold
     depth = _packed_depth(builder, k, fold)
@@ -266,7 +266,7 @@ def _pack_transposing_body(builder, width, storage, number_format, to, source, r
                     inside = builder.icmp_signed("<", index, count)
                     index = builder.select(inside, index, first)  # a row that exists; its values are then dropped
                     at = builder.gep(source, [builder.add(builder.mul(index, row), p)])
-                    places = _read_along(builder, storage, number_format, at, size, left)
+                    places = _read_along(builder, elements, number_format, at, size, left)
                     lines.append(builder.select(inside, places, zero))
                 packed_p = builder.sdiv(p, constant(fold))
                 for s, line in enumerate(_transpose(builder, lines)):
@@ -289,19 +289,19 @@ def _pack_transposing_body(builder, width, storage, number_format, to, source, r
 STEPS = 4  # steps of the sum dealt out at a time: two full cache lines to each panel of A
 
 
-def _pack_copying_body(builder, width, storage, number_format, to, source, row, count, k):
+def _pack_copying_body(builder, width, elements, number_format, to, source, row, count, k):
     """Emit packing of columns: a few rows of x are read from end to end and dealt out to the panels."""
     fold = number_format.fold
     depth = _packed_depth(builder, k, fold)
 
     def places(at, lanes, left, last):
         """Read a vector across the sum's index, from `fold` rows of x, or all but the last of them."""
-        vector = ir.VectorType(storage.element, lanes)
+        vector = ir.VectorType(elements.element, lanes)
         rows = [_read(builder, at, vector, left)]
         for _ in range(1, fold):
             at = builder.gep(at, [row])
             rows.append(ir.Constant(vector, None) if last else _read(builder, at, vector, left))
-        return number_format.place(builder, storage, rows)
+        return number_format.place(builder, elements, rows)
 
     def deal(p, steps, last=False):
         """Copy the rows of x from p on, `steps` steps of the sum, to their places in every panel."""
@@ -347,19 +347,19 @@ def packers(number_format):
     """Return the routines that pack into panels of a number format: {slot of its table: routine}."""
     found = {}
     for form, (body, width, _) in enumerate(FORMS):
-        for index, storage in enumerate(STORAGES):
-            arguments = [F32.as_pointer(), storage.element.as_pointer(), I64, I64, I64]
-            found[_slot(form) + index] = arguments, functools.partial(_emit, body, width, storage, number_format)
+        for index, elements in enumerate(ELEMENTS):
+            arguments = [F32.as_pointer(), elements.element.as_pointer(), I64, I64, I64]
+            found[_slot(form) + index] = arguments, functools.partial(_emit, body, width, elements, number_format)
     return found
 
 
 def _slot(form):
     """Return where a form's routines begin in a table."""
-    return PACKERS + len(STORAGES) * form
+    return PACKERS + len(ELEMENTS) * form
 
 
-def _emit(body, width, storage, number_format, builder, *arguments):
-    body(builder, width, storage, number_format, *arguments)
+def _emit(body, width, elements, number_format, builder, *arguments):
+    body(builder, width, elements, number_format, *arguments)
 
 
 def _make_packer(form, stored=False):

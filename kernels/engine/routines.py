@@ -7,7 +7,7 @@ together; the machine code is kept where compiled kernels are.  A kernel takes t
 *table*:
 
     table (SLOTS,) int64        FORMAT: which number format    FOLD: elements of the sum in a place of a panel
-                                STORED: how the model stores such numbers, see panels.STORAGES     then addresses
+                                STORED: how the model stores such numbers, see panels.ELEMENTS     then addresses
 
 Under NUMBA_DISABLE_JIT=1 nothing is compiled: the addresses are zero, and the operations' twins read the first three.
 """
@@ -35,7 +35,7 @@ __all__ = [
     "routines_file",
 ]
 
-FORMAT, FOLD, STORED, TILE, PACKERS = range(5)  # slots; from PACKERS on, one for each packer and storage format
+FORMAT, FOLD, STORED, TILE, PACKERS = range(5)  # slots; from PACKERS on, one for each packer and kind of elements
 SLOTS = PACKERS + 8
 
 Routine = tuple[list[ir.Type], Callable[..., None]]  # types of the arguments; emits the body: body(builder, *arguments)

@@ -20,6 +20,7 @@ from .routines import FOLD, TILE, call_routine
 from .simd import (
     F32,
     I1,
+    I16,
     I32,
     I64,
     ISA,
@@ -29,6 +30,7 @@ from .simd import (
     broadcast,
     constant,
     declare,
+    element_type,
     first_lanes,
     load,
     masked_load,
@@ -38,6 +40,8 @@ from .simd import (
     row_length,
     store,
     sum_of_lanes,
+    widen,
+    widen_bf16_ref,
     with_twin,
 )
 
@@ -64,8 +68,8 @@ def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
     c[block] = left.T @ right + (d[block] if add else np.float32(0))
 
 
-def _row_by_row_twin(c, d, i, j, a, b, add):
-    c[i, j] = b[j] @ a[i] + (d[i, j] if add else np.float32(0))
+def _row_by_row_twin(c, d, i, j, a, b, row, add):
+    c[i, j] = widen_bf16_ref(b[row]) @ a[i] + (d[i, j] if add else np.float32(0))
 
 
 # -- one register tile ---------------------------------------------------------------------------
@@ -169,41 +173,44 @@ def tile_routine(number_format):
 # -- a row against a row -------------------------------------------------------------------------
 
 
-def _row_by_row(typing, c, d, i, j, a, b, add):
+def _row_by_row(typing, c, d, i, j, a, b, row, add):
     def codegen(context, builder, signature, arguments):
-        c, d, i, j, a, b, add = arguments
+        c, d, i, j, a, b, row, add = arguments
         kinds = signature.args
         pointers = [
             pointer(context, builder, kinds[at], array, row, column)
-            for at, array, row, column in ((0, c, i, j), (1, d, i, j), (4, a, i, constant(0)), (5, b, j, constant(0)))
+            for at, array, row, column in ((0, c, i, j), (1, d, i, j), (4, a, i, constant(0)), (5, b, row, constant(0)))
         ]
         terms = builder.extract_value(context.make_array(kinds[4])(context, builder, a).shape, 1)
-        _row_by_row_body(builder, *pointers, terms, add)
+        _row_by_row_body(builder, *pointers, element_type(kinds[5])[0], terms, add)
         return context.get_dummy_value()
 
-    return types.void(c, d, types.intp, types.intp, a, b, types.boolean), codegen
+    return types.void(c, d, types.intp, types.intp, a, b, types.intp, types.boolean), codegen
 
 
 SUMS = 4  # vectors summed side by side, which hides the latency of adding
 
 
-def _row_by_row_body(builder, c, d, a, b, terms, add):
-    """Emit SUMS sums of vectors over the terms, and what is left of the terms by masks."""
+def _row_by_row_body(builder, c, d, a, b, element, terms, add):
+    """Emit SUMS sums of vectors over the terms, and what is left of the terms by masks; b holds `element`."""
     sums = [cgutils.alloca_once_value(builder, ZERO) for _ in range(SUMS)]
+    stored = ir.VectorType(element, LANES)
 
     def visit(at, total, read):
-        product = multiply_add(builder, read(move(builder, a, at)), read(move(builder, b, at)), builder.load(total))
-        builder.store(product, total)
+        left, right = read(move(builder, a, at), VECTOR), read(move(builder, b, at), stored)
+        if element == I16:
+            right = widen(builder, right)
+        builder.store(multiply_add(builder, left, right, builder.load(total)), total)
 
     whole = builder.sub(terms, builder.srem(terms, constant(SUMS * LANES)))
     with cgutils.for_range_slice(builder, constant(0), whole, constant(SUMS * LANES), I64) as (at, _):
         for index, total in enumerate(sums):
-            visit(builder.add(at, constant(index * LANES)), total, lambda x: load(builder, x))
+            visit(builder.add(at, constant(index * LANES)), total, lambda x, vector: load(builder, x, vector))
     with builder.if_then(builder.icmp_signed("<", whole, terms)):
         for index, total in enumerate(sums):
             at = builder.add(whole, constant(index * LANES))
             mask = first_lanes(builder, builder.sub(terms, at))
-            visit(at, total, lambda x, mask=mask: masked_load(builder, x, mask))
+            visit(at, total, lambda x, vector, mask=mask: masked_load(builder, x, mask, vector=vector))
     vectors = [builder.load(total) for total in sums]
     while len(vectors) > 1:
         vectors = [builder.fadd(x, y) for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
@@ -211,5 +218,6 @@ def _row_by_row_body(builder, c, d, a, b, terms, add):
     builder.store(builder.fadd(sum_of_lanes(builder, vectors[0]), base), c)
 
 
-# row_by_row(c, d, i, j, a, b, add): c[i, j] = sum_k a[i, k] b[j, k], plus d[i, j] if `add`; float32, unit column stride
+# row_by_row(c, d, i, j, a, b, row, add): c[i, j] = sum_k a[i, k] b[row, k], plus d[i, j] if `add`
+#     matrices with unit column stride; float32, but b may be bfloat16 (as uint16)
 row_by_row = with_twin(_row_by_row_twin)(_row_by_row)

@@ -24,7 +24,7 @@ from abi_py.kernels.matmul import (
     FEW,
     SLAB,
     SLICE,
-    STRETCH,
+    W_ROWS,
     matmul,
     product,
     product_loops_ref,
@@ -344,7 +344,7 @@ def test_an_unknown_backend_is_refused():
 
 @pytest.mark.parametrize("add", [False, True])
 def test_few_rows_against_rows_as_they_lie(rng, add, threads):
-    for m, n, k in ((1, 1, 1), (FEW, 5, 4 * LANES + 1), (2, STRETCH + 3, 7), (FEW, 2 * STRETCH, 8 * LANES)):
+    for m, n, k in ((1, 1, 1), (FEW, 5, 4 * LANES + 1), (2, W_ROWS + 3, 7), (FEW, 2 * W_ROWS, 8 * LANES)):
         a, wide = rng.standard_normal((m, k + 3)).astype(np.float32), rng.standard_normal((n, k + 9)).astype(np.float32)
         a, b = a[:, 3:], wide[::-1, 4 : 4 + k]
         whole = rng.standard_normal((m + 1, n + 5)).astype(np.float32)
@@ -357,7 +357,7 @@ def test_few_rows_against_rows_as_they_lie(rng, add, threads):
 
 
 def test_few_rows_have_the_same_bits_for_any_number_of_threads(rng, same_bits):
-    a, b = operands(rng, FEW, *((3 * STRETCH + 1, 5 * LANES + 3) if JIT else (9, 5)), False, True)
+    a, b = operands(rng, FEW, *((3 * W_ROWS + 1, 5 * LANES + 3) if JIT else (9, 5)), False, True)
 
     def make():
         out = np.empty((len(a), len(b)), np.float32)

@@ -1,0 +1,40 @@
+"""bfloat16: the upper half of a float32, two bytes a number.
+
+    bit     15      14 ... 7      6 ... 0
+            sign    exponent      significand, of which the leading 1 is not kept
+
+    encode      the nearest of both neighbours, of equally near ones the even: add 0x7FFF and the last bit that is kept,
+                and drop the lower half; NaN stays NaN (its quiet bit is set first, lest only dropped bits tell it)
+    decode      a lower half of zeros; exact
+
+    raw (M, K) uint16, as NumPy has no such type       products read it as it is
+"""
+
+import numpy as np
+
+from ..engine.jit import helper
+from ..engine.simd import as_float, round_to_bf16_ref, widen_bf16_ref
+from .base import Storage
+
+__all__ = ["BF16"]
+
+
+@helper
+def decode_row(out, raw):
+    """Widen a row."""
+    for k in range(out.size):
+        out[k] = as_float(raw[k])
+
+
+class _BFloat16(Storage):
+    name, dtype, bytes_per_block, read_by_products = "bf16", np.dtype(np.uint16), 2, True
+    decode_row = staticmethod(decode_row)
+
+    def encode_ref(self, x):
+        return (round_to_bf16_ref(x).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+
+    def decode_ref(self, raw):
+        return widen_bf16_ref(raw)
+
+
+BF16 = _BFloat16()

@@ -1,0 +1,32 @@
+"""float32: the numbers as they are, four bytes each, little-endian IEEE 754 single precision.
+
+    raw (M, K) float32      products read it as it is
+"""
+
+import numpy as np
+
+from ..engine.jit import helper
+from .base import Storage
+
+__all__ = ["FLOAT32"]
+
+
+@helper
+def decode_row(out, raw):
+    """Copy a row."""
+    for k in range(out.size):
+        out[k] = raw[k]
+
+
+class _Float32(Storage):
+    name, dtype, bytes_per_block, read_by_products = "float32", np.dtype(np.float32), 4, True
+    decode_row = staticmethod(decode_row)
+
+    def encode_ref(self, x):
+        return np.asarray(x, np.float32)
+
+    def decode_ref(self, raw):
+        return raw
+
+
+FLOAT32 = _Float32()

@@ -1,0 +1,158 @@
+"""Products with a matrix that is not trained, in whatever storage it is kept (`storage/`).
+
+    forward    y  = x Wᵀ         (N, K) x (M, K) -> (N, M)     W is kept as raw, (M, items of the storage)
+    backward   dx = dy W         (N, M) x (M, K) -> (N, K)     no dw: W is frozen
+    rows       x_n = W[id_n]     (N,)            -> (N, K)     an embedding
+
+W is never expanded as a whole.  Storages that the packers of `matmul.py` read (float32, bfloat16) go straight to its
+products.  Of any other, STRIP rows at a time are decoded to float32 scratch and multiplied there:
+
+    for each strip of rows of W:      decode it;  y[:, strip] = x stripᵀ      or      dx (+)= dy[:, strip] strip
+
+With few rows of x (a token at a time, in generation) not even that: a row of W is decoded into first-level cache and
+multiplied with all rows of x while it is there, so memory is read once, and only the bytes that are kept.
+
+The bits are those of one product with all of W decoded: y's elements do not depend on how columns are cut up, and the
+sums of dx go over the rows of W in slices of the same length either way (`matmul.SLICE`).
+"""
+
+import functools
+
+import numba
+
+from .engine.checks import check_apart, checked, unchecked
+from .engine.jit import kernel, prange
+from .engine.number_formats import FLOAT32, AnyFormat
+from .engine.scratch import scratch
+from .engine.tiles import row_by_row
+from .matmul import BACKEND, FEW, SLICE, W_ROWS, product, product_ref, streamed_product
+from .storage import Storage
+
+__all__ = [
+    "stored_product",
+    "stored_product_backward",
+    "stored_product_backward_ref",
+    "stored_product_ref",
+    "stored_rows",
+    "stored_rows_ref",
+]
+
+STRIP = 2 * SLICE  # rows: whole slices of a product's sum, of number formats with one or two elements in a place
+
+# -- reference: plain NumPy, x and dy in any float dtype ---------------------------------------
+
+
+def stored_product_ref(x, raw, storage, addend=None):
+    """Return x Wᵀ (+ addend)."""
+    return product_ref(x, storage.decode_ref(raw).astype(x.dtype), transpose_b=True, addend=addend)
+
+
+def stored_product_backward_ref(dy, raw, storage, addend=None):
+    """Return dx = dy W (+ addend)."""
+    return product_ref(dy, storage.decode_ref(raw).astype(dy.dtype), addend=addend)
+
+
+def stored_rows_ref(ids, raw, storage):
+    """Return the rows `ids` (N,) of W, (N, K) float32."""
+    return storage.decode_ref(raw[ids])
+
+
+# -- kernels -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def _product_of_few_rows(decode_row):
+    """Return the kernel of one storage."""
+
+    @kernel
+    def product_of_few_stored_rows(c, d, a, raw, decoded, add):
+        """c (N, M) = a (N, K) Wᵀ (+ d if add); decoded (threads, 1, K) is scratch."""
+        rows, columns = c.shape
+        for task in prange((columns + W_ROWS - 1) // W_ROWS):
+            w = decoded[numba.get_thread_id()]
+            first = task * W_ROWS
+            for j in range(first, min(columns, first + W_ROWS)):
+                decode_row(w[0], raw[j])
+                for i in range(rows):
+                    row_by_row(c, d, i, j, a, w, 0, add)
+
+    return product_of_few_stored_rows
+
+
+# -- calling them ------------------------------------------------------------------------------
+
+
+def _raw_fits(sizes, raw, storage, **others):
+    storage.check(raw, sizes["K"])
+
+
+def _forward_fits(sizes, y, x, raw, storage, addend, **others):
+    _raw_fits(sizes, raw, storage)
+    check_apart("y", y, addend, x=x, raw=raw)
+
+
+def _backward_fits(sizes, dx, dy, raw, storage, addend, **others):
+    _raw_fits(sizes, raw, storage)
+    check_apart("dx", dx, addend, dy=dy, raw=raw)
+
+
+def _strips(raw, storage, columns):
+    """Yield (slice of the rows of W, these rows in float32 scratch)."""
+    for first in range(0, max(1, len(raw)), STRIP):  # of no rows, one strip of none: dx is still to be written
+        rows = slice(first, min(first + STRIP, len(raw)))
+        strip = scratch("strip", rows.stop - first, columns)
+        storage.decode(strip, raw, first)
+        yield rows, strip
+
+
+@checked(
+    "y! addend? (N, M); x (N, K); raw (M, items) float32|float16|uint16|uint8",
+    _forward_fits,
+    storage=Storage,
+    number_format=AnyFormat,
+)
+def stored_product(y, x, raw, storage, addend=None, number_format=FLOAT32):
+    """Write y = x Wᵀ (+ addend); addend may be y; x and W are rounded to the number format as in `product`.
+
+    In FLOAT32 a row's bits are those of the row alone among up to FEW rows, and of `product` among more.
+    """
+    few = len(x) <= FEW and number_format is FLOAT32 and BACKEND == "numba"
+    if storage.read_by_products and few:
+        unchecked(streamed_product)(y, x, storage.for_kernels(raw), addend)
+    elif storage.read_by_products:
+        unchecked(product)(y, x, storage.for_kernels(raw), False, True, addend, number_format)
+    elif few and x.shape[1]:
+        decoded = scratch("decoded row", numba.config.NUMBA_NUM_THREADS, 1, x.shape[1])
+        multiply = _product_of_few_rows(storage.decode_row)
+        multiply(y, y if addend is None else addend, x, storage.for_kernels(raw), decoded, addend is not None)
+    else:
+        for rows, strip in _strips(raw, storage, x.shape[1]):
+            base = None if addend is None else addend[:, rows]
+            unchecked(product)(y[:, rows], x, strip, False, True, base, number_format)
+
+
+@checked(
+    "dx! addend? (N, K); dy (N, M); raw (M, items) float32|float16|uint16|uint8",
+    _backward_fits,
+    storage=Storage,
+    number_format=AnyFormat,
+)
+def stored_product_backward(dx, dy, raw, storage, addend=None, number_format=FLOAT32):
+    """Write dx = dy W (+ addend); addend may be dx; dy and W are rounded to the number format as in `product`."""
+    if storage.read_by_products:
+        unchecked(product)(dx, dy, storage.for_kernels(raw), False, False, addend, number_format)
+        return
+    base = addend
+    for rows, strip in _strips(raw, storage, dx.shape[1]):
+        unchecked(product)(dx, dy[:, rows], strip, False, False, base, number_format)
+        base = dx
+
+
+@checked(
+    "x! (N, K); ids (N) int < V; raw (V, items) float32|float16|uint16|uint8",
+    _raw_fits,
+    storage=Storage,
+)
+def stored_rows(x, ids, raw, storage):
+    """Overwrite x (N, K) with the rows `ids` (N,) of W."""
+    storage.rows(x, ids, raw)
