@@ -217,7 +217,7 @@ class _Signature:
 
 
 def _names(kind: Class) -> str:
-    return " or ".join(one.__name__ for one in getattr(kind, "__args__", (kind,)))
+    return " or ".join(one.__name__ for one in (kind.__args__ if isinstance(kind, types.UnionType) else (kind,)))
 
 
 def _kind(x: Any) -> str:
