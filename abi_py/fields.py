@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar
 from .errors import ConfigError, shown
 from .untrusted import MAX_INT
 
-__all__ = ["OFF", "ON", "Config", "Option", "Other", "convert", "fields_of", "joined", "needs", "opt"]
+__all__ = ["OFF", "ON", "Config", "Option", "Other", "acting", "convert", "fields_of", "joined", "needs", "opt"]
 
 REQUIRED: Any = dataclasses.MISSING
 ConfigType = TypeVar("ConfigType", bound="Config")
@@ -232,24 +232,21 @@ def either(values: list[str]) -> str:
     return " or ".join([", ".join(values[:-1]), values[-1]]) if len(values) > 1 else "".join(values)
 
 
+def acting(cls: type["Config"], values: Mapping[str, Any]) -> set[str]:
+    """Return the names of the fields that act beside these plain values; what is not among them has its default."""
+    options = {option.name: option for option in fields_of(cls)}
+    given = {name: convert(options[name], value) for name, value in values.items() if name in options}
+    complete = {**{name: option.default for name, option in options.items()}, **given}
+    return {name for name, option in options.items() if _acts(option, complete)}
+
+
 def joined(cls: type["Config"], recorded: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recorded values with `changes`, without those that acted before and do not act any more.
 
     Who switches early stopping off means its recorded patience too.  Both are plain values of fields of `cls`.
     """
-    options = {option.name: option for option in fields_of(cls)}
-
-    def complete(values: Mapping[str, Any]) -> dict[str, Any]:
-        given = {name: convert(options[name], value) for name, value in values.items() if name in options}
-        return {**{name: option.default for name, option in options.items()}, **given}
-
     values = {**recorded, **changes}
-    before, after = complete(recorded), complete(values)
-    fallen = {
-        name
-        for name, option in options.items()
-        if name in recorded and name not in changes and _acts(option, before) and not _acts(option, after)
-    }
+    fallen = (acting(cls, recorded) - acting(cls, values)) & (set(recorded) - set(changes))
     return {name: value for name, value in values.items() if name not in fallen}
 
 

@@ -30,7 +30,8 @@ FLOORS = [
     {"formats"},
     {"model", "data"},
     {"training", "generation", "verification", "trainable_model"},
-    {"abi", "pipelines"},
+    {"abi", "runs"},
+    {"pipelines"},
     {"cli"},
     {"__main__", "__init__"},  # the public names of abi_py, loaded when they are asked for
 ]

@@ -21,6 +21,7 @@ import click
 
 from .. import __version__
 from ..errors import DISK_FULL, AbiError, ConfigError
+from .console import silence_stdout
 
 __all__ = ["VERBS", "Group", "cli", "main"]
 
@@ -83,11 +84,6 @@ class Group(click.Group):
             # A variable of the environment (ABI_SIMD, ABI_MATMUL) is part of the call too.
             wrong_call = isinstance(error, click.ClickException | ConfigError) or str(error).startswith("ABI_")
             ctx.exit(2 if wrong_call else 1)
-
-
-def silence_stdout() -> None:
-    """Send what is still written to stdout nowhere: the interpreter flushes it once more at exit, and must not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 _FORBIDDEN = "give another path, or change the permissions"

@@ -10,18 +10,9 @@ import click
 
 from ..errors import AbiError, ConfigError, DataError
 from ..generation.settings import GenerationConfig
-from .generate import INTERRUPTED, TOKENIZER_HELP
-from .models import (
-    ModelPath,
-    compile_for_decoding,
-    generation_settings,
-    load_tokenizer,
-    note,
-    open_model,
-    set_threads_option,
-    utf8_output,
-    write,
-)
+from ..runs.models import generation_settings, load_tokenizer
+from .console import note, utf8_output, write
+from .models import INTERRUPTED, TOKENIZER_HELP, ModelPath, compile_for_decoding, open_model, set_threads_option
 from .options import Verb, config_options, given_values
 
 if TYPE_CHECKING:

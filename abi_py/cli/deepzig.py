@@ -9,46 +9,20 @@ import click
 
 from ..errors import ConfigError, counted, on_one_line
 from ..locks import DirectoryLock, check_unlocked
-from ..pipelines.deepzig_config import DeepZigConfig
-from .models import printable
+from ..pipelines.deepzig_config import SHOWN, DeepZigConfig
+from ..runs.resolve import prepare
+from .console import make_console, printable, say, show_table
+from .describe import describe_machine, describe_model, report_rows
 from .options import Verb, config_options, given_values
-from .session import (
-    describe_machine,
-    describe_model,
-    fit_and_show,
-    make_console,
-    prepare,
-    report_rows,
-    say,
-    show_table,
-)
+from .training import fit_and_show
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..model import TrainableModel
-    from ..pipelines.deepzig import DeepZigRun
+    from ..pipelines.deepzig_run import DeepZigRun
     from ..training.report import EvalResult
 
-# What is taken when nothing is given; the text is what the help shows.
-SHOWN = {
-    "model_size": "test, or what --base has",
-    "output_dir": "deepzig-SIZE-model",
-    "data": ("the package's own conversations",),
-    "max_samples": "by size; all of the package's own",
-    "epochs": "by size: 3 or 5; 30 for the package's own data",
-    "batch_size": "by size: 4, 2 or 1; 8 for the package's own data",
-    "learning_rate": "by size: 5e-4 to 5e-5; 2e-3 * 128 / width for the package's own data",
-    "grad_accum_steps": "by size; 1 for the package's own data",
-    "warmup_ratio": "by size; 0.05 for the package's own data",
-    "weight_decay": "by size; 0.1 for the package's own data",
-    "max_grad_norm": "by size; 1 for the package's own data",
-    "logging_steps": "by size; 10 for the package's own data",
-    "save_steps": "by size; 192 for the package's own data",
-    "eval_steps": "by size; 96 for the package's own data",
-    **dict.fromkeys(("beta2", "save_total_limit"), "by size"),
-    "gradient_checkpointing": "by size: on for medium, large, seed",
-}
 QUESTIONS = ("What is Zig?", "What's the weather like in Tokyo?", "Write the Fibonacci sequence in Python.")
 SAMPLES, SAMPLE_TOKENS = 3, 200
 
@@ -66,7 +40,8 @@ def command(ctx: click.Context, resume: bool, **_: Any) -> None:
     Without arguments: the test preset on the conversations that come with the package, a minute or two. Then:
     abi-train chat deepzig-test-model
     """
-    from ..pipelines.deepzig import DeepZigRun, check_free, is_finished, load_run_config
+    from ..pipelines.deepzig import check_free, is_finished, load_run_config
+    from ..pipelines.deepzig_run import DeepZigRun
 
     given = given_values(ctx).get("deepzig", {})
     if resume:
@@ -95,7 +70,7 @@ config_options({"deepzig": DeepZigConfig}, {"deepzig": SHOWN})(command)
 def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
     """Train, write the folder, show three answers; return the exit code."""
     from ..model import LoraModel
-    from ..pipelines.deepzig import CHECKPOINTS
+    from ..pipelines.deepzig import CHECKPOINTS, finish
     from ..training.checkpoint import list_checkpoints
 
     say(console, "machine", describe_machine(run.config.precision))
@@ -114,14 +89,14 @@ def start(run: "DeepZigRun", console: "Console", resume: bool) -> int:
         trainer.load_checkpoint(run.directory)
     elif resume:
         say(console, "note", f"{run.directory} ended before its first checkpoint; it begins again")
-    report, code = fit_and_show(trainer, run.directory, run.train, run.valid, None, console)
+    report, code = fit_and_show(trainer, run.directory, run.train, run.valid, console)
     folder = shlex.quote(str(run.directory))
     if report.interrupted:
         show_table(console, "Report", report_rows(trainer, report))
         go_on = f"abi-train deepzig --resume --output-dir {folder}"
         say(console, "stopped", f"{counted(report.total_steps, 'step')} done; go on with: {go_on}")
         return code
-    model, results = run.finish(trainer, report)
+    model, results = finish(run, trainer, report)
     show_table(console, "Report", [*report_rows(trainer, report), *evaluation_rows(run, results)])
     if trainer.state.best_step not in (-1, trainer.state.global_step):
         say(console, "best", f"the weights of step {trainer.state.best_step} are taken")

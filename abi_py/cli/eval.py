@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, DataError
-from .chat_data import ChatConfig, describe_chat, encode_chat, find_files
-from .generate import INTERRUPTED, TOKENIZER_HELP
-from .models import ModelPath, compile_for_decoding, load_tokenizer, note, open_model, set_threads_option
+from ..runs.conversations import encode_chat, find_files
+from ..runs.models import load_tokenizer
+from ..runs.settings import ChatConfig
+from .console import note
+from .describe import describe_chat
+from .models import INTERRUPTED, TOKENIZER_HELP, ModelPath, compile_for_decoding, open_model, set_threads_option
 from .options import Verb
 
 if TYPE_CHECKING:

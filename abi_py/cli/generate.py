@@ -8,25 +8,14 @@ import click
 
 from ..errors import ConfigError
 from ..generation.settings import GenerationConfig
-from .models import (
-    ModelPath,
-    compile_for_decoding,
-    find_tokenizer,
-    generation_settings,
-    note,
-    open_model,
-    read_stdin,
-    set_threads_option,
-    utf8_output,
-    write,
-)
+from ..runs.models import find_codec, generation_settings
+from .console import note, read_stdin, utf8_output, write
+from .models import INTERRUPTED, TOKENIZER_HELP, ModelPath, compile_for_decoding, open_model, set_threads_option
 from .options import Verb, config_options, given_values
 
 if TYPE_CHECKING:
     from ..generation import Generation, Generator
 
-INTERRUPTED = 130
-TOKENIZER_HELP = "tokenizer.json, or its directory  [the model's own]"
 
 
 @click.command(
@@ -71,7 +60,7 @@ def command(
     settings = generation_settings(loaded, config, flags)
     if settings.stop_ids is None and loaded.eos_ids is not None:
         settings = settings.replace(stop_ids=loaded.eos_ids)
-    codec = find_tokenizer(loaded, tokenizer)
+    codec = find_codec(loaded, tokenizer)
     if codec is None and (prompts or not asked):
         raise ConfigError(
             f"{loaded.directory} has no tokenizer, so its ids have no text; give --tokenizer, or --ids instead of text"

@@ -2,17 +2,16 @@
 
 import json
 import os
-import platform
-import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__
 from ..config import SECTIONS, fields_of
+from .console import make_console, show_table
+from .describe import BF16_METHODS, cpu_name
 from .options import Verb
 
 
@@ -24,8 +23,6 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
-    from .session import make_console, show_table
-
     console = make_console()
     rows = [(name.replace("_", " "), str(value)) for name, value in facts["machine"].items()]
     show_table(console, "This machine", rows)
@@ -51,19 +48,6 @@ def defaults() -> dict[str, dict[str, Any]]:
     return plain
 
 
-def cpu_name() -> str:
-    """Return the processor's own name for itself."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        found = re.search(r"model name\s*:\s*(.+)", text)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-BF16_METHODS = {"dot": "the processor's dot product", "fp32": "rounded operands, float32 arithmetic"}
-
-
 def bf16_method() -> str:
     """Say how products of bfloat16 are made here, and what was measured of each way."""
     from ..kernels.engine.number_formats import BFLOAT16
@@ -83,7 +67,7 @@ def machine_facts() -> dict[str, Any]:
     from ..kernels.engine.cache import STORE
     from ..kernels.engine.jit import JIT
     from ..kernels.engine.peak import measured_peak
-    from .compiling import is_cached, kernel_names
+    from ..runs.compiling import is_cached, kernel_names
 
     peaks = [round(measured_peak(0.1, bf16=bf16) / 1e9, 1) if JIT else None for bf16 in (False, True)]
     names = kernel_names()

@@ -4,40 +4,31 @@ import itertools
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config import LlmTrainingConfig, OptimizerType
-from .run import count_steps
-from .session import (
-    RunConfig,
-    describe_data,
-    describe_machine,
-    describe_model,
-    note_on_length,
-    say,
-    show_table,
-    token_count,
-)
+from ..runs.run import Run
+from ..runs.settings import RunConfig
+from .console import say, show_table
+from .describe import note_on_length, token_count
+from .training import compile_kernels, show_head
 
 if TYPE_CHECKING:
-    from .opening import RunData
+    from rich.console import Console
 
 __all__ = ["memory_by_part", "show_plan"]
 
 MEASURED = 2  # micro-batches that are timed, after one that is not
 
 
-def show_plan(run: RunConfig, train: "RunData", valid: "RunData | None", console: Any) -> None:
+def show_plan(run: Run, console: "Console") -> None:
     """Print parameters, memory by part, steps, disk, and the time estimated from two measured steps."""
     from rich.table import Table
 
-    config = run.training
-    epoch, total = count_steps(config, train)
-    say(console, "machine", describe_machine(config.mixed_precision))
-    say(console, "model", describe_model(run.model))
-    say(console, "data", describe_data(train, valid))
+    config, (epoch, total) = run.config.training, run.steps
+    show_head(run, console)
     table = Table(title="Memory", title_justify="left", title_style="bold", show_header=False)
-    parts = memory_by_part(run)
+    parts = memory_by_part(run.config)
     for name, size in parts.items():
         table.add_row(name, megabytes(size))
     needed = sum(parts.values())
@@ -47,9 +38,8 @@ def show_plan(run: RunConfig, train: "RunData", valid: "RunData | None", console
         table.add_row("free here", megabytes(free))
     console.print(table)
     tokens = config.batch_size * config.max_seq_len * config.grad_accum_steps
-    seen = token_count(train) * config.epochs
-    moments = {OptimizerType.SGD: 1 if config.momentum else 0}.get(config.optimizer, 2)
-    disk = 4 * run.model.num_params() * (1 + moments)
+    seen = token_count(run.train) * config.epochs
+    disk = 4 * run.config.model.num_params() + parts["moments"]
     kept = f"the last {config.max_checkpoints} and the best are kept" if config.max_checkpoints else "all are kept"
     free_disk = shutil.disk_usage(Path.cwd()).free
     rows = [
@@ -66,23 +56,23 @@ def show_plan(run: RunConfig, train: "RunData", valid: "RunData | None", console
     if free is not None and needed > free:
         rows.append(("time", "not measured: the run does not fit into the free memory"))
     else:
-        rows.append(("time", estimate(run, train, valid, total, console)))
+        rows.append(("time", estimate(run, console)))
     show_table(console, "Plan", rows)
     if free is not None and needed > free:
-        say(console, "advice", advice(run))
-    if text := note_on_length(train, config.max_seq_len):
+        say(console, "advice", advice(run.config))
+    if text := note_on_length(run.train, config.max_seq_len):
         say(console, "note", text)
     say(console, "dry run", "nothing was written")
 
 
-def memory_by_part(run: RunConfig) -> dict[str, int]:
+def memory_by_part(config: RunConfig) -> dict[str, int]:
     """Return bytes by part; the model itself is not made for it."""
     from ..model.activations import memory_plan
 
-    training = run.training
-    parts = memory_plan(run.model, training.batch_size, training.max_seq_len, training.mixed_precision)
-    if run.training.optimizer is OptimizerType.SGD:
-        parts["moments"] = 4 * run.model.num_params() if run.training.momentum else 0
+    training = config.training
+    parts = memory_plan(config.model, training.batch_size, training.max_seq_len, training.mixed_precision)
+    if training.optimizer is OptimizerType.SGD:
+        parts["moments"] = 4 * config.model.num_params() if training.momentum else 0
     return parts
 
 
@@ -102,34 +92,30 @@ def available_memory() -> int | None:
     return None
 
 
-def advice(run: RunConfig) -> str:
+def advice(config: RunConfig) -> str:
     """Return what would make a run smaller."""
     ways = []
-    if run.training.batch_size > 1:
+    if config.training.batch_size > 1:
         ways.append("a smaller --batch-size with more --grad-accum-steps")
-    if run.model.checkpointing.value == "none":
+    if config.model.checkpointing.value == "none":
         ways.append("--checkpointing full")
     ways.append("a smaller --max-seq-len or model")
     return "it does not fit; try " + ", ".join(ways)
 
 
-def estimate(
-    run: RunConfig, train: "RunData", valid: "RunData | None", total: int, console: Any
-) -> str:
+def estimate(run: Run, console: "Console") -> str:
     """Return the run's time from measured micro-batches."""
     from ..model import TrainableModel
     from ..training.feed import open_feed
     from ..training.trainer import LlamaTrainer
-    from .compiling import compile_for_training
 
-    compile_for_training(
-        run.training.optimizer.value, run.training.mixed_precision.value, lambda text: say(console, "compile", text)
-    )
+    training = run.config.training
+    compile_kernels(training, console)
     quiet = {"checkpoint_path": None, "log_dir": None, "grad_accum_steps": 1}
     off = {"enable_tensorboard": False, "enable_wandb": False, "enable_metrics_stream": False}
-    config: LlmTrainingConfig = run.training.replace(**quiet, **off)
-    trainer = LlamaTrainer(TrainableModel(run.model), config)
-    feed = open_feed(train, config, run.model, training=True)
+    config: LlmTrainingConfig = training.replace(**quiet, **off)
+    trainer = LlamaTrainer(TrainableModel(run.config.model), config)
+    feed = open_feed(run.train, config, run.config.model, training=True)
     seconds = []
     for index, batch in enumerate(itertools.islice(itertools.cycle(feed), 1 + MEASURED)):
         began = time.perf_counter()
@@ -137,13 +123,14 @@ def estimate(
         if index:
             seconds.append(time.perf_counter() - began)
     each = sum(seconds) / len(seconds)
-    whole = total * run.training.grad_accum_steps * each
-    if valid is not None and run.training.eval_interval:  # an evaluation is the forward third of a step
-        evaluations = total // run.training.eval_interval
-        whole += evaluations * token_count(valid) / (config.batch_size * config.max_seq_len) * each / 3
-    speed = config.batch_size * config.max_seq_len / each
+    total = run.steps[1]
+    whole = total * training.grad_accum_steps * each
+    tokens = config.batch_size * config.max_seq_len
+    if run.valid is not None and training.eval_interval:  # an evaluation is the forward third of a step
+        whole += total // training.eval_interval * token_count(run.valid) / tokens * each / 3
     return (
-        f"about {duration(whole)} ({1000 * each:,.0f} ms for a micro-batch, {speed:,.0f} tokens/s; two were measured)"
+        f"about {duration(whole)} ({1000 * each:,.0f} ms for a micro-batch, {tokens / each:,.0f} tokens/s; two were "
+        "measured)"
     )
 
 

@@ -9,10 +9,10 @@ import click
 import numpy as np
 
 from ..config import LlmTrainingConfig
-from .chat_data import ChatConfig, OpenChat, find_files, open_chat
-from .models import note, printable, utf8_output
+from ..runs.conversations import OpenChat, find_files, open_chat
+from ..runs.settings import ChatConfig
+from .console import make_console, note, printable, show_table, utf8_output
 from .options import Verb, config_options, from_flags
-from .session import make_console, show_table
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,7 +13,9 @@ from ..data.sources import is_token_file
 from ..data.tokenizing import TokenizeConfig, tokenize_if_needed, tokenize_to_file, valid_path
 from ..errors import ConfigError, counted
 from ..training.stop import SIGNALS
+from .console import make_console
 from .options import Verb, config_options, from_flags
+from .progress import bytes_progress
 
 if TYPE_CHECKING:
     from ..data.tokenizing import TokenizeReport
@@ -35,7 +37,6 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
     INPUT - is standard input. OUTPUT.json tells abi-train run what OUTPUT is; if it says that OUTPUT was made from the
     same data in the same way, nothing is done.
     """
-    from .session import make_console
 
     config = from_flags(ctx, "tokenize", TokenizeConfig)
     if not is_token_file(output):
@@ -48,8 +49,6 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
     for number in numbers:
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        from .progress import bytes_progress
-
         with bytes_progress(console, "reading", listing.bytes if listing else None) as show:
             report = make(
                 inputs,

@@ -11,7 +11,9 @@ import click
 
 from ..data.tokenizer_training import TokenizerTrainingConfig
 from ..files import check_free
+from .console import make_console
 from .options import Verb, VerbGroup, config_options, from_flags
+from .progress import bytes_progress
 
 if TYPE_CHECKING:
     from ..data.documents import Documents
@@ -63,8 +65,6 @@ def train(
     from ..data.documents import Documents, TextFormat, list_inputs
     from ..data.tokenizer import FILES
     from ..data.tokenizer_training import train_tokenizer
-    from .progress import bytes_progress
-    from .session import make_console
 
     config = from_flags(ctx, "tokenizer", TokenizerTrainingConfig)
     if not force:

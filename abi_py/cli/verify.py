@@ -4,6 +4,9 @@ import time
 
 import click
 
+from ..runs.compiling import compile_missing, kernel_names
+from .console import make_console, say
+from .describe import describe_machine
 from .options import Verb
 
 
@@ -18,8 +21,6 @@ def command(ctx: click.Context, seed: int | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from .compiling import compile_missing, kernel_names
-    from .session import describe_machine, make_console, say
 
     console = make_console()
     say(console, "machine", describe_machine())

@@ -4,6 +4,7 @@ import time
 
 import click
 
+from ..runs.compiling import compile_kernels, is_cached, kernel_names
 from .options import Verb
 
 
@@ -12,7 +13,6 @@ def command() -> None:
     """Compile all kernels for this machine, one process for each core, and keep them in the cache."""
     from ..kernels.engine.cache import STORE
     from ..kernels.engine.jit import JIT
-    from .compiling import compile_kernels, is_cached, kernel_names
 
     if not JIT:
         click.echo("nothing to compile: NUMBA_DISABLE_JIT=1 runs the kernels as plain Python")

@@ -4,19 +4,15 @@ import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..runs.settings import LossOn
 from ..training.report import EvalResult, TrainingReport
-
-if TYPE_CHECKING:
-    from .deepzig import DeepZigRun
+from .deepzig_run import DeepZigRun
 
 __all__ = ["model_card"]
 
 
-def model_card(
-    run: "DeepZigRun", num_params: int, report: TrainingReport, results: Mapping[str, EvalResult]
-) -> str:
+def model_card(run: DeepZigRun, num_params: int, report: TrainingReport, results: Mapping[str, EvalResult]) -> str:
     """Return the text of README.md: what the model is, what it was trained on and how well, and how to use it."""
     name, shape = run.directory.resolve().name, run.shape
     rows = {
@@ -60,7 +56,7 @@ abi-train chat {name} --once "Hello"
 """
 
 
-def _training(run: "DeepZigRun", report: TrainingReport, results: Mapping[str, EvalResult]) -> str:
+def _training(run: DeepZigRun, report: TrainingReport, results: Mapping[str, EvalResult]) -> str:
     config, training = run.config, run.training
     sources = ", ".join(f"{rows:,} from {_short(source)}" for source, rows in run.selection.sources.items())
     held_out = len(run.held_out.kept)
@@ -79,11 +75,11 @@ def _training(run: "DeepZigRun", report: TrainingReport, results: Mapping[str, E
             f". {_PARTS[name].format(len(run.parts[name]))}: loss {figures.loss:.4f}, perplexity "
             f"{figures.perplexity:.2f}, {100 * figures.accuracy:.1f}% of the tokens right"
         )
-    learned = "the answers" if config.loss_on == "assistant" else "all tokens"
+    trained = "the answers" if config.loss_on is LossOn.ASSISTANT else "all tokens"
     return (
         f"{len(run.selection.conversations):,} conversations ({sources}), {kept}. {origin} {training.epochs} epochs, "
         f"{report.total_steps:,} steps of {training.batch_size * training.grad_accum_steps} conversations, learning "
-        f"rate {training.learning_rate:g} along a cosine to 0, loss on {learned}. The end: {result}. "
+        f"rate {training.learning_rate:g} along a cosine to 0, loss on {trained}. The end: {result}. "
         "`training_args.json` has every setting, `trainer_state.json` the course of the losses."
     )
 

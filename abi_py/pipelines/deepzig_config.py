@@ -3,7 +3,7 @@
 
 What is not given comes from the size, with the numbers of the original training script (`SIZES`).  They are meant for
 tens of thousands of conversations.  The data set that ships with the package has few, and a model that begins from
-nothing has to see them often: without data of your own, `on_shipped_data` is taken instead.
+nothing has to see them often: without data of your own, `ON_SHIPPED_DATA` is taken instead.
 """
 
 import math
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ON, Config, LlmTrainingConfig, Precision, TrainableModelConfig, opt
-from ..data.chat_encoding import LOSS_ON
 from ..errors import ConfigError
+from ..fields import either
 from ..model.presets import PRESETS
+from ..runs.derived import Derived, derive, rules
+from ..runs.settings import LossOn
 
-__all__ = ["SIZES", "DeepZigConfig", "ModelSize", "on_shipped_data"]
+__all__ = ["DERIVED", "SHOWN", "SIZES", "DeepZigConfig", "ModelSize"]
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "deepzig_conversations.jsonl"
 LORA_ALPHA, LORA_DROPOUT = 32.0, 0.1  # fixed in the original: scaling 4, 2, 1 at rank 8, 16, 32
@@ -52,24 +54,61 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def on_shipped_data(hidden_dim: int) -> dict[str, Any]:
-    """Return the settings for the shipped data: found by trials with width 128, where 30 passes learn it by heart.
+# For the data that ship with the package: found by trials with width 128, where 30 passes learn them by heart.
+ON_SHIPPED_DATA: dict[str, Any] = {
+    "grad_accum_steps": 1,
+    "warmup_ratio": 0.05,
+    "weight_decay": 0.1,
+    "max_grad_norm": 1.0,
+    "logging_steps": 10,
+    "save_steps": 192,
+    "eval_steps": 96,
+    "max_samples": 0,
+    "epochs": 30,
+    "batch_size": 8,
+}
+RATE, WIDTH = 2e-3, 128  # the learning rate falls with the width, as the best one does from model to larger model
 
-    The learning rate falls with the width, as the best one does from model to larger model.
-    """
-    return {
-        "learning_rate": 2e-3 * 128 / hidden_dim,
-        "grad_accum_steps": 1,
-        "warmup_ratio": 0.05,
-        "weight_decay": 0.1,
-        "max_grad_norm": 1.0,
-        "logging_steps": 10,
-        "save_steps": 192,
-        "eval_steps": 96,
-        "max_samples": 0,
-        "epochs": 30,
-        "batch_size": 8,
-    }
+
+@dataclass(frozen=True)
+class Facts:
+    """What the settings that are not given follow from."""
+
+    size: str
+    width: int
+    has_base: bool
+    on_shipped_data: bool
+
+
+def _by_size(name: str) -> Derived[Facts]:
+    """Return the rule for a setting that the size decides, or the shipped data."""
+    values = {size: settings[name] for size, settings in SIZES.items()}
+    if name == "gradient_checkpointing":
+        text = "on for " + ", ".join(size for size, value in values.items() if value)
+    else:
+        text = either([f"{value:g}" for value in dict.fromkeys(values.values())])
+    own = f"{ON_SHIPPED_DATA[name]:g}" if name in ON_SHIPPED_DATA else ""
+    if name == "learning_rate":
+        own = f"{RATE:g} * {WIDTH} / width"
+
+    def value(facts: Facts) -> Any:
+        if facts.on_shipped_data and name == "learning_rate":
+            return RATE * WIDTH / facts.width
+        return ON_SHIPPED_DATA.get(name, values[facts.size]) if facts.on_shipped_data else values[facts.size]
+
+    return Derived(name, f"by size: {text}" + (f"; {own} for the package's own data" if own else ""), value)
+
+
+DERIVED: tuple[Derived[Facts], ...] = (
+    Derived("model_size", "test, or what --base has", lambda facts: None if facts.has_base else facts.size),
+    Derived(
+        "output_dir",  # the original's names
+        "deepzig-SIZE-model",
+        lambda facts: f"deepzig-{'conversational' if facts.size == 'seed' else facts.size}-model",
+    ),
+    *map(_by_size, _NAMES),
+)
+SHOWN = {"data": "the package's own conversations", **rules(DERIVED)}  # what the help shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +139,7 @@ class DeepZigConfig(Config):
     save_total_limit: int | None = opt(None, "newest checkpoints to keep; the best is kept too (0 = keep all)")
     gradient_checkpointing: bool | None = opt(None, "compute activations again instead of keeping them")
     max_seq_len: int = opt(512, "longest conversation in tokens; longer ones are cut before their end token")
-    loss_on: str = opt("assistant", "what is learned: assistant (the answers) or all")
+    loss_on: LossOn = opt(LossOn.ASSISTANT, "train on the answers, or on all tokens")
     skip_bad_rows: bool = opt(False, "leave out rows that cannot be read, and count them")
     precision: Precision = opt(Precision.FP32, "number format that products round their operands to")
     seed: int = opt(42, "seed of weights, selection and order")
@@ -122,7 +161,6 @@ class DeepZigConfig(Config):
         if self.warmup_ratio is not None:
             good = math.isfinite(self.warmup_ratio) and 0 <= self.warmup_ratio < 1
             self._require("warmup_ratio", good, "be at least 0 and below 1", "the usual value is 0.03")
-        self._require("loss_on", self.loss_on in LOSS_ON, f"be {' or '.join(LOSS_ON)}", "the usual one is assistant")
         if self.base is not None and self.model_size is not None:
             raise ConfigError(
                 f"model_size ({self.model_size.value}) must be left out with --base, whose config.json says the shape"
@@ -139,18 +177,12 @@ class DeepZigConfig(Config):
         base  the shape of the model in `base`; its size is then that of the preset nearest in weights
         """
         size = self.model_size.value if self.model_size else _nearest(base) if base else "test"
-        shape = base or PRESETS[size]
-        values = dict(SIZES[size])
-        if self.on_shipped_data:
-            values |= on_shipped_data(shape.hidden_dim)
-        values["output_dir"] = default_output(size)
-        if self.eval_split == 0:
-            del values["eval_steps"]
-        given = {name: getattr(self, name) for name in values if getattr(self, name) is not None}
-        changes: dict[str, Any] = {**values, **given, "data": tuple(map(os.path.abspath, self.data))}
-        if self.base is not None:  # absolute: a run can be resumed from any directory
-            changes["base"] = os.path.abspath(self.base)
-        return self.replace(**changes) if base else self.replace(**changes, model_size=size)
+        facts = Facts(size, (base or PRESETS[size]).hidden_dim, base is not None, self.on_shipped_data)
+        values = derive(DeepZigConfig, DERIVED, self.to_dict(), facts)
+        values["data"] = tuple(map(os.path.abspath, self.data))  # absolute: a run can be resumed from any directory
+        if self.base is not None:
+            values["base"] = os.path.abspath(self.base)
+        return DeepZigConfig.from_dict(values)
 
     def training(self, steps: int, directory: Path, validation: bool) -> LlmTrainingConfig:
         """Return the trainer's settings for so many optimizer steps; only of a resolved configuration."""
@@ -170,11 +202,6 @@ _SAME_IN_TRAINING = {
     "save_total_limit": "max_checkpoints",
     "precision": "mixed_precision",
 }
-
-
-def default_output(size: str) -> str:
-    """Return the name that the original gives its folder."""
-    return "deepzig-conversational-model" if size == "seed" else f"deepzig-{size}-model"
 
 
 def _nearest(shape: TrainableModelConfig) -> str:

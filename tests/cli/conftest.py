@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from abi_py.cli import main
-from abi_py.cli.compiling import compile_missing, kernels_of_generation
+from abi_py.runs.compiling import compile_missing, kernels_of_generation
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (
@@ -38,7 +38,7 @@ def shape():
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Let nothing be compiled: what is wrong with a call must be told before."""
-    from abi_py.cli import compiling
+    from abi_py.runs import compiling
 
     def refuse(*words, **more):
         raise AssertionError("kernels are compiled before a wrong call is told")

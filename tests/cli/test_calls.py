@@ -13,8 +13,8 @@ from waiting import PATIENCE
 from abi_py import __version__
 from abi_py.cli import VERBS, cli
 from abi_py.cli.options import FieldOption
-from abi_py.cli.session import RUN_SECTIONS
 from abi_py.config import fields_of
+from abi_py.runs.settings import RUN_SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 

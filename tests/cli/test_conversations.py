@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from abi_py.cli.chat_data import ChatConfig
-from abi_py.cli.opening import open_data
-from abi_py.cli.session import DataConfig
 from abi_py.data import TokenizedDataset, Tokenizer
+from abi_py.runs.opening import open_data
+from abi_py.runs.settings import ChatConfig, DataConfig
 
 SHAPE = "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 --sample-tokens 8"
 RUN = f"{SHAPE} --max-seq-len 64 --batch-size 4 --epochs 2".split()

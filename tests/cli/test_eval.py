@@ -8,12 +8,11 @@ import tokenizers
 from test_generate import save_folder
 
 from abi_py.cli import eval as verb
-from abi_py.cli.chat_data import ChatConfig
-from abi_py.cli.opening import find_tokenizer, open_data
-from abi_py.cli.session import DataConfig
 from abi_py.data.tokenizer import Tokenizer
 from abi_py.errors import ConfigError
 from abi_py.generation import Generator
+from abi_py.runs.opening import find_tokenizer, open_data
+from abi_py.runs.settings import ChatConfig, DataConfig
 from abi_py.training.perplexity import evaluate_tokens
 
 TEXT = "It is a truth universally acknowledged, that a model must be in want of a text. " * 4

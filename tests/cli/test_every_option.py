@@ -10,7 +10,6 @@ import pytest
 
 from abi_py.cli import VERBS
 from abi_py.cli.options import FieldOption, given_values
-from abi_py.cli.session import RUN_SECTIONS
 from abi_py.config import OFF, ON, fields_of
 from abi_py.data.tokenizer_training import TokenizerTrainingConfig
 from abi_py.data.tokenizing import TokenizeConfig
@@ -18,6 +17,7 @@ from abi_py.errors import ConfigError
 from abi_py.fields import Other, needs
 from abi_py.generation.settings import GenerationConfig
 from abi_py.pipelines.deepzig_config import DeepZigConfig
+from abi_py.runs.settings import RUN_SECTIONS
 
 HERE = Path(__file__).parent
 CLASSES = {**RUN_SECTIONS, "deepzig": DeepZigConfig, "generation": GenerationConfig, "tokenize": TokenizeConfig}

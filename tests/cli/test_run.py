@@ -1,5 +1,6 @@
 """`run` and `resume`: what they leave behind, precedence, the plan, going on, stopping."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,14 +17,15 @@ import pytest
 import yaml
 from waiting import PATIENCE
 
-from abi_py.cli import compiling
-from abi_py.cli.resume import Reschedule
-from abi_py.cli.run import complete, merged
-from abi_py.cli.session import RUN_SECTIONS, DataConfig, note_on_length
+from abi_py.cli.describe import note_on_length
 from abi_py.config import LlmTrainingConfig, load_yaml
 from abi_py.data import TokenizedDataset
 from abi_py.formats.safetensors import read_safetensors
 from abi_py.locks import DirectoryLock
+from abi_py.runs import compiling
+from abi_py.runs.defaults import DERIVED
+from abi_py.runs.schedule import Reschedule
+from abi_py.runs.settings import RUN_SECTIONS
 from abi_py.training import saving
 from abi_py.training.checkpoint import verify
 
@@ -70,29 +72,25 @@ def test_a_run_leaves_config_metrics_report_and_checkpoints(abi_train, tmp_path,
     assert "\x1b" not in out  # plain where there is no terminal
 
 
-@pytest.mark.parametrize(
-    ("rows", "changes", "warmup", "least", "decay", "checkpoints", "evaluations"),
-    [
-        (100, {}, 5, 0.002, 100, 25, 25),
-        (100, {"epochs": 200}, 100, 0.002, 5000, 25, 25),
-        (5000, {"epochs": 1}, 62, 0.002, 1250, 1000, 500),
-        (100, {"lr_schedule": "linear"}, 0, 0.002, 100, 25, 25),
-        (100, {"decay_steps": 3, "min_learning_rate": 0.01}, 3, 0.01, 3, 25, 25),
-        (100, {"max_steps": 40, "eval_interval": 7, "checkpoint_interval": 9}, 2, 0.002, 40, 9, 7),
-    ],
-)
-def test_what_follows_from_the_number_of_steps(rows, changes, warmup, least, decay, checkpoints, evaluations):
-    """Windows of 2 x 2 rows of 8 tokens in 4 epochs, where nothing else is said."""
-    data = TokenizedDataset.from_slice(np.zeros(8 * rows + 1, np.int64))
-    sizes = {"max_seq_len": 8, "batch_size": 2, "grad_accum_steps": 2, "epochs": 4, "learning_rate": 0.02}
-    values = merged({"training": {**sizes, **changes}, "model": {"vocab_size": 5}}, {})
-    training = complete(values, DataConfig(), data, data, Path("r")).training
-    assert (training.warmup_steps, training.decay_steps) == (warmup, decay)
-    assert training.min_learning_rate == pytest.approx(least)
-    assert (training.checkpoint_interval, training.eval_interval) == (checkpoints, evaluations)
-    assert training.checkpoint_path == str(Path("r") / "checkpoints")
-    if "eval_interval" not in changes:
-        assert complete(values, DataConfig(), data, None, Path("r")).training.eval_interval == 0
+def test_each_derived_setting_is_worked_out_once_in_a_run(abi_train, monkeypatch, tmp_path):
+    """The whole verb, as a user calls it: none twice, and none that was given."""
+    counted, tables = {}, dict(DERIVED)
+
+    def counting(section, each):
+        def value(facts):
+            counted[section, each.name] = counted.get((section, each.name), 0) + 1
+            return each.value(facts)
+
+        return dataclasses.replace(each, value=value)
+
+    for section, table in tables.items():
+        monkeypatch.setitem(DERIVED, section, tuple(counting(section, each) for each in table))
+    sizes = "--hidden-dim 16 --num-heads 2 --num-kv-heads 1 --num-layers 1 --intermediate-dim 16 --max-steps 1"
+    assert abi_train("run", *sizes.split(), "--corpus-bytes", 3000, "--decay-steps", 5, "--sample-tokens", 0)[0] == 0
+    everything = {(section, each.name) for section, table in tables.items() for each in table}
+    assert counted == dict.fromkeys(everything - {("training", "decay_steps")}, 1)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "vocab_size: 257" in (run / "config.yaml").read_text()
 
 
 def test_flag_beats_file_beats_default(abi_train, tmp_path, tiny):

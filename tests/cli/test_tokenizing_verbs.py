@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from waiting import PATIENCE, until
 
-from abi_py.cli.session import read_run_config
 from abi_py.data import Tokenizer, read_sidecar
+from abi_py.runs.settings import read_run_config
 
 TEXT = "Some words to learn: naïve 世界, and some more of them to check.\n"
 
@@ -178,7 +178,7 @@ def test_run_without_the_tokenizer_of_its_data(abi_train, texts, shape):
 
 
 def test_run_on_texts_with_a_tokenizer(abi_train, texts, shape, monkeypatch):
-    monkeypatch.setattr("abi_py.cli.opening.token_cache", lambda: texts / "cache/tokens")
+    monkeypatch.setattr("abi_py.runs.opening.token_cache", lambda: texts / "cache/tokens")
     run = ["run", *shape, "--data", "a.txt", "--tokenizer", "tok", "--max-steps", 1]
     code, out, _ = abi_train(*run, "--out", "r")
     assert code == 0

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from waiting import PATIENCE
 
-from abi_py.cli import compiling, trace
-from abi_py.cli.info import BF16_METHODS
+from abi_py.cli import trace
+from abi_py.cli.describe import BF16_METHODS
 from abi_py.config import TrainableModelConfig
 from abi_py.kernels import rms_norm
 from abi_py.kernels.engine.number_formats import BFLOAT16
+from abi_py.runs import compiling
 
 ROOT = Path(__file__).resolve().parents[2]
 

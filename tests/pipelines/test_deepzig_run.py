@@ -16,7 +16,7 @@ from abi_py.formats.safetensors import read_safetensors
 from abi_py.generation import Generator
 from abi_py.model.presets import PRESETS
 from abi_py.pipelines import DeepZigConfig, DeepZigRun, train_deepzig
-from abi_py.pipelines.deepzig import check_free, load_run_config
+from abi_py.pipelines.deepzig import check_free, finish, load_run_config
 from abi_py.pipelines.deepzig_config import SIZES
 from abi_py.pipelines.training_args import training_args
 from abi_py.training.loading import load_model
@@ -394,7 +394,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(config, lora):
     run = DeepZigRun.prepare(load_run_config(folder))
     trainer = run.make_trainer()
     trainer.load_checkpoint(folder)
-    run.finish(trainer, trainer.fit(run.train, run.valid))
+    finish(run, trainer, trainer.fit(run.train, run.valid))
     ours, theirs = (read_safetensors(each / "model.safetensors") for each in (folder, straight))
     for name, tensor in theirs.items():
         assert np.array_equal(ours[name], tensor), name
@@ -427,7 +427,7 @@ def test_killed_at_each_rename_of_the_end_the_model_is_whole_or_not_there(config
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", dying)
             try:
-                run.finish(trainer, report)
+                finish(run, trainer, report)
             except Killed:
                 made.append(len(contents(run.directory)))
                 assert not (run.directory / "config.json").exists()
@@ -442,7 +442,7 @@ def test_killed_at_each_rename_of_the_end_the_model_is_whole_or_not_there(config
     check_free(again.directory, resume=True)
     trainer = again.make_trainer()
     trainer.load_checkpoint(again.directory)
-    again.finish(trainer, trainer.fit(again.train, again.valid))
+    finish(again, trainer, trainer.fit(again.train, again.valid))
     found = contents(run.directory)
     assert set(found) == set(wanted)
     for name, content in wanted.items():

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from waiting import PATIENCE, until
 
 import abi_py.cli
-from abi_py.cli import compiling
 from abi_py.errors import AbiError
 from abi_py.kernels.engine import cache
 from abi_py.kernels.engine.cache import CacheWarning, Store
+from abi_py.runs import compiling
 
 ROOT = Path(__file__).resolve().parents[2]
 compiled_only = pytest.mark.skipif(not compiling.kernel_names(), reason="nothing is compiled without JIT")
@@ -74,7 +74,7 @@ def test_a_module_in_the_current_directory_is_not_run(empty_cache, tmp_path, mon
 
 COMPILES_LONG = """
 import subprocess, sys
-from abi_py.cli.compiling import compile_kernels
+from abi_py.runs.compiling import compile_kernels
 start = subprocess.Popen.__init__
 def told(process, *words, **options):
     start(process, *words, **options)
@@ -134,7 +134,7 @@ def test_generation_needs_no_other_kernels(tmp_path):
     """In a process of its own: here, other tests have compiled."""
     (tmp_path / "t.py").write_text(
         "import numpy as np\n"
-        "from abi_py.cli import compiling\n"
+        "from abi_py.runs import compiling\n"
         "from abi_py.config import TrainableModelConfig\n"
         "from abi_py.generation.decoder import Decoder\n"
         "from abi_py.model import TrainableModel\n"

@@ -3,29 +3,45 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from .chat_data import ChatConfig, find_files, open_chat, split_chat
+from .conversations import find_files, open_chat
+from .settings import ChatConfig, DataConfig
 
 if TYPE_CHECKING:
     from ..data.chat_dataset import ChatDataset
     from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
-    from .session import DataConfig
 
-__all__ = ["RunData", "find_tokenizer", "open_data"]
+__all__ = ["Progress", "RunData", "Show", "find_tokenizer", "open_data", "unseen"]
 
 IN_MEMORY = 1 << 28  # bytes of texts whose ids are kept in memory, and not in a file
 
 RunData: TypeAlias = Union["TokenizedDataset", "ChatDataset"]
+Show: TypeAlias = Callable[[int, str], None]  # is told bytes done, and a word about it
+Progress: TypeAlias = Callable[[int | None], AbstractContextManager[Show]]  # is told the bytes in all, if anybody knows
+
+
+def unseen(total: int | None) -> AbstractContextManager[Show]:
+    """Show no progress."""
+    return contextlib.nullcontext(lambda done, word: None)
 
 
 def open_data(
-    data: "DataConfig", chat: ChatConfig, vocab_size: int | None, *, max_seq_len: int, seed: int
+    data: DataConfig,
+    chat: ChatConfig,
+    vocab_size: int | None,
+    *,
+    max_seq_len: int,
+    seed: int,
+    progress: Progress = unseen,
 ) -> tuple[RunData, RunData | None, int]:
     """Return training data, validation data, and the vocabulary's size (found out if None).
 
@@ -41,10 +57,11 @@ def open_data(
     if files:
         rows, valid_rows = _conversations(files, data, chat, max_seq_len, seed)
         return rows, valid_rows, vocab_size or rows.vocab_size
+    texts = _Texts(data.tokenizer, chat.skip_bad_rows, progress)
     if not data.path:
         dataset = standard_library_corpus(data.corpus_bytes)
     else:
-        dataset = _open_paths("data", data.path, data.tokenizer, vocab_size, chat.skip_bad_rows)
+        dataset = texts.open("data", data.path, vocab_size)
     if dataset.vocab_size is None:
         size = dataset.check_vocab(MOST_IDS) + 1
     elif vocab_size is None:
@@ -55,7 +72,7 @@ def open_data(
             raise ConfigError(f"vocab_size ({size}) must be at least {BYTE_VOCAB_SIZE} for text as bytes; leave it out")
         _check_ids(dataset, data.path, size)
     if data.valid_path:
-        valid = _open_paths("valid_path", data.valid_path, data.tokenizer, size, chat.skip_bad_rows)
+        valid = texts.open("valid_path", data.valid_path, size)
         _check_same_kind("valid_path", [dataset, valid])
         _check_ids(valid, data.valid_path, size)
         return dataset, valid, size
@@ -72,11 +89,11 @@ def _check_ids(dataset: "TokenizedDataset", paths: tuple[str, ...], vocab_size: 
 
 
 def _conversations(
-    files: list[Path], data: "DataConfig", chat: ChatConfig, max_seq_len: int, seed: int
+    files: list[Path], data: DataConfig, chat: ChatConfig, max_seq_len: int, seed: int
 ) -> tuple["ChatDataset", "ChatDataset | None"]:
     dataset = open_chat(files, data.tokenizer, chat, max_seq_len=max_seq_len, seed=seed).dataset
     if not data.valid_path:
-        return split_chat(dataset, data.valid_fraction)
+        return dataset.split(data.valid_fraction) if data.valid_fraction else (dataset, None)
     others = find_files(data.valid_path, chat)
     if not others:
         raise ConfigError(f"valid_path ({data.valid_path[0]}) must be a file of conversations, as --data is")
@@ -84,53 +101,78 @@ def _conversations(
     return dataset, open_chat(others, data.tokenizer, whole, max_seq_len=max_seq_len, seed=seed).dataset
 
 
-def _open_paths(
-    name: str, paths: tuple[str, ...], tokenizer: str | None, vocab_size: int | None, skip_bad_rows: bool
-) -> "TokenizedDataset":
-    """Return the tokens of all paths, one after the other; of several, a copy in memory."""
-    from ..data.tokens import TokenizedDataset
+@dataclass(frozen=True)
+class _Texts:
+    """How texts and token files are read."""
 
-    parts = [_open_path(name, path, tokenizer, vocab_size, skip_bad_rows) for path in paths]
-    if len(parts) == 1:
-        return parts[0]
-    _check_same_kind(name, parts)
-    sizes = [part.vocab_size for part in parts]
-    dataset = TokenizedDataset(
-        np.concatenate([part.tokens for part in parts]),
-        None if None in sizes else max(size for size in sizes if size is not None),
-        ", ".join(part.name for part in parts),
-        [reason for part in parts for reason in part.skipped],
-    )
-    dataset.info = next((part.info for part in parts if part.info is not None), None)
-    dataset.notes = tuple(note for part in parts for note in part.notes)
-    return dataset
+    tokenizer: str | None
+    skip_bad_rows: bool
+    progress: Progress
 
+    def open(self, name: str, paths: tuple[str, ...], vocab_size: int | None) -> "TokenizedDataset":
+        """Return the tokens of all paths, one after the other; of several, a copy in memory."""
+        from ..data.tokens import TokenizedDataset
 
-def _open_path(
-    name: str, path: str, tokenizer: str | None, vocab_size: int | None, skip_bad_rows: bool
-) -> "TokenizedDataset":
-    from ..data.corpus import open_corpus
-    from ..data.sidecar import read_sidecar
-    from ..data.sources import is_token_file
-    from ..data.tokenizer import Tokenizer
-    from ..data.tokens import TokenizedDataset
-
-    if not os.path.exists(path):
-        raise ConfigError(f"{name} ({path}) must be a file or a directory that exists; check the path")
-    if not is_token_file(path) and (tokenizer is not None or not _fits_in_memory(path)):
-        return _tokenized(path, tokenizer, vocab_size, skip_bad_rows)
-    if tokenizer is None:
-        return open_corpus(path, vocab_size, skip_bad_rows=skip_bad_rows)
-    given = Tokenizer.load(tokenizer)
-    info = read_sidecar(path)
-    if info is not None:
-        info.check_tokenizer(given, path, "leave --tokenizer out, or tokenize again with abi-train tokenize")
-    if vocab_size is not None and vocab_size < given.vocab_size:
-        raise ConfigError(
-            f"vocab_size ({vocab_size}) must be at least {given.vocab_size}, the number of ids of {given.name}; "
-            "leave it out"
+        parts = [self._open(name, path, vocab_size) for path in paths]
+        if len(parts) == 1:
+            return parts[0]
+        _check_same_kind(name, parts)
+        sizes = [part.vocab_size for part in parts]
+        dataset = TokenizedDataset(
+            np.concatenate([part.tokens for part in parts]),
+            None if None in sizes else max(size for size in sizes if size is not None),
+            ", ".join(part.name for part in parts),
+            [reason for part in parts for reason in part.skipped],
         )
-    return TokenizedDataset.load(path, given.vocab_size if vocab_size is None else vocab_size)
+        dataset.info = next((part.info for part in parts if part.info is not None), None)
+        dataset.notes = tuple(note for part in parts for note in part.notes)
+        return dataset
+
+    def _open(self, name: str, path: str, vocab_size: int | None) -> "TokenizedDataset":
+        from ..data.corpus import open_corpus
+        from ..data.sidecar import read_sidecar
+        from ..data.sources import is_token_file
+        from ..data.tokenizer import Tokenizer
+        from ..data.tokens import TokenizedDataset
+
+        if not os.path.exists(path):
+            raise ConfigError(f"{name} ({path}) must be a file or a directory that exists; check the path")
+        if not is_token_file(path) and (self.tokenizer is not None or not _fits_in_memory(path)):
+            return self._tokenized(path, vocab_size)
+        if self.tokenizer is None:
+            return open_corpus(path, vocab_size, skip_bad_rows=self.skip_bad_rows)
+        given = Tokenizer.load(self.tokenizer)
+        info = read_sidecar(path)
+        if info is not None:
+            info.check_tokenizer(given, path, "leave --tokenizer out, or tokenize again with abi-train tokenize")
+        if vocab_size is not None and vocab_size < given.vocab_size:
+            raise ConfigError(
+                f"vocab_size ({vocab_size}) must be at least {given.vocab_size}, the number of ids of {given.name}; "
+                "leave it out"
+            )
+        return TokenizedDataset.load(path, given.vocab_size if vocab_size is None else vocab_size)
+
+    def _tokenized(self, path: str, vocab_size: int | None) -> "TokenizedDataset":
+        """Return the tokens of texts; they are kept in the cache directory, until texts or tokenizer change."""
+        from ..data.documents import list_inputs
+        from ..data.tokenizing import TokenizeConfig, tokenize_if_needed
+        from ..data.tokens import TokenizedDataset
+
+        made_of = repr((path, self.tokenizer and os.path.abspath(self.tokenizer)))
+        key = hashlib.sha256(made_of.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        output = token_cache() / f"{key}.bin"
+        listing = list_inputs([path])
+        with self.progress(listing.bytes if listing else None) as show:
+            report = tokenize_if_needed(
+                [path],
+                output,
+                TokenizeConfig(tokenizer=self.tokenizer, skip_bad_rows=self.skip_bad_rows),
+                replace=True,
+                progress=lambda done, tokens: show(done, f"{tokens:,} tokens"),
+            )
+        dataset = TokenizedDataset.load(output, vocab_size)
+        dataset.name, dataset.notes = path, report.notes
+        return dataset
 
 
 def _fits_in_memory(path: str) -> bool:
@@ -140,32 +182,6 @@ def _fits_in_memory(path: str) -> bool:
     files = [file.path for file in expand([path]) if not file.problem]
     packed = any(file.name.lower().endswith((".gz", ".parquet")) for file in files)
     return not packed and sum(file.stat().st_size for file in files) <= IN_MEMORY
-
-
-def _tokenized(path: str, tokenizer: str | None, vocab_size: int | None, skip_bad_rows: bool) -> "TokenizedDataset":
-    """Return the tokens of texts; they are kept in the cache directory, until texts or tokenizer change."""
-    from ..data.documents import list_inputs
-    from ..data.tokenizing import TokenizeConfig, tokenize_if_needed
-    from ..data.tokens import TokenizedDataset
-    from .progress import bytes_progress
-    from .session import make_console
-
-    made_of = repr((path, tokenizer and os.path.abspath(tokenizer)))
-    key = hashlib.sha256(made_of.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    output = token_cache() / f"{key}.bin"
-    listing = list_inputs([path])
-    console = make_console()
-    with bytes_progress(console, "tokenize", listing.bytes if listing else None) as show:
-        report = tokenize_if_needed(
-            [path],
-            output,
-            TokenizeConfig(tokenizer=tokenizer, skip_bad_rows=skip_bad_rows),
-            replace=True,
-            progress=lambda done, tokens: show(done, f"{tokens:,} tokens"),
-        )
-    dataset = TokenizedDataset.load(output, vocab_size)
-    dataset.name, dataset.notes = path, report.notes
-    return dataset
 
 
 def token_cache() -> Path:
@@ -202,7 +218,7 @@ def _check_same_kind(name: str, parts: "list[TokenizedDataset]") -> None:
         )
 
 
-def find_tokenizer(data: "DataConfig", chat: ChatConfig | None, dataset: RunData) -> tuple["Tokenizer | None", str]:
+def find_tokenizer(data: DataConfig, chat: ChatConfig | None, dataset: RunData) -> tuple["Tokenizer | None", str]:
     """Return the tokenizer of the data, or None, and what is to be said: why there is none though the ids came from
     one, or that it begins a text otherwise than the token file.
 

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from ..training.events import EvaluationEvent, Event, SampleEvent
+from .conversations import encoder_of_run
+from .models import codec_of_run
+from .run import Run
 
 if TYPE_CHECKING:
     from ..data.chat_encoding import ChatEncoder
     from ..generation.text import TextCodec
     from ..training.trainer import LlamaTrainer
 
-__all__ = ["SampleSink"]
+__all__ = ["SampleSink", "sample_sinks"]
 
 
 class SampleSink:
@@ -51,3 +55,17 @@ class SampleSink:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def sample_sinks(trainer: "LlamaTrainer", run: Run) -> list[SampleSink]:
+    """Return what lets the model write after each evaluation, if asked for; ConfigError if its tokenizer has gone."""
+    data = run.config.data
+    if not data.sample_prompts:
+        return []
+    from ..data.chat_dataset import ChatDataset
+
+    codec = codec_of_run(run.directory, run.config.model.vocab_size)
+    if codec is None:
+        raise ConfigError(f"sample_prompts must have a tokenizer; put tokenizer.json back into {run.directory}")
+    encoder = encoder_of_run(run.directory) if isinstance(run.train, ChatDataset) else None
+    return [SampleSink(trainer, codec, data.sample_prompts, data.sample_length, run.config.training.seed, encoder)]

@@ -208,7 +208,7 @@ file, folder = {str(package / "__init__.py")!r}, {str(package)!r}
 spec = spec_from_file_location("abi_py", file, submodule_search_locations=[folder])
 sys.modules["abi_py"] = module_from_spec(spec)
 spec.loader.exec_module(sys.modules["abi_py"])
-from abi_py.cli.compiling import worker
+from abi_py.runs.compiling import worker
 worker(sys.argv[1:])
 """
 

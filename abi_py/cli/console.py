@@ -1,0 +1,110 @@
+"""The terminal: what is written there, and what is read from it."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "make_console",
+    "note",
+    "printable",
+    "read_stdin",
+    "say",
+    "show_table",
+    "silence",
+    "silence_stdout",
+    "utf8_output",
+    "write",
+]
+
+
+def make_console() -> "Console":
+    """Return a console on stdout that survives a reader who goes away; NO_COLOR is obeyed.
+
+    It prints text as it is: a path or an answer may hold what rich would take for markup.
+    """
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        """Falls silent when the pipe breaks; `broken` tells."""
+
+        broken = False
+
+        def on_broken_pipe(self) -> None:
+            """Send what is still to come nowhere."""
+            self.broken = True
+            silence(self)
+
+    return PipeConsole(highlight=False, markup=False, emoji=False)
+
+
+def silence(console: "Console") -> None:
+    """Print nothing any more: its reader has gone."""
+    console.quiet = True
+    silence_stdout()
+
+
+def say(console: "Console", label: str, text: str) -> None:
+    """Print a line of the run's header."""
+    console.print(f"{label:<9}{text}", soft_wrap=True)
+
+
+def show_table(console: "Console", title: str, rows: Iterable[tuple[str, ...]], columns: Sequence[str] = ()) -> None:
+    """Print a table, with a header if its columns have names."""
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", title_style="bold", show_header=bool(columns))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def note(text: str) -> None:
+    """Tell the user something that is not the output."""
+    click.echo(text, err=True)
+
+
+def silence_stdout() -> None:
+    """Send what is still written to stdout nowhere: the interpreter flushes it once more at exit, and must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: control characters other than line ends as U+FFFD."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def write(pieces: Iterable[str]) -> None:
+    """Write text to stdout at once; made printable if that is a terminal."""
+    for piece in pieces:
+        sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
+    sys.stdout.flush()
+
+
+def read_stdin() -> str:
+    """Return all of stdin as text without its last line end; ConfigError if it is a terminal, empty, or not UTF-8."""
+    if sys.stdin.isatty():
+        raise ConfigError("prompt () must be given: --prompt TEXT, or text on standard input")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input must be UTF-8 text, but byte {error.start} is not; convert it") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ConfigError("prompt () must not be empty; standard input was, so give --prompt TEXT")
+    return text
+
+
+def utf8_output() -> None:
+    """Write UTF-8 whatever the locale says: a model may write any character."""
+    if isinstance(sys.stdout, os.PathLike) or not hasattr(sys.stdout, "reconfigure"):
+        return
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")

@@ -1,0 +1,133 @@
+"""One line each about the machine, the model, the data; the figures of a report."""
+
+import math
+import platform
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..config import Precision, TrainableModelConfig
+from ..errors import counted
+
+if TYPE_CHECKING:
+    from ..data.chat_dataset import ChatDataset
+    from ..runs.opening import RunData
+    from ..training.report import TrainingReport
+    from ..training.trainer import LlamaTrainer
+
+__all__ = [
+    "BF16_METHODS",
+    "cpu_name",
+    "describe_chat",
+    "describe_data",
+    "describe_machine",
+    "describe_model",
+    "note_on_length",
+    "report_rows",
+    "token_count",
+]
+
+BF16_METHODS = {"dot": "the processor's dot product", "fp32": "rounded operands, float32 arithmetic"}
+
+
+def cpu_name() -> str:
+    """Return the processor's own name for itself."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        found = re.search(r"model name\s*:\s*(.+)", text)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def describe_machine(precision: Precision = Precision.FP32) -> str:
+    """Return one line about processor, threads, kernels, and how the products of that precision are made."""
+    import numba
+
+    from ..kernels import matmul
+    from ..kernels.engine import simd
+    from ..kernels.engine.number_formats import BFLOAT16
+
+    facts = simd.describe()
+    product = f", {facts['simd']}, tile {facts['tile']}" if matmul.BACKEND == "numba" else ", products by BLAS"
+    rounding = ""
+    if precision is not Precision.FP32:
+        method = BFLOAT16.method if precision is Precision.BF16 else "fp32"
+        rounding = f", {precision.value}: {BF16_METHODS[method]}"
+    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}{rounding}"
+
+
+def describe_model(model: TrainableModelConfig) -> str:
+    """Return one line about the model's shape."""
+    return (
+        f"{model.num_params():,} parameters: {counted(model.num_layers, 'layer')}, width {model.hidden_dim}, "
+        f"{counted(model.num_heads, 'head')} ({model.num_kv_heads} for keys), feed-forward {model.intermediate_dim}, "
+        f"vocabulary {model.vocab_size}"
+    )
+
+
+def token_count(data: "RunData") -> int:
+    """Return the tokens of a data set."""
+    return getattr(data, "num_tokens", 0) or len(data)
+
+
+def describe_data(train: "RunData", valid: "RunData | None") -> str:
+    """Return one line about the tokens, or the conversations."""
+    from ..data.chat_dataset import ChatDataset
+
+    if isinstance(train, ChatDataset):
+        return describe_chat(train, valid)
+    parts = f"{train.name}: {len(train):,} tokens"
+    parts += f", {len(valid):,} more for validation" if valid is not None else ", none for validation"
+    return "; ".join([parts, *train.notes])
+
+
+def note_on_length(train: "RunData", max_seq_len: int) -> str | None:
+    """Return what to say where rows could be far longer than the data ever make them, else None."""
+    from ..data.chat_dataset import ChatDataset
+
+    longest = token_count(train)
+    if isinstance(train, ChatDataset) and not train.packing:
+        longest = int(train.lengths.max())
+    if max_seq_len < 2 * longest:
+        return None
+    return (
+        f"max_seq_len ({max_seq_len:,}) is far above the data, of which no row is longer than {longest:,} tokens: "
+        f"later positions are never trained; --max-seq-len {max(longest, 2)} has room for all"
+    )
+
+
+def describe_chat(train: "ChatDataset", valid: "RunData | Literal[False] | None" = False) -> str:
+    """Return one line about the rows; `valid` is False where validation is not spoken of."""
+    parts = f"{train.name}: {len(train):,} conversations, {train.num_tokens:,} tokens, "
+    parts += f"{100 * train.num_targets / train.num_tokens:.0f}% of them learned"
+    if valid is not False:
+        parts += f"; {len(valid):,} more for validation" if valid is not None else "; none for validation"
+    return "; ".join([parts, *train.stats.notes()])
+
+
+def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple[str, str]]:
+    """Return the lines of the report's table."""
+    history = trainer.loss_history
+    rows = [("steps", f"{report.total_steps:,}"), ("epochs", str(report.epochs))]
+    rows.append(("tokens", f"{report.total_tokens:,}"))
+    if history:
+        last = history[-min(10, len(history)) :]
+        mean = math.fsum(last) / len(last)
+        rows.append(("training loss", f"{history[0]:.4f} -> {mean:.4f} (mean of the last {len(last)})"))
+    if math.isfinite(report.best_val_loss):
+        rows.append(("best validation loss", f"{report.best_val_loss:.4f}"))
+        rows.append(("  its perplexity", f"{math.exp(min(report.best_val_loss, 700)):.2f}"))
+        if report.best_val_bits_per_byte is not None:
+            rows.append(("  bits per byte", f"{report.best_val_bits_per_byte:.3f}"))
+        rows.append(("  its accuracy", f"{100 * report.best_val_accuracy:.1f}%"))
+    seconds = report.total_time_ns / 1e9
+    rows.append(("time", f"{seconds:.1f} s, {report.avg_throughput:,.0f} tokens/s with evaluation and saving"))
+    if report.skipped_updates:
+        rows.append(("skipped updates", f"{report.skipped_updates} (not finite)"))
+    if report.overflows:
+        rows.append(("overflows", f"{report.overflows} (update dropped, loss scale lowered)"))
+    if report.early_stopped:
+        rows.append(("stopped early", "yes"))
+    rows += [("warning", warning) for warning in report.warnings]
+    return rows

@@ -1,0 +1,217 @@
+"""Training in the terminal: what `run`, `resume` and `deepzig` show before, during and after it."""
+
+import dataclasses
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import EarlyStoppingConfig, LlmTrainingConfig, Precision
+from ..errors import counted
+from ..runs import compiling
+from ..runs.conversations import encoder_of_run
+from ..runs.models import codec_of_run
+from ..runs.resuming import finished
+from ..runs.run import Run
+from ..runs.samples import sample_sinks
+from ..runs.schedule import note_on_schedule
+from ..runs.settings import DataConfig
+from .console import printable, say, show_table, silence
+from .describe import describe_data, describe_machine, describe_model, note_on_length, report_rows
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..data.chat_dataset import ChatDataset
+    from ..model.transformer import Transformer
+    from ..training.events import Sink
+    from ..training.feed import Data
+    from ..training.report import TrainingReport
+    from ..training.trainer import LlamaTrainer
+
+__all__ = ["compile_kernels", "fit_and_show", "show_head", "start", "train"]
+
+
+def start(run: Run, console: "Console") -> int:
+    """Begin a run in a directory that is held, and train to its end; return the exit code."""
+    from ..data.chat_dataset import ChatDataset
+
+    training, (epoch, total) = run.config.training, run.steps
+    show_head(run, console)
+    most = "at most " if isinstance(run.train, ChatDataset) else ""
+    tokens = training.batch_size * training.max_seq_len * training.grad_accum_steps
+    steps = f"{counted(total, 'step')} of {most}{tokens:,} tokens ({epoch:,} an epoch)"
+    say(console, "plan", f"{counted(training.epochs, 'epoch')}, {steps}; run in {run.directory}")
+    tokenizer, problem = run.find_tokenizer()
+    if tokenizer is not None:
+        tokenizer.save(run.directory)
+        say(console, "ids of", f"{tokenizer.name}, kept in {run.directory}")
+    for text in (problem, note_on_length(run.train, training.max_seq_len), note_on_schedule(training, total)):
+        if text:
+            say(console, "note", text)
+    run.write_config()
+    return train(run.make_trainer(), run, console)
+
+
+def compile_kernels(config: LlmTrainingConfig, console: "Console") -> None:
+    """Compile the kernels of a step that are not in the cache, and say so."""
+    optimizer, precision = config.optimizer.value, config.mixed_precision.value
+    compiling.compile_for_training(optimizer, precision, lambda text: say(console, "compile", text))
+
+
+def show_head(run: Run, console: "Console") -> None:
+    """Print what trains, and on what."""
+    say(console, "machine", describe_machine(run.config.training.mixed_precision))
+    say(console, "model", describe_model(run.config.model))
+    say(console, "data", describe_data(run.train, run.valid))
+
+
+LINE_SECONDS = 2.0  # where there is no terminal, lines of steps come at most this often
+
+
+class _Thinned:
+    """Hands events on to the console, but not every step where nobody is looking; metrics.jsonl has them all."""
+
+    def __init__(self, sink: Any, seconds: float) -> None:
+        self.sink, self.seconds, self.shown = sink, seconds, -math.inf
+
+    def handle(self, event: Any) -> None:
+        """Hand an event on."""
+        if event.type == "step" and event.logged and self.seconds:
+            now = time.monotonic()
+            if now - self.shown < self.seconds:
+                event = dataclasses.replace(event, logged=False)
+            else:
+                self.shown = now
+        self.sink.handle(event)
+
+    def close(self) -> None:
+        """Close the console's live line."""
+        self.sink.close()
+
+
+def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
+    """Train to the end, show what came of it, and return the exit code."""
+    samples = sample_sinks(trainer, run)
+    report, code = fit_and_show(
+        trainer, run.directory, run.train, run.valid, console, early_stopping=run.early_stopping, sinks=samples
+    )
+    show_end(trainer, report, run, console)
+    return code
+
+
+def fit_and_show(
+    trainer: "LlamaTrainer",
+    directory: Path,
+    train_data: "Data",
+    valid: "Data | None",
+    console: "Console",
+    *,
+    early_stopping: EarlyStoppingConfig | None = None,
+    sinks: "Sequence[Sink]" = (),
+) -> tuple["TrainingReport", int]:
+    """Compile, then train to the end with the terminal, metrics.jsonl and Ctrl-C attached, and `sinks` after them.
+
+    What can be wrong with flags and files has been told by then: compiling takes a minute.  Writes report.json; returns
+    the report and the exit code.
+    """
+    from ..kernels.engine.peak import measured_peak
+    from ..training.console import ConsoleSink
+    from ..training.events import Event
+    from ..training.metrics import METRICS, JsonlSink
+    from ..training.report import REPORT, write_report
+    from ..training.stop import HANG_UP, GracefulStop
+
+    config = trainer.config
+    compile_kernels(config, console)
+    trainer.add_sink(JsonlSink(directory / METRICS))
+    peak = measured_peak(bf16=config.mixed_precision is Precision.BF16) / 1e9
+    in_terminal = console.is_terminal  # asked later, one that has gone says no
+    trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if in_terminal else LINE_SECONDS))
+    with GracefulStop() as stop:
+
+        class StopWhenNobodyReads:
+            """The reader of our output has gone: stop like Ctrl-C, and save."""
+
+            def handle(self, event: Event) -> None:
+                """Look at the console."""
+                if getattr(console, "broken", False):
+                    stop.request()
+
+            def close(self) -> None:
+                """Nothing to close."""
+
+        trainer.add_sink(StopWhenNobodyReads())
+        for sink in sinks:
+            trainer.add_sink(sink)
+        report = trainer.fit(train_data, valid, early_stopping, stop)
+        if in_terminal and stop.signal is not None and stop.signal == HANG_UP:
+            silence(console)  # it has gone, and would answer with an error
+        write_report(report, directory / REPORT)
+    if report.interrupted:
+        return report, stop.exit_code or 141  # 128 + SIGPIPE: what a program says that nobody reads any more
+    return report, 0
+
+
+def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console") -> None:
+    """Print the report, the loss that fell, a sample, and how to go on."""
+    from ..data.chat_dataset import ChatDataset
+
+    show_table(console, "Report", report_rows(trainer, report))
+    data = run.train if run.valid is None else run.valid
+    if run.config.data.sample_tokens and not report.interrupted:
+        if isinstance(data, ChatDataset):
+            show_answer(trainer.model, data, run, console)
+        else:
+            show_sample(trainer.model, run, console)
+    again = f"abi-train resume {shlex.quote(str(run.directory))}"
+    if report.interrupted:
+        say(console, "stopped", f"{counted(report.total_steps, 'step')} done; go on with: {again}")
+        return
+    if report.checkpoint is not None:
+        say(console, "saved", f"{report.checkpoint}")
+    end = finished(trainer.state, run.config)
+    if end is not None:
+        say(console, "go on", f"{again} {end[1]}")
+
+
+def show_sample(model: "Transformer", run: Run, console: "Console") -> None:
+    """Print what the model makes of the prompt."""
+    from ..generation import generate
+
+    data, codec = run.config.data, codec_of_run(run.directory, model.config.vocab_size)
+    if codec is None or not codec.encode(data.prompt):
+        say(console, "sample", f"none: {', '.join(data.path) or 'the data'} has ids without a text of their own")
+        return
+    made = generate(model, data.prompt, data.sample_tokens, tokenizer=codec, seed=run.config.training.seed)
+    say(console, "sample", f"from the prompt {data.prompt!r}, temperature 0.7")
+    text = (data.prompt + made).rstrip("\N{REPLACEMENT CHARACTER}")  # the last character may have been cut
+    for line in printable(text).splitlines():
+        console.print("    " + line, soft_wrap=True)
+
+
+def show_answer(model: "Transformer", data: "ChatDataset", run: Run, console: "Console") -> None:
+    """Print what the model answers to the prompt; without one to the first question of `data`, beside their answer."""
+    from ..generation import generate
+
+    encoder, question = encoder_of_run(run.directory), run.config.data.prompt
+    turns = [{"role": "user", "content": question}]
+    asked, known = encoder.encode_prompt(turns), dict[str, Any]()
+    if question == DataConfig().prompt:
+        ids, trained = data.row(0)
+        begin = int(np.argmax(trained))
+        asked, known = ids[:begin], {"data": ids[begin:]}
+    room = model.config.max_seq_len - len(asked)
+    if room < 1:
+        say(console, "sample", f"none: the question fills the model's {model.config.max_seq_len} tokens")
+        return
+    stops = tuple(encoder.stop_ids(turns))  # those of every answer of the template
+    length = min(run.config.data.sample_tokens, room)
+    made = generate(model, asked.tolist(), length, seed=run.config.training.seed, stop_ids=stops)
+    for name, part in {"asked": asked, "answer": made, **known}.items():
+        text = printable(encoder.tokenizer.decode([int(i) for i in part])) or "(empty)"
+        say(console, name, text.replace("\n", "\n" + " " * 9))

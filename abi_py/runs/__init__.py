@@ -1,0 +1,20 @@
+"""Runs: what the settings of a training run mean, and what it is made of, for the command line and for programs alike.
+
+    settings.py       the sections of a run, RunConfig, config.yaml
+    derived.py        a setting that follows from others: its rule as text, and as a function
+    defaults.py       the defaults of a new run, and the table of what is derived
+    resolve.py        flags beat file beats defaults, derived settings follow: once
+    directory.py      what a run's directory holds, and who may write there
+    resuming.py       the settings of a run that goes on, and the schedule it goes on with
+    conversations.py  files of conversations as rows that are trained on
+    opening.py        what --data, --valid-data and --tokenizer name
+    samples.py        what a model writes while it is trained
+    models.py         a trained model, its tokenizer, the settings of generation
+    compiling.py      kernels compiled ahead, in parallel processes
+
+Nothing here prints, and nothing knows the command line; `cli/` and `pipelines/` stand on it.
+
+    given = Given({"training": {"epochs": 3}, "data": {"path": ("notes.txt",)}}, {})
+    train, valid, vocab_size = given.open_data()
+    run = given.resolve(train, valid, vocab_size, Path("my-run"))   # a RunConfig: nothing is left open
+"""

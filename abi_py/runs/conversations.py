@@ -1,0 +1,121 @@
+"""From files of conversations to rows that are trained on."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from .settings import ChatConfig
+
+if TYPE_CHECKING:
+    from ..data.chat import ChatTemplate
+    from ..data.chat_dataset import ChatDataset
+    from ..data.chat_encoding import ChatEncoder
+    from ..data.selection import Selection
+    from ..data.tokenizer import Tokenizer
+
+__all__ = ["OpenChat", "encode_chat", "encoder_of_run", "find_files", "no_conversations", "open_chat"]
+
+
+@dataclass(frozen=True)
+class OpenChat:
+    """Conversations that were read and encoded, and with what."""
+
+    selection: "Selection"
+    dataset: "ChatDataset"
+    template: "ChatTemplate"
+    tokenizer: "Tokenizer"
+
+
+def find_files(paths: Sequence[str], chat: ChatConfig) -> list[Path]:
+    """Return the files of conversations that --data means; none if it is text, token ids, or not given.
+
+    ConfigError for settings of conversations where there are none (they would have no effect), and for both kinds.
+    """
+    from ..data.documents import expand
+    from ..data.selection import conversation_files
+    from ..data.sources import ROWS, kind_of
+
+    asked = [name for name, value in chat.to_dict().items() if value != ChatConfig().to_dict()[name]]
+    has_rows = any(kind_of(file.path) in ROWS for file in expand(paths))
+    if has_rows and "skip_bad_rows" in asked:  # rows of texts may be bad as well
+        asked.remove("skip_bad_rows")
+    files: list[Path] = []
+    others: list[str] = []
+    for path in paths:
+        found = conversation_files(path) if os.path.exists(path) else []
+        if not found and asked and os.path.isfile(path) and kind_of(path) in ROWS:
+            found = [Path(path)]  # what is wrong with its rows is said when they are read
+        files += found
+        others += [] if found else [path]
+    if files and others:
+        raise ConfigError(f"data ({others[0]}) must hold conversations as {files[0]} does; train on one kind at a time")
+    if asked and not files:
+        raise no_conversations(asked[0], paths)
+    return files
+
+
+def no_conversations(setting: str, paths: Sequence[str]) -> ConfigError:
+    """Return the error for a setting of conversations beside data that are none."""
+    what = f"data ({paths[0]})" if paths else "the standard library"
+    return ConfigError(
+        f"{setting} is for conversations, and {what} has none; leave it out, or give a .jsonl, .json or .parquet file "
+        "of them"
+    )
+
+
+def open_chat(
+    files: Sequence[Path], tokenizer_path: str | None, chat: ChatConfig, *, max_seq_len: int, seed: int
+) -> OpenChat:
+    """Read, choose and encode the conversations of files; ConfigError, DataError or OSError for what is wrong."""
+    from ..data.tokenizer import Tokenizer
+
+    if tokenizer_path is None:
+        raise ConfigError(
+            f"tokenizer must be given for conversations ({files[0]}); make one with abi-train tokenizer train, with "
+            "the special tokens of the template"
+        )
+    return encode_chat(files, Tokenizer.load(tokenizer_path), chat, max_seq_len=max_seq_len, seed=seed)
+
+
+def encode_chat(
+    files: Sequence[Path], tokenizer: "Tokenizer", chat: ChatConfig, *, max_seq_len: int, seed: int
+) -> OpenChat:
+    """Do what `open_chat` does, with a tokenizer that is loaded already."""
+    from ..data.chat import template_for
+    from ..data.chat_dataset import ChatDataset
+    from ..data.selection import select_conversations
+
+    template = template_for(tokenizer, chat.template)
+    template.encoder(tokenizer)  # a token that is missing is said before anything is read
+    selection = select_conversations(
+        [*files, *chat.mix],
+        skip_bad_rows=chat.skip_bad_rows,
+        categories=chat.category,
+        match=chat.match,
+        max_samples=chat.max_samples,
+        seed=seed,
+    )
+    dataset = ChatDataset.encode(
+        selection.conversations,
+        template,
+        tokenizer,
+        max_seq_len=max_seq_len,
+        loss_on=chat.loss_on.value,
+        packing=chat.packing,
+        skip_bad_rows=chat.skip_bad_rows,
+        name=", ".join(selection.sources),
+    )
+    dataset.stats.bad[:0] = selection.skipped
+    return OpenChat(selection, dataset, template, tokenizer)
+
+
+def encoder_of_run(directory: Path) -> "ChatEncoder":
+    """Return the tokenizer that a run keeps in its directory, with the chat template it was trained with."""
+    from ..data.chat import template_for
+    from ..data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(directory)
+    return template_for(tokenizer).encoder(tokenizer)

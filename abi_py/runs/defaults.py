@@ -1,0 +1,81 @@
+"""What a new run takes for settings that are not given: numbers for a small model, and what follows from the rest."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import LearningRateSchedule, LlmTrainingConfig
+from ..untrusted import MAX_INT
+from .derived import Derived, rules
+
+__all__ = ["DEFAULTS", "DERIVED", "SHOWN", "Facts"]
+
+# What is not here has the default of its config class.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "model": {"hidden_dim": 96, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 256},
+    "training": {
+        "batch_size": 8,
+        "max_seq_len": 128,
+        "grad_accum_steps": 1,
+        "learning_rate": 3e-3,
+        "weight_decay": 0.1,
+    },
+    "early_stopping": {"enabled": False},
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What derived settings follow from: the settings that were given, the data, the directory of the run."""
+
+    given: LlmTrainingConfig  # with each derived setting's `meanwhile` where it was not given
+    vocab_size: int  # of the data
+    validates: bool  # there are data for validation
+    epoch: int  # optimizer steps
+    steps: int  # of the whole run
+    directory: Path
+
+
+def _warmup(facts: Facts) -> int:
+    if facts.given.lr_schedule is not LearningRateSchedule.WARMUP_COSINE:
+        return 0
+    return min(100, facts.steps // 20, facts.given.decay_steps)
+
+
+DERIVED: dict[str, tuple[Derived[Facts], ...]] = {
+    "model": (
+        Derived(
+            "vocab_size",
+            "that of the tokenizer; 257 for text as bytes; else largest id + 1",
+            lambda facts: facts.vocab_size,
+            meanwhile=257,
+        ),
+        Derived("max_seq_len", "that of the training", lambda facts: facts.given.max_seq_len),
+    ),
+    "training": (
+        Derived("decay_steps", "steps of the whole run", lambda facts: facts.steps, meanwhile=MAX_INT - 1),
+        Derived("warmup_steps", "warmup_cosine: 5% of them, at most 100; else 0", _warmup, meanwhile=0),
+        Derived(
+            "min_learning_rate",
+            "learning_rate / 10",
+            lambda facts: facts.given.learning_rate / 10,
+            meanwhile=0.0,
+        ),
+        Derived("checkpoint_interval", "an epoch, at most 1000", lambda facts: min(facts.epoch, 1000)),
+        Derived(
+            "eval_interval",
+            "an epoch, at most 500",
+            lambda facts: min(facts.epoch, 500) if facts.validates else 0,
+        ),
+        Derived(
+            "checkpoint_path",
+            "OUT/checkpoints",
+            lambda facts: str(facts.directory / "checkpoints"),
+            meanwhile="OUT/checkpoints",
+        ),
+    ),
+}
+# What the help of `run` shows instead of the classes' defaults.
+SHOWN: dict[str, dict[str, Any]] = {
+    section: {**DEFAULTS.get(section, {}), **rules(DERIVED.get(section, ()))} for section in {**DEFAULTS, **DERIVED}
+}

@@ -1,0 +1,129 @@
+"""The directory of a run: what it holds, and who may write there.
+
+RUN_DIR/config.yaml      the final configuration: model, training, early stopping, data
+RUN_DIR/metrics.jsonl    one record for each logged step, evaluation, checkpoint
+RUN_DIR/report.json      the report of the end
+RUN_DIR/checkpoints/     llm_step_{n}/, and `latest`
+"""
+
+import contextlib
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import LlmTrainingConfig
+from ..errors import CheckpointError
+from ..files import check_free as check_no_files
+from ..locks import DirectoryLock, check_unlocked
+from ..training.metrics import METRICS
+from ..training.report import REPORT
+from ..untrusted import read_json
+from .settings import read_run_config
+
+if TYPE_CHECKING:
+    from ..training.state import TrainingState
+
+__all__ = [
+    "CONFIG",
+    "check_free",
+    "has_checkpoint",
+    "has_report",
+    "hold",
+    "is_run",
+    "new_directory",
+    "place_of_checkpoints",
+]
+
+CONFIG = "config.yaml"
+
+
+def run_files() -> tuple[str, ...]:
+    """Return the names of all that a run writes into its directory."""
+    from ..data.tokenizer import FILES
+
+    return (CONFIG, "checkpoints", METRICS, REPORT, *FILES)
+
+
+def is_run(directory: Path) -> bool:
+    """Say whether a directory is that of a run, not that of a checkpoint, which has a config.yaml too."""
+    from ..training.checkpoint import STATE, is_checkpoint_name
+
+    is_checkpoint = (directory / STATE).is_file() or is_checkpoint_name(directory.absolute())
+    return (directory / CONFIG).is_file() and not is_checkpoint
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Say whether there is anything in a run's directory to go on from."""
+    return _holds_checkpoints(place_of_checkpoints(directory))
+
+
+def _holds_checkpoints(place: Path) -> bool:
+    from ..training.checkpoint import list_checkpoints
+
+    return bool(list_checkpoints(place / "checkpoints") or list_checkpoints(place))
+
+
+def place_of_checkpoints(directory: Path) -> Path:
+    """Return the checkpoint_path that the run in a directory was given, or the directory itself.
+
+    A run that was given another place, and was killed before it saved there, has its checkpoints in the old one still.
+    """
+    if not is_run(directory):
+        return directory
+    named = read_run_config(directory / CONFIG).get("training", {}).get("checkpoint_path")
+    if not named or (_holds_checkpoints(directory) and not _holds_checkpoints(Path(named))):
+        return directory
+    return Path(named)
+
+
+def has_report(directory: Path, state: "TrainingState") -> bool:
+    """Say whether a run has come to write report.json after its last step; a kill, or a full disk, may prevent it."""
+    try:
+        report = read_json(directory / REPORT, {"total_steps": int, "interrupted": bool})
+    except (OSError, CheckpointError):
+        return False
+    return bool(report["total_steps"] == state.global_step and not report["interrupted"])
+
+
+def hold(directory: Path, training: LlmTrainingConfig, name: str) -> contextlib.AbstractContextManager[Any]:
+    """Hold a run's directory for this process; ConfigError, with process and host, if another one writes there.
+
+    Its checkpoint_path is held by the trainer; where that is the same directory, once is enough.
+    """
+    if os.path.realpath(directory) == os.path.realpath(training.checkpoint_path or ""):
+        check_unlocked(directory, name)
+        return contextlib.nullcontext()
+    return DirectoryLock(directory, name)
+
+
+def check_free(directory: Path) -> None:
+    """Raise ConfigError if a directory holds a run already, or another file of a name that a run writes."""
+    remedy = "choose another"
+    if is_run(directory) or has_checkpoint(directory):
+        remedy += f", or go on with it by abi-train resume {shlex.quote(str(directory))}"
+    check_no_files(directory, run_files(), "out", remedy)
+
+
+@contextlib.contextmanager
+def new_directory() -> Iterator[Path]:
+    """Make and give the first free name of runs/DATE-TIME, runs/DATE-TIME-2 ...; what stays empty is removed again."""
+    stem, parent = time.strftime("%Y%m%d-%H%M%S"), Path("runs")
+    number, is_new = 1, not parent.exists()
+    while True:
+        directory = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            break
+    try:
+        yield directory
+    finally:
+        with contextlib.suppress(OSError):  # not empty: a run was begun there
+            directory.rmdir()
+            if is_new:
+                parent.rmdir()

@@ -1,0 +1,80 @@
+"""A trained model for use: finding it, its tokenizer, and the settings of generation."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..formats.deepzig import TRAINING_ARGS
+from .directory import CONFIG, place_of_checkpoints
+
+if TYPE_CHECKING:
+    from ..data.tokenizer import Tokenizer
+    from ..generation import GenerationConfig
+    from ..generation.text import TextCodec
+    from ..training.loading import LoadedModel
+
+__all__ = ["codec_of_run", "find_codec", "find_model", "generation_settings", "load_tokenizer"]
+
+
+def find_model(path: Path) -> "LoadedModel":
+    """Load the model that `path` means, of a run wherever its checkpoints are."""
+    from ..training.loading import load_model
+
+    place = path if (path / "config.json").is_file() else place_of_checkpoints(path)  # that of a model comes first
+    loaded = load_model(place)
+    return loaded if place == path else dataclasses.replace(loaded, run=path)
+
+
+def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
+    """Return the tokenizer that was given, or is with the model or its run, or that of byte-level models; or None."""
+    from ..generation.text import text_codec
+
+    return text_codec(load_tokenizer(loaded, given), loaded.model.config.vocab_size)
+
+
+def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> "Tokenizer | None":
+    """Return the tokenizer that was given, or that is beside the model, or in the directory of its run; or None."""
+    from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+
+    if given is not None:
+        return Tokenizer.load(given)
+    around = loaded.directory.parent, loaded.directory.parent.parent  # RUN/llm_step_N, RUN/checkpoints/llm_step_N
+    for directory in (loaded.directory, *(around if loaded.run is None else (loaded.run,))):
+        if (directory / TOKENIZER_FILE).is_file() and (directory == loaded.directory or _is_run(directory)):
+            return Tokenizer.load(directory)
+    return None
+
+
+def _is_run(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in (CONFIG, TRAINING_ARGS))  # of run, of deepzig
+
+
+def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":
+    """Return the tokenizer that a run keeps in its directory, or that of byte-level models, or None."""
+    from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+    from ..generation.text import text_codec
+
+    there = (directory / TOKENIZER_FILE).is_file()
+    return text_codec(Tokenizer.load(directory) if there else None, vocab_size)
+
+
+def generation_settings(loaded: "LoadedModel", file: Path | None, flags: Mapping[str, Any]) -> "GenerationConfig":
+    """Return the settings: flag beats file beats the model's own generation_config.json beats the defaults.
+
+    ConfigError for a flag without effect: what only matters for drawing, beside temperature 0, or an id that the model
+    does not have.
+    """
+    from ..generation import GenerationConfig
+    from ..generation.settings import CONFIG_FILE
+
+    beside = loaded.directory / CONFIG_FILE
+    if file is None and beside.is_file():
+        file = beside
+    config = GenerationConfig.load(file) if file is not None else GenerationConfig()
+    if "max_length" in flags and "max_new_tokens" not in flags:
+        flags = {**flags, "max_new_tokens": None}  # as in a generation_config.json that has the one alone
+    config = config.replace(**flags)
+    config.require_acting(flags)
+    config.check_vocabulary(loaded.model.config.vocab_size, *flags.keys() & {"stop_ids"})
+    return config

@@ -1,0 +1,142 @@
+"""From what was given for a run to its settings: flags beat file beats defaults, and what is derived follows."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..config import Config, EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig, joined
+from ..errors import ConfigError
+from .conversations import no_conversations
+from .defaults import DEFAULTS, DERIVED, Facts
+from .derived import derive
+from .opening import Progress, RunData, open_data, unseen
+from .run import Run, count_steps
+from .settings import RUN_SECTIONS, ChatConfig, DataConfig, RunConfig, Values, absolute
+
+__all__ = ["Given", "check_early_stopping", "check_samples", "check_use", "merged", "prepare"]
+
+Section = TypeVar("Section", bound=Config)
+
+
+def merged(flags: Values, file: Values, defaults: Values | None = None) -> dict[str, dict[str, Any]]:
+    """Return the values by section: flag beats file beats default.
+
+    Early stopping is off; who sets its patience, say, wants it used, unless it is also switched off.
+    """
+    under = {"early_stopping": {"enabled": False}, **(defaults or {})}
+    values = {
+        name: joined(cls, {**under.get(name, {}), **file.get(name, {})}, flags.get(name, {}))
+        for name, cls in RUN_SECTIONS.items()
+    }
+    asked = flags.get("early_stopping") or file.get("early_stopping")
+    if asked:
+        values["early_stopping"]["enabled"] = asked.get("enabled", True)
+    return values
+
+
+class Given:
+    """What a new run was given, and the defaults of the rest: right, as far as that can be told without the data.
+
+    `training`, `data` and `chat` are as the run will have them, but for what is derived.
+    """
+
+    def __init__(self, flags: Values, file: Values) -> None:
+        """Merge and check; ConfigError for what is wrong, or a flag without effect, whatever the data."""
+        self._flags, self._values = flags, merged(flags, file, DEFAULTS)
+        self.training = self._section("training", LlmTrainingConfig)
+        model = self._section("model", TrainableModelConfig)
+        if "max_seq_len" in self._values["model"] and self.training.max_seq_len > model.max_seq_len:
+            raise ConfigError(
+                f"max_seq_len ({self.training.max_seq_len}) of the training must not exceed the model's "
+                f"({model.max_seq_len}); leave --model-max-seq-len out"
+            )
+        self._early_stopping = self._section("early_stopping", EarlyStoppingConfig)
+        self.data = self._section("data", DataConfig)
+        self.chat = self._section("chat", ChatConfig)
+        check_early_stopping(self._early_stopping, self.data, self.training)
+
+    def _section(self, name: str, cls: type[Section], facts: Facts | None = None) -> Section:
+        values = derive(cls, DERIVED.get(name, ()), absolute(self._values[name]), facts)
+        return cls.from_dict(values, self._flags.get(name, ()))
+
+    @property
+    def checkpoint_path(self) -> str | None:
+        """The directory that was given for checkpoints; None: that of the run."""
+        return self._values["training"].get("checkpoint_path")
+
+    def open_data(self, progress: Progress = unseen) -> tuple[RunData, RunData | None, int]:
+        """Return training data, validation data, and the vocabulary's size."""
+        vocab_size = self._values["model"].get("vocab_size")
+        sizes = {"max_seq_len": self.training.max_seq_len, "seed": self.training.seed}
+        return open_data(self.data, self.chat, vocab_size, **sizes, progress=progress)
+
+    def resolve(self, train: RunData, valid: RunData | None, vocab_size: int, directory: Path) -> Run:
+        """Return the run, in whose settings nothing is left open; ConfigError for what does not go with the data."""
+        from ..data.chat_dataset import ChatDataset
+
+        epoch, steps = count_steps(self.training, train)
+        facts = Facts(self.training, vocab_size, valid is not None, epoch, steps, directory)
+        has_rows = self.chat.skip_bad_rows or isinstance(train, ChatDataset)  # rows of texts may be bad as well
+        config = RunConfig(
+            model=self._section("model", TrainableModelConfig, facts),
+            training=self._section("training", LlmTrainingConfig, facts),
+            early_stopping=self._early_stopping,
+            data=self.data,
+            chat=self.chat if has_rows else None,
+        )
+        run = Run(config, train, valid, directory)
+        check_use(run, self._flags)
+        check_samples(run)
+        return run
+
+
+def check_early_stopping(early: EarlyStoppingConfig, data: DataConfig, training: LlmTrainingConfig) -> None:
+    """Raise ConfigError if early stopping is on and nothing would ever be evaluated."""
+    if early.enabled and data.valid_fraction == 0 and not data.valid_path:
+        raise ConfigError("valid_fraction (0) must be above 0 for early stopping; try 0.05, or --no-early-stopping")
+    if early.enabled and training.eval_interval == 0:
+        raise ConfigError("eval_interval (0) must be above 0 for early stopping; try 100, or --no-early-stopping")
+
+
+def check_use(run: Run, flags: Values) -> None:
+    """Raise ConfigError for a flag that has no effect on this run: of conversations, or of evaluations."""
+    for section, given in flags.items():
+        config = getattr(run.config, section)
+        if config is not None:
+            config.require_acting(given)
+        elif given:
+            raise no_conversations(next(iter(given)), run.config.data.path)
+    if run.valid is not None:
+        return
+    interval = run.config.training.eval_interval
+    if interval and "eval_interval" in flags.get("training", {}):
+        raise ConfigError(
+            f"eval_interval ({interval}) has no effect without data for validation; set valid_fraction above 0, or "
+            "leave it out"
+        )
+    if run.config.early_stopping.enabled:
+        raise ConfigError(
+            "enabled (True) of early stopping has no effect: too few data to keep any for validation; give more data, "
+            "or --no-early-stopping"
+        )
+
+
+def check_samples(run: Run) -> None:
+    """Raise ConfigError if samples are asked for and there would be none."""
+    if not run.config.data.sample_prompts:
+        return
+    if run.valid is None or run.config.training.eval_interval == 0:
+        raise ConfigError("sample_prompts must come with evaluations; set valid_fraction and eval_interval above 0")
+    if not run.config.is_byte_level and run.find_tokenizer()[0] is None:
+        raise ConfigError(
+            f"sample_prompts must be left out: {', '.join(run.config.data.path)} has ids without a text of their own; "
+            "give --tokenizer"
+        )
+
+
+def prepare(config: LlmTrainingConfig) -> None:
+    """Set the number of threads; ConfigError for what this machine lacks, threads or packages, before a run begins."""
+    from ..training.metrics import configured_sinks
+    from ..training.trainer import set_threads
+
+    set_threads(config.num_threads)
+    configured_sinks(config)

@@ -1,0 +1,148 @@
+"""A run that goes on: its settings with the changes of flags, and whether there is anything left to do."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
+from ..errors import CheckpointError, ConfigError
+from ..training.metrics import METRICS
+from ..training.schedule import ends
+from .directory import CONFIG, is_run, place_of_checkpoints
+from .resolve import check_early_stopping, merged
+from .settings import ChatConfig, DataConfig, RunConfig, Values, absolute, read_run_config
+
+if TYPE_CHECKING:
+    from ..training.state import TrainingState
+
+__all__ = [
+    "changed",
+    "check_never_saved",
+    "check_resumable",
+    "check_targets",
+    "epochs_done",
+    "finished",
+    "note_on_pruning",
+]
+
+
+def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunConfig, Path, LlmTrainingConfig]:
+    """Return the run's configuration with the flags' changes, the run's directory, and its training without them.
+
+    Without a checkpoint, `where` is the directory of a run.
+    """
+    directory, source = where, where
+    if checkpoint is not None and not is_run(where):
+        around = [place for place in (checkpoint.parent.parent, checkpoint.parent) if is_run(place)]
+        around = [place for place in around if (place / METRICS).is_file()]  # else it is another config.yaml
+        directory, source = (around[0], around[0]) if around else (checkpoint.parent, checkpoint)
+    values = read_run_config(source / CONFIG)
+    if "data" not in values and "data" not in flags:
+        raise _without_data(source)
+    usual = values.setdefault("training", {}).get("checkpoint_path") or directory / "checkpoints"
+    values["training"]["checkpoint_path"] = str(checkpoint.parent if checkpoint else usual)  # the run may have moved
+    wanted = merged(flags, values)
+    run = RunConfig(
+        model=TrainableModelConfig.from_dict(wanted["model"]),
+        training=LlmTrainingConfig.from_dict(wanted["training"]),
+        early_stopping=EarlyStoppingConfig.from_dict(wanted["early_stopping"]),
+        data=DataConfig.from_dict(absolute(wanted["data"])),
+        chat=ChatConfig.from_dict(absolute(wanted["chat"])) if values.get("chat") else None,
+    )
+    check_early_stopping(run.early_stopping, run.data, run.training)
+    return run, directory, LlmTrainingConfig.from_dict(values["training"])
+
+
+def _without_data(source: Path) -> CheckpointError:
+    """Return the error for a run, or a checkpoint, whose config.yaml does not name the data."""
+    run = next((place for place in (source.parent.parent, source.parent) if (place / METRICS).is_file()), None)
+    if is_run(source):
+        what, remedy = f"{source / 'config.yaml'} must name the data", "put its section data back"
+    elif run is not None:
+        what, remedy = f"{run / 'config.yaml'} is missing, which names the data", "put it back"
+    else:
+        what = f"{source} is outside of its run, whose config.yaml names the data"
+        remedy = "put the checkpoint back into RUN/checkpoints"
+    return CheckpointError(
+        f"{what}; give --data (or --corpus-bytes for the standard library, and --valid-fraction), or {remedy}"
+    )
+
+
+def epochs_done(state: "TrainingState") -> int:
+    """Return how many epochs are over; a checkpoint may be at the very end of one, before its state counts it."""
+    return state.epoch + (0 < state.data.get("batches", 0) <= state.batch_position)
+
+
+def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
+    """Return why a run has nothing left to do, and the flags with which it goes on all the same; None if it has."""
+    config, early = run.training, run.early_stopping
+    if state.early_stopped and early.enabled and state.patience_counter >= early.patience:
+        return f"early stopping ended this run at step {state.global_step}", "--no-early-stopping"
+    if state.evaluation_due or state.micro_step:
+        return None
+    at_limit = bool(config.max_steps) and state.global_step >= (config.max_steps or 0)
+    no_limit = " --max-steps 0" if at_limit else ""
+    if epochs_done(state) >= config.epochs:
+        done = "its one epoch is" if config.epochs == 1 else f"all {config.epochs} epochs are"
+        reason = f"{done} done (step {state.global_step})"
+        anew = " --schedule restart" if ends(config) else ""  # or the rate would stay at its minimum
+        return reason, f"--epochs {2 * config.epochs}{no_limit}{anew}"
+    if at_limit:
+        return f"max_steps ({config.max_steps}) is reached (step {state.global_step})", no_limit.strip()
+    return None
+
+
+def check_never_saved(directory: Path) -> None:
+    """Raise CheckpointError if a run without checkpoints once had some: to begin again would replace its records."""
+    metrics = directory / METRICS
+    if metrics.is_file() and '"type": "checkpoint"' in metrics.read_text():
+        raise CheckpointError(
+            f"{place_of_checkpoints(directory)} holds no checkpoint, though the run in {directory} has saved some; put "
+            f"them back, set checkpoint_path in {directory / CONFIG} to where they are, or begin a new run"
+        )
+
+
+def check_targets(config: LlmTrainingConfig, before: LlmTrainingConfig, state: "TrainingState") -> None:
+    """Raise ConfigError for a new end of the run that is not after the checkpoint: it would become the run's record."""
+    done, step = epochs_done(state), state.global_step
+    if config.epochs != before.epochs and config.epochs <= done:
+        raise ConfigError(
+            f"epochs ({config.epochs}) must be above {done}, the epochs that are done (step {step}); give --epochs "
+            f"{done + 1} or more"
+        )
+    if config.max_steps and config.max_steps != before.max_steps and config.max_steps <= step:
+        raise ConfigError(
+            f"max_steps ({config.max_steps}) must be above {step}, the steps done; give --max-steps {step + 1} "
+            "or more, or 0 for no limit"
+        )
+
+
+def check_resumable(run: RunConfig, flags: Values, state: "TrainingState") -> None:
+    """Raise ConfigError for a flag that says again what the checkpoint has fixed: its value would have no effect."""
+    if "seed" in flags.get("model", {}):
+        raise ConfigError(
+            f"seed ({run.model.seed}) of the model has no effect: the weights are the checkpoint's; leave it out"
+        )
+    if state.loss_scale and "initial_loss_scale" in flags.get("training", {}):
+        raise ConfigError(
+            f"initial_loss_scale ({run.training.initial_loss_scale:g}) has no effect: the checkpoint's loss "
+            f"scale ({state.loss_scale:g}) goes on; leave it out"
+        )
+
+
+def note_on_pruning(training: LlmTrainingConfig, directory: Path) -> str | None:
+    """Return what to say where saving would remove checkpoints outside of the run's directory, or somebody else's."""
+    from ..training.checkpoint import removable
+
+    root, keep = Path(training.checkpoint_path or directory), training.max_checkpoints
+    inside = root.resolve().is_relative_to(directory.resolve())
+    whose = "" if inside else f", outside of {directory}"
+    if root.exists() and os.name == "posix" and root.stat().st_uid != os.getuid():
+        whose += f", which is user {root.stat().st_uid}'s"
+    doomed = len(removable(root, keep - 1)) if whose and keep else 0
+    if not doomed:
+        return None
+    return (
+        f"checkpoints are saved in {root}{whose}, and only the {keep} newest and the best stay there: the next "
+        f"save removes up to {doomed} of them; --checkpoint-path saves elsewhere, --max-checkpoints 0 keeps all"
+    )

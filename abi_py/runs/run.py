@@ -1,0 +1,68 @@
+"""A run with all that it needs: settings, data, directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import EarlyStoppingConfig, LlmTrainingConfig
+from ..files import atomic_text
+from .directory import CONFIG
+from .models import codec_of_run
+from .opening import RunData, find_tokenizer
+from .settings import RunConfig
+
+if TYPE_CHECKING:
+    from ..data.tokenizer import Tokenizer
+    from ..training.trainer import LlamaTrainer
+
+__all__ = ["Run", "count_steps"]
+
+
+def count_steps(config: LlmTrainingConfig, data: RunData) -> tuple[int, int]:
+    """Return the optimizer steps of an epoch, and of the whole run."""
+    batches = max(1, data.num_batches(config.batch_size, config.max_seq_len, drop_last=False))
+    epoch = -(-batches // config.grad_accum_steps)
+    total = epoch * config.epochs
+    return epoch, min(total, config.max_steps) if config.max_steps else total
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings of which none is left open, data for training and validation, and the directory of it all."""
+
+    config: RunConfig
+    train: RunData
+    valid: RunData | None
+    directory: Path
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The optimizer steps of an epoch, and of the whole run."""
+        return count_steps(self.config.training, self.train)
+
+    @property
+    def early_stopping(self) -> EarlyStoppingConfig | None:
+        """When to stop early; None: never."""
+        early = self.config.early_stopping
+        return early if early.enabled and self.valid is not None else None
+
+    def find_tokenizer(self) -> tuple["Tokenizer | None", str]:
+        """Return the tokenizer of the data, or None, and what is to be said about it."""
+        return find_tokenizer(self.config.data, self.config.chat, self.train)
+
+    def write_config(self) -> None:
+        """Write the run's config.yaml: from here on it can be begun again, or gone on with."""
+        atomic_text(self.directory / CONFIG, self.config.to_yaml(self.directory))
+
+    def make_trainer(self, checkpoint: Path | None = None) -> "LlamaTrainer":
+        """Return the trainer, with fresh weights or the state of a checkpoint, which must be of these data."""
+        from ..model import TrainableModel
+        from ..training.trainer import LlamaTrainer
+
+        trainer = LlamaTrainer(TrainableModel(self.config.model), self.config.training)
+        if checkpoint is not None:
+            trainer.load_checkpoint(checkpoint)
+            trainer.check_data(self.train)
+        codec = codec_of_run(self.directory, self.config.model.vocab_size)
+        trainer.count_bytes = None if codec is None else codec.count_bytes
+        return trainer

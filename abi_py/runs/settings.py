@@ -1,0 +1,161 @@
+# ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
+"""The settings of a run, by section, and the file config.yaml that holds them."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ..config import (
+    OFF,
+    ON,
+    Config,
+    EarlyStoppingConfig,
+    LlmTrainingConfig,
+    TrainableModelConfig,
+    load_yaml,
+    opt,
+    to_yaml,
+)
+
+__all__ = ["RUN_SECTIONS", "ChatConfig", "DataConfig", "LossOn", "RunConfig", "Values", "absolute", "read_run_config"]
+
+Values = Mapping[str, Mapping[str, Any]]  # section -> field -> plain value
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Where a run's tokens come from, and what it shows at its end."""
+
+    path: tuple[str, ...] = opt(
+        (),
+        "text file, directory of texts, .bin file of u32 ids, or conversations (.jsonl, .json, .parquet); "
+        "repeat for more; Python's standard library when not given",
+        flag="data",
+    )
+    valid_path: tuple[str, ...] = opt(
+        (),
+        "data of the same kind for validation; --data is then used for training alone",
+        flag="valid-data",
+        acts={"path": ON},
+    )
+    valid_fraction: float = opt(
+        0.05,
+        "share of the tokens or conversations, at the end, kept for validation (0 = none)",
+        acts={"valid_path": OFF},
+    )
+    tokenizer: str | None = opt(
+        None,
+        "tokenizer.json, or a directory with one, for texts and conversations; a .bin file's .json names it",
+        acts={"path": ON},
+    )
+    corpus_bytes: int = opt(300_000, "bytes of the standard library to train on", acts={"path": OFF})
+    prompt: str = opt(
+        "The ",
+        "beginning of the sample at the end of the run; after conversations, a question",
+        acts={"sample_tokens": ON},
+    )
+    sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
+    sample_prompts: tuple[str, ...] = opt(
+        (),
+        "text that the model goes on from after each evaluation, of conversations a question; may be repeated",
+        flag="sample-prompt",
+    )
+    sample_length: int = opt(40, "tokens of those samples", acts={"sample_prompts": ON})
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy."""
+        good = math.isfinite(self.valid_fraction) and 0 <= self.valid_fraction < 1
+        self._require("valid_fraction", good, "be at least 0 and below 1", "the usual value is 0.05")
+        self._require_at_least(1, "corpus_bytes")
+        self._require_at_least(0, "sample_tokens")
+        self._require_at_least(1, "sample_length")
+        self._require("sample_prompts", "" not in self.sample_prompts, "hold no empty text", "give a character or more")
+        self._require("prompt", self.prompt != "", "not be empty", "give at least one character")
+
+
+class LossOn(str, Enum):
+    """Which tokens of a conversation are trained."""
+
+    ASSISTANT = "assistant"
+    ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(Config):
+    """How files of conversations become rows; of no effect on texts and token files, and refused there."""
+
+    template: str | None = opt(
+        None,
+        "deepzig, chatml, qwen, alpaca, llama2, llama3, or a Jinja file; when not given, the tokenizer's own, or "
+        "the one whose tokens it has",
+    )
+    loss_on: LossOn = opt(LossOn.ASSISTANT, "learn the answers, or all tokens")
+    packing: bool = opt(False, "several conversations in a row, each by itself, instead of padding")
+    skip_bad_rows: bool = opt(False, "leave out rows that cannot be read, and count them, instead of stopping")
+    mix: tuple[str, ...] = opt((), "another file, or directory, of conversations to mix in; may be repeated")
+    max_samples: int = opt(0, "at most so many conversations, of every file its share, tools always (0 = all)")
+    category: tuple[str, ...] = opt((), "only rows whose category fits, as in 'memory_*'; may be repeated")
+    match: str | None = opt(None, "only rows with a text in which this regular expression is found")
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy."""
+        self._require_at_least(0, "max_samples")
+
+
+RUN_SECTIONS: dict[str, type[Config]] = {
+    "data": DataConfig,
+    "training": LlmTrainingConfig,
+    "model": TrainableModelConfig,
+    "early_stopping": EarlyStoppingConfig,
+    "chat": ChatConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The sections of a run's config.yaml."""
+
+    model: TrainableModelConfig
+    training: LlmTrainingConfig
+    early_stopping: EarlyStoppingConfig
+    data: DataConfig
+    chat: ChatConfig | None  # None: the data are no conversations, and no bad row is left out
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether the model's ids can be shown as text without a tokenizer."""
+        return self.model.vocab_size == 257
+
+    def to_yaml(self, directory: Path) -> str:
+        """Return the text of `directory`/config.yaml.
+
+        The usual place of the checkpoints is left out: the run may be moved, and its file may begin another run.
+        """
+        training = self.training
+        if training.checkpoint_path is not None:  # absolute, as the data are: the run is resumed from any directory
+            training = training.replace(checkpoint_path=os.path.abspath(training.checkpoint_path))
+        usual = training.checkpoint_path == os.path.abspath(directory / "checkpoints")
+        rest = {"early_stopping": self.early_stopping, "data": self.data, "chat": self.chat}
+        return to_yaml(("checkpoint_path",) if usual else (), model=self.model, training=training, **rest)
+
+
+def read_run_config(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of a run's config.yaml, or of a file that the user wrote, as plain values."""
+    return load_yaml(path, RUN_SECTIONS)
+
+
+def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of section data or chat with absolute paths: a run can be resumed from any directory."""
+    made = dict(values)
+    for name in ("path", "valid_path", "mix"):
+        given = made.get(name) or ()
+        if given:
+            made[name] = tuple(map(os.path.abspath, (given,) if isinstance(given, str) else given))
+    for name in ("tokenizer", "template"):  # a template may also be one that is built in
+        if made.get(name) and (name == "tokenizer" or os.path.exists(made[name])):
+            made[name] = os.path.abspath(made[name])
+    return made
