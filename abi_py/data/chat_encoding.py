@@ -214,7 +214,7 @@ class ChatEncoder:
         answers cannot be found."""
         messages, tools = self._guarded(messages, tools)
         if self.template.marks_answers:
-            return self.template.render_marked(messages, tools, self.variables)
+            return self.template.render(messages, tools, False, self.variables, marked=True)
 
         def render(turns: Turns, prompt: bool) -> str:
             return self.template.render(turns, tools, prompt, self.variables)

@@ -18,7 +18,8 @@ A row's format is the first of these whose keys it has, with values that are not
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from ..errors import DataError, shown
 from ..untrusted import holds_half
@@ -87,11 +88,11 @@ def read_conversation(row: Any, place: str = "") -> Conversation:
         row = {"messages": row}
     if not isinstance(row, dict):
         raise BadRow(f"a row must be a JSON object, found {kind(row)}")
-    read = _format_of(row)
-    if read is not None:
-        messages, text = read(row)
+    form = _format_of(row)
+    if form is not None:
+        messages, text = form.read(row)
         return Conversation(tuple(messages), text, _tools(row), _category(row), place)
-    wanted = "; ".join(f"{' and '.join(map(repr, keys))} ({name})" for keys, name, _ in FORMATS)
+    wanted = "; ".join(f"{' and '.join(map(repr, each.keys))} ({each.name})" for each in FORMATS)
     raise BadRow(f"found the keys {list_keys(row)}; expected {wanted}")
 
 
@@ -99,26 +100,23 @@ def has_turns(row: Any) -> bool:
     """Say whether a row is in one of the formats with turns, not plain text or something else."""
     if isinstance(row, list):
         return bool(row) and is_turn(row[0])
-    return isinstance(row, dict) and _format_of(row) not in (None, _text, _bare_content)
+    form = _format_of(row) if isinstance(row, dict) else None
+    return form is not None and form.has_turns
 
 
 Read = tuple[list[Message], str | None]
 
 
-def _instruction(row: dict[str, Any], answer: str) -> Read:
-    messages = _before(row)
-    messages.append(Message("user", text_value(row["instruction"], "instruction"), _context(row)))
-    messages.append(Message("assistant", text_value(row[answer], answer)))
-    return messages, None
-
-
-def _alpaca(row: dict[str, Any]) -> Read:
+def _instruction(answer: str, row: dict[str, Any]) -> Read:
     _refuse_both(row, "output", "response")
-    return _instruction(row, "output")
+    asked = Message("user", text_value(row["instruction"], "instruction"), _context(row))
+    return [*_before(row), asked, Message("assistant", text_value(row[answer], answer))], None
 
 
-def _dolly(row: dict[str, Any]) -> Read:
-    return _instruction(row, "response")
+def _list_of_turns(key: str, row: dict[str, Any]) -> Read:
+    if key == "messages" and row.get("functions"):
+        raise BadRow("'functions' is the old form of the signatures; write them as 'tools'")
+    return [*_before(row), *_turns(row[key], key)], None
 
 
 def _prompt(row: dict[str, Any]) -> Read:
@@ -134,42 +132,37 @@ def _said(row: dict[str, Any], key: str, role: str) -> list[Message]:
     return [Message(role, text_value(row[key], key))]
 
 
-def _sharegpt(row: dict[str, Any]) -> Read:
-    return [*_before(row), *_turns(row["conversations"], "conversations")], None
+def _plain(key: str, row: dict[str, Any]) -> Read:
+    return [], text_value(row[key], key)
 
 
-def _openai(row: dict[str, Any]) -> Read:
-    if row.get("functions"):
-        raise BadRow("'functions' is the old form of the signatures; write them as 'tools'")
-    return [*_before(row), *_turns(row["messages"], "messages")], None
+class Format(NamedTuple):
+    """The keys of a row, what the format is called, and what reads such a row."""
+
+    keys: tuple[str, ...]
+    name: str
+    read: Callable[[dict[str, Any]], Read]
+    has_turns: bool = True
 
 
-def _text(row: dict[str, Any]) -> Read:
-    return [], text_value(row["text"], "text")
-
-
-def _bare_content(row: dict[str, Any]) -> Read:
-    return [], text_value(row["content"], "content")
-
-
-FORMATS: tuple[tuple[tuple[str, ...], str, Callable[[dict[str, Any]], Read]], ...] = (
-    (("instruction", "output"), "Alpaca", _alpaca),
-    (("instruction", "response"), "Dolly", _dolly),
-    (("conversations",), "ShareGPT", _sharegpt),
-    (("messages",), "OpenAI", _openai),
-    (("prompt", "completion"), "prompt and completion", _prompt),
-    (("text",), "text", _text),
-    (("content",), "content", _bare_content),
+FORMATS = (
+    Format(("instruction", "output"), "Alpaca", partial(_instruction, "output")),
+    Format(("instruction", "response"), "Dolly", partial(_instruction, "response")),
+    Format(("conversations",), "ShareGPT", partial(_list_of_turns, "conversations")),
+    Format(("messages",), "OpenAI", partial(_list_of_turns, "messages")),
+    Format(("prompt", "completion"), "prompt and completion", _prompt),
+    Format(("text",), "text", partial(_plain, "text"), has_turns=False),
+    Format(("content",), "content", partial(_plain, "content"), has_turns=False),
 )
 
 
-def _format_of(row: dict[str, Any]) -> Callable[[dict[str, Any]], Read] | None:
-    """Return what reads a row, or None if its keys are those of no format."""
+def _format_of(row: dict[str, Any]) -> Format | None:
+    """Return the format of a row, or None if its keys are those of none."""
     # A table made of several sets has all their columns, null where a row has none: null is as good as missing.
     for present in (lambda key: row.get(key) is not None, lambda key: key in row):
-        for keys, _, read in FORMATS:
-            if all(map(present, keys)):
-                return read
+        for each in FORMATS:
+            if all(map(present, each.keys)):
+                return each
     return None
 
 

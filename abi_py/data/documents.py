@@ -12,7 +12,6 @@ an error; one in a directory is left out and listed in `skipped`.  A directory t
 once.  What was read is hashed as it passes, so that later work on the same data can be recognised.
 """
 
-import codecs
 import hashlib
 import itertools
 import os
@@ -28,7 +27,7 @@ from .conversation_rows import has_turns, read_conversation
 from .json_rows import BadRow, Row, stream_rows
 from .parquet import parquet_rows
 from .rows import LEAVE_OUT, first_row, kind, list_keys, text_value
-from .sources import PROBE, READ_BLOCK, ROWS, Kind, is_token_file, kind_of, open_source
+from .sources import PROBE, READ_BLOCK, ROWS, Kind, NotUtf8, decoded, is_token_file, kind_of, open_source
 
 __all__ = ["READ_BLOCK", "Document", "Documents", "Listing", "TextFormat", "expand", "list_inputs", "sidecar_path"]
 
@@ -274,17 +273,11 @@ class Documents:
 
     def _read_through(self, blocks: Iterator[bytes], name: str) -> None:
         """Raise DataError if blocks are not text; only the first is looked at unless UTF-8 was asked for."""
-        decoder, seen, offset = codecs.getincrementaldecoder("utf-8")(), 0, 0
-        block = next(blocks, b"")
         try:
-            while block and self.utf8:
-                decoder.decode(block)
-                seen += len(block)
-                offset = seen - len(decoder.getstate()[0])  # a character may have begun in this block
-                block = next(blocks, b"")
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name} is not UTF-8 at byte {offset + error.start}") from None
+            for _ in decoded(blocks) if self.utf8 else itertools.islice(blocks, 1):
+                pass
+        except NotUtf8 as error:
+            raise DataError(f"{name} is not UTF-8 at byte {error.byte}") from None
 
     def _documents(self, file: BinaryIO, name: str, as_rows: bool) -> Iterator[Document]:
         digest = hashlib.sha256(b"jsonl " if as_rows else b"text ")

@@ -51,11 +51,11 @@ def is_turn(value: Any) -> bool:
 
 
 def parse_row(raw: bytes | str) -> Any:
-    """Return the value of the JSON of one row; BadRow says what is wrong with it."""
+    """Return the value of the JSON of one row, or a BadRow that says what is wrong with it."""
     try:
         return parse_value(raw)
     except ValueError as error:
-        raise BadRow(f"not a JSON object: {error}") from None
+        return BadRow(f"not a JSON object: {error}")
 
 
 def parse_value(raw: bytes | str) -> Any:
@@ -242,10 +242,7 @@ class _Cursor:
         length = self._balanced() if mark in (b"[", b"{", b'"') else self._scalar()
         raw = self.buffer[self.at : self.at + length]
         self.at += length
-        try:
-            return line, parse_row(raw)
-        except BadRow as bad:
-            return line, bad
+        return line, parse_row(raw)
 
     def _scalar(self) -> int:
         """Return the length of a number or name."""
@@ -294,10 +291,7 @@ class _Cursor:
                 continue
             raw = self.buffer[self.at : end]
             self.at = end
-            try:
-                yield line, parse_row(raw)
-            except BadRow as bad:
-                yield line, bad
+            yield line, parse_row(raw)
 
     def _line_end(self) -> int:
         """Return where the line ends, in the buffer; -1 if it is too long, and then it is passed over."""

@@ -10,12 +10,12 @@ Where that holds nowhere (a tokenizer without a first step, a text without space
 characters.  Then it is cut at any character, and that is counted: `forced`.
 """
 
-import codecs
 import itertools
 from collections.abc import Callable, Iterator
 
 from ..errors import DataError
 from .documents import Document
+from .sources import NotUtf8, decoded
 
 __all__ = ["TextCutter"]
 
@@ -36,7 +36,7 @@ class TextCutter:
     def cut(self, document: Document) -> Iterator[str]:
         """Yield the text of a document in pieces, none empty; DataError names the byte that is not UTF-8."""
         text = ""
-        for more in _decoded(document):
+        for more in _text_of(document):
             text += more
             start, wanted = 0, PIECE
             while len(text) - start > wanted + WINDOW:
@@ -91,18 +91,11 @@ def _spaces(text: str, start: int, end: int) -> Iterator[int]:
         at = text.rfind(" ", start + 1, at)
 
 
-def _decoded(document: Document) -> Iterator[str]:
-    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+def _text_of(document: Document) -> Iterator[str]:
     try:
-        for block in document.blocks:
-            text = decoder.decode(block)
-            read += len(block)
-            if text:
-                yield text
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        waiting = len(decoder.getstate()[0])  # the beginning of a character, from the block before
+        yield from decoded(document.blocks)
+    except NotUtf8 as error:
         raise DataError(
-            f"{document.name}: byte {read - waiting + error.start} is not UTF-8; convert the file to UTF-8 (iconv does "
-            "that), or read it as bytes by leaving the tokenizer out"
+            f"{document.name}: byte {error.byte} is not UTF-8; convert the file to UTF-8 (iconv does that), or read it "
+            "as bytes by leaving the tokenizer out"
         ) from None

@@ -92,9 +92,5 @@ def _line_rows(lines: Iterable[str]) -> Iterator[Row]:
     """Yield (number, value) of lines; only what the caller calls a line is one, for JSON allows U+2028 in a string."""
     for number, line in enumerate(lines, 1):
         line = line.removeprefix("\ufeff") if number == 1 else line
-        if not line.strip():
-            continue
-        try:
+        if line.strip():
             yield number, parse_row(line)
-        except BadRow as bad:
-            yield number, bad

@@ -8,7 +8,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..errors import DataError
 from ..files import json_text
@@ -27,18 +27,6 @@ class TokenizerRef:
 
     path: str
     sha256: str
-
-
-SCHEMA = {
-    **dict.fromkeys(("tokens", "documents", "bytes", "vocab_size", "end_of_document"), int),
-    **dict.fromkeys(("part", "content"), str),
-    "tokenizer": dict[str, str] | None,
-    "settings": dict[str, Any],
-    "given": list[str],
-    "listing": dict[str, int | str] | None,
-    "before_document": list[int],
-    "after_document": list[int],
-}
 
 
 @dataclass(frozen=True)
@@ -114,6 +102,15 @@ class TokensInfo:
             f"{path} has ids {self.around} around its documents, but generate and eval put {around_documents(*wanted)} "
             "around a text, as the tokenizer says; make the file again with `abi-train tokenize --force`"
         )
+
+
+# What is an object of ours, or a tuple, is another thing in JSON.
+SCHEMA = get_type_hints(TokensInfo) | {
+    "tokenizer": dict[str, str] | None,
+    "listing": dict[str, int | str] | None,
+    "before_document": list[int],
+    "after_document": list[int],
+}
 
 
 def around_documents(before: tuple[int, ...], after: tuple[int, ...]) -> str:

@@ -16,14 +16,26 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
 
-__all__ = ["PROBE", "READ_BLOCK", "ROWS", "Kind", "is_token_file", "kind_of", "look_alike", "open_source", "utf_16"]
+__all__ = [
+    "PROBE",
+    "READ_BLOCK",
+    "ROWS",
+    "Kind",
+    "NotUtf8",
+    "decoded",
+    "is_token_file",
+    "kind_of",
+    "look_alike",
+    "open_source",
+    "utf_16",
+]
 
 READ_BLOCK = 1 << 20  # bytes read at once
 PROBE = 1 << 16  # first bytes that are looked at
@@ -181,9 +193,7 @@ def _unpacked(packed: io.BufferedReader, name: str) -> io.BufferedReader:
     return _buffered(read)
 
 
-def open_source(
-    file: BinaryIO, name: str, passed: Callable[[bytes], None] | None = None
-) -> io.BufferedReader:
+def open_source(file: BinaryIO, name: str, passed: Callable[[bytes], None] | None = None) -> io.BufferedReader:
     """Return the bytes of an open file for reading: unpacked if they are gzip, without the mark of UTF-8.
 
     passed(block) is called with every block of the file itself, packed or not.  DataError naming `name` if the file is
@@ -203,3 +213,26 @@ def open_source(
         head = reader.read(PROBE)
     _check_head(head, name)
     return _with_head(head.removeprefix(codecs.BOM_UTF8), reader)
+
+
+class NotUtf8(Exception):
+    """A text is not UTF-8 from `byte` on; the caller says which."""
+
+    def __init__(self, byte: int) -> None:
+        super().__init__(byte)
+        self.byte = byte
+
+
+def decoded(blocks: Iterable[bytes]) -> Iterator[str]:
+    """Yield a text that comes in blocks of bytes, in pieces that are not empty; NotUtf8 where it is none."""
+    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        for block in blocks:
+            text = decoder.decode(block)
+            read += len(block)
+            if text:
+                yield text
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        waiting = len(decoder.getstate()[0])  # the beginning of a character, from the block before
+        raise NotUtf8(read - waiting + error.start) from None

@@ -8,14 +8,11 @@ It sees what Hugging Face's templates see: `messages`, `tools`, `add_generation_
 import itertools
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import ConfigError, DataError, on_one_line
 from .chat_templates import BuiltIn
 from .conversation import Conversation, Tools, Turns, turns_and_tools
-
-if TYPE_CHECKING:
-    import jinja2
 
 __all__ = ["Template"]
 
@@ -89,69 +86,21 @@ class Template:
         tools: Tools = None,
         add_generation_prompt: bool = False,
         variables: Mapping[str, Any] | None = None,
+        *,
+        marked: bool = False,
     ) -> str:
         """Return the text of a conversation; with add_generation_prompt it ends where the model should go on.
 
-        messages  dictionaries {"role": ..., "content": ...}, or a Conversation, whose own tools are then used.
+        messages  dictionaries {"role": ..., "content": ...}, or a Conversation, whose own tools are then used
+        marked    put ANSWER_BEGINS and ANSWER_ENDS around each {% generation %} block
+
         DataError says what the template has to complain about.
         """
-        return self._render(self._compiled, messages, tools, add_generation_prompt, variables)
-
-    def render_marked(
-        self,
-        messages: Turns,
-        tools: Tools = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Return the text with ANSWER_BEGINS and ANSWER_ENDS around each {% generation %} block."""
-        return self._render(self._marking, messages, tools, False, variables)
-
-    def source_at(
-        self,
-        position: int,
-        messages: Turns,
-        tools: Tools = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Return "name:line: 'source'" of what writes the character at `position` of the rendered text."""
-        from .template_sandbox import written
-
-        pieces = written(self._compiled, self._values(messages, tools, False, variables))
-        ends = itertools.accumulate(len(text) for text, _ in pieces)
-        line = next((line for (_, line), end in zip(pieces, ends, strict=True) if end > position), 1)
-        source = self.source.splitlines()[line - 1].strip()
-        return f"{self.name}:{line}: {source[:80]!r}"
-
-    def _values(
-        self,
-        messages: Turns,
-        tools: Tools,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
-        """Return what the template sees."""
-        return {
-            "messages": list(messages),
-            "tools": list(tools) if tools else None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            **self.variables,
-            **(variables or {}),
-        }
-
-    def _render(
-        self,
-        compiled: "jinja2.Template",
-        messages: Turns | Conversation,
-        tools: Tools,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any] | None,
-    ) -> str:
         import jinja2
 
         from .template_sandbox import StepsExceeded, line_of, render
 
-        messages, tools = turns_and_tools(messages, tools)
+        compiled = self._marking if marked else self._compiled
         try:
             return render(compiled, self._values(messages, tools, add_generation_prompt, variables))
         except StepsExceeded as error:
@@ -171,3 +120,29 @@ class Template:
                 f"{self.name}:{line_of(compiled, error)}: fails on this conversation: {type(error).__name__}: "
                 f"{on_one_line(str(error))}; {_REMEDY}"
             ) from None
+
+    def source_at(
+        self, position: int, messages: Turns, tools: Tools = None, variables: Mapping[str, Any] | None = None
+    ) -> str:
+        """Return "name:line: 'source'" of what writes the character at `position` of the rendered text."""
+        from .template_sandbox import written
+
+        pieces = written(self._compiled, self._values(messages, tools, False, variables))
+        ends = itertools.accumulate(len(text) for text, _ in pieces)
+        line = next((line for (_, line), end in zip(pieces, ends, strict=True) if end > position), 1)
+        source = self.source.splitlines()[line - 1].strip()
+        return f"{self.name}:{line}: {source[:80]!r}"
+
+    def _values(
+        self, messages: Turns | Conversation, tools: Tools, prompt: bool, variables: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Return what the template sees."""
+        messages, tools = turns_and_tools(messages, tools)
+        return {
+            "messages": list(messages),
+            "tools": list(tools) if tools else None,
+            "documents": None,
+            "add_generation_prompt": prompt,
+            **self.variables,
+            **(variables or {}),
+        }

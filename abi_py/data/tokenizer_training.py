@@ -10,7 +10,7 @@ comparison with the original.  With `deepzig`, the library numbers the tokens in
 call; the other two give the same tokenizer for the same texts.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -119,30 +119,22 @@ def train_tokenizer(
         show_progress=False,
         **settings,
     )
-    counted = _Counted(texts)
+    characters = 0
+
+    def passing() -> Iterator[str]:
+        nonlocal characters
+        for text in texts:
+            characters += len(text)
+            yield text
+
     words = backend.pre_tokenizer
     cut = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{LONGEST_WORD}}}"), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, cut])
-    backend.train_from_iterator(counted, trainer)
+    backend.train_from_iterator(passing(), trainer)
     backend.pre_tokenizer = words
-    if counted.characters == 0:
+    if characters == 0:
         raise DataError("texts: there is no text to train a tokenizer on; give at least one that is not empty")
     return Tokenizer(backend)
-
-
-class _Counted:
-    """Texts as they pass, with the number of their characters."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.texts, self.characters = iter(texts), 0
-
-    def __iter__(self) -> "_Counted":
-        return self
-
-    def __next__(self) -> str:
-        text = next(self.texts)
-        self.characters += len(text)
-        return text
 
 
 # -- recipes: the tokenizer before training, and what its trainer is told --------------------------

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError
-from ..files import HashingWriter, atomic_file
+from ..files import atomic_file, write_pieces
 from .finite import check_read, check_written
 
 __all__ = ["AbicCheckpoint", "AblcCheckpoint", "load_abic", "load_ablc", "load_zig", "save_abic", "save_ablc"]
@@ -139,10 +139,7 @@ def _check_arrays(path: str | Path, **arrays: np.ndarray) -> None:
 
 def _write(path: str | Path, header: bytes, *arrays: np.ndarray) -> None:
     with atomic_file(path) as file:
-        writer = HashingWriter(file)
-        writer.write(header)
-        for array in arrays:
-            writer.write(np.ascontiguousarray(array, dtype="<f4"))
+        write_pieces(file, [header, *(np.ascontiguousarray(array, dtype="<f4") for array in arrays)])
 
 
 def _header(path: str | Path, magic: bytes, layout: struct.Struct) -> tuple[int, ...]:
