@@ -43,6 +43,7 @@ __all__ = [
     "LearningRateSchedule",
     "LlmTrainingConfig",
     "LoraConfig",
+    "LossOn",
     "OptimizerType",
     "Option",
     "Precision",
@@ -94,6 +95,13 @@ class LearningRateSchedule(str, Enum):
     STEP = "step"
     POLYNOMIAL = "polynomial"
     COSINE_WARM_RESTARTS = "cosine_warm_restarts"
+
+
+class LossOn(str, Enum):
+    """Which tokens of a conversation are trained."""
+
+    ASSISTANT = "assistant"
+    ALL = "all"
 
 
 def check_loss_scaling(

@@ -114,7 +114,7 @@ def per_step(run: "DeepZigRun") -> str:
 def describe_data(run: "DeepZigRun") -> list[tuple[str, str]]:
     """Return the lines about conversations and tokens."""
     sources = ", ".join(f"{Path(name).name} ({rows:,})" for name, rows in run.selection.sources.items())
-    tokens = f"{len(run.train):,} conversations, {run.train.num_tokens:,} tokens, {run.train.num_targets:,} learned"
+    tokens = f"{len(run.train):,} conversations, {run.train.num_tokens:,} tokens, {run.train.num_targets:,} trained"
     kept = " and ".join(f"{len(part):,} of {PARTS[name]}" for name, part in run.parts.items())
     kept = f"for evaluation {kept}" if kept else "none for evaluation"
     lines = [("data", f"{sources}: {tokens}; {kept}")]

@@ -100,7 +100,7 @@ def note_on_length(train: "RunData", max_seq_len: int) -> str | None:
 def describe_chat(train: "ChatDataset", valid: "RunData | Literal[False] | None" = False) -> str:
     """Return one line about the rows; `valid` is False where validation is not spoken of."""
     parts = f"{train.name}: {len(train):,} conversations, {train.num_tokens:,} tokens, "
-    parts += f"{100 * train.num_targets / train.num_tokens:.0f}% of them learned"
+    parts += f"{100 * train.num_targets / train.num_tokens:.0f}% of them trained"
     if valid is not False:
         parts += f"; {len(valid):,} more for validation" if valid is not None else "; none for validation"
     return "; ".join([parts, *train.stats.notes()])

@@ -1,4 +1,4 @@
-"""`abi-train preview`: conversations as a model sees them, what of them is learned, and what is lost on the way."""
+"""`abi-train preview`: conversations as a model sees them, which tokens are trained, and what is lost on the way."""
 
 import itertools
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ def command(
 ) -> None:
     """Show conversations of DATA (.jsonl, .json, .parquet) as the model reads them, and count what is lost.
 
-    What is learned is in colour on a terminal, and in double brackets elsewhere. Special tokens that the template wrote
+    What is trained is in colour on a terminal, and in double brackets elsewhere. Special tokens that the template wrote
     are shown by name. The flags are those of abi-train run, and so are the rows.
     """
     chat = from_flags(ctx, "chat", ChatConfig)
@@ -69,7 +69,7 @@ def command(
         show_table(console, title, rows)
     for message in opened.dataset.stats.bad[:1]:
         console.print(f"the first bad row: {message}", soft_wrap=True)
-    console.print(f"template {opened.template.name}, learned: {chat.loss_on.value}")
+    console.print(f"template {opened.template.name}, trained: {chat.loss_on.value}")
 
 
 config_options({"chat": ChatConfig}, {})(command)
@@ -79,28 +79,28 @@ config_options({"chat": ChatConfig}, {})(command)
 
 
 def show_row(console: "Console", opened: OpenChat, index: int) -> None:
-    """Print one row, with what is learned marked."""
+    """Print one row, with what is trained marked."""
     dataset = opened.dataset
     ids, trained = dataset.row(index)
-    head = f"{dataset.places[index]}: {len(ids)} tokens, {int(trained.sum())} learned"
+    head = f"{dataset.places[index]}: {len(ids)} tokens, {int(trained.sum())} trained"
     console.print(head, style="bold", soft_wrap=True)
     console.print(marked_text(dataset, opened.tokenizer, index, console.is_terminal), soft_wrap=True)
     console.print()
 
 
 def marked_text(dataset: "ChatDataset", tokenizer: "Tokenizer", index: int, colour: bool) -> "Text":
-    """Return the text of a row: what is learned in colour, or in double brackets."""
+    """Return the text of a row: what is trained in colour, or in double brackets."""
     from rich.text import Text
 
     ids, trained = dataset.row(index)
     borders = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
     text = Text()
     for start, stop in itertools.pairwise(borders):
-        part, learned = printable(tokenizer.decode(ids[start:stop])), bool(trained[start])
+        part = printable(tokenizer.decode(ids[start:stop]))
         if colour:
-            text.append(part, "bold green" if learned else "dim")
+            text.append(part, "bold green" if trained[start] else "dim")
         else:
-            text.append(f"{BEGINS}{part}{ENDS}" if learned else part)
+            text.append(f"{BEGINS}{part}{ENDS}" if trained[start] else part)
     return text
 
 
@@ -145,7 +145,7 @@ def counts(opened: OpenChat) -> list[tuple[str, str]]:
         ("truncated to --max-seq-len", f"{stats.truncated:,} ({stats.cut:,} tokens)"),
         ("trained on", f"{len(dataset):,}"),
         ("tokens", f"{dataset.num_tokens:,}"),
-        ("learned", f"{dataset.num_targets:,} ({share:.1f}%)"),
+        ("trained", f"{dataset.num_targets:,} ({share:.1f}%)"),
     ]
     return rows
 

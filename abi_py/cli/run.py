@@ -34,7 +34,7 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
 
     Without arguments: ten epochs of a small byte-level model on the help pages of Python's standard library,
     about a minute. Text is read as bytes, or with --tokenizer; a .bin file holds u32 token ids (abi-train tokenize
-    makes one); of a .jsonl, .json or .parquet file of conversations the answers are learned (abi-train preview shows
+    makes one); of a .jsonl, .json or .parquet file of conversations the answers are trained (abi-train preview shows
     which).
     """
     from ..training.checkpoint import check_unused

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..config import LossOn
 from ..errors import ConfigError, DataError
 from .answers import AnswerFinder, Lost
 from .batch import IGNORE_LABEL, TokenArray
@@ -35,9 +36,7 @@ from .marks import ANSWER_BEGINS, ANSWER_ENDS, AS_TEXT
 from .template import Template
 from .tokenizer import Tokenizer
 
-__all__ = ["LOSS_ON", "ChatEncoder", "labels_of", "trained_of"]
-
-LOSS_ON = ("assistant", "all")
+__all__ = ["ChatEncoder", "labels_of", "trained_of"]
 
 _MARKS = re.compile(f"[{AS_TEXT}{ANSWER_BEGINS}{ANSWER_ENDS}]")
 
@@ -87,8 +86,8 @@ class ChatEncoder:
         loss_on "assistant" trains the answers, "all" every token but the first; plain text is trained whole.
         DataError if the template refuses the conversation, or its answers cannot be found.
         """
-        if loss_on not in LOSS_ON:
-            raise ConfigError(f"loss_on ({loss_on!r}) must be {' or '.join(LOSS_ON)}")
+        if loss_on not in list(LossOn):
+            raise ConfigError(f"loss_on ({loss_on!r}) must be {' or '.join(LossOn)}")
         if conversation.text is not None:
             ids = self._text_ids(conversation.text)
             trained = np.ones(len(ids), np.bool_)
@@ -97,7 +96,7 @@ class ChatEncoder:
             pieces = self._close(self._pieces(self._marked(messages, conversation.tools, loss_on)), messages)
             ids, answers = self._ids(pieces)
             trained = answers >= 0
-            if loss_on == "all":
+            if loss_on == LossOn.ALL:
                 trained[:] = True
             elif not all(message.trained for message in conversation.messages):
                 trained &= ~np.isin(answers, self._untrained(conversation, answers))
@@ -223,7 +222,7 @@ class ChatEncoder:
         try:
             spans = finder.spans()
         except Lost as lost:
-            if loss_on == "all":
+            if loss_on == LossOn.ALL:
                 return f"{ANSWER_BEGINS}{finder.whole}{ANSWER_ENDS}"
             where = self.template.source_at(lost.position, messages, tools, self.variables)
             raise DataError(

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..runs.settings import LossOn
+from ..config import LossOn
 from ..training.report import EvalResult, TrainingReport
 from .deepzig_run import DeepZigRun
 

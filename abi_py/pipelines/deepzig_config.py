@@ -13,12 +13,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ..config import ON, Config, LlmTrainingConfig, Precision, TrainableModelConfig, opt
+from ..config import ON, Config, LlmTrainingConfig, LossOn, Precision, TrainableModelConfig, opt
 from ..errors import ConfigError
 from ..fields import either
 from ..model.presets import PRESETS
 from ..runs.derived import Derived, derive, rules
-from ..runs.settings import LossOn
 
 __all__ = ["DERIVED", "SHOWN", "SIZES", "DeepZigConfig", "ModelSize"]
 

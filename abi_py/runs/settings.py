@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from ..config import (
     Config,
     EarlyStoppingConfig,
     LlmTrainingConfig,
+    LossOn,
     TrainableModelConfig,
     load_yaml,
     opt,
     to_yaml,
 )
 
-__all__ = ["RUN_SECTIONS", "ChatConfig", "DataConfig", "LossOn", "RunConfig", "Values", "absolute", "read_run_config"]
+__all__ = ["RUN_SECTIONS", "ChatConfig", "DataConfig", "RunConfig", "Values", "absolute", "read_run_config"]
 
 Values = Mapping[str, Mapping[str, Any]]  # section -> field -> plain value
 
@@ -77,13 +77,6 @@ class DataConfig(Config):
         self._require("prompt", self.prompt != "", "not be empty", "give at least one character")
 
 
-class LossOn(str, Enum):
-    """Which tokens of a conversation are trained."""
-
-    ASSISTANT = "assistant"
-    ALL = "all"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig(Config):
     """How files of conversations become rows; of no effect on texts and token files, and refused there."""
@@ -93,7 +86,7 @@ class ChatConfig(Config):
         "deepzig, chatml, qwen, alpaca, llama2, llama3, or a Jinja file; when not given, the tokenizer's own, or "
         "the one whose tokens it has",
     )
-    loss_on: LossOn = opt(LossOn.ASSISTANT, "learn the answers, or all tokens")
+    loss_on: LossOn = opt(LossOn.ASSISTANT, "train on the answers, or on all tokens")
     packing: bool = opt(False, "several conversations in a row, each by itself, instead of padding")
     skip_bad_rows: bool = opt(False, "leave out rows that cannot be read, and count them, instead of stopping")
     mix: tuple[str, ...] = opt((), "another file, or directory, of conversations to mix in; may be repeated")

@@ -1,4 +1,4 @@
-"""Conversations on the command line: preview shows what is learned, run trains on it, resume goes on with it."""
+"""Conversations on the command line: preview shows what is trained, run trains on it, resume goes on with it."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def test_preview(abi_train, talks):
     assert rows["colour_red"] == "10 25.0%".replace(" ", "  ")
     assert sum(float(rows[f"colour_{c}"].split()[1][:-1]) for c in ("red", "green", "blue", "gold")) == 100.0
     assert float(rows["packed (--packing)"][:-1]) < float(rows["every row 16 wide"][:-1])
-    assert "template deepzig, learned: assistant" in out
+    assert "template deepzig, trained: assistant" in out
 
 
 def test_preview_of_texts_says_that_run_takes_them_as_they_are(abi_train, talks, tmp_path):
@@ -67,7 +67,7 @@ def test_preview_of_texts_says_that_run_takes_them_as_they_are(abi_train, talks,
     assert isinstance(train, TokenizedDataset)
 
 
-def test_preview_of_everything_learned_and_filters(abi_train, talks):
+def test_preview_of_everything_trained_and_filters(abi_train, talks):
     flags = ["--loss-on", "all", "--category", "*_gold", "--match", "Say gold [12] ", "--template", "alpaca"]
     code, out, _ = abi_train("preview", *talks, "-n", "9", "--max-seq-len", "256", *flags)
     assert code == 0
