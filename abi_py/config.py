@@ -66,12 +66,10 @@ class TrainableModelConfig(ModelShape):
     """Shape of a model; names and defaults are the ABI's."""
 
     def num_params(self) -> int:
-        """Number of trained weights."""
-        matrices = 2 * self.q_dim * self.hidden_dim + 2 * self.kv_dim * self.hidden_dim
-        matrices += 3 * self.hidden_dim * self.intermediate_dim
-        embedding = self.vocab_size * self.hidden_dim
-        head = 0 if self.tie_embeddings else embedding
-        return embedding + self.num_layers * (matrices + 2 * self.hidden_dim) + self.hidden_dim + head
+        """Number of trained weights, counted from the list of layers of its family."""
+        from .families import tensor_table  # the kernels come along, which a help text does not need
+
+        return sum(tensor.size for tensor in tensor_table(self))
 
 
 # -- training -----------------------------------------------------------------------------------

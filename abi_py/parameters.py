@@ -1,29 +1,45 @@
 """All weights in one float32 buffer, all gradients in another, and the table that names what is where.
 
-The order is the ABI's: token_embedding; for each layer w_q w_k w_v w_o attn_norm w_gate w_up w_down ffn_norm;
-final_norm; output_proj if untied.  Matrices are (out, in).  So the optimizer, the norm and saving are each one pass
-over one array, the ABI's own checkpoint files are that array with a header, and neighbours can be used as one matrix:
-w_q, w_k, w_v are the rows of one projection, w_gate and w_up those of another (`Parameters.joined`).
+The order is that of the layers (`families/`), for Llama the ABI's: token_embedding; for each block w_q w_k w_v w_o
+attn_norm w_gate w_up w_down ffn_norm; final_norm; output_proj if untied.  Matrices are (out, in).  So the optimizer,
+the norm and saving are each one pass over one array, the ABI's own checkpoint files are that array with a header, and
+neighbours can be used as one matrix (`joined`): w_q, w_k, w_v are the rows of one projection.
 """
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .config import TrainableModelConfig
 from .errors import ConfigError
 
-__all__ = ["Buffers", "Parameters", "Tensor", "Views", "head_name", "tensor_table"]
+__all__ = ["Buffers", "Parameters", "Tensor", "TensorSpec", "Views", "Weight", "adjoin", "joined"]
 
 INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2), section 2.3, and every Llama configuration since: initializer_range
 
 
 @dataclass(frozen=True)
+class TensorSpec:
+    """A tensor as its layer describes it: local name, shape, and how it begins: normal, ones or zeros.
+
+    Weight decay applies to matrices.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    initial: str = "normal"
+
+    @property
+    def decay(self) -> bool:
+        """Say whether weight decay applies."""
+        return len(self.shape) > 1
+
+
+@dataclass(frozen=True)
 class Tensor:
-    """One named tensor: its three names, its place in the flat buffer, and whether weight decay applies."""
+    """One named tensor: its three names, its place in the flat buffer, whether weight decay applies, how it begins."""
 
     name: str
     hf_name: str
@@ -31,6 +47,7 @@ class Tensor:
     shape: tuple[int, ...]
     offset: int
     decay: bool
+    initial: str = "normal"
 
     @property
     def size(self) -> int:
@@ -43,50 +60,44 @@ class Tensor:
         return slice(self.offset, self.offset + self.size)
 
 
-def tensor_table(config: TrainableModelConfig) -> tuple[Tensor, ...]:
-    """Return the tensors of a model in flat order."""
-    c, f = config.hidden_dim, config.intermediate_dim
-    q, kv = config.q_dim, config.kv_dim
-    rows: list[tuple[str, str, str, tuple[int, ...]]] = [
-        ("token_embedding", "model.embed_tokens.weight", "token_embd.weight", (config.vocab_size, c))
-    ]
-    for i in range(config.num_layers):
-        hf, gguf = f"model.layers.{i}.", f"blk.{i}."
-        block: tuple[tuple[str, str, str, tuple[int, ...]], ...] = (
-            ("w_q", "self_attn.q_proj", "attn_q", (q, c)),
-            ("w_k", "self_attn.k_proj", "attn_k", (kv, c)),
-            ("w_v", "self_attn.v_proj", "attn_v", (kv, c)),
-            ("w_o", "self_attn.o_proj", "attn_output", (c, q)),
-            ("attn_norm", "input_layernorm", "attn_norm", (c,)),
-            ("w_gate", "mlp.gate_proj", "ffn_gate", (f, c)),
-            ("w_up", "mlp.up_proj", "ffn_up", (f, c)),
-            ("w_down", "mlp.down_proj", "ffn_down", (c, f)),
-            ("ffn_norm", "post_attention_layernorm", "ffn_norm", (c,)),
-        )
-        for name, hf_name, gguf_name, shape in block:
-            rows.append((f"layers.{i}.{name}", f"{hf}{hf_name}.weight", f"{gguf}{gguf_name}.weight", shape))
-    rows.append(("final_norm", "model.norm.weight", "output_norm.weight", (c,)))
-    if not config.tie_embeddings:
-        rows.append(("output_proj", "lm_head.weight", "output.weight", (config.vocab_size, c)))
-    table, offset = [], 0
-    for name, hf_name, gguf_name, shape in rows:
-        tensor = Tensor(name, hf_name, gguf_name, shape, offset, decay=len(shape) > 1)
-        table.append(tensor)
-        offset += tensor.size
-    return tuple(table)
-
-
-def head_name(config: TrainableModelConfig) -> str:
-    """Return the name of the matrix that turns the last hidden row into logits: the embedding itself, if tied."""
-    return "token_embedding" if config.tie_embeddings else "output_proj"
-
-
 def physical_memory() -> int:
     """Return the memory of this machine in bytes; without bound where the system does not tell."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 1 << 62
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor as a layer uses it: its numbers, and where its gradient goes; None if it is frozen."""
+
+    name: str
+    w: np.ndarray
+    dw: np.ndarray | None
+
+
+def adjoin(one: Weight, other: Weight) -> bool:
+    """Say whether two weights, and their gradients, are float32 neighbours of equal rows: then they can be `joined`."""
+    if (one.dw is None) != (other.dw is None):
+        return False
+    pairs = [(one.w, other.w)]
+    if one.dw is not None and other.dw is not None:
+        pairs.append((one.dw, other.dw))
+    return all(_adjoin(*pair) for pair in pairs)
+
+
+def _adjoin(one: np.ndarray, other: np.ndarray) -> bool:
+    alike = one.dtype == other.dtype == np.float32 and one.shape[1:] == other.shape[1:]
+    whole = one.flags.c_contiguous and other.flags.c_contiguous and one.base is not None and one.base is other.base
+    return alike and whole and one.ctypes.data + one.nbytes == other.ctypes.data
+
+
+def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return neighbours that adjoin as one array, a view of their memory."""
+    first = arrays[0]
+    shape = (sum(len(array) for array in arrays), *first.shape[1:])
+    return first if len(arrays) == 1 else np.lib.stride_tricks.as_strided(first, shape, first.strides)
 
 
 class Views(Mapping[str, np.ndarray]):
@@ -134,7 +145,6 @@ class Buffers:
         self._gradients_flat = np.zeros(self.size, np.float32)
         self._gradients = Views(self._gradients_flat, self.table)
         self._stale = False
-        self._by_name = {tensor.name: tensor for tensor in self.table}
 
     # Zeroing the gradients is put off: a backward that comes next overwrites them, which saves a pass over memory.
 
@@ -163,37 +173,28 @@ class Buffers:
         accumulate, self._stale = not self._stale, False
         return self._gradients, accumulate
 
-    def joined(self, flat: np.ndarray, first: str, last: str) -> np.ndarray:
-        """Return the neighbouring matrices `first` ... `last`, which have equal columns, as one matrix (view)."""
-        start, end = self._by_name[first], self._by_name[last]
-        return flat[start.offset : end.offset + end.size].reshape(-1, start.shape[1])
-
-    def joined_weights(self, first: str, last: str) -> np.ndarray:
-        """Return neighbouring weights as one matrix."""
-        return self.joined(self.weights_flat, first, last)
-
-    def joined_gradients(self, first: str, last: str) -> np.ndarray:
-        """Return neighbouring gradients as one matrix."""
-        return self.joined(self._gradients_flat, first, last)
+    def weight(self, name: str) -> Weight:
+        """Return a tensor for a layer; its gradient may be stale, see `gradients_to_write`."""
+        return Weight(name, self.weights[name], self._gradients[name])
 
 
 class Parameters(Buffers):
     """All weights of a model, and their gradients."""
 
-    def __init__(self, config: TrainableModelConfig, weights: np.ndarray | None = None) -> None:
+    def __init__(self, table: tuple[Tensor, ...], seed: int, weights: np.ndarray | None = None) -> None:
         """Allocate both buffers, gradients 0; weights are copied if given (P,).
 
-        Otherwise matrices are N(0, 0.02) from `config.seed`, and norms are 1.
+        Otherwise they begin as the table says: N(0, 0.02) from `seed`, ones, or zeros.
         """
-        super().__init__(tensor_table(config))
+        super().__init__(table)
         if weights is not None:
             self.weights_flat[...] = weights
             return
-        random = np.random.default_rng(config.seed)
+        random = np.random.default_rng(seed)
         for tensor in self.table:
             view = self.weights[tensor.name]
-            if len(tensor.shape) == 1:
-                view[...] = 1
-            else:
+            if tensor.initial == "normal":
                 random.standard_normal(out=view, dtype=np.float32)
                 view *= np.float32(INITIAL_STD)
+            else:
+                view.fill({"ones": 1, "zeros": 0}[tensor.initial])

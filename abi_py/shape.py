@@ -13,7 +13,15 @@ from typing import Any
 from .errors import ConfigError, shown
 from .fields import REQUIRED, Config, closest, either, fields_of, opt
 
-__all__ = ["IGNORE_INDEX", "PROJECTIONS", "CheckpointingStrategy", "LoraConfig", "ModelShape", "Precision"]
+__all__ = [
+    "IGNORE_INDEX",
+    "PROJECTIONS",
+    "CheckpointingStrategy",
+    "LoraConfig",
+    "ModelFamily",
+    "ModelShape",
+    "Precision",
+]
 
 MAX_VOCAB = 2**31 - 1  # ids travel as int32
 MAX_LAYERS = 10_000  # nine tensors each are listed by name; the deepest models have a few hundred
@@ -27,6 +35,13 @@ class CheckpointingStrategy(str, Enum):
     EVERY_N_LAYERS = "every_n_layers"
     ATTENTION_ONLY = "attention_only"
     FULL = "full"
+
+
+class ModelFamily(str, Enum):
+    """The families of models; each is a file of `families/`."""
+
+    LLAMA = "llama"
+    QWEN2 = "qwen2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +66,7 @@ class ModelShape(Config):
     )
     head_dim: int | None = opt(None, "width of one head; hidden_dim / num_heads when not given")
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
+    family: ModelFamily = opt(ModelFamily.LLAMA, "what the model is made of; the default of all is Llama's")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

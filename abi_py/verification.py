@@ -32,7 +32,9 @@ from .kernels import (
     rope,
     swiglu,
 )
-from .model import TrainableModel, reference
+from .model import reference
+from .model.transformer import TrainableModel
+from .shape import ModelFamily
 
 __all__ = ["Check", "checks"]
 
@@ -44,7 +46,7 @@ SEED = 20240229
 class Check:
     """One comparison: what of which kernel or tensor, how far off, and how far it may be."""
 
-    group: str  # "kernels" or "model"
+    group: str  # "kernels", or the family and "model"
     name: str
     what: str
     error: float
@@ -72,7 +74,8 @@ def checks(seed: int = SEED) -> Iterator[Check]:
         _norm,
     ):
         yield from make(rng)
-    yield from _model(rng)
+    for family in ModelFamily:
+        yield from _model(rng, family)
 
 
 def _single(*arrays: Any) -> list[Any]:
@@ -255,7 +258,7 @@ def _norm(rng: np.random.Generator) -> Iterator[Check]:
 # -- the whole model -----------------------------------------------------------------------------
 
 
-def _model(rng: np.random.Generator) -> Iterator[Check]:
+def _model(rng: np.random.Generator, family: ModelFamily) -> Iterator[Check]:
     config = TrainableModelConfig(
         hidden_dim=24,
         num_layers=2,
@@ -266,22 +269,27 @@ def _model(rng: np.random.Generator) -> Iterator[Check]:
         max_seq_len=13,
         tie_embeddings=False,
         seed=int(rng.integers(1 << 31)),
+        family=family,
     )
     model = TrainableModel(config)
     model.parameters.weights_flat *= np.float32(3)  # away from the initial, almost linear, state; not too curved
+    for tensor in model.parameters.table:
+        if tensor.initial == "zeros":
+            model.weights[tensor.name] = 0.1 * rng.standard_normal(tensor.shape)
     ids = rng.integers(0, 61, (2, 13)).astype(np.int32)
     labels = rng.integers(0, 61, (2, 13)).astype(np.int32)
     labels[1, :3] = -100
     loss = model.train_step(ids, labels)
     weights = reference.widened(model.weights)
-    expected, gradients = reference.loss_and_gradients(config, weights, ids, labels)
-    yield Check("model", "loss", "model = reference", abs(loss - expected) / abs(expected), FORWARD)
+    expected, gradients = reference.loss_and_gradients(model.layers, weights, ids, labels)
+    group = f"{family.value} model"
+    yield Check(group, "loss", "model = reference", abs(loss - expected) / abs(expected), FORWARD)
     for name, gradient in gradients.items():
         error = relative_error(model.gradients[name], gradient)
-        yield Check("model", name, "gradient: model = reference", error, BACKWARD)
+        yield Check(group, name, "gradient: model = reference", error, BACKWARD)
 
         def f(value: Any, name: str = name) -> float:
-            return reference.loss(config, {**weights, name: value}, ids, labels)
+            return reference.loss_and_gradients(model.layers, {**weights, name: value}, ids, labels)[0]
 
         error = gradient_error(f, weights[name], gradient, rng, directions=1)
-        yield Check("model", name, "gradient: reference = differences", error, DERIVATION)
+        yield Check(group, name, "gradient: reference = differences", error, DERIVATION)

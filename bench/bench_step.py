@@ -2,7 +2,7 @@
 
     python bench/bench_step.py --shape tiny
 
-The kernels that `abi_py.model` imports are wrapped with a clock for as long as the measurement lasts.  A stage's figure
+The kernels that the layers import are wrapped with a clock for as long as the measurement lasts.  A stage's figure
 is the median over steps of the sum of its calls; the whole step is timed without the clocks as well.
 """
 
@@ -18,7 +18,7 @@ from shapes import SHAPES
 from step_worker import STRATEGIES, Step
 
 from abi_py.kernels.engine.peak import measured_peak
-from abi_py.model import block, linear, transformer
+from abi_py.model.layers import attention, embedding, feed_forward, head, linear, norm
 
 
 class Clocks:
@@ -81,20 +81,17 @@ class Clocks:
         def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
             return "attention  dx", 10.0 * (q.shape[1] // heads) * pairs(lse, starts, batch)
 
-        def head(losses, hits, dx, dw, x, w, labels, *rest):
+        def head_and_loss(losses, hits, dx, dw, x, w, labels, *rest):
             return "head and loss  y dx dw", 6.0 * np.count_nonzero(labels >= 0) * w.size
 
         self.wrap(linear, "product", product)
-        self.wrap(block, "attention_forward", attention_forward)
-        self.wrap(block, "attention_backward", attention_backward)
-        self.wrap(transformer, "head_loss_backward", head)
-        for name in ("embedding_forward", "embedding_backward"):
-            self.wrap(transformer, name, self.named(name))
-        for module in (block, transformer):
-            for name in ("rms_norm_forward", "rms_norm_backward"):
+        self.wrap(attention, "attention_forward", attention_forward)
+        self.wrap(attention, "attention_backward", attention_backward)
+        self.wrap(head, "head_loss_backward", head_and_loss)
+        modules = {"embedding": embedding, "rms_norm": norm, "rope": attention, "swiglu": feed_forward}
+        for operation, module in modules.items():
+            for name in (f"{operation}_forward", f"{operation}_backward"):
                 self.wrap(module, name, self.named(name))
-        for name in ("rope_forward", "rope_backward", "swiglu_forward", "swiglu_backward"):
-            self.wrap(block, name, self.named(name))
 
     @staticmethod
     def named(name):

@@ -14,7 +14,7 @@ from .engine.checks import unchecked
 __all__ = []  # names are found when they are asked for, so that a process that compiles can replace kernels before
 
 MODULES = (
-    *("embedding", "rms_norm", "matmul", "stored_matmul", "rope", "attention", "cached_attention", "swiglu"),
+    *("embedding", "rms_norm", "matmul", "stored_matmul", "bias", "rope", "attention", "cached_attention", "swiglu"),
     *("cross_entropy", "dropout", "global_norm", "optimizers"),
 )
 

@@ -44,19 +44,14 @@ def model_config(shape):
 
 @pytest.mark.parametrize("name", ["demo", "tiny", "deepzig-gqa", "long"])
 def test_weights_and_operations_are_the_models_own(bench, name):
-    from abi_py.model import TrainableModel
-    from abi_py.parameters import tensor_table
+    from abi_py.families import layers, tensor_table
+    from abi_py.model.stack import flops_per_token
 
     shape = bench.shapes.SHAPES[name]
     config = model_config(shape)
     assert bench.arithmetic.parameters(shape) == sum(tensor.size for tensor in tensor_table(config))
 
-    class Bare:  # flops_per_token reads nothing but the configuration: no weights are made
-        pass
-
-    bare = Bare()
-    bare.config = config
-    per_token = TrainableModel.flops_per_token(bare, shape.seq_len)
+    per_token = flops_per_token(layers(config), shape.seq_len)  # of a description: no weights are made
     assert bench.arithmetic.step_flops(shape) == pytest.approx(per_token * shape.tokens, rel=1e-12)
 
 
@@ -124,7 +119,7 @@ def test_a_stage_without_a_function_is_an_error(bench):
 
 
 def test_every_worker_begins_with_the_weights_of_the_model(bench):
-    from abi_py.parameters import tensor_table
+    from abi_py.families import tensor_table
 
     shape = bench.shapes.SHAPES["demo"]
     first = dict(bench.worker.first_weights(shape))
@@ -145,12 +140,12 @@ def test_a_step_of_the_worker_learns_its_batch(bench):
 
 
 def test_a_step_is_split_into_all_its_stages(bench):
-    from abi_py.model import block, linear
+    from abi_py.model.layers import attention, linear
 
-    before = linear.product, block.attention_forward
+    before = linear.product, attention.attention_forward
     shape = bench.shapes.Shape(40, 8, 2, 4, 2, 16, 2, 5)
     whole, seconds, clocks = bench.bench_step.measured_steps(bench.step_worker.Step(shape), 2)
-    assert (linear.product, block.attention_forward) == before
+    assert (linear.product, attention.attention_forward) == before
     assert len(whole) == len(seconds["between kernels"]) == 2
     for weight in ("w_q w_k w_v", "w_o", "w_gate w_up", "w_down"):
         for kind in ("y", "dx", "dw"):
@@ -159,8 +154,8 @@ def test_a_step_is_split_into_all_its_stages(bench):
 
 
 LIGHT = (
-    *("dropout", "embedding", "global_norm", "panels", "peak", "rms_norm", "rope", "simd", "stored_matmul", "swiglu"),
-    "tiles",
+    *("bias", "dropout", "embedding", "global_norm", "panels", "peak", "rms_norm", "rope", "simd", "stored_matmul"),
+    *("swiglu", "tiles"),
 )
 
 

@@ -6,7 +6,8 @@ import pytest
 import abi_py as abi
 from abi_py.config import TrainableModelConfig
 from abi_py.errors import ConfigError
-from abi_py.parameters import Parameters, tensor_table
+from abi_py.families import tensor_table
+from abi_py.parameters import Parameters, adjoin, joined
 
 CONFIG = TrainableModelConfig(
     hidden_dim=12, num_layers=2, num_heads=3, num_kv_heads=1, intermediate_dim=7, vocab_size=11, head_dim=6
@@ -42,7 +43,7 @@ def test_names_elsewhere():
 
 
 def test_views_share_the_flat_buffer():
-    parameters = Parameters(CONFIG)
+    parameters = Parameters(tensor_table(CONFIG), CONFIG.seed)
     for buffer, views in (
         (parameters.weights_flat, parameters.weights),
         (parameters.gradients_flat, parameters.gradients),
@@ -56,7 +57,7 @@ def test_views_share_the_flat_buffer():
 
 
 def test_wrong_names_and_shapes_are_refused():
-    weights = Parameters(CONFIG).weights
+    weights = Parameters(tensor_table(CONFIG), CONFIG.seed).weights
     with pytest.raises(KeyError, match=r"'layers\.2\.w_q' is no tensor of this model"):
         weights["layers.2.w_q"]
     with pytest.raises(ValueError, match=r"layers\.0\.w_q has shape \(18, 12\); the value given has \(12, 18\)"):
@@ -67,20 +68,25 @@ def test_wrong_names_and_shapes_are_refused():
 
 
 def test_neighbours_are_one_matrix():
-    parameters = Parameters(CONFIG)
-    joined = parameters.joined_weights("layers.1.w_q", "layers.1.w_v")
-    parts = [parameters.weights[f"layers.1.{name}"] for name in ("w_q", "w_k", "w_v")]
-    assert np.array_equal(joined, np.concatenate(parts))
-    assert np.shares_memory(joined, parameters.weights_flat)
-    joined = parameters.joined_gradients("layers.0.w_gate", "layers.0.w_up")
-    joined[:] = 3
+    parameters = Parameters(tensor_table(CONFIG), CONFIG.seed)
+    q, k, v, o, norm = (parameters.weight(f"layers.1.{name}") for name in ("w_q", "w_k", "w_v", "w_o", "attn_norm"))
+    assert adjoin(q, k)
+    assert adjoin(k, v)
+    whole = joined([q.w, k.w, v.w])
+    assert np.array_equal(whole, np.concatenate([q.w, k.w, v.w]))
+    assert np.shares_memory(whole, parameters.weights_flat)
+    assert not adjoin(q, v)  # k is between them
+    assert not adjoin(v, o)  # rows of another length
+    assert not adjoin(o, norm)
+    gate, up = (parameters.weight(f"layers.0.{name}") for name in ("w_gate", "w_up"))
+    joined([gate.dw, up.dw])[:] = 3
     assert (parameters.gradients["layers.0.w_gate"] == 3).all()
     assert (parameters.gradients["layers.0.w_up"] == 3).all()
     assert parameters.gradients_flat.sum() == 3 * 2 * 7 * 12
 
 
 def test_zeroing_is_put_off_but_never_seen():
-    parameters = Parameters(CONFIG)
+    parameters = Parameters(tensor_table(CONFIG), CONFIG.seed)
     parameters.gradients_flat[...] = 5
     parameters.zero_gradients()
     gradients, accumulate = parameters.gradients_to_write()

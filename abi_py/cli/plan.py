@@ -67,7 +67,7 @@ def show_plan(run: Run, console: "Console") -> None:
 
 def memory_by_part(config: RunConfig) -> dict[str, int]:
     """Return bytes by part; the model itself is not made for it."""
-    from ..model.activations import memory_plan
+    from ..model.transformer import memory_plan
 
     training = config.training
     parts = memory_plan(config.model, training.batch_size, training.max_seq_len, training.mixed_precision)

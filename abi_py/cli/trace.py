@@ -6,7 +6,6 @@ tested against it.
 """
 
 import contextlib
-import importlib
 import inspect
 import sys
 import time
@@ -21,14 +20,7 @@ from .options import Verb
 
 __all__ = ["Call", "flow", "trace_step"]
 
-MODULES = (
-    "abi_py.model.transformer",
-    "abi_py.model.block",
-    "abi_py.model.linear",
-    "abi_py.training.optimizer",
-)
-# Functions of linear.py: the stages are their callers.
-HELPERS = ("linear_forward", "linear_backward", "inner_gradient", "input_gradient", "weight_gradients")
+HELPERS = ("linear.py", "norm.py")  # of model/layers/: the stages are their callers
 # How many of a function's first arguments it writes (kernels/README.md: outputs come first).
 OUTPUTS = {
     "embedding_forward": 1,
@@ -42,6 +34,8 @@ OUTPUTS = {
     "attention_backward": 3,
     "swiglu_forward": 1,
     "swiglu_backward": 2,
+    "bias_forward": 1,
+    "bias_backward": 1,
     "head_loss": 2,
     "head_loss_backward": 4,
     "global_norm": 0,
@@ -65,7 +59,7 @@ BATCH, TIME = 2, 8
 class Call:
     """One call of a kernel function."""
 
-    stage: str  # the function that called it
+    stage: str  # the class and its method that called it
     function: str
     file: str
     outputs: list[str] = field(default_factory=list)
@@ -93,7 +87,7 @@ def trace_step() -> list[Call]:
     ids = np.arange(BATCH * TIME + 1, dtype=np.uint32)
     inputs, labels = ids[:-1].reshape(BATCH, TIME), ids[1:].reshape(BATCH, TIME)
     trainer.train_step(inputs, labels)  # compiles or loads the kernels: not part of a step
-    kept = {array.ctypes.data: array.nbytes for array in model._arena.saved(BATCH * TIME)}
+    kept = {array.ctypes.data: array.nbytes for array in model.stack.arena.saved(BATCH * TIME)}
     calls: list[Call] = []
     with recorded(calls, kept):
         trainer.train_step(inputs, labels)
@@ -108,8 +102,8 @@ def recorded(calls: list[Call], kept: dict[int, int]) -> Iterator[None]:
     """
     before: list[tuple[Any, str, Any]] = []
     try:
-        for name in MODULES:
-            module = importlib.import_module(name)
+        users = [m for name, m in list(sys.modules.items()) if name.startswith("abi_py.") and ".kernels" not in name]
+        for module in users:
             for attribute, value in list(vars(module).items()):
                 home = getattr(value, "__module__", "") or ""
                 if attribute in OUTPUTS and home.startswith("abi_py.kernels."):
@@ -128,9 +122,9 @@ def _recorder(
 
     def call(*arguments: Any, **named: Any) -> Any:
         frame = sys._getframe(1)
-        while frame.f_code.co_name in HELPERS and frame.f_back is not None:
+        while frame.f_code.co_filename.endswith(HELPERS) and frame.f_back is not None:
             frame = frame.f_back
-        stage = frame.f_code.co_name.strip("_")
+        stage = f"{type(frame.f_locals['self']).__name__}.{frame.f_code.co_name.strip('_')}"
         began = time.perf_counter()
         result = function(*arguments, **named)
         seconds = time.perf_counter() - began
@@ -181,7 +175,7 @@ def flow(calls: list[Call], times: bool) -> str:
     text = [
         f"One training step of a batch of {BATCH} x {TIME} tokens: N = {BATCH * TIME} rows.",
         f"{shape}.",
-        "The stages block_forward and block_backward come once for each layer.",
+        "The stages of Attention and FeedForward come once for each block.",
         "",
         line(heads),
         line(["-" * width for width in widths]),

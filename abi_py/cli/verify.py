@@ -29,7 +29,7 @@ def command(ctx: click.Context, seed: int | None) -> None:
 
     began = time.perf_counter()
     found = list(checks(SEED if seed is None else seed))
-    for group in ("kernels", "model"):
+    for group in dict.fromkeys(check.group for check in found):
         table = Table(title=f"{group.capitalize()}", title_justify="left", title_style="bold")
         table.add_column("kernel" if group == "kernels" else "tensor")
         table.add_column("check")

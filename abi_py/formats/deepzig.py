@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_files, json_text, write_pieces
-from ..shape import ModelShape
 from .finite import check_written
-from .huggingface import CONFIG, WEIGHTS, huggingface_config
+from .huggingface import CONFIG, WEIGHTS
 from .safetensors import safetensors_pieces
 
 __all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "write_model"]
@@ -28,15 +27,14 @@ TRAINING_ARGS = "training_args.json"
 LONGEST = 2048  # max_length of the original's generation_config.json
 
 
-def deepzig_config(config: ModelShape, special: Mapping[str, int | None]) -> dict[str, Any]:
-    """Return the content of config.json; `special` has the ids of "bos", "eos" and "pad"."""
-    theirs = huggingface_config(config)
+def deepzig_config(theirs: Mapping[str, Any], special: Mapping[str, int | None]) -> dict[str, Any]:
+    """Return the content of config.json from that of Llama; `special` has the ids of "bos", "eos" and "pad"."""
     return {
         **theirs,
         "model_type": "deepzig_conversational",
         "architectures": ["DeepZigConversationalModel"],
-        "rope_base": config.rope_theta,
-        "qk_rope_base": config.rope_theta,
+        "rope_base": theirs["rope_theta"],
+        "qk_rope_base": theirs["rope_theta"],
         "rope_scaling": None,
         **{f"{role}_token_id": special.get(role) for role in ("pad", "bos", "eos")},
     }
@@ -64,18 +62,23 @@ def generation_config(
 
 
 def write_model(
-    folder: Path, model: Any, special: Mapping[str, int | None], more: Mapping[str, str] | None = None
+    folder: Path,
+    model: Any,
+    theirs: Mapping[str, Any],
+    special: Mapping[str, int | None],
+    more: Mapping[str, str] | None = None,
 ) -> None:
     """Write model.safetensors, `more` texts by file name, and config.json, which appears last.
 
-    No reader takes a folder without config.json for a model, so the model is there whole or not at all.
+    `theirs` is the content of the config.json that the Transformers library has for the model.  No reader takes a
+    folder without config.json for a model, so the model is there whole or not at all.
     NonFiniteError, and nothing written, if a weight is NaN or infinite.
     """
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
     check_written(folder / WEIGHTS, tensors)
     if model.config.tie_embeddings:
         tensors["lm_head.weight"] = model.weights["token_embedding"]
-    texts = {**(more or {}), CONFIG: json_text(deepzig_config(model.config, special))}
+    texts = {**(more or {}), CONFIG: json_text(deepzig_config(theirs, special))}
     with atomic_files(folder / CONFIG) as open_new:
         write_pieces(open_new(folder / WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))
         for name, text in texts.items():

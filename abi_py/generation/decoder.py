@@ -3,14 +3,14 @@
     prefill   the ids of one sequence, as rows; whole samples through `attention_forward`
     step      one id for each of several sequences, as rows; through `cached_attention_forward`
 
-Both give the logits of the next token.  The kernels are those of training but for that one, and so is their order
-(`model/block.py`); nothing is kept for a backward pass, so one set of arrays serves all layers.
+Both give the logits of the next token.  Each branch has a `decode` beside its forward (`model/layers/`), with the same
+kernels but for that one; nothing is kept for a backward pass, so one set of arrays serves all branches.
 
 A sequence is computed by itself when it is read, and at most FEW rows go through a step together: kernels give a row
 the same bits whatever is beside it, so a prompt in a batch has the logits that it has alone.
 """
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -18,18 +18,10 @@ import numpy as np
 
 from ..errors import DataError
 from ..kernels.matmul import FEW
-from ..kernels.unchecked import (
-    attention_forward,
-    cache_append,
-    cached_attention_forward,
-    embedding_forward,
-    rms_norm_forward,
-    rope_forward,
-    streamed_product,
-    swiglu_forward,
-)
-from ..model.inputs import Angles
-from ..parameters import head_name
+from ..model.arena import make_shape
+from ..model.layers.layer import Branch
+from ..model.layers.run import Chunk, KeysAndValues, Run
+from ..model.transformer import Transformer
 
 __all__ = ["FEW", "Cache", "Decoder"]
 
@@ -39,41 +31,52 @@ FIRST_CAPACITY = 256  # positions of a new cache
 
 
 class Cache:
-    """Keys and values of `slots` sequences: for each layer two arrays (slots, G, capacity, D) float32.
+    """Keys and values of `slots` sequences: for each branch that has any two arrays (slots, G, capacity, D) float32.
 
     G is the number of key/value heads, so grouped-query attention shrinks the cache.  `lengths[slot]` tokens are there.
     """
 
-    def __init__(self, config: Any, slots: int) -> None:
-        """Begin empty, with room for few positions."""
-        self.config, self.slots = config, slots
+    def __init__(self, branches: list[Branch], slots: int, longest: int) -> None:
+        """Begin empty, with room for few positions; `longest`: no sequence has more."""
+        self.slots, self.longest = slots, longest
+        self.shapes = {i: found for i, branch in enumerate(branches) if (found := branch.keys_and_values)}
         self.capacity = 0
         self.lengths = np.zeros(slots, np.int32)
-        self.keys: list[np.ndarray] = []
-        self.values: list[np.ndarray] = []
+        self.kept: dict[int, KeysAndValues] = {}  # by the number of the branch
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(array.nbytes for array in self.keys + self.values)
+        return sum(array.nbytes for pair in self.kept.values() for array in pair)
 
     def reserve(self, positions: int) -> None:
-        """Make room for so many positions in every slot, at most max_seq_len; growth doubles, so copies are rare."""
+        """Make room for so many positions in every slot, at most `longest`; growth doubles, so copies are rare."""
         if positions <= self.capacity:
             return
-        c = self.config
         grown = max(positions, 2 * self.capacity, FIRST_CAPACITY)
-        self.capacity, before = min(grown, c.max_seq_len), self.capacity
+        self.capacity, before = min(grown, self.longest), self.capacity
         used = int(self.lengths.max(initial=0))
-        shape = self.slots, c.num_kv_heads, self.capacity, c.resolved_head_dim
-        for arrays in (self.keys, self.values):
-            for i in range(c.num_layers):
-                grown_array = np.empty(shape, np.float32)
-                if before:
-                    grown_array[:, :, :used] = arrays[i][:, :, :used]
-                    arrays[i] = grown_array
-                else:
-                    arrays.append(grown_array)
+        for i, (heads, width) in self.shapes.items():
+            shape = self.slots, heads, self.capacity, width
+            keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            if before:
+                for larger, smaller in zip((keys, values), self.kept[i], strict=True):
+                    larger[:, :, :used] = smaller[:, :, :used]
+            self.kept[i] = keys, values
+
+
+@dataclass
+class Arrays:
+    """The arrays of a call for some rows, of which `wide` pass the products of the feed-forward layers at once."""
+
+    x: np.ndarray  # (rows, C)
+    ids: np.ndarray  # (rows,) int32
+    slots: np.ndarray  # (rows,) int32
+    positions: np.ndarray  # (rows,) int32
+    n: np.ndarray  # (wide, C)
+    r: np.ndarray  # (wide,)
+    branches: list[Any]  # of each its `Decoding`
+    chunks: list[Chunk]
 
 
 class Decoder:
@@ -84,49 +87,36 @@ class Decoder:
     token costs no more than without adapters; after further training, make a new Decoder.
     """
 
-    def __init__(self, model: Any, slots: int = 1) -> None:
+    def __init__(self, model: Transformer, slots: int = 1) -> None:
         """Make an empty cache; nothing is copied from a model without adapters, others are merged into a copy."""
         model = model.merged()
-        self.config = model.config
-        self.cache = Cache(self.config, slots)
-        parameters = model.parameters
-        weights, flat = parameters.weights, parameters.weights_flat
-        self._embedding, self._final_norm = weights["token_embedding"], weights["final_norm"]
-        self._head = weights[head_name(self.config)]
-        self._layers = []
-        for i in range(self.config.num_layers):
-            at = f"layers.{i}."
-            layer = SimpleNamespace(
-                qkv=parameters.joined(flat, at + "w_q", at + "w_v"),  # (q_dim + 2 kv_dim, C)
-                w_o=weights[at + "w_o"],
-                attn_norm=weights[at + "attn_norm"],
-                gate_up=parameters.joined(flat, at + "w_gate", at + "w_up"),  # (2F, C)
-                w_down=weights[at + "w_down"],
-                ffn_norm=weights[at + "ffn_norm"],
-            )
-            self._layers.append(layer)
-        self._angles = Angles(self.config)
-        self._threads = max(1, flat.nbytes // BYTES_OF_A_THREAD)
+        self.config, self._stack = model.config, model.stack
+        self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
+        self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)
         self._few = {n: self._arrays(n, n) for n in range(1, min(slots, FEW) + 1)}
         self._logits = np.empty((slots, self.config.vocab_size), np.float32)
 
-    def _arrays(self, rows: int, wide_rows: int) -> SimpleNamespace:
-        """Return the arrays between the kernels for `rows` tokens, of which `wide_rows` pass the wide products."""
-        c = self.config
-        widths = {"x": c.hidden_dim, "qkv": c.q_dim + 2 * c.kv_dim, "att": c.q_dim}
-        arrays = {name: np.empty((rows, width), np.float32) for name, width in widths.items()}
-        wide = {"n": c.hidden_dim, "gate_up": 2 * c.intermediate_dim, "h": c.intermediate_dim}
-        arrays |= {name: np.empty((wide_rows, width), np.float32) for name, width in wide.items()}
-        qkv, q, kv = arrays["qkv"], c.q_dim, c.kv_dim
-        return SimpleNamespace(
-            **arrays,
-            r=np.empty(wide_rows, np.float32),
-            ids=np.empty(rows, np.int32),
-            slots=np.empty(rows, np.int32),
-            positions=np.empty(rows, np.int32),
-            q=qkv[:, :q],
-            k=qkv[:, q : q + kv],
-            v=qkv[:, q + kv :],
+    def _arrays(self, rows: int, wide: int) -> Arrays:
+        """Return the arrays between the kernels for `rows` tokens; branches share those of one name."""
+        memory: dict[tuple[str, bool], np.ndarray] = {}
+        branches = []
+        for branch in self._stack.branches:
+            arrays = {}
+            for name, entry in branch.decoding().items():
+                count, key = wide if entry.chunked else rows, (name, entry.chunked)
+                if key not in memory or memory[key].size < count * entry.width:
+                    memory[key] = np.empty(count * entry.width, np.float32)
+                arrays[name] = make_shape(entry, memory[key], count)
+            branches.append(branch.Decoding(**arrays, **branch.parts(arrays)))
+        width = self._stack.embedding.width
+        cuts = range(0, rows, wide)
+        return Arrays(
+            x=np.empty((rows, width), np.float32),
+            **{name: np.empty(rows, np.int32) for name in ("ids", "slots", "positions")},
+            n=np.empty((wide, width), np.float32),
+            r=np.empty(wide, np.float32),
+            branches=branches,
+            chunks=[(slice(i, min(i + wide, rows)), slice(0, min(wide, rows - i))) for i in cuts],
         )
 
     # -- the two ways in -------------------------------------------------------------------------
@@ -192,44 +182,14 @@ class Decoder:
 
     # -- the pass --------------------------------------------------------------------------------
 
-    def _run(self, a: SimpleNamespace, starts: np.ndarray | None) -> None:
-        """Turn a.ids into a.x, the output of the last block; `starts`: the rows are a whole sample from position 0."""
-        embedding_forward(a.x, a.ids, self._embedding)
-        for i, w in enumerate(self._layers):
-            self._attention(a, w, i, starts)
-            self._feed_forward(a, w)
+    def _run(self, a: Arrays, starts: np.ndarray | None) -> None:
+        """Turn a.ids into a.x, the output of the last branch; `starts`: the rows are a whole sample from position 0."""
+        run = Run(1, len(a.ids), starts, a.positions, slots=a.slots)
+        self._stack.embedding.forward(a.x, a.ids)
+        for i, (branch, arrays) in enumerate(zip(self._stack.branches, a.branches, strict=True)):
+            branch.decode(a.x, arrays, self.cache.kept.get(i), run, a.chunks)
 
-    def _chunks(self, a: SimpleNamespace) -> list[tuple[slice, slice]]:
-        """Return (rows of the long arrays, rows of the wide ones) piece by piece."""
-        rows, wide = len(a.x), len(a.n)
-        return [(slice(i, min(i + wide, rows)), slice(0, min(wide, rows - i))) for i in range(0, rows, wide)]
-
-    def _attention(self, a: SimpleNamespace, w: SimpleNamespace, i: int, starts: np.ndarray | None) -> None:
-        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
-        for rows, wide in self._chunks(a):
-            rms_norm_forward(a.n[wide], a.r[wide], a.x[rows], w.attn_norm, self.config.norm_eps)
-            streamed_product(a.qkv[rows], a.n[wide], w.qkv)
-        rope_forward(a.qkv, *self._angles.upto(self.cache.capacity), a.positions, heads + kv_heads)
-        keys, values = self.cache.keys[i], self.cache.values[i]
-        cache_append(keys, values, a.k, a.v, a.slots, a.positions)
-        if starts is None:
-            cached_attention_forward(a.att, a.q, keys, values, a.slots, a.positions)
-        else:
-            lse = np.empty((heads, len(starts)), np.float32)
-            attention_forward(a.att, lse, a.q, a.k, a.v, starts, 1, heads, kv_heads)
-        streamed_product(a.x, a.att, w.w_o, addend=a.x)
-
-    def _feed_forward(self, a: SimpleNamespace, w: SimpleNamespace) -> None:
-        for rows, wide in self._chunks(a):
-            x = a.x[rows]
-            rms_norm_forward(a.n[wide], a.r[wide], x, w.ffn_norm, self.config.norm_eps)
-            streamed_product(a.gate_up[wide], a.n[wide], w.gate_up)
-            swiglu_forward(a.h[wide], a.gate_up[wide])
-            streamed_product(x, a.h[wide], w.w_down, addend=x)
-
-    def _output(self, x: np.ndarray, a: SimpleNamespace, logits: np.ndarray) -> np.ndarray:
-        """Write the logits (N, V) of the last block's output x (N, C)."""
-        n, r = a.n[: len(x)], a.r[: len(x)]
-        rms_norm_forward(n, r, x, self._final_norm, self.config.norm_eps)
-        streamed_product(logits, n, self._head)
+    def _output(self, x: np.ndarray, a: Arrays, logits: np.ndarray) -> np.ndarray:
+        """Write the logits (N, V) of the last branch's output x (N, C)."""
+        self._stack.head.decode(logits, x, a.n[: len(x)], a.r[: len(x)])
         return logits

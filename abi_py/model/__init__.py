@@ -1,15 +1,33 @@
 """The model: parameters in, logits or loss and gradients out.
 
     reference.py     the whole model on a page, forward and backward, in float64 NumPy: read this first
-    transformer.py   the list of operations, forward and backward; TrainableModel: all of its weights are trained
+    transformer.py   the model as its users see it; TrainableModel: all of its weights are trained
     lora.py          LoraModel: low-rank adapters on a frozen model
-    block.py         one layer
-    linear.py        one linear layer of it: storage plus adapter
-    inputs.py        ids, labels and marks, checked and laid out as rows
-    activations.py   the arrays between the operations, and what gradient checkpointing keeps of them
+    stack.py         the two passes over the list of layers
+    layers/          the layers, a file each
+    arena.py         the arrays between the operations, and what gradient checkpointing keeps of them
+    inputs.py        ids, labels and marks, checked
+    folder.py        a Hugging Face folder as a model
+    presets.py       shapes with a name
+
+The names are loaded when they are first used: the layers are imported by the families, and those by the model.
 """
 
-from .lora import LoraConfig, LoraModel
-from .transformer import LossOutput, TrainableModel
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["LoraConfig", "LoraModel", "LossOutput", "TrainableModel"]
+if TYPE_CHECKING:
+    from .lora import LoraModel as LoraModel
+    from .transformer import LossOutput as LossOutput
+    from .transformer import TrainableModel as TrainableModel
+
+__all__ = ["LoraModel", "LossOutput", "TrainableModel"]
+
+_HOMES = {"LoraModel": "lora", "LossOutput": "transformer", "TrainableModel": "transformer"}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name of `__all__`; AttributeError if it is none."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -14,32 +14,26 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; th
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..config import Config, LoraConfig, TrainableModelConfig
 from ..errors import CheckpointError, listed
+from ..families import layers, tensor_table
 from ..formats.peft import read_adapter, write_adapter
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
-from ..parameters import Buffers, Tensor, tensor_table
+from ..parameters import Buffers, Tensor, Weight, joined
 from ..shape import PROJECTIONS
-from .activations import AdapterWidths
-from .block import BlockGradients, BlockWeights
-from .linear import Adapter, Group, Part
-from .transformer import Gradients, TrainableModel, Transformer
+from .layers.layer import Layer
+from .layers.linear import Adapter, Group, Linear, Part
+from .stack import Stack
+from .transformer import TrainableModel, Transformer
 
 __all__ = ["LoraConfig", "LoraModel"]
-
-# The linear layers of a block, and the projections that each of them joins: Hugging Face's names and ours.
-LAYERS = {
-    "qkv": {"q_proj": "w_q", "k_proj": "w_k", "v_proj": "w_v"},
-    "o": {"o_proj": "w_o"},
-    "gate_up": {"gate_proj": "w_gate", "up_proj": "w_up"},
-    "down": {"down_proj": "w_down"},
-}
 
 
 class LoraModel(Transformer):
@@ -62,14 +56,14 @@ class LoraModel(Transformer):
         self.parameters = Buffers(_adapter_table(model.config, self.lora))
         _initialize(self.parameters, self.lora)
         self.base_model = str(base_model) if base_model is not None else None
-        layers = range(model.config.num_layers)
-        adapters = _adapters(self.parameters, model.config, self.lora)
-        blocks = [BlockWeights(model.parameters, i, adapters[i]) for i in layers]
-        super().__init__(model.config, model.parameters, blocks, _widths(model.config, self.lora))
+        adapted = layers(model.config)
+        for layer in adapted:
+            layer.bind(lambda name: Weight(name, model.base[name], None))
+        _adapt(adapted, self.parameters, model.config, self.lora)
+        super().__init__(model.config, model.base, adapted)
         self.draws = 0
-        self._adapted = blocks
-        unread = np.zeros(model.config.hidden_dim, np.float32)
-        self._frozen = unread, [BlockGradients.frozen(unread) for _ in layers]
+        self._plain = Stack(model.config, model.layers)  # for passes while the adapters are merged
+        self._adapted = self.stack
         self._kept: dict[str, np.ndarray] = {}  # the weights before a merge
         self._digest = ""
 
@@ -92,18 +86,15 @@ class LoraModel(Transformer):
         if not self._digest:
             if self.is_merged:
                 raise RuntimeError("the model's weights hold merged adapters; call unmerge() first")
-            self._digest = hashlib.sha256(self.base.weights_flat.data).hexdigest()
+            self._digest = hashlib.sha256(self.model.parameters.weights_flat.data).hexdigest()
         return self._digest
 
     # -- the passes ------------------------------------------------------------------------------
 
-    def _gradients_to_write(self) -> Gradients:
+    def _begin_backward(self) -> bool:
         if self.is_merged:
             raise RuntimeError("the adapters are merged into the weights, which are frozen; call unmerge() to train on")
-        _, accumulate = self.parameters.gradients_to_write()
-        unread, blocks = self._frozen
-        unread.fill(0)
-        return Gradients(head=None, token_embedding=None, final_norm=unread, blocks=blocks, accumulate=accumulate)
+        return super()._begin_backward()
 
     def _next_draw(self) -> int | None:
         self.draws += 1
@@ -121,18 +112,18 @@ class LoraModel(Transformer):
         if not self.is_merged:
             kept = {name: self.model.weights[name].copy() for name in self._targets()}
             _add_adapters(self.model, self)
-            self._kept, self.blocks = kept, self.model.blocks
+            self._kept, self.stack = kept, self._plain
         return self.model
 
     def unmerge(self) -> None:
         """Put the model's weights back as they were before `merge`, to the last bit."""
         for name, weights in self._kept.items():
             self.model.weights[name] = weights
-        self._kept, self.blocks = {}, self._adapted
+        self._kept, self.stack = {}, self._adapted
 
     def merged(self) -> TrainableModel:
         """Return a copy of the model with s B A in its weights; this one stays as it is."""
-        copy = TrainableModel(self.config, self.base.weights_flat)
+        copy = TrainableModel(self.config, self.model.parameters.weights_flat)
         if not self.is_merged:
             _add_adapters(copy, self)
         return copy
@@ -166,55 +157,52 @@ class LoraModel(Transformer):
         """Write the merged weights as a Zig `ABIC` file, which knows no adapters."""
         save_abic(path, self.merged().parameters.weights_flat, step)
 
-    # -- what it costs ---------------------------------------------------------------------------
-
-    def flops_per_token(self, seq_len: int) -> float:
-        """Return the operations of forward and backward for one token of a row of seq_len; a multiply-add counts two.
-
-        Four for each weight of a frozen matrix (y and dx) with the head among them, six for each weight of an adapter,
-        and attention.  Below the adapters of the first block nothing is trained, so q, k and v have no dx there.
-        """
-        c = self.config
-        full = self.model.flops_per_token(seq_len)
-        matrices = c.num_layers * c.hidden_dim * (2 * c.q_dim + 2 * c.kv_dim + 3 * c.intermediate_dim)
-        joined = c.hidden_dim * (c.q_dim + 2 * c.kv_dim)
-        first = sum(tensor.shape[0] for tensor in _first_inputs(self.parameters)) * c.hidden_dim
-        frozen = 2.0 * (matrices + c.vocab_size * c.hidden_dim) + 2.0 * joined
-        return full - frozen + 6.0 * self.num_params() - 2.0 * first
-
-
-def _first_inputs(parameters: Buffers) -> list[Tensor]:
-    """Return the As of the first block's q, k and v: what their products would add to a dx that nobody wants."""
-    names = {f"layers.0.{ours}.a" for ours in LAYERS["qkv"].values()}
-    return [tensor for tensor in parameters.table if tensor.name in names]
-
 
 # -- what the adapters are made of ------------------------------------------------------------------
 
 
-def _targeted(config: LoraConfig) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Yield each linear layer of a block and its projections with adapters, as (Hugging Face's name, ours)."""
-    for layer, projections in LAYERS.items():
-        yield layer, [(name, ours) for name, ours in projections.items() if name in config.target_modules]
+@dataclass(frozen=True)
+class _Target:
+    """A part of a linear layer that gets an adapter."""
+
+    index: int  # of the part in its layer
+    tensor: Tensor  # its matrix
+    stream: int  # its number among all parts of the model
 
 
-def _adapter_table(model: TrainableModelConfig, config: LoraConfig) -> tuple[Tensor, ...]:
-    """Return the adapters' tensors in flat order: in each linear layer of each block first the As, then the Bs."""
-    of_model = {tensor.name: tensor for tensor in tensor_table(model)}
+def _targets(
+    shape: TrainableModelConfig, made: Sequence[Layer], config: LoraConfig
+) -> list[tuple[Linear, list[_Target]]]:
+    """Return the linear layers, and of each the parts with adapters: Hugging Face's name of a module decides."""
+    of_model = {tensor.name: tensor for tensor in tensor_table(shape)}
+    found, stream = [], 0
+    for layer in made:
+        for linear in layer.linears:
+            chosen = []
+            for index, projection in enumerate(linear.projections):
+                tensor = of_model[layer.at + projection.name]
+                if tensor.hf_name.split(".")[-2] in config.target_modules:
+                    chosen.append(_Target(index, tensor, stream))
+                stream += 1
+            found.append((linear, chosen))
+    return found
+
+
+def _adapter_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tensor, ...]:
+    """Return the adapters' tensors in flat order: in each linear layer first the As, then the Bs."""
     table: list[Tensor] = []
     offset = 0
-    for i in range(model.num_layers):
-        for _, projections in _targeted(config):
-            for half in "ab":
-                for _, ours in projections:
-                    base = of_model[f"layers.{i}.{ours}"]
-                    outer, inner = base.shape
-                    shape = (config.rank, inner) if half == "a" else (outer, config.rank)
-                    stem = base.hf_name.removesuffix(".weight")
-                    hf_name = f"base_model.model.{stem}.lora_{half.upper()}.weight"
-                    gguf_name = f"{base.gguf_name}.lora_{half}"
-                    table.append(Tensor(f"{base.name}.{half}", hf_name, gguf_name, shape, offset, decay=True))
-                    offset += table[-1].size
+    for _, targets in _targets(shape, layers(shape), config):
+        for half in "ab":
+            for target in targets:
+                base = target.tensor
+                outer, inner = base.shape
+                sizes = (config.rank, inner) if half == "a" else (outer, config.rank)
+                stem = base.hf_name.removesuffix(".weight")
+                hf_name = f"base_model.model.{stem}.lora_{half.upper()}.weight"
+                gguf_name = f"{base.gguf_name}.lora_{half}"
+                table.append(Tensor(f"{base.name}.{half}", hf_name, gguf_name, sizes, offset, decay=True))
+                offset += table[-1].size
     return tuple(table)
 
 
@@ -250,55 +238,41 @@ def _initialize(parameters: Buffers, config: LoraConfig) -> None:
             view *= np.float32(view.shape[1] ** -0.5)
 
 
-def _adapters(parameters: Buffers, model: TrainableModelConfig, config: LoraConfig) -> list[dict[str, Adapter]]:
-    """Return the adapters of each block by linear layer."""
+def _adapt(made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig) -> None:
+    """Put the adapters on the linear layers."""
     # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
     seed = int(np.random.SeedSequence([config.seed, len(PROJECTIONS)]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    streams = model.num_layers * len(PROJECTIONS)
-    found: list[dict[str, Adapter]] = [{} for _ in range(model.num_layers)]
-    for i in range(model.num_layers):
-        for layer, projections in _targeted(config):
-            if projections:
-                groups = _groups(parameters, model, config, i, projections, joined=LAYERS[layer])
-                found[i][layer] = Adapter(groups, config.scaling, config.dropout, seed, streams)
-    return found
+    found = _targets(shape, made, config)
+    streams = sum(len(linear.projections) for linear, _ in found)
+    for linear, targets in found:
+        if targets:
+            groups = _groups(linear, targets, parameters, config)
+            linear.adapter = Adapter(groups, config.scaling, config.dropout, seed, streams)
+            linear.rank, linear.dropout = config.rank * len(targets), config.dropout > 0
 
 
-def _groups(
-    parameters: Buffers,
-    model: TrainableModelConfig,
-    config: LoraConfig,
-    i: int,
-    projections: list[tuple[str, str]],
-    joined: dict[str, str],
-) -> tuple[Group, ...]:
-    rank, first_columns, column = config.rank, dict[str, int](), 0
-    height = {tensor.name: tensor.shape[0] for tensor in tensor_table(model) if len(tensor.shape) == 2}
-    for name, ours in joined.items():
-        first_columns[name] = column
-        column += height[f"layers.{i}.{ours}"]
+def _groups(linear: Linear, targets: list[_Target], parameters: Buffers, config: LoraConfig) -> tuple[Group, ...]:
+    rank, columns = config.rank, linear.columns()
+    halves = [{half: parameters.weight(f"{target.tensor.name}.{half}") for half in "ab"} for target in targets]
     parts = []
-    for k, (name, ours) in enumerate(projections):
-        b, db = (views[f"layers.{i}.{ours}.b"] for views in (parameters.weights, parameters.gradients))
-        columns = slice(first_columns[name], first_columns[name] + len(b))
-        parts.append(Part(columns, slice(k * rank, (k + 1) * rank), b, db))
+    for k, target in enumerate(targets):
+        b = halves[k]["b"]
+        parts.append(Part(columns[target.index], slice(k * rank, (k + 1) * rank), b.w, _gradient(b)))
     # With dropout each projection is a group of its own, because its mask is.
     cuts = [[each] for each in range(len(parts))] if config.dropout > 0 else [list(range(len(parts)))]
     groups = []
     for cut in cuts:
-        names = [f"layers.{i}.{projections[each][1]}.a" for each in (cut[0], cut[-1])]
-        a, da = parameters.joined_weights(*names), parameters.joined_gradients(*names)
+        a = [halves[each]["a"] for each in cut]
         ranks = slice(cut[0] * rank, (cut[-1] + 1) * rank)
-        stream = i * len(PROJECTIONS) + PROJECTIONS.index(projections[cut[0]][0])
-        groups.append(Group(ranks, a, da, tuple(parts[each] for each in cut), stream))
+        matrices = joined([half.w for half in a]), joined([_gradient(half) for half in a])
+        groups.append(Group(ranks, *matrices, tuple(parts[each] for each in cut), targets[cut[0]].stream))
     return tuple(groups)
 
 
-def _widths(model: TrainableModelConfig, config: LoraConfig) -> AdapterWidths:
-    ranks = {layer: config.rank * len(projections) for layer, projections in _targeted(config)}
-    inputs = {"qkv": model.hidden_dim, "o": model.q_dim, "gate_up": model.hidden_dim, "down": model.intermediate_dim}
-    widest = max(width for layer, width in inputs.items() if ranks[layer])
-    return AdapterWidths(ranks, widest if config.dropout > 0 else 0)
+def _gradient(weight: Weight) -> np.ndarray:
+    if weight.dw is None:
+        raise RuntimeError(f"{weight.name} is an adapter without a gradient")
+    return weight.dw
 
 
 def _add_adapters(model: TrainableModel, lora: LoraModel) -> None:

@@ -1,149 +1,150 @@
-"""The whole model on one page: both passes of a Llama in plain NumPy, in float64.  Read this first.
+"""The whole model in float64 NumPy, forward and backward: the page to read first, and what the fast code must equal.
 
-    forward    x = embedding[ids];  L times:  middle = x + attention(rms_norm(x)) w_oᵀ
-                                              x      = middle + swiglu(rms_norm(middle)) w_downᵀ
-               loss = mean cross-entropy of rms_norm(x) headᵀ with the labels
-    backward   the same lines from the last to the first; dx is the gradient of the loss with respect to x
+    x = token_embedding[ids]                           (N, C), N = B T rows
+    for each layer:                                    its weights have these names without `layers.i.`
+        attention      q, k, v = rope(n w_qᵀ), rope(n w_kᵀ), n w_vᵀ      n = rms_norm(x)
+                       x = x + attention(q, k, v) w_oᵀ
+        feed-forward   gate, up = n w_gateᵀ, n w_upᵀ                     n = rms_norm(x)
+                       x = x + (silu(gate) * up) w_downᵀ
+    loss = mean cross_entropy(rms_norm(x) headᵀ, labels)      head = output_proj, or token_embedding if tied
 
-B sequences of T tokens are N = B T rows of width C.  H query heads share G key/value heads of width D; feed-forward
-width F; vocabulary V.  Weights are (out, in), by the names of `TrainableModel.weights`:
-
-    token_embedding output_proj (V, C)   w_q (H D, C)   w_k w_v (G D, C)   w_o (C, H D)   w_gate w_up (F, C)
-    w_down (C, F)   attn_norm ffn_norm final_norm (C,)
-
-A linear layer and its two gradients:
-
-    y = x Wᵀ        dx = dy W        dW = dyᵀ x
-
-Everything else is a `*_ref` function, from the file in `kernels/` that derives it.  Nothing here is fast or small:
-T x T scores, all logits at once, every intermediate kept.  `transformer.py` and `block.py` are the same lines as calls
-of float32 kernels; `abi-train verify` and the tests compare the two.  The whole way of a batch is `loss_and_gradients`,
-below: forward, head, backward.  Its arguments are the model's (attention_mask=, segment_ids=, label_smoothing= too) and
-so are the errors; float32 weights are widened, a label of -100 does not count.
+Weights are (out, in), so y = x wᵀ (+ b, where a family has biases) forward, and dx = dy w, dw = dyᵀ x backward.
+The other operations are the references of `kernels/`, where each has its derivation.  A branch is a pair of functions;
+the class in `layers/` that names them computes the same in float32.  `input_ids` are ids (B, T), or flat; `labels` of
+the same shape, -100 where none is trained.  The options are those of `TrainableModel.compute_loss`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import TrainableModelConfig as Config
 from ..kernels.attention import attention_backward_ref, attention_forward_ref
 from ..kernels.cross_entropy import head_loss_ref
 from ..kernels.embedding import embedding_backward_ref, embedding_forward_ref
 from ..kernels.rms_norm import rms_norm_backward_ref, rms_norm_forward_ref
-from ..kernels.rope import rope_backward_ref, rope_forward_ref, rope_table
+from ..kernels.rope import rope_backward_ref, rope_forward_ref
 from ..kernels.swiglu import swiglu_backward_ref, swiglu_forward_ref
-from ..parameters import head_name
 from .inputs import as_ids, as_labels, check_ids, segment_starts
 
-__all__ = ["backward", "forward", "logits", "loss", "loss_and_gradients", "widened"]
+Array = np.ndarray
+Weights = Mapping[str, Array]
+Batch = tuple[Array, Array, Array]  # ids (B, T); of each row, where its sample begins and its position in it, (N,)
 
-LAYER = ("w_q", "w_k", "w_v", "w_o", "attn_norm", "w_gate", "w_up", "w_down", "ffn_norm")
-Weights = Mapping[str, np.ndarray]
+# -- the branches: forward returns out and what backward reads; backward returns dx and the weights' gradients ----
 
 
-def forward(config: Config, weights: Weights, input_ids: npt.ArrayLike, **marks: Any) -> tuple[np.ndarray, Any]:
+def attention_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[Array, Any]:
+    """Return x + attention(rms_norm(x)) (N, C)."""
+    (ids, starts, positions), H, G = batch, layer.heads, layer.kv_heads
+    cos, sin = layer.angles.reference(ids.shape[1])  # (T, D/2) each
+    n, r = rms_norm_forward_ref(x, w[layer.norm.name], layer.norm.eps)  # (N, C), and 1/rms (N,)
+    q, k, v = (n @ w["w_" + part].T + w.get("b_" + part, 0) for part in "qkv")  # (N, H D), (N, G D), (N, G D)
+    q, k = rope_forward_ref(q, cos, sin, positions, H), rope_forward_ref(k, cos, sin, positions, G)
+    att, _ = attention_forward_ref(q, k, v, starts, len(ids), H, G)  # (N, H D)
+    return x + att @ w["w_o"].T, (x, n, r, q, k, v, att, cos, sin)
+
+
+def attention_backward(layer: Any, w: Weights, dx: Array, saved: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    """Return dx (N, C) of the input for dx of the output, and the gradients of the branch's weights."""
+    x, n, r, q, k, v, att, cos, sin = saved
+    (ids, starts, positions), H, G, gradients = batch, layer.heads, layer.kv_heads, {}
+    # forward: out = x + att w_oᵀ; dx is also the first share of the input's gradient
+    datt, gradients["w_o"] = dx @ w["w_o"], dx.T @ att  # (N, H D), (C, H D)
+    # forward: att = attention(q, k, v)
+    dq, dk, dv = attention_backward_ref(datt, q, k, v, starts, len(ids), H, G)  # (N, H D), (N, G D), (N, G D)
+    # forward: q = rope(n w_qᵀ), k = rope(n w_kᵀ), v = n w_vᵀ
+    dq, dk = rope_backward_ref(dq, cos, sin, positions, H), rope_backward_ref(dk, cos, sin, positions, G)
+    for part, dy in zip("qkv", (dq, dk, dv), strict=True):
+        gradients |= {"w_" + part: dy.T @ n, "b_" + part: dy.sum(0)}  # (H D or G D, C), (H D or G D,)
+    dn = dq @ w["w_q"] + dk @ w["w_k"] + dv @ w["w_v"]  # (N, C)
+    # forward: n = rms_norm(x)
+    share, gradients[layer.norm.name] = rms_norm_backward_ref(dn, x, w[layer.norm.name], r)  # (N, C), (C,)
+    return dx + share, gradients
+
+
+def feed_forward_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[Array, Any]:
+    """Return x + swiglu(rms_norm(x)) (N, C)."""
+    n, r = rms_norm_forward_ref(x, w[layer.norm.name], layer.norm.eps)  # (N, C), and 1/rms (N,)
+    gate_up = np.concatenate((n @ w["w_gate"].T, n @ w["w_up"].T), axis=1)  # (N, 2F)
+    h = swiglu_forward_ref(gate_up)  # (N, F)
+    return x + h @ w["w_down"].T, (x, n, r, gate_up, h)
+
+
+def feed_forward_backward(layer: Any, w: Weights, dx: Array, saved: Any, _: Batch) -> tuple[Array, dict[str, Array]]:
+    """Return dx (N, C) of the input for dx of the output, and the gradients of the branch's weights."""
+    x, n, r, gate_up, h = saved
+    # forward: out = x + h w_downᵀ; dx is also the first share of the input's gradient
+    dh, dw_down = dx @ w["w_down"], dx.T @ h  # (N, F), (C, F)
+    # forward: h = swiglu(gate_up)
+    dgate, dup = np.split(swiglu_backward_ref(dh, gate_up), 2, axis=1)  # (N, F) each
+    # forward: gate_up = n [w_gate, w_up]ᵀ
+    dw_gate, dw_up = dgate.T @ n, dup.T @ n  # (F, C) each
+    dn = dgate @ w["w_gate"] + dup @ w["w_up"]  # (N, C)
+    # forward: n = rms_norm(x)
+    share, dnorm = rms_norm_backward_ref(dn, x, w[layer.norm.name], r)  # (N, C), (C,)
+    return dx + share, {"w_gate": dw_gate, "w_up": dw_up, "w_down": dw_down, layer.norm.name: dnorm}
+
+
+# -- the model: the list of its layers, and the same list in reverse ------------------------------------------
+
+
+def forward(layers: Sequence[Any], weights: Weights, input_ids: npt.ArrayLike, **marks: Any) -> tuple[Array, Any]:
     """Return hidden (N, C), the input of the head, for ids (B, T); and what `backward` reads."""
-    ids = as_ids(input_ids, config)  # (B, T)
-    check_ids(ids, input_ids, config)
-    (B, T), H, G, eps = ids.shape, config.num_heads, config.num_kv_heads, config.norm_eps
-    starts = segment_starts((B, T), **marks).ravel()  # (N,): first position of its row that a token sees; 0 if unmarked
-    positions = np.tile(np.arange(T), B) - starts  # (N,): counted from there
-    cos, sin = rope_table(T, config.resolved_head_dim, config.rope_theta, np.float64)  # (T, D/2) each
-    x = embedding_forward_ref(ids.ravel(), weights["token_embedding"])  # (N, C)
-    layers = []
-    for i in range(config.num_layers):
-        w_q, w_k, w_v, w_o, attn_norm, w_gate, w_up, w_down, ffn_norm = (weights[f"layers.{i}.{w}"] for w in LAYER)
-        n_attn, r_attn = rms_norm_forward_ref(x, attn_norm, eps)  # (N, C), and 1/rms (N,)
-        q = rope_forward_ref(n_attn @ w_q.T, cos, sin, positions, H)  # (N, H D)
-        k = rope_forward_ref(n_attn @ w_k.T, cos, sin, positions, G)  # (N, G D)
-        v = n_attn @ w_v.T  # (N, G D)
-        att, _ = attention_forward_ref(q, k, v, starts, B, H, G)  # (N, H D)
-        middle = x + att @ w_o.T  # (N, C)
-        n_ffn, r_ffn = rms_norm_forward_ref(middle, ffn_norm, eps)  # (N, C), and 1/rms (N,)
-        gate_up = np.concatenate((n_ffn @ w_gate.T, n_ffn @ w_up.T), axis=1)  # (N, 2F)
-        h = swiglu_forward_ref(gate_up)  # (N, F)
-        layers.append((x, n_attn, r_attn, q, k, v, att, middle, n_ffn, r_ffn, gate_up, h))
-        x = middle + h @ w_down.T  # (N, C)
-    hidden, r_final = rms_norm_forward_ref(x, weights["final_norm"], eps)  # (N, C), and 1/rms (N,)
-    return hidden, (ids, starts, positions, cos, sin, layers, x, r_final)
+    embedding, *branches, head = layers
+    ids = as_ids(input_ids, embedding)  # (B, T)
+    check_ids(ids, input_ids, embedding)
+    starts = segment_starts(ids.shape, **marks).ravel()  # (N,)
+    batch = ids, starts, np.tile(np.arange(ids.shape[1]), len(ids)) - starts
+    x, kept = embedding_forward_ref(ids.ravel(), weights[embedding.name]), []  # (N, C)
+    for layer in branches:
+        x, saved = layer.reference[0](layer, local(weights, layer.at), x, batch)  # (N, C)
+        kept.append(saved)
+    hidden, r = rms_norm_forward_ref(x, weights[head.norm.name], head.norm.eps)  # (N, C), and 1/rms (N,)
+    return hidden, (batch, kept, x, r)
 
 
-def backward(config: Config, weights: Weights, dhidden: np.ndarray, saved: Any) -> dict[str, np.ndarray]:
-    """Return the gradients by name, all but the head's, for dhidden (N, C) and what `forward` saved."""
-    ids, starts, positions, cos, sin, layers, x, r_final = saved
-    B, H, G, gradients = len(ids), config.num_heads, config.num_kv_heads, {}
+def backward(layers: Sequence[Any], weights: Weights, dhidden: Array, saved: Any) -> dict[str, Array]:
+    """Return the gradients by name, all but that of the head's matrix, for dhidden (N, C)."""
+    (embedding, *branches, head), (batch, kept, x, r), gradients = layers, saved, dict[str, Array]()
     # forward: hidden = rms_norm(x)
-    dx, gradients["final_norm"] = rms_norm_backward_ref(dhidden, x, weights["final_norm"], r_final)  # (N, C), (C,)
-    for i in reversed(range(config.num_layers)):
-        w_q, w_k, w_v, w_o, attn_norm, w_gate, w_up, w_down, ffn_norm = (weights[f"layers.{i}.{w}"] for w in LAYER)
-        x, n_attn, r_attn, q, k, v, att, middle, n_ffn, r_ffn, gate_up, h = layers[i]
-        # forward: x = middle + h w_downᵀ; dx is also the first share of dmiddle
-        dh, dw_down = dx @ w_down, dx.T @ h  # (N, F), (C, F)
-        # forward: h = swiglu(gate_up)
-        dgate, dup = np.split(swiglu_backward_ref(dh, gate_up), 2, axis=1)  # (N, F) each
-        # forward: gate_up = [n_ffn w_gateᵀ, n_ffn w_upᵀ]
-        dw_gate, dw_up = dgate.T @ n_ffn, dup.T @ n_ffn  # (F, C) each
-        dn_ffn = dgate @ w_gate + dup @ w_up  # (N, C)
-        # forward: n_ffn = rms_norm(middle)
-        share, dffn_norm = rms_norm_backward_ref(dn_ffn, middle, ffn_norm, r_ffn)  # (N, C), (C,)
-        dmiddle = dx + share  # (N, C)
-        # forward: middle = x + att w_oᵀ; dmiddle is also the first share of the next dx
-        datt, dw_o = dmiddle @ w_o, dmiddle.T @ att  # (N, H D), (C, H D)
-        # forward: att = attention(q, k, v)
-        dq, dk, dv = attention_backward_ref(datt, q, k, v, starts, B, H, G)  # (N, H D), (N, G D), (N, G D)
-        # forward: q = rope(n_attn w_qᵀ), k = rope(n_attn w_kᵀ), v = n_attn w_vᵀ
-        dq = rope_backward_ref(dq, cos, sin, positions, H)  # (N, H D)
-        dk = rope_backward_ref(dk, cos, sin, positions, G)  # (N, G D)
-        dw_q, dw_k, dw_v = dq.T @ n_attn, dk.T @ n_attn, dv.T @ n_attn  # (H D, C), (G D, C), (G D, C)
-        dn_attn = dq @ w_q + dk @ w_k + dv @ w_v  # (N, C)
-        # forward: n_attn = rms_norm(x)
-        share, dattn_norm = rms_norm_backward_ref(dn_attn, x, attn_norm, r_attn)  # (N, C), (C,)
-        dx = dmiddle + share  # (N, C)
-        found = dw_q, dw_k, dw_v, dw_o, dattn_norm, dw_gate, dw_up, dw_down, dffn_norm
-        gradients |= {f"layers.{i}.{w}": dw for w, dw in zip(LAYER, found, strict=True)}
+    dx, gradients[head.norm.name] = rms_norm_backward_ref(dhidden, x, weights[head.norm.name], r)  # (N, C), (C,)
+    for layer, inner in zip(reversed(branches), reversed(kept), strict=True):
+        dx, found = layer.reference[1](layer, local(weights, layer.at), dx, inner, batch)  # (N, C)
+        gradients |= {layer.at + name: dw for name, dw in found.items()}
     # forward: x = token_embedding[ids]
-    gradients["token_embedding"] = embedding_backward_ref(dx, ids.ravel(), config.vocab_size)  # (V, C)
+    gradients[embedding.name] = embedding_backward_ref(dx, batch[0].ravel(), embedding.vocab_size)  # (V, C)
     return gradients
 
 
-def _forward_and_head(
-    config: Config, weights: Weights, input_ids: Any, labels: Any, *, label_smoothing: float = 0.0, **marks: Any
-) -> tuple[float, np.ndarray, np.ndarray, Any]:
-    """Return the mean loss, its gradients dhidden (N, C) and dhead (V, C), and what `forward` saved."""
-    hidden, saved = forward(config, weights, input_ids, **marks)
-    targets = as_labels(labels, saved[0].shape, config).ravel()  # (N,)
-    count = max(int(np.count_nonzero(targets >= 0)), 1)
-    # losses (N,) = cross_entropy(hidden headᵀ, targets), 0 where the label does not count
-    losses, _, dhidden, dhead = head_loss_ref(hidden, weights[head_name(config)], targets, 1 / count, label_smoothing)
-    return float(losses.sum() / count), dhidden, dhead, saved
-
-
 def loss_and_gradients(
-    config: Config, weights: Weights, input_ids: npt.ArrayLike, labels: npt.ArrayLike, **options: Any
-) -> tuple[float, dict[str, np.ndarray]]:
-    """Return the mean loss over the labels that count, 0 if none does, and its gradient by each tensor of `weights`."""
-    weights, head = widened(weights), head_name(config)
-    value, dhidden, dhead, saved = _forward_and_head(config, weights, input_ids, labels, **options)
-    gradients = backward(config, weights, dhidden, saved)
-    gradients[head] = gradients.get(head, 0) + dhead  # tied: one matrix with two uses, and the sum of two gradients
-    return value, {name: gradients[name] for name in weights}
+    layers: Sequence[Any], weights: Weights, input_ids: Any, labels: Any, *, label_smoothing: float = 0.0, **marks: Any
+) -> tuple[float, dict[str, Array]]:
+    """Return the mean loss over the labels that are trained, 0 without any, and its gradient by each weight."""
+    (embedding, *_, head), weights = layers, widened(weights)
+    hidden, saved = forward(layers, weights, input_ids, **marks)
+    targets = as_labels(labels, saved[0][0].shape, embedding).ravel()  # (N,)
+    count = max(int(np.count_nonzero(targets >= 0)), 1)
+    # losses (N,) = cross_entropy(hidden headᵀ, targets), 0 where the label is not trained
+    losses, _, dhidden, dhead = head_loss_ref(hidden, weights[head.name], targets, 1 / count, label_smoothing)
+    gradients = backward(layers, weights, dhidden, saved)
+    gradients[head.name] = gradients.get(head.name, 0) + dhead  # tied: one matrix with two uses, and a sum of gradients
+    return float(losses.sum() / count), {name: gradients[name] for name in weights}
 
 
-def loss(config: Config, weights: Weights, input_ids: npt.ArrayLike, labels: npt.ArrayLike, **options: Any) -> float:
-    """Return that loss alone."""
-    return _forward_and_head(config, widened(weights), input_ids, labels, **options)[0]
-
-
-def logits(config: Config, weights: Weights, input_ids: npt.ArrayLike, **marks: Any) -> np.ndarray:
+def logits(layers: Sequence[Any], weights: Weights, input_ids: npt.ArrayLike, **marks: Any) -> Array:
     """Return the logits (B, T, V)."""
-    weights = widened(weights)
-    hidden, (ids, *_) = forward(config, weights, input_ids, **marks)
-    return (hidden @ weights[head_name(config)].T).reshape(*ids.shape, config.vocab_size)
+    weights, head = widened(weights), layers[-1]
+    hidden, ((ids, *_), *_) = forward(layers, weights, input_ids, **marks)
+    return (hidden @ weights[head.name].T).reshape(*ids.shape, head.vocab_size)
 
 
-def widened(weights: Weights) -> dict[str, np.ndarray]:
+def local(weights: Weights, at: str) -> Weights:
+    """Return a layer's weights by their names without what they begin with."""
+    return {name.removeprefix(at): w for name, w in weights.items() if name.startswith(at)}
+
+
+def widened(weights: Weights) -> dict[str, Array]:
     """Return the weights in float64, by name; those that are in it are not copied."""
     return {name: np.asarray(w, np.float64) for name, w in weights.items()}

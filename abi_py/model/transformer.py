@@ -1,43 +1,35 @@
-"""A Llama-family transformer whose forward and backward are lists of kernel calls.
+"""The model as its users see it: ids in, logits or loss and gradients out.
 
-    forward    x = embedding(ids);  L x block;  hidden = rms_norm(x);  head and loss in one operation
-    backward   the same list in reverse
-
-Batches are (B, T) ids; inside, all is rows: N = B T.  Samples never see each other, and neither do the segments of a
-packed row.
-
-    Transformer       the two passes, over weights of which all, some or none are trained
+    Transformer       a list of layers over weights of which all, some or none are trained
     TrainableModel    all of them are; `lora.py` has the model of which only adapters are
+
+The two passes over the list are `stack.py`.
 """
 
 import math
+from abc import ABC
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import CheckpointingStrategy, Config, Precision, TrainableModelConfig
+from ..config import Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
+from ..families import layers, tensor_table
 from ..formats.zig import load_abic, save_abic
 from ..kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32
 from ..kernels.engine.threads import PASS, threads_as_before, threads_for
-from ..kernels.unchecked import (
-    embedding_backward,
-    embedding_forward,
-    global_norm,
-    head_loss,
-    head_loss_backward,
-    product,
-    rms_norm_backward,
-    rms_norm_forward,
-)
-from ..parameters import Buffers, Parameters, Views, head_name
-from .activations import NO_ADAPTERS, AdapterWidths, Arena, memory_plan, segment_length
-from .block import BlockGradients, BlockWeights, attention_branch, block_backward, block_forward
-from .inputs import Layout, Layouts, as_ids, as_labels, check_ids
+from ..kernels.unchecked import global_norm
+from ..parameters import Buffers, Parameters, Views
+from .arena import parts_of, saved_bytes, scratch_bytes
+from .inputs import as_ids, as_labels, check_ids
+from .layers.layer import Layer
+from .layers.run import Run
+from .stack import Runs, Stack, flops_per_token
 
-__all__ = ["Gradients", "LossOutput", "TrainableModel", "Transformer"]
+__all__ = ["LossOutput", "TrainableModel", "Transformer", "memory_plan"]
 
 NUMBER_FORMATS = {Precision.FP32: FLOAT32, Precision.BF16: BFLOAT16, Precision.FP16: FLOAT16}  # what products multiply
 
@@ -53,38 +45,23 @@ class LossOutput:
     token_losses: np.ndarray  # (B, T) float32, 0 where the label does not count
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """Where a backward pass writes: matrices are added to if `accumulate`, vectors and the embedding always.
+class Transformer(ABC):
+    """A list of layers; `parameters` are what is trained, and what their gradients are of.
 
-    None means a frozen matrix.
+    `base` has the weights of the network itself by name: those that are trained, or those under adapters.
     """
-
-    head: np.ndarray | None
-    token_embedding: np.ndarray | None
-    final_norm: np.ndarray
-    blocks: list[BlockGradients]
-    accumulate: bool
-
-
-class Transformer:
-    """The two passes over the weights `base`; `parameters` are what is trained, and what their gradients are of."""
 
     parameters: Buffers
     draws = 0  # training passes that drew random numbers; the masks of dropout depend on it (`LoraModel`)
 
-    def __init__(
-        self,
-        config: TrainableModelConfig,
-        base: Parameters,
-        blocks: list[BlockWeights],
-        adapters: AdapterWidths = NO_ADAPTERS,
-    ) -> None:
-        """Prepare for the passes; nothing is allocated before the first of them."""
-        self.config = config
-        self.base, self.blocks = base, blocks
-        self._arena, self._layouts = Arena(config, adapters), Layouts(config)
-        self._last: tuple[np.ndarray, Layout] | None = None  # ids and layout of the forward that the arena holds
+    def __init__(self, config: TrainableModelConfig, base: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:
+        """Prepare for the passes over bound layers; nothing is allocated before the first of them."""
+        self.config, self.base = config, base
+        self.layers = list(layers)
+        self.stack = Stack(config, layers)
+        self._runs = Runs()
+        self._flops: dict[int, float] = {}  # by length of a row
+        self._last: tuple[np.ndarray, Run] | None = None  # ids and run of the forward that the arena holds
 
     # -- what it is made of ----------------------------------------------------------------------
 
@@ -154,51 +131,10 @@ class Transformer:
 
     # -- forward and backward --------------------------------------------------------------------
 
-    def _segments(self) -> list[range]:
-        length, layers = segment_length(self.config), self.config.num_layers
-        return [range(i, min(i + length, layers)) for i in range(0, layers, length)]
-
-    def _run_segment(self, segment: range, layout: Layout, rows: int, redo: bool = False) -> None:
-        """Run the blocks of a segment; a repeated run leaves out the last block's output, which is there already."""
-        layers, scratch = self._arena.views(rows, layout.narrow)
-        for i in segment:
-            last = i == self.config.num_layers - 1
-            out = scratch.final if last else layers[i + 1].x
-            if redo and i == segment[-1]:
-                out = scratch.dn  # not needed again, and its place may hold what is
-            block_forward(out, self.blocks[i], layers[i], scratch, layout, self.config)
-
-    def _forward(self, ids: np.ndarray, layout: Layout) -> np.ndarray:
-        """Return hidden (N, C), the input of the head; the arena keeps what backward needs."""
-        layers, scratch = self._arena.views(ids.size, layout.narrow)
-        weights = self.base.weights
-        embedding_forward(layers[0].x, ids.ravel(), weights["token_embedding"])
-        for segment in self._segments():
-            self._run_segment(segment, layout, ids.size)
-        rms_norm_forward(scratch.hidden, scratch.r_final, scratch.final, weights["final_norm"], self.config.norm_eps)
-        return scratch.hidden
-
-    def _backward(self, ids: np.ndarray, layout: Layout, gradients: Gradients) -> None:
-        """Go from scratch.dn, the gradient of the head's input, to the gradients of what is trained."""
-        layers, scratch = self._arena.views(ids.size, layout.narrow)
-        norm, dx = self.base.weights["final_norm"], scratch.dx
-        rms_norm_backward(dx, gradients.final_norm, scratch.dn, scratch.final, norm, scratch.r_final, False)
-        segments = self._segments()
-        for segment in reversed(segments):
-            if segment is not segments[-1]:
-                self._run_segment(segment, layout, ids.size, redo=True)
-            for i in reversed(segment):
-                w, dw, a = self.blocks[i], gradients.blocks[i], layers[i]
-                if self.config.checkpointing is CheckpointingStrategy.ATTENTION_ONLY and i != segments[-1][-1]:
-                    attention_branch(w, a, scratch, layout, self.config)
-                wanted = i > 0 or gradients.token_embedding is not None
-                block_backward(dx, dw, w, a, scratch, layout, self.config, gradients.accumulate, wanted)
-        if gradients.token_embedding is not None:
-            embedding_backward(gradients.token_embedding, dx, ids.ravel())
-
-    def _gradients_to_write(self) -> Gradients:
-        """Return where a backward pass writes."""
-        raise NotImplementedError
+    def _begin_backward(self) -> bool:
+        """Prepare the gradients for a backward pass; return whether it must add to those of matrices."""
+        _, accumulate = self.parameters.gradients_to_write()
+        return accumulate
 
     def _next_draw(self) -> int | None:
         """Count a training pass with random numbers and return its number; None if it has none."""
@@ -218,11 +154,11 @@ class Transformer:
         """
         ids = as_ids(input_ids, self.config)
         check_ids(ids, input_ids, self.config)
-        layout = self._layouts.layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
-        hidden = self._forward(ids, layout)
+        run = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
+        self.stack.forward(ids.ravel(), run)
         logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
-        product(logits.reshape(ids.size, -1), hidden, self.base.weights[head_name(self.config)], transpose_b=True)
-        self._last = (ids, layout)
+        self.stack.head.logits(logits.reshape(ids.size, -1), self.stack.arrays(run).head)
+        self._last = (ids, run)
         return logits
 
     def backward(self, dlogits: np.ndarray) -> None:
@@ -232,21 +168,17 @@ class Transformer:
         """
         if self._last is None:
             raise RuntimeError("backward needs the activations of a forward; call model.forward(input_ids) first")
-        ids, layout = self._last
+        ids, run = self._last
         shape = (*ids.shape, self.config.vocab_size)
         if not isinstance(dlogits, np.ndarray) or dlogits.dtype != np.float32:
             found = getattr(dlogits, "dtype", type(dlogits).__name__)
             raise TypeError(f"dlogits is {found}; it must be a float32 array {shape}")
         if dlogits.shape != shape:
             raise ValueError(f"dlogits has shape {dlogits.shape}; the logits have {shape}")
-        _, scratch = self._arena.views(ids.size)
         rows = np.ascontiguousarray(dlogits).reshape(ids.size, -1)
-        gradients = self._gradients_to_write()
-        dw = gradients.head
-        if dw is not None:
-            product(dw, rows, scratch.hidden, transpose_a=True, addend=dw if gradients.accumulate else None)
-        product(scratch.dn, rows, self.base.weights[head_name(self.config)])
-        self._backward(ids, layout, gradients)
+        run = replace(run, accumulate=self._begin_backward())
+        self.stack.head.logits_backward(rows, self.stack.arrays(run).head, run)
+        self.stack.backward(ids.ravel(), run)
         self._last = None
 
     def compute_loss(
@@ -281,30 +213,28 @@ class Transformer:
         ids = as_ids(input_ids, self.config)
         check_ids(ids, input_ids, self.config)
         targets = as_labels(labels, ids.shape, self.config).ravel()
-        layout = self._layouts.layout((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
-        layout = replace(layout, number_format=NUMBER_FORMATS[precision], draw=self._next_draw() if backward else None)
+        plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
+        draw = self._next_draw() if backward else None
+        run = replace(plain, number_format=NUMBER_FORMATS[precision], draw=draw)
         count = int(np.count_nonzero(targets >= 0))
-        head, number_format = self.base.weights[head_name(self.config)], layout.number_format
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
-            hidden = self._forward(ids, layout)
+            self.stack.forward(ids.ravel(), run)
             self._last = None
-            _, scratch = self._arena.views(ids.size, layout.narrow)
-            results = scratch.losses, scratch.hits
+            head, s = self.stack.head, self.stack.arrays(run).head
             if backward:
-                gradients = self._gradients_to_write()
+                run = replace(run, accumulate=self._begin_backward())
                 scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
-                options = scale, label_smoothing, gradients.accumulate, number_format
-                head_loss_backward(*results, scratch.dn, gradients.head, hidden, head, targets, scratch.head, *options)
-                self._backward(ids, layout, gradients)
+                head.loss_backward(targets, s, label_smoothing, scale, run)
+                self.stack.backward(ids.ravel(), run)
             else:
-                head_loss(*results, hidden, head, targets, scratch.head, label_smoothing, number_format)
-        loss_sum = float(scratch.losses.sum(dtype=np.float64))
+                head.loss(targets, s, label_smoothing, run)
+        loss_sum = float(s.losses.sum(dtype=np.float64))
         return LossOutput(
             loss=loss_sum / max(count, 1),
             loss_sum=loss_sum,
             num_tokens=count,
-            num_correct=int(scratch.hits.sum()),
-            token_losses=scratch.losses.reshape(ids.shape).copy(),
+            num_correct=int(s.hits.sum()),
+            token_losses=s.losses.reshape(ids.shape).copy(),
         )
 
     def train_step(self, input_ids: npt.ArrayLike, labels: npt.ArrayLike) -> float:
@@ -313,15 +243,22 @@ class Transformer:
 
     # -- what it costs ---------------------------------------------------------------------------
 
-    def memory_plan(
-        self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32
-    ) -> dict[str, int]:
+    def memory_plan(self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32) -> dict[str, int]:
         """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len)."""
-        added = 0 if self.base is self.parameters else self.num_params()
-        return memory_plan(self.config, batch_size, seq_len, precision, self._arena.adapters, added)
+        if self.base is self.weights:
+            return memory_plan(self.config, batch_size, seq_len, precision)
+        frozen, trained = sum(w.nbytes for w in self.base.values()), self.num_params()
+        batch = batch_size, seq_len, precision
+        return memory_plan(self.config, *batch, adapted=self.layers, trained=trained, frozen=frozen)
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the operations of a step for one token of a row of seq_len; a multiply-add counts two."""
+        if seq_len not in self._flops:
+            self._flops[seq_len] = flops_per_token(self.layers, seq_len)
+        return self._flops[seq_len]
+
+    def merged(self) -> "TrainableModel":
+        """Return a model without adapters that computes the same."""
         raise NotImplementedError
 
 
@@ -332,34 +269,26 @@ class TrainableModel(Transformer):
 
     def __init__(self, config: TrainableModelConfig, weights: np.ndarray | None = None) -> None:
         """Make a model with a copy of `weights` (P,), or with fresh ones: N(0, 0.02) from `config.seed`, norms 1."""
-        self.parameters = Parameters(config, weights)
-        layers = range(config.num_layers)
-        super().__init__(config, self.parameters, [BlockWeights(self.parameters, i, {}) for i in layers])
-        gradients, table = self.parameters.gradients, self.parameters.table
-        blocks = [BlockGradients(self.parameters, i) for i in layers]
-        self._destinations = {  # by `accumulate`
-            accumulate: Gradients(
-                head=gradients[head_name(self.config)],
-                token_embedding=gradients["token_embedding"],
-                final_norm=gradients["final_norm"],
-                blocks=blocks,
-                accumulate=accumulate,
-            )
-            for accumulate in (False, True)
-        }
-        added_to = ("token_embedding",) if not config.tie_embeddings else ()
-        self._added_to = [gradients[t.name] for t in table if len(t.shape) == 1 or t.name in added_to]
+        self.parameters = Parameters(tensor_table(config), config.seed, weights)
+        made = layers(config)
+        for layer in made:
+            layer.bind(self.parameters.weight)
+        super().__init__(config, self.parameters.weights, made)
+        overwritten = {part.name for layer in made for linear in layer.linears for part in linear.parts}
+        overwritten.add(self.stack.head.name)
+        gradients = [w.dw for layer in made for w in layer.weights if w.dw is not None and w.name not in overwritten]
+        self._added_to = gradients
 
     def merged(self) -> "TrainableModel":
         """Return a model without adapters that computes the same: this one."""
         return self
 
-    def _gradients_to_write(self) -> Gradients:
-        _, accumulate = self.parameters.gradients_to_write()
+    def _begin_backward(self) -> bool:
+        accumulate = super()._begin_backward()
         if not accumulate:
             for gradient in self._added_to:  # by kernels, in any case
                 gradient.fill(0)
-        return self._destinations[accumulate]
+        return accumulate
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -381,12 +310,28 @@ class TrainableModel(Transformer):
         self.distribute_weights(checkpoint.weights)
         return checkpoint.step
 
-    def flops_per_token(self, seq_len: int) -> float:
-        """Return the operations of forward and backward for one token of a row of seq_len; a multiply-add counts two.
 
-        Six for each weight of a matrix (Kaplan et al. 2020, section 2.1), counting the head and not the embedding,
-        plus 12 for each query width and visible key; a query sees (seq_len + 1) / 2 keys on average.
-        """
-        c, layers = self.config, self.config.num_layers
-        matrices = layers * c.hidden_dim * (2 * c.q_dim + 2 * c.kv_dim + 3 * c.intermediate_dim)
-        return 6.0 * (matrices + c.vocab_size * c.hidden_dim) + 12.0 * layers * c.q_dim * (seq_len + 1) / 2
+def memory_plan(
+    config: TrainableModelConfig,
+    batch_size: int,
+    seq_len: int,
+    precision: Precision = Precision.FP32,
+    *,
+    adapted: Sequence[Layer] | None = None,
+    trained: int = 0,
+    frozen: int = 0,
+) -> dict[str, int]:
+    """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len); no model is needed.
+
+    Of a model with adapters, its `adapted` layers, the number of `trained` weights, and the bytes of those `frozen`.
+    """
+    made, rows = adapted or layers(config), batch_size * seq_len
+    _, branches, head = parts_of(made)
+    trained = trained if adapted else config.num_params()
+    return {
+        "weights": 4 * trained + frozen,
+        "gradients": 4 * trained,
+        "moments": 8 * trained,
+        "saved activations": saved_bytes(config, branches, rows, precision == Precision.BF16),
+        "scratch": scratch_bytes(branches, head, rows),
+    }

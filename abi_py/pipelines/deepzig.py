@@ -16,6 +16,7 @@ from typing import Any
 from ..data.conversation import Conversation
 from ..data.tokenizer import FILES as TOKENIZER_FILES
 from ..errors import ConfigError
+from ..families import write_config
 from ..files import check_free as check_no_files
 from ..files import json_text
 from ..formats.deepzig import TRAINING_ARGS, generation_config, write_model
@@ -80,7 +81,7 @@ def finish(
         EVALUATION: json_text(figures),
         CARD: model_card(run, model.num_params(), report, results),
     }
-    write_model(run.directory, model, special, texts)
+    write_model(run.directory, model, write_config(model.config), special, texts)
     return model, results
 
 

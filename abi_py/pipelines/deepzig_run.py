@@ -23,8 +23,8 @@ from ..data.tokenizer_training import train_tokenizer
 from ..errors import ConfigError, DataError
 from ..files import atomic_json
 from ..formats.deepzig import TRAINING_ARGS
-from ..formats.huggingface import read_config, read_weights
 from ..model import LoraModel, TrainableModel
+from ..model.folder import read_config, read_weights
 from ..model.presets import preset
 from ..training.events import Sink
 from ..training.trainer import LlamaTrainer

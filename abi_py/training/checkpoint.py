@@ -30,6 +30,7 @@ import numpy as np
 
 from ..config import Config, load_yaml, to_yaml
 from ..errors import CheckpointError, ConfigError, shown
+from ..families import write_config
 from ..files import (
     OLD,
     atomic_directory,
@@ -41,7 +42,6 @@ from ..files import (
     write_synced,
 )
 from ..formats.finite import check_read, check_written
-from ..formats.huggingface import huggingface_config
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from ..formats.safetensors import encoded_size, read_safetensors, safetensors_pieces
 from ..model.lora import LoraModel
@@ -115,7 +115,7 @@ def save_checkpoint(
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
     check_written(root, {**tensors, **_moments(optimizer)}, "the earlier checkpoints are untouched")
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
-    (weights_file, config_file), description = MODEL_FILES, huggingface_config(model.config)
+    (weights_file, config_file), description = MODEL_FILES, write_config(model.config)
     if isinstance(model, LoraModel):
         (weights_file, config_file), description = ADAPTER_FILES, adapter_config(model.lora, model.base_model)
     name = f"llm_step_{state.global_step}"

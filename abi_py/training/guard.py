@@ -126,7 +126,7 @@ def bad_tensors(model: Transformer) -> str:
 
 def _bad_weights(model: Transformer) -> dict[str, np.ndarray]:
     """Return tensor -> its rows with weights that are not finite, of adapters and of the model below them."""
-    return {**_not_finite(model.base.weights), **_not_finite(model.weights)}
+    return {**_not_finite(model.base), **_not_finite(model.weights)}
 
 
 def _not_finite(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..formats.huggingface import CONFIG, fill_weights, open_weights, read_config
+from ..formats.huggingface import CONFIG
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
+from ..model.folder import fill_weights, open_weights, read_config
 from .checkpoint import STATE, is_checkpoint_name, locate, verify
 
 __all__ = ["LoadedModel", "load_model"]

@@ -76,7 +76,7 @@ def _check_model(model: Transformer, loaded: Checkpoint) -> None:
         stored_values = loaded.config.get(section, {})
         for name, value in config.to_dict().items():
             stored = getattr(stored_values.get(name), "value", stored_values.get(name))  # enums by their names
-            if (section, name) not in MAY_DIFFER and stored != value:
+            if name in stored_values and (section, name) not in MAY_DIFFER and stored != value:
                 raise CheckpointError(
                     f"{loaded.path} is of another model: {name} is {stored} there and {value} here; keep the model's "
                     "shape as its config.yaml has it, or use a checkpoint of this run"

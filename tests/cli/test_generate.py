@@ -13,7 +13,7 @@ import tokenizers
 from waiting import PATIENCE
 
 from abi_py.config import TrainableModelConfig
-from abi_py.formats.huggingface import huggingface_config
+from abi_py.families import write_config
 from abi_py.formats.safetensors import write_safetensors
 from abi_py.generation import generate
 from abi_py.model import TrainableModel
@@ -28,7 +28,7 @@ def save_folder(directory, vocab_size=257, **more):
     directory.mkdir()
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
     write_safetensors(directory / "model.safetensors", tensors)
-    (directory / "config.json").write_text(json.dumps(huggingface_config(model.config) | more))
+    (directory / "config.json").write_text(json.dumps(write_config(model.config) | more))
     return model
 
 
@@ -99,7 +99,7 @@ def test_a_text_ends_where_the_folder_says(abi_train, tmp_path):
         return json.loads(abi_train("generate", "m", "-p", "a", "--max-new-tokens", "9", "--json", *flags)[1])["ids"]
 
     def config(**more):
-        return json.dumps(huggingface_config(model.config) | more)
+        return json.dumps(write_config(model.config) | more)
 
     assert ids() == free
     (tmp_path / "m/config.json").write_text(config(eos_token_id=[late[0], 300, early[0]]))

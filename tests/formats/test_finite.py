@@ -8,9 +8,9 @@ import pytest
 
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError, NonFiniteError
+from abi_py.families import write_config
 from abi_py.formats.deepzig import write_model
 from abi_py.formats.finite import PIECE, find_nonfinite
-from abi_py.formats.huggingface import huggingface_config
 from abi_py.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from abi_py.formats.safetensors import write_safetensors
 from abi_py.formats.zig import load_abic, load_ablc, load_zig, save_abic, save_ablc
@@ -50,7 +50,7 @@ def test_the_first_is_found(value, dtype, place):
 WRITERS = {
     "ABIC": lambda value, path: broken(value).save_checkpoint(path / "a"),
     "ABIC of adapters": lambda value, path: broken_adapters(value).save_checkpoint(path / "a"),
-    "DeepZig": lambda value, path: write_model(path, broken(value), {}),
+    "DeepZig": lambda value, path: write_model(path, broken(value), {}, {}),
     "PEFT": lambda value, path: broken_adapters(value).save(path),
 }
 
@@ -85,7 +85,7 @@ def test_an_earlier_file_stays(tmp_path):
 def test_readers_of_folders(tmp_path, value):
     model = broken(value)
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
-    (tmp_path / "config.json").write_text(json.dumps(huggingface_config(CONFIG)))
+    (tmp_path / "config.json").write_text(json.dumps(write_config(CONFIG)))
     write_safetensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(
         CheckpointError, match=r"model\.layers\.0\.mlp\.up_proj\.weight holds NaN or infinity at \[2, 5\].*allow_non"

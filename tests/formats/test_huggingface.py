@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from abi_py.errors import CheckpointError
-from abi_py.formats.huggingface import config_from_huggingface, huggingface_config, read_config
+from abi_py.families import write_config
 from abi_py.formats.safetensors import write_safetensors
+from abi_py.model.folder import config_from_huggingface, read_config
 from abi_py.training.loading import load_model
 
 FOLDERS = json.loads((Path(__file__).parents[1] / "golden/folders.json").read_text(encoding="utf-8"))
@@ -179,7 +180,7 @@ def test_our_own_config_is_read_back(tied):
     other = {"head_dim": 6, "rope_theta": 77.0, "rms_norm_eps": 0.25, "tie_word_embeddings": tied}
     shape = config_from_huggingface({"model_type": "llama", **FOLDERS["shape"], **other})
     assert (shape.rope_theta, shape.norm_eps, shape.tie_embeddings) == (77.0, 0.25, tied)
-    assert config_from_huggingface(huggingface_config(shape)) == shape
+    assert config_from_huggingface(write_config(shape)) == shape
 
 
 # -- what stands in the place of weights --------------------------------------------------------
@@ -245,6 +246,6 @@ def test_shapes_are_compared_before_a_model_is_made(write, monkeypatch):
     monkeypatch.setattr("abi_py.training.loading.TrainableModel", lambda config: pytest.fail("a model was made"))
     with pytest.raises(CheckpointError, match=r"instead of \(1000000, "):
         load_model(folder)
-    monkeypatch.setattr("abi_py.formats.huggingface.tensor_table", lambda config: pytest.fail("a table was made"))
+    monkeypatch.setattr("abi_py.model.folder.tensor_table", lambda config: pytest.fail("a table was made"))
     with pytest.raises(CheckpointError, match=r"num_hidden_layers in config.json is 9,999, and its files hold 20 "):
         load_model(write(num_hidden_layers=9999))

@@ -12,7 +12,7 @@ from waiting import PATIENCE
 
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError
-from abi_py.formats.huggingface import huggingface_config
+from abi_py.families import write_config
 from abi_py.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, read_adapter
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.model import LoraModel, TrainableModel
@@ -196,7 +196,7 @@ def save_base(model, folder):
     folder.mkdir()
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
     write_safetensors(folder / "model.safetensors", tensors)
-    (folder / "config.json").write_text(json.dumps(huggingface_config(model.config)), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(write_config(model.config)), encoding="utf-8")
 
 
 def test_load_model_finds_the_base(model, folder, tmp_path):

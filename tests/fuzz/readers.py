@@ -20,7 +20,7 @@ from abi_py import data
 from abi_py.config import SECTIONS, load_yaml, to_yaml
 from abi_py.data.chat import load_template, template_for
 from abi_py.data.tokenizer import Tokenizer
-from abi_py.formats.huggingface import huggingface_config
+from abi_py.families import write_config
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.formats.zig import load_zig, save_abic, save_ablc
 from abi_py.pipelines.deepzig import load_run_config
@@ -81,7 +81,7 @@ def _json(path: Path, content: Any) -> None:
 
 def _hugging_face(folder: Path) -> None:
     model = _model()
-    _json(folder / "config.json", huggingface_config(model.config))
+    _json(folder / "config.json", write_config(model.config))
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
     write_safetensors(folder / "model.safetensors", {k: np.ascontiguousarray(v) for k, v in tensors.items()})
     _json(folder / "generation_config.json", {"do_sample": True, "temperature": 0.7, "eos_token_id": [3, 4]})

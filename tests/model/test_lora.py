@@ -1,5 +1,7 @@
 """LoRA: gradients, bits at the start, dropout, merging, checkpointing strategies, costs."""
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 import pytest
@@ -11,18 +13,9 @@ from abi_py.gradcheck import check_close, relative_error
 from abi_py.kernels.dropout import dropout_mask_ref
 from abi_py.kernels.engine.jit import JIT
 from abi_py.model import LoraModel, TrainableModel, reference
-from abi_py.model.inputs import Layout
-from abi_py.model.linear import (
-    Adapter,
-    Group,
-    Linear,
-    Part,
-    inner_gradient,
-    input_gradient,
-    linear_backward,
-    linear_forward,
-    weight_gradients,
-)
+from abi_py.model.layers.linear import Adapter, Group, Linear, Part, Projection
+from abi_py.model.layers.run import Run
+from abi_py.parameters import Weight
 from abi_py.shape import PROJECTIONS
 
 TARGETS = [
@@ -102,7 +95,7 @@ def test_gradients_equal_the_reference(rng, targets):
         lora = make_lora(target_modules=targets, shape=shape, alpha=5)
         ids, labels = make_batch(rng, lora.model, 2, 7)
         loss, _ = step(lora, ids, labels)
-        expected, dw = reference.loss_and_gradients(lora.config, merged_ref(lora), ids, labels)
+        expected, dw = reference.loss_and_gradients(lora.layers, merged_ref(lora), ids, labels)
         assert abs(loss - expected) < 1e-5
         assert {name.partition(".w_")[2] for name in lora.gradients} == {
             f"{'o' if t[0] == 'o' else t.removesuffix('_proj')}.{half}" for t in targets for half in "ab"
@@ -143,7 +136,14 @@ def make_linear(rng, N, inner, outers, rank, dropout, seed=11):
         groups = [Group(p.ranks, a[p.ranks], da[p.ranks], (p,), 3 * k) for k, p in enumerate(parts)]
     else:
         groups = [Group(slice(0, len(a)), a, da, tuple(parts), 0)]
-    return Linear(w, Adapter(tuple(groups), 0.7, dropout, seed, 50)), random(N, inner), random(N, sum(outers))
+    linear, rows = Linear(inner, *(Projection(f"w{k}", outer) for k, outer in enumerate(outers))), 0
+    matrices = {}
+    for projection in linear.projections:
+        matrices[projection.name] = Weight(projection.name, w[rows : rows + projection.width], None)
+        rows += projection.width
+    linear.bind("", matrices.__getitem__)
+    linear.adapter = Adapter(tuple(groups), 0.7, dropout, seed, 50)
+    return linear, w, random(N, inner), random(N, sum(outers))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -153,18 +153,18 @@ def test_one_layer_equals_the_whole_matrix(rng, N, inner, rank, outers, dropout)
     """y and dx are those of W + s B D A; each gradient is the sum that the definition says."""
     from types import SimpleNamespace
 
-    linear, x, dy = make_linear(rng, N, inner, outers, rank, dropout)
+    linear, w, x, dy = make_linear(rng, N, inner, outers, rank, dropout)
     adapter = linear.adapter
     ranks = rank * sum(len(group.parts) for group in adapter.groups)
     s = SimpleNamespace(du=np.empty((ranks + 2, N), np.float32), dropped=np.empty((N, inner + 3), np.float32))
     u, y, dx = np.empty((ranks, N), np.float32), np.empty_like(dy), np.empty_like(x)
     addend = rng.standard_normal(y.shape).astype(np.float32)
     zeros = np.zeros(N, np.int32)
-    layout = Layout(1, zeros, zeros, np.empty((0, 0)), np.empty((0, 0)), draw=4)
-    linear_forward(y, x, linear, u, s, layout, addend=addend)
-    linear_backward(dx, None, dy, x, linear, u, s, layout, accumulate=False)
+    run = Run(1, N, zeros, zeros, draw=4, accumulate=False)
+    linear.forward(y, x, u, s, run, addend=addend)
+    linear.backward(dx, dy, x, u, s, run)
 
-    wide_x, wide_dy, w = x.astype(float), dy.astype(float), linear.w.astype(float)
+    wide_x, wide_dy, w = x.astype(float), dy.astype(float), w.astype(float)
     y_ref, dx_ref = wide_x @ w.T + addend, wide_dy @ w
     for group in adapter.groups:
         mask = np.ones_like(wide_x)
@@ -185,14 +185,14 @@ def test_one_layer_equals_the_whole_matrix(rng, N, inner, rank, outers, dropout)
 
     once = [(group.da.copy(), [part.db.copy() for part in group.parts]) for group in adapter.groups]
     again = np.empty_like(dx)  # in the order of a layer whose x is there only after dx
-    inner_gradient(dy, linear, u, s, layout)
-    input_gradient(again, dy, linear, u, s, layout)
-    weight_gradients(None, dy, x, linear, u, s, layout, accumulate=False)
+    linear.inner_gradient(dy, u, s, run)
+    linear.input_gradient(again, dy, u, s, run)
+    linear.weight_gradients(dy, x, u, s, run)
     assert again.tobytes() == dx.tobytes()
     for group, (da, dbs) in zip(adapter.groups, once, strict=True):
         assert group.da.tobytes() == da.tobytes()
         assert all(part.db.tobytes() == db.tobytes() for part, db in zip(group.parts, dbs, strict=True))
-    linear_backward(None, None, dy, x, linear, u, s, layout, accumulate=True)
+    linear.backward(None, dy, x, u, s, replace(run, accumulate=True))
     for group, (da, dbs) in zip(adapter.groups, once, strict=True):
         check_close(group.da, 2 * da, 1e-6)
         for part, db in zip(group.parts, dbs, strict=True):
@@ -259,15 +259,15 @@ def test_dropout_is_of_training_only_and_new_each_time(rng):
 
 def test_no_two_adapters_share_a_mask():
     lora = make_lora(dropout=0.5)
-    layout = Layout(1, *[np.zeros(0)] * 4, draw=3)
-    later = Layout(1, *[np.zeros(0)] * 4, draw=4)
+    none = np.zeros(0, np.int32)
+    run, later = Run(1, 0, none, none, draw=3), Run(1, 0, none, none, draw=4)
     seeds = []
-    for block in lora.blocks:
-        for linear in (block.qkv, block.w_o, block.gate_up, block.w_down):
+    for layer in lora.layers:
+        for linear in layer.linears:
             adapter = linear.adapter
-            seeds += [adapter.mask_seed(group, each) for group in adapter.groups for each in (layout, later)]
+            seeds += [adapter.mask_seed(group, each) for group in adapter.groups for each in (run, later)]
     assert len(seeds) == len(set(seeds)) == 2 * 7 * lora.config.num_layers
-    assert adapter.mask_seed(adapter.groups[0], Layout(1, *[np.zeros(0)] * 4)) is None
+    assert adapter.mask_seed(adapter.groups[0], Run(1, 0, none, none)) is None
 
 
 # -- the same bits -------------------------------------------------------------------------------
@@ -390,15 +390,18 @@ def test_flops_equal_a_count_by_hand(targets):
         **dict.fromkeys(("gate_proj", "up_proj"), (c.hidden_dim, c.intermediate_dim)),
         "down_proj": (c.intermediate_dim, c.hidden_dim),
     }
+    order = ["q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj"]  # what is before an adapter has no dx
+    first = next(at for at, names in enumerate(order) if set(names.split()) & set(targets))
     for layer in range(c.num_layers):
         for name, (inner, outer) in shapes.items():
-            dx = layer > 0 or name not in ("q_proj", "k_proj", "v_proj")
+            dx = layer > 0 or next(at for at, names in enumerate(order) if name in names.split()) > first
             total += (1 + dx) * 2 * T * inner * outer  # y = x Wᵀ, dx = dy W
             if name in targets:
                 total += 3 * 2 * T * outer * R  # y = u Bᵀ, du = dy B, dB = dyᵀ u
                 total += (2 + dx) * 2 * T * inner * R  # u = x Aᵀ, dA = duᵀ x, dx = du A
     total += 2 * 2 * T * c.hidden_dim * c.vocab_size
-    total += c.num_layers * c.num_heads * T * (T + 1) // 2 * 6 * 2 * D
+    products = 6 * c.num_layers - 4 * (first > 0)  # without adapters on q k v the first attention has no backward
+    total += products * c.num_heads * T * (T + 1) // 2 * 2 * D
     check_close(T * lora.flops_per_token(T), total, 1e-12)
 
 
@@ -412,7 +415,7 @@ def test_the_plan_is_what_is_allocated(rng, options, dropout):
     assert plan["weights"] == lora.model.parameters.weights_flat.nbytes + lora.parameters.weights_flat.nbytes
     assert plan["gradients"] == lora.parameters.gradients_flat.nbytes
     assert plan["moments"] == 2 * plan["gradients"]
-    arena = lora._arena.nbytes()
+    arena = lora.stack.arena.nbytes()
     assert plan["saved activations"] + plan["scratch"] == arena
 
 

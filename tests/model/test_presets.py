@@ -2,8 +2,9 @@
 
 import pytest
 
+from abi_py.config import LoraConfig
 from abi_py.errors import ConfigError
-from abi_py.model import LoraConfig, LoraModel, TrainableModel
+from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.presets import PRESETS, preset
 
 COUNTS = {

@@ -10,6 +10,7 @@ from small_models import make_batch, make_model
 
 from abi_py.config import TrainableModelConfig
 from abi_py.errors import DataError
+from abi_py.families import layers
 from abi_py.gradcheck import STEP, check_close, check_gradient
 from abi_py.model import reference
 
@@ -37,24 +38,29 @@ def test_logits_loss_and_every_gradient_equal_pytorch(golden, name):
     g = golden(name)
     config = TrainableModelConfig(**json.loads(str(g["config"])))
     weights = {key.removeprefix("weight/"): g[key] for key in g if key.startswith("weight/")}
-    loss, gradients = reference.loss_and_gradients(config, weights, g["ids"], g["labels"])
+    loss, gradients = reference.loss_and_gradients(layers(config), weights, g["ids"], g["labels"])
     assert abs(loss - g["loss"]) < 1e-12
-    check_close(reference.logits(config, weights, g["ids"]), g["logits"], 1e-7)  # stored in float32
+    check_close(reference.logits(layers(config), weights, g["ids"]), g["logits"], 1e-7)  # stored in float32
     assert set(gradients) == set(weights)
     for tensor, gradient in gradients.items():
         check_close(gradient, g[f"gradient/{tensor}"], 1e-7, tensor)
 
 
+def loss_of(*args, **options):
+    """Return the loss alone."""
+    return reference.loss_and_gradients(*args, **options)[0]
+
+
 def gradients_and_losses(model, ids, labels, **options):
     """Return the gradients, and for each tensor the loss as a function of it."""
     weights = reference.widened(model.weights)
-    value, gradients = reference.loss_and_gradients(model.config, weights, ids, labels, **options)
-    assert value == reference.loss(model.config, weights, ids, labels, **options)
+    value, gradients = reference.loss_and_gradients(model.layers, weights, ids, labels, **options)
+    assert value == loss_of(model.layers, weights, ids, labels, **options)
 
-    def loss_of(name):
-        return lambda w: reference.loss(model.config, weights | {name: w}, ids, labels, **options)
+    def by(name):
+        return lambda w: loss_of(model.layers, weights | {name: w}, ids, labels, **options)
 
-    return gradients, {name: (weights[name], loss_of(name)) for name in weights}
+    return gradients, {name: (weights[name], by(name)) for name in weights}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -92,11 +98,11 @@ def test_every_tensor_equals_finite_differences(rng, name):
 def test_the_loss_is_that_of_the_logits(rng, smoothing):
     model = make_model(6.0)
     ids, labels = make_batch(rng, model)
-    z = reference.logits(model.config, model.weights, ids)
+    z = reference.logits(model.layers, model.weights, ids)
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))  # (B, T, V)
     named = np.take_along_axis(log_p, np.maximum(labels, 0)[..., None], -1)[..., 0]
     losses = -(1 - smoothing) * named - smoothing * log_p.mean(-1)
-    value = reference.loss(model.config, model.weights, ids, labels, label_smoothing=smoothing)
+    value = loss_of(model.layers, model.weights, ids, labels, label_smoothing=smoothing)
     assert abs(value - losses[labels >= 0].mean()) < 1e-12
 
 
@@ -105,13 +111,13 @@ def test_a_packed_row_equals_sequences_of_their_own(rng, mark):
     model = make_model(6.0)
     ids, labels = make_batch(rng, model, 1, 12, ignored=0)
     marks, cuts = np.array([[0] * 5 + [1] + [0] * 6]), (0, 5, 6, 12)
-    loss, packed = reference.loss_and_gradients(model.config, model.weights, ids, labels, **{mark: marks})
-    logits = reference.logits(model.config, model.weights, ids, **{mark: marks})
+    loss, packed = reference.loss_and_gradients(model.layers, model.weights, ids, labels, **{mark: marks})
+    logits = reference.logits(model.layers, model.weights, ids, **{mark: marks})
     total, summed = 0.0, {name: np.zeros(w.shape) for name, w in model.weights.items()}
     for first, last in pairwise(cuts):
         part = np.s_[:, first:last]
-        alone, gradients = reference.loss_and_gradients(model.config, model.weights, ids[part], labels[part])
-        check_close(logits[part], reference.logits(model.config, model.weights, ids[part]), 1e-12)
+        alone, gradients = reference.loss_and_gradients(model.layers, model.weights, ids[part], labels[part])
+        check_close(logits[part], reference.logits(model.layers, model.weights, ids[part]), 1e-12)
         total += alone * (last - first)
         for name, gradient in gradients.items():
             summed[name] += gradient * (last - first)
@@ -128,17 +134,17 @@ def test_what_comes_in_is_what_the_model_takes(rng):
     model = make_model(6.0)
     ids, labels = make_batch(rng, model)
     before = model.collect_weights()
-    loss, gradients = reference.loss_and_gradients(model.config, model.weights, ids, labels)
+    loss, gradients = reference.loss_and_gradients(model.layers, model.weights, ids, labels)
     assert model.collect_weights().tobytes() == before.tobytes()
     assert all(gradient.dtype == np.float64 for gradient in gradients.values())
     assert (labels < 0).any()
-    assert reference.loss(model.config, model.weights, ids.tolist(), labels.view(np.uint32)) == loss
-    nothing, zero = reference.loss_and_gradients(model.config, model.weights, ids, np.full_like(labels, -100))
+    assert loss_of(model.layers, model.weights, ids.tolist(), labels.view(np.uint32)) == loss
+    nothing, zero = reference.loss_and_gradients(model.layers, model.weights, ids, np.full_like(labels, -100))
     assert nothing == 0
     assert not any(gradient.any() for gradient in zero.values())
     with pytest.raises(DataError, match=r"input_ids\[0, 0\] is 97"):
-        reference.logits(model.config, model.weights, np.full((1, 3), 97))
+        reference.logits(model.layers, model.weights, np.full((1, 3), 97))
     with pytest.raises(DataError, match=r"segment_ids has shape \(2, 12\)"):
-        reference.logits(model.config, model.weights, ids, segment_ids=labels[:, 1:])
+        reference.logits(model.layers, model.weights, ids, segment_ids=labels[:, 1:])
     with pytest.raises(TypeError, match="segments"):
-        reference.logits(model.config, model.weights, ids, segments=labels)
+        reference.logits(model.layers, model.weights, ids, segments=labels)

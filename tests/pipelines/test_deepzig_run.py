@@ -11,6 +11,7 @@ import pytest
 from abi_py.cli import main
 from abi_py.config import LlmTrainingConfig, TrainableModelConfig
 from abi_py.errors import ConfigError, DataError
+from abi_py.families import write_config
 from abi_py.formats.deepzig import deepzig_config, generation_config
 from abi_py.formats.safetensors import read_safetensors
 from abi_py.generation import Generator
@@ -263,7 +264,7 @@ def test_config_has_what_the_zig_loader_reads(finished):
 
 
 def test_whole_numbers_stay_floats_in_config():
-    content = deepzig_config(PRESETS["test"].replace(rope_theta=1e6, norm_eps=1.0), {})
+    content = deepzig_config(write_config(PRESETS["test"].replace(rope_theta=1e6, norm_eps=1.0)), {})
     assert '"qk_rope_base": 1000000.0' in json.dumps(content)
     assert '"rms_norm_eps": 1.0' in json.dumps(content)
 

@@ -21,8 +21,8 @@ from abi_py.config import (
 from abi_py.errors import ConfigError, NonFiniteError
 from abi_py.kernels.optimizers import adam_ref, adamw_ref, sgd_ref
 from abi_py.model import TrainableModel
-from abi_py.model.activations import memory_plan
 from abi_py.model.lora import LoraModel
+from abi_py.model.transformer import memory_plan
 from abi_py.training.optimizer import Optimizer
 from abi_py.training.trainer import LlamaTrainer
 
@@ -89,6 +89,7 @@ EARLY = {
 }
 SHAPE = {"hidden_dim": 16, "num_layers": 5, "num_heads": 2, "num_kv_heads": 1, "intermediate_dim": 24, "vocab_size": 19}
 MODEL = {
+    "family": ({}, "qwen2", "shapes"),
     "hidden_dim": ({}, 8, "shapes"),
     "num_layers": ({}, 3, "shapes"),
     "num_heads": ({}, 4, "logits"),

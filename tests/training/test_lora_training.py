@@ -8,11 +8,11 @@ import pytest
 import abi_py
 from abi_py.config import EarlyStoppingConfig, LlmTrainingConfig, LoraConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError
-from abi_py.formats.huggingface import config_from_huggingface
 from abi_py.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from abi_py.formats.safetensors import read_safetensors
 from abi_py.kernels.engine.jit import JIT
 from abi_py.model import LoraModel, TrainableModel
+from abi_py.model.folder import config_from_huggingface
 from abi_py.training.loading import load_model
 from abi_py.training.trainer import LlamaTrainer
 

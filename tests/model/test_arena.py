@@ -10,7 +10,7 @@ from small_models import make_batch, make_model
 from abi_py.config import CheckpointingStrategy
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
-from abi_py.model.activations import ATTENTION_ENTRIES, saved_table, slot
+from abi_py.model.arena import Slots
 
 LAYERS = 5
 TIME = 17 if JIT else 3
@@ -58,7 +58,7 @@ def test_strategies_give_the_same_bits(rng, options, tied):
 
 
 def arena_bytes(model):
-    return model._arena.nbytes()
+    return model.stack.arena.nbytes()
 
 
 @pytest.mark.parametrize("options", [{}, *STRATEGIES], ids=identify)
@@ -71,7 +71,7 @@ def test_the_plan_is_what_is_allocated(rng, options):
     assert plan["gradients"] == model.parameters.gradients_flat.nbytes
     assert plan["moments"] == 2 * plan["weights"]
     assert plan["saved activations"] + plan["scratch"] == arena_bytes(model)
-    assert plan["saved activations"] == sum(array.nbytes for array in model._arena.saved(2 * 16))
+    assert plan["saved activations"] == sum(array.nbytes for array in model.stack.arena.saved(2 * 16))
 
 
 def test_strategies_save_memory():
@@ -81,14 +81,15 @@ def test_strategies_save_memory():
         return make_model(num_layers=LAYERS, **options).memory_plan(2, 16)["saved activations"]
 
     none = saved()
-    row = 4 * sum(saved_table(make_model().config).values())
+    tables = [branch.saved() for branch in make_model(num_layers=1).stack.branches]
+    entries = [entry for table in tables for entry in table.values()]
+    row = 4 * sum(entry.width for entry in entries)
     assert none == 2 * 16 * LAYERS * row
     every_two = saved(checkpointing="every_n_layers", checkpoint_interval=2)
     full = saved(checkpointing="full")
     assert none > every_two > full
     assert full == 2 * 16 * (row + 4 * 48 * (LAYERS - 1))  # one layer's arrays, and the inputs of the others
-    table = saved_table(make_model().config)
-    attention = 4 * sum(table[name] for name in ATTENTION_ENTRIES)
+    attention = 4 * sum(entry.width for entry in entries if entry.again)
     assert saved(checkpointing="attention_only") == none - 2 * 16 * attention * (LAYERS - 1)
     assert saved(checkpointing="every_n_layers", checkpoint_interval=99) == none
 
@@ -96,14 +97,20 @@ def test_strategies_save_memory():
 @pytest.mark.parametrize("options", [{}, *STRATEGIES], ids=identify)
 def test_inputs_of_layers_never_share_an_array(options):
     """Within a segment each layer has an input of its own, and so has the first layer of each segment."""
-    config = make_model(num_layers=LAYERS, **options).config
+    model = make_model(num_layers=LAYERS, **options)
+    config, branches = model.config, model.stack.branches
+    slots, entry = Slots(config, branches), branches[0].saved()["x"]
+
+    def slot(block):
+        return slots.slot(2 * block, "x", entry)
+
     length = {"none": LAYERS, "attention_only": LAYERS, "full": 1}.get(config.checkpointing.value)
     length = length or config.checkpoint_interval
     for start in range(0, LAYERS, length):
         inside = range(start, min(start + length, LAYERS))
-        assert len({slot(config, layer, "x") for layer in inside}) == len(inside)
-    firsts = {slot(config, layer, "x") for layer in range(0, LAYERS, length)}
-    others = {slot(config, layer, "x") for layer in range(LAYERS) if layer % length}
+        assert len({slot(block) for block in inside}) == len(inside)
+    firsts = {slot(block) for block in range(0, LAYERS, length)}
+    others = {slot(block) for block in range(LAYERS) if block % length}
     assert not firsts & others
     assert len(firsts) == len(range(0, LAYERS, length))
 
@@ -114,7 +121,8 @@ def test_every_strategy_is_tested():
 
 
 def ids_of_arrays(model):
-    return {key: id(array) for arrays in (model._arena._flat, model._arena._scratch) for key, array in arrays.items()}
+    arena = model.stack.arena
+    return {key: id(array) for arrays in (arena._flat, arena._scratch) for key, array in arrays.items()}
 
 
 # -- reuse ---------------------------------------------------------------------------------------

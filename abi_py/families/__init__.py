@@ -1,0 +1,55 @@
+"""The families of models, a file each; `family.py` says what one is.
+
+family(shape)          the family of a model of this shape
+layers(shape)          its list of layers
+tensor_table(shape)    its tensors in flat order, with their three names
+read_config(content)   the shape that a Hugging Face config.json describes
+write_config(shape)    the content of such a file
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from ..errors import CheckpointError, shown
+from ..model.layers.layer import Layer
+from ..parameters import Tensor
+from ..shape import ModelFamily, ModelShape
+from .family import Family
+
+__all__ = ["FAMILIES", "Family", "family", "layers", "read_config", "tensor_table", "write_config"]
+
+FAMILIES: dict[ModelFamily, Family] = {name: import_module(f"{__name__}.{name.value}").FAMILY for name in ModelFamily}
+
+
+def family(shape: ModelShape) -> Family:
+    """Return the family of a model of this shape."""
+    return FAMILIES[shape.family]
+
+
+def layers(shape: ModelShape) -> list[Layer]:
+    """Return the layers of a model of this shape, not bound to weights."""
+    return family(shape).layers(shape)
+
+
+def tensor_table(shape: ModelShape) -> tuple[Tensor, ...]:
+    """Return the tensors of a model of this shape in flat order."""
+    return family(shape).tensor_table(shape)
+
+
+def read_config(content: Mapping[str, Any], place: str = "config.json") -> dict[str, Any]:
+    """Return the fields of the shape that a config.json describes.
+
+    CheckpointError names its place, and a kind of model, or an entry, that is not computed here.
+    """
+    kind = content.get("model_type")
+    for name, found in FAMILIES.items():
+        if kind in found.model_types:
+            return {**found.read(content, place), "family": name}
+    known = " and ".join(kind for found in FAMILIES.values() for kind in found.model_types)
+    raise CheckpointError(f"{place}: model_type is {shown(kind)}; this version reads {known}")
+
+
+def write_config(shape: ModelShape) -> dict[str, Any]:
+    """Return the content of a config.json for a model of this shape."""
+    return family(shape).write(shape)

@@ -1,0 +1,107 @@
+"""What the config.json files of the families have in common: entries, their values without effect, RoPE, windows.
+
+Where two entries speak of one thing, transformers' choice holds (measured with 5.24), or an error names both:
+
+    rope_scaling, if it says anything, hides rope_parameters; the rope_theta inside hides the one beside them
+    head_dim hides hidden_size / num_attention_heads
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import CheckpointError, shown
+
+__all__ = ["NEUTRAL", "common_fields", "refuse_others", "refuse_windows", "rope_theta"]
+
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "max_seq_len": "max_position_embeddings",
+}
+# The DeepZig folder writes it under three names; transformers knows the first.
+THETA = ("rope_theta", "rope_base", "qk_rope_base")
+# What would change the arithmetic, and the values with which it does not (null and empty never do).
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "qkv_bias", "use_bias", "use_qkv_bias", "bias"), (False,)),
+    **dict.fromkeys(("qk_norm", "use_qk_norm", "qk_layernorm", "alibi", "rope_interleaved"), (False,)),
+    **dict.fromkeys(("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"), (False,)),
+    "is_causal": (True,),
+    **dict.fromkeys(("attention_dropout", "hidden_dropout", "hidden_dropout_prob"), (0,)),
+    **dict.fromkeys(("partial_rotary_factor", "rotary_pct", "rope_pct"), (1,)),
+    **dict.fromkeys(("logit_scale", "logits_scaling", "logit_scaling", "lm_head_multiplier", "scale_emb"), (1,)),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "attention_multiplier", "scale_depth"), (1,)),
+    **dict.fromkeys(("final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar", "clip_qkv"), ()),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0,)),
+    **dict.fromkeys(("quantization_config", "compression_config", "pruned_heads"), ()),
+    **dict.fromkeys(("no_rope_layers", "no_rope_layer_interval"), ()),
+}
+ROPE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
+
+
+def common_fields(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the fields of the shape that all families read alike; CheckpointError if one is missing."""
+    missing = [name for name in FIELDS.values() if name not in content]
+    if missing:
+        kind = content["model_type"]
+        raise CheckpointError(f"{place} lacks {', '.join(missing)}; it is not the config.json of a {kind} model")
+    values = {ours: content[theirs] for ours, theirs in FIELDS.items()}
+    values["num_kv_heads"] = content.get("num_key_value_heads") or values["num_heads"]
+    values["head_dim"] = content.get("head_dim")
+    values["norm_eps"] = content.get("rms_norm_eps", 1e-6)  # the defaults of LlamaConfig
+    values["tie_embeddings"] = content.get("tie_word_embeddings") or False
+    return values
+
+
+def refuse_others(content: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], place: str) -> None:
+    """Raise CheckpointError for an entry that has another value than those with which it changes nothing."""
+    for name, computed in neutral.items():
+        found = content.get(name)
+        if found not in (None, [], {}) and found not in computed:
+            rule = f"only {' or '.join(map(repr, computed))}" if computed else "nothing of that kind"
+            raise CheckpointError(f"{place}: {name} is {shown(found)}; this version computes {rule}")
+
+
+def refuse_windows(content: Mapping[str, Any], place: str) -> None:
+    """Raise CheckpointError if a query would not see all keys before it."""
+    window, longest = content.get("sliding_window"), content.get("max_position_embeddings")
+    whole = isinstance(window, int) and isinstance(longest, int) and window >= longest
+    if window is not None and content.get("use_sliding_window", True) and not whole:
+        raise CheckpointError(
+            f"{place}: sliding_window is {shown(window)}, less than max_position_embeddings ({shown(longest)}); this "
+            "version computes attention over the whole context"
+        )
+    kinds = content.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"{place}: layer_types is {shown(kinds)}, but must be a list; it is damaged")
+    other = next((kind for kind in kinds if kind != "full_attention"), None)
+    if other is not None:
+        raise CheckpointError(f"{place}: layer_types names {shown(other)}; this version computes only 'full_attention'")
+
+
+def rope_theta(content: Mapping[str, Any], place: str) -> Any:
+    """Return the base of RoPE; CheckpointError for any RoPE but the plain one."""
+    table = next((name for name in ("rope_scaling", "rope_parameters") if content.get(name)), "")
+    rope = content[table] if table else {}
+    if not isinstance(rope, Mapping):
+        raise CheckpointError(f"{place}: {table} is {shown(rope)}, but must be an object; it is damaged")
+    if "rope_type" in rope:
+        rope = {name: value for name, value in rope.items() if name != "type"}  # its older name
+    unknown = {name: () for name in rope if name != "rope_theta"}
+    refuse_others(
+        {f"{table}.{name}": value for name, value in rope.items()},
+        {f"{table}.{name}": values for name, values in (unknown | ROPE).items()},
+        place,
+    )
+    if "rope_theta" in rope:
+        return rope["rope_theta"]
+    names = THETA if content["model_type"] == "deepzig_conversational" else THETA[:1]
+    given = {name: content[name] for name in names if name in content}
+    values = list(given.values())
+    if any(value != values[0] for value in values):
+        said = " and ".join(f"{name} ({shown(value)})" for name, value in given.items())
+        raise CheckpointError(f"{place}: {said} must be equal, because they are one thing; remove those that are wrong")
+    return values[0] if values else 10000.0

@@ -1,0 +1,95 @@
+"""Llama: RMSNorm, rotated queries and keys, grouped key/value heads, SwiGLU, no biases.
+
+    reads    model_type llama, and the DeepZig folder's `deepzig_conversational`, which is the same network
+    refuses  what would compute something else than this package: other activations, biases, scaled RoPE ...
+
+The order of the tensors is the ABI's.  Sources: Touvron et al. 2023, "LLaMA", section 2.2; "Llama 2", section 2.2.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..model.layers.attention import Attention
+from ..model.layers.embedding import Embedding
+from ..model.layers.feed_forward import FeedForward
+from ..model.layers.head import Head
+from ..model.layers.layer import Layer
+from ..model.layers.norm import RmsNorm
+from ..model.layers.run import Angles
+from ..shape import ModelShape
+from .config_json import NEUTRAL, common_fields, refuse_others, refuse_windows, rope_theta
+from .family import Family
+
+__all__ = ["FAMILY", "NAMES", "decoder_layers", "write"]
+
+NAMES = {
+    "token_embedding": ("model.embed_tokens.weight", "token_embd.weight"),
+    "layers.{i}.w_q": ("model.layers.{i}.self_attn.q_proj.weight", "blk.{i}.attn_q.weight"),
+    "layers.{i}.w_k": ("model.layers.{i}.self_attn.k_proj.weight", "blk.{i}.attn_k.weight"),
+    "layers.{i}.w_v": ("model.layers.{i}.self_attn.v_proj.weight", "blk.{i}.attn_v.weight"),
+    "layers.{i}.w_o": ("model.layers.{i}.self_attn.o_proj.weight", "blk.{i}.attn_output.weight"),
+    "layers.{i}.attn_norm": ("model.layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"),
+    "layers.{i}.w_gate": ("model.layers.{i}.mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight"),
+    "layers.{i}.w_up": ("model.layers.{i}.mlp.up_proj.weight", "blk.{i}.ffn_up.weight"),
+    "layers.{i}.w_down": ("model.layers.{i}.mlp.down_proj.weight", "blk.{i}.ffn_down.weight"),
+    "layers.{i}.ffn_norm": ("model.layers.{i}.post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight"),
+    "final_norm": ("model.norm.weight", "output_norm.weight"),
+    "output_proj": ("lm_head.weight", "output.weight"),
+}
+
+
+def decoder_layers(shape: ModelShape, *, qkv_bias: bool = False) -> list[Layer]:
+    """Return the list of layers of Llama and its relatives."""
+    width, eps = shape.hidden_dim, shape.norm_eps
+    heads = shape.num_heads, shape.num_kv_heads, shape.resolved_head_dim
+    angles = Angles(shape.resolved_head_dim, shape.rope_theta, shape.max_seq_len)
+    layers: list[Layer] = [Embedding(shape.vocab_size, width, shape.max_seq_len)]
+    for i in range(shape.num_layers):
+        at = f"layers.{i}."
+        layers.append(Attention(at, i, width, *heads, RmsNorm("attn_norm", width, eps), angles, qkv_bias))
+        layers.append(FeedForward(at, i, width, shape.intermediate_dim, RmsNorm("ffn_norm", width, eps)))
+    layers.append(Head(RmsNorm("final_norm", width, eps), shape.vocab_size, width, shape.tie_embeddings))
+    return layers
+
+
+def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
+    refuse_others(content, NEUTRAL, place)
+    refuse_windows(content, place)
+    return {**common_fields(content, place), "rope_theta": rope_theta(content, place)}
+
+
+def write(shape: ModelShape) -> dict[str, Any]:
+    """Return the fields of the Transformers library's `LlamaConfig` for this model."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_dim,
+        "intermediate_size": shape.intermediate_dim,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.resolved_head_dim,
+        "max_position_embeddings": shape.max_seq_len,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "initializer_range": 0.02,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "torch_dtype": "float32",
+        "use_cache": True,
+    }
+
+
+FAMILY = Family(
+    names=NAMES,
+    layers=decoder_layers,
+    model_types=("llama", "deepzig_conversational"),
+    read=_read,
+    write=write,
+)

@@ -1,0 +1,213 @@
+"""The arena: every array that a step needs between its kernels, laid out once for a number of rows and then reused.
+
+What a layer's forward saves for its backward is its table `saved()`; gradient checkpointing is a choice of which of the
+entries are kept for every block, and which are shared between blocks and computed again.  Blocks are cut into
+*segments*:
+
+    none             one segment of all blocks: nothing is computed again
+    every_n_layers   segments of `checkpoint_interval` blocks: the input of each is kept, its inside is shared by all
+    full             segments of one block: only the input of each block is kept
+    attention_only   one segment, but what attention saves (q k v, its output, lse) is shared by all blocks
+
+A step in bfloat16 saves the entries that are `narrow` in bfloat16 (as uint16), half the bytes; the residual stream, in
+which a small share of a layer would be lost, stays float32.
+
+Scratch is used again and again: entries that name the same `place` share its memory, because the one is read for the
+last time before the other is written (a linear layer's backward reads its input before it writes the input's gradient),
+or because a kernel turns the one into the other (SwiGLU's backward: dh into h).  The head works between the two passes
+over the branches: the memory of its logits spans all the scratch that it does not use itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..shape import CheckpointingStrategy, ModelShape
+from .layers.embedding import Embedding
+from .layers.head import Head, HeadScratch
+from .layers.layer import Branch, Layer
+from .layers.run import Entry, Form
+
+__all__ = ["Arena", "Arrays", "parts_of", "saved_bytes", "scratch_bytes"]
+
+
+def parts_of(layers: Sequence[Layer]) -> tuple[Embedding, list[Branch], Head]:
+    """Return the embedding, the branches and the head of a list of layers; TypeError if it is made otherwise."""
+    first, *between, last = layers
+    branches = [layer for layer in between if isinstance(layer, Branch)]
+    if not isinstance(first, Embedding) or not isinstance(last, Head) or len(branches) < len(between):
+        raise TypeError("a model is a list of layers: an Embedding, then branches, then a Head")
+    return first, branches, last
+
+
+def segment_length(shape: ModelShape) -> int:
+    """Return how many blocks form a segment."""
+    lengths = {
+        CheckpointingStrategy.FULL: 1,
+        CheckpointingStrategy.EVERY_N_LAYERS: min(shape.checkpoint_interval, shape.num_layers),
+    }
+    return lengths.get(shape.checkpointing, shape.num_layers)
+
+
+def dtype(entry: Entry, narrow: bool) -> np.dtype:
+    """Return what an entry is saved in; `narrow`: by a step in bfloat16."""
+    return np.dtype(np.uint16 if narrow and entry.narrow else np.float32)
+
+
+def make_shape(entry: Entry, memory: np.ndarray, rows: int) -> np.ndarray:
+    """Return a flat piece of memory in the form of an entry, for so many rows."""
+    flat = memory[: rows * entry.width]
+    if entry.form is Form.ROWS:
+        return flat.reshape(rows, entry.width)
+    return flat.reshape(entry.width, rows) if entry.form is Form.COLUMNS else flat
+
+
+class Slots:
+    """Which array of memory an entry of a branch has; branches with the same slot share it."""
+
+    def __init__(self, shape: ModelShape, branches: Sequence[Branch]) -> None:
+        """Count the branches of each block."""
+        self.length = segment_length(shape)
+        self.attention_only = shape.checkpointing is CheckpointingStrategy.ATTENTION_ONLY
+        self.place: list[int] = []  # of a branch in its block
+        for i, branch in enumerate(branches):
+            same = i > 0 and branches[i - 1].block == branch.block
+            self.place.append(self.place[-1] + 1 if same else 0)
+        self.branches = branches
+
+    def slot(self, i: int, name: str, entry: Entry) -> tuple[int, str, int]:
+        """Return the slot of an entry of the branch i: its place in the block, the entry, and which of its arrays."""
+        place, block = self.place[i], self.branches[i].block
+        inside = block % self.length
+        first = name == "x" and place == 0
+        if first and inside == 0:
+            return place, name, block  # kept: where recomputation starts
+        if self.attention_only and entry.again:
+            return place, name, 0
+        return place, name, -inside if first else inside  # inner inputs have arrays of their own, apart from the kept
+
+
+def saved_entries(shape: ModelShape, branches: Sequence[Branch]) -> dict[tuple[int, str, int], Entry]:
+    """Return the entries that have memory of their own, by slot."""
+    slots = Slots(shape, branches)
+    return {
+        slots.slot(i, name, entry): entry for i, branch in enumerate(branches) for name, entry in branch.saved().items()
+    }
+
+
+def saved_bytes(shape: ModelShape, branches: Sequence[Branch], rows: int, narrow: bool = False) -> int:
+    """Return the bytes of saved activations for `rows` tokens; `narrow`: of a step in bfloat16."""
+    entries = saved_entries(shape, branches).values()
+    return rows * sum(dtype(entry, narrow).itemsize * entry.width for entry in entries)
+
+
+class Places:
+    """The pieces of scratch: how many floats each has, and which lie under the head's logits."""
+
+    def __init__(self, branches: Sequence[Branch], head: Head, rows: int) -> None:
+        """Lay them out for `rows` tokens; dx is the gradient that flows from branch to branch."""
+        self.floats: dict[str, int] = {}
+        own = {entry.place or name for name, entry in head.scratch().items()}
+        tables = {type(branch): branch.scratch() for branch in branches}
+        for branch in branches:
+            tables[type(branch)] = _wider(tables[type(branch)], branch.scratch())
+        for table in ({"dx": Entry(head.width)}, head.scratch(), *tables.values()):
+            for name, entry in table.items():
+                place = entry.place or name
+                self.floats[place] = max(self.floats.get(place, 0), rows * entry.width)
+        self.under = [place for place in self.floats if place not in own]
+        self.logits = max(head.logit_floats(rows), sum(self.floats[place] for place in self.under))
+
+    def make(self) -> dict[str, np.ndarray]:
+        """Return the memory of each place, and `logits`, which spans those under it."""
+        logits, used = np.empty(self.logits, np.float32), 0
+        memory = {"logits": logits}
+        for place, size in self.floats.items():
+            if place in self.under:
+                memory[place], used = logits[used : used + size], used + size
+            else:
+                memory[place] = np.empty(size, np.float32)
+        return memory
+
+
+def _wider(one: Mapping[str, Entry], other: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {name: entry if entry.width >= other[name].width else other[name] for name, entry in one.items()}
+
+
+def scratch_bytes(branches: Sequence[Branch], head: Head, rows: int) -> int:
+    """Return the bytes of scratch for `rows` tokens."""
+    places = Places(branches, head, rows)
+    return 4 * (places.logits + sum(size for place, size in places.floats.items() if place not in places.under))
+
+
+@dataclass
+class Arrays:
+    """The arrays of a step: of each branch what it saves and its scratch, the head's, and the stream's gradient."""
+
+    saved: list[Any]  # of each branch its `Saved`
+    scratch: list[Any]  # and its `Scratch`
+    head: HeadScratch
+    dx: np.ndarray  # (N, C)
+    unread: np.ndarray  # (N, C): for an output that is not needed again
+
+
+class Arena:
+    """Activations and scratch for up to `capacity` rows; `arrays` hands them out, made once for each number of rows."""
+
+    def __init__(self, shape: ModelShape, layers: Sequence[Layer]) -> None:
+        """Allocate nothing yet."""
+        self.shape = shape
+        _, self.branches, self.head = parts_of(layers)
+        self.slots = Slots(shape, self.branches)
+        self.capacity = 0
+        self._flat: dict[tuple[Any, ...], np.ndarray] = {}
+        self._scratch: dict[str, np.ndarray] = {}
+        self._arrays: dict[tuple[int, bool], Arrays] = {}
+
+    def _saved(self, i: int, name: str, entry: Entry, rows: int, narrow: bool) -> np.ndarray:
+        kind = dtype(entry, narrow)
+        key = (*self.slots.slot(i, name, entry), kind)
+        if key not in self._flat:
+            self._flat[key] = np.empty(self.capacity * entry.width, kind)
+        return make_shape(entry, self._flat[key], rows)
+
+    def saved(self, rows: int, narrow: bool = False) -> list[np.ndarray]:
+        """Return all arrays that a step of `rows` tokens keeps for its backward pass, each once."""
+        made = self.arrays(rows, narrow).saved
+        tables = [(a, branch.saved()) for a, branch in zip(made, self.branches, strict=True)]
+        arrays = [getattr(a, name) for a, table in tables for name, entry in table.items() if entry.width]
+        return list({array.ctypes.data: array for array in arrays}.values())
+
+    def nbytes(self) -> int:
+        """Return the bytes of all arrays."""
+        owned = [array for array in self._scratch.values() if array.base is None]
+        return sum(array.nbytes for array in (*self._flat.values(), *owned))
+
+    def arrays(self, rows: int, narrow: bool = False) -> Arrays:
+        """Return the arrays for `rows` tokens of a step (`narrow`: in bfloat16)."""
+        if rows > self.capacity:
+            self.capacity = rows
+            self._flat.clear()
+            self._arrays.clear()
+            self._scratch = Places(self.branches, self.head, rows).make()
+        if (rows, narrow) not in self._arrays:
+            self._arrays[rows, narrow] = self._make(rows, narrow)
+        return self._arrays[rows, narrow]
+
+    def _make(self, rows: int, narrow: bool) -> Arrays:
+        saved, scratch = [], []
+        for i, branch in enumerate(self.branches):
+            kept = {name: self._saved(i, name, entry, rows, narrow) for name, entry in branch.saved().items()}
+            saved.append(branch.Saved(**kept, **branch.parts(kept)))
+            between = self._between(branch.scratch(), rows)
+            scratch.append(branch.Scratch(**between, **branch.parts(between)))
+        head = HeadScratch(
+            **self._between(self.head.scratch(), rows), hits=np.empty(rows, np.uint8), logits=self._scratch["logits"]
+        )
+        stream = {"dx": Entry(self.head.width), "unread": Entry(self.head.width, place="n")}
+        return Arrays(saved, scratch, head, **self._between(stream, rows))
+
+    def _between(self, table: Mapping[str, Entry], rows: int) -> dict[str, np.ndarray]:
+        return {name: make_shape(entry, self._scratch[entry.place or name], rows) for name, entry in table.items()}

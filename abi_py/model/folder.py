@@ -1,0 +1,104 @@
+"""A Hugging Face folder as a model of one of the families: its shape, and its weights by our names.
+
+Where two tensors speak of one thing, transformers' choice holds (measured with 5.24), or an error names both:
+
+    a tied model whose head differs from its embedding is an error (transformers takes both and unties them)
+    a tied model may have stored its matrix as embedding, as head, or as both
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import TrainableModelConfig
+from ..errors import CheckpointError, ConfigError, listed
+from ..families import family, tensor_table
+from ..families import read_config as fields_of_config
+from ..formats.finite import check_read
+from ..formats.huggingface import CONFIG, bare, by_bare_name, read_tensors
+from ..untrusted import read_json
+from .layers.embedding import Embedding
+
+__all__ = ["config_from_huggingface", "fill_weights", "open_weights", "read_config", "read_weights"]
+
+# Buffers that older versions stored, and that follow from config.json.
+DERIVED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")
+ROWS = 1024  # of two matrices, compared at once
+
+
+def config_from_huggingface(content: Mapping[str, Any], place: str = CONFIG) -> TrainableModelConfig:
+    """Return the shape that a config.json describes; CheckpointError names what this package cannot compute."""
+    try:
+        return TrainableModelConfig.from_dict(fields_of_config(content, place))
+    except ConfigError as error:
+        raise CheckpointError(f"{place}: {error}") from None
+
+
+def read_config(folder: Path) -> TrainableModelConfig:
+    """Read the shape of a folder's model; CheckpointError if config.json is damaged or of another kind of model."""
+    path = folder / CONFIG
+    return config_from_huggingface(read_json(path), str(path))
+
+
+def read_weights(folder: Path, model: Any, *, allow_nonfinite: bool = False) -> None:
+    """Fill a model's weights from a folder: `open_weights`, then `fill_weights`."""
+    fill_weights(folder, model, open_weights(folder, model.config), allow_nonfinite=allow_nonfinite)
+
+
+def fill_weights(folder: Path, model: Any, tensors: Mapping[str, np.ndarray], *, allow_nonfinite: bool = False) -> None:
+    """Copy what `open_weights` has returned into a model; CheckpointError for NaN or infinity, if not allowed."""
+    for name, tensor in tensors.items():
+        model.weights[name] = tensor
+    if not allow_nonfinite:
+        check_read(folder, {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table})
+
+
+def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, np.ndarray]:
+    """Return the tensors of a folder by our names, mapped from its files, once they are those of a model of this shape.
+
+    Nothing of the model's size is made before: config.json may say anything.  Tensors may be F32, BF16, F16 or F64.
+    CheckpointError names a tensor that is missing, of another shape, or without a place in the model.
+    """
+    stored = by_bare_name(folder, read_tensors(folder))
+    tensors = {name: tensor for name, (_, tensor) in stored.items()}
+    embedding, head = (bare(family(config).names_of(name)[0]) for name in (Embedding.name, "output_proj"))
+    if config.tie_embeddings and head in tensors:
+        matrix = tensors.pop(head)
+        if not _equal(matrix, tensors.setdefault(embedding, matrix)):
+            raise CheckpointError(
+                f"{folder}: {stored[head][0]} differs from {stored[embedding][0]}, though tie_word_embeddings in "
+                f"{CONFIG} says that they are one; set it to false to use both, or remove the head that is wrong"
+            )
+    if config.num_layers > len(tensors):  # before a table is made of as many as it says
+        raise CheckpointError(
+            f"{folder}: num_hidden_layers in {CONFIG} is {config.num_layers:,}, and its files hold {len(tensors):,} "
+            "tensors; config.json belongs to other weights"
+        )
+    places = {bare(entry.hf_name): entry for entry in tensor_table(config)}
+    for name, entry in places.items():
+        found = tensors.get(name)
+        if found is None or found.shape != entry.shape:
+            what = "is missing" if found is None else f"has shape {found.shape} instead of {entry.shape}"
+            raise CheckpointError(f"{folder}: {entry.hf_name} {what}; config.json belongs to other weights")
+        if found.dtype.kind != "f":
+            raise CheckpointError(f"{folder}: {entry.hf_name} is {found.dtype}; this version reads floats")
+    extra = [stored[name][0] for name in tensors if name not in places and not DERIVED.search(name)]
+    if extra:
+        raise CheckpointError(
+            f"{folder}: the model that {CONFIG} describes has no place for {listed(sorted(extra), 3)}, so it "
+            "would compute something else than they were trained for; use the config.json that belongs to them"
+        )
+    return {entry.name: tensors[name] for name, entry in places.items()}
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Say whether two matrices hold the same numbers, NaN among them."""
+    if one is other:
+        return True
+    rows = range(0, len(one) if one.ndim else 0, ROWS)
+    return one.shape == other.shape and all(
+        np.array_equal(one[i : i + ROWS], other[i : i + ROWS], equal_nan=True) for i in rows
+    )

@@ -1,0 +1,216 @@
+"""The attention branch: out = x + attention(norm(x)) w_oᵀ, on q k v = norm(x) [w_q w_k w_v]ᵀ with q and k rotated.
+
+What is cheap to compute again (the normed rows) is not saved.  In bfloat16, q k v is saved rounded, and attention reads
+it rounded, in forward and in backward.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...kernels.unchecked import (
+    attention_backward,
+    attention_forward,
+    cache_append,
+    cached_attention_forward,
+    rope_backward,
+    rope_forward,
+    rope_forward_rounded,
+)
+from ...parameters import TensorSpec, Weight
+from .. import reference
+from .layer import Branch
+from .linear import Linear, Projection, adapter_scratch
+from .norm import RmsNorm
+from .run import Angles, Chunk, Entry, Form, KeysAndValues, Run
+
+__all__ = ["Attention"]
+
+
+class Attention(Branch):
+    """Causal attention of `heads` query heads over `kv_heads` key/value heads of width `head_dim`."""
+
+    @dataclass
+    class Saved:
+        """What forward keeps, for N rows."""
+
+        x: np.ndarray  # (N, C): input of the branch
+        r: np.ndarray  # (N,): 1 / rms of x
+        qkv: np.ndarray  # (N, (H + 2 G) D), after RoPE
+        att: np.ndarray  # (N, H D): attention output, before w_o
+        lse: np.ndarray  # (H, N): log-sum-exp of each query and head
+        u_qkv: np.ndarray  # inner values of the adapters
+        u_o: np.ndarray
+        q: np.ndarray  # columns of qkv
+        k: np.ndarray
+        v: np.ndarray
+
+    @dataclass
+    class Scratch:
+        """Arrays between two operations, for N rows."""
+
+        n: np.ndarray  # (N, C): normed rows
+        dn: np.ndarray
+        qkv: np.ndarray  # before it is rounded, in bfloat16
+        dqkv: np.ndarray
+        datt: np.ndarray
+        delta: np.ndarray  # (H, N)
+        du: np.ndarray
+        dropped: np.ndarray
+        dq: np.ndarray  # columns of dqkv
+        dk: np.ndarray
+        dv: np.ndarray
+
+    @dataclass
+    class Decoding:
+        """Arrays of generation; n and r for the rows of a chunk."""
+
+        n: np.ndarray
+        r: np.ndarray
+        qkv: np.ndarray
+        att: np.ndarray
+        lse: np.ndarray
+        q: np.ndarray
+        k: np.ndarray
+        v: np.ndarray
+
+    reference = reference.attention_forward, reference.attention_backward
+
+    def __init__(
+        self,
+        at: str,
+        block: int,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        norm: RmsNorm,
+        angles: Angles,
+        qkv_bias: bool = False,
+    ) -> None:
+        """Describe it."""
+        super().__init__(at, block)
+        self.width, self.heads, self.kv_heads, self.head_dim = width, heads, kv_heads, head_dim
+        self.norm, self.angles = norm, angles
+        q, kv = heads * head_dim, kv_heads * head_dim
+        biases = ("b_q", "b_k", "b_v") if qkv_bias else ("", "", "")
+        parts = zip(("w_q", "w_k", "w_v"), (q, kv, kv), biases, strict=True)
+        self.qkv = Linear(width, *(Projection(*part) for part in parts))
+        self.o = Linear(q, Projection("w_o", width))
+        self.linears = self.qkv, self.o
+        self.cuts = [q, q + kv]
+        self.keys_and_values = kv_heads, head_dim
+
+    # -- description -----------------------------------------------------------------------------
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Return its tensors."""
+        return (*self.qkv.matrices(), *self.qkv.biases(), *self.o.matrices(), *self.norm.tensors())
+
+    def saved(self) -> dict[str, Entry]:
+        """Return what forward keeps."""
+        return {
+            "x": Entry(self.width),
+            "r": Entry(1, Form.NUMBERS, again=True),
+            "qkv": Entry(self.qkv.width, narrow=True, again=True),
+            "att": Entry(self.o.inputs, again=True),
+            "lse": Entry(self.heads, Form.COLUMNS, again=True),
+            "u_qkv": replace(self.qkv.saved(), again=True),
+            "u_o": self.o.saved(),
+        }
+
+    def scratch(self) -> dict[str, Entry]:
+        """Return the arrays between operations: what forward rounds is float32 where, later, its gradient is."""
+        return {
+            "n": Entry(self.width),
+            "dn": Entry(self.width, place="n"),
+            "qkv": Entry(self.qkv.width, place="h"),
+            "dqkv": Entry(self.qkv.width, place="h"),
+            "datt": Entry(self.o.inputs, place="n"),
+            "delta": Entry(self.heads, Form.COLUMNS),
+            **adapter_scratch(self.linears),
+        }
+
+    def decoding(self) -> dict[str, Entry]:
+        """Return the arrays of generation."""
+        return {
+            "n": Entry(self.width, chunked=True),
+            "r": Entry(1, Form.NUMBERS, chunked=True),
+            "qkv": Entry(self.qkv.width),
+            "att": Entry(self.o.inputs),
+            "lse": Entry(self.heads, Form.COLUMNS),
+        }
+
+    def parts(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the columns of q, k and v in their common matrix."""
+        d = "d" if "dqkv" in arrays else ""
+        return dict(zip((d + "q", d + "k", d + "v"), np.split(arrays[d + "qkv"], self.cuts, axis=1), strict=True))
+
+    def bind(self, weights: Callable[[str], Weight]) -> None:
+        """Take its weights."""
+        for linear in self.linears:
+            linear.bind(self.at, weights)
+        self.norm.bind(self.at, weights)
+        self.weights = [*(w for linear in self.linears for w in linear.weights), self.norm.weight]
+
+    def flops(self, seq_len: int, below: bool) -> float:
+        """Return those of the products, and of attention: a query sees (seq_len + 1) / 2 keys on average.
+
+        For each query width and visible key two products in forward and four in backward.
+        """
+        further = below or self.qkv.is_trained()
+        attention = (12.0 if further else 4.0) * self.o.inputs * (seq_len + 1) / 2
+        return self.qkv.flops(below) + attention + self.o.flops(further)
+
+    # -- passes ----------------------------------------------------------------------------------
+
+    def fill(self, a: Saved, s: Scratch, run: Run) -> None:
+        """Compute a.r, a.qkv, a.att and a.lse from a.x."""
+        self.norm.forward(s.n, a.r, a.x)
+        qkv = s.qkv if run.narrow else a.qkv
+        self.qkv.forward(qkv, s.n, a.u_qkv, s, run)
+        angles = *self.angles.upto(run.length), run.positions, self.heads + self.kv_heads
+        if run.narrow:
+            rope_forward_rounded(a.qkv, qkv, *angles)
+        else:
+            rope_forward(qkv, *angles)
+        attention_forward(a.att, a.lse, a.q, a.k, a.v, run.starts, run.batch, self.heads, self.kv_heads)
+
+    def forward(self, out: np.ndarray, a: Saved, s: Scratch, run: Run) -> None:
+        """Write out (N, C) from a.x (N, C), and fill the other arrays of a."""
+        self.fill(a, s, run)
+        self.o.forward(out, a.att, a.u_o, s, run, addend=a.x)
+
+    def backward(self, dx: np.ndarray, a: Saved, s: Scratch, run: Run, below: bool) -> None:
+        """Turn dx (N, C) from the gradient of out into that of a.x, in place."""
+        # forward: out = x + att w_oᵀ
+        further = below or self.qkv.is_trained()
+        self.o.backward(s.datt if further else None, dx, a.att, a.u_o, s, run)
+        if not further:
+            return
+        # forward: att = attention(RoPE(q), RoPE(k), v)
+        saved = a.q, a.k, a.v, a.att, a.lse, s.delta, run.starts, run.batch, self.heads, self.kv_heads
+        attention_backward(s.dq, s.dk, s.dv, s.datt, *saved)
+        rope_backward(s.dqkv, *self.angles.upto(run.length), run.positions, self.heads + self.kv_heads)
+        # forward: qkv = n [w_q w_k w_v]ᵀ, n = norm(x)
+        self.norm.forward(s.n, a.r, a.x)
+        self.qkv.backward(s.dn if below else None, s.dqkv, s.n, a.u_qkv, s, run)
+        if below:
+            self.norm.backward(dx, s.dn, a.x, a.r, True)
+
+    def decode(self, x: np.ndarray, s: Decoding, kept: KeysAndValues | None, run: Run, chunks: Sequence[Chunk]) -> None:
+        """Turn x (rows, C) into out in place; keys and values of the new rows are kept."""
+        if kept is None or run.slots is None:
+            raise RuntimeError("attention decodes over keys and values that a cache keeps")
+        keys, values = kept
+        for rows, few in chunks:
+            self.norm.forward(s.n[few], s.r[few], x[rows])
+            self.qkv.decode(s.qkv[rows], s.n[few])
+        rope_forward(s.qkv, *self.angles.upto(keys.shape[2]), run.positions, self.heads + self.kv_heads)
+        cache_append(keys, values, s.k, s.v, run.slots, run.positions)
+        if run.starts is None:
+            cached_attention_forward(s.att, s.q, keys, values, run.slots, run.positions)
+        else:
+            attention_forward(s.att, s.lse, s.q, s.k, s.v, run.starts, run.batch, self.heads, self.kv_heads)
+        self.o.decode(x, s.att, addend=x)

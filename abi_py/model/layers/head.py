@@ -1,0 +1,109 @@
+"""The head: the last norm, the logits, and their loss in one operation (`kernels/cross_entropy.py`).
+
+    hidden = norm(x)      logits = hidden Wᵀ      losses = cross_entropy(logits, labels)
+
+W (V, C) is the head's own, or the embedding where the two are tied.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...kernels.cross_entropy import scratch_floats
+from ...kernels.unchecked import head_loss, head_loss_backward, product, streamed_product
+from ...parameters import TensorSpec, Weight
+from .embedding import Embedding
+from .layer import Layer
+from .norm import RmsNorm
+from .run import Entry, Form, Run
+
+__all__ = ["Head", "HeadScratch"]
+
+
+@dataclass
+class HeadScratch:
+    """The head's arrays, for N rows."""
+
+    x: np.ndarray  # (N, C): output of the last branch
+    r: np.ndarray  # (N,)
+    hidden: np.ndarray  # (N, C)
+    dhidden: np.ndarray  # (N, C), in the memory of hidden
+    losses: np.ndarray  # (N,)
+    hits: np.ndarray  # (N,) uint8
+    logits: np.ndarray  # (floats,): a chunk of them
+
+
+class Head(Layer):
+    """The norm and the output matrix: `output_proj`, or the embedding's if tied."""
+
+    def __init__(self, norm: RmsNorm, vocab_size: int, width: int, tied: bool) -> None:
+        """Describe it."""
+        super().__init__("")
+        self.norm, self.vocab_size, self.width, self.tied = norm, vocab_size, width, tied
+        self.name = Embedding.name if tied else "output_proj"
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Return its tensors."""
+        own = () if self.tied else (TensorSpec(self.name, (self.vocab_size, self.width)),)
+        return (*self.norm.tensors(), *own)
+
+    def scratch(self) -> dict[str, Entry]:
+        """Return its arrays but for hits and logits, which are no floats for each row."""
+        return {
+            "x": Entry(self.width, place="final"),
+            "r": Entry(1, Form.NUMBERS, place="r_final"),
+            "hidden": Entry(self.width, place="n"),
+            "dhidden": Entry(self.width, place="n"),
+            "losses": Entry(1, Form.NUMBERS),
+        }
+
+    def logit_floats(self, rows: int) -> int:
+        """Return the floats of the chunk of logits for so many rows."""
+        return int(scratch_floats(rows, self.vocab_size, self.width))
+
+    def bind(self, weights: Callable[[str], Weight]) -> None:
+        """Take its weights."""
+        self.norm.bind("", weights)
+        self.weight = weights(self.name)
+        self.weights = [self.norm.weight, self.weight]  # a tied one too: its gradient is the sum of two
+
+    def flops(self, seq_len: int, below: bool) -> float:
+        """Return those of the logits, their gradient, and the matrix's: in one operation, which makes dx anyway."""
+        frozen = bool(self.weights) and self.weight.dw is None
+        return (4.0 if frozen else 6.0) * self.vocab_size * self.width
+
+    def forward(self, s: HeadScratch) -> np.ndarray:
+        """Return hidden (N, C) from s.x (N, C)."""
+        self.norm.forward(s.hidden, s.r, s.x)
+        return s.hidden
+
+    def logits(self, out: np.ndarray, s: HeadScratch) -> None:
+        """Write the logits (N, V) of s.hidden."""
+        product(out, s.hidden, self.weight.w, transpose_b=True)
+
+    def logits_backward(self, dlogits: np.ndarray, s: HeadScratch, run: Run) -> None:
+        """Write s.dhidden from the gradient of the logits (N, V), and the matrix's gradient."""
+        dw = self.weight.dw
+        if dw is not None:  # forward: logits = hidden Wᵀ
+            product(dw, dlogits, s.hidden, transpose_a=True, addend=dw if run.accumulate else None)
+        product(s.dhidden, dlogits, self.weight.w)
+
+    def decode(self, logits: np.ndarray, x: np.ndarray, n: np.ndarray, r: np.ndarray) -> None:
+        """Write the logits (N, V) of x (N, C) for generation; n (N, C) and r (N,) are scratch."""
+        self.norm.forward(n, r, x)
+        streamed_product(logits, n, self.weight.w)
+
+    def loss(self, labels: np.ndarray, s: HeadScratch, smoothing: float, run: Run) -> None:
+        """Write s.losses and s.hits of s.hidden for labels (N,), negative where none is trained."""
+        head_loss(s.losses, s.hits, s.hidden, self.weight.w, labels, s.logits, smoothing, run.number_format)
+
+    def loss_backward(self, labels: np.ndarray, s: HeadScratch, smoothing: float, scale: float, run: Run) -> None:
+        """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss."""
+        options = scale, smoothing, run.accumulate, run.number_format
+        results = s.losses, s.hits, s.dhidden, self.weight.dw
+        head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options)
+
+    def backward(self, dx: np.ndarray, s: HeadScratch) -> None:
+        """Write dx (N, C), the gradient of s.x, from s.dhidden."""
+        self.norm.backward(dx, s.dhidden, s.x, s.r, False)  # forward: hidden = norm(x)

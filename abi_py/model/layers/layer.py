@@ -1,0 +1,107 @@
+"""What a layer is, and what a pass tells it.
+
+A model is a list of layers: an embedding, residual branches, a head.  A layer says, in one place, what it is made of
+and what it needs; everything else reads the list: parameters, names, the arena and its memory plan, operations, LoRA's
+targets, the decoder, the reference, the trace.
+
+    tensors()          its weights: local name, shape, initial value, whether weight decay applies
+    saved(), scratch() the arrays of a training pass, `decoding()` those of generation: name -> `Entry`
+    linears            its linear layers, which may get adapters
+    bind(weights)      take views of the weights; before, a layer is a description, costs nothing, and counts as trained
+    flops(...)         operations for each token
+
+A branch works in place: its input x is saved for backward, and its backward turns dx, the gradient of its output, into
+that of its input.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...parameters import TensorSpec, Weight
+from .linear import Linear
+from .run import Chunk, Entry, KeysAndValues, Run
+
+__all__ = ["Branch", "Layer"]
+
+
+class Layer(ABC):
+    """A layer; `at` is what its tensors' names begin with, as in `layers.3.`."""
+
+    def __init__(self, at: str) -> None:
+        """Describe it."""
+        self.at = at
+        self.linears: tuple[Linear, ...] = ()
+        self.weights: list[Weight] = []  # bound, and its own
+
+    @abstractmethod
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Return its tensors in flat order, by local name."""
+
+    @abstractmethod
+    def bind(self, weights: Callable[[str], Weight]) -> None:
+        """Take its weights by their full names."""
+
+    @abstractmethod
+    def flops(self, seq_len: int, below: bool) -> float:
+        """Return the operations of forward and backward for a token of a row of seq_len; a multiply-add counts two.
+
+        `below`: something below it is trained, so the gradient of its input is wanted.
+        """
+
+    def is_trained(self) -> bool:
+        """Say whether a backward pass has anything to write here."""
+        own = any(weight.dw is not None for weight in self.weights) or not self.weights
+        return own or any(linear.is_trained() for linear in self.linears)
+
+
+class Branch(Layer):
+    """A residual branch: out = x + f(x)."""
+
+    Saved: ClassVar[type]  # dataclasses of named arrays, made by the arena
+    Scratch: ClassVar[type]
+    Decoding: ClassVar[type]
+    reference: ClassVar[tuple[Callable[..., Any], Callable[..., Any]]]  # forward, backward: `model/reference.py`
+    keys_and_values: tuple[int, int] | None = None  # G, D of those that a decoder keeps of it
+
+    def __init__(self, at: str, block: int) -> None:
+        """Describe it; `block` is the number of the transformer block that it is a part of."""
+        super().__init__(at)
+        self.block = block
+
+    @abstractmethod
+    def saved(self) -> dict[str, Entry]:
+        """Return what forward keeps for backward; `x` is its input."""
+
+    @abstractmethod
+    def scratch(self) -> dict[str, Entry]:
+        """Return the arrays that live only inside one operation or between two."""
+
+    @abstractmethod
+    def decoding(self) -> dict[str, Entry]:
+        """Return the arrays of `decode`."""
+
+    def parts(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return views of saved or scratch arrays that have names of their own, such as q in q k v."""
+        return {}
+
+    @abstractmethod
+    def fill(self, a: Any, s: Any, run: Run) -> None:
+        """Compute the entries `again` of a from a.x."""
+
+    @abstractmethod
+    def forward(self, out: np.ndarray, a: Any, s: Any, run: Run) -> None:
+        """Write out (N, C) from a.x (N, C), and fill the other arrays of a."""
+
+    @abstractmethod
+    def backward(self, dx: np.ndarray, a: Any, s: Any, run: Run, below: bool) -> None:
+        """Turn dx (N, C) from the gradient of out into that of a.x, in place, and write the gradients of its weights.
+
+        Without `below` nothing below is trained: then dx is not wanted and is left unfinished.
+        """
+
+    @abstractmethod
+    def decode(self, x: np.ndarray, s: Any, kept: KeysAndValues | None, run: Run, chunks: Sequence[Chunk]) -> None:
+        """Turn x (rows, C) into out in place, for new tokens over those that are `kept`."""

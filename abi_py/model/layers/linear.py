@@ -1,0 +1,312 @@
+"""A linear layer: parts side by side that read the same x, each a matrix, with a bias or an adapter if it has one.
+
+    forward    y  = x Wᵀ + b + s D(x) Aᵀ Bᵀ     u  = s D(x) Aᵀ is saved for backward, as uᵀ (R, N)
+    backward   dx = dy W + D(du A)              du = s dy B
+               dB = dyᵀ u                       dA = duᵀ D(x)         dW = dyᵀ x and db = Σ dy, unless they are frozen
+
+    x dx (N, in)   y dy (N, out)   W dW (out, in)   b db (out,)   A dA (R, in)   B dB (out, R)
+    D: dropout, the same mask each time
+
+W, b, B and u consist of the parts' own (q, k and v; gate and up).  Matrices of parts that are float32 neighbours in one
+buffer are one matrix, and one product; any other matrix is a product of its own, which is why a bias that is stored
+between two of them can never become rows of one.  The adapters (LoRA) of the parts see x with one mask, unless there is
+dropout, where each has a mask of its own, as in PEFT: a *group* has the As that are one product.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from ...kernels.unchecked import (
+    bias_backward,
+    bias_forward,
+    dropout_backward,
+    dropout_forward,
+    product,
+    streamed_product,
+)
+from ...parameters import TensorSpec, Weight, adjoin, joined
+from .run import Entry, Form, Run
+
+__all__ = ["Adapter", "AdapterScratch", "Group", "Linear", "Part", "Projection", "adapter_scratch"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A part as its layer describes it: local names, and its columns of y."""
+
+    name: str
+    width: int
+    bias: str = ""  # none if empty
+
+
+@dataclass(frozen=True)
+class Part:
+    """The second half of one part's adapter."""
+
+    columns: slice  # of y
+    ranks: slice  # rows of uᵀ
+    b: np.ndarray  # (out, R)
+    db: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """The first half of the adapters that see their input with the same mask."""
+
+    ranks: slice
+    a: np.ndarray  # (R, in)
+    da: np.ndarray
+    parts: tuple[Part, ...]
+    stream: int  # tells its masks from those of all other groups
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to one linear layer."""
+
+    groups: tuple[Group, ...]
+    scale: float  # s
+    dropout: float
+    seed: int  # of the masks
+    streams: int  # number of groups in the whole model
+
+    def mask_seed(self, group: Group, run: Run) -> int | None:
+        """Return the seed of a group's mask in this pass; None if nothing is dropped."""
+        if self.dropout == 0 or run.draw is None:
+            return None
+        return (self.seed + run.draw * self.streams + group.stream) % 2**63
+
+
+class AdapterScratch(Protocol):
+    """Scratch of a layer whose linear layers may have adapters."""
+
+    du: np.ndarray  # flat
+    dropped: np.ndarray  # flat
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Matrices (out, in) or biases (out,) of neighbouring parts as one, with their gradients."""
+
+    columns: slice  # of y
+    w: np.ndarray
+    dw: np.ndarray | None
+
+
+class Linear:
+    """One linear layer from `inputs` to the widths of its projections together."""
+
+    def __init__(self, inputs: int, *projections: Projection) -> None:
+        """Describe it."""
+        self.inputs, self.projections = inputs, projections
+        self.width = sum(projection.width for projection in projections)
+        self.adapter: Adapter | None = None
+        self.parts: list[Weight] = []  # bound
+        self.weights: list[Weight] = []  # those, and the biases
+        self.rank, self.dropout = 0, False  # of its adapters together; whether something of x is dropped
+
+    # -- description -----------------------------------------------------------------------------
+
+    def matrices(self) -> tuple[TensorSpec, ...]:
+        """Return its matrices, in the order of the parts."""
+        return tuple(TensorSpec(p.name, (p.width, self.inputs)) for p in self.projections)
+
+    def biases(self) -> tuple[TensorSpec, ...]:
+        """Return its biases."""
+        return tuple(TensorSpec(p.bias, (p.width,), initial="zeros") for p in self.projections if p.bias)
+
+    def columns(self) -> list[slice]:
+        """Return each part's columns of y."""
+        ends = np.cumsum([p.width for p in self.projections]).tolist()
+        return [slice(first, last) for first, last in pairwise([0, *ends])]
+
+    def saved(self) -> Entry:
+        """Return what its adapters save."""
+        return Entry(self.rank, Form.COLUMNS)
+
+    def flops(self, below: bool) -> float:
+        """Return its operations for each row in forward and backward; see `Layer.flops`."""
+        first = sum(group.a.size for group in self.adapter.groups) if self.adapter else 0
+        second = sum(part.b.size for group in self.adapter.groups for part in group.parts) if self.adapter else 0
+        frozen = sum(part.w.size for part in self.parts if part.dw is None)
+        matrix, dx = self.inputs * self.width, 1 if below else 0
+        return 2.0 * ((2 + dx) * matrix - frozen) + 6.0 * (first + second) - 2.0 * first * (1 - dx)
+
+    # -- weights ---------------------------------------------------------------------------------
+
+    def bind(self, at: str, weights: Callable[[str], Weight]) -> None:
+        """Take views of its weights."""
+        columns = self.columns()
+        biased = [i for i, p in enumerate(self.projections) if p.bias]
+        self.parts = [weights(at + p.name) for p in self.projections]
+        biases = [weights(at + self.projections[i].bias) for i in biased]
+        self.weights = [*self.parts, *biases]
+        self._products = _join(self.parts, columns)
+        self._biases = _join(biases, [columns[i] for i in biased])
+
+    def is_trained(self) -> bool:
+        """Say whether it has adapters, or a matrix or a bias that is not frozen."""
+        own = any(weight.dw is not None for weight in self.weights) or not self.weights
+        return own or self.adapter is not None
+
+    # -- passes ----------------------------------------------------------------------------------
+
+    def forward(
+        self, y: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run, addend: np.ndarray | None = None
+    ) -> None:
+        """Overwrite y (N, out) from x (N, in), with addend (N, out) added; u (R, N) is what the adapters save."""
+        for each in self._products:
+            base = self._base(each, len(x), addend)
+            product(_of(y, each.columns), x, each.w, transpose_b=True, addend=base, number_format=run.number_format)
+        self._add_biases(y, addend)
+        if self.adapter is None:
+            return
+        for group in self.adapter.groups:
+            kept = _drop(x, self.adapter.dropout, self.adapter.mask_seed(group, run), s)
+            product(u[group.ranks], group.a, kept, transpose_b=True, number_format=run.number_format)
+        u *= np.float32(self.adapter.scale)
+        for group in self.adapter.groups:
+            for part in group.parts:
+                target = y[:, part.columns]
+                both = {"transpose_a": True, "transpose_b": True}
+                product(target, u[part.ranks], part.b, **both, addend=target, number_format=run.number_format)
+
+    def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None = None) -> None:
+        """Overwrite y from x for generation, with addend added; few rows of x read each weight as it lies."""
+        for each in self._products:
+            streamed_product(_of(y, each.columns), x, each.w, addend=self._base(each, len(x), addend))
+        self._add_biases(y, addend)
+
+    def _base(self, each: _Joined, rows: int, addend: np.ndarray | None) -> np.ndarray | None:
+        """Return what a product is added to: its columns of addend, or else its biases, in every row."""
+        if addend is not None:
+            return _of(addend, each.columns)
+        b = next((bias.w for bias in self._biases if bias.columns == each.columns), None)
+        return None if b is None else np.broadcast_to(b, (rows, b.size))
+
+    def _add_biases(self, y: np.ndarray, addend: np.ndarray | None) -> None:
+        """Add those biases that the products did not begin with."""
+        begun = [each.columns for each in self._products] if addend is None else []
+        for bias in self._biases:
+            if bias.columns not in begun:
+                bias_forward(_of(y, bias.columns), bias.w)
+
+    def backward(
+        self, dx: np.ndarray | None, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run
+    ) -> None:
+        """Overwrite dx (N, in), unless it is None; add to the weights' gradients, or overwrite them.
+
+        x, u and run are those of the forward call.  x is read for the last time before dx is written, so dx may be x's
+        memory.
+        """
+        self.inner_gradient(dy, u, s, run)
+        self.weight_gradients(dy, x, u, s, run)
+        if dx is not None:
+            self.input_gradient(dx, dy, u, s, run)
+
+    # The parts of `backward`, for a layer whose x is there only after dx.  The other two read the du that
+    # `inner_gradient` leaves in s.du.
+
+    def inner_gradient(self, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
+        """Write du (R, N), if there are adapters, to s.du, where the other two parts read it."""
+        if self.adapter is None:
+            return
+        du = _shaped(s.du, *u.shape)
+        for group in self.adapter.groups:
+            for part in group.parts:  # forward: y = u Bᵀ
+                dy_part = dy[:, part.columns]
+                product(
+                    du[part.ranks], part.b, dy_part, transpose_a=True, transpose_b=True, number_format=run.number_format
+                )
+        du *= np.float32(self.adapter.scale)  # forward: u = s D(x) Aᵀ
+
+    def weight_gradients(self, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
+        """Add to the gradients of the matrices and adapters, or overwrite them; those of biases are added to."""
+        for each in self._products:
+            if each.dw is not None:  # forward: y = x Wᵀ
+                base = each.dw if run.accumulate else None
+                product(
+                    each.dw, _of(dy, each.columns), x, transpose_a=True, addend=base, number_format=run.number_format
+                )
+        for bias in self._biases:
+            if bias.dw is not None:  # forward: y = x Wᵀ + b
+                bias_backward(bias.dw, _of(dy, bias.columns))
+        if self.adapter is None:
+            return
+        number_format, both = run.number_format, {"transpose_a": True, "transpose_b": True}
+        du = _shaped(s.du, *u.shape)
+        for group in self.adapter.groups:
+            for part in group.parts:  # forward: y = u Bᵀ
+                dy_part, base = dy[:, part.columns], part.db if run.accumulate else None
+                product(part.db, dy_part, u[part.ranks], **both, addend=base, number_format=number_format)
+            kept = _drop(x, self.adapter.dropout, self.adapter.mask_seed(group, run), s)
+            product(
+                group.da,
+                du[group.ranks],
+                kept,
+                addend=group.da if run.accumulate else None,
+                number_format=number_format,
+            )
+
+    def input_gradient(self, dx: np.ndarray, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
+        """Overwrite dx (N, in)."""
+        for index, each in enumerate(self._products):
+            product(dx, _of(dy, each.columns), each.w, addend=dx if index else None, number_format=run.number_format)
+        if self.adapter is None:
+            return
+        du = _shaped(s.du, *u.shape)
+        for group in self.adapter.groups:  # forward: u = s D(x) Aᵀ
+            seed = self.adapter.mask_seed(group, run)
+            if seed is None:
+                product(dx, du[group.ranks], group.a, transpose_a=True, addend=dx, number_format=run.number_format)
+            else:
+                part_of_dx = _shaped(s.dropped, *dx.shape)
+                product(part_of_dx, du[group.ranks], group.a, transpose_a=True, number_format=run.number_format)
+                dropout_backward(part_of_dx, part_of_dx, self.adapter.dropout, seed)
+                dx += part_of_dx
+
+
+def adapter_scratch(linears: Sequence[Linear]) -> dict[str, Entry]:
+    """Return the scratch that the adapters of a layer's linear layers need."""
+    widest = max((linear.inputs for linear in linears if linear.dropout), default=0)
+    return {"du": Entry(max(linear.rank for linear in linears), Form.FLAT), "dropped": Entry(widest, Form.FLAT)}
+
+
+def _join(weights: Sequence[Weight], columns: Sequence[slice]) -> list[_Joined]:
+    """Return the weights of parts with these columns of y; those that are neighbours on both counts are one."""
+    runs: list[list[int]] = []
+    for i, weight in enumerate(weights):
+        if runs and columns[i - 1].stop == columns[i].start and adjoin(weights[i - 1], weight):
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    found = []
+    for run in runs:
+        gradients = [dw for i in run if (dw := weights[i].dw) is not None]
+        span = slice(columns[run[0]].start, columns[run[-1]].stop)
+        found.append(_Joined(span, joined([weights[i].w for i in run]), joined(gradients) if gradients else None))
+    return found
+
+
+def _of(matrix: np.ndarray, columns: slice) -> np.ndarray:
+    """Return some columns; the matrix itself where they are all of it."""
+    return matrix if columns.stop - columns.start == matrix.shape[1] else matrix[:, columns]
+
+
+def _drop(x: np.ndarray, rate: float, seed: int | None, s: AdapterScratch) -> np.ndarray:
+    """Return D(x): x itself where nothing is dropped, else a copy in s.dropped."""
+    if seed is None:
+        return x
+    kept = _shaped(s.dropped, *x.shape)
+    dropout_forward(kept, x, rate, seed)
+    return kept
+
+
+def _shaped(scratch: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    return scratch.reshape(-1)[: rows * columns].reshape(rows, columns)

@@ -1,0 +1,76 @@
+"""What a pass tells its layers, and the arrays that they ask of it."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from ...kernels.engine.number_formats import BFLOAT16, FLOAT32
+from ...kernels.rope import rope_table
+
+__all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Run"]
+
+
+class Form(Enum):
+    """How an array lies in memory, for N rows."""
+
+    ROWS = "(N, width)"
+    COLUMNS = "(width, N)"  # a row for each head or rank, so that a kernel reads it straight through
+    NUMBERS = "(N,)"
+    FLAT = "(N width,)"  # its user gives it a shape
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An array that a layer needs: floats for each row (row = token), and what the arena may do with it."""
+
+    width: int
+    form: Form = Form.ROWS
+    narrow: bool = False  # saved: a step in bfloat16 keeps it in bfloat16 (as uint16)
+    again: bool = False  # saved: `attention_only` does not keep it, `Branch.fill` computes it again
+    place: str = ""  # scratch: whose memory it shares; its own name if empty
+    chunked: bool = False  # decoding: only for the rows of a chunk
+
+
+@dataclass(frozen=True)
+class Run:
+    """What kernels need to know about a pass over N = batch * length rows."""
+
+    batch: int
+    length: int
+    starts: np.ndarray | None  # (N,) int32: first position of its sample that a row sees; None: over stored keys alone
+    positions: np.ndarray  # (N,) int32: position of a row within its segment
+    number_format: Any = FLOAT32  # what the products of linear layers multiply
+    draw: int | None = None  # number of the training pass, which decides the masks of dropout; None: nothing is dropped
+    accumulate: bool = True  # backward: add to the gradients of matrices, or overwrite them
+    slots: np.ndarray | None = None  # (N,) int32: where a decoder's cache keeps the sequence of a row
+
+    @property
+    def narrow(self) -> bool:
+        """Say whether activations are saved in bfloat16."""
+        return self.number_format is BFLOAT16
+
+
+class Angles:
+    """RoPE's table, as long as was needed so far: a context of a million tokens costs nothing until it is used."""
+
+    def __init__(self, head_dim: int, theta: float, longest: int) -> None:
+        """Begin with an empty table; it grows to `longest` at most."""
+        self._head_dim, self._theta, self._longest = head_dim, theta, longest
+        self._table: tuple[np.ndarray, np.ndarray] | None = None
+
+    def upto(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return cos and sin, (at least `length`, D/2) float32; a row's bits do not depend on the table's length."""
+        before = 0 if self._table is None else len(self._table[0])
+        if self._table is None or before < length:
+            self._table = rope_table(min(max(2 * before, length), self._longest), self._head_dim, self._theta)
+        return self._table
+
+    def reference(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return cos and sin, (length, D/2) float64."""
+        return rope_table(length, self._head_dim, self._theta, np.float64)
+
+
+KeysAndValues = tuple[np.ndarray, np.ndarray]  # what a decoder keeps of a branch: (slots, G, capacity, D) float32 each
+Chunk = tuple[slice, slice]  # of a decoder's rows: of the long arrays, and of those that are `chunked`

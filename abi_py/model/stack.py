@@ -1,0 +1,119 @@
+"""The two passes over a list of layers: embedding, branches, head.
+
+    forward    embedding;  for each branch: out = x + f(x);  head
+    backward   head;  the branches in reverse;  embedding
+
+Batches are (B, T) ids; inside, all is rows: N = B T.  Samples never see each other, and neither do the segments of a
+packed row.  Backward runs a segment of blocks forward again where gradient checkpointing has not kept it (`arena.py`),
+unless the shared arrays still hold it, which they do for the last one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..shape import CheckpointingStrategy, ModelShape
+from .arena import Arena, Arrays, parts_of, segment_length
+from .inputs import segment_starts
+from .layers.layer import Branch, Layer
+from .layers.run import Run
+
+__all__ = ["Runs", "Stack", "flops_per_token"]
+
+
+def trained_below(layers: Sequence[Layer]) -> list[bool]:
+    """Say of each layer whether one before it in the list is trained."""
+    trained = [layer.is_trained() for layer in layers]
+    return [any(trained[:i]) for i in range(len(trained))]
+
+
+def flops_per_token(layers: Sequence[Layer], seq_len: int) -> float:
+    """Return the operations of forward and backward for one token of a row of seq_len; a multiply-add counts two.
+
+    Two for each weight of a matrix in forward, two for the gradient of its input, two for its own (Kaplan et al. 2020,
+    section 2.1), counting the head and not the embedding, and those of attention.
+    """
+    return sum(layer.flops(seq_len, below) for layer, below in zip(layers, trained_below(layers), strict=True))
+
+
+class Stack:
+    """A list of bound layers and the arena of their passes."""
+
+    def __init__(self, shape: ModelShape, layers: Sequence[Layer]) -> None:
+        """Prepare for the passes; nothing is allocated before the first of them."""
+        self.shape, self.layers = shape, list(layers)
+        self.embedding, self.branches, self.head = parts_of(layers)
+        self.arena = Arena(shape, layers)
+        self._segments = self._cut(segment_length(shape))
+        self._trained, self._below = [layer.is_trained() for layer in layers], trained_below(layers)
+
+    def _cut(self, length: int) -> list[range]:
+        """Return the branches of each segment of so many blocks."""
+        number = [branch.block // length for branch in self.branches]
+        return [range(number.index(i), len(number) - number[::-1].index(i)) for i in sorted(set(number))]
+
+    # -- the passes ------------------------------------------------------------------------------
+
+    def arrays(self, run: Run) -> Arrays:
+        """Return the arrays of a pass."""
+        return self.arena.arrays(len(run.positions), run.narrow)
+
+    def forward(self, ids: np.ndarray, run: Run) -> np.ndarray:
+        """Return hidden (N, C), the input of the head's matrix, for ids (N,); the arena keeps what backward needs."""
+        arrays = self.arrays(run)
+        self.embedding.forward(arrays.saved[0].x, ids)
+        for segment in self._segments:
+            self._run(segment, arrays, run)
+        return self.head.forward(arrays.head)
+
+    def _run(self, segment: range, arrays: Arrays, run: Run, redo: bool = False) -> None:
+        """Run the branches of a segment; a repeated run leaves out the last one's output, which is there already."""
+        for i in segment:
+            out = arrays.head.x if i == len(self.branches) - 1 else arrays.saved[i + 1].x
+            if redo and i == segment[-1]:
+                out = arrays.unread  # not needed again, and its place may hold what is
+            self.branches[i].forward(out, arrays.saved[i], arrays.scratch[i], run)
+
+    def backward(self, ids: np.ndarray, run: Run) -> None:
+        """Go from the gradient of hidden, in the head's scratch, to the gradients of what is trained."""
+        arrays, dx, last = self.arrays(run), self.arrays(run).dx, self._segments[-1]
+        self.head.backward(dx, arrays.head)
+        for segment in reversed(self._segments):
+            if segment is not last:
+                self._run(segment, arrays, run, redo=True)
+            for i in reversed(segment):
+                branch, a, s = self.branches[i], arrays.saved[i], arrays.scratch[i]
+                if not (self._trained[i + 1] or self._below[i + 1]):
+                    return
+                if self._is_shared(branch):
+                    branch.fill(a, s, run)
+                branch.backward(dx, a, s, run, self._below[i + 1])
+        self.embedding.backward(dx, ids)
+
+    def _is_shared(self, branch: Branch) -> bool:
+        """Say whether the next block has overwritten what `attention_only` does not keep."""
+        shared = self.shape.checkpointing is CheckpointingStrategy.ATTENTION_ONLY
+        return shared and branch.block != self.branches[-1].block
+
+
+class Runs:
+    """What kernels need to know about a model's batches; those without marks are worked out once for each shape."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._plain: dict[tuple[int, int], Run] = {}
+
+    def run(
+        self, shape: tuple[int, int], attention_mask: npt.ArrayLike | None, segment_ids: npt.ArrayLike | None
+    ) -> Run:
+        """Return starts and positions of all rows; a run of equal segment ids (or mask values) is a segment."""
+        plain = attention_mask is None and segment_ids is None
+        if plain and shape in self._plain:
+            return self._plain[shape]
+        starts = segment_starts(shape, attention_mask, segment_ids)
+        positions = np.arange(shape[1], dtype=np.int32) - starts
+        run = Run(*shape, starts.ravel(), positions.ravel())
+        if plain:
+            self._plain[shape] = run
+        return run

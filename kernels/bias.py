@@ -1,0 +1,64 @@
+"""Bias: add a learned vector to every row, as the linear layers of some families do.
+
+    forward    y_n = y_n + b
+    backward   dy is the gradient of the product's output as well        db = sum_n dy_n
+
+    y dy (N, C)   b db (C,)   N = B*T       saved for backward: nothing
+
+y is changed in place, db is added to.  A product that writes y begins with b instead (`product`'s addend with a row
+stride of zero); the kernel here is for outputs that begin with something else.  Sums run in float64.
+"""
+
+import numpy as np
+
+from .engine.checks import checked
+from .engine.jit import kernel, prange
+
+__all__ = ["bias_backward", "bias_backward_ref", "bias_forward", "bias_forward_ref"]
+
+PARTS = 16  # db is summed in 16 fixed slices of rows: same bits for every number of threads
+
+# -- reference: plain NumPy, any float dtype ---------------------------------------------------
+
+
+def bias_forward_ref(y, b):
+    """Return y (N, C) with b (C,) added to every row."""
+    return y + b
+
+
+def bias_backward_ref(dy):
+    """Return db (C,)."""
+    return dy.sum(0)
+
+
+# -- kernels: Numba, float32, outputs first ----------------------------------------------------
+
+
+@checked("y! (N, C); b (C)")
+@kernel
+def bias_forward(y, b):
+    """Add b (C,) to every row of y (N, C), in place."""
+    N, C = y.shape
+    for n in prange(N):
+        for j in range(C):
+            y[n, j] += b[j]
+
+
+@checked("db! (C); dy (N, C)")
+@kernel
+def bias_backward(db, dy):
+    """Add the sum of dy (N, C) over its rows to db (C,)."""
+    N, C = dy.shape
+    partial = np.empty((PARTS, C), np.float64)
+    for p in prange(PARTS):
+        part = np.int64(p)
+        for j in range(C):
+            partial[part, j] = 0
+        for n in range(N * part // PARTS, N * (part + 1) // PARTS):
+            for j in range(C):
+                partial[part, j] += dy[n, j]  # forward: y = ... + b
+    for j in range(C):
+        total = 0.0
+        for p in range(PARTS):
+            total += partial[p, j]
+        db[j] += np.float32(total)
