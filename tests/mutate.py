@@ -191,7 +191,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self._lock = None",
         "tests/training/test_checkpoint.py",
     ),
-    # -- the order of data, and what is learned of them
+    # -- the order of data, and what is trained of them
     Mutation(
         "abi_py/data/chat_dataset.py",
         "if self._plan_epoch != self.epoch:",

@@ -4,13 +4,12 @@ import math
 import platform
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..config import Precision, TrainableModelConfig
 from ..errors import counted
 
 if TYPE_CHECKING:
-    from ..data.chat_dataset import ChatDataset
     from ..runs.opening import RunData
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
@@ -18,13 +17,11 @@ if TYPE_CHECKING:
 __all__ = [
     "BF16_METHODS",
     "cpu_name",
-    "describe_chat",
     "describe_data",
     "describe_machine",
     "describe_model",
     "note_on_length",
     "report_rows",
-    "token_count",
 ]
 
 BF16_METHODS = {"dot": "the processor's dot product", "fp32": "rounded operands, float32 arithmetic"}
@@ -66,44 +63,21 @@ def describe_model(model: TrainableModelConfig) -> str:
     )
 
 
-def token_count(data: "RunData") -> int:
-    """Return the tokens of a data set."""
-    return getattr(data, "num_tokens", 0) or len(data)
-
-
 def describe_data(train: "RunData", valid: "RunData | None") -> str:
-    """Return one line about the tokens, or the conversations."""
-    from ..data.chat_dataset import ChatDataset
-
-    if isinstance(train, ChatDataset):
-        return describe_chat(train, valid)
-    parts = f"{train.name}: {len(train):,} tokens"
-    parts += f", {len(valid):,} more for validation" if valid is not None else ", none for validation"
-    return "; ".join([parts, *train.notes])
+    """Return one line about the data, and what was cut or left out."""
+    more = f"{len(valid):,} more for validation" if valid is not None else "none for validation"
+    return "; ".join([train.summary(), more, *train.notes])
 
 
 def note_on_length(train: "RunData", max_seq_len: int) -> str | None:
     """Return what to say where rows could be far longer than the data ever make them, else None."""
-    from ..data.chat_dataset import ChatDataset
-
-    longest = token_count(train)
-    if isinstance(train, ChatDataset) and not train.packing:
-        longest = int(train.lengths.max())
+    longest = train.longest_row
     if max_seq_len < 2 * longest:
         return None
     return (
         f"max_seq_len ({max_seq_len:,}) is far above the data, of which no row is longer than {longest:,} tokens: "
         f"later positions are never trained; --max-seq-len {max(longest, 2)} has room for all"
     )
-
-
-def describe_chat(train: "ChatDataset", valid: "RunData | Literal[False] | None" = False) -> str:
-    """Return one line about the rows; `valid` is False where validation is not spoken of."""
-    parts = f"{train.name}: {len(train):,} conversations, {train.num_tokens:,} tokens, "
-    parts += f"{100 * train.num_targets / train.num_tokens:.0f}% of them trained"
-    if valid is not False:
-        parts += f"; {len(valid):,} more for validation" if valid is not None else "; none for validation"
-    return "; ".join([parts, *train.stats.notes()])
 
 
 def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple[str, str]]:

@@ -15,7 +15,6 @@ from ..runs.conversations import encode_chat, find_files
 from ..runs.models import load_tokenizer
 from ..runs.settings import ChatConfig
 from .console import note
-from .describe import describe_chat
 from .models import INTERRUPTED, TOKENIZER_HELP, ModelPath, compile_for_decoding, open_model, set_threads_option
 from .options import Verb
 
@@ -129,7 +128,7 @@ def of_conversations(
         )
     text_codec(codec, loaded.model.config.vocab_size)  # raises for a tokenizer with more ids than the model
     opened = encode_chat(files, codec, ChatConfig(template=template), max_seq_len=size, seed=0)
-    note(describe_chat(opened.dataset))
+    note("; ".join([opened.dataset.summary(), *opened.dataset.notes]))
     facts = {"context": size, "stride": None, "template": opened.template.name}
     settings: dict[str, Any] = {"count_bytes": codec.count_bytes, "progress": shown}
     return lambda: evaluate_conversations(loaded.model, opened.dataset, **settings), facts

@@ -10,7 +10,7 @@ from ..config import LlmTrainingConfig, OptimizerType
 from ..runs.run import Run
 from ..runs.settings import RunConfig
 from .console import say, show_table
-from .describe import note_on_length, token_count
+from .describe import note_on_length
 from .training import compile_kernels, show_head
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def show_plan(run: Run, console: "Console") -> None:
         table.add_row("free here", megabytes(free))
     console.print(table)
     tokens = config.batch_size * config.max_seq_len * config.grad_accum_steps
-    seen = token_count(run.train) * config.epochs
+    seen = run.train.num_tokens * config.epochs
     disk = 4 * run.config.model.num_params() + parts["moments"]
     kept = f"the last {config.max_checkpoints} and the best are kept" if config.max_checkpoints else "all are kept"
     free_disk = shutil.disk_usage(Path.cwd()).free
@@ -127,7 +127,7 @@ def estimate(run: Run, console: "Console") -> str:
     whole = total * training.grad_accum_steps * each
     tokens = config.batch_size * config.max_seq_len
     if run.valid is not None and training.eval_interval:  # an evaluation is the forward third of a step
-        whole += total // training.eval_interval * token_count(run.valid) / tokens * each / 3
+        whole += total // training.eval_interval * run.valid.num_tokens / tokens * each / 3
     return (
         f"about {duration(whole)} ({1000 * each:,.0f} ms for a micro-batch, {tokens / each:,.0f} tokens/s; two were "
         "measured)"

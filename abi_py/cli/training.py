@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, Precision
 from ..errors import counted
 from ..runs import compiling
@@ -26,7 +24,7 @@ from .describe import describe_data, describe_machine, describe_model, note_on_l
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..data.chat_dataset import ChatDataset
+    from ..data.batch import TokenArray
     from ..model.transformer import Transformer
     from ..training.events import Sink
     from ..training.feed import Data
@@ -38,11 +36,9 @@ __all__ = ["compile_kernels", "fit_and_show", "show_head", "start", "train"]
 
 def start(run: Run, console: "Console") -> int:
     """Begin a run in a directory that is held, and train to its end; return the exit code."""
-    from ..data.chat_dataset import ChatDataset
-
     training, (epoch, total) = run.config.training, run.steps
     show_head(run, console)
-    most = "at most " if isinstance(run.train, ChatDataset) else ""
+    most = "at most " if run.train.conversations else ""
     tokens = training.batch_size * training.max_seq_len * training.grad_accum_steps
     steps = f"{counted(total, 'step')} of {most}{tokens:,} tokens ({epoch:,} an epoch)"
     say(console, "plan", f"{counted(training.epochs, 'epoch')}, {steps}; run in {run.directory}")
@@ -159,13 +155,11 @@ def fit_and_show(
 
 def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console") -> None:
     """Print the report, the loss that fell, a sample, and how to go on."""
-    from ..data.chat_dataset import ChatDataset
-
     show_table(console, "Report", report_rows(trainer, report))
-    data = run.train if run.valid is None else run.valid
+    example = (run.train if run.valid is None else run.valid).example()
     if run.config.data.sample_tokens and not report.interrupted:
-        if isinstance(data, ChatDataset):
-            show_answer(trainer.model, data, run, console)
+        if example is not None:
+            show_answer(trainer.model, example, run, console)
         else:
             show_sample(trainer.model, run, console)
     again = f"abi-train resume {shlex.quote(str(run.directory))}"
@@ -194,17 +188,17 @@ def show_sample(model: "Transformer", run: Run, console: "Console") -> None:
         console.print("    " + line, soft_wrap=True)
 
 
-def show_answer(model: "Transformer", data: "ChatDataset", run: Run, console: "Console") -> None:
-    """Print what the model answers to the prompt; without one to the first question of `data`, beside their answer."""
+def show_answer(
+    model: "Transformer", example: "tuple[TokenArray, TokenArray]", run: Run, console: "Console"
+) -> None:
+    """Print what the model answers to the prompt; without one to the question of `example`, beside its answer."""
     from ..generation import generate
 
     encoder, question = encoder_of_run(run.directory), run.config.data.prompt
     turns = [{"role": "user", "content": question}]
     asked, known = encoder.encode_prompt(turns), dict[str, Any]()
     if question == DataConfig().prompt:
-        ids, trained = data.row(0)
-        begin = int(np.argmax(trained))
-        asked, known = ids[:begin], {"data": ids[begin:]}
+        asked, known = example[0], {"data": example[1]}
     room = model.config.max_seq_len - len(asked)
     if room < 1:
         say(console, "sample", f"none: the question fills the model's {model.config.max_seq_len} tokens")

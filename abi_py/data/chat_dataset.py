@@ -92,6 +92,9 @@ class ChatDataset:
     places       file:line of each row
     """
 
+    conversations = True  # each row has a question and an answer
+    info = None  # no file of tokens says what it is
+
     def __init__(
         self,
         rows: Iterable[tuple[TokenArray, npt.NDArray[np.bool_]]],
@@ -175,6 +178,26 @@ class ChatDataset:
     def num_tokens(self) -> int:
         """Tokens of all rows."""
         return len(self.ids)
+
+    @property
+    def longest_row(self) -> int:
+        """The most tokens that a row can have: packed, many conversations are one."""
+        return self.num_tokens if self.packing else int(self.lengths.max())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A phrase for each thing that was cut or left out."""
+        return tuple(self.stats.notes())
+
+    def summary(self) -> str:
+        """Return what it holds, in a phrase."""
+        share = f"{100 * self.num_targets / self.num_tokens:.0f}% of them trained"
+        return f"{self.name}: {len(self):,} conversations, {self.num_tokens:,} tokens, {share}"
+
+    def example(self) -> tuple[TokenArray, TokenArray]:
+        """Return the ids of the first row before its first answer, and from there on."""
+        ids, trained = self.row(0)
+        return ids[: int(np.argmax(trained))], ids[int(np.argmax(trained)) :]
 
     @property
     def num_targets(self) -> int:

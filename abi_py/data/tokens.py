@@ -49,6 +49,7 @@ class TokenizedDataset:
     info        what the sidecar of the file says, or None
     """
 
+    conversations = False  # rows are cut out of a text, not conversations with an answer
     info: TokensInfo | None = None
     notes: tuple[str, ...] = ()
 
@@ -142,6 +143,23 @@ class TokenizedDataset:
 
     def __repr__(self) -> str:
         return f"TokenizedDataset({self.name!r}, {len(self.tokens):,} tokens, vocab_size={self.vocab_size})"
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+    @property
+    def longest_row(self) -> int:
+        """The most tokens that a row can have."""
+        return self.num_tokens
+
+    def summary(self) -> str:
+        """Return what it holds, in a phrase."""
+        return f"{self.name}: {self.num_tokens:,} tokens"
+
+    def example(self) -> None:
+        """Return None: no row has a question and an answer."""
 
     def fingerprint(self) -> int:
         """Return a CRC-32 of the length, the beginning and the end: a cheap check that a resumed run has its data."""

@@ -225,16 +225,15 @@ def find_tokenizer(data: DataConfig, chat: ChatConfig | None, dataset: RunData) 
     That of conversations has the chat template they were trained with.
     """
     from ..data.chat import template_for
-    from ..data.chat_dataset import ChatDataset
     from ..data.sources import is_token_file
     from ..data.tokenizer import Tokenizer
 
     tokenizer = None
     if data.tokenizer is not None:
         tokenizer = Tokenizer.load(data.tokenizer)
-        if chat is not None and isinstance(dataset, ChatDataset):
+        if chat is not None and dataset.conversations:
             tokenizer.chat_template = template_for(tokenizer, chat.template).portable_source
-    if isinstance(dataset, ChatDataset) or dataset.info is None or not data.path:
+    if dataset.info is None or not data.path:
         return tokenizer, ""
     described = next((path for path in data.path if is_token_file(path)), data.path[0])
     try:

@@ -71,11 +71,9 @@ class Given:
 
     def resolve(self, train: RunData, valid: RunData | None, vocab_size: int, directory: Path) -> Run:
         """Return the run, in whose settings nothing is left open; ConfigError for what does not go with the data."""
-        from ..data.chat_dataset import ChatDataset
-
         epoch, steps = count_steps(self.training, train)
         facts = Facts(self.training, vocab_size, valid is not None, epoch, steps, directory)
-        has_rows = self.chat.skip_bad_rows or isinstance(train, ChatDataset)  # rows of texts may be bad as well
+        has_rows = self.chat.skip_bad_rows or train.conversations  # rows of texts may be bad as well
         config = RunConfig(
             model=self._section("model", TrainableModelConfig, facts),
             training=self._section("training", LlmTrainingConfig, facts),

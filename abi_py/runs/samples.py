@@ -62,10 +62,8 @@ def sample_sinks(trainer: "LlamaTrainer", run: Run) -> list[SampleSink]:
     data = run.config.data
     if not data.sample_prompts:
         return []
-    from ..data.chat_dataset import ChatDataset
-
     codec = codec_of_run(run.directory, run.config.model.vocab_size)
     if codec is None:
         raise ConfigError(f"sample_prompts must have a tokenizer; put tokenizer.json back into {run.directory}")
-    encoder = encoder_of_run(run.directory) if isinstance(run.train, ChatDataset) else None
+    encoder = encoder_of_run(run.directory) if run.train.conversations else None
     return [SampleSink(trainer, codec, data.sample_prompts, data.sample_length, run.config.training.seed, encoder)]

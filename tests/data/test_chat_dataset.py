@@ -199,3 +199,12 @@ def test_a_model_with_too_small_a_vocabulary_is_refused():
         open_feed(dataset([5], max_seq_len=128), training(), MODEL.replace(vocab_size=1 << 20), training=True)
     with pytest.raises(DataError, match="holds no row to train on; give at least one conversation"):
         dataset([])
+
+
+@pytest.mark.parametrize(("packing", "longest"), [(False, 20), (True, 25)])
+def test_what_a_data_set_of_conversations_says_of_itself(packing, longest):
+    data = dataset([5, 20], packing=packing)
+    assert (data.conversations, data.longest_row, data.info, data.notes) == (True, longest, None, ())
+    assert data.summary() == "conversations: 2 conversations, 25 tokens, 36% of them trained"
+    question, answer = data.example()
+    assert (question.tolist(), answer.tolist()) == ([0, 1], [2, 3, 4])

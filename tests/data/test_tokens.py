@@ -185,3 +185,9 @@ def test_split_shares_nothing_loses_nothing_copies_nothing(n: int, fraction: flo
 def test_split_outside_of_0_to_1(fraction: float) -> None:
     with pytest.raises(ConfigError, match="fraction"):
         numbered(100).split(fraction)
+
+
+def test_what_a_data_set_of_tokens_says_of_itself():
+    data = TokenizedDataset.from_slice([1, 2, 3], name="a.bin")
+    assert (data.conversations, data.longest_row, data.num_tokens, data.example()) == (False, 3, 3, None)
+    assert data.summary() == "a.bin: 3 tokens"
