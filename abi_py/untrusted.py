@@ -48,7 +48,7 @@ __all__ = [
 MEGABYTE = 1 << 20
 JSON_BYTES = 128 * MEGABYTE  # the largest tokenizer.json has 35 MB, the largest index of shards 10
 YAML_BYTES = MEGABYTE // 4  # PyYAML reads 100 kB in a second
-CONTAINERS, BYTES_A_CONTAINER = 4096, 8  # so many lists and objects, and one more for so many bytes
+CONTAINERS, BYTES_A_CONTAINER = 4096, 8  # lists and objects allowed, and one more for each 8 bytes
 DEPTH = 64
 YAML_VALUES = 10_000
 YAML_BRACKETS = 500  # PyYAML's time grows with the square of their depth
@@ -83,7 +83,7 @@ JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_once
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text; ValueError, with the place where there is one, if it is none or has no bounds.
+    """Return the value of a JSON text; ValueError, where possible with the place, if it is not JSON or out of bounds.
 
     NaN and Infinity, keys that are given twice, and bytes that are not UTF-8 are refused.
     """
@@ -296,7 +296,7 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: {error}") from None
     except RecursionError:
         raise ConfigError(f"{path}: lists and mappings are nested too deeply; write them flat") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date or a number that is none
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date or a number that is impossible
         raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}; correct that line") from None
 
 

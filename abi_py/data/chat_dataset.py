@@ -313,7 +313,7 @@ class ChatDataset:
 
     def padding(self, batch_size: int) -> dict[str, float]:
         """Return the share of positions that is padding: "full" (every row max_seq_len wide), "padded", "packed"."""
-        used = self.num_tokens - len(self)  # the last id of a row is no input
+        used = self.num_tokens - len(self)  # the last id of a row is never an input
         plan = self.plan(batch_size, True, 0, 0)
         wide = sum(len(rows) * self._width(rows) for rows in plan)
         return {

@@ -71,7 +71,7 @@ def expand(inputs: Paths) -> Iterator[File]:
     """Yield the files of `inputs` in order; of a directory sorted by path, without what is hidden or made from text.
 
     A directory that is a link is read where it leads, unless that is or holds what is read already: then it is a file
-    with a problem, and so is what is no regular file.
+    with a problem, and so is anything but a regular file.
     """
     for given in inputs:
         path = Path(given)
@@ -249,7 +249,7 @@ class Documents:
             return self.format is TextFormat.JSONL
         if by_name is not Kind.JSON or file.named:
             return by_name in ROWS
-        try:  # Among the files of a directory, many a .json is no data set but somebody's settings.
+        try:  # Among the files of a directory, many a .json is not a data set but somebody's settings.
             row = first_row(file.path)
         except DataError:
             row = None
@@ -289,7 +289,7 @@ class Documents:
         if not as_rows:
             blocks = _text_blocks(open_source(file, name, passed), name)
             yield Document(name, self._measured(itertools.chain([next(blocks)], blocks)))
-            for _ in blocks:  # what the consumer did not want belongs to the digest all the same
+            for _ in blocks:  # the digest covers what the consumer did not want, too
                 pass
         elif kind_of(name) is Kind.PARQUET:
             yield from self._rows(parquet_rows(Path(name)), name)
@@ -338,7 +338,7 @@ class Documents:
             raise row
         if isinstance(row, dict) and row.get(self.field) is not None:
             return text_value(row[self.field], self.field, may_be_empty=True)
-        if self.field == "text" and has_turns(row):  # another key was asked for by name
+        if self.field == "text" and has_turns(row):  # unless the user named another key
             text = "\n".join(read_conversation(row).strings())
             self.conversations += 1
             self.first_conversation = self.first_conversation or place

@@ -1,7 +1,7 @@
 """From documents to ids: two encoders with one face, bytes and tokenizers.
 
 before            ids that begin a document: what the tokenizer's post-processor puts before a text, most often BOS
-cut(document)     pieces, each encoded by itself
+cut(document)     pieces, each encoded on its own
 encode(pieces)    an array of ids for each
 after             ids that end it: what the post-processor puts after a text, and the end-of-document token
 """

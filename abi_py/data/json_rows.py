@@ -87,7 +87,7 @@ def _depth(data: bytes) -> int:
 
 
 def stream_rows(file: BinaryIO, name: str) -> Iterator[Row]:
-    """Yield (line, value) of the rows of a file; a row that is no JSON comes as BadRow.
+    """Yield (line, value) of the rows of a file; a row that is not JSON comes as a BadRow.
 
     DataError naming file:line where a document breaks off, so that the rest of it cannot be found.
     """
@@ -237,7 +237,7 @@ class _Cursor:
         return iter(())
 
     def value(self) -> Row:
-        """Return the line and the value of what begins here, and go past it; BadRow if it is balanced but no JSON."""
+        """Return the line and the value of what begins here, and go past it; BadRow if only its brackets are right."""
         mark, line = self.peek(), self.line
         length = self._balanced() if mark in (b"[", b"{", b'"') else self._scalar()
         raw = self.buffer[self.at : self.at + length]
@@ -283,7 +283,7 @@ class _Cursor:
         return self.error(f"the JSON breaks off here: {why}")
 
     def lines(self) -> Iterator[Row]:
-        """Yield the rows of the lines from here on; a blank line is none."""
+        """Yield the rows of the lines from here on; blank lines are skipped."""
         while self.peek():
             line, end = self.line, self._line_end()
             if end < 0:

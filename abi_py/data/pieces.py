@@ -69,7 +69,7 @@ class TextCutter:
 
 
 # Runs of white space are where the rules of a tokenizer look around, and a run may be longer than the window: so a
-# place counts only if there is none but the one line end, or the one space.
+# place is taken only if that line end, or that space, is the only white space there.
 
 
 def _line_ends(text: str, start: int, end: int) -> Iterator[int]:

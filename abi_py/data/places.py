@@ -7,7 +7,8 @@
 
 The `tokenizers` library knows the place of a piece if it is given the whole text.  A text whose parts come one by one,
 or in which some special tokens are to be ordinary characters, it cannot be given; so there is a copy of the tokenizer
-for each place, which differs in nothing but these marks.  Where there are none, the three are one.
+for each place, which differs in nothing but these marks.  Without such marks, one
+copy serves all three places.
 """
 
 import contextlib

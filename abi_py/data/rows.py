@@ -35,14 +35,14 @@ def list_keys(row: dict[str, Any]) -> str:
 
 
 def text_value(value: Any, key: str, *, may_be_empty: bool = False) -> str:
-    """Return a string of a row; BadRow naming `key` if it is none, is blank, or holds half a character."""
+    """Return a string of a row; BadRow naming `key` if it is not a string, is blank, or holds half a character."""
     if not isinstance(value, str):
         raise BadRow(f"'{key}' must be a string, found {kind(value)}")
     if not may_be_empty and not value.strip():
         raise BadRow(f"'{key}' is empty; it must hold text")
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which is no character
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which is not a character
         code = f"\\u{ord(value[error.start]):04x}"
         raise BadRow(f"'{key}' holds {code}, half of a character, at character {error.start}") from None
     return value

@@ -2,7 +2,7 @@
 
     read      all rows of every source; bad ones are errors, or counted
     filter    by category ("memory_*") and by a pattern in any of the texts
-    shuffle   each source by itself, by seed
+    shuffle   each source on its own, by seed
     cut       to max_samples: every source keeps its share, at least one row; rows with tools are kept
     mix       item i of k of a source is at (i + 1/2) / k of the whole, so that any part holds the same mixture
 
@@ -106,7 +106,7 @@ def select_conversations(
 
     categories   patterns with * and ?; a row is taken if its category matches one of them (none given: all rows)
     match        a regular expression, looked for in every text of a row
-    max_samples  at most so many conversations; None or 0: all
+    max_samples  take at most this many conversations; None or 0: all
 
     DataError for a bad row (file:line) unless skip_bad_rows, and if nothing is left; ConfigError for a bad pattern, and
     for a directory of anything else.

@@ -139,7 +139,7 @@ def _check_head(head: bytes, name: str) -> None:
 
 
 class _Raw(io.RawIOBase):
-    """A file of bytes made of a function that returns at most so many of the next ones."""
+    """A file of bytes over a function that returns the next ones, at most as many as it is asked for."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class NotUtf8(Exception):
 
 
 def decoded(blocks: Iterable[bytes]) -> Iterator[str]:
-    """Yield a text that comes in blocks of bytes, in pieces that are not empty; NotUtf8 where it is none."""
+    """Yield a text that comes in blocks of bytes, in pieces that are not empty; NotUtf8 names the first bad byte."""
     decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
     try:
         for block in blocks:

@@ -37,7 +37,7 @@ class Template:
 
     name       what error messages call it
     source     its text
-    built_in   the facts of a built-in template: tokens it needs, form of its tool calls; of others, empty ones
+    built_in   the facts of a built-in template: tokens it needs, form of its tool calls; empty for other templates
     variables  what the template sees beside the conversation, such as `eos_token`
     """
 

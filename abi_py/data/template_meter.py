@@ -46,13 +46,13 @@ class Meter:
         return weight
 
     def spend(self, steps: int) -> None:
-        """Take steps away; StepsExceeded if there are not so many."""
+        """Take steps away; StepsExceeded if too few are left."""
         self.left -= steps
         if self.left < 0:
             raise StepsExceeded
 
     def text(self, length: int) -> None:
-        """Pay for a text of so many characters."""
+        """Pay for a text of `length` characters."""
         self.spend(1 + length // CHARACTERS)
 
     def weigh(self, value: Any) -> Any:

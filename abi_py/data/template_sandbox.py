@@ -1,4 +1,4 @@
-"""Jinja for templates of others: no way out of the sandbox, and no end of memory or time.
+"""Jinja for templates that strangers wrote: no way out of the sandbox, and no endless memory or time.
 
 A template is a program by the maker of the model.  Jinja's immutable sandbox keeps it from Python's insides; but
 `'a' * 2000000000`, `'%1000000000d' % 1` or three nested loops are all it takes to stop a machine.  So a rendering has

@@ -11,7 +11,7 @@ from .template_meter import CHARACTERS, METER, check_number
 
 __all__ = ["HIDDEN_FILTERS", "Steps"]
 
-# Names of filters that no template can write: Jinja calls a filter with the least ado.
+# Names of filters that no template can write: a filter is the cheapest call that Jinja makes.
 WEIGHED, SLICED, STEP, WRITTEN, SUM, WRITTEN_SUM = " weighed", " sliced", " step", " written", " sum", " written sum"
 
 

@@ -69,7 +69,7 @@ def _in_pairs(sample: npt.NDArray[np.uint32]) -> str:
 
 
 def _likely(raw: bytes) -> str:
-    """Return the likely type of bytes that are no u32 ids: "text", a NumPy dtype, or "" for none."""
+    """Return the likely type of bytes that are not u32 ids: "text", a NumPy dtype, or "" if unknown."""
     if raw and not raw.translate(None, _TEXT_BYTES):
         return "text"
     raw = raw[: len(raw) // 4 * 4]

@@ -123,9 +123,9 @@ class Tokenizer:
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Return the ids of each piece of one text: (its text, whether it is a special token), in their order.
 
-        Joined, they are the ids of the whole text, but that a piece which is no special token is plain (`encode_plain`)
-        and that no token reaches over the border of two pieces.  White space that a special token takes away beside it
-        (lstrip, rstrip) has no ids.  DataError for a special token that the vocabulary lacks.
+        Joined, they are the ids of the whole text, except that a piece that is not a special token is plain
+        (`encode_plain`) and that no token crosses the border of two pieces.  White space that a special token takes
+        away beside it (lstrip, rstrip) has no ids.  DataError for a special token that the vocabulary lacks.
         """
         made: list[list[int]] = []
         place = Place.FIRST
@@ -232,7 +232,7 @@ class Tokenizer:
     def count_bytes(self, ids: npt.ArrayLike, before: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the bytes of text that each id is where it follows the id in `before` (-1: none), of the same shape.
 
-        Special tokens are none; a byte that is not UTF-8 is one.
+        A special token has none; a byte that is not UTF-8 is one.
         """
         return self._token_bytes.count(ids, before)
 

@@ -62,8 +62,8 @@ def read_tokenizer(path: Path) -> TokenizerFiles:
 
 
 def _check_ids(content: Mapping[str, Any], path: Path) -> None:
-    """Raise DataError for an added token without text, and for ids that are none, given twice, or far above the number
-    of tokens: the library counts to the largest."""
+    """Raise DataError for an added token without text, and for ids that are not integers from 0, given twice, or far
+    above the number of tokens: the library counts to the largest."""
     vocabulary = content["model"].get("vocab")  # of Unigram a list, whose ids are the places in it
     tokens = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
     count = len(vocabulary) if isinstance(vocabulary, dict | list) else 0

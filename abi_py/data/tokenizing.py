@@ -287,10 +287,10 @@ def tokenize_if_needed(
 
     Files whose path, size and time of change are the same hold the same data; if only path or time differ, they are
     read once more.  Changed data are tokenized again.  A file that was made in another way, or by something else, is
-    replaced if `replace` says so; else it is a ConfigError (a sidecar that is none: DataError).
+    replaced if `replace` says so; else it is a ConfigError (a sidecar that cannot be read: DataError).
     """
     job = _Job(inputs, output, config, stdin)
-    if not replace:  # where there is an output of ours, the rest is its own; where there is none, each must be ours
+    if not replace:  # an output of ours vouches for the files beside it; without one, each must be ours
         for path in [job.output] if job.output.is_file() else job.outputs:
             problem = job.problem(path)
             if problem:

@@ -31,7 +31,7 @@ SAMPLES = 64  # places between them of which it hashes one token
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """Return `path` as a Path; DataError if it exists and is no regular file: replacing a device would remove it."""
+    """Return `path` as a Path; DataError if it exists and is not a regular file: replacing a device would remove it."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is not a regular file and cannot be replaced; give the name of a file")

@@ -171,7 +171,7 @@ def _read_qwen(text: str, at: int) -> tuple[ToolCall, int]:
 def read_call(value: Any, call_id: str | None = None) -> ToolCall:
     """Return the call of {"name": ..., "arguments": {...}}; ValueError says what is wrong with it.
 
-    The arguments may be a string of JSON, as the OpenAI interface writes them; missing or empty they are none.
+    The arguments may be a string of JSON, as the OpenAI interface writes them; missing or empty means no arguments.
     """
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"].strip():
         raise ValueError("a tool call must have a 'name', which is a string")

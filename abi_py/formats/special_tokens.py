@@ -36,7 +36,7 @@ def token_ids(value: Any, key: str, place: str | Path) -> tuple[int, ...]:
 def special_token_ids(folder: Path, role: str) -> tuple[int, ...] | None:
     """Return the ids that a model's folder states for a role; None if no file says anything.
 
-    DataError for a damaged file, or a value that is no id.
+    DataError for a damaged file, or a value that is not an id.
     """
     key = f"{role}_token_id"
     for name in WITH_IDS:
@@ -84,7 +84,7 @@ def token_name(value: Any) -> Any:
 
 
 def check_name(value: Any, key: str, place: str | Path, id_of: Callable[[str], int | None]) -> None:
-    """Raise DataError if what `place` says about a role is no token of the vocabulary."""
+    """Raise DataError if what `place` says about a role is not a token of the vocabulary."""
     name = token_name(value)
     if not isinstance(name, str) or id_of(name) is None:
         raise DataError(
