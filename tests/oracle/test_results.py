@@ -13,15 +13,16 @@ PROMPTS = ([3, 6, 9, 12], [5, 10, 15], [40, 43, 46, 49, 52])
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_checkpoint_opens_in_transformers(make_model, train, transformers, agree, tmp_path, tied):
-    model = make_model(tie_embeddings=tied)
+@pytest.mark.parametrize(("family", "kind"), [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM")])
+def test_a_checkpoint_opens_in_transformers(make_model, train, transformers, agree, tmp_path, tied, family, kind):
+    model = make_model(tie_embeddings=tied, family=family)
     losses = train(model, tmp_path, (3, 5))
     assert losses[-1] < 0.5 < losses[0]
     theirs, told = transformers.AutoModelForCausalLM.from_pretrained(
         find_latest(tmp_path).path, output_loading_info=True, dtype="float32"
     )
     assert not any(told.values()), told  # nothing missing, unexpected, or of another shape
-    assert type(theirs).__name__ == "LlamaForCausalLM"
+    assert type(theirs).__name__ == kind
     agree(model, theirs, PROMPTS)
 
 
