@@ -59,7 +59,6 @@ class AnswerFinder:
     def __init__(
         self, render: Callable[[Sequence[Message], bool], str], messages: Sequence[Message], specials: re.Pattern[str]
     ) -> None:
-        """Render the whole conversation."""
         self._render, self._messages, self._specials = render, messages, specials
         self.whole = render(messages, False)
 

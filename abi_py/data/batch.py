@@ -8,7 +8,16 @@ import numpy.typing as npt
 from ..config import IGNORE_INDEX
 from ..errors import ConfigError, DataError
 
-__all__ = ["IGNORE_INDEX", "IGNORE_LABEL", "Batch", "TokenArray", "as_tokens", "check_integer"]
+__all__ = [
+    "IGNORE_INDEX",
+    "IGNORE_LABEL",
+    "Batch",
+    "TokenArray",
+    "as_tokens",
+    "check_integer",
+    "labels_of",
+    "trained_of",
+]
 
 IGNORE_LABEL = np.uint32(IGNORE_INDEX & 0xFFFFFFFF)  # 0xFFFFFF9C: the same 32 bits in a uint32 array
 
@@ -40,6 +49,23 @@ def as_tokens(tokens: npt.ArrayLike, name: str = "tokens") -> TokenArray:
         at = int(np.argmax(outside))
         raise DataError(f"{name}: id {array[at]} at offset {at} is not in 0 .. 4294967295, the range of a u32 token id")
     return array.astype(np.uint32)
+
+
+def labels_of(ids: TokenArray, trained: npt.NDArray[np.bool_] | None = None) -> TokenArray:
+    """Return labels (n,): the id that follows each position if it is trained, else IGNORE_LABEL; the last has none.
+
+    trained  which ids (n,) are trained; None: all
+    """
+    labels = np.full(len(ids), IGNORE_LABEL, np.uint32)
+    labels[:-1] = ids[1:] if trained is None else np.where(trained[1:], ids[1:], IGNORE_LABEL)
+    return labels
+
+
+def trained_of(labels: TokenArray) -> npt.NDArray[np.bool_]:
+    """Return which tokens (n,) are trained: the inverse of `labels_of`."""
+    trained = np.zeros(len(labels), np.bool_)
+    trained[1:] = labels[:-1] != IGNORE_LABEL
+    return trained
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from .batch import IGNORE_LABEL, Batch, TokenArray, check_integer
+from .batch import IGNORE_LABEL, Batch, TokenArray, check_integer, labels_of, trained_of
 from .chat import ChatTemplate
-from .chat_encoding import labels_of, trained_of
 from .conversation import Conversation
 from .feed import Batching, Feed, Identity
 from .order import permute

@@ -30,31 +30,17 @@ import numpy.typing as npt
 from ..config import LossOn
 from ..errors import ConfigError, DataError
 from .answers import AnswerFinder, Lost
-from .batch import IGNORE_LABEL, TokenArray
+from .batch import TokenArray, labels_of
 from .conversation import Conversation, Tools, Turns, turns_and_tools
 from .marks import ANSWER_BEGINS, ANSWER_ENDS, AS_TEXT
 from .template import Template
 from .tokenizer import Tokenizer
 
-__all__ = ["ChatEncoder", "labels_of", "trained_of"]
+__all__ = ["ChatEncoder"]
 
 _MARKS = re.compile(f"[{AS_TEXT}{ANSWER_BEGINS}{ANSWER_ENDS}]")
 
 Piece = tuple[str, bool, int]  # text, is it a special token, number of the answer it belongs to (-1: none)
-
-
-def labels_of(ids: TokenArray, trained: npt.NDArray[np.bool_]) -> TokenArray:
-    """Return labels (n,): the id that follows each position if it is trained, else IGNORE_LABEL; the last has none."""
-    labels = np.full(len(ids), IGNORE_LABEL, np.uint32)
-    labels[:-1] = np.where(trained[1:], ids[1:], IGNORE_LABEL)
-    return labels
-
-
-def trained_of(labels: TokenArray) -> npt.NDArray[np.bool_]:
-    """Return which tokens (n,) are trained: the inverse of `labels_of`."""
-    trained = np.zeros(len(labels), np.bool_)
-    trained[1:] = labels[:-1] != IGNORE_LABEL
-    return trained
 
 
 class ChatEncoder:

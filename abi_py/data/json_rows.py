@@ -194,7 +194,6 @@ class _Cursor:
     """A place in a stream of JSON: `line` is its line, and no more than a row is in memory."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        """Begin at the first byte."""
         self.file, self.name = file, name
         self.buffer, self.at = b"", 0
         self._line, self._counted = 1, 0  # the line of buffer[_counted]

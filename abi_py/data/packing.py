@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from .batch import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer
+from .batch import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer, labels_of
 from .feed import Batching, Dataset, Feed, Identity
 from .order import permute
 
@@ -59,6 +59,7 @@ class PackingStats:
         return self.padding / total if total else 0.0
 
 
+@dataclass(frozen=True, eq=False)
 class PackedBatches:
     """Rows of packed sequences, as batches: `get_batch(i)` for i in 0 .. num_batches - 1.
 
@@ -66,18 +67,15 @@ class PackedBatches:
     last, which has what is left (1 .. batch_size rows); no row is empty.
     """
 
-    def __init__(
-        self, rows: list[list[_Piece]], batch_size: int, seq_len: int, pad_token_id: int, stats: PackingStats
-    ) -> None:
-        self._rows = rows
-        self.batch_size = batch_size
-        self.seq_len = seq_len
-        self.pad_token_id = pad_token_id
-        self.stats = stats
+    rows: list[list[_Piece]]
+    batch_size: int
+    seq_len: int
+    pad_token_id: int
+    stats: PackingStats
 
     @property
     def num_batches(self) -> int:
-        return -(-len(self._rows) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
     def __len__(self) -> int:
         return self.num_batches
@@ -86,7 +84,7 @@ class PackedBatches:
         """Return batch `index` with attention_mask and segment_ids; IndexError outside 0 .. num_batches - 1."""
         if not 0 <= index < self.num_batches:
             raise IndexError(f"batch {index} is not in 0 .. {self.num_batches - 1}")
-        rows = self._rows[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = self.rows[index * self.batch_size : (index + 1) * self.batch_size]
         shape = (len(rows), self.seq_len)
         input_ids = np.full(shape, self.pad_token_id, np.uint32)
         labels = np.full(shape, IGNORE_LABEL, np.uint32)
@@ -97,10 +95,7 @@ class PackedBatches:
             for segment, piece in enumerate(row):
                 stop = start + len(piece.tokens)
                 input_ids[b, start:stop] = piece.tokens
-                following = piece.tokens[1:]
-                if piece.trained is not None:
-                    following = np.where(piece.trained[1:], following, IGNORE_LABEL)
-                labels[b, start : stop - 1] = following
+                labels[b, start:stop] = labels_of(piece.tokens, piece.trained)
                 attention_mask[b, start:stop] = 1
                 segment_ids[b, start:stop] = segment
                 start = stop
@@ -108,10 +103,9 @@ class PackedBatches:
 
     def sequence_at(self, index: int, row: int, column: int) -> int:
         """Return the number of the sequence at a position of batch `index`; for padding, of the last before it."""
-        pieces = self._rows[index * self.batch_size + row]
+        pieces = self.rows[index * self.batch_size + row]
         ends = np.cumsum([len(piece.tokens) for piece in pieces])
         return pieces[min(int(np.searchsorted(ends, column, side="right")), len(pieces) - 1)].sequence
-
 
     def identity(self) -> Identity:
         """Return the number of batches, and a SHA-256 of the first, a middle and the last one."""

@@ -29,7 +29,6 @@ class TextCutter:
     """Cuts documents into pieces; `encode` decides where (None: any line end or space will do)."""
 
     def __init__(self, encode: Callable[[str], list[int]] | None = None) -> None:
-        """Begin with no forced cut."""
         self.encode = encode
         self.forced = 0
 

@@ -31,7 +31,6 @@ class Divider:
     """
 
     def __init__(self, fraction: float, seed: int) -> None:
-        """Begin with the first document."""
         self.fraction, self.random = fraction, random.Random(seed)
         self.number, self.drawn, self.next = 0, 0, -1
         self._draw()

@@ -80,7 +80,6 @@ class PlacedBackend:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, described: dict[str, Any], plain: bool) -> None:
-        """Take the tokenizer and its JSON."""
         self._given, self._described, self._plain = backend, described, plain
         self._added = frozenset(entry["id"] for entry in described["added_tokens"])
         changed = {place: _described_for(place, described) for place in Place}

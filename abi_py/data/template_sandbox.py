@@ -17,14 +17,15 @@ about a microsecond at most.
     template_costs.py   what operators, calls, filters and tests make; they go through the environment, here
 """
 
+import contextlib
 import functools
 import json
 import re
 import string
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
@@ -45,7 +46,6 @@ OLDEST_JINJA = (3, 1, 6)  # before it, `|attr` leads out of the sandbox (CVE-202
 
 _VALUES = (str, bytes, list, tuple, dict, int, float, type)
 _DIGITS = re.compile(r"\d+")
-_Made = TypeVar("_Made")
 
 
 # -- rendering ---------------------------------------------------------------------------------
@@ -56,23 +56,22 @@ def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
 
     StepsExceeded; Jinja's errors; Python's own, of what the template does.
     """
-    return _with_meter(values, lambda: "".join(template.root_render_func(template.new_context(dict(values)))))
+    with _metered(values):
+        return "".join(template.root_render_func(template.new_context(dict(values))))
 
 
 def written(template: jinja2.Template, values: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return the pieces of text that a template writes, each with its line in the template; errors of `render`."""
-
-    def pieces() -> list[tuple[str, int]]:
+    with _metered(values):
         stream: Any = template.root_render_func(template.new_context(dict(values)))
         return [(text, template.get_corresponding_lineno(stream.gi_frame.f_lineno)) for text in stream]
 
-    return _with_meter(values, pieces)
 
-
-def _with_meter(values: Mapping[str, Any], work: Callable[[], _Made]) -> _Made:
+@contextlib.contextmanager
+def _metered(values: Mapping[str, Any]) -> Iterator[None]:
     token = METER.set(Meter(values))
     try:
-        return work()
+        yield
     finally:
         METER.reset(token)
 

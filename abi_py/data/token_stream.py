@@ -64,7 +64,6 @@ class ByteStream(TokenStream):
     """For byte-level tokenizers: bytes of each token into an incremental UTF-8 decoder."""
 
     def __init__(self, tokenizer: Vocabulary, skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
-        """Begin an empty text, or a continuation."""
         super().__init__(tokenizer, skip_special_tokens)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         for token_id in context[-LONGEST_CHARACTER:]:
@@ -98,7 +97,6 @@ class WindowStream(TokenStream):
     """
 
     def __init__(self, tokenizer: Vocabulary, skip_special_tokens: bool, context: Sequence[int] = ()) -> None:
-        """Begin an empty text, or a continuation."""
         super().__init__(tokenizer, skip_special_tokens)
         self._window = self._end_of(context)
         self._done = len(self._window) - self._cut_character()  # ids of the window whose text is out

@@ -47,7 +47,7 @@ def show():
     """Return a function that writes ids as text: special tokens after @, what is trained in brackets."""
 
     def write(tokenizer, ids, labels):
-        from abi_py.data.chat_encoding import trained_of
+        from abi_py.data.batch import trained_of
 
         parts, run, before = [], [], False
         for token_id, trained in zip(ids.tolist(), trained_of(labels), strict=True):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from abi_py.data import ChatTemplate, Conversation, Message, read_conversation
 from abi_py.data.answers import AnswerFinder
-from abi_py.data.chat_encoding import trained_of
+from abi_py.data.batch import trained_of
 from abi_py.errors import DataError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/masks.json").read_text(encoding="utf-8"))

@@ -14,8 +14,8 @@ from abi_py.data import (
     load_template,
     read_conversation,
 )
+from abi_py.data.batch import labels_of
 from abi_py.data.chat_dataset import truncate
-from abi_py.data.chat_encoding import labels_of
 from abi_py.errors import ConfigError, DataError
 from abi_py.training.feed import describe, open_feed
 

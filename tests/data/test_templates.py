@@ -22,7 +22,7 @@ from abi_py.data import (
     template_for,
     template_names,
 )
-from abi_py.data.chat_encoding import labels_of, trained_of
+from abi_py.data.batch import labels_of, trained_of
 from abi_py.errors import ConfigError, DataError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/chat.json").read_text(encoding="utf-8"))["rows"]
