@@ -4,7 +4,8 @@ import numpy as np
 from _bench import Bench
 from numba import njit
 
-from abi_py.kernels.engine.simd import describe, exp, largest
+from abi_py.kernels.engine.simd import describe
+from abi_py.kernels.engine.vectors import exp, largest
 
 SIZE = 4096  # floats: 16 KiB in, 16 KiB out
 

@@ -26,7 +26,7 @@ from step_worker import Step
 
 from abi_py.kernels.engine.jit import kernel, prange
 from abi_py.kernels.engine.peak import measured_peak
-from abi_py.kernels.engine.simd import total
+from abi_py.kernels.engine.vectors import total
 
 MEGABYTES = 256  # of one array: eight times the last-level cache of the host in docs/log.md
 PIECE = 1 << 14  # floats: 64 KiB

@@ -10,8 +10,8 @@ import time
 import numpy as np
 from arithmetic import head_dim, kv_width, linear_layers, parameters
 
+from abi_py.kernels.engine.halves import round_to_bf16_ref
 from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32
-from abi_py.kernels.engine.panels import round_to_bf16_ref
 from abi_py.kernels.unchecked import (
     adamw_,
     attention_backward,

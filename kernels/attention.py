@@ -22,17 +22,18 @@ backward owns one key/value head of one sample, with all query heads that share 
 same place.
 
 Read it in three steps: `attention_*_ref` (the T x T matrix of the formulas above), `attention_blocked_*_ref` (the same
-figures by blocks of keys, still in NumPy), and the kernel (blocks of queries too, on packed panels, in threads).  The
-steps are side by side, which makes the file a long one.
+figures by blocks of keys, still in NumPy), and the kernel (blocks of queries too, on packed panels, in threads).
+
+Longer than 400 lines because forward and backward, and the three steps of each, are read side by side.
 """
 
 import math
-import threading
 
 import numba
 import numpy as np
 
 from .engine.checks import checked
+from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import BFLOAT16, FLOAT32
 from .engine.panels import (
@@ -46,17 +47,18 @@ from .engine.panels import (
     pack_stored_b,
     pack_stored_b_transposed,
     panel_depth,
-    widen_bf16_ref,
 )
 from .engine.routines import FOLD
-from .engine.simd import LANES, dot, exp, largest, total
+from .engine.scratch import scratch
+from .engine.simd import LANES
 from .engine.tiles import tile
+from .engine.vectors import dot, exp, largest, total
 
 # Measured (docs/log.md).
-QUERIES = 128 if 128 % ROWS == 0 else 96  # queries of a block, forward: whole panels
-KEYS = 384  # keys of a block, forward
-BLOCK_BACKWARD = 96 if LANES == 16 else 144  # queries, and keys, of a block in backward
-# KEYS and BLOCK_BACKWARD are multiples of every LANES: a row of scores is whole vectors, and is filled up to their end.
+FORWARD_QUERIES = 128 if 128 % ROWS == 0 else 96  # queries of a block, forward: whole panels
+FORWARD_KEYS = 384  # keys of a block, forward
+BACKWARD_BLOCK = 96 if LANES == 16 else 144  # queries, and keys, of a block in backward
+# FORWARD_KEYS and BACKWARD_BLOCK are multiples of every LANES: a row of scores is whole vectors, filled to their end.
 
 # -- reference -----------------------------------------------------------------------------------
 
@@ -163,8 +165,8 @@ def attention_blocked_backward_ref(do, q, k, v, o, lse, starts, batch, heads, kv
 # -- kernels -------------------------------------------------------------------------------------
 
 
-# The three kinds of product of a block of queries and a block of keys, whose first query stands `ahead` positions after
-# its first key.  Query r sees the keys up to r + ahead; tiles leave out what no query of theirs sees.
+# The three kinds of product of a block of queries and a block of keys, whose first query is `ahead` positions after its
+# first key.  Query r sees the keys up to r + ahead; tiles leave out what no query of theirs sees.
 
 
 @helper
@@ -222,7 +224,7 @@ def _first_visible(starts, row, rows):
 def _visible(start, position, j0, columns):
     """Return low, high, end: of a block's keys a query sees low ... high - 1, in vectors that end before `end`.
 
-    `end` may lie past `columns`.  The caller makes the scores from high to end -inf, and their exponentials are zero.
+    `end` may be past `columns`.  The caller makes the scores from high to end -inf, and their exponentials are zero.
     """
     low = min(max(start - j0, 0), columns)
     high = max(min(position - j0 + 1, columns), low)
@@ -263,17 +265,17 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
 
 
 @kernel
-def _attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scores, sums, stats, panels, scale, table):
-    """Write o and lse; q, k and v come `as_stored`.
-
-    Scratch of each thread: scores (QUERIES, KEYS), sums (QUERIES, D), stats (2, QUERIES), panels (3, ...).
-    """
-    rows_all, width = o.shape
-    time = rows_all // batch
-    head_dim = width // heads
+def _attention_forward(o, lse, qkv, starts, sizes, memory, table):
+    """Write o and lse; qkv: q, k and v `as_stored`; sizes: batch, heads, kv_heads; memory: `_forward_memory`."""
+    q, k, v = qkv
+    batch, heads, kv_heads = sizes
+    scores, sums, stats, panels = memory
+    time = o.shape[0] // batch
+    head_dim = o.shape[1] // heads
+    scale = np.float32(1 / math.sqrt(head_dim))
     depth = panel_depth(head_dim, table)
     group = heads // kv_heads
-    blocks = (time + QUERIES - 1) // QUERIES
+    blocks = (time + FORWARD_QUERIES - 1) // FORWARD_QUERIES
     for task in prange(batch * heads * blocks):
         mine = numba.get_thread_id()
         s, acc, m, l = scores[mine], sums[mine], stats[mine, 0], stats[mine, 1]
@@ -282,17 +284,17 @@ def _attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scores, 
         h = task // blocks % heads
         turn = task % blocks
         block = turn // 2 if turn % 2 == 0 else blocks - 1 - turn // 2  # long and short rows in turn: even shares
-        t0 = block * QUERIES
-        rows = min(QUERIES, time - t0)
+        t0 = block * FORWARD_QUERIES
+        rows = min(FORWARD_QUERIES, time - t0)
         row = b * time + t0
         q_column, kv_column = h * head_dim, h // group * head_dim
         m[:rows] = -np.inf
         l[:rows] = 0
         acc[:rows] = 0
         pack_stored_a(left, 0, q, row, q_column, rows, head_dim, table)
-        first = _first_visible(starts, row, rows) // KEYS * KEYS
-        for j0 in range(first, t0 + rows, KEYS):
-            columns = min(KEYS, t0 + rows - j0)
+        first = _first_visible(starts, row, rows) // FORWARD_KEYS * FORWARD_KEYS
+        for j0 in range(first, t0 + rows, FORWARD_KEYS):
+            columns = min(FORWARD_KEYS, t0 + rows - j0)
             pack_stored_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim, table)
             _scores(s, rows, columns, left, right, depth, t0 - j0, table)
             _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale)
@@ -327,15 +329,15 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 
 
 @kernel
-def _attention_backward(
-    dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scores, panels, scale, table
-):
-    """Write dq, dk and dv; q, k and v come `as_stored`.
-
-    Scratch of each thread: scores (2, BLOCK_BACKWARD, BLOCK_BACKWARD), panels (10, ...); delta (H, N) is shared.
-    """
+def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, memory, table):
+    """Write gradients: dq, dk and dv; qkv and sizes as in forward; memory: delta and `_backward_memory`."""
+    dq, dk, dv = gradients
+    q, k, v = qkv
+    batch, heads, kv_heads = sizes
+    delta, scores, panels = memory
     time = do.shape[0] // batch
     head_dim = do.shape[1] // heads
+    scale = np.float32(1 / math.sqrt(head_dim))
     depth = panel_depth(head_dim, table)
     group = heads // kv_heads
     for task in prange(batch * kv_heads):
@@ -348,16 +350,16 @@ def _attention_backward(
             head = slice(h * head_dim, (h + 1) * head_dim)
             for n in range(b * time, (b + 1) * time):
                 delta[h, n] = dot(do[n, head], o[n, head])  # sum_j p_ij dp_ij
-        for j0 in range(0, time, BLOCK_BACKWARD):
-            columns = min(BLOCK_BACKWARD, time - j0)
+        for j0 in range(0, time, BACKWARD_BLOCK):
+            columns = min(BACKWARD_BLOCK, time - j0)
             key = b * time + j0
             pack_stored_b_transposed(k_t, 0, k, key, kv, columns, head_dim, table)
             pack_stored_b_transposed(v_t, 0, v, key, kv, columns, head_dim, table)
             pack_stored_b(k_n, 0, k, key, kv, head_dim, columns, table)
             for h in range(g * group, (g + 1) * group):
                 c = h * head_dim
-                for t0 in range(j0, time, BLOCK_BACKWARD):
-                    rows = min(BLOCK_BACKWARD, time - t0)
+                for t0 in range(j0, time, BACKWARD_BLOCK):
+                    rows = min(BACKWARD_BLOCK, time - t0)
                     row = b * time + t0
                     first = _first_visible(starts, row, rows)
                     if first >= j0 + columns:
@@ -386,37 +388,29 @@ def _attention_backward(
 # -- calling them --------------------------------------------------------------------------------
 
 
-class _Scratch(threading.local):
-    """Buffers, made at a Python thread's first call with a head width and kept; a step allocates nothing."""
-
-    def __init__(self):
-        self.head_dim = 0
-
-    def prepare(self, head_dim):
-        threads = numba.config.NUMBA_NUM_THREADS
-        if self.head_dim >= head_dim:
-            return self
-        self.head_dim = head_dim
-        longest = max(KEYS, QUERIES, BLOCK_BACKWARD, head_dim)
-        size = (longest + max(COLUMNS, ROWS)) * longest
-        self.scores = np.empty((threads, QUERIES, KEYS), np.float32)
-        self.sums = np.empty((threads, QUERIES, head_dim), np.float32)
-        self.stats = np.empty((threads, 2, QUERIES), np.float32)
-        self.panels = np.empty((threads, 3, size), np.float32)
-        self.scores_backward = np.empty((threads, 2, BLOCK_BACKWARD, BLOCK_BACKWARD), np.float32)
-        self.panels_backward = np.empty((threads, 10, size), np.float32)
-        return self
+def _panels(count, head_dim):
+    """Return the shape of `count` panels for each thread, of the largest operand of a block."""
+    longest = max(FORWARD_KEYS, FORWARD_QUERIES, BACKWARD_BLOCK, head_dim)
+    return numba.config.NUMBA_NUM_THREADS, count, (longest + max(COLUMNS, ROWS)) * longest
 
 
-_scratch = _Scratch()
+def _forward_memory(head_dim):
+    """Return, for each thread, scores of a block, sums of p v, stats (running maximum and sum), and three panels."""
+    threads, _, _ = panels = _panels(3, head_dim)
+    scores, sums = (threads, FORWARD_QUERIES, FORWARD_KEYS), (threads, FORWARD_QUERIES, head_dim)
+    return scratch("attention", scores, sums, (threads, 2, FORWARD_QUERIES), panels)
 
 
-def _ready(q, k, v, heads):
-    """Return the scratch, q, k and v as the kernels take them, and the kernels' last two arguments."""
-    head_dim = q.shape[1] // heads
-    stored = as_stored(q), as_stored(k), as_stored(v)
+def _backward_memory(head_dim):
+    """Return, for each thread, p and dp of a block, and ten panels."""
+    threads, _, _ = panels = _panels(10, head_dim)
+    return scratch("attention", (threads, 2, BACKWARD_BLOCK, BACKWARD_BLOCK), panels)
+
+
+def _stored(q, k, v):
+    """Return q, k and v as the kernels take them, and the table of the number format that they multiply."""
     number_format = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
-    return _scratch.prepare(head_dim), stored, (np.float32(1 / math.sqrt(head_dim)), number_format.table)
+    return (as_stored(q), as_stored(k), as_stored(v)), number_format.table
 
 
 def _attention_fits(sizes, q, k, v, starts, **others):
@@ -439,9 +433,9 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
 
     q, k and v have one dtype, float32 or uint16; o is float32.
     """
-    s, stored, last = _ready(q, k, v, heads)
-    shape = starts, batch, heads, kv_heads
-    _attention_forward(o, lse, *stored, *shape, s.scores, s.sums, s.stats, s.panels, *last)
+    stored, table = _stored(q, k, v)
+    memory = _forward_memory(q.shape[1] // heads)
+    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), memory, table)
 
 
 @checked(
@@ -452,7 +446,6 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
 )
 def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
     """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch."""
-    s, stored, last = _ready(q, k, v, heads)
-    shape = starts, batch, heads, kv_heads
-    scratch = s.scores_backward, s.panels_backward
-    _attention_backward(dq, dk, dv, do, *stored, o, lse, delta, *shape, *scratch, *last)
+    stored, table = _stored(q, k, v)
+    memory = delta, *_backward_memory(q.shape[1] // heads)
+    _attention_backward((dq, dk, dv), do, stored, o, lse, starts, (batch, heads, kv_heads), memory, table)

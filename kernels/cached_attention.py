@@ -9,21 +9,20 @@
 
 A row is one new token of the sequence in `slots[n]`; rows of one slot may follow each other (a prompt that goes on a
 stored conversation), if all of them were appended before.  The cache holds key/value heads, not query heads, and all
-keys of a head lie in one piece, so decoding reads memory straight through and every key serves its H / G queries while
+keys of a head are in one piece, so decoding reads memory straight through and every key serves its H / G queries while
 it is in first-level cache.
 
-The keys of a row are cut into parts of SPLIT, wherever the row stands and however many threads there are.  A part is
+The keys of a row are cut into parts of TASK_KEYS, wherever the row is and however many threads there are.  A part is
 one task; it gives its maximum m_p, its sum l_p and its weighted values a_p, and a second loop puts them together:
 
     m = max_p m_p      o = sum_p exp(m_p - m) a_p / sum_p exp(m_p - m) l_p
 
 (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", section 3; cut over keys as in Dao et al.
 2023, "Flash-Decoding").  So the bits depend on nothing but the row itself: not on threads, not on other rows.  Inside
-a part the same sum runs over blocks of KEYS, whose scores and keys stay in first-level cache.
+a part the same sum runs over blocks of BLOCK_KEYS, whose scores and keys stay in first-level cache.
 """
 
 import math
-import threading
 
 import numba
 import numpy as np
@@ -32,6 +31,7 @@ from numba.core import cgutils
 
 from .engine.checks import checked
 from .engine.jit import helper, kernel, prange
+from .engine.scratch import scratch
 from .engine.simd import (
     I64,
     LANES,
@@ -40,18 +40,16 @@ from .engine.simd import (
     broadcast,
     constant,
     declare,
-    exp,
     first_lanes,
-    largest,
     load,
     masked_load,
     masked_store,
     pointer,
     store,
     sum_of_lanes,
-    total,
     with_twin,
 )
+from .engine.vectors import exp, largest, total
 
 __all__ = [
     "cache_append",
@@ -60,8 +58,8 @@ __all__ = [
     "cached_attention_forward_ref",
 ]
 
-SPLIT = 512  # keys of a task
-KEYS = 64  # keys of a block: 64 x 64 floats of keys are 16 KB
+TASK_KEYS = 512  # keys of a task
+BLOCK_KEYS = 64  # keys of a block: 64 x 64 floats of keys are 16 KB
 TOGETHER = 4  # vectors of a weighted sum that grow side by side: a multiply-add waits four cycles for the one before
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -205,8 +203,8 @@ def _attend(sums, stats, queries, keys, values, s, scale):
     sums[:] = 0
     stats[:, 0] = -np.inf
     stats[:, 1] = 0
-    for j0 in range(0, keys.shape[0], KEYS):
-        columns = min(KEYS, keys.shape[0] - j0)
+    for j0 in range(0, keys.shape[0], BLOCK_KEYS):
+        columns = min(BLOCK_KEYS, keys.shape[0] - j0)
         for i in range(group):
             row = s[i, :columns]
             _scores(row, queries[i * head_dim : (i + 1) * head_dim], keys[j0 : j0 + columns], scale)
@@ -239,7 +237,7 @@ def _join(o, sums, stats, parts):
 
 @kernel
 def _cached_attention(o, q, keys, values, slots, positions, heads, longest, scores, sums, stats, scale):
-    """scores (threads, H, KEYS);  sums (N, G, longest, H/G, D) and stats (N, G, longest, H/G, 2) of parts."""
+    """scores (threads, H, BLOCK_KEYS);  sums (N, G, longest, H/G, D) and stats (N, G, longest, H/G, 2) of parts."""
     rows, kv_heads, head_dim = q.shape[0], keys.shape[1], keys.shape[3]
     group = heads // kv_heads
     for task in prange(rows * kv_heads * longest):
@@ -247,8 +245,8 @@ def _cached_attention(o, q, keys, values, slots, positions, heads, longest, scor
         n = task // (kv_heads * longest)
         g = task // longest % kv_heads
         part = task % longest
-        first = part * SPLIT
-        last = min(first + SPLIT, positions[n] + 1)
+        first = part * TASK_KEYS
+        last = min(first + TASK_KEYS, positions[n] + 1)
         if first < last:
             queries = q[n, g * group * head_dim : (g + 1) * group * head_dim]
             k, v = keys[slots[n], g, first:last], values[slots[n], g, first:last]
@@ -261,33 +259,18 @@ def _cached_attention(o, q, keys, values, slots, positions, heads, longest, scor
         for task in prange(rows * heads):
             n, h = task // heads, task % heads
             g, i = h // group, h % group
-            parts = positions[n] // SPLIT + 1
+            parts = positions[n] // TASK_KEYS + 1
             _join(o[n, h * head_dim : (h + 1) * head_dim], sums[n, g, :, i], stats[n, g, :, i], parts)
 
 
 # -- calling it --------------------------------------------------------------------------------
 
 
-class _Scratch(threading.local):
-    """Buffers made for the largest call of a Python thread so far; a step of decoding allocates nothing."""
-
-    def __init__(self):
-        self.scores = np.empty((0, 0, KEYS), np.float32)
-        self.flat = np.empty(0, np.float32)
-
-    def prepare(self, rows, heads, kv_heads, head_dim, parts):
-        threads = numba.config.NUMBA_NUM_THREADS
-        if self.scores.shape[1] < heads:
-            self.scores = np.empty((threads, heads, KEYS), np.float32)
-        count = rows * heads * parts
-        if self.flat.size < count * (head_dim + 2):
-            self.flat = np.empty(count * (head_dim + 2), np.float32)
-        shape = rows, kv_heads, parts, heads // kv_heads
-        sums = self.flat[: count * head_dim].reshape(*shape, head_dim)
-        return self.scores, sums, self.flat[count * head_dim :][: count * 2].reshape(*shape, 2)
-
-
-_scratch = _Scratch()
+def _memory(rows, heads, kv_heads, head_dim, parts):
+    """Return scores, sums and stats as the kernel takes them."""
+    scores = numba.config.NUMBA_NUM_THREADS, heads, BLOCK_KEYS
+    shape = rows, kv_heads, parts, heads // kv_heads
+    return scratch("cached attention", scores, (*shape, head_dim), (*shape, 2))
 
 
 @checked("o! q (N, H D); keys values (S, G, T, D); slots (N) int < S; positions (N) int < T; H = G group; N >= 1")
@@ -295,7 +278,7 @@ def cached_attention_forward(o, q, keys, values, slots, positions):
     """Write o (N, H D) for q (N, H D), float32; both may be column slices; every position is below the capacity."""
     head_dim = keys.shape[3]
     heads, kv_heads = q.shape[1] // head_dim, keys.shape[1]
-    parts = int(positions.max()) // SPLIT + 1
-    scratch = _scratch.prepare(len(q), heads, kv_heads, head_dim, parts)
+    parts = int(positions.max()) // TASK_KEYS + 1
+    memory = _memory(len(q), heads, kv_heads, head_dim, parts)
     scale = np.float32(1 / math.sqrt(head_dim))
-    _cached_attention(o, q, keys, values, slots, positions, heads, parts, *scratch, scale)
+    _cached_attention(o, q, keys, values, slots, positions, heads, parts, *memory, scale)

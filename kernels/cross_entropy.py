@@ -21,11 +21,11 @@ import numpy as np
 from .engine.checks import checked, unchecked
 from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
-from .engine.simd import exp, largest, total
+from .engine.vectors import exp, largest, total
 from .matmul import product
 
-CHUNK = 3 << 22  # floats of logits at a time: 48 MiB; dw is read and written once for each chunk (docs/log.md)
-STRETCH = 4096
+CHUNK_LOGITS = 3 << 22  # floats of logits at a time: 48 MiB; dw is read and written once for each chunk (docs/log.md)
+PARTIAL_LOGITS = 4096
 
 # -- reference -----------------------------------------------------------------------------------
 
@@ -94,8 +94,8 @@ def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backwa
         hits[n] = hit
         exponentials = np.float64(0)
         logits = np.float64(0)
-        for j0 in range(0, columns, STRETCH):  # float32 sums of stretches, float64 sums of those
-            part = line[j0 : min(j0 + STRETCH, columns)]
+        for j0 in range(0, columns, PARTIAL_LOGITS):  # float32 sums of stretches, float64 sums of those
+            part = line[j0 : min(j0 + PARTIAL_LOGITS, columns)]
             logits += total(part)
             for j in range(part.size):
                 part[j] = exp(part[j] - m)
@@ -115,7 +115,7 @@ def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backwa
 
 def chunk_rows(vocabulary):
     """Rows of logits that are in memory at once."""
-    return max(CHUNK // vocabulary // 16 * 16, 16)
+    return max(CHUNK_LOGITS // vocabulary // 16 * 16, 16)
 
 
 def scratch_floats(rows, vocabulary, width):

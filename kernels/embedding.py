@@ -18,7 +18,7 @@ from .engine.jit import kernel, prange
 
 __all__ = ["embedding_backward", "embedding_backward_ref", "embedding_forward", "embedding_forward_ref"]
 
-WIDTH = 128  # columns in a slice: 512 bytes, long enough for the hardware to fetch ahead
+SLICE_COLUMNS = 128  # columns in a slice: 512 bytes, long enough for the hardware to fetch ahead
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -51,10 +51,10 @@ def embedding_forward(x, ids, w):
 def embedding_backward(dw, dx, ids):
     """Add each row of dx (N, C) to the row of dw (V, C) that ids (N,) names."""
     N, C = dx.shape
-    slices = (C + WIDTH - 1) // WIDTH
+    slices = (C + SLICE_COLUMNS - 1) // SLICE_COLUMNS
     for s in prange(slices):
-        start = np.int64(s) * WIDTH
-        stop = min(start + WIDTH, C)
+        start = np.int64(s) * SLICE_COLUMNS
+        stop = min(start + SLICE_COLUMNS, C)
         for n in range(N):
             # Views that begin at 0: LLVM then sees plain vector code, four times as fast as dw[v, start + j].
             to, row = dw[ids[n], start:stop], dx[n, start:stop]

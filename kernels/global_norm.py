@@ -15,11 +15,11 @@ import numpy as np
 
 from .engine.checks import checked
 from .engine.jit import kernel, prange
-from .engine.simd import sum_of_squares
+from .engine.vectors import sum_of_squares
 
 __all__ = ["global_norm", "global_norm_ref"]
 
-BLOCK = 65536  # elements in one partial sum
+PARTIAL_SUM = 65536  # elements in one partial sum
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -34,11 +34,11 @@ def global_norm_ref(g):
 def global_norm(g):
     """Return the norm of g (P,) float32 as a float."""
     P = g.shape[0]
-    blocks = (P + BLOCK - 1) // BLOCK
+    blocks = (P + PARTIAL_SUM - 1) // PARTIAL_SUM
     partial = np.empty(blocks, np.float64)
     for k in prange(blocks):
-        start = np.int64(k) * BLOCK
-        block = g[start : min(start + BLOCK, P)]
+        start = np.int64(k) * PARTIAL_SUM
+        block = g[start : min(start + PARTIAL_SUM, P)]
         partial[k] = sum_of_squares(block)
     total = 0.0
     for k in range(blocks):

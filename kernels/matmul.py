@@ -1,4 +1,4 @@
-"""Matrix products: C = A B, each operand as it lies or transposed, written or added.
+"""Matrix products: C = A B, each operand as it is or transposed, written or added.
 
     forward    y  = x Wᵀ        (N, K) x (M, K)  -> (N, M)     product(y, x, w, transpose_b=True)
     backward   dx = dy W        (N, M) x (M, K)  -> (N, K)     product(dx, dy, w)
@@ -9,8 +9,8 @@ the register tile (`tiles.tile`) reads straight through.  Transposing is only an
 storage format of weights.
 
     in parallel, for each part of C (about equal parts, one for each thread):
-        for each slab of the part's B: SLICE rows x SLAB columns       packed; stays in last-level cache
-            for each block of its A: BLOCK rows x SLICE                packed; stays in second-level cache
+        for each slab of the part's B: SLICE_TERMS rows x SLAB_COLUMNS columns       packed; stays in last-level cache
+            for each block of its A: BLOCK_ROWS rows x SLICE_TERMS                packed; stays in second-level cache
                 for each panel of B, for each panel of A:  tile        a panel of A in first-level cache
 
 A thread packs what it reads, even if another packs the same: a packed slab that two cores write and both read costs
@@ -18,21 +18,21 @@ more in traffic between them than packing it twice (docs/log.md).  Every element
 same order however C is cut up, so its bits are the same for any number of threads.
 
 With few rows of x (a token at a time, in generation) y = x Wᵀ reads each weight for a handful of multiply-adds, and its
-time is that of reading W from memory: then rows of W are multiplied as they lie there (`tiles.row_by_row`).
+time is that of reading W from memory: then rows of W are multiplied as they are there (`tiles.row_by_row`).
 
 Read it in three steps: `product_loops_ref` (the sum as it is defined), `product_ref` (NumPy's product), and the kernel.
 """
 
 import functools
 import os
-import threading
 
 import numba
 import numpy as np
 
 from .engine.checks import check_apart, checked, unchecked
+from .engine.halves import round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from .engine.jit import helper, kernel, prange
-from .engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, AnyFormat, round_to_fp16_ref
+from .engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, AnyFormat
 from .engine.panels import (
     COLUMNS,
     ROWS,
@@ -41,20 +41,19 @@ from .engine.panels import (
     pack_b,
     pack_b_transposed,
     panel_depth,
-    round_to_bf16_ref,
-    widen_bf16_ref,
 )
 from .engine.routines import FOLD
+from .engine.scratch import scratch
 from .engine.threads import thread_count
 from .engine.tiles import row_by_row, tile
 
-SLICE = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
-SLAB = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
-BLOCK = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KB
-PACKING = 5  # packing an element takes as long as so many multiply-adds
+SLICE_TERMS = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
+SLAB_COLUMNS = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
+BLOCK_ROWS = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KB
+PACKING_COST = 5  # packing an element takes as long as so many multiply-adds
 FEW = 6  # rows of x up to which y = x Wᵀ is better off without packing
-W_ROWS = 64  # rows of W of a task, where there are so few rows of x
-ALONE = 1 << 16  # multiply-adds below which waking other threads does not pay
+TASK_ROWS = 64  # rows of W of a task, where there are so few rows of x
+ONE_THREAD = 1 << 16  # multiply-adds below which waking other threads does not pay
 BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
 if BACKEND not in ("numba", "blas"):
     raise ValueError(f"ABI_MATMUL ({BACKEND}) must be numba or blas; unset it to use the kernels of this file")
@@ -103,7 +102,7 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, tabl
     """c (M, N) = op(a) op(b) (+ d if add), in parts of part_rows x part_columns; packed_a, packed_b: scratch."""
     rows, columns = c.shape
     terms = a.shape[0] if transpose_a else a.shape[1]
-    slice_terms = table[FOLD] * SLICE  # the same bytes of panels
+    slice_terms = table[FOLD] * SLICE_TERMS  # the same bytes of panels
     down = (rows + part_rows - 1) // part_rows
     across = (columns + part_columns - 1) // part_columns
     for part in prange(down * across):
@@ -116,11 +115,11 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, tabl
         for k0 in range(0, terms, slice_terms):
             k = min(slice_terms, terms - k0)
             steps = panel_depth(k, table)
-            for j0 in range(left, right, SLAB):
-                width = min(SLAB, right - j0)
+            for j0 in range(left, right, SLAB_COLUMNS):
+                width = min(SLAB_COLUMNS, right - j0)
                 _pack_right(b_panels, b, j0, k0, width, k, transpose_b, table)
-                for i0 in range(top, bottom, BLOCK):
-                    height = min(BLOCK, bottom - i0)
+                for i0 in range(top, bottom, BLOCK_ROWS):
+                    height = min(BLOCK_ROWS, bottom - i0)
                     _pack_left(a_panels, a, i0, k0, height, k, transpose_a, table)
                     for j in range(0, width, COLUMNS):
                         n = min(COLUMNS, width - j)
@@ -137,9 +136,9 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, tabl
 def _product_of_few_rows(c, d, a, b, add):
     """c (M, N) = a (M, K) b (N, K)ᵀ (+ d if add); b is read once."""
     rows, columns = c.shape
-    for task in prange((columns + W_ROWS - 1) // W_ROWS):
-        first = task * W_ROWS
-        for j in range(first, min(columns, first + W_ROWS)):
+    for task in prange((columns + TASK_ROWS - 1) // TASK_ROWS):
+        first = task * TASK_ROWS
+        for j in range(first, min(columns, first + TASK_ROWS)):
             for i in range(rows):
                 row_by_row(c, d, i, j, a, b, j, add)
 
@@ -147,35 +146,26 @@ def _product_of_few_rows(c, d, a, b, add):
 # -- calling it ----------------------------------------------------------------------------------
 
 
-class _Scratch(threading.local):
-    """The packing buffers, made at a Python thread's first product and kept; a step allocates nothing."""
-
-    def __init__(self):
-        self.a = self.b = None
-
-    def buffers(self):
-        if self.a is None:
-            threads = numba.config.NUMBA_NUM_THREADS
-            self.a = np.empty((threads, BLOCK * SLICE), np.float32)
-            self.b = np.empty((threads, SLAB * SLICE), np.float32)
-        return self.a, self.b
+def _panels():
+    """Return a packed block of A and a packed slab of B for each thread."""
+    threads = numba.config.NUMBA_NUM_THREADS
+    return scratch("product", (threads, BLOCK_ROWS * SLICE_TERMS), (threads, SLAB_COLUMNS * SLICE_TERMS))
 
 
-_scratch = _Scratch()
 _ROUND = {FLOAT32: np.asarray, BFLOAT16: round_to_bf16_ref, FLOAT16: round_to_fp16_ref}
 
 
 @functools.lru_cache(maxsize=4096)
 def _parts(rows, columns, depth, threads):
     """Return the rows and columns of a part: a grid of as many parts as threads, whose slowest part takes least."""
-    if rows * columns * depth < ALONE:
+    if rows * columns * depth < ONE_THREAD:
         threads = 1
     best = None
     for down in range(1, threads + 1):
         across = threads // down
         height = -(-rows // (down * ROWS)) * ROWS
         width = -(-columns // (across * COLUMNS)) * COLUMNS
-        cost = height * width + PACKING * (height + width)
+        cost = height * width + PACKING_COST * (height + width)
         if best is None or cost < best[0]:
             best = cost, height, width
     return best[1:]
@@ -219,12 +209,12 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     base = out if addend is None else addend
     parts = _parts(rows, columns, terms, thread_count())
     ways = transpose_a, transpose_b, addend is not None
-    _product(out, base, a, b, *_scratch.buffers(), *ways, number_format.table, *parts)
+    _product(out, base, a, b, *_panels(), *ways, number_format.table, *parts)
 
 
 @checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _streamed_fits)
 def streamed_product(out, x, w, addend=None):
-    """Write x wᵀ (+ addend) to out; up to FEW rows of x are multiplied with w as it lies in memory.
+    """Write x wᵀ (+ addend) to out; up to FEW rows of x are multiplied with w as it is in memory.
 
     All float32, but w may be bfloat16 (as uint16).  For generation.  A row's bits are those of the row alone among few
     rows, and of `product` among more.

@@ -11,7 +11,7 @@
     w m v g (P,) float32   chunks (n, 2) int64: ranges [start, stop) that never cross a tensor   decay (n,) bool
     w, m and v are changed in place; g is only read.  wd is zero in a chunk whose `decay` is false (norms and biases).
 
-The formulas, and where eps stands, are PyTorch's.  Without momentum sgd does not touch m, which may then be empty.  The
+The formulas, and the place of eps, are PyTorch's.  Without momentum sgd does not touch m, which may then be empty.  The
 powers of b1 and b2 are computed in float64.  A chunk is computed by one thread, element by element: same bits for every
 number of threads.
 Source: Kingma and Ba, "Adam" (2015), algorithm 1; Loshchilov and Hutter, "Decoupled Weight Decay Regularization"

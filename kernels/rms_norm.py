@@ -19,7 +19,7 @@ import numpy as np
 
 from .engine.checks import checked
 from .engine.jit import kernel, prange
-from .engine.simd import dot3, sum_of_squares
+from .engine.vectors import dot3, sum_of_squares
 
 __all__ = ["rms_norm_backward", "rms_norm_backward_ref", "rms_norm_forward", "rms_norm_forward_ref"]
 

@@ -16,8 +16,8 @@ Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embeddin
 import numpy as np
 
 from .engine.checks import checked
+from .engine.halves import as_element
 from .engine.jit import helper, kernel, prange
-from .engine.simd import as_element
 
 __all__ = [
     "rope_backward",

@@ -13,7 +13,7 @@ With few rows of x (a token at a time, in generation) not even that: a row of W 
 multiplied with all rows of x while it is there, so memory is read once, and only the bytes that are kept.
 
 The bits are those of one product with all of W decoded: y's elements do not depend on how columns are cut up, and the
-sums of dx go over the rows of W in slices of the same length either way (`matmul.SLICE`).
+sums of dx go over the rows of W in slices of the same length either way (`matmul.SLICE_TERMS`).
 """
 
 import functools
@@ -25,7 +25,7 @@ from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.scratch import scratch
 from .engine.tiles import row_by_row
-from .matmul import BACKEND, FEW, SLICE, W_ROWS, product, product_ref, streamed_product
+from .matmul import BACKEND, FEW, SLICE_TERMS, TASK_ROWS, product, product_ref, streamed_product
 from .storage import Storage
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "stored_rows_ref",
 ]
 
-STRIP = 2 * SLICE  # rows: whole slices of a product's sum, of number formats with one or two elements in a place
+STRIP = 2 * SLICE_TERMS  # rows: whole slices of a product's sum, of number formats with one or two elements in a place
 
 # -- reference: plain NumPy, x and dy in any float dtype ---------------------------------------
 
@@ -68,10 +68,10 @@ def _product_of_few_rows(decode_row):
     def product_of_few_stored_rows(c, d, a, raw, decoded, add):
         """c (N, M) = a (N, K) Wᵀ (+ d if add); decoded (threads, 1, K) is scratch."""
         rows, columns = c.shape
-        for task in prange((columns + W_ROWS - 1) // W_ROWS):
+        for task in prange((columns + TASK_ROWS - 1) // TASK_ROWS):
             w = decoded[numba.get_thread_id()]
-            first = task * W_ROWS
-            for j in range(first, min(columns, first + W_ROWS)):
+            first = task * TASK_ROWS
+            for j in range(first, min(columns, first + TASK_ROWS)):
                 decode_row(w[0], raw[j])
                 for i in range(rows):
                     row_by_row(c, d, i, j, a, w, 0, add)
@@ -100,7 +100,7 @@ def _strips(raw, storage, columns):
     """Yield (slice of the rows of W, these rows in float32 scratch)."""
     for first in range(0, max(1, len(raw)), STRIP):  # of no rows, one strip of none: dx is still to be written
         rows = slice(first, min(first + STRIP, len(raw)))
-        strip = scratch("strip", rows.stop - first, columns)
+        (strip,) = scratch("stored product: strip", (rows.stop - first, columns))
         storage.decode(strip, raw, first)
         yield rows, strip
 
@@ -122,7 +122,7 @@ def stored_product(y, x, raw, storage, addend=None, number_format=FLOAT32):
     elif storage.read_by_products:
         unchecked(product)(y, x, storage.for_kernels(raw), False, True, addend, number_format)
     elif few and x.shape[1]:
-        decoded = scratch("decoded row", numba.config.NUMBA_NUM_THREADS, 1, x.shape[1])
+        (decoded,) = scratch("stored product: row", (numba.config.NUMBA_NUM_THREADS, 1, x.shape[1]))
         multiply = _product_of_few_rows(storage.decode_row)
         multiply(y, y if addend is None else addend, x, storage.for_kernels(raw), decoded, addend is not None)
     else:

@@ -15,8 +15,9 @@ Source: Shazeer, "GLU Variants Improve Transformer" (2020), equation 6, with bet
 import numpy as np
 
 from .engine.checks import checked
+from .engine.halves import as_element, as_float
 from .engine.jit import helper, kernel, prange
-from .engine.simd import as_element, as_float, exp
+from .engine.vectors import exp
 
 __all__ = [
     "swiglu_backward",

@@ -40,11 +40,6 @@ FLOORS = [
     {"__main__", "__init__"},  # the public names of abi_py, loaded when they are asked for
 ]
 ROOMS = {name for names in FLOORS for name in names if name.startswith("model/")}
-# Files that are still too long, and on their way to be two.
-STILL_LONG = {
-    "kernels/attention.py",
-    "kernels/engine/simd.py",
-}
 FORBIDDEN = {"torch", "scipy", "pickle", "jax", "tensorflow", "sklearn", "requests", "urllib", "http", "socket"}
 # What Numba keeps of a compiled function holds objects of its own; the checksum is compared before (docs/decisions.md).
 ALLOWED = {("kernels/engine/cache.py", "pickle")}
@@ -190,8 +185,7 @@ def too_long(text):
 def test_no_file_is_long_without_a_reason():
     found = {path.relative_to(ROOT).as_posix() for path in PRODUCT if too_long(path.read_text(encoding="utf-8"))}
     rule = f"more than {LONGEST} lines: make two files, or say why in the docstring (Longer than 400 lines because ...)"
-    assert found <= STILL_LONG, f"{', '.join(sorted(found - STILL_LONG))}: {rule}"
-    assert found >= STILL_LONG, f"take {', '.join(sorted(STILL_LONG - found))} out of STILL_LONG"
+    assert not found, f"{', '.join(sorted(found))}: {rule}"
 
 
 def test_a_long_file_needs_a_reason_in_its_docstring():
@@ -227,6 +221,19 @@ def test_only_jit_decorates():
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         assert not names & {"njit", "jit", "vectorize", "guvectorize", "register_jitable", "overload"}, path
+
+
+def test_a_constant_of_the_kernels_has_one_meaning():
+    homes = {}
+    for path in KERNELS:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names = [part for target in targets for part in getattr(target, "elts", [target])]
+            for name in {part.id for part in names if isinstance(part, ast.Name) and part.id.isupper()}:
+                homes.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert len(homes) > 40
+    twice = {name: paths for name, paths in homes.items() if len(paths) > 1 and name != "STORAGE"}  # one in each file
+    assert not twice
 
 
 def test_no_bare_assert_and_no_todo_in_the_product():

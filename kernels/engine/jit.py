@@ -6,7 +6,7 @@
 No fast-math flag at all.  NaN stays NaN, and bits stay what they are: Numba optimises a helper once for the process
 that compiles it, and once more inside the kernel that goes into the cache, so wherever a flag leaves the compiler a
 choice, the process that compiled and the next one, which loads from the cache, may choose differently (measured, see
-docs/log.md).  Sums that are to be vectors are spelled out in `simd.py`.
+docs/log.md).  Sums that are to be vectors are spelled out in `vectors.py`.
 """
 
 from collections.abc import Callable

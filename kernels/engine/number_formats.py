@@ -29,13 +29,14 @@ import llvmlite.ir as ir
 import numpy as np
 
 from .choice import Choice
+from .halves import fp16_rounded, round_to_bf16_ref, round_to_fp16_ref
 from .jit import JIT
 from .panels import COLUMNS, FORMATS, ROWS, packers
 from .routines import TILE, Routine, routine_table, routines_file
-from .simd import F32, I32, ISA, LANES, VECTOR, declare, each, of_shape, round_to_bf16_ref
+from .simd import F32, ISA, LANES, VECTOR, declare, each, of_shape
 from .tiles import multiply_add, tile_routine
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "AnyFormat", "NumberFormat", "round_to_fp16_ref"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "AnyFormat", "NumberFormat"]
 
 
 class NumberFormat:
@@ -145,12 +146,6 @@ class _BFloat(ir.Type):
 # -- float16 -------------------------------------------------------------------------------------
 
 
-def round_to_fp16_ref(x):
-    """Return float32 x rounded to IEEE half precision, to nearest even, still float32."""
-    with np.errstate(over="ignore"):
-        return np.asarray(x, np.float32).astype(np.float16).astype(np.float32)
-
-
 class _Float16(NumberFormat):
     """Rounded to IEEE half precision, kept as float32."""
 
@@ -160,24 +155,7 @@ class _Float16(NumberFormat):
         return round_to_fp16_ref(block)
 
     def place(self, builder, elements, read):
-        """Round in float32 and integer arithmetic, which every machine has."""
-        x = elements.widened(builder, read[0])
-        integers = of_shape(x.type, I32)
-        bits = builder.bitcast(x, integers)
-        sign = builder.and_(bits, each(0x80000000, integers))
-        size = builder.xor(bits, sign)
-        odd = builder.and_(builder.lshr(size, each(13, integers)), each(1, integers))
-        normal = builder.add(size, builder.add(odd, each(0xFFF, integers)))  # 13 of 23 bits go
-        normal = builder.and_(normal, each(0xFFFFE000, integers))
-        too_large = builder.icmp_unsigned(">", normal, each(0x477FE000, integers))  # 65504
-        normal = builder.select(too_large, each(0x7F800000, integers), normal)
-        # Below 2^-14 halves are multiples of 2^-24, and so are all float32 between 1/2 and 1.
-        half = each(0.5, x.type)
-        tiny = builder.fsub(builder.fadd(builder.bitcast(size, x.type), half), half)
-        small = builder.icmp_unsigned("<", size, each(0x38800000, integers))
-        rounded = builder.select(small, builder.bitcast(tiny, integers), normal)
-        rounded = builder.bitcast(builder.or_(rounded, sign), x.type)
-        return builder.select(builder.fcmp_unordered("uno", x, x), x, rounded)
+        return fp16_rounded(builder, elements.widened(builder, read[0]))
 
 
 # -- the formats, and which way of multiplying bfloat16 is the faster ----------------------------

@@ -29,6 +29,7 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
+from .halves import bf16_bits, round_to_bf16_ref, widen, widen_bf16_ref
 from .jit import helper
 from .routines import FOLD, FORMAT, PACKERS, STORED, call_routine, entry_of
 from .simd import (
@@ -38,7 +39,6 @@ from .simd import (
     I64,
     ISA,
     LANES,
-    bf16_bits,
     constant,
     element_type,
     first_lanes,
@@ -47,11 +47,8 @@ from .simd import (
     move,
     of_shape,
     pointer,
-    round_to_bf16_ref,
     row_length,
     store,
-    widen,
-    widen_bf16_ref,
     with_twin,
 )
 
@@ -69,9 +66,6 @@ __all__ = [
     "pack_stored_b_transposed",
     "packers",
     "panel_depth",
-    "round_to_bf16_ref",
-    "round_to_fp16_ref",
-    "widen_bf16_ref",
 ]
 
 ROWS = ISA.tile_rows
@@ -222,7 +216,7 @@ def _packed_depth(builder, k, fold):
 def _read_along(builder, elements, number_format, at, size, left):
     """Read `size` places along the sum's index; of the elements from `at` on, only `left` exist (None: enough)."""
     fold = number_format.fold
-    if fold > 1 and elements.element == I16:  # as they lie in memory, they are pairs already
+    if fold > 1 and elements.element == I16:  # as they are in memory, they are pairs already
         wide = ir.VectorType(I16, fold * size)
         return builder.bitcast(_read(builder, at, wide, left), ir.VectorType(F32, size))
     vector = ir.VectorType(elements.element, size)
@@ -230,7 +224,7 @@ def _read_along(builder, elements, number_format, at, size, left):
     for part in range(fold):
         remaining = left if left is None or part == 0 else builder.sub(left, constant(part * size))
         parts.append(_read(builder, move(builder, at, part * size), vector, remaining))
-    if fold > 1:  # elements p and p + 1 lie side by side: even ones to one vector, odd ones to the other
+    if fold > 1:  # elements p and p + 1 are side by side: even ones to one vector, odd ones to the other
         lanes = [ir.Constant(ir.VectorType(I32, size), [fold * i + part for i in range(size)]) for part in range(fold)]
         parts = [builder.shuffle_vector(*parts, lane) for lane in lanes]
     return number_format.place(builder, elements, parts)

@@ -1,6 +1,6 @@
 """Routines: LLVM functions emitted from Python, compiled once for a machine and called by their address.
 
-The tile and the packers stand at the heart of every product and of attention.  Were they part of the kernels that call
+The tile and the packers are at the heart of every product and of attention.  Were they part of the kernels that call
 them, each kernel would compile them again, and Numba several times for each kernel: most of the time of a cold start
 (docs/log.md).  So they are compiled apart, at first use and in a fraction of a second, all of one number format
 together; the machine code is kept where compiled kernels are.  A kernel takes their addresses as an argument, its

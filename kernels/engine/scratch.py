@@ -1,10 +1,10 @@
 """Scratch: the arrays that kernels need between calls, which belong to the Python thread that calls.
 
-    scratch(name, *shape)       a float32 array of this shape, with anything in it
+    scratch(name, *shapes)       float32 arrays of these shapes, with anything in them
 
-An array is made when its name is first asked for in a thread, made again when a larger one is needed, and kept: a
-training step allocates nothing.  It is the only state that the kernels have, and no result depends on it: whoever asks
-writes before reading, and finds other numbers at the next call.  Two threads never share an array
+Their memory is made when a name is first asked for in a thread, made again when more is needed, and kept: a training
+step allocates nothing.  It is the only state that the kernels have, and no result depends on it: who asks writes before
+reading, and finds other numbers at the next call.  Two names never share memory, nor do two threads
 (docs/decisions.md).
 """
 
@@ -15,26 +15,34 @@ import numpy as np
 
 __all__ = ["scratch"]
 
+LINE = 16  # floats of a cache line, at which each array begins if the first one does
+
+Shape = tuple[int, ...]
+
 
 class _OfThread(threading.local):
-    """What a Python thread has been given so far, by name: memory, and the last array over it."""
+    """What a Python thread has been given so far, by name: memory, and the last arrays in it with their shapes."""
 
     def __init__(self) -> None:
         self.memory: dict[str, np.ndarray] = {}
-        self.arrays: dict[str, np.ndarray] = {}
+        self.arrays: dict[str, tuple[tuple[Shape, ...], tuple[np.ndarray, ...]]] = {}
 
 
 _mine = _OfThread()
 
 
-def scratch(name: str, *shape: int) -> np.ndarray:
-    """Return the calling thread's array of this name: C-contiguous float32 of this shape, with undefined contents."""
-    array = _mine.arrays.get(name)
-    if array is not None and array.shape == shape:
-        return array
-    size = math.prod(shape)
+def scratch(name: str, *shapes: Shape) -> tuple[np.ndarray, ...]:
+    """Return the calling thread's arrays of a name: C-contiguous float32 of these shapes, with undefined contents."""
+    found = _mine.arrays.get(name)
+    if found is not None and found[0] == shapes:
+        return found[1]
+    sizes = [math.prod(shape) for shape in shapes]
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + -(-size // LINE) * LINE)
     memory = _mine.memory.get(name)
-    if memory is None or memory.size < size:
-        memory = _mine.memory[name] = np.empty(size, np.float32)
-    array = _mine.arrays[name] = memory[:size].reshape(shape)
-    return array
+    if memory is None or memory.size < starts[-1]:
+        memory = _mine.memory[name] = np.empty(starts[-1], np.float32)
+    arrays = tuple(memory[at : at + size].reshape(shape) for at, size, shape in zip(starts, sizes, shapes))
+    _mine.arrays[name] = shapes, arrays
+    return arrays

@@ -1,7 +1,7 @@
 """The register tile: the inside of every matrix product in the house.
 
     tile          C[rows, cols] = A B, or D[rows, cols] + A B, for one panel of A and one of B (see `panels.py`)
-    row_by_row    one element, of a row of A and a row of Bᵀ as they lie in memory, for products of so few rows that
+    row_by_row    one element, of a row of A and a row of Bᵀ as they are in memory, for products of so few rows that
                   packing B, which is read only once, would cost more than it saves
 
 A tile keeps ROWS x COLUMNS sums in vector registers and reads both panels straight through, in the way of Goto and van
@@ -15,6 +15,7 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
+from .halves import widen, widen_bf16_ref
 from .panels import COLUMNS, ROWS
 from .routines import FOLD, TILE, call_routine
 from .simd import (
@@ -40,8 +41,6 @@ from .simd import (
     row_length,
     store,
     sum_of_lanes,
-    widen,
-    widen_bf16_ref,
     with_twin,
 )
 

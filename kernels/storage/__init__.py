@@ -1,13 +1,11 @@
 """Storages of matrices that are not trained, a file each; what one is, `base.py` says.
 
-    STORAGES["bf16"]        a storage by its name; a new one is its file and a line here
+    STORAGES["bf16"]        a storage by its name; a new one is a file and its name below
 """
 
+from . import bf16, float16, float32
 from .base import Storage
-from .bf16 import BF16
-from .float16 import FLOAT16
-from .float32 import FLOAT32
 
 __all__ = ["STORAGES", "Storage"]
 
-STORAGES: dict[str, Storage] = {storage.name: storage for storage in (FLOAT32, BF16, FLOAT16)}
+STORAGES: dict[str, Storage] = {file.STORAGE.name: file.STORAGE for file in (float32, bf16, float16)}

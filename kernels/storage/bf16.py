@@ -12,11 +12,11 @@
 
 import numpy as np
 
+from ..engine.halves import as_float, round_to_bf16_ref, widen_bf16_ref
 from ..engine.jit import helper
-from ..engine.simd import as_float, round_to_bf16_ref, widen_bf16_ref
 from .base import Storage
 
-__all__ = ["BF16"]
+__all__ = ["STORAGE"]
 
 
 @helper
@@ -37,4 +37,4 @@ class _BFloat16(Storage):
         return widen_bf16_ref(raw)
 
 
-BF16 = _BFloat16()
+STORAGE = _BFloat16()

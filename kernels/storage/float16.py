@@ -18,10 +18,10 @@
 import numpy as np
 
 from ..engine.jit import helper
-from ..engine.simd import float_from_bits
+from ..engine.vectors import float_from_bits
 from .base import Storage
 
-__all__ = ["FLOAT16"]
+__all__ = ["STORAGE"]
 
 UP = np.int32(13)  # bits from float16's significand to float32's
 MOVED = np.int32(0x8FFFE000 - 2**32)  # where sign, exponent and significand then are; the sign was extended
@@ -51,4 +51,4 @@ class _Float16(Storage):
         return raw.astype(np.float32)
 
 
-FLOAT16 = _Float16()
+STORAGE = _Float16()

@@ -8,7 +8,7 @@ import numpy as np
 from ..engine.jit import helper
 from .base import Storage
 
-__all__ = ["FLOAT32"]
+__all__ = ["STORAGE"]
 
 
 @helper
@@ -29,4 +29,4 @@ class _Float32(Storage):
         return raw
 
 
-FLOAT32 = _Float32()
+STORAGE = _Float32()

@@ -8,9 +8,9 @@ import pytest
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import attention
 from abi_py.kernels.attention import (
-    BLOCK_BACKWARD,
-    KEYS,
-    QUERIES,
+    BACKWARD_BLOCK,
+    FORWARD_KEYS,
+    FORWARD_QUERIES,
     attention_backward,
     attention_backward_ref,
     attention_blocked_backward_ref,
@@ -18,8 +18,8 @@ from abi_py.kernels.attention import (
     attention_forward,
     attention_forward_ref,
 )
+from abi_py.kernels.engine.halves import round_to_bf16_ref, widen_bf16_ref
 from abi_py.kernels.engine.jit import JIT
-from abi_py.kernels.engine.panels import round_to_bf16_ref, widen_bf16_ref
 from abi_py.kernels.engine.simd import ISAS
 
 # (B, T, H, G, D)
@@ -28,16 +28,16 @@ SMALL = [
     (2, 3, 2, 2, 2),  # one key/value head for each query head
     (2, 7, 6, 3, 5),  # grouped, D odd
     (3, 13, 4, 1, 8),  # one key/value head for all
-    (1, QUERIES + 1, 2, 1, 17),  # a second block of queries
+    (1, FORWARD_QUERIES + 1, 2, 1, 17),  # a second block of queries
 ]
 LARGE = [
-    (2, BLOCK_BACKWARD + 1, 2, 1, 16),
-    (1, KEYS, 1, 1, 64),
-    (2, 2 * KEYS + 5, 4, 2, 24),  # three blocks of keys, seven of queries
+    (2, BACKWARD_BLOCK + 1, 2, 1, 16),
+    (1, FORWARD_KEYS, 1, 1, 64),
+    (2, 2 * FORWARD_KEYS + 5, 4, 2, 24),  # three blocks of keys, seven of queries
     (1, 131, 3, 3, 200),  # heads wider than a block of keys
 ]
 NAMES = ("o", "lse", "dq", "dk", "dv")  # what the kernels write
-SEGMENTED = (2, KEYS + 37, 4, 2, 12) if JIT else (2, 19, 4, 2, 12)
+SEGMENTED = (2, FORWARD_KEYS + 37, 4, 2, 12) if JIT else (2, 19, 4, 2, 12)
 
 
 def inputs(rng, B, T, H, G, D, dtype=np.float32):
@@ -362,7 +362,7 @@ def test_nan_stays_in_its_sample(rng):
 
 def test_blocks_are_whole_vectors_of_every_instruction_set():
     for isa in ISAS.values():
-        assert KEYS % isa.lanes == BLOCK_BACKWARD % isa.lanes == 0
+        assert FORWARD_KEYS % isa.lanes == BACKWARD_BLOCK % isa.lanes == 0
 
 
 # -- bfloat16 ------------------------------------------------------------------------------------
@@ -416,6 +416,7 @@ def test_both_storage_formats_run_the_same_compiled_kernel(rng):
         attention_forward(o, lse, *stored, starts, B, H, G)
         gradients = [np.empty_like(x) for x in (q, k, v)]
         attention_backward(*gradients, do, *stored, o, lse, np.empty_like(lse), starts, B, H, G)
-    for compiled, first in ((attention._attention_forward, 2), (attention._attention_backward, 4)):
-        types = {str(kind.dtype) for signature in compiled.signatures for kind in signature[first : first + 3]}
+    for compiled in (attention._attention_forward, attention._attention_backward):
+        at = compiled.__code__.co_varnames.index("qkv")
+        types = {str(kind.dtype) for signature in compiled.signatures for kind in signature[at]}
         assert types == {"uint16"}

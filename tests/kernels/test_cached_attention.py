@@ -6,8 +6,8 @@ import pytest
 from abi_py.gradcheck import check_close
 from abi_py.kernels.attention import attention_forward_ref
 from abi_py.kernels.cached_attention import (
-    KEYS,
-    SPLIT,
+    BLOCK_KEYS,
+    TASK_KEYS,
     cache_append,
     cache_append_ref,
     cached_attention_forward,
@@ -18,9 +18,9 @@ from abi_py.kernels.engine.jit import JIT
 SHAPES = [  # (heads, kv_heads, D, positions of the rows)
     (1, 1, 2, [0]),
     (4, 2, 6, [3, 0, 40]),
-    (6, 1, 34, [7, KEYS - 1, KEYS]),
-    (4, 4, 16, [KEYS + 1, 2]),
-    (2, 1, 72, [SPLIT - 1, SPLIT, 2 * SPLIT + 5]),
+    (6, 1, 34, [7, BLOCK_KEYS - 1, BLOCK_KEYS]),
+    (4, 4, 16, [BLOCK_KEYS + 1, 2]),
+    (2, 1, 72, [TASK_KEYS - 1, TASK_KEYS, 2 * TASK_KEYS + 5]),
     (3, 3, 100, [9]),
 ]
 
@@ -83,7 +83,7 @@ def test_append_writes_its_places_only(rng):
 
 
 def test_bits_do_not_depend_on_threads_or_on_other_rows(rng, same_bits):
-    q, keys, values, slots, positions = inputs(rng, 4, 2, 24, [SPLIT + 70, 5, 3 * SPLIT, 64])
+    q, keys, values, slots, positions = inputs(rng, 4, 2, 24, [TASK_KEYS + 70, 5, 3 * TASK_KEYS, 64])
     same_bits(lambda: forward(q, keys, values, slots, positions))
     together = forward(q, keys, values, slots, positions)
     for n in range(len(q)):
@@ -92,7 +92,7 @@ def test_bits_do_not_depend_on_threads_or_on_other_rows(rng, same_bits):
 
 
 def test_nothing_behind_the_position_is_read(rng):
-    q, keys, values, slots, positions = inputs(rng, 4, 2, 24, [SPLIT + 70, 5])
+    q, keys, values, slots, positions = inputs(rng, 4, 2, 24, [TASK_KEYS + 70, 5])
     before = forward(q, keys, values, slots, positions)
     for slot, position in zip(slots, positions):
         keys[slot, :, position + 1 :] = values[slot, :, position + 1 :] = np.nan
@@ -101,9 +101,9 @@ def test_nothing_behind_the_position_is_read(rng):
 
 
 @pytest.mark.parametrize("spoiled", ["q", "keys", "values"])
-@pytest.mark.parametrize("at", [0, SPLIT + 1])
+@pytest.mark.parametrize("at", [0, TASK_KEYS + 1])
 def test_nan_stays_in_its_row_and_head(rng, spoiled, at):
-    q, keys, values, slots, positions = inputs(rng, 4, 2, 8, [SPLIT + 3, 9])
+    q, keys, values, slots, positions = inputs(rng, 4, 2, 8, [TASK_KEYS + 3, 9])
     if spoiled == "q":
         q[0, 8] = np.nan  # head 1
     else:

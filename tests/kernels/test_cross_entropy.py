@@ -124,7 +124,7 @@ def test_several_chunks(rng, monkeypatch, ignored, accumulate):
     x, w, labels = inputs(rng, N, C, V, ignored)
     dw = rng.standard_normal(w.shape).astype(np.float32) if accumulate else None
     whole = run_kernels(x, w, labels, 0.5, 0.1, dw)
-    monkeypatch.setattr(module, "CHUNK", 16 * V)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 16 * V)
     assert module.chunk_rows(V) == 16  # 67 rows: five chunks, the last of three rows
     check_equal(x, w, labels, 0.5, 0.1, dw)
     pieces = run_kernels(x, w, labels, 0.5, 0.1, dw)
@@ -134,7 +134,7 @@ def test_several_chunks(rng, monkeypatch, ignored, accumulate):
 
 def test_logits_never_exist_at_once(rng, monkeypatch):
     """The scratch holds the logits of one chunk and its rows of x, however many rows there are."""
-    monkeypatch.setattr(module, "CHUNK", 16 * 53)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 16 * 53)
     assert module.scratch_floats(500, 53, 3) == module.scratch_floats(16, 53, 3) == 16 * (53 + 3)
     assert module.scratch_floats(7, 53, 3) == 7 * (53 + 3)
     check_equal(*inputs(rng, 500, 3, 53))
@@ -142,7 +142,7 @@ def test_logits_never_exist_at_once(rng, monkeypatch):
 
 @pytest.mark.parametrize("ignored", [0.0, 0.4, 1.0])
 def test_dx_may_lie_where_x_lies(rng, monkeypatch, ignored):
-    monkeypatch.setattr(module, "CHUNK", 16 * 13)
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 16 * 13)
     x, w, labels = inputs(rng, 67, 9, 13, ignored)
     labels[0] = -100 if ignored == 1 else labels[0]
     expected = run_kernels(x, w, labels, 0.5, 0.1)
@@ -157,8 +157,8 @@ def test_dx_may_lie_where_x_lies(rng, monkeypatch, ignored):
 def test_a_frozen_head_has_no_dw(rng, monkeypatch, ignored, accumulate):
     """Without dw all else has the same bits, in one chunk and in several; labels that do not count among them."""
     x, w, labels = inputs(rng, 67, 9, 13, ignored)
-    for chunk in (module.CHUNK, 32 * 13):
-        monkeypatch.setattr(module, "CHUNK", chunk)
+    for chunk in (module.CHUNK_LOGITS, 32 * 13):
+        monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
         expected = run_kernels(x, w, labels, 0.5, 0.1)
         got = np.full(67, np.nan, np.float32), np.full(67, 77, np.uint8), np.full_like(x, np.nan)
         before = w.copy()

@@ -5,14 +5,14 @@ import pytest
 
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels.embedding import (
-    WIDTH,
+    SLICE_COLUMNS,
     embedding_backward,
     embedding_backward_ref,
     embedding_forward,
     embedding_forward_ref,
 )
 
-SHAPES = [(1, 1, 1), (5, 3, 7), (31, 13, 11), (64, 2 * WIDTH + 37, 19)]  # (N, C, V); the last needs three slices
+SHAPES = [(1, 1, 1), (5, 3, 7), (31, 13, 11), (64, 2 * SLICE_COLUMNS + 37, 19)]  # (N, C, V); the last: three slices
 
 
 def inputs(rng, N, C, V, dtype=np.float32):

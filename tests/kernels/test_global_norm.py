@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from abi_py.gradcheck import check_close
-from abi_py.kernels.global_norm import BLOCK, global_norm, global_norm_ref
+from abi_py.kernels.global_norm import PARTIAL_SUM, global_norm, global_norm_ref
 
 
 def test_definition(golden):
@@ -14,7 +14,7 @@ def test_definition(golden):
     check_close(global_norm_ref(g["g"]), g["norm"], 1e-10)
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 1009, BLOCK, BLOCK + 1, 2 * BLOCK + 17])
+@pytest.mark.parametrize("size", [0, 1, 7, 1009, PARTIAL_SUM, PARTIAL_SUM + 1, 2 * PARTIAL_SUM + 17])
 def test_kernel_equals_the_reference(rng, size):
     g = rng.standard_normal(size).astype(np.float32)
     norm = global_norm(g)
@@ -28,13 +28,13 @@ def test_large_and_small_numbers_are_exact():
 
 
 def test_same_bits_for_any_thread_count(rng, same_bits):
-    g = rng.standard_normal(3 * BLOCK + 17).astype(np.float32)
+    g = rng.standard_normal(3 * PARTIAL_SUM + 17).astype(np.float32)
     same_bits(lambda: global_norm(g))
 
 
 @pytest.mark.parametrize(("bad", "expected"), [(np.inf, math.inf), (-np.inf, math.inf), (np.nan, math.nan)])
 def test_non_finite_elements_come_out(rng, bad, expected):
-    for where in (0, 999, BLOCK + 3):
-        g = rng.standard_normal(BLOCK + 11).astype(np.float32)
+    for where in (0, 999, PARTIAL_SUM + 3):
+        g = rng.standard_normal(PARTIAL_SUM + 11).astype(np.float32)
         g[where] = bad
         assert math.isnan(global_norm(g)) if math.isnan(expected) else global_norm(g) == expected

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import matmul as module
+from abi_py.kernels.engine.halves import round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from abi_py.kernels.engine.jit import JIT
-from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS, round_to_fp16_ref
-from abi_py.kernels.engine.panels import COLUMNS, ROWS, round_to_bf16_ref, widen_bf16_ref
+from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS
+from abi_py.kernels.engine.panels import COLUMNS, ROWS
 from abi_py.kernels.engine.simd import LANES
 from abi_py.kernels.matmul import (
-    BLOCK,
+    BLOCK_ROWS,
     FEW,
-    SLAB,
-    SLICE,
-    W_ROWS,
+    SLAB_COLUMNS,
+    SLICE_TERMS,
+    TASK_ROWS,
     matmul,
     product,
     product_loops_ref,
@@ -82,13 +83,13 @@ def test_edges_of_the_tile(rng, way):
 
 
 LARGE = [
-    (2 * BLOCK + 1, 7, 5),  # several blocks of A
-    (BLOCK, COLUMNS, SLICE),  # everything whole
-    (13, 11, SLICE + 1),  # two slices
-    (3, 5, 2 * SLICE + 3),  # three slices
-    (3, 2 * SLAB + COLUMNS + 1, SLICE + 1),  # B wider than a slab
+    (2 * BLOCK_ROWS + 1, 7, 5),  # several blocks of A
+    (BLOCK_ROWS, COLUMNS, SLICE_TERMS),  # everything whole
+    (13, 11, SLICE_TERMS + 1),  # two slices
+    (3, 5, 2 * SLICE_TERMS + 3),  # three slices
+    (3, 2 * SLAB_COLUMNS + COLUMNS + 1, SLICE_TERMS + 1),  # B wider than a slab
     (97, 101, 103),
-    (1, 1, 3 * SLICE),
+    (1, 1, 3 * SLICE_TERMS),
 ]
 
 
@@ -226,7 +227,7 @@ def test_stacks_broadcast_as_in_numpy(rng):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_same_bits_for_any_thread_count(rng, same_bits, way):
-    a, b = operands(rng, *((3 * BLOCK + 5, 67, SLICE + 9) if JIT else (31, 67, 9)), *way)
+    a, b = operands(rng, *((3 * BLOCK_ROWS + 5, 67, SLICE_TERMS + 9) if JIT else (31, 67, 9)), *way)
     same_bits(lambda: matmul(a, b, None, *way))
 
 
@@ -344,7 +345,7 @@ def test_an_unknown_backend_is_refused():
 
 @pytest.mark.parametrize("add", [False, True])
 def test_few_rows_against_rows_as_they_lie(rng, add, threads):
-    for m, n, k in ((1, 1, 1), (FEW, 5, 4 * LANES + 1), (2, W_ROWS + 3, 7), (FEW, 2 * W_ROWS, 8 * LANES)):
+    for m, n, k in ((1, 1, 1), (FEW, 5, 4 * LANES + 1), (2, TASK_ROWS + 3, 7), (FEW, 2 * TASK_ROWS, 8 * LANES)):
         a, wide = rng.standard_normal((m, k + 3)).astype(np.float32), rng.standard_normal((n, k + 9)).astype(np.float32)
         a, b = a[:, 3:], wide[::-1, 4 : 4 + k]
         whole = rng.standard_normal((m + 1, n + 5)).astype(np.float32)
@@ -357,7 +358,7 @@ def test_few_rows_against_rows_as_they_lie(rng, add, threads):
 
 
 def test_few_rows_have_the_same_bits_for_any_number_of_threads(rng, same_bits):
-    a, b = operands(rng, FEW, *((3 * W_ROWS + 1, 5 * LANES + 3) if JIT else (9, 5)), False, True)
+    a, b = operands(rng, FEW, *((3 * TASK_ROWS + 1, 5 * LANES + 3) if JIT else (9, 5)), False, True)
 
     def make():
         out = np.empty((len(a), len(b)), np.float32)
@@ -389,7 +390,7 @@ ROUNDINGS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_operands_are_rounded_and_nothing_else(rng, way, number_format, threads):
     number_format, rounding = ROUNDINGS[number_format]
-    for m, n, k in ((1, 1, 1), (13, 7, 5), (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE + 3 if JIT else 9)):
+    for m, n, k in ((1, 1, 1), (13, 7, 5), (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE_TERMS + 3 if JIT else 9)):
         a, b = operands(rng, m, n, k, *way)
         rounded = [rounding(x).astype(np.float64) for x in (a, b)]
         addend = rng.standard_normal((m, n)).astype(np.float32)
@@ -400,7 +401,7 @@ def test_operands_are_rounded_and_nothing_else(rng, way, number_format, threads)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_operands_stored_in_bfloat16(rng, way):
-    m, n, k = (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE + 3) if JIT else (5, 7, 9)
+    m, n, k = (2 * ROWS + 1, COLUMNS + 3, 2 * SLICE_TERMS + 3) if JIT else (5, 7, 9)
     a, b = (np.ascontiguousarray(x.view(np.uint32) >> 16).astype(np.uint16) for x in operands(rng, m, n, k, *way))
     expected = product_ref(*(widen_bf16_ref(x).astype(np.float64) for x in (a, b)), *way)
     for number_format in (FLOAT32, *METHODS.values()):
@@ -418,7 +419,7 @@ def test_a_number_too_large_for_half_precision_becomes_infinite():
 
 @pytest.mark.parametrize("number_format", ROUNDINGS)
 def test_rounded_products_have_the_same_bits_for_any_number_of_threads(rng, same_bits, number_format):
-    a, b = operands(rng, *((301, 203, 2 * SLICE + 5) if JIT else (31, 67, 9)), False, True)
+    a, b = operands(rng, *((301, 203, 2 * SLICE_TERMS + 5) if JIT else (31, 67, 9)), False, True)
 
     def make():
         out = np.empty((a.shape[0], b.shape[0]), np.float32)

@@ -7,7 +7,7 @@ from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import stored_matmul
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, METHODS
-from abi_py.kernels.matmul import FEW, SLICE, product, streamed_product
+from abi_py.kernels.matmul import FEW, SLICE_TERMS, product, streamed_product
 from abi_py.kernels.storage import STORAGES
 from abi_py.kernels.stored_matmul import (
     STRIP,
@@ -21,7 +21,7 @@ from abi_py.kernels.stored_matmul import (
 
 ALL = sorted(STORAGES)
 SHAPES = [(1, 1, 1), (FEW, 3, 7), (FEW + 1, 5, 3), (11, 130, 37)]  # (N, M, K)
-LARGE = (FEW + 3, STRIP + SLICE + 5, 19) if JIT else (FEW + 3, 9, 5)
+LARGE = (FEW + 3, STRIP + SLICE_TERMS + 5, 19) if JIT else (FEW + 3, 9, 5)
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_scratch_is_a_strip_and_not_the_matrix(rng, monkeypatch):
     """However many rows the matrix has."""
     asked = []
     real = stored_matmul.scratch
-    monkeypatch.setattr(stored_matmul, "scratch", lambda name, *shape: asked.append(shape) or real(name, *shape))
+    monkeypatch.setattr(stored_matmul, "scratch", lambda name, shape: asked.append(shape) or real(name, shape))
     storage = STORAGES["float16"]
     x, dy, raw = operands(rng, storage, FEW + 1, 2 * STRIP + 1 if JIT else 5, 3)
     stored_product(dy, x, raw, storage)

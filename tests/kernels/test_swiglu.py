@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from abi_py.gradcheck import check_close, check_gradient
-from abi_py.kernels.engine.panels import round_to_bf16_ref, widen_bf16_ref
+from abi_py.kernels.engine.halves import round_to_bf16_ref, widen_bf16_ref
 from abi_py.kernels.swiglu import (
     swiglu_backward,
     swiglu_backward_ref,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS, round_to_fp16_ref
+from abi_py.kernels.engine.halves import round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
+from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS
 from abi_py.kernels.engine.panels import (
     COLUMNS,
     ROWS,
@@ -20,8 +21,6 @@ from abi_py.kernels.engine.panels import (
     pack_stored_b,
     pack_stored_b_transposed,
     panel_depth,
-    round_to_bf16_ref,
-    widen_bf16_ref,
 )
 from abi_py.kernels.engine.simd import LANES
 

@@ -123,20 +123,6 @@ def test_two_threads_get_what_each_gets_alone(function):
     assert at_once(function) == alone
 
 
-def test_each_thread_has_its_own_memory():
-    from abi_py.kernels import attention, cached_attention, matmul
-
-    for module in (attention, cached_attention, matmul):
-        module._scratch.mark = threading.get_ident()
-        seen: list[bool] = []
-        look = lambda scratch=module._scratch, seen=seen: seen.append(hasattr(scratch, "mark"))  # noqa: E731
-        thread = threading.Thread(target=look)
-        thread.start()
-        thread.join()
-        assert seen == [False]
-        del module._scratch.mark
-
-
 def run(code, **environment):
     """Run Python code in a process of its own and return what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
