@@ -13,10 +13,9 @@ import numpy as np
 
 from .engine.checks import checked
 from .engine.jit import kernel, prange
+from .engine.threads import PARTS
 
 __all__ = ["bias_backward", "bias_backward_ref", "bias_forward", "bias_forward_ref"]
-
-PARTS = 16  # db is summed in 16 fixed slices of rows: same bits for every number of threads
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
 

@@ -19,11 +19,10 @@ import numpy as np
 
 from .engine.checks import checked
 from .engine.jit import kernel, prange
+from .engine.threads import PARTS
 from .engine.vectors import dot3, sum_of_squares
 
 __all__ = ["rms_norm_backward", "rms_norm_backward_ref", "rms_norm_forward", "rms_norm_forward_ref"]
-
-PARTS = 16  # dw is summed in 16 fixed slices of rows: same bits for every thread count
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------

@@ -28,7 +28,9 @@ import numba
 from numba import config
 from numba.np.ufunc import parallel
 
-__all__ = ["PASS", "on_threads", "thread_count", "threads_as_before", "threads_for"]
+__all__ = ["PARTS", "PASS", "on_threads", "thread_count", "threads_as_before", "threads_for"]
+
+PARTS = 16  # a sum over rows goes into so many partial sums, however many threads there are: same bits for all
 
 
 def thread_count() -> int:
