@@ -70,7 +70,7 @@ def command(
         measure, facts = of_conversations(loaded, files, codec, template, context, shown)
     else:
         measure, facts = of_text(loaded, data, codec, context, stride, shown)
-    compile_for_decoding()
+    compile_for_decoding(loaded.model)
     interrupted = False
     try:
         measure()

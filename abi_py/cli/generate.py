@@ -87,7 +87,7 @@ def run(generator: "Generator", prompts: list[Any], settings: GenerationConfig, 
     streaming = len(prompts) == 1 and not as_json
     interrupted = False
     stream = generator.stream(prompts, settings)  # raises for settings and prompts that do not fit
-    compile_for_decoding()
+    compile_for_decoding(generator.model)
     try:
         for token in stream:
             if streaming:

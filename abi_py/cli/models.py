@@ -50,10 +50,10 @@ def open_model(path: Path) -> "LoadedModel":
     return loaded
 
 
-def compile_for_decoding() -> None:
-    """Compile or load the kernels, once all that can be wrong with flags and files has been told."""
+def compile_for_decoding(model: Any) -> None:
+    """Compile or load the kernels for a model, once all that can be wrong with flags and files has been told."""
     compiling.compile_missing(compiling.kernels_of_generation(), note)
-    compiling.decode_once()  # so that no speed that is shown later has compiling or loading in it
+    compiling.decode_once([model.config.family])  # so that no speed that is shown later has compiling or loading in it
 
 
 def set_threads_option(threads: int | None) -> None:

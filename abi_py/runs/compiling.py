@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import AbiError
+from ..shape import ModelFamily
 
 __all__ = [
     "compile_for_training",
@@ -43,7 +44,7 @@ FORWARD = (
     *("embedding_forward", "rms_norm_forward", "rope_forward", "swiglu_forward"),
     *("_attention_forward", "_product"),  # these two where a prompt is long
 )
-NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", *GENERATION)
+NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", "bias_forward", *GENERATION)
 ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float32
 ROUTINES = "routines"
 VARIANTS = {
@@ -300,22 +301,24 @@ class _Switch:
 
 
 def _exercise(name: str, precision: str) -> None:
-    """Run whatever calls a kernel, with the types of training."""
+    """Run whatever calls a kernel, with the types of training: a step of each family."""
     import numpy as np
 
     from ..config import LlmTrainingConfig, OptimizerType, Precision, TrainableModelConfig
-    from ..kernels import dropout
+    from ..kernels import bias, dropout
     from ..kernels.engine.peak import measured_peak
     from ..model import TrainableModel
     from ..training.trainer import LlamaTrainer
 
-    if name.startswith("dropout"):
-        x = np.zeros((2, 2), np.float32)
-        dropout.dropout_forward(x, x, 0.5, 1)
-        dropout.dropout_backward(x, x, 0.5, 1)
-        return
-    if name == "_repeat_tile":
-        measured_peak(0.0, bf16=precision == "bf16")
+    x = np.zeros((2, 2), np.float32)
+    alone: dict[str, Callable[[], object]] = {  # what no step of a model without adapters calls
+        "dropout_forward": lambda: dropout.dropout_forward(x, x, 0.5, 1),
+        "dropout_backward": lambda: dropout.dropout_backward(x, x, 0.5, 1),
+        "bias_forward": lambda: bias.bias_forward(x, x[0]),
+        "_repeat_tile": lambda: measured_peak(0.0, bf16=precision == "bf16"),
+    }
+    if name in alone:
+        alone[name]()
         return
     if name in GENERATION:
         decode_once()
@@ -328,17 +331,18 @@ def _exercise(name: str, precision: str) -> None:
     config = LlmTrainingConfig(
         optimizer=OptimizerType(kinds.get(name, "adamw")), grad_accum_steps=1, max_seq_len=8, nan_guard=False
     )
-    model = TrainableModel(shape)
     ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
-    if precision == "fp32":
-        LlamaTrainer(model, config).train_step(ids, ids)
-        model.forward(ids)
-    else:
-        model.compute_loss(ids, ids, backward=True, precision=Precision(precision))
+    for family in ModelFamily:
+        model = TrainableModel(shape.replace(family=family))
+        if precision == "fp32":
+            LlamaTrainer(model, config).train_step(ids, ids)
+            model.forward(ids)
+        else:
+            model.compute_loss(ids, ids, backward=True, precision=Precision(precision))
 
 
-def decode_once() -> None:
-    """Read two tokens and write one, with the types of generation."""
+def decode_once(families: Iterable[ModelFamily] = ModelFamily) -> None:
+    """Read two tokens and write one with a model of each family, with the types of generation."""
     import numpy as np
 
     from ..config import TrainableModelConfig
@@ -348,6 +352,7 @@ def decode_once() -> None:
     shape = TrainableModelConfig(
         hidden_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_dim=16, vocab_size=32, max_seq_len=8
     )
-    decoder = Decoder(TrainableModel(shape))
-    decoder.prefill(0, np.arange(2, dtype=np.int32))
-    decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))
+    for family in families:
+        decoder = Decoder(TrainableModel(shape.replace(family=family)))
+        decoder.prefill(0, np.arange(2, dtype=np.int32))
+        decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))

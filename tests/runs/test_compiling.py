@@ -173,6 +173,21 @@ def test_work_is_shared_out_by_its_length():
     assert compiling._share_out([], 2) == []
 
 
+@compiled_only
+def test_every_kernel_is_run_by_what_compiles_it():
+    """In a process of its own, where no other test has called one."""
+    code = """
+from abi_py.runs import compiling
+for name in compiling.kernel_names():
+    kernel, _, precision = name.partition(":")
+    if kernel != compiling.ROUTINES:
+        compiling._exercise(kernel, precision or "fp32")
+print(*(name for name, (_, kernel) in compiling._dispatchers().items() if not kernel.overloads))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
 def test_kernels_of_training_leave_other_optimizers_out():
     names = compiling.kernels_of_training("sgd")
     assert "adam_" not in names
