@@ -214,7 +214,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "abi_py/data/chat_encoding.py",
         "elif not all(message.trained for message in conversation.messages):",
         "elif not any(message.trained for message in conversation.messages):",
-        "tests/data/test_conversation.py tests/data/test_templates.py tests/data/test_answers.py",
+        "tests/data/test_conversation_rows.py tests/data/test_templates.py tests/data/test_answers.py",
     ),
     Mutation(
         "abi_py/data/packing.py",
@@ -230,7 +230,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     # -- LoRA and what is exported
     Mutation(
-        "abi_py/config.py",
+        "abi_py/shape.py",
         "math.sqrt(self.rank) if self.use_rslora else self.rank",
         "self.rank if self.use_rslora else self.rank",
         "tests/training/test_effects.py",
@@ -254,8 +254,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/formats/test_peft.py",
     ),
     Mutation(
-        "abi_py/formats/huggingface.py",
-        '"tie_word_embeddings": config.tie_embeddings',
+        "abi_py/families/llama.py",
+        '"tie_word_embeddings": shape.tie_embeddings',
         '"tie_word_embeddings": True',
         "tests/formats/test_huggingface.py",
     ),
@@ -306,10 +306,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         SAMPLER,
     ),
     Mutation(
-        "abi_py/generation/decoder.py",
-        "self._final_norm, self.config.norm_eps)",
-        "self._final_norm, 1e-6)",
-        "tests/generation/test_parity.py tests/generation/test_generator.py",
+        "abi_py/families/llama.py",
+        'RmsNorm("final_norm", width, eps)',
+        'RmsNorm("final_norm", width, 1e-2)',
+        "tests/training/test_trajectory.py tests/generation/test_parity.py",
     ),
     Mutation(
         "abi_py/training/perplexity.py",
