@@ -217,9 +217,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/data/test_conversation_rows.py tests/data/test_templates.py tests/data/test_answers.py",
     ),
     Mutation(
-        "abi_py/data/packing.py",
-        "np.where(piece.trained[1:], following, IGNORE_LABEL)",
-        "np.where(piece.trained[:-1], following, IGNORE_LABEL)",
+        "abi_py/data/batch.py",
+        "np.where(trained[1:], ids[1:], IGNORE_LABEL)",
+        "np.where(trained[:-1], ids[1:], IGNORE_LABEL)",
         "tests/data/test_packing.py",
     ),
     Mutation(

@@ -166,8 +166,8 @@ class Loop:
 
     def _is_over(self) -> bool:
         """Return whether training ends here, whatever batches and epochs remain."""
-        state, limit = self.session.state, self.session.config.max_steps
-        return self.interrupted or state.early_stopped or (bool(limit) and state.global_step >= (limit or 0))
+        state, most = self.session.state, self.session.config.max_steps or math.inf
+        return self.interrupted or state.early_stopped or state.global_step >= most
 
     # -- evaluation ------------------------------------------------------------------------------
 
