@@ -30,9 +30,9 @@ import numba
 import numpy as np
 
 from .engine.checks import check_apart, checked, unchecked
-from .engine.halves import round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
+from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
-from .engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, AnyFormat
+from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.panels import (
     COLUMNS,
     ROWS,
@@ -152,7 +152,6 @@ def _panels():
     return scratch("product", (threads, BLOCK_ROWS * SLICE_TERMS), (threads, SLAB_COLUMNS * SLICE_TERMS))
 
 
-_ROUND = {FLOAT32: np.asarray, BFLOAT16: round_to_bf16_ref, FLOAT16: round_to_fp16_ref}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -192,10 +191,10 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     """Write op(a) op(b) (+ addend) to out: matrices with unit column stride; addend may be out; a and b may not.
 
     out and addend are float32; a and b are float32, or uint16 that holds bfloat16.  `number_format` says what is
-    multiplied: a and b are rounded to FLOAT32, BFLOAT16 or FLOAT16 while they are packed.  Sums are float32.
+    multiplied: a and b are rounded to it while they are packed.  Sums are float32.
     """
     if BACKEND == "blas":
-        a, b = (_ROUND[number_format](widen_bf16_ref(x)) for x in (a, b))
+        a, b = (number_format.round_ref(widen_bf16_ref(x)) for x in (a, b))
         y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
         np.copyto(out, y if addend is None else y + addend)
         return

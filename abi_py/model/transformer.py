@@ -19,7 +19,7 @@ from ..config import Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
 from ..families import layers, tensor_table
 from ..formats.zig import load_abic, save_abic
-from ..kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32
+from ..kernels.engine.number_formats import PRECISIONS
 from ..kernels.engine.threads import PASS, threads_as_before, threads_for
 from ..kernels.unchecked import global_norm
 from ..parameters import Buffers, Parameters, Views
@@ -30,8 +30,6 @@ from .layers.run import Run
 from .stack import Runs, Stack, flops_per_token
 
 __all__ = ["LossOutput", "TrainableModel", "Transformer", "memory_plan"]
-
-NUMBER_FORMATS = {Precision.FP32: FLOAT32, Precision.BF16: BFLOAT16, Precision.FP16: FLOAT16}  # what products multiply
 
 
 @dataclass(frozen=True)
@@ -206,8 +204,8 @@ class Transformer(ABC):
             raise ValueError(f"reduction ({reduction}) must be mean or sum")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
-        if precision not in NUMBER_FORMATS:
-            raise ValueError(f"precision ({precision}) must be one of {', '.join(NUMBER_FORMATS)}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision ({precision}) must be one of {', '.join(PRECISIONS)}")
         if not 0 < loss_scale < math.inf:
             raise ValueError(f"loss_scale ({loss_scale}) must be a positive number; 1 leaves the gradients as they are")
         ids = as_ids(input_ids, self.config)
@@ -215,7 +213,7 @@ class Transformer(ABC):
         targets = as_labels(labels, ids.shape, self.config).ravel()
         plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         draw = self._next_draw() if backward else None
-        run = replace(plain, number_format=NUMBER_FORMATS[precision], draw=draw)
+        run = replace(plain, number_format=PRECISIONS[precision], draw=draw)
         count = int(np.count_nonzero(targets >= 0))
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
             self.stack.forward(ids.ravel(), run)

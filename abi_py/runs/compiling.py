@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import AbiError
-from ..shape import ModelFamily
+from ..shape import ModelFamily, Precision
 
 __all__ = [
     "compile_for_training",
@@ -47,11 +47,8 @@ FORWARD = (
 NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", "bias_forward", *GENERATION)
 ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float32
 ROUTINES = "routines"
-VARIANTS = {
-    "fp32": (),
-    "bf16": (ROUTINES, "swiglu_backward", *ONLY_NARROW),
-    "fp16": (ROUTINES,),
-}
+OTHER_TYPES = {Precision.BF16: ("swiglu_backward", *ONLY_NARROW)}  # kernels that a precision calls with other types
+VARIANTS = {"fp32": ()} | {p.value: (ROUTINES, *OTHER_TYPES.get(p, ())) for p in Precision if p is not Precision.FP32}
 
 
 def _dispatchers() -> dict[str, tuple[str, Any]]:
@@ -119,9 +116,9 @@ def is_cached(name: str) -> bool:
 
 def _number_format(precision: str) -> Any:
     """Return the number format of a precision; from the kernels, so that `info` need not load the model."""
-    from ..kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32
+    from ..kernels.engine.number_formats import PRECISIONS
 
-    return {"": FLOAT32, "bf16": BFLOAT16, "fp16": FLOAT16}[precision]
+    return PRECISIONS[precision or "fp32"]
 
 
 def _list_of(name: str) -> str:
@@ -304,7 +301,7 @@ def _exercise(name: str, precision: str) -> None:
     """Run whatever calls a kernel, with the types of training: a step of each family."""
     import numpy as np
 
-    from ..config import LlmTrainingConfig, OptimizerType, Precision, TrainableModelConfig
+    from ..config import LlmTrainingConfig, OptimizerType, TrainableModelConfig
     from ..kernels import bias, dropout
     from ..kernels.engine.peak import measured_peak
     from ..model import TrainableModel

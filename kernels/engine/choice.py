@@ -29,6 +29,8 @@ class Method(Protocol):
 
     fold: int
 
+    def round_ref(self, x: np.ndarray) -> np.ndarray: ...
+
     @property
     def table(self) -> np.ndarray: ...
 
@@ -87,6 +89,10 @@ class Choice:
     def fold(self) -> int:
         """Elements of the sum in a place of a panel."""
         return self.number_format.fold
+
+    def round_ref(self, x: np.ndarray) -> np.ndarray:
+        """Return float32 x rounded to the format, still float32: all methods round alike."""
+        return self.methods[self._first].round_ref(x)
 
     @property
     def table(self) -> np.ndarray:

@@ -9,11 +9,11 @@
 
 Rounding is to nearest even, and happens while an operand is packed (`panels.py`).  Sums are float32 in any case.
 
-A format says how elements of the sum become a place of a panel (`place_ref` in NumPy, `place` in LLVM), how many share
-one (`fold`), what the register tile does with two places (`multiply`), how the model stores such numbers between
-forward and backward (`stored`), and whether this machine has what it needs (`runs_here`).  Everything else follows:
-the four packers, the tile, and the *table* of their addresses, which is what kernels take.  A format with another tile
-overrides `routines`.
+A format says how it rounds (`round_ref`, in NumPy), how elements of the sum become a place of a panel (`place_ref` in
+NumPy, `place` in LLVM), how many share one (`fold`), what the register tile does with two places (`multiply`), how the
+model stores such numbers between forward and backward (`stored`), and whether this machine has what it needs
+(`runs_here`).  Everything else follows: the four packers, the tile, and the *table* of their addresses, which is what
+kernels take.  A format with another tile overrides `routines`.
 
 The dot product of bfloat16 is twice as fast as float32 on some processors and slower than it on others, so it is
 measured (`choice.py`).
@@ -36,7 +36,7 @@ from .routines import TILE, Routine, routine_table, routines_file
 from .simd import F32, ISA, LANES, VECTOR, declare, each, of_shape
 from .tiles import multiply_add, tile_routine
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "AnyFormat", "NumberFormat"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "PRECISIONS", "AnyFormat", "NumberFormat"]
 
 
 class NumberFormat:
@@ -58,9 +58,13 @@ class NumberFormat:
         """Say whether this machine has what the format needs; the plain-Python twins need nothing."""
         return True
 
+    def round_ref(self, x: np.ndarray) -> np.ndarray:
+        """Return float32 x rounded to the format, still float32."""
+        return x
+
     def place_ref(self, block: np.ndarray) -> np.ndarray:
         """Return the places of a panel, ((k + fold - 1) // fold, n) float32, from elements (k, n) float32."""
-        return block
+        return self.round_ref(block)
 
     def place(self, builder: ir.IRBuilder, elements: Any, read: list[Any]) -> ir.Value:
         """Emit a place, or a vector of them, from what was read: `fold` numbers, or vectors, of one of ELEMENTS."""
@@ -94,25 +98,25 @@ class _BFloat16(NumberFormat):
 
     name, stored = "bfloat16", 1
 
-    def place_ref(self, block):
-        return round_to_bf16_ref(block)
+    def round_ref(self, x):
+        return round_to_bf16_ref(x)
 
     def place(self, builder, elements, read):
         halves = elements.halves(builder, read[0])
         return builder.bitcast(builder.shl(halves, each(16, halves.type)), of_shape(halves.type, F32))
 
 
-class _BFloat16Pairs(NumberFormat):
+class _BFloat16Pairs(_BFloat16):
     """Rounded to bfloat16, two in a place, multiplied by `vdpbf16ps`."""
 
-    name, fold, stored = "bfloat16-pairs", 2, 1
+    name, fold = "bfloat16-pairs", 2
 
     def runs_here(self):
         return not JIT or (ISA.name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16")))
 
     def place_ref(self, block):
         halves = np.zeros((-(-block.shape[0] // 2) * 2, block.shape[1]), np.uint32)
-        halves[: block.shape[0]] = round_to_bf16_ref(block).view(np.uint32) >> np.uint32(16)
+        halves[: block.shape[0]] = self.round_ref(block).view(np.uint32) >> np.uint32(16)
         return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
 
     def place(self, builder, elements, read):
@@ -151,8 +155,8 @@ class _Float16(NumberFormat):
 
     name = "float16"
 
-    def place_ref(self, block):
-        return round_to_fp16_ref(block)
+    def round_ref(self, x):
+        return round_to_fp16_ref(x)
 
     def place(self, builder, elements, read):
         return fp16_rounded(builder, elements.widened(builder, read[0]))
@@ -181,3 +185,8 @@ FLOAT32, FLOAT16 = NumberFormat(), _Float16()
 METHODS = {name: one for name, one in (("fp32", _BFloat16()), ("dot", _BFloat16Pairs())) if one.runs_here()}
 BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, _time_tile)
 AnyFormat = NumberFormat | Choice  # what an operation takes
+PRECISIONS: dict[str, AnyFormat] = {  # by the names of the settings, `shape.Precision`
+    "fp32": FLOAT32,
+    "bf16": BFLOAT16,
+    "fp16": FLOAT16,
+}
