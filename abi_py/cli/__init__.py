@@ -9,7 +9,6 @@
 Errors are one line on stderr; `--debug` adds the traceback.
 """
 
-import difflib
 import errno
 import importlib
 import os
@@ -22,6 +21,7 @@ import click
 from .. import __version__
 from ..errors import DISK_FULL, AbiError, ConfigError
 from .console import silence_stdout
+from .options import Verbs
 
 __all__ = ["VERBS", "Group", "cli", "main"]
 
@@ -32,7 +32,7 @@ VERBS = (
 )
 
 
-class Group(click.Group):
+class Group(Verbs):
     """The verbs; a verb's file is imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -44,19 +44,6 @@ class Group(click.Group):
         if cmd_name not in VERBS:
             return None
         return importlib.import_module(f".{cmd_name}", __name__).command
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Show the help where nothing is asked for."""
-        return super().parse_args(ctx, args or ["--help"])
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Find the verb; an unknown one gets a suggestion."""
-        name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.6)
-            hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
-            raise click.UsageError(f"unknown verb {name!r}; {hint}", ctx)
-        return super().resolve_command(ctx, args)
 
     def make_context(self, *words: Any, **more: Any) -> click.Context:
         """Read the words; what --help and --version cannot write is one line too."""

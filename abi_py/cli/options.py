@@ -17,7 +17,7 @@ from ..config import Config, Option, convert, fields_of
 from ..errors import ConfigError
 from ..fields import needs
 
-__all__ = ["Verb", "VerbGroup", "config_options", "from_flags", "given_values"]
+__all__ = ["Verb", "VerbGroup", "Verbs", "config_options", "from_flags", "given_values"]
 
 Chosen = TypeVar("Chosen", bound=Config)
 
@@ -59,13 +59,26 @@ class FieldOption(click.Option):
     field = ""
 
 
-class Verb(click.Command):
-    """A verb: its help opens with a command that works, and lists the flags of each config section under a heading."""
+class _Example(click.Command):
+    """A command whose help opens with a call that works."""
 
     def __init__(self, *arguments: Any, example: str = "", **settings: Any) -> None:
         """Take click's settings and the example."""
         super().__init__(*arguments, **settings)
         self.example = example
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example, then the usage."""
+        formatter.write_usage(self.example, prefix="Example: ")
+        super().format_usage(ctx, formatter)
+
+
+class Verb(_Example):
+    """A verb: its help lists the flags of each config section under a heading."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        """Take click's settings and the example."""
+        super().__init__(*arguments, **settings)
         self.params.append(
             click.Option(
                 ["--debug"],
@@ -75,11 +88,6 @@ class Verb(click.Command):
                 help="Show the traceback of an error.",
             )
         )
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example, then the usage."""
-        formatter.write_usage(self.example, prefix="Example: ")
-        super().format_usage(ctx, formatter)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags by section."""
@@ -95,18 +103,8 @@ class Verb(click.Command):
                 formatter.write_dl(sections[section], col_max=34)
 
 
-class VerbGroup(click.Group):
-    """A verb of several verbs: its help opens with a command that works, an unknown one gets a suggestion."""
-
-    def __init__(self, *arguments: Any, example: str = "", **settings: Any) -> None:
-        """Take click's settings and the example."""
-        super().__init__(*arguments, **settings)
-        self.example = example
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example, then the usage."""
-        formatter.write_usage(self.example, prefix="Example: ")
-        super().format_usage(ctx, formatter)
+class Verbs(click.Group):
+    """Several verbs: without one there is the help, for an unknown one a suggestion."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Show the help where nothing is asked for."""
@@ -114,12 +112,16 @@ class VerbGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find the verb."""
-        name, known = args[0], list(self.commands)
+        name, known = args[0], self.list_commands(ctx)
         if name not in known and not name.startswith("-"):
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(known)}"
             raise click.UsageError(f"unknown verb {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+
+class VerbGroup(_Example, Verbs):
+    """A verb of several verbs."""
 
 
 def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:

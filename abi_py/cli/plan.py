@@ -1,12 +1,10 @@
 """`abi-train run --dry-run`: what a run will need, before it is begun.  Nothing is written."""
 
-import itertools
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import LlmTrainingConfig, OptimizerType
+from ..runs.plan import available_memory, memory_by_part, seconds_of_micro_batch, seconds_of_run
 from ..runs.run import Run
 from ..runs.settings import RunConfig
 from .console import say, show_table
@@ -16,9 +14,7 @@ from .training import compile_kernels, show_head
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["memory_by_part", "show_plan"]
-
-MEASURED = 2  # micro-batches that are timed, after one that is not
+__all__ = ["show_plan"]
 
 
 def show_plan(run: Run, console: "Console") -> None:
@@ -56,7 +52,11 @@ def show_plan(run: Run, console: "Console") -> None:
     if free is not None and needed > free:
         rows.append(("time", "not measured: the run does not fit into the free memory"))
     else:
-        rows.append(("time", estimate(run, console)))
+        compile_kernels(config, console)
+        each = seconds_of_micro_batch(run)
+        speed = config.batch_size * config.max_seq_len / each
+        measured = f"{1000 * each:,.0f} ms for a micro-batch, {speed:,.0f} tokens/s; two were measured"
+        rows.append(("time", f"about {duration(seconds_of_run(run, each))} ({measured})"))
     show_table(console, "Plan", rows)
     if free is not None and needed > free:
         say(console, "advice", advice(run.config))
@@ -65,31 +65,9 @@ def show_plan(run: Run, console: "Console") -> None:
     say(console, "dry run", "nothing was written")
 
 
-def memory_by_part(config: RunConfig) -> dict[str, int]:
-    """Return bytes by part; the model itself is not made for it."""
-    from ..model.transformer import memory_plan
-
-    training = config.training
-    parts = memory_plan(config.model, training.batch_size, training.max_seq_len, training.mixed_precision)
-    if training.optimizer is OptimizerType.SGD:
-        parts["moments"] = 4 * config.model.num_params() if training.momentum else 0
-    return parts
-
-
 def megabytes(size: float) -> str:
     """Return a size for people."""
     return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
-
-
-def available_memory() -> int | None:
-    """Return the bytes of memory that programs can still take, or None where the system does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
 
 
 def advice(config: RunConfig) -> str:
@@ -101,37 +79,6 @@ def advice(config: RunConfig) -> str:
         ways.append("--checkpointing full")
     ways.append("a smaller --max-seq-len or model")
     return "it does not fit; try " + ", ".join(ways)
-
-
-def estimate(run: Run, console: "Console") -> str:
-    """Return the run's time from measured micro-batches."""
-    from ..model import TrainableModel
-    from ..training.feed import open_feed
-    from ..training.trainer import LlamaTrainer
-
-    training = run.config.training
-    compile_kernels(training, console)
-    quiet = {"checkpoint_path": None, "log_dir": None, "grad_accum_steps": 1}
-    off = {"enable_tensorboard": False, "enable_wandb": False, "enable_metrics_stream": False}
-    config: LlmTrainingConfig = training.replace(**quiet, **off)
-    trainer = LlamaTrainer(TrainableModel(run.config.model), config)
-    feed = open_feed(run.train, config, run.config.model, training=True)
-    seconds = []
-    for index, batch in enumerate(itertools.islice(itertools.cycle(feed), 1 + MEASURED)):
-        began = time.perf_counter()
-        trainer.train_step(batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids)
-        if index:
-            seconds.append(time.perf_counter() - began)
-    each = sum(seconds) / len(seconds)
-    total = run.steps[1]
-    whole = total * training.grad_accum_steps * each
-    tokens = config.batch_size * config.max_seq_len
-    if run.valid is not None and training.eval_interval:  # an evaluation is the forward third of a step
-        whole += total // training.eval_interval * run.valid.num_tokens / tokens * each / 3
-    return (
-        f"about {duration(whole)} ({1000 * each:,.0f} ms for a micro-batch, {tokens / each:,.0f} tokens/s; two were "
-        "measured)"
-    )
 
 
 def duration(seconds: float) -> str:

@@ -5,11 +5,14 @@
     defaults.py       the defaults of a new run, and the table of what is derived
     resolve.py        flags beat file beats defaults, derived settings follow: once
     directory.py      what a run's directory holds, and who may write there
-    resuming.py       the settings of a run that goes on, and the schedule it goes on with
+    resuming.py       the settings of a run that goes on      schedule.py  its learning-rate schedule
     conversations.py  files of conversations as rows that are trained on
     opening.py        what --data, --valid-data and --tokenizer name
+    run.py            settings, data and directory together
+    plan.py           the memory and the time that it will need
     samples.py        what a model writes while it is trained
     models.py         a trained model, its tokenizer, the settings of generation
+    measuring.py      how well it predicts
     compiling.py      kernels compiled ahead, in parallel processes
 
 Nothing here prints, and nothing knows the command line; `cli/` and `pipelines/` stand on it.

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..formats.deepzig import TRAINING_ARGS
 from .directory import CONFIG, place_of_checkpoints
 
 if TYPE_CHECKING:
@@ -36,18 +35,16 @@ def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
 def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> "Tokenizer | None":
     """Return the tokenizer that was given, or that is beside the model, or in the directory of its run; or None."""
     from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+    from ..formats.deepzig import TRAINING_ARGS
 
     if given is not None:
         return Tokenizer.load(given)
-    around = loaded.directory.parent, loaded.directory.parent.parent  # RUN/llm_step_N, RUN/checkpoints/llm_step_N
-    for directory in (loaded.directory, *(around if loaded.run is None else (loaded.run,))):
-        if (directory / TOKENIZER_FILE).is_file() and (directory == loaded.directory or _is_run(directory)):
-            return Tokenizer.load(directory)
+    runs = [loaded.directory.parent, loaded.directory.parent.parent]  # of RUN/llm_step_N, RUN/checkpoints/llm_step_N
+    runs = [place for place in runs if any((place / name).is_file() for name in (CONFIG, TRAINING_ARGS))]
+    for place in (loaded.directory, *runs, *([loaded.run] if loaded.run else [])):
+        if (place / TOKENIZER_FILE).is_file():
+            return Tokenizer.load(place)
     return None
-
-
-def _is_run(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in (CONFIG, TRAINING_ARGS))  # of run, of deepzig
 
 
 def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":

@@ -7,10 +7,10 @@ import pytest
 import tokenizers
 from test_generate import save_folder
 
-from abi_py.cli import eval as verb
 from abi_py.data.tokenizer import Tokenizer
 from abi_py.errors import ConfigError
 from abi_py.generation import Generator
+from abi_py.runs.measuring import text_ids
 from abi_py.runs.opening import find_tokenizer, open_data
 from abi_py.runs.settings import ChatConfig, DataConfig
 from abi_py.training.perplexity import evaluate_tokens
@@ -94,7 +94,7 @@ def test_texts_token_files_and_prompts_begin_alike(abi_train, with_bos, tmp_path
     begins = [1, *with_bos.encode(TEXT)]
     written = np.fromfile(tmp_path / "d.bin", "<u4").tolist()
     assert written == [*begins, with_bos.eos_id] * 2
-    assert verb.text_ids(tmp_path / "d", with_bos).tolist() == written[:-1]
+    assert text_ids(tmp_path / "d", with_bos, []).tolist() == written[:-1]
     model = save_folder(tmp_path / "m", vocab_size=300)
     prompt = Generator(model, with_bos).run([TEXT[:20]], max_new_tokens=1)[0].prompt_ids.tolist()
     assert prompt == [1, *with_bos.encode(TEXT[:20])]
@@ -232,7 +232,7 @@ def test_a_long_text_is_cut_and_its_ids_are_those_of_the_whole(abi_train, talks,
     monkeypatch.setattr(Tokenizer, "encode_batch", watched)
     (tmp_path / "long.txt").write_text(TEXT * 300)
     tokenizer = Tokenizer.load("tok")
-    ids = verb.text_ids(tmp_path / "long.txt", tokenizer)
+    ids = text_ids(tmp_path / "long.txt", tokenizer, [])
     assert longest < 20_000 < len(TEXT * 300)
     assert ids.tolist() == tokenizer.encode(TEXT * 300)
 

@@ -1,0 +1,64 @@
+"""What a run will need: memory by part, and the time, from two micro-batches that are measured."""
+
+import itertools
+import time
+from pathlib import Path
+
+from ..config import OptimizerType
+from .run import Run
+from .settings import RunConfig
+
+__all__ = ["available_memory", "memory_by_part", "seconds_of_micro_batch", "seconds_of_run"]
+
+MEASURED = 2  # micro-batches that are timed, after one that is not
+
+
+def memory_by_part(config: RunConfig) -> dict[str, int]:
+    """Return bytes by part; the model itself is not made for it."""
+    from ..model.transformer import memory_plan
+
+    training = config.training
+    parts = memory_plan(config.model, training.batch_size, training.max_seq_len, training.mixed_precision)
+    if training.optimizer is OptimizerType.SGD:
+        parts["moments"] = 4 * config.model.num_params() if training.momentum else 0
+    return parts
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that programs can still take, or None where the system does not tell."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def seconds_of_micro_batch(run: Run) -> float:
+    """Return the seconds of one training step without accumulation; nothing is written."""
+    from ..model import TrainableModel
+    from ..training.feed import open_feed
+    from ..training.trainer import LlamaTrainer
+
+    quiet = {"checkpoint_path": None, "log_dir": None, "grad_accum_steps": 1}
+    off = {"enable_tensorboard": False, "enable_wandb": False, "enable_metrics_stream": False}
+    config = run.config.training.replace(**quiet, **off)
+    trainer = LlamaTrainer(TrainableModel(run.config.model), config)
+    feed = open_feed(run.train, config, run.config.model, training=True)
+    seconds = []
+    for batch in itertools.islice(itertools.cycle(feed), 1 + MEASURED):
+        began = time.perf_counter()
+        trainer.train_step(batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids)
+        seconds.append(time.perf_counter() - began)
+    return sum(seconds[1:]) / MEASURED
+
+
+def seconds_of_run(run: Run, each: float) -> float:
+    """Return the seconds of the whole run, of which a micro-batch takes `each`."""
+    training, total = run.config.training, run.steps[1]
+    seconds = total * training.grad_accum_steps * each
+    if run.valid is not None and training.eval_interval:  # an evaluation is the forward third of a step
+        tokens = training.batch_size * training.max_seq_len
+        seconds += total // training.eval_interval * run.valid.num_tokens / tokens * each / 3
+    return seconds
