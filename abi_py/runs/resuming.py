@@ -1,6 +1,9 @@
 """A run that goes on: its settings with the changes of flags, and whether there is anything left to do."""
 
+import dataclasses
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,22 +11,107 @@ from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfi
 from ..errors import CheckpointError, ConfigError
 from ..training.metrics import METRICS
 from ..training.schedule import ends
-from .directory import CONFIG, is_run, place_of_checkpoints
-from .resolve import check_early_stopping, merged
+from .directory import CONFIG, has_checkpoint, has_report, is_run, place_of_checkpoints
+from .opening import Progress, open_data, unseen
+from .resolve import check_early_stopping, check_use, merged
+from .run import Run
+from .schedule import Reschedule
 from .settings import ChatConfig, DataConfig, RunConfig, Values, absolute, read_run_config
 
 if TYPE_CHECKING:
     from ..training.state import TrainingState
 
-__all__ = [
-    "changed",
-    "check_never_saved",
-    "check_resumable",
-    "check_targets",
-    "epochs_done",
-    "finished",
-    "note_on_pruning",
-]
+__all__ = ["Resumed", "changed", "epochs_done", "finished", "note_on_pruning"]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on from a checkpoint, or begins again if it ended before its first one."""
+
+    where: Path  # as it was given
+    config: RunConfig  # with the changes of the flags
+    before: LlmTrainingConfig  # without them
+    directory: Path
+    checkpoint: Path | None
+    there: list[tuple[int, Path]]  # all checkpoints beside it
+    state: "TrainingState"
+    flags: Values
+
+    @classmethod
+    def find(cls, where: Path, flags: Values, tell: Callable[[str], None]) -> "Resumed":
+        """Find the newest whole checkpoint that `where` means, and the settings; `tell` is told what was passed over.
+
+        ConfigError for wrong settings, or an end that is past already; CheckpointError where nothing can go on.
+        """
+        from ..training.checkpoint import list_checkpoints, locate, verify
+        from ..training.state import TrainingState
+
+        checkpoint, state, there = None, TrainingState(), list[tuple[int, Path]]()
+        if is_run(where) and not has_checkpoint(where):
+            _check_never_saved(where)
+        else:
+            found = locate(place_of_checkpoints(where))
+            there = list_checkpoints(found.path.parent)
+            for problem in found.skipped:
+                tell(f"passed over: {problem}")
+            checkpoint, state = found.path, TrainingState.from_dict(verify(found.path)["state"])
+        config, directory, before = changed(checkpoint, flags, where)
+        _check_targets(config.training, before, state)
+        return cls(where, config, before, directory, checkpoint, there, state, flags)
+
+    def finished(self, schedule: str | None) -> tuple[str, str] | None:
+        """Return why nothing is left to do, and the flags with which it goes on all the same; None if something is.
+
+        ConfigError for a flag, or a choice of the schedule, without effect.
+        """
+        end = finished(self.state, self.config)
+        if not has_report(self.directory, self.state) and is_run(self.directory):
+            end = None  # the last evaluation, or the report, is still to come
+        changes = [name for given in self.flags.values() for name in given] + (["schedule"] if schedule else [])
+        if end is not None and changes:
+            raise ConfigError(
+                f"{', '.join(changes)}: without effect, because {end[0]}; add {end[1]} to go on, or leave out what "
+                "changes nothing"
+            )
+        if end is None and self.checkpoint is not None:
+            self._check_fixed()
+        return end
+
+    def _check_fixed(self) -> None:
+        """Raise ConfigError for a flag without effect, because the checkpoint has fixed what it says."""
+        scale = self.state.loss_scale
+        if "seed" in self.flags.get("model", {}):
+            raise ConfigError(
+                f"seed ({self.config.model.seed}) of the model has no effect: the weights are the checkpoint's; leave "
+                "it out"
+            )
+        if scale and "initial_loss_scale" in self.flags.get("training", {}):
+            raise ConfigError(
+                f"initial_loss_scale ({self.config.training.initial_loss_scale:g}) has no effect: the checkpoint's "
+                f"loss scale ({scale:g}) goes on; leave it out"
+            )
+
+    def reschedule(self, choice: str | None) -> Reschedule:
+        """Return what becomes of the learning-rate schedule."""
+        return Reschedule(choice, self.before, self.flags.get("training", {}))
+
+    def open(self, reschedule: Reschedule, progress: Progress = unseen) -> Run:
+        """Open the data; return the run, with its schedule as it goes on.
+
+        The directory must be held: ConfigError if somebody saved there before it was, or for what does not go together.
+        """
+        from ..training.checkpoint import list_checkpoints
+
+        if self.checkpoint is not None and list_checkpoints(self.checkpoint.parent) != self.there:
+            raise ConfigError(f"RUN ({self.where}) was written to while it was opened; try again")
+        config, training = self.config, self.config.training
+        sizes = {"max_seq_len": training.max_seq_len, "seed": training.seed}
+        chat = config.chat or ChatConfig()
+        train, valid, _ = open_data(config.data, chat, config.model.vocab_size, **sizes, progress=progress)
+        run = Run(config, train, valid, self.directory)
+        check_use(run, self.flags)
+        training = reschedule.apply(training, self.state.global_step, train)
+        return dataclasses.replace(run, config=dataclasses.replace(config, training=training))
 
 
 def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunConfig, Path, LlmTrainingConfig]:
@@ -92,7 +180,7 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
     return None
 
 
-def check_never_saved(directory: Path) -> None:
+def _check_never_saved(directory: Path) -> None:
     """Raise CheckpointError if a run without checkpoints once had some: to begin again would replace its records."""
     metrics = directory / METRICS
     if metrics.is_file() and '"type": "checkpoint"' in metrics.read_text():
@@ -102,7 +190,7 @@ def check_never_saved(directory: Path) -> None:
         )
 
 
-def check_targets(config: LlmTrainingConfig, before: LlmTrainingConfig, state: "TrainingState") -> None:
+def _check_targets(config: LlmTrainingConfig, before: LlmTrainingConfig, state: "TrainingState") -> None:
     """Raise ConfigError for a new end of the run that is not after the checkpoint: it would become the run's record."""
     done, step = epochs_done(state), state.global_step
     if config.epochs != before.epochs and config.epochs <= done:
@@ -114,19 +202,6 @@ def check_targets(config: LlmTrainingConfig, before: LlmTrainingConfig, state: "
         raise ConfigError(
             f"max_steps ({config.max_steps}) must be above {step}, the steps done; give --max-steps {step + 1} "
             "or more, or 0 for no limit"
-        )
-
-
-def check_resumable(run: RunConfig, flags: Values, state: "TrainingState") -> None:
-    """Raise ConfigError for a flag that says again what the checkpoint has fixed: its value would have no effect."""
-    if "seed" in flags.get("model", {}):
-        raise ConfigError(
-            f"seed ({run.model.seed}) of the model has no effect: the weights are the checkpoint's; leave it out"
-        )
-    if state.loss_scale and "initial_loss_scale" in flags.get("training", {}):
-        raise ConfigError(
-            f"initial_loss_scale ({run.training.initial_loss_scale:g}) has no effect: the checkpoint's loss "
-            f"scale ({state.loss_scale:g}) goes on; leave it out"
         )
 
 
