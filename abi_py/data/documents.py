@@ -208,25 +208,18 @@ class Documents:
 
     def notes(self) -> list[str]:
         """Return a line for each thing that was left out or read in another way than one might think."""
-        return [
-            f"{what}, the first: {first}" if first else what
-            for count, what, first in (
-                (len(self.skipped), f"left out: {len(self.skipped):,} files", self.skipped[0] if self.skipped else ""),
-                (self.bad_rows, f"left out: {self.bad_rows:,} bad rows", self.first_bad_row),
-                (self.empty_rows, f"left out: {self.empty_rows:,} rows without text", ""),
-                (
-                    len(self.as_text),
-                    f"read as text: {len(self.as_text):,} .json files without rows",
-                    self.as_text[0] if self.as_text else "",
-                ),
-                (
-                    self.conversations,
-                    f"read as plain text, without a template: {self.conversations:,} conversations",
-                    self.first_conversation,
-                ),
-            )
-            if count
-        ]
+        found: tuple[tuple[int, str, list[str]], ...] = (
+            (len(self.skipped), "left out: {:,} files", self.skipped[:1]),
+            (self.bad_rows, "left out: {:,} bad rows", [self.first_bad_row]),
+            (self.empty_rows, "left out: {:,} rows without text", []),
+            (len(self.as_text), "read as text: {:,} .json files without rows", self.as_text[:1]),
+            (
+                self.conversations,
+                "read as plain text, without a template: {:,} conversations",
+                [self.first_conversation],
+            ),
+        )
+        return [", the first: ".join([what.format(count), *first]) for count, what, first in found if count]
 
     def nothing_left(self) -> DataError:
         """Return the error for inputs without any document."""

@@ -22,28 +22,24 @@ import numpy.typing as npt
 ROUNDS = 8  # 4 give Luby and Rackoff's bound; small halves (a few hundred rows) want more
 
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the step of splitmix64
-_MULTIPLY_1 = 0xBF58476D1CE4E5B9
-_MULTIPLY_2 = 0x94D049BB133111EB
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: the step of splitmix64
+_MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
+
+Words = npt.NDArray[np.uint64]
 
 
-def _mix(z: int) -> int:
-    """Return the splitmix64 finaliser of one Python integer; the same function as `_mix_array`."""
-    z = ((z ^ (z >> 30)) * _MULTIPLY_1) & _MASK
-    z = ((z ^ (z >> 27)) * _MULTIPLY_2) & _MASK
-    return z ^ (z >> 31)
-
-
-def _mix_array(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MULTIPLY_1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MULTIPLY_2)
+def _mix(z: Words) -> Words:
+    """Return the splitmix64 finaliser of each word (n,)."""
+    z = (z ^ (z >> np.uint64(30))) * _MULTIPLY_1
+    z = (z ^ (z >> np.uint64(27))) * _MULTIPLY_2
     return z ^ (z >> np.uint64(31))
 
 
-def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
+def _round_keys(seed: int, epoch: int) -> Words:
     # Seed and epoch go through the mixer one after the other, so (seed 0, epoch 1) and (seed 1, epoch 0) share nothing.
-    state = _mix((_mix((seed + _GOLDEN) & _MASK) + epoch) & _MASK)
-    return [np.uint64(_mix((state + (i + 1) * _GOLDEN) & _MASK)) for i in range(ROUNDS)]
+    state = _mix(_mix(np.array([seed & _MASK], np.uint64) + _GOLDEN) + np.uint64(epoch & _MASK))
+    return _mix(state + np.arange(1, ROUNDS + 1, dtype=np.uint64) * _GOLDEN)
 
 
 def permute(positions: npt.ArrayLike, size: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -60,11 +56,11 @@ def permute(positions: npt.ArrayLike, size: int, seed: int, epoch: int) -> npt.N
     left_mask = np.uint64((1 << (bits - bits // 2)) - 1)
     keys = _round_keys(seed, epoch)
 
-    def encrypt(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def encrypt(x: Words) -> Words:
         left, right = x >> right_bits, x & right_mask
         for i in range(0, ROUNDS, 2):
-            left = left ^ (_mix_array(right + keys[i]) & left_mask)
-            right = right ^ (_mix_array(left + keys[i + 1]) & right_mask)
+            left = left ^ (_mix(right + keys[i]) & left_mask)
+            right = right ^ (_mix(left + keys[i + 1]) & right_mask)
         return (left << right_bits) | right
 
     x = encrypt(x)

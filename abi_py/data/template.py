@@ -73,12 +73,8 @@ class Template:
     @property
     def portable_source(self) -> str:
         """The text without {% generation %}, which some readers of Jinja (llama.cpp, older transformers) lack."""
-
         # The minus signs of the tags strip spaces around them; a comment keeps them doing so.
-        def blank(tag: re.Match[str]) -> str:
-            return f"{{#{tag[1]} {tag[2]}#}}"
-
-        return _GENERATION_TAG.sub(blank, self.source)
+        return _GENERATION_TAG.sub(r"{#\1 \2#}", self.source)
 
     def render(
         self,
