@@ -11,7 +11,7 @@ The rows that count go through in chunks.  A chunk's logits are made, become pro
 memory, and feed both products of the backward, which so needs nothing saved but x and W.  Rows that do not count cost
 nothing.  dx is overwritten (zero for rows that do not count) and may be x itself; dw is overwritten or
 added to.  `scale` is 1 for a sum, 1 / count for a mean. Label smoothing: Szegedy et al. 2016, section 7, as in PyTorch
-(the smoothed mass includes the label itself).
+(the smoothed mass includes the label itself).  A W that is not trained may be in any storage (`stored_matmul.py`).
 """
 
 import math
@@ -23,6 +23,8 @@ from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.vectors import exp, largest, total
 from .matmul import product
+from .storage import STORAGES, Storage
+from .stored_matmul import stored_product, stored_product_backward
 
 CHUNK_LOGITS = 3 << 22  # floats of logits at a time: 48 MiB; dw is read and written once for each chunk (docs/log.md)
 PARTIAL_LOGITS = 4096
@@ -123,8 +125,11 @@ def scratch_floats(rows, vocabulary, width):
     return min(rows, chunk_rows(vocabulary)) * (vocabulary + width)
 
 
-def _head_fits(sizes, labels, scratch, smoothing, **others):
+def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, **others):
     _smoothing_fits(smoothing)
+    (storage or STORAGES["float32"]).check(w, sizes["C"], "w")
+    if storage is not None and dw is not None:
+        raise ValueError(f"w is kept as {storage} and is not trained, but dw is an array; pass None")
     _labels_fit(labels, sizes["V"])
     needed = scratch_floats(sizes["N"], sizes["V"], sizes["C"])
     if scratch.size < needed:
@@ -132,36 +137,68 @@ def _head_fits(sizes, labels, scratch, smoothing, **others):
 
 
 @checked(
-    "losses! (N); hits! (N) uint8; x (N, C); w (V, C); labels (N) int; scratch! (floats)",
+    "losses! (N); hits! (N) uint8; x (N, C); w (V, items) float32|float16|uint16|uint8; labels (N) int; "
+    "scratch! (floats)",
     _head_fits,
     number_format=AnyFormat,
+    storage=Storage | None,
 )
-def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32):
-    """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32."""
-    _head(losses, hits, None, None, x, w, labels, scratch, 1.0, smoothing, False, number_format)
+def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32, storage=None):
+    """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32.
+
+    With a `storage`, w is the raw array of a matrix that is not trained (`stored_matmul.py`).
+    """
+    _head(losses, hits, None, None, x, w, labels, scratch, 1.0, smoothing, False, number_format, storage)
 
 
 @checked(
-    "dx! x (N, C); dw?! w (V, C); losses! (N); hits! (N) uint8; labels (N) int; scratch! (floats)",
+    "dx! x (N, C); dw?! (V, C); w (V, items) float32|float16|uint16|uint8; losses! (N); hits! (N) uint8; "
+    "labels (N) int; scratch! (floats)",
     _head_fits,
     number_format=AnyFormat,
+    storage=Storage | None,
 )
 def head_loss_backward(
-    losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing=0.0, accumulate=True, number_format=FLOAT32
+    losses,
+    hits,
+    dx,
+    dw,
+    x,
+    w,
+    labels,
+    scratch,
+    scale,
+    smoothing=0.0,
+    accumulate=True,
+    number_format=FLOAT32,
+    storage=None,
 ):
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
-    Forward and backward in one pass.
+    Forward and backward in one pass.  `storage` as in `head_loss`; dw is then None.
     """
-    _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, number_format)
+    _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, number_format, storage)
 
 
-def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, number_format):
-    multiply = unchecked(product)
+def _products(w, storage, number_format):
+    """Return two functions: one writes x Wᵀ, the other dy W."""
+    if storage is None:
+        return (
+            lambda z, x: unchecked(product)(z, x, w, transpose_b=True, number_format=number_format),
+            lambda dx, dz: unchecked(product)(dx, dz, w, number_format=number_format),
+        )
+    return (
+        lambda z, x: unchecked(stored_product)(z, x, w, storage, number_format=number_format),
+        lambda dx, dz: unchecked(stored_product_backward)(dx, dz, w, storage, number_format=number_format),
+    )
+
+
+def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, number_format, storage):
+    write_logits, write_dx = _products(w, storage, number_format)
     counted = labels >= 0
     rows = np.flatnonzero(counted)
     whole = len(rows) == len(labels)
-    vocabulary, width = w.shape
+    vocabulary, width = len(w), x.shape[1]
     step = min(chunk_rows(vocabulary), len(labels))
     logits, gathered = scratch[: step * vocabulary], scratch[step * vocabulary : step * (vocabulary + width)]
     for first in range(0, len(rows), step):
@@ -173,15 +210,15 @@ def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumul
             x_rows = gathered[: count * width].reshape(count, width)
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = logits[: count * vocabulary].reshape(count, vocabulary)
-        multiply(z, x_rows, w, transpose_b=True, number_format=number_format)
+        write_logits(z, x_rows)  # forward: z = x Wᵀ
         unchecked(cross_entropy)(z, losses, hits, labels, rows, first, float(smoothing), float(scale), dx is not None)
         if dw is not None:
             base = dw if accumulate or first > 0 else None
-            multiply(dw, z, x_rows, transpose_a=True, addend=base, number_format=number_format)
+            unchecked(product)(dw, z, x_rows, transpose_a=True, addend=base, number_format=number_format)
         if dx is not None and whole:
-            multiply(dx[chunk], z, w, number_format=number_format)
+            write_dx(dx[chunk], z)
         elif dx is not None:
-            multiply(x_rows, z, w, number_format=number_format)  # x_rows is a copy and no longer needed
+            write_dx(x_rows, z)  # x_rows is a copy and no longer needed
             dx[chunk] = x_rows
     if not whole:
         for out in (losses, hits, dx):

@@ -290,9 +290,10 @@ def _closed_over(function: Callable[..., Any]) -> list[Callable[..., Any]]:
 def _identity(function: Callable[..., Any]) -> bytes:
     code = function.__code__
     name = f"{function.__module__}.{function.__qualname__}:{code.co_firstlineno}\0"
-    return name.encode() + _source(code.co_filename)
+    return name.encode() + source_hash(code.co_filename)
 
 
 @functools.cache
-def _source(file: str) -> bytes:
+def source_hash(file: str) -> bytes:
+    """Return the SHA-256 of a file's text."""
     return hashlib.sha256(Path(file).read_bytes()).digest()

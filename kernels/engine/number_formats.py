@@ -21,6 +21,8 @@ measured (`choice.py`).
 
 import ctypes
 import functools
+import hashlib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +30,7 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
+from .cache import source_hash
 from .choice import Choice
 from .halves import fp16_rounded, round_to_bf16_ref, round_to_fp16_ref
 from .jit import JIT
@@ -43,7 +46,7 @@ class NumberFormat:
     """A kind of numbers that products multiply: `FLOAT32`, and what overrides some of it."""
 
     name = "float32"
-    fold = 1  # elements of the sum in a place of a panel
+    fold = 1  # elements of the sum in a place of a panel; 1 or 2
     stored = 0  # which of panels.ELEMENTS the model keeps such numbers in between forward and backward
 
     def __init__(self) -> None:
@@ -82,12 +85,18 @@ class NumberFormat:
     @functools.cached_property
     def table(self) -> np.ndarray:
         """The argument of kernels; compiled, or read from the cache, when it is first asked for."""
-        return routine_table(self.name, (self.index, self.fold, self.stored), self.routines)
+        return routine_table(self._kept_as, (self.index, self.fold, self.stored), self.routines)
 
     @property
     def file(self) -> str:
         """The name under which the cache keeps the machine code."""
-        return routines_file(self.name)
+        return routines_file(self._kept_as)
+
+    @property
+    def _kept_as(self) -> str:
+        """The name, and the text of the class: one outside `kernels/` is not in the name of the cache's directory."""
+        sources = b"".join(source_hash(inspect.getfile(cls)) for cls in type(self).__mro__[:-1])
+        return f"{self.name}-{hashlib.sha256(sources).hexdigest()[:8]}"
 
 
 # -- bfloat16 ------------------------------------------------------------------------------------

@@ -53,13 +53,13 @@ class Storage:
         """Return how many numbers a row of raw keeps."""
         return raw.shape[1] * self.dtype.itemsize // self.bytes_per_block * self.block
 
-    def check(self, raw: np.ndarray, columns: int) -> None:
-        """Raise TypeError or ValueError if raw does not keep rows of `columns` numbers."""
+    def check(self, raw: np.ndarray, columns: int, name: str = "raw") -> None:
+        """Raise TypeError or ValueError if raw, an argument's `name`, does not keep rows of `columns` numbers."""
         if raw.dtype != self.dtype:
-            raise TypeError(f"raw is {raw.dtype}; {self} is kept as {self.dtype}; name the storage that wrote it")
+            raise TypeError(f"{name} is {raw.dtype}; {self} is kept as {self.dtype}; name the storage that wrote it")
         if raw.ndim != 2 or raw.shape[1] != self.items(columns):
             items = self.items(columns)
-            raise ValueError(f"raw has shape {raw.shape}; {self} keeps rows of {columns} numbers as (M, {items})")
+            raise ValueError(f"{name} has shape {raw.shape}; {self} keeps rows of {columns} numbers as (M, {items})")
 
     def for_kernels(self, raw: np.ndarray) -> np.ndarray:
         """Return raw, not copied, as kernels take it: read-only, so that they are compiled once; float16 as int16."""

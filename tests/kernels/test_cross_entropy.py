@@ -8,6 +8,7 @@ import pytest
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import cross_entropy as module
 from abi_py.kernels.cross_entropy import cross_entropy_ref, head_loss, head_loss_backward, head_loss_ref
+from abi_py.kernels.storage import STORAGES
 
 # (N, C, V)
 SHAPES = [(1, 1, 2), (5, 3, 7), (23, 12, 31), (37, 20, 101)]
@@ -166,6 +167,32 @@ def test_a_frozen_head_has_no_dw(rng, monkeypatch, ignored, accumulate):
         for one, other in zip(got, expected[:3], strict=True):
             assert one.tobytes() == other.tobytes()
         assert w.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("name", STORAGES)
+@pytest.mark.parametrize("chunk", [None, 16 * 13])
+def test_a_matrix_that_is_not_trained_may_be_in_any_storage(rng, monkeypatch, name, chunk, same_bits):
+    if chunk:
+        monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
+    storage = STORAGES[name]
+    x, w, labels = inputs(rng, 37, 5, 13)
+    raw = storage.encode_ref(w)
+    scratch = scratch_for(x, w)
+
+    def make():
+        losses, hits, dx = np.empty(len(x), np.float32), np.empty(len(x), np.uint8), np.empty_like(x)
+        head_loss_backward(losses, hits, dx, None, x, raw, labels, scratch, 0.5, storage=storage)
+        alone = losses.copy()
+        head_loss(alone, hits, x, raw, labels, scratch, storage=storage)
+        assert alone.tobytes() == losses.tobytes()
+        return losses, hits, dx
+
+    same_bits(make)
+    expected = head_loss_ref(x.astype(np.float64), storage.decode_ref(raw).astype(np.float64), labels, 0.5)
+    for found, wanted in zip(make(), expected):
+        check_close(found, wanted, 1e-4)
+    with pytest.raises(ValueError, match=f"w is kept as {name} and is not trained"):
+        head_loss_backward(*make(), np.zeros_like(w), x, raw, labels, scratch, 0.5, storage=storage)
 
 
 # -- accuracy, numbers ---------------------------------------------------------------------------
