@@ -19,5 +19,5 @@ Nothing here prints, and nothing knows the command line; `cli/` and `pipelines/`
 
     given = Given({"training": {"epochs": 3}, "data": {"path": ("notes.txt",)}}, {})
     train, valid, vocab_size = given.open_data()
-    run = given.resolve(train, valid, vocab_size, Path("my-run"))   # a RunConfig: nothing is left open
+    run = given.resolve(train, valid, vocab_size, Path("my-run"))   # in its config nothing is left open
 """

@@ -19,10 +19,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import AbiError
 from ..shape import ModelFamily, Precision
+
+if TYPE_CHECKING:
+    from ..model import TrainableModel
 
 __all__ = [
     "compile_for_training",
@@ -301,10 +304,9 @@ def _exercise(name: str, precision: str) -> None:
     """Run whatever calls a kernel, with the types of training: a step of each family."""
     import numpy as np
 
-    from ..config import LlmTrainingConfig, OptimizerType, TrainableModelConfig
+    from ..config import LlmTrainingConfig, OptimizerType
     from ..kernels import bias, dropout
     from ..kernels.engine.peak import measured_peak
-    from ..model import TrainableModel
     from ..training.trainer import LlamaTrainer
 
     x = np.zeros((2, 2), np.float32)
@@ -321,16 +323,13 @@ def _exercise(name: str, precision: str) -> None:
         decode_once()
         return
     kinds = {kernel: kind for kind, kernel in OPTIMIZERS.items()}
-    shape = TrainableModelConfig(
-        hidden_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_dim=16, vocab_size=32, max_seq_len=8
-    )
     # No NaN guard: what the silent kernels leave unwritten may be anything.
     config = LlmTrainingConfig(
         optimizer=OptimizerType(kinds.get(name, "adamw")), grad_accum_steps=1, max_seq_len=8, nan_guard=False
     )
     ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
     for family in ModelFamily:
-        model = TrainableModel(shape.replace(family=family))
+        model = _tiny(family)
         if precision == "fp32":
             LlamaTrainer(model, config).train_step(ids, ids)
             model.forward(ids)
@@ -338,18 +337,22 @@ def _exercise(name: str, precision: str) -> None:
             model.compute_loss(ids, ids, backward=True, precision=Precision(precision))
 
 
+def _tiny(family: ModelFamily) -> "TrainableModel":
+    from ..config import TrainableModelConfig
+    from ..model import TrainableModel
+
+    heads = {"num_heads": 2, "num_kv_heads": 1}
+    sizes = {"hidden_dim": 16, "num_layers": 1, "intermediate_dim": 16, "vocab_size": 32, "max_seq_len": 8}
+    return TrainableModel(TrainableModelConfig.from_dict({**heads, **sizes, "family": family}))
+
+
 def decode_once(families: Iterable[ModelFamily] = ModelFamily) -> None:
     """Read two tokens and write one with a model of each family, with the types of generation."""
     import numpy as np
 
-    from ..config import TrainableModelConfig
     from ..generation.decoder import Decoder
-    from ..model import TrainableModel
 
-    shape = TrainableModelConfig(
-        hidden_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_dim=16, vocab_size=32, max_seq_len=8
-    )
     for family in families:
-        decoder = Decoder(TrainableModel(shape.replace(family=family)))
+        decoder = Decoder(_tiny(family))
         decoder.prefill(0, np.arange(2, dtype=np.int32))
         decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,19 @@ def test_what_was_resolved_is_what_is_saved_and_read_again(tmp_path):
     run = Given({"training": {"epochs": 2}}, {}).resolve(tokens(801), tokens(9), 257, tmp_path)
     run.write_config()
     assert changed(None, {}, tmp_path)[0] == run.config
+
+
+def test_a_program_resolves_a_run_as_the_command_line_does(tmp_path, monkeypatch):
+    """The lines in the docstring of `abi_py.runs`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("a note, and another one\n" * 100)
+    names = {"Given": Given, "Path": Path}
+    exec(textwrap.dedent(abi_py.runs.__doc__[abi_py.runs.__doc__.index("    given = ") :]), names)
+    run = names["run"]
+    assert run.config.training.decay_steps == run.steps[1] == 3 * run.steps[0]
+    assert (run.config.training.epochs, run.config.model.vocab_size) == (3, 257)
+    assert run.config.data.path == (str(tmp_path / "notes.txt"),)
+    assert not Path("my-run").exists()
 
 
 # -- the help and the run read one table ---------------------------------------------------------
