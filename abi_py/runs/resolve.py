@@ -22,7 +22,7 @@ def merged(flags: Values, file: Values, defaults: Values | None = None) -> dict[
 
     Early stopping is off; who sets its patience, say, wants it used, unless it is also switched off.
     """
-    under = {"early_stopping": {"enabled": False}, **(defaults or {})}
+    under = defaults or {"early_stopping": DEFAULTS["early_stopping"]}
     values = {
         name: joined(cls, {**under.get(name, {}), **file.get(name, {})}, flags.get(name, {}))
         for name, cls in RUN_SECTIONS.items()
