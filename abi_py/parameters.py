@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import ConfigError
+from .kernels.storage import Storage
+from .kernels.storage.float32 import FLOAT32
 
 __all__ = ["Buffers", "Parameters", "Tensor", "TensorSpec", "Views", "Weight", "adjoin", "joined"]
 
@@ -70,16 +72,17 @@ def physical_memory() -> int:
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor as a layer uses it: its numbers, and where its gradient goes; None if it is frozen."""
+    """A tensor as a layer uses it: its numbers, where its gradient goes (None if it is frozen), how it is stored."""
 
     name: str
-    w: np.ndarray
+    w: np.ndarray  # as its storage keeps it
     dw: np.ndarray | None
+    storage: Storage = FLOAT32
 
 
 def adjoin(one: Weight, other: Weight) -> bool:
     """Say whether two weights, and their gradients, are float32 neighbours of equal rows: then they can be `joined`."""
-    if (one.dw is None) != (other.dw is None):
+    if (one.dw is None) != (other.dw is None) or not one.storage is other.storage is FLOAT32:
         return False
     pairs = [(one.w, other.w)]
     if one.dw is not None and other.dw is not None:

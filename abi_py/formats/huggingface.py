@@ -7,11 +7,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import CheckpointError, shown
 from ..untrusted import read_json
-from .safetensors import read_safetensors
+from .safetensors import Stored, map_safetensors
 
 __all__ = ["CONFIG", "INDEX", "WEIGHTS", "bare", "by_bare_name", "read_tensors"]
 
@@ -24,9 +22,9 @@ def bare(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def by_bare_name(folder: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[str, np.ndarray]]:
+def by_bare_name(folder: Path, tensors: Mapping[str, Stored]) -> dict[str, tuple[str, Stored]]:
     """Return the tensors, and what they are called, by their names without `model.` in front."""
-    found: dict[str, tuple[str, np.ndarray]] = {}
+    found: dict[str, tuple[str, Stored]] = {}
     for name, tensor in tensors.items():
         other = found.setdefault(bare(name), (name, tensor))[0]
         if other != name:
@@ -34,23 +32,23 @@ def by_bare_name(folder: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, t
     return found
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+def read_tensors(folder: Path) -> dict[str, Stored]:
     """Return the tensors of a folder, mapped from its files; CheckpointError if one is missing or there twice."""
     if (folder / WEIGHTS).is_file():
-        return read_safetensors(folder / WEIGHTS)
+        return map_safetensors(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
         pickled = " (a pickle, pytorch_model.bin, is never opened)" if (folder / "pytorch_model.bin").is_file() else ""
         raise CheckpointError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}{pickled}; give a folder with a model's weights"
         )
     places = read_json(folder / INDEX, {"weight_map": dict[str, str]})["weight_map"]
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Stored] = {}
     origin: dict[str, str] = {}
     for file in sorted(set(places.values())):
         shard = folder / Path(file).name
         if not 0 < len(os.fsencode(Path(file).name)) < MAX_NAME or not shard.is_file():
             raise CheckpointError(f"{folder}: {shown(file)}, which {INDEX} names, is missing; copy the folder again")
-        for name, tensor in read_safetensors(shard).items():
+        for name, tensor in map_safetensors(shard).items():
             if origin.setdefault(name, file) != file:
                 raise CheckpointError(f"{folder}: {name} is in {origin[name]} and in {file}; remove one of them")
             tensors[name] = tensor

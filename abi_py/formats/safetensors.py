@@ -7,6 +7,7 @@ hashes them on the way.  Reading gives memory-mapped views.
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..errors import CheckpointError, shown
 from ..files import atomic_file, write_pieces
 from ..untrusted import LFS_POINTER, check, parse_json, refuse_lfs_pointer
 
-__all__ = ["encoded_size", "read_safetensors", "safetensors_pieces", "write_safetensors"]
+__all__ = ["Stored", "encoded_size", "map_safetensors", "read_safetensors", "safetensors_pieces", "write_safetensors"]
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
 DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
@@ -64,11 +65,38 @@ def write_safetensors(
         return write_pieces(file, safetensors_pieces(tensors, metadata))
 
 
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Return read-only memory-mapped arrays by name; a file that breaks the format is a `CheckpointError`.
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a file, memory-mapped and read-only; of bfloat16, which NumPy lacks, as uint16."""
 
-    NumPy has no bfloat16: such tensors are widened to float32 copies, which loses nothing.  Types that are not read
-    (float8 and smaller) are named.
+    raw: np.ndarray
+    bf16: bool = False
+
+    @property
+    def is_narrow(self) -> bool:
+        """Say whether its numbers take two bytes each."""
+        return self.bf16 or self.raw.dtype == np.float16
+
+    def part(self, first: int, last: int) -> "Stored":
+        """Return some of its rows."""
+        return Stored(self.raw[first:last], self.bf16)
+
+    def widened(self) -> np.ndarray:
+        """Return it as numbers: bfloat16 as a float32 copy, which loses nothing; any other type as it lies."""
+        if not self.bf16:
+            return self.raw
+        return np.left_shift(self.raw, 16, dtype=np.uint32).view(np.float32)  # the upper half of a float32
+
+
+def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Return read-only memory-mapped arrays by name, those of bfloat16 widened; see `map_safetensors`."""
+    return {name: tensor.widened() for name, tensor in map_safetensors(path).items()}
+
+
+def map_safetensors(path: str | Path) -> dict[str, Stored]:
+    """Return the tensors of a file by name; a file that breaks the format is a `CheckpointError`.
+
+    Types that are not read (float8 and smaller) are named.
     """
     size = Path(path).stat().st_size
     with open(path, "rb") as file:
@@ -105,9 +133,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
                 f"{path}: {shown(name)} ({place}) does not fit shape {shown(shape)} or the file; it is damaged"
             )
         ranges.append((first, last))
-        tensor = content[first:last].view(dtype).reshape(shape)
-        # bfloat16 is the upper half of a float32.
-        tensors[name] = np.left_shift(tensor, 16, dtype=np.uint32).view(np.float32) if bf16 else tensor
+        tensors[name] = Stored(content[first:last].view(dtype).reshape(shape), bf16)
     _check_whole(sorted(ranges), len(content), start, path)
     return tensors
 

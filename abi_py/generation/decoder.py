@@ -83,13 +83,13 @@ class Decoder:
     """A model's weights, read for decoding, and the cache of up to `slots` sequences.
 
     The weights are views: a model that is trained further is decoded as it is at that moment, but what a slot holds
-    then belongs to older weights and must be read again (`clear`).  Those of a LoraModel are a merged copy, so that a
-    token costs no more than without adapters; after further training, make a new Decoder.
+    then belongs to older weights and must be read again (`clear`).  Those of a LoraModel on a TrainableModel are a
+    merged copy, so that a token costs no more than without adapters; after further training, make a new Decoder.
     """
 
     def __init__(self, model: Transformer, slots: int = 1) -> None:
         """Make an empty cache; nothing is copied from a model without adapters, others are merged into a copy."""
-        model = model.merged()
+        model = model.for_decoding()
         self.config, self._stack = model.config, model.stack
         self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
         self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)

@@ -19,10 +19,13 @@ from ..families import family, tensor_table
 from ..families import read_config as fields_of_config
 from ..formats.finite import check_read
 from ..formats.huggingface import CONFIG, bare, by_bare_name, read_tensors
+from ..formats.safetensors import Stored
 from ..untrusted import read_json
+from .frozen import FrozenModel
 from .layers.embedding import Embedding
+from .transformer import TrainableModel
 
-__all__ = ["config_from_huggingface", "fill_weights", "open_weights", "read_config", "read_weights"]
+__all__ = ["config_from_huggingface", "open_weights", "read_config", "read_model"]
 
 # Buffers that older versions stored, and that follow from config.json.
 DERIVED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")
@@ -43,20 +46,29 @@ def read_config(folder: Path) -> TrainableModelConfig:
     return config_from_huggingface(read_json(path), str(path))
 
 
-def read_weights(folder: Path, model: Any, *, allow_nonfinite: bool = False) -> None:
-    """Fill a model's weights from a folder: `open_weights`, then `fill_weights`."""
-    fill_weights(folder, model, open_weights(folder, model.config), allow_nonfinite=allow_nonfinite)
+def read_model(
+    folder: Path, config: TrainableModelConfig, *, frozen: bool = False, allow_nonfinite: bool = False
+) -> TrainableModel | FrozenModel:
+    """Return the model of a folder, of the shape `config`.
 
-
-def fill_weights(folder: Path, model: Any, tensors: Mapping[str, np.ndarray], *, allow_nonfinite: bool = False) -> None:
-    """Copy what `open_weights` has returned into a model; CheckpointError for NaN or infinity, if not allowed."""
+    With `frozen` nothing of it will be trained: weights in bfloat16 or float16 then stay as they lie, memory-mapped.
+    CheckpointError as of `open_weights`, and for NaN or infinity, if not allowed.
+    """
+    tensors = open_weights(folder, config)
+    if frozen and any(tensor.is_narrow for tensor in tensors.values()):
+        if not allow_nonfinite:
+            for entry in tensor_table(config):  # one after the other: each is read, none is kept
+                check_read(folder, {entry.hf_name: tensors[entry.name].widened()})
+        return FrozenModel(config, tensors)
+    model = TrainableModel(config)
     for name, tensor in tensors.items():
-        model.weights[name] = tensor
+        model.weights[name] = tensor.widened()
     if not allow_nonfinite:
         check_read(folder, {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table})
+    return model
 
 
-def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, np.ndarray]:
+def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, Stored]:
     """Return the tensors of a folder by our names, mapped from its files, once they are those of a model of this shape.
 
     Nothing of the model's size is made before: config.json may say anything.  Tensors may be F32, BF16, F16 or F64.
@@ -80,11 +92,11 @@ def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, np.nda
     places = {bare(entry.hf_name): entry for entry in tensor_table(config)}
     for name, entry in places.items():
         found = tensors.get(name)
-        if found is None or found.shape != entry.shape:
-            what = "is missing" if found is None else f"has shape {found.shape} instead of {entry.shape}"
+        if found is None or found.raw.shape != entry.shape:
+            what = "is missing" if found is None else f"has shape {found.raw.shape} instead of {entry.shape}"
             raise CheckpointError(f"{folder}: {entry.hf_name} {what}; config.json belongs to other weights")
-        if found.dtype.kind != "f":
-            raise CheckpointError(f"{folder}: {entry.hf_name} is {found.dtype}; this version reads floats")
+        if not found.bf16 and found.raw.dtype.kind != "f":
+            raise CheckpointError(f"{folder}: {entry.hf_name} is {found.raw.dtype}; this version reads floats")
     extra = [stored[name][0] for name in tensors if name not in places and not DERIVED.search(name)]
     if extra:
         raise CheckpointError(
@@ -94,11 +106,11 @@ def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, np.nda
     return {entry.name: tensors[name] for name, entry in places.items()}
 
 
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+def _equal(one: Stored, other: Stored) -> bool:
     """Say whether two matrices hold the same numbers, NaN among them."""
     if one is other:
         return True
-    rows = range(0, len(one) if one.ndim else 0, ROWS)
-    return one.shape == other.shape and all(
-        np.array_equal(one[i : i + ROWS], other[i : i + ROWS], equal_nan=True) for i in rows
+    rows = range(0, len(one.raw) if one.raw.ndim else 0, ROWS)
+    return one.raw.shape == other.raw.shape and all(
+        np.array_equal(one.part(i, i + ROWS).widened(), other.part(i, i + ROWS).widened(), equal_nan=True) for i in rows
     )

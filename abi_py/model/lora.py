@@ -28,6 +28,7 @@ from ..formats.zig import save_abic
 from ..kernels.matmul import product
 from ..parameters import Buffers, Tensor, Weight, joined
 from ..shape import PROJECTIONS
+from .frozen import FrozenModel
 from .layers.layer import Layer
 from .layers.linear import Adapter, Group, Linear, Part
 from .stack import Stack
@@ -37,28 +38,31 @@ __all__ = ["LoraConfig", "LoraModel"]
 
 
 class LoraModel(Transformer):
-    """Adapters on a TrainableModel, whose weights stay as they are; trained, evaluated and saved like a model.
+    """Adapters on a model whose weights stay as they are; trained, evaluated and saved like a model.
 
     `weights`, `gradients` and `parameters` are the adapters'; the names are those of the model's weights with .a or .b
     after it, as in `layers.0.w_q.a`.
     """
 
     def __init__(
-        self, model: TrainableModel, config: LoraConfig | None = None, base_model: str | Path | None = None
+        self,
+        model: TrainableModel | FrozenModel,
+        config: LoraConfig | None = None,
+        base_model: str | Path | None = None,
     ) -> None:
-        """Put fresh adapters on `model`; TypeError if it is no TrainableModel.
+        """Put fresh adapters on `model`; TypeError if it is neither a TrainableModel nor a FrozenModel.
 
         `base_model` says where its weights are, or their name: what is saved repeats it.
         """
-        if not isinstance(model, TrainableModel):
-            raise TypeError(f"model is a {type(model).__name__}; adapters are put on a TrainableModel")
+        if not isinstance(model, TrainableModel | FrozenModel):
+            raise TypeError(f"model is a {type(model).__name__}; adapters are put on a TrainableModel or a FrozenModel")
         self.model, self.lora = model, config if config is not None else LoraConfig()
         self.parameters = Buffers(_adapter_table(model.config, self.lora))
         _initialize(self.parameters, self.lora)
         self.base_model = str(base_model) if base_model is not None else None
         adapted = layers(model.config)
         for layer in adapted:
-            layer.bind(lambda name: Weight(name, model.base[name], None))
+            layer.bind(model.frozen)
         _adapt(adapted, self.parameters, model.config, self.lora)
         super().__init__(model.config, model.base, adapted)
         self.draws = 0
@@ -72,7 +76,7 @@ class LoraModel(Transformer):
 
     def report(self) -> str:
         """Return how much is trained, in one line."""
-        trained, whole = self.num_params(), self.model.num_params()
+        trained, whole = self.num_params(), self.config.num_params()
         targets = ", ".join(self.lora.target_modules)
         share = f"{100 * trained / whole:.2f} % of {whole:,}"
         return f"{trained:,} trained parameters, {share} (rank {self.lora.rank}: {targets})"
@@ -86,7 +90,10 @@ class LoraModel(Transformer):
         if not self._digest:
             if self.is_merged:
                 raise RuntimeError("the model's weights hold merged adapters; call unmerge() first")
-            self._digest = hashlib.sha256(self.model.parameters.weights_flat.data).hexdigest()
+            digest = hashlib.sha256()
+            for w in self.base.values():  # in flat order: of float32 weights, the digest of their buffer
+                digest.update(np.ascontiguousarray(w).data)
+            self._digest = digest.hexdigest()
         return self._digest
 
     # -- the passes ------------------------------------------------------------------------------
@@ -108,7 +115,12 @@ class LoraModel(Transformer):
         return bool(self._kept)
 
     def merge(self) -> TrainableModel:
-        """Add s B A to the model's own weights and return the model; until `unmerge` there is no training."""
+        """Add s B A to the model's own weights and return the model; until `unmerge` there is no training.
+
+        RuntimeError if they are those of a FrozenModel, which are only read: `merged` makes a copy.
+        """
+        if isinstance(self.model, FrozenModel):
+            raise RuntimeError("the weights of a FrozenModel are only read; merged() returns a copy with the adapters")
         if not self.is_merged:
             kept = {name: self.model.weights[name].copy() for name in self._targets()}
             _add_adapters(self.model, self)
@@ -118,15 +130,19 @@ class LoraModel(Transformer):
     def unmerge(self) -> None:
         """Put the model's weights back as they were before `merge`, to the last bit."""
         for name, weights in self._kept.items():
-            self.model.weights[name] = weights
+            self.model.base[name][...] = weights
         self._kept, self.stack = {}, self._adapted
 
     def merged(self) -> TrainableModel:
         """Return a copy of the model with s B A in its weights; this one stays as it is."""
-        copy = TrainableModel(self.config, self.model.parameters.weights_flat)
+        copy = self.model.widened()
         if not self.is_merged:
             _add_adapters(copy, self)
         return copy
+
+    def for_decoding(self) -> Transformer:
+        """Return the merged copy, or these adapters as they are where a copy would be larger than what is read."""
+        return self if isinstance(self.model, FrozenModel) else self.merged()
 
     def _targets(self) -> list[str]:
         return [name.removesuffix(".b") for name in self.weights if name.endswith(".b")]
@@ -139,7 +155,9 @@ class LoraModel(Transformer):
         write_adapter(Path(folder), tensors, self.lora, base_model or self.base_model)
 
     @classmethod
-    def load(cls, model: TrainableModel, folder: str | Path, *, allow_nonfinite: bool = False) -> "LoraModel":
+    def load(
+        cls, model: TrainableModel | FrozenModel, folder: str | Path, *, allow_nonfinite: bool = False
+    ) -> "LoraModel":
         """Put the adapters of a PEFT folder on `model`.
 
         FileNotFoundError if there is none, CheckpointError if it is damaged, of a kind that is not computed here, of

@@ -22,7 +22,7 @@ from ..formats.zig import load_abic, save_abic
 from ..kernels.engine.number_formats import PRECISIONS
 from ..kernels.engine.threads import PASS, threads_as_before, threads_for
 from ..kernels.unchecked import global_norm
-from ..parameters import Buffers, Parameters, Views
+from ..parameters import Buffers, Parameters, Views, Weight
 from .arena import parts_of, saved_bytes, scratch_bytes
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
@@ -155,7 +155,7 @@ class Transformer(ABC):
         run = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         self.stack.forward(ids.ravel(), run)
         logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
-        self.stack.head.logits(logits.reshape(ids.size, -1), self.stack.arrays(run).head)
+        self.stack.head.logits(logits.reshape(ids.size, -1), self.stack.arrays(run).head, run)
         self._last = (ids, run)
         return logits
 
@@ -255,9 +255,13 @@ class Transformer(ABC):
             self._flops[seq_len] = flops_per_token(self.layers, seq_len)
         return self._flops[seq_len]
 
-    def merged(self) -> "TrainableModel":
-        """Return a model without adapters that computes the same."""
-        raise NotImplementedError
+    def merged(self) -> "Transformer":
+        """Return a model without adapters that computes the same: this one, where it has none."""
+        return self
+
+    def for_decoding(self) -> "Transformer":
+        """Return a model that computes the same, with as little as possible to compute for a token."""
+        return self.merged()
 
 
 class TrainableModel(Transformer):
@@ -277,9 +281,13 @@ class TrainableModel(Transformer):
         gradients = [w.dw for layer in made for w in layer.weights if w.dw is not None and w.name not in overwritten]
         self._added_to = gradients
 
-    def merged(self) -> "TrainableModel":
-        """Return a model without adapters that computes the same: this one."""
-        return self
+    def frozen(self, name: str) -> Weight:
+        """Return a tensor for a layer that does not train it."""
+        return Weight(name, self.weights[name], None)
+
+    def widened(self) -> "TrainableModel":
+        """Return a copy."""
+        return TrainableModel(self.config, self.parameters.weights_flat)
 
     def _begin_backward(self) -> bool:
         accumulate = super()._begin_backward()

@@ -24,8 +24,10 @@ from ..errors import ConfigError, DataError
 from ..files import atomic_json
 from ..formats.deepzig import TRAINING_ARGS
 from ..model import LoraModel, TrainableModel
-from ..model.folder import read_config, read_weights
+from ..model.folder import read_config, read_model
+from ..model.frozen import FrozenModel
 from ..model.presets import preset
+from ..model.transformer import Transformer
 from ..training.events import Sink
 from ..training.trainer import LlamaTrainer
 from ..training.trainer_state import TRAINER_STATE, TrainerStateSink
@@ -112,11 +114,13 @@ class DeepZigRun:
 
     # -- the model -------------------------------------------------------------------------------
 
-    def make_model(self) -> TrainableModel | LoraModel:
+    def make_model(self) -> Transformer:
         """Return the model to train: fresh weights or those of `base`; with LoRA, adapters on it."""
-        config, model = self.config, TrainableModel(self.shape)
-        if config.base is not None:
-            read_weights(Path(config.base), model)
+        config = self.config
+        if config.base is None:
+            model: TrainableModel | FrozenModel = TrainableModel(self.shape)
+        else:
+            model = read_model(Path(config.base), self.shape, frozen=config.use_lora)
         if not config.use_lora:
             return model
         lora = LoraConfig(rank=config.lora_rank, alpha=LORA_ALPHA, dropout=LORA_DROPOUT, seed=config.seed)

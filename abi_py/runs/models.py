@@ -21,7 +21,7 @@ def find_model(path: Path) -> "LoadedModel":
     from ..training.loading import load_model
 
     place = path if (path / "config.json").is_file() else place_of_checkpoints(path)  # that of a model comes first
-    loaded = load_model(place)
+    loaded = load_model(place, frozen=True)
     return loaded if place == path else dataclasses.replace(loaded, run=path)
 
 

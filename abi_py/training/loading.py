@@ -8,7 +8,8 @@ from ..formats.huggingface import CONFIG
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
-from ..model.folder import fill_weights, open_weights, read_config
+from ..model.folder import read_config, read_model
+from ..model.frozen import FrozenModel
 from .checkpoint import STATE, is_checkpoint_name, locate, verify
 
 __all__ = ["LoadedModel", "load_model"]
@@ -22,28 +23,30 @@ class LoadedModel:
     run, where that is known to be elsewhere.
     """
 
-    model: TrainableModel | LoraModel
+    model: TrainableModel | FrozenModel | LoraModel
     directory: Path
     skipped: tuple[str, ...] = ()
     eos_ids: tuple[int, ...] | None = None
     run: Path | None = None
 
 
-def load_model(path: str | Path, *, allow_nonfinite: bool = False) -> LoadedModel:
+def load_model(path: str | Path, *, frozen: bool = False, allow_nonfinite: bool = False) -> LoadedModel:
     """Load a model from a checkpoint, a run directory (its newest whole checkpoint), or a folder with a config.json.
 
+    With `frozen` the weights of a folder in bfloat16 or float16 stay as they lie, memory-mapped, and only adapters can
+    be trained on them (`FrozenModel`); losses and logits have the same bits.
     Adapters, of a LoRA run or of PEFT, bring the model along that their adapter_config.json names.
     Of a checkpoint every file is held against its checksum.  FileNotFoundError if the path does not exist,
     CheckpointError if there is no model in it, or a damaged one, one of another architecture, or one with NaN or
     infinity among its weights and not `allow_nonfinite`; DataError if a file of it says nonsense about the end token.
     """
-    return _load(Path(path), adapters=True, allow_nonfinite=allow_nonfinite)
+    return _load(Path(path), adapters=True, frozen=frozen, allow_nonfinite=allow_nonfinite)
 
 
-def _load(path: Path, adapters: bool, allow_nonfinite: bool) -> LoadedModel:
+def _load(path: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
     is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
     if is_folder and not ((path / STATE).is_file() or is_checkpoint_name(path)):  # those must be whole: verified below
-        return _from_folder(path, adapters, allow_nonfinite)
+        return _from_folder(path, adapters, frozen, allow_nonfinite)
     found = locate(path)
     if found.path.is_file():
         raise CheckpointError(
@@ -51,29 +54,31 @@ def _load(path: Path, adapters: bool, allow_nonfinite: bool) -> LoadedModel:
             "run directory, or a folder with config.json and model.safetensors"
         )
     verify(found.path)
-    return _from_folder(found.path, adapters, allow_nonfinite, found.skipped)
+    return _from_folder(found.path, adapters, frozen, allow_nonfinite, found.skipped)
 
 
-def _from_folder(path: Path, adapters: bool, allow_nonfinite: bool, skipped: tuple[str, ...] = ()) -> LoadedModel:
+def _from_folder(
+    path: Path, adapters: bool, frozen: bool, allow_nonfinite: bool, skipped: tuple[str, ...] = ()
+) -> LoadedModel:
     if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
         if not adapters:
             raise CheckpointError(f"{path} is named as a base model but holds adapters itself; merge them into theirs")
-        base = _base_of(path, allow_nonfinite)
-        adapted = LoraModel.load(base.model.merged(), path, allow_nonfinite=allow_nonfinite)
+        base = _base_of(path, frozen, allow_nonfinite)
+        if isinstance(base.model, LoraModel):
+            raise CheckpointError(f"{path} names as its base model {base.directory}, which holds adapters itself")
+        adapted = LoraModel.load(base.model, path, allow_nonfinite=allow_nonfinite)
         return LoadedModel(adapted, path, skipped, base.eos_ids)
     config = read_config(path)
-    tensors = open_weights(path, config)
-    model = TrainableModel(config)
-    fill_weights(path, model, tensors, allow_nonfinite=allow_nonfinite)
+    model = read_model(path, config, frozen=frozen, allow_nonfinite=allow_nonfinite)
     return LoadedModel(model, path, skipped, special_token_ids(path, "eos"))
 
 
-def _base_of(path: Path, allow_nonfinite: bool) -> LoadedModel:
+def _base_of(path: Path, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
     """Return the model that the adapters in a folder belong to."""
     place, name = path / ADAPTER_CONFIG, read_adapter_config(path).get("base_model_name_or_path")
     if not name:
         raise CheckpointError(f"{place} names no base model; set base_model_name_or_path to the folder of the model")
     for base in (Path(name), path / name):
         if base.exists():
-            return _load(base, adapters=False, allow_nonfinite=allow_nonfinite)
+            return _load(base, adapters=False, frozen=frozen, allow_nonfinite=allow_nonfinite)
     raise CheckpointError(f"{place}: the base model {name} does not exist here; set base_model_name_or_path")

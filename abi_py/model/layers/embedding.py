@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...kernels.unchecked import embedding_backward, embedding_forward
+from ...kernels.storage.float32 import FLOAT32
+from ...kernels.unchecked import embedding_backward, embedding_forward, stored_rows
 from ...parameters import TensorSpec, Weight
 from .layer import Layer
 
@@ -36,7 +37,10 @@ class Embedding(Layer):
 
     def forward(self, x: np.ndarray, ids: np.ndarray) -> None:
         """Write x (N, C) for ids (N,)."""
-        embedding_forward(x, ids, self.weight.w)
+        if self.weight.storage is FLOAT32:
+            embedding_forward(x, ids, self.weight.w)
+        else:
+            stored_rows(x, ids, self.weight.w, self.weight.storage)
 
     def backward(self, dx: np.ndarray, ids: np.ndarray) -> None:
         """Add to the gradient, if it is trained."""

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...kernels.cross_entropy import scratch_floats
-from ...kernels.unchecked import head_loss, head_loss_backward, product, streamed_product
+from ...kernels.unchecked import head_loss, head_loss_backward, product
 from ...parameters import TensorSpec, Weight
 from .embedding import Embedding
 from .layer import Layer
+from .linear import Linear, Projection
 from .norm import RmsNorm
 from .run import Entry, Form, Run
 
@@ -42,10 +43,11 @@ class Head(Layer):
         super().__init__("")
         self.norm, self.vocab_size, self.width, self.tied = norm, vocab_size, width, tied
         self.name = Embedding.name if tied else "output_proj"
+        self._linear = Linear(width, Projection(self.name, vocab_size))
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
-        own = () if self.tied else (TensorSpec(self.name, (self.vocab_size, self.width)),)
+        own = () if self.tied else self._linear.matrices()
         return (*self.norm.tensors(), *own)
 
     def scratch(self) -> dict[str, Entry]:
@@ -65,7 +67,8 @@ class Head(Layer):
     def bind(self, weights: Callable[[str], Weight]) -> None:
         """Take its weights."""
         self.norm.bind("", weights)
-        self.weight = weights(self.name)
+        self._linear.bind("", weights)
+        (self.weight,), (self.matrix,) = self._linear.parts, self._linear.products
         self.weights = [self.norm.weight, self.weight]  # a tied one too: its gradient is the sum of two
 
     def flops(self, seq_len: int, below: bool) -> float:
@@ -78,29 +81,30 @@ class Head(Layer):
         self.norm.forward(s.hidden, s.r, s.x)
         return s.hidden
 
-    def logits(self, out: np.ndarray, s: HeadScratch) -> None:
+    def logits(self, out: np.ndarray, s: HeadScratch, run: Run) -> None:
         """Write the logits (N, V) of s.hidden."""
-        product(out, s.hidden, self.weight.w, transpose_b=True)
+        self.matrix.product(out, s.hidden, None, run)
 
     def logits_backward(self, dlogits: np.ndarray, s: HeadScratch, run: Run) -> None:
         """Write s.dhidden from the gradient of the logits (N, V), and the matrix's gradient."""
         dw = self.weight.dw
         if dw is not None:  # forward: logits = hidden Wᵀ
             product(dw, dlogits, s.hidden, transpose_a=True, addend=dw if run.accumulate else None)
-        product(s.dhidden, dlogits, self.weight.w)
+        self.matrix.product_backward(s.dhidden, dlogits, None, run)
 
     def decode(self, logits: np.ndarray, x: np.ndarray, n: np.ndarray, r: np.ndarray) -> None:
         """Write the logits (N, V) of x (N, C) for generation; n (N, C) and r (N,) are scratch."""
         self.norm.forward(n, r, x)
-        streamed_product(logits, n, self.weight.w)
+        self.matrix.decode(logits, n, None)
 
     def loss(self, labels: np.ndarray, s: HeadScratch, smoothing: float, run: Run) -> None:
         """Write s.losses and s.hits of s.hidden for labels (N,), negative where none is trained."""
-        head_loss(s.losses, s.hits, s.hidden, self.weight.w, labels, s.logits, smoothing, run.number_format)
+        options = smoothing, run.number_format, self.weight.storage
+        head_loss(s.losses, s.hits, s.hidden, self.weight.w, labels, s.logits, *options)
 
     def loss_backward(self, labels: np.ndarray, s: HeadScratch, smoothing: float, scale: float, run: Run) -> None:
         """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss."""
-        options = scale, smoothing, run.accumulate, run.number_format
+        options = scale, smoothing, run.accumulate, run.number_format, self.weight.storage
         results = s.losses, s.hits, s.dhidden, self.weight.dw
         head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options)
 

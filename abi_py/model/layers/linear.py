@@ -9,8 +9,9 @@
 
 W, b, B and u consist of the parts' own (q, k and v; gate and up).  Matrices of parts that are float32 neighbours in one
 buffer are one matrix, and one product; any other matrix is a product of its own, which is why a bias that is stored
-between two of them can never become rows of one.  The adapters (LoRA) of the parts see x with one mask, unless there is
-dropout, where each has a mask of its own, as in PEFT: a *group* has the As that are one product.
+between two of them can never become rows of one, and why parts may be kept in different storages.  The adapters (LoRA)
+of the parts see x with one mask, unless there is dropout, where each has a mask of its own, as in PEFT: a *group* has
+the As that are one product.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
 """
@@ -22,18 +23,22 @@ from typing import Protocol
 
 import numpy as np
 
+from ...kernels.storage import Storage
+from ...kernels.storage.float32 import FLOAT32
 from ...kernels.unchecked import (
     bias_backward,
     bias_forward,
     dropout_backward,
     dropout_forward,
     product,
+    stored_product,
+    stored_product_backward,
     streamed_product,
 )
 from ...parameters import TensorSpec, Weight, adjoin, joined
 from .run import Entry, Form, Run
 
-__all__ = ["Adapter", "AdapterScratch", "Group", "Linear", "Part", "Projection", "adapter_scratch"]
+__all__ = ["Adapter", "AdapterScratch", "Group", "Joined", "Linear", "Part", "Projection", "adapter_scratch"]
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,34 @@ class AdapterScratch(Protocol):
 
 
 @dataclass(frozen=True)
-class _Joined:
+class Joined:
     """Matrices (out, in) or biases (out,) of neighbouring parts as one, with their gradients."""
 
     columns: slice  # of y
     w: np.ndarray
     dw: np.ndarray | None
+    storage: Storage
+
+    def product(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None, run: Run) -> None:
+        """Write y = x Wᵀ (+ addend)."""
+        if self.storage is FLOAT32:
+            product(y, x, self.w, transpose_b=True, addend=addend, number_format=run.number_format)
+        else:
+            stored_product(y, x, self.w, self.storage, addend, run.number_format)
+
+    def product_backward(self, dx: np.ndarray, dy: np.ndarray, addend: np.ndarray | None, run: Run) -> None:
+        """Write dx = dy W (+ addend)."""
+        if self.storage is FLOAT32:
+            product(dx, dy, self.w, addend=addend, number_format=run.number_format)
+        else:
+            stored_product_backward(dx, dy, self.w, self.storage, addend, run.number_format)
+
+    def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None) -> None:
+        """Write y = x Wᵀ (+ addend) for generation."""
+        if self.storage is FLOAT32:
+            streamed_product(y, x, self.w, addend=addend)
+        else:
+            stored_product(y, x, self.w, self.storage, addend)
 
 
 class Linear:
@@ -108,6 +135,7 @@ class Linear:
         self.width = sum(projection.width for projection in projections)
         self.adapter: Adapter | None = None
         self.parts: list[Weight] = []  # bound
+        self.products: list[Joined] = []  # those, neighbours joined
         self.weights: list[Weight] = []  # those, and the biases
         self.rank, self.dropout = 0, False  # of its adapters together; whether something of x is dropped
 
@@ -147,7 +175,7 @@ class Linear:
         self.parts = [weights(at + p.name) for p in self.projections]
         biases = [weights(at + self.projections[i].bias) for i in biased]
         self.weights = [*self.parts, *biases]
-        self._products = _join(self.parts, columns)
+        self.products = _join(self.parts, columns)
         self._biases = _join(biases, [columns[i] for i in biased])
 
     def is_trained(self) -> bool:
@@ -161,9 +189,9 @@ class Linear:
         self, y: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run, addend: np.ndarray | None = None
     ) -> None:
         """Overwrite y (N, out) from x (N, in), with addend (N, out) added; u (R, N) is what the adapters save."""
-        for each in self._products:
+        for each in self.products:
             base = self._base(each, len(x), addend)
-            product(_of(y, each.columns), x, each.w, transpose_b=True, addend=base, number_format=run.number_format)
+            each.product(_of(y, each.columns), x, base, run)
         self._add_biases(y, addend)
         if self.adapter is None:
             return
@@ -179,11 +207,21 @@ class Linear:
 
     def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None = None) -> None:
         """Overwrite y from x for generation, with addend added; few rows of x read each weight as it lies."""
-        for each in self._products:
-            streamed_product(_of(y, each.columns), x, each.w, addend=self._base(each, len(x), addend))
+        for each in self.products:
+            each.decode(_of(y, each.columns), x, self._base(each, len(x), addend))
         self._add_biases(y, addend)
+        if self.adapter is None:
+            return
+        for group in self.adapter.groups:
+            u = np.empty((len(x), len(group.a)), np.float32)
+            streamed_product(u, x, group.a)
+            u *= np.float32(self.adapter.scale)
+            for part in group.parts:
+                ranks = slice(part.ranks.start - group.ranks.start, part.ranks.stop - group.ranks.start)
+                target = y[:, part.columns]
+                streamed_product(target, u[:, ranks], part.b, addend=target)
 
-    def _base(self, each: _Joined, rows: int, addend: np.ndarray | None) -> np.ndarray | None:
+    def _base(self, each: Joined, rows: int, addend: np.ndarray | None) -> np.ndarray | None:
         """Return what a product is added to: its columns of addend, or else its biases, in every row."""
         if addend is not None:
             return _of(addend, each.columns)
@@ -192,7 +230,7 @@ class Linear:
 
     def _add_biases(self, y: np.ndarray, addend: np.ndarray | None) -> None:
         """Add those biases that the products did not begin with."""
-        begun = [each.columns for each in self._products] if addend is None else []
+        begun = [each.columns for each in self.products] if addend is None else []
         for bias in self._biases:
             if bias.columns not in begun:
                 bias_forward(_of(y, bias.columns), bias.w)
@@ -228,7 +266,7 @@ class Linear:
 
     def weight_gradients(self, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Add to the gradients of the matrices and adapters, or overwrite them; those of biases are added to."""
-        for each in self._products:
+        for each in self.products:
             if each.dw is not None:  # forward: y = x Wᵀ
                 base = each.dw if run.accumulate else None
                 product(
@@ -256,8 +294,8 @@ class Linear:
 
     def input_gradient(self, dx: np.ndarray, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Overwrite dx (N, in)."""
-        for index, each in enumerate(self._products):
-            product(dx, _of(dy, each.columns), each.w, addend=dx if index else None, number_format=run.number_format)
+        for index, each in enumerate(self.products):
+            each.product_backward(dx, _of(dy, each.columns), dx if index else None, run)
         if self.adapter is None:
             return
         du = _shaped(s.du, *u.shape)
@@ -278,7 +316,7 @@ def adapter_scratch(linears: Sequence[Linear]) -> dict[str, Entry]:
     return {"du": Entry(max(linear.rank for linear in linears), Form.FLAT), "dropped": Entry(widest, Form.FLAT)}
 
 
-def _join(weights: Sequence[Weight], columns: Sequence[slice]) -> list[_Joined]:
+def _join(weights: Sequence[Weight], columns: Sequence[slice]) -> list[Joined]:
     """Return the weights of parts with these columns of y; those that are neighbours on both counts are one."""
     runs: list[list[int]] = []
     for i, weight in enumerate(weights):
@@ -290,7 +328,8 @@ def _join(weights: Sequence[Weight], columns: Sequence[slice]) -> list[_Joined]:
     for run in runs:
         gradients = [dw for i in run if (dw := weights[i].dw) is not None]
         span = slice(columns[run[0]].start, columns[run[-1]].stop)
-        found.append(_Joined(span, joined([weights[i].w for i in run]), joined(gradients) if gradients else None))
+        w, dw = joined([weights[i].w for i in run]), joined(gradients) if gradients else None
+        found.append(Joined(span, w, dw, weights[run[0]].storage))
     return found
 
 

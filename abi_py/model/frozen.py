@@ -1,0 +1,73 @@
+"""FrozenModel: weights that are only read, as they lie in a folder: memory-mapped, each in its own storage.
+
+It has neither gradients nor moments.  It evaluates, it decodes, and adapters can be trained on it; a folder in bfloat16
+so takes two bytes for each weight, which the system reads when they are first used.  Norms and biases, a thousandth of
+a model, are float32 copies.  Losses and logits have the bits of the model with all weights widened to float32; in the
+gradients of adapters the sums over q, k and v are in another order, because only float32 neighbours are one product.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import TrainableModelConfig
+from ..families import layers, tensor_table
+from ..formats.safetensors import Stored
+from ..kernels.storage import STORAGES, Storage
+from ..parameters import Buffers, Weight
+from .transformer import TrainableModel, Transformer
+
+__all__ = ["FrozenModel"]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    raw: np.ndarray
+    storage: Storage
+
+
+def _keep(tensor: Stored) -> _Kept:
+    """Return a tensor in one of the storages; what has none (float64), and vectors, are copied to float32."""
+    matrix = tensor.raw.ndim == 2
+    if matrix and tensor.bf16:
+        return _Kept(tensor.raw, STORAGES["bf16"])
+    if matrix and tensor.raw.dtype == np.float16:
+        return _Kept(tensor.raw, STORAGES["float16"])
+    return _Kept(np.array(tensor.widened(), np.float32), STORAGES["float32"])
+
+
+class FrozenModel(Transformer):
+    """A model of which nothing is trained, over the tensors of a folder by our names."""
+
+    def __init__(self, config: TrainableModelConfig, tensors: Mapping[str, Stored]) -> None:
+        """Take the tensors as they lie; those without a storage of their own are copied to float32."""
+        self.parameters = Buffers(())
+        self.table = tensor_table(config)
+        self._kept = {entry.name: _keep(tensors[entry.name]) for entry in self.table}
+        made = layers(config)
+        for layer in made:
+            layer.bind(self.frozen)
+        super().__init__(config, {name: kept.raw for name, kept in self._kept.items()}, made)
+
+    def frozen(self, name: str) -> Weight:
+        """Return a tensor for a layer that does not train it."""
+        kept = self._kept[name]
+        return Weight(name, kept.raw, None, kept.storage)
+
+    def _begin_backward(self) -> bool:
+        raise RuntimeError("nothing of a FrozenModel is trained; put adapters on it: LoraModel(model)")
+
+    def storages(self) -> tuple[str, ...]:
+        """Return the names of the storages that its matrices are kept in."""
+        return tuple(sorted({kept.storage.name for kept in self._kept.values() if kept.raw.ndim == 2}))
+
+    def widened(self) -> TrainableModel:
+        """Return a copy whose weights are float32, and are trained."""
+        model = TrainableModel(self.config, np.zeros(sum(entry.size for entry in self.table), np.float32))
+        for name, kept in self._kept.items():
+            if kept.raw.ndim == 2:
+                kept.storage.decode(model.weights[name], kept.raw, 0)
+            else:
+                model.weights[name] = kept.raw
+        return model
