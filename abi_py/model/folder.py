@@ -9,7 +9,7 @@ Where two tensors speak of one thing, transformers' choice holds (measured with 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -46,6 +46,14 @@ def read_config(folder: Path) -> TrainableModelConfig:
     return config_from_huggingface(read_json(path), str(path))
 
 
+@overload
+def read_model(
+    folder: Path, config: TrainableModelConfig, *, frozen: Literal[False] = False, allow_nonfinite: bool = False
+) -> TrainableModel: ...
+@overload
+def read_model(
+    folder: Path, config: TrainableModelConfig, *, frozen: bool, allow_nonfinite: bool = False
+) -> TrainableModel | FrozenModel: ...
 def read_model(
     folder: Path, config: TrainableModelConfig, *, frozen: bool = False, allow_nonfinite: bool = False
 ) -> TrainableModel | FrozenModel:

@@ -25,9 +25,7 @@ from ..files import atomic_json
 from ..formats.deepzig import TRAINING_ARGS
 from ..model import LoraModel, TrainableModel
 from ..model.folder import read_config, read_model
-from ..model.frozen import FrozenModel
 from ..model.presets import preset
-from ..model.transformer import Transformer
 from ..training.events import Sink
 from ..training.trainer import LlamaTrainer
 from ..training.trainer_state import TRAINER_STATE, TrainerStateSink
@@ -114,15 +112,12 @@ class DeepZigRun:
 
     # -- the model -------------------------------------------------------------------------------
 
-    def make_model(self) -> Transformer:
+    def make_model(self) -> TrainableModel | LoraModel:
         """Return the model to train: fresh weights or those of `base`; with LoRA, adapters on it."""
-        config = self.config
-        if config.base is None:
-            model: TrainableModel | FrozenModel = TrainableModel(self.shape)
-        else:
-            model = read_model(Path(config.base), self.shape, frozen=config.use_lora)
+        config, base = self.config, Path(self.config.base) if self.config.base is not None else None
         if not config.use_lora:
-            return model
+            return TrainableModel(self.shape) if base is None else read_model(base, self.shape)
+        model = TrainableModel(self.shape) if base is None else read_model(base, self.shape, frozen=True)
         lora = LoraConfig(rank=config.lora_rank, alpha=LORA_ALPHA, dropout=LORA_DROPOUT, seed=config.seed)
         return LoraModel(model, lora, base_model=config.base)
 
