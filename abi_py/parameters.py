@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import ConfigError
 from .kernels.storage import Storage
-from .kernels.storage.float32 import FLOAT32
+from .kernels.storage.float32 import STORAGE as FLOAT32
 
 __all__ = ["Buffers", "Parameters", "Tensor", "TensorSpec", "Views", "Weight", "adjoin", "joined"]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...kernels.storage.float32 import FLOAT32
+from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import embedding_backward, embedding_forward, stored_rows
 from ...parameters import TensorSpec, Weight
 from .layer import Layer

@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 
 from ...kernels.storage import Storage
-from ...kernels.storage.float32 import FLOAT32
+from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import (
     bias_backward,
     bias_forward,
