@@ -9,7 +9,7 @@ Where two tensors speak of one thing, transformers' choice holds (measured with 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from .frozen import FrozenModel
 from .layers.embedding import Embedding
 from .transformer import TrainableModel
 
-__all__ = ["config_from_huggingface", "open_weights", "read_config", "read_model"]
+__all__ = ["config_from_huggingface", "open_weights", "read_config", "read_frozen", "read_model"]
 
 # Buffers that older versions stored, and that follow from config.json.
 DERIVED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")
@@ -46,28 +46,30 @@ def read_config(folder: Path) -> TrainableModelConfig:
     return config_from_huggingface(read_json(path), str(path))
 
 
-@overload
-def read_model(
-    folder: Path, config: TrainableModelConfig, *, frozen: Literal[False] = False, allow_nonfinite: bool = False
-) -> TrainableModel: ...
-@overload
-def read_model(
-    folder: Path, config: TrainableModelConfig, *, frozen: bool, allow_nonfinite: bool = False
-) -> TrainableModel | FrozenModel: ...
-def read_model(
-    folder: Path, config: TrainableModelConfig, *, frozen: bool = False, allow_nonfinite: bool = False
-) -> TrainableModel | FrozenModel:
-    """Return the model of a folder, of the shape `config`.
+def read_model(folder: Path, config: TrainableModelConfig, *, allow_nonfinite: bool = False) -> TrainableModel:
+    """Return the model of a folder, of the shape `config`; all of it can be trained.
 
-    With `frozen` nothing of it will be trained: weights in bfloat16 or float16 then stay as they lie, memory-mapped.
     CheckpointError as of `open_weights`, and for NaN or infinity, if not allowed.
     """
+    return _trainable(folder, config, open_weights(folder, config), allow_nonfinite)
+
+
+def read_frozen(
+    folder: Path, config: TrainableModelConfig, *, allow_nonfinite: bool = False
+) -> TrainableModel | FrozenModel:
+    """Return the same where nothing of it will be trained: bfloat16 and float16 stay as they lie, memory-mapped."""
     tensors = open_weights(folder, config)
-    if frozen and any(tensor.is_narrow for tensor in tensors.values()):
-        if not allow_nonfinite:
-            for entry in tensor_table(config):  # one after the other: each is read, none is kept
-                check_read(folder, {entry.hf_name: tensors[entry.name].widened()})
-        return FrozenModel(config, tensors)
+    if not any(tensor.is_narrow for tensor in tensors.values()):
+        return _trainable(folder, config, tensors, allow_nonfinite)
+    if not allow_nonfinite:
+        for entry in tensor_table(config):  # one after the other: each is read, none is kept
+            check_read(folder, {entry.hf_name: tensors[entry.name].widened()})
+    return FrozenModel(config, tensors)
+
+
+def _trainable(
+    folder: Path, config: TrainableModelConfig, tensors: Mapping[str, Stored], allow_nonfinite: bool
+) -> TrainableModel:
     model = TrainableModel(config)
     for name, tensor in tensors.items():
         model.weights[name] = tensor.widened()

@@ -8,7 +8,7 @@ from ..formats.huggingface import CONFIG
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
-from ..model.folder import read_config, read_model
+from ..model.folder import read_config, read_frozen, read_model
 from ..model.frozen import FrozenModel
 from .checkpoint import STATE, is_checkpoint_name, locate, verify
 
@@ -69,7 +69,8 @@ def _from_folder(
         adapted = LoraModel.load(base.model, path, allow_nonfinite=allow_nonfinite)
         return LoadedModel(adapted, path, skipped, base.eos_ids)
     config = read_config(path)
-    model = read_model(path, config, frozen=frozen, allow_nonfinite=allow_nonfinite)
+    read = read_frozen if frozen else read_model
+    model = read(path, config, allow_nonfinite=allow_nonfinite)
     return LoadedModel(model, path, skipped, special_token_ids(path, "eos"))
 
 
