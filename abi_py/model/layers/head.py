@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...kernels.cross_entropy import scratch_floats
+from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import head_loss, head_loss_backward, product
 from ...parameters import TensorSpec, Weight
 from .embedding import Embedding
@@ -69,6 +70,7 @@ class Head(Layer):
         self.norm.bind("", weights)
         self._linear.bind("", weights)
         (self.weight,), (self.matrix,) = self._linear.parts, self._linear.products
+        self._storage = None if self.weight.storage is FLOAT32 else self.weight.storage
         self.weights = [self.norm.weight, self.weight]  # a tied one too: its gradient is the sum of two
 
     def flops(self, seq_len: int, below: bool) -> float:
@@ -99,12 +101,12 @@ class Head(Layer):
 
     def loss(self, labels: np.ndarray, s: HeadScratch, smoothing: float, run: Run) -> None:
         """Write s.losses and s.hits of s.hidden for labels (N,), negative where none is trained."""
-        options = smoothing, run.number_format, self.weight.storage
+        options = smoothing, run.number_format, self._storage
         head_loss(s.losses, s.hits, s.hidden, self.weight.w, labels, s.logits, *options)
 
     def loss_backward(self, labels: np.ndarray, s: HeadScratch, smoothing: float, scale: float, run: Run) -> None:
         """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss."""
-        options = scale, smoothing, run.accumulate, run.number_format, self.weight.storage
+        options = scale, smoothing, run.accumulate, run.number_format, self._storage
         results = s.losses, s.hits, s.dhidden, self.weight.dw
         head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options)
 
