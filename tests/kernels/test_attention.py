@@ -314,7 +314,7 @@ def test_same_bits_for_any_thread_count(rng, same_bits):
 
 
 def test_wide_heads_and_then_narrow_ones(rng):
-    """The scratch is made for the widest heads seen; heads narrower than it must not read what lies beside."""
+    """The scratch is made for the widest heads seen; heads narrower than it must not read what is beside."""
     for shape in ((1, 5, 2, 1, 40), (1, 5, 2, 1, 3), (2, 5, 1, 1, 64), (1, 4, 2, 2, 7)):
         arrays, starts = inputs(rng, *shape)
         check_equal(arrays, starts, shape[0], *shape[2:4])

@@ -124,7 +124,7 @@ def test_without_depth_the_product_is_zero(rng, way):
     assert np.array_equal(matmul(a, b, before.copy(), *way, accumulate=True), before)
 
 
-# -- how operands lie ----------------------------------------------------------------------------
+# -- layouts of operands --------------------------------------------------------------------------
 
 
 def layouts(x):

@@ -1,4 +1,4 @@
-"""Whoever calls a kernel with arrays that do not fit is told so: no garbage, no NaN, no write past the end."""
+"""A call with arrays that do not fit is an error that says so: no garbage, no NaN, no write past the end."""
 
 import importlib
 import inspect

@@ -1,6 +1,6 @@
 """Panels: the four ways of packing, for each storage and each number format, at every edge.
 
-What is expected stands here in NumPy: one run checks the compiled operations, one with NUMBA_DISABLE_JIT=1 their twins.
+What is expected is here in NumPy: one run checks the compiled operations, one with NUMBA_DISABLE_JIT=1 their twins.
 """
 
 import numpy as np
@@ -108,7 +108,7 @@ def test_packing(rng, name, number_format, stored, kind):
 @pytest.mark.parametrize("number_format", TABLES)
 @pytest.mark.parametrize("name", PACKERS)
 def test_packing_reads_nothing_beyond_the_edge(name, number_format, stored):
-    """What lies past the last row and column is NaN; none of it may show in the panels."""
+    """What is past the last row and column is NaN; none of it may show in the panels."""
     pack, width, rows_counted = PACKERS[name]
     nan, one = (0x7FC0, 0x3F80) if stored == "bfloat16" else (np.nan, 1)
     whole = np.full((4 * COLUMNS, 4 * COLUMNS), nan, np.uint16 if stored == "bfloat16" else np.float32)

@@ -1,6 +1,6 @@
 """The register tile at every edge, on panels of float32 and of bfloat16 pairs.
 
-What is expected stands here in NumPy: one run checks the compiled operations, one with NUMBA_DISABLE_JIT=1 their twins.
+What is expected is here in NumPy: one run checks the compiled operations, one with NUMBA_DISABLE_JIT=1 their twins.
 """
 
 import numpy as np

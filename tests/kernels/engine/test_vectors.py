@@ -46,7 +46,7 @@ def test_exp_error_bound(rng):
 
 
 def test_exp_around_every_reduction_step():
-    """x = n ln 2 + r: the largest r, and so the largest error, lies half way between multiples of ln 2."""
+    """x = n ln 2 + r: the largest r, and so the largest error, is half way between multiples of ln 2."""
     middle = (np.arange(-125, 128) + 0.5) * np.log(2)
     x = (middle[:, None] + np.linspace(-1e-4, 1e-4, 41)).ravel().astype(np.float32)
     x = x[(x > -87.3) & (x < 88.7)]
