@@ -5,8 +5,9 @@
 
     y dy (N, C)   b db (C,)   N = B*T       saved for backward: nothing
 
-y is changed in place, db is added to.  A product that writes y begins with b instead (`product`'s addend with a row
-stride of zero); the kernel here is for outputs that begin with something else.  Sums run in float64.
+y is changed in place, db is added to.  Sums run in float64.  A product could begin with b, as an addend whose rows are
+all the same memory; but Numba compiles a product anew for each layout of its operands, which takes longer than this
+pass ever will.
 """
 
 import numpy as np

@@ -47,7 +47,7 @@ FORWARD = (
     *("embedding_forward", "rms_norm_forward", "rope_forward", "swiglu_forward"),
     *("_attention_forward", "_product"),  # these two where a prompt is long
 )
-NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", "bias_forward", *GENERATION)
+NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", *GENERATION)
 ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float32
 ROUTINES = "routines"
 OTHER_TYPES = {Precision.BF16: ("swiglu_backward", *ONLY_NARROW)}  # kernels that a precision calls with other types
@@ -305,7 +305,7 @@ def _exercise(name: str, precision: str) -> None:
     import numpy as np
 
     from ..config import LlmTrainingConfig, OptimizerType
-    from ..kernels import bias, dropout
+    from ..kernels import dropout
     from ..kernels.engine.peak import measured_peak
     from ..training.trainer import LlamaTrainer
 
@@ -313,7 +313,6 @@ def _exercise(name: str, precision: str) -> None:
     alone: dict[str, Callable[[], object]] = {  # what no step of a model without adapters calls
         "dropout_forward": lambda: dropout.dropout_forward(x, x, 0.5, 1),
         "dropout_backward": lambda: dropout.dropout_backward(x, x, 0.5, 1),
-        "bias_forward": lambda: bias.bias_forward(x, x[0]),
         "_repeat_tile": lambda: measured_peak(0.0, bf16=precision == "bf16"),
     }
     if name in alone:

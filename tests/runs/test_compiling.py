@@ -174,15 +174,21 @@ def test_work_is_shared_out_by_its_length():
 
 
 @compiled_only
-def test_every_kernel_is_run_by_what_compiles_it():
-    """In a process of its own, where no other test has called one."""
+def test_every_kernel_is_compiled_by_what_runs_it_and_once():
+    """In a process of its own, where no other test has called one.
+
+    Each layout of an operand is another compilation of many seconds: a step takes the same ones throughout.
+    """
     code = """
 from abi_py.runs import compiling
 for name in compiling.kernel_names():
     kernel, _, precision = name.partition(":")
     if kernel != compiling.ROUTINES:
         compiling._exercise(kernel, precision or "fp32")
-print(*(name for name, (_, kernel) in compiling._dispatchers().items() if not kernel.overloads))
+twice = {"swiglu_backward": 2, "cache_append": 2}  # for saved bfloat16; for the columns of one row and of several
+for name, (_, kernel) in compiling._dispatchers().items():
+    if len(kernel.overloads) != twice.get(name, 1):
+        print(name, len(kernel.overloads))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr

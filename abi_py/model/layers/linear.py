@@ -190,9 +190,9 @@ class Linear:
     ) -> None:
         """Overwrite y (N, out) from x (N, in), with addend (N, out) added; u (R, N) is what the adapters save."""
         for each in self.products:
-            base = self._base(each, len(x), addend)
+            base = None if addend is None else _of(addend, each.columns)
             each.product(_of(y, each.columns), x, base, run)
-        self._add_biases(y, addend)
+        self._add_biases(y)
         if self.adapter is None:
             return
         for group in self.adapter.groups:
@@ -208,8 +208,9 @@ class Linear:
     def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None = None) -> None:
         """Overwrite y from x for generation, with addend added; few rows of x read each weight as it lies."""
         for each in self.products:
-            each.decode(_of(y, each.columns), x, self._base(each, len(x), addend))
-        self._add_biases(y, addend)
+            base = None if addend is None else _of(addend, each.columns)
+            each.decode(_of(y, each.columns), x, base)
+        self._add_biases(y)
         if self.adapter is None:
             return
         for group in self.adapter.groups:
@@ -221,19 +222,10 @@ class Linear:
                 target = y[:, part.columns]
                 streamed_product(target, u[:, ranks], part.b, addend=target)
 
-    def _base(self, each: Joined, rows: int, addend: np.ndarray | None) -> np.ndarray | None:
-        """Return what a product is added to: its columns of addend, or else its biases, in every row."""
-        if addend is not None:
-            return _of(addend, each.columns)
-        b = next((bias.w for bias in self._biases if bias.columns == each.columns), None)
-        return None if b is None else np.broadcast_to(b, (rows, b.size))
-
-    def _add_biases(self, y: np.ndarray, addend: np.ndarray | None) -> None:
-        """Add those biases that the products did not begin with."""
-        begun = [each.columns for each in self.products] if addend is None else []
+    def _add_biases(self, y: np.ndarray) -> None:
+        """Add the biases to what the products have written."""
         for bias in self._biases:
-            if bias.columns not in begun:
-                bias_forward(_of(y, bias.columns), bias.w)
+            bias_forward(_of(y, bias.columns), bias.w)
 
     def backward(
         self, dx: np.ndarray | None, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run
