@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..generation import Generation, Generator
 
 
-
 @click.command(
     cls=Verb,
     example='abi-train generate runs/20260122-101500 --prompt Hello --max-new-tokens 100',

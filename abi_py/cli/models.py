@@ -12,6 +12,7 @@ from ..runs.models import find_model
 from .console import note
 
 if TYPE_CHECKING:
+    from ..model.transformer import Transformer
     from ..training.loading import LoadedModel
 
 __all__ = [
@@ -50,10 +51,10 @@ def open_model(path: Path) -> "LoadedModel":
     return loaded
 
 
-def compile_for_decoding(model: Any) -> None:
+def compile_for_decoding(model: "Transformer") -> None:
     """Compile or load the kernels for a model, once all that can be wrong with flags and files has been told."""
     compiling.compile_missing(compiling.kernels_of_generation(), note)
-    compiling.decode_once([model.config.family])  # so that no speed that is shown later has compiling or loading in it
+    compiling.decode_like(model)  # so that no speed that is shown later has compiling or loading in it
 
 
 def set_threads_option(threads: int | None) -> None:

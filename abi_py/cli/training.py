@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..data.batch import TokenArray
     from ..model.transformer import Transformer
-    from ..training.events import Sink
+    from ..training.events import Event, Sink
     from ..training.feed import Data
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
@@ -72,12 +72,14 @@ LINE_SECONDS = 2.0  # where there is no terminal, lines of steps come at most th
 class _Thinned:
     """Hands events on to the console, but not every step where nobody is looking; metrics.jsonl has them all."""
 
-    def __init__(self, sink: Any, seconds: float) -> None:
+    def __init__(self, sink: "Sink", seconds: float) -> None:
         self.sink, self.seconds, self.shown = sink, seconds, -math.inf
 
-    def handle(self, event: Any) -> None:
+    def handle(self, event: "Event") -> None:
         """Hand an event on."""
-        if event.type == "step" and event.logged and self.seconds:
+        from ..training.events import StepEvent
+
+        if isinstance(event, StepEvent) and event.logged and self.seconds:
             now = time.monotonic()
             if now - self.shown < self.seconds:
                 event = dataclasses.replace(event, logged=False)
@@ -117,7 +119,6 @@ def fit_and_show(
     """
     from ..kernels.engine.peak import measured_peak
     from ..training.console import ConsoleSink
-    from ..training.events import Event
     from ..training.metrics import METRICS, JsonlSink
     from ..training.report import REPORT, write_report
     from ..training.stop import HANG_UP, GracefulStop
@@ -133,7 +134,7 @@ def fit_and_show(
         class StopWhenNobodyReads:
             """The reader of our output has gone: stop like Ctrl-C, and save."""
 
-            def handle(self, event: Event) -> None:
+            def handle(self, event: "Event") -> None:
                 """Look at the console."""
                 if getattr(console, "broken", False):
                     stop.request()

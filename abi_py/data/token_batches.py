@@ -91,15 +91,7 @@ class BatchIterator(Feed):
         self._order_epoch = -1
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "drop_last": self.drop_last,
-            "batch_size": self.batch_size,
-            "seq_len": self.seq_len,
-            "num_tokens": len(self.dataset),
-            "fingerprint": self.dataset.fingerprint(),
-        }
+        return {**self.order, "num_tokens": len(self.dataset), "fingerprint": self.dataset.fingerprint()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the data as plain ints and bools (fit for JSON), with what it depends on."""

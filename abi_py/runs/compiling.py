@@ -25,13 +25,16 @@ from ..errors import AbiError
 from ..shape import ModelFamily, Precision
 
 if TYPE_CHECKING:
+    from ..kernels.engine.number_formats import AnyFormat
     from ..model import TrainableModel
+    from ..model.frozen import FrozenModel
+    from ..model.transformer import Transformer
 
 __all__ = [
     "compile_for_training",
     "compile_kernels",
     "compile_missing",
-    "decode_once",
+    "decode_like",
     "is_cached",
     "kernel_names",
     "kernels_of_generation",
@@ -117,7 +120,7 @@ def is_cached(name: str) -> bool:
     return bool(files) and all(map(whole, files))
 
 
-def _number_format(precision: str) -> Any:
+def _number_format(precision: str) -> "AnyFormat":
     """Return the number format of a precision; from the kernels, so that `info` need not load the model."""
     from ..kernels.engine.number_formats import PRECISIONS
 
@@ -319,7 +322,7 @@ def _exercise(name: str, precision: str) -> None:
         alone[name]()
         return
     if name in GENERATION:
-        decode_once()
+        decode_once(map(_tiny, ModelFamily))
         return
     kinds = {kernel: kind for kind, kernel in OPTIMIZERS.items()}
     # No NaN guard: what the silent kernels leave unwritten may be anything.
@@ -345,13 +348,34 @@ def _tiny(family: ModelFamily) -> "TrainableModel":
     return TrainableModel(TrainableModelConfig.from_dict({**heads, **sizes, "family": family}))
 
 
-def decode_once(families: Iterable[ModelFamily] = ModelFamily) -> None:
-    """Read two tokens and write one with a model of each family, with the types of generation."""
+def _tiny_frozen(family: ModelFamily, storage: str) -> "FrozenModel":
+    from ..formats.safetensors import Stored
+    from ..kernels.storage import STORAGES
+    from ..model.frozen import FrozenModel
+
+    model, keep = _tiny(family), STORAGES[storage].encode_ref
+    kept = {name: Stored(keep(w), storage == "bf16") if w.ndim == 2 else Stored(w) for name, w in model.weights.items()}
+    return FrozenModel(model.config, kept)
+
+
+def decode_like(model: "Transformer") -> None:
+    """Decode with tiny models of a model's family, whose matrices are kept as its own are: all it needs is compiled."""
+    from ..model import LoraModel
+    from ..model.frozen import FrozenModel
+
+    family, base = model.config.family, model.model if isinstance(model, LoraModel) else model
+    storages = base.storages() if isinstance(base, FrozenModel) else ()
+    decode_once([_tiny_frozen(family, storage) for storage in storages] or [_tiny(family)])
+
+
+def decode_once(models: "Iterable[Transformer]") -> None:
+    """Read a few tokens and write one with each model, with the types of generation: products of many rows and few."""
     import numpy as np
 
     from ..generation.decoder import Decoder
+    from ..kernels.matmul import FEW
 
-    for family in families:
-        decoder = Decoder(_tiny(family))
-        decoder.prefill(0, np.arange(2, dtype=np.int32))
+    for model in models:
+        decoder = Decoder(model)
+        decoder.prefill(0, np.arange(FEW + 1, dtype=np.int32))
         decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))

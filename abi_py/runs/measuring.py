@@ -12,6 +12,8 @@ from .settings import ChatConfig
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..data.tokenizer import Tokenizer
+    from ..generation.text import TextCodec
     from ..training.loading import LoadedModel
     from ..training.perplexity import PerplexityResult
 
@@ -30,7 +32,9 @@ class Measurement:
     notes: list[str] = field(default_factory=list)
 
 
-def of_text(loaded: "LoadedModel", data: Path, codec: Any, context: int | None, stride: int | None) -> Measurement:
+def of_text(
+    loaded: "LoadedModel", data: Path, tokenizer: "Tokenizer | None", context: int | None, stride: int | None
+) -> Measurement:
     """Return the measurement of a text, or of token ids."""
     import numpy as np
 
@@ -40,7 +44,7 @@ def of_text(loaded: "LoadedModel", data: Path, codec: Any, context: int | None, 
     size = context if context is not None else min(CONTEXT, longest)
     check_windows(size, stride, longest)
     notes: list[str] = []
-    ids, codec = _read_ids(data, codec, loaded.model.config.vocab_size, notes)
+    ids, codec = _read_ids(data, tokenizer, loaded.model.config.vocab_size, notes)
     next(windows(len(ids), size, stride))  # raises for too short a text
     bos_id = None if codec is None else next(iter(codec.around[0]), None)
 
@@ -53,7 +57,7 @@ def of_text(loaded: "LoadedModel", data: Path, codec: Any, context: int | None, 
 
 
 def of_conversations(
-    loaded: "LoadedModel", files: list[Path], codec: Any, template: str | None, context: int | None
+    loaded: "LoadedModel", files: list[Path], codec: "Tokenizer | None", template: str | None, context: int | None
 ) -> Measurement:
     """Return the measurement of the answers in files of conversations; what is cut or left out is told."""
     from ..generation.text import text_codec
@@ -78,7 +82,9 @@ def of_conversations(
     return Measurement(measure, facts, ["; ".join([opened.dataset.summary(), *opened.dataset.notes])])
 
 
-def _read_ids(data: Path, codec: Any, vocab_size: int, notes: list[str]) -> "tuple[np.ndarray, Any]":
+def _read_ids(
+    data: Path, tokenizer: "Tokenizer | None", vocab_size: int, notes: list[str]
+) -> "tuple[np.ndarray, TextCodec | None]":
     """Return the ids of a text, or of a .bin file, and what turns them into text, if anything does.
 
     Documents of a directory follow one another as in a token file.
@@ -89,9 +95,9 @@ def _read_ids(data: Path, codec: Any, vocab_size: int, notes: list[str]) -> "tup
     from ..data.sources import is_token_file
     from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
-    from ..generation.text import ByteText, text_codec
+    from ..generation.text import text_codec
 
-    codec = text_codec(codec, vocab_size)
+    codec = text_codec(tokenizer, vocab_size)
     if is_token_file(data):
         info = read_sidecar(data)
         if info is not None and info.vocab_size > vocab_size:
@@ -104,8 +110,8 @@ def _read_ids(data: Path, codec: Any, vocab_size: int, notes: list[str]) -> "tup
         if dataset.info is not None:
             if codec is None:
                 codec = text_codec(dataset.info.load_tokenizer(data), vocab_size)
-            elif not isinstance(codec, ByteText):
-                dataset.info.check_tokenizer(codec, data, "tokenize again with the model's own tokenizer")
+            elif tokenizer is not None:
+                dataset.info.check_tokenizer(tokenizer, data, "tokenize again with the model's own tokenizer")
             if isinstance(codec, Tokenizer) and (problem := dataset.info.other_convention(codec, data)):
                 notes.append(f"note: {problem}")
         return np.asarray(dataset.tokens), codec
@@ -116,7 +122,7 @@ def _read_ids(data: Path, codec: Any, vocab_size: int, notes: list[str]) -> "tup
     return text_ids(data, codec, notes), codec
 
 
-def text_ids(data: Path, codec: Any, notes: list[str]) -> "np.ndarray":
+def text_ids(data: Path, codec: "TextCodec", notes: list[str]) -> "np.ndarray":
     """Return the ids of all documents, cut into pieces on the way: 4 bytes a token are what is in memory.
 
     They are those of a token file, but that the last document has no end-of-document token.
@@ -127,11 +133,10 @@ def text_ids(data: Path, codec: Any, notes: list[str]) -> "np.ndarray":
     from ..data.documents import Documents
     from ..data.encoders import ByteEncoder, Encoder, TextEncoder
     from ..data.pipeline import Divider, Tally, batches, encoded, pieces
-    from ..generation.text import ByteText
+    from ..data.tokenizer import Tokenizer
 
-    as_bytes = isinstance(codec, ByteText)
-    encoder: Encoder = ByteEncoder() if as_bytes else TextEncoder(codec)
-    documents = Documents([data], utf8=not as_bytes, limit=MOST_TEXT)
+    encoder: Encoder = TextEncoder(codec) if isinstance(codec, Tokenizer) else ByteEncoder()
+    documents = Documents([data], utf8=isinstance(codec, Tokenizer), limit=MOST_TEXT)
     stream = batches(pieces(documents, encoder, Divider(0.0, 0), [Tally()]))
     parts = [ids for _, ids in encoded(stream, encoder)]
     if not parts:

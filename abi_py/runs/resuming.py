@@ -145,9 +145,9 @@ def _without_data(source: Path) -> CheckpointError:
     """Return the error for a run, or a checkpoint, whose config.yaml does not name the data."""
     run = next((place for place in (source.parent.parent, source.parent) if (place / METRICS).is_file()), None)
     if is_run(source):
-        what, remedy = f"{source / 'config.yaml'} must name the data", "put its section data back"
+        what, remedy = f"{source / CONFIG} must name the data", "put its section data back"
     elif run is not None:
-        what, remedy = f"{run / 'config.yaml'} is missing, which names the data", "put it back"
+        what, remedy = f"{run / CONFIG} is missing, which names the data", "put it back"
     else:
         what = f"{source} is outside of its run, whose config.yaml names the data"
         remedy = "put the checkpoint back into RUN/checkpoints"

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -38,13 +38,13 @@ class Method(Protocol):
     def file(self) -> str: ...
 
 
-Timed = Callable[[Any], tuple[Callable[[], None], int]]
+Timed = Callable[[Method], tuple[Callable[[], None], int]]
 
 
 class Choice:
     """A number format with several methods; used like one, and chosen when its table is first asked for."""
 
-    def __init__(self, name: str, variable: str, methods: Mapping[str, Any], timed: Timed) -> None:
+    def __init__(self, name: str, variable: str, methods: Mapping[str, Method], timed: Timed) -> None:
         """Describe it; the first method is the one that every machine has.
 
         `timed(method)` returns a function that computes something with a method, and its operations.
@@ -118,7 +118,7 @@ class Choice:
         content = STORE.read(self._record)
         if content is None:
             return None
-        rates: Any = json.loads(bytes(content))
+        rates: dict[str, float] = json.loads(bytes(content))
         return rates if set(rates) == set(self.methods) else None
 
     def _measure(self) -> dict[str, float]:

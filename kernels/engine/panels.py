@@ -29,7 +29,7 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from .halves import bf16_bits, round_to_bf16_ref, widen, widen_bf16_ref
+from .halves import bf16_bits, widen, widen_bf16_ref
 from .jit import helper
 from .routines import FOLD, FORMAT, PACKERS, STORED, call_routine, entry_of
 from .simd import (
@@ -79,20 +79,7 @@ def panel_depth(k, table):
     return (k + table[FOLD] - 1) // table[FOLD]
 
 
-# -- reference: roundings, and the plain-Python twin of the packers ------------------------------
-
-
-def round_to_fp16_ref(x):
-    """Return float32 x rounded to IEEE half precision, to nearest even, still float32."""
-    with np.errstate(over="ignore"):
-        return np.asarray(x, np.float32).astype(np.float16).astype(np.float32)
-
-
-def _pair_twin(block):
-    """Turn (k, count) float32 into ((k + 1) // 2, count) pairs of bfloat16, still called float32."""
-    halves = np.zeros((-(-block.shape[0] // 2) * 2, block.shape[1]), np.uint32)
-    halves[: block.shape[0]] = round_to_bf16_ref(block).view(np.uint32) >> np.uint32(16)
-    return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
+# -- the plain-Python twin of the packers --------------------------------------------------------
 
 
 def as_stored(x):

@@ -151,6 +151,40 @@ def test_generation_needs_no_other_kernels(tmp_path):
     assert (done.returncode, done.stdout) == (0, "['routines']\n"), done.stderr
 
 
+DECODES_FROZEN = """
+import numpy as np
+from abi_py.cli.models import compile_for_decoding
+from abi_py.config import TrainableModelConfig
+from abi_py.formats.safetensors import Stored
+from abi_py.generation.decoder import Decoder
+from abi_py.kernels.engine.cache import KernelCache
+from abi_py.kernels.storage import STORAGES
+from abi_py.model import TrainableModel
+from abi_py.model.frozen import FrozenModel
+shape = dict(hidden_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_dim=16, vocab_size=32)
+plain = TrainableModel(TrainableModelConfig(**shape, max_seq_len=300))
+raw = {name: STORAGES["bf16"].encode_ref(w) if w.ndim == 2 else w for name, w in plain.weights.items()}
+model = FrozenModel(plain.config, {name: Stored(w, w.ndim == 2) for name, w in raw.items()})
+compile_for_decoding(model)
+def never(kernel, types, target):
+    raise AssertionError(f"compiled after compile_for_decoding: {types}")
+KernelCache.load_overload = never
+decoder = Decoder(model)
+decoder.prefill(0, np.arange(256, dtype=np.int32) % 32)
+decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))
+print("done")
+"""
+
+
+@compiled_only
+def test_a_folder_in_bf16_is_decoded_with_what_was_compiled_before():
+    """Or the speed that is shown of its first prompt has compiling in it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", DECODES_FROZEN]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
 def test_a_warning_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", None)
     with pytest.raises(SystemExit):
