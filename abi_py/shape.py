@@ -149,7 +149,7 @@ class LoraConfig(Config):
         flag="lora-target",
         read=_targets,
     )
-    bias: str = opt("none", "PEFT field; must stay none, these models have no biases", flag="lora-bias")
+    bias: str = opt("none", "PEFT field; must stay none, biases are frozen like the other weights", flag="lora-bias")
     use_rslora: bool = opt(False, "multiply by alpha / sqrt(rank) instead", flag="rslora")
     seed: int = opt(0, "seed of the adapters and of their dropout", flag="lora-seed")
 
@@ -159,7 +159,7 @@ class LoraConfig(Config):
         self._require_at_least(0, "seed")
         self._require("alpha", math.isfinite(self.alpha) and self.alpha > 0, "be a positive number", "try 2 x rank")
         self._require("dropout", 0 <= self.dropout < 1, "be at least 0 and below 1", "try 0.05")
-        self._require("bias", self.bias == "none", "be none", "these models have no biases to train")
+        self._require("bias", self.bias == "none", "be none", "only the adapters are trained")
         for name in self.target_modules:
             if name not in PROJECTIONS:
                 hint = closest(name, list(PROJECTIONS))

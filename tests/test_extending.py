@@ -81,6 +81,12 @@ found = {"checks": [(check.name, check.what, check.passed) for check in checks]}
 model = abi.TrainableModel(shape)
 found["names"] = list(model.weights)
 found["trained"] = train(model)
+windows = []
+for _ in range(2):
+    model.zero_gradients()
+    model.train_step(ids, labels)
+    windows.append(model.parameters.gradients_flat.tobytes())
+found["windows"] = windows[0] == windows[1]
 found["tf32"] = train(abi.TrainableModel(shape), "tf32", 4)
 found["fp32"] = train(abi.TrainableModel(shape), "fp32", 4)
 prompt = ids[1, :3]
@@ -138,6 +144,7 @@ def test_a_toy_family_is_trained(extended, tmp_path):
     assert not [name for name in found["names"] if "gate" in name]
     first, last = found["trained"]
     assert last < 0.3 < 2 < first
+    assert found["windows"]  # nothing of the window before is left in a gradient
     assert found["generated"] == found["uncached"]
     assert len(set(found["generated"])) > 3
     assert found["lora"][1] < found["lora"][0] - 0.2  # its embedding stays as it was drawn

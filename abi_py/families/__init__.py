@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import CheckpointError, shown
+from ..fields import either
 from ..model.layers.layer import Layer
 from ..parameters import Tensor
 from ..shape import ModelFamily, ModelShape
@@ -46,7 +47,7 @@ def read_config(content: Mapping[str, Any], place: str = "config.json") -> dict[
     for name, found in FAMILIES.items():
         if kind in found.model_types:
             return {**found.read(content, place), "family": name}
-    known = " and ".join(kind for found in FAMILIES.values() for kind in found.model_types)
+    known = either([kind for found in FAMILIES.values() for kind in found.model_types])
     raise CheckpointError(f"{place}: model_type is {shown(kind)}; this version reads {known}")
 
 

@@ -85,22 +85,24 @@ class Slots:
         if first and inside == 0:
             return place, name, block  # kept: where recomputation starts
         if self.attention_only and entry.again:
-            return place, name, 0
+            return place, name, -1
         return place, name, -inside if first else inside  # inner inputs have arrays of their own, apart from the kept
 
 
-def saved_entries(shape: ModelShape, branches: Sequence[Branch]) -> dict[tuple[int, str, int], Entry]:
-    """Return the entries that have memory of their own, by slot."""
-    slots = Slots(shape, branches)
-    return {
-        slots.slot(i, name, entry): entry for i, branch in enumerate(branches) for name, entry in branch.saved().items()
-    }
+def saved_widths(slots: Slots, narrow: bool) -> dict[tuple[int, str, int, np.dtype], int]:
+    """Return the width of each array that has memory of its own, by slot and type: the widest entry of all in it."""
+    widths: dict[tuple[int, str, int, np.dtype], int] = {}
+    for i, branch in enumerate(slots.branches):
+        for name, entry in branch.saved().items():
+            key = (*slots.slot(i, name, entry), dtype(entry, narrow))
+            widths[key] = max(widths.get(key, 0), entry.width)
+    return widths
 
 
 def saved_bytes(shape: ModelShape, branches: Sequence[Branch], rows: int, narrow: bool = False) -> int:
     """Return the bytes of saved activations for `rows` tokens; `narrow`: of a step in bfloat16."""
-    entries = saved_entries(shape, branches).values()
-    return rows * sum(dtype(entry, narrow).itemsize * entry.width for entry in entries)
+    widths = saved_widths(Slots(shape, branches), narrow)
+    return rows * sum(kind.itemsize * width for (*_, kind), width in widths.items())
 
 
 class Places:
@@ -110,10 +112,7 @@ class Places:
         """Lay them out for `rows` tokens; dx is the gradient that flows from branch to branch."""
         self.floats: dict[str, int] = {}
         own = {entry.place or name for name, entry in head.scratch().items()}
-        tables = {type(branch): branch.scratch() for branch in branches}
-        for branch in branches:
-            tables[type(branch)] = _wider(tables[type(branch)], branch.scratch())
-        for table in ({"dx": Entry(head.width)}, head.scratch(), *tables.values()):
+        for table in ({"dx": Entry(head.width)}, head.scratch(), *(branch.scratch() for branch in branches)):
             for name, entry in table.items():
                 place = entry.place or name
                 self.floats[place] = max(self.floats.get(place, 0), rows * entry.width)
@@ -130,10 +129,6 @@ class Places:
             else:
                 memory[place] = np.empty(size, np.float32)
         return memory
-
-
-def _wider(one: Mapping[str, Entry], other: Mapping[str, Entry]) -> dict[str, Entry]:
-    return {name: entry if entry.width >= other[name].width else other[name] for name, entry in one.items()}
 
 
 def scratch_bytes(branches: Sequence[Branch], head: Head, rows: int) -> int:
@@ -162,16 +157,12 @@ class Arena:
         _, self.branches, self.head = parts_of(layers)
         self.slots = Slots(shape, self.branches)
         self.capacity = 0
-        self._flat: dict[tuple[Any, ...], np.ndarray] = {}
+        self._flat: dict[tuple[int, str, int, np.dtype], np.ndarray] = {}
         self._scratch: dict[str, np.ndarray] = {}
         self._arrays: dict[tuple[int, bool], Arrays] = {}
 
     def _saved(self, i: int, name: str, entry: Entry, rows: int, narrow: bool) -> np.ndarray:
-        kind = dtype(entry, narrow)
-        key = (*self.slots.slot(i, name, entry), kind)
-        if key not in self._flat:
-            self._flat[key] = np.empty(self.capacity * entry.width, kind)
-        return make_shape(entry, self._flat[key], rows)
+        return make_shape(entry, self._flat[(*self.slots.slot(i, name, entry), dtype(entry, narrow))], rows)
 
     def saved(self, rows: int, narrow: bool = False) -> list[np.ndarray]:
         """Return all arrays that a step of `rows` tokens keeps for its backward pass, each once."""
@@ -197,6 +188,9 @@ class Arena:
         return self._arrays[rows, narrow]
 
     def _make(self, rows: int, narrow: bool) -> Arrays:
+        for key, width in saved_widths(self.slots, narrow).items():
+            if key not in self._flat:
+                self._flat[key] = np.empty(self.capacity * width, key[-1])
         saved, scratch = [], []
         for i, branch in enumerate(self.branches):
             kept = {name: self._saved(i, name, entry, rows, narrow) for name, entry in branch.saved().items()}

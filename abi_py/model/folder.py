@@ -97,14 +97,14 @@ def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, Stored
     if config.num_layers > len(tensors):  # before a table is made of as many as it says
         raise CheckpointError(
             f"{folder}: num_hidden_layers in {CONFIG} is {config.num_layers:,}, and its files hold {len(tensors):,} "
-            "tensors; config.json belongs to other weights"
+            "tensors; use the config.json of these weights"
         )
     places = {bare(entry.hf_name): entry for entry in tensor_table(config)}
     for name, entry in places.items():
         found = tensors.get(name)
         if found is None or found.raw.shape != entry.shape:
             what = "is missing" if found is None else f"has shape {found.raw.shape} instead of {entry.shape}"
-            raise CheckpointError(f"{folder}: {entry.hf_name} {what}; config.json belongs to other weights")
+            raise CheckpointError(f"{folder}: {entry.hf_name} {what}; use the config.json of these weights")
         if not found.bf16 and found.raw.dtype.kind != "f":
             raise CheckpointError(f"{folder}: {entry.hf_name} is {found.raw.dtype}; this version reads floats")
     extra = [stored[name][0] for name in tensors if name not in places and not DERIVED.search(name)]

@@ -124,14 +124,19 @@ class LoraModel(Transformer):
         if not self.is_merged:
             kept = {name: self.model.weights[name].copy() for name in self._targets()}
             _add_adapters(self.model, self)
-            self._kept, self.stack = kept, self._plain
+            self._kept = kept
+            self._pass_through(self._plain)
         return self.model
 
     def unmerge(self) -> None:
         """Put the model's weights back as they were before `merge`, to the last bit."""
         for name, weights in self._kept.items():
             self.model.base[name][...] = weights
-        self._kept, self.stack = {}, self._adapted
+        self._kept = {}
+        self._pass_through(self._adapted)
+
+    def _pass_through(self, stack: Stack) -> None:
+        self.stack, self._last = stack, None  # the activations of a forward are in the other one
 
     def merged(self) -> TrainableModel:
         """Return a copy of the model with s B A in its weights; this one stays as it is."""

@@ -278,8 +278,7 @@ class TrainableModel(Transformer):
         super().__init__(config, self.parameters.weights, made)
         overwritten = {part.name for layer in made for linear in layer.linears for part in linear.parts}
         overwritten.add(self.stack.head.name)
-        gradients = [w.dw for layer in made for w in layer.weights if w.dw is not None and w.name not in overwritten]
-        self._added_to = gradients
+        self._added_to = [each for name, each in self.parameters.gradients.items() if name not in overwritten]
 
     def frozen(self, name: str) -> Weight:
         """Return a tensor for a layer that does not train it."""

@@ -8,9 +8,16 @@ import pytest
 from small_models import make_batch, make_model
 
 from abi_py.config import CheckpointingStrategy
+from abi_py.families import FAMILIES, Family
+from abi_py.families.llama import FAMILY, NAMES
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.model.arena import Slots
+from abi_py.model.layers.attention import Attention
+from abi_py.model.layers.feed_forward import FeedForward
+from abi_py.model.layers.norm import RmsNorm
+from abi_py.model.layers.run import Angles
+from abi_py.shape import ModelFamily
 
 LAYERS = 5
 TIME = 17 if JIT else 3
@@ -55,6 +62,45 @@ def test_strategies_give_the_same_bits(rng, options, tied):
         each.forward(ids)
         each.backward(dlogits)
     assert plain.parameters.gradients_flat.tobytes() == model.parameters.gradients_flat.tobytes()
+
+
+def uneven_layers(shape):
+    """Return blocks of three branches, each in another order, whose widths differ from block to block."""
+    width, angles = shape.hidden_dim, Angles(shape.resolved_head_dim, shape.rope_theta, shape.max_seq_len)
+    embedding, *_, head = FAMILY.layers(shape)
+    branches = []
+    for i in range(shape.num_layers):
+        kv_heads, inner = 1 + i % 2, 16 * (1 + i % 3)
+        sizes = width, shape.num_heads, kv_heads, shape.resolved_head_dim
+        kinds = [
+            Attention(f"layers.{i}.", i, *sizes, RmsNorm("attn_norm", width, shape.norm_eps), angles),
+            FeedForward(f"layers.{i}.", i, width, inner, RmsNorm("ffn_norm", width, shape.norm_eps)),
+            FeedForward(f"layers.{i}.second.", i, width, 112 - inner, RmsNorm("ffn_norm", width, shape.norm_eps)),
+        ]
+        branches += kinds[i % 3 :] + kinds[: i % 3]
+    return [embedding, *branches, head]
+
+
+def uneven_names(name):
+    """Return names of a tensor, which no folder holds."""
+    return name, name
+
+
+@pytest.mark.parametrize("options", STRATEGIES, ids=identify)
+def test_blocks_may_differ_in_their_branches_and_widths(rng, options, monkeypatch):
+    family = Family(**{**vars(FAMILY), "layers": uneven_layers, "names": NAMES})
+    monkeypatch.setattr(Family, "names_of", lambda self, name: uneven_names(name))
+    monkeypatch.setitem(FAMILIES, ModelFamily.LLAMA, family)
+    plain, model = (make_model(4.0, num_layers=LAYERS, **each) for each in ({}, options))
+    ids, labels = make_batch(rng, plain, 2, TIME)
+    for precision in ("fp32", "bf16"):
+        expected, got = (step(each, ids, labels, precision=precision) for each in (plain, model))
+        assert got[0] == expected[0]
+        assert got[1].tobytes() == expected[1].tobytes()
+    fresh = make_model(4.0, num_layers=LAYERS, **options)
+    fresh.train_step(ids, labels)
+    plan = fresh.memory_plan(2, TIME)
+    assert plan["saved activations"] + plan["scratch"] == arena_bytes(fresh)
 
 
 def arena_bytes(model):

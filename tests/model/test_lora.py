@@ -362,6 +362,22 @@ def test_there_is_no_training_while_merged(rng):
     assert lora.compute_loss(ids, labels, backward=True).loss > 0
 
 
+def test_a_backward_needs_a_forward_through_the_same_weights(rng):
+    """merge and unmerge change what the next pass runs through; what an earlier one has kept is of no use to it."""
+    lora = make_lora()
+    ids, _ = make_batch(rng, lora.model)
+    dlogits = lora.forward(ids)
+    lora.merge()
+    lora.unmerge()
+    with pytest.raises(RuntimeError, match="backward needs the activations of a forward"):
+        lora.backward(dlogits)
+    lora.merge()
+    lora.forward(ids)
+    lora.unmerge()
+    with pytest.raises(RuntimeError, match="backward needs the activations of a forward"):
+        lora.backward(dlogits)
+
+
 # -- costs and borders ---------------------------------------------------------------------------
 
 

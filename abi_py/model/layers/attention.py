@@ -4,7 +4,7 @@ What is cheap to compute again (the normed rows) is not saved.  In bfloat16, q k
 it rounded, in forward and in backward.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from ...kernels.unchecked import (
     rope_forward,
     rope_forward_rounded,
 )
-from ...parameters import TensorSpec, Weight
+from ...parameters import TensorSpec
 from .. import reference
 from .layer import Branch
 from .linear import Linear, Projection, adapter_scratch
@@ -146,13 +146,6 @@ class Attention(Branch):
         """Return the columns of q, k and v in their common matrix."""
         d = "d" if "dqkv" in arrays else ""
         return dict(zip((d + "q", d + "k", d + "v"), np.split(arrays[d + "qkv"], self.cuts, axis=1), strict=True))
-
-    def bind(self, weights: Callable[[str], Weight]) -> None:
-        """Take its weights."""
-        for linear in self.linears:
-            linear.bind(self.at, weights)
-        self.norm.bind(self.at, weights)
-        self.weights = [*(w for linear in self.linears for w in linear.weights), self.norm.weight]
 
     def flops(self, seq_len: int, below: bool) -> float:
         """Return those of the products, and of attention: a query sees (seq_len + 1) / 2 keys on average.

@@ -4,13 +4,13 @@ What is cheap to compute again (the normed rows, the SwiGLU output) is not saved
 rounded, and what follows reads it rounded, in forward and in backward.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...kernels.unchecked import swiglu_backward, swiglu_forward, swiglu_forward_rounded
-from ...parameters import TensorSpec, Weight
+from ...parameters import TensorSpec
 from .. import reference
 from .layer import Branch
 from .linear import Linear, Projection, adapter_scratch
@@ -101,13 +101,6 @@ class FeedForward(Branch):
             "gate_up": Entry(self.gate_up.width, chunked=True),
             "h": Entry(self.inner, chunked=True),
         }
-
-    def bind(self, weights: Callable[[str], Weight]) -> None:
-        """Take its weights."""
-        for linear in self.linears:
-            linear.bind(self.at, weights)
-        self.norm.bind(self.at, weights)
-        self.weights = [*(w for linear in self.linears for w in linear.weights), self.norm.weight]
 
     def flops(self, seq_len: int, below: bool) -> float:
         """Return those of the products."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from ...parameters import TensorSpec, Weight
 from .linear import Linear
+from .norm import RmsNorm
 from .run import Chunk, Entry, KeysAndValues, Run
 
 __all__ = ["Branch", "Layer"]
@@ -63,6 +64,7 @@ class Branch(Layer):
     Saved: ClassVar[type]  # dataclasses of named arrays, made by the arena
     Scratch: ClassVar[type]
     Decoding: ClassVar[type]
+    norm: RmsNorm  # at its beginning
     reference: ClassVar[tuple[Callable[..., Any], Callable[..., Any]]]  # forward, backward: `model/reference.py`
     keys_and_values: tuple[int, int] | None = None  # G, D of those that a decoder keeps of it
 
@@ -70,6 +72,13 @@ class Branch(Layer):
         """Describe it; `block` is the number of the transformer block that it is a part of."""
         super().__init__(at)
         self.block = block
+
+    def bind(self, weights: Callable[[str], Weight]) -> None:
+        """Take the weights of its linear layers and of its norm by their full names."""
+        for linear in self.linears:
+            linear.bind(self.at, weights)
+        self.norm.bind(self.at, weights)
+        self.weights = [*(w for linear in self.linears for w in linear.weights), self.norm.weight]
 
     @abstractmethod
     def saved(self) -> dict[str, Entry]:

@@ -162,7 +162,8 @@ class Linear:
         """Return its operations for each row in forward and backward; see `Layer.flops`."""
         first = sum(group.a.size for group in self.adapter.groups) if self.adapter else 0
         second = sum(part.b.size for group in self.adapter.groups for part in group.parts) if self.adapter else 0
-        frozen = sum(part.w.size for part in self.parts if part.dw is None)
+        pairs = zip(self.projections, self.parts, strict=False)  # no parts before they are bound
+        frozen = self.inputs * sum(projection.width for projection, part in pairs if part.dw is None)
         matrix, dx = self.inputs * self.width, 1 if below else 0
         return 2.0 * ((2 + dx) * matrix - frozen) + 6.0 * (first + second) - 2.0 * first * (1 - dx)
 

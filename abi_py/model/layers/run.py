@@ -62,10 +62,12 @@ class Angles:
 
     def upto(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return cos and sin, (at least `length`, D/2) float32; a row's bits do not depend on the table's length."""
-        before = 0 if self._table is None else len(self._table[0])
-        if self._table is None or before < length:
-            self._table = rope_table(min(max(2 * before, length), self._longest), self._head_dim, self._theta)
-        return self._table
+        table = self._table
+        before = 0 if table is None else len(table[0])
+        if table is None or before < length:
+            table = rope_table(min(max(2 * before, length), self._longest), self._head_dim, self._theta)
+            self._table = table
+        return table  # not what another thread may have put there since
 
     def reference(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return cos and sin, (length, D/2) float64."""
