@@ -22,6 +22,7 @@ from .gradcheck import TOLERANCE as DERIVATION
 from .gradcheck import gradient_error, relative_error
 from .kernels import (
     attention,
+    bias,
     cross_entropy,
     dropout,
     embedding,
@@ -63,6 +64,7 @@ def checks(seed: int = SEED) -> Iterator[Check]:
     rng = np.random.default_rng(seed)
     for make in (
         _matmul,
+        _bias,
         _embedding,
         _rms_norm,
         _rope,
@@ -143,6 +145,18 @@ def _matmul(rng: np.random.Generator) -> Iterator[Check]:
     loss = lambda x, w: float((matmul.product_ref(x, w, transpose_b=True) * dy).sum())  # noqa: E731
     yield _derivation("matmul", "dx", lambda v: loss(v, w), x, dx_ref, rng)
     yield _derivation("matmul", "dw", lambda v: loss(x, v), w, dw_ref, rng)
+
+
+def _bias(rng: np.random.Generator) -> Iterator[Check]:
+    y, dy, b = _single(*(rng.standard_normal(shape) for shape in ((37, 23), (37, 23), 23)))
+    out, db = y.copy(), np.zeros_like(b)
+    bias.bias_forward(out, b)
+    bias.bias_backward(db, dy)
+    y, dy, b = _wide(y, dy, b)
+    db_ref = bias.bias_backward_ref(dy)
+    yield _speed("bias", "forward", out, bias.bias_forward_ref(y, b))
+    yield _speed("bias", "db", db, db_ref)
+    yield _derivation("bias", "db", lambda v: float((bias.bias_forward_ref(y, v) * dy).sum()), b, db_ref, rng)
 
 
 def _rope(rng: np.random.Generator) -> Iterator[Check]:

@@ -21,28 +21,6 @@ from .options import Verb
 __all__ = ["Call", "flow", "trace_step"]
 
 HELPERS = ("linear.py", "norm.py")  # of model/layers/: the stages are their callers
-# How many of a function's first arguments it writes (kernels/README.md: outputs come first).
-OUTPUTS = {
-    "embedding_forward": 1,
-    "embedding_backward": 1,
-    "rms_norm_forward": 2,
-    "rms_norm_backward": 2,
-    "product": 1,
-    "rope_forward": 1,
-    "rope_backward": 1,
-    "attention_forward": 2,
-    "attention_backward": 3,
-    "swiglu_forward": 1,
-    "swiglu_backward": 2,
-    "bias_forward": 1,
-    "bias_backward": 1,
-    "head_loss": 2,
-    "head_loss_backward": 4,
-    "global_norm": 0,
-    "sgd_": 2,
-    "adam_": 3,
-    "adamw_": 3,
-}
 HIDDEN = ("delta", "scratch", "chunks", "decay")  # scratch and bookkeeping: arrays that are no part of the mathematics
 SHAPE = {
     "hidden_dim": 32,
@@ -105,10 +83,12 @@ def recorded(calls: list[Call], kept: dict[int, int]) -> Iterator[None]:
         users = [m for name, m in list(sys.modules.items()) if name.startswith("abi_py.") and ".kernels" not in name]
         for module in users:
             for attribute, value in list(vars(module).items()):
-                home = getattr(value, "__module__", "") or ""
-                if attribute in OUTPUTS and home.startswith("abi_py.kernels."):
+                home = sys.modules.get(getattr(value, "__module__", None) or "")
+                signature = getattr(getattr(home, attribute, None), "signature", None)  # of an operation of kernels/
+                if home is not None and signature is not None:
                     before.append((module, attribute, value))
-                    setattr(module, attribute, _recorder(value, attribute, home, calls, kept))
+                    written = {array.name for array in signature.arrays if array.written}
+                    setattr(module, attribute, _recorder(value, attribute, home.__name__, written, calls, kept))
         yield
     finally:
         for module, attribute, value in before:
@@ -116,7 +96,7 @@ def recorded(calls: list[Call], kept: dict[int, int]) -> Iterator[None]:
 
 
 def _recorder(
-    function: Callable[..., Any], name: str, home: str, calls: list[Call], kept: dict[int, int]
+    function: Callable[..., Any], name: str, home: str, written: set[str], calls: list[Call], kept: dict[int, int]
 ) -> Callable[..., Any]:
     parameters = list(inspect.signature(getattr(function, "py_func", function)).parameters)
 
@@ -130,17 +110,16 @@ def _recorder(
         seconds = time.perf_counter() - began
         note = Call(stage, name, f"kernels/{home.rpartition('.')[2]}.py", seconds=seconds)
         values = {**dict(zip(parameters, arguments, strict=False)), **named}
-        for index, (parameter, value) in enumerate(values.items()):
+        for parameter, value in values.items():
             if not isinstance(value, np.ndarray) or parameter in HIDDEN or value.size == 0:
                 continue
             turned = values.get(f"transpose_{parameter}", False) is True
             shape = ",".join(map(str, value.shape)) + ("," if value.ndim == 1 else "")
             text = f"{parameter}({shape}){'ᵀ' if turned else ''}"
-            written = index < OUTPUTS[name]
-            (note.outputs if written else note.inputs).append(text)
-            if written:
+            (note.outputs if parameter in written else note.inputs).append(text)
+            if parameter in written:
                 note.saved += kept.pop(value.ctypes.data, 0)
-        if OUTPUTS[name] == 0:
+        if not written:
             note.outputs.append("a number")
         calls.append(note)
         return result

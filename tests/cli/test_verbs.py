@@ -13,6 +13,7 @@ from abi_py.cli.describe import BF16_METHODS
 from abi_py.config import TrainableModelConfig
 from abi_py.kernels import rms_norm
 from abi_py.kernels.engine.number_formats import BFLOAT16
+from abi_py.model import TrainableModel
 from abi_py.runs import compiling
 from abi_py.shape import ModelFamily
 
@@ -99,6 +100,19 @@ def test_trace_puts_the_kernels_back_and_counts_what_the_arena_saves():
     assert "saved for backward: 18816 bytes, 1176 for each token" in trace.flow(calls, times=False)
 
 
+def test_trace_has_every_operation_of_every_family():
+    """What a call writes is said by the operation's signature: there is no list of operations to forget one in."""
+    sizes = {**trace.SHAPE, "max_seq_len": trace.TIME, "family": "qwen2"}
+    model, ids = TrainableModel(TrainableModelConfig.from_dict(sizes)), np.arange(trace.TIME)
+    calls = []
+    with trace.recorded(calls, {}):
+        model.compute_loss(ids, ids, backward=True, precision="bf16")
+    written = {call.function: call.outputs for call in calls}
+    assert written["bias_forward"] == ["y(8,64)"]
+    assert written["rope_forward_rounded"] == ["y(8,64)", "x(8,64)"]
+    assert written["swiglu_forward_rounded"] == ["h(8,64)", "saved(8,128)"]
+
+
 def test_trace_with_times(abi_train):
     code, out, _ = abi_train("trace")
     assert code == 0
@@ -110,7 +124,7 @@ def test_verify_passes_and_names_every_tensor(abi_train):
     code, out, _ = abi_train("verify")
     assert code == 0
     assert "FAIL" not in out
-    for name in ("layers.1.w_down", "token_embedding", "output_proj", "attention", "adamw"):
+    for name in ("layers.1.w_down", "token_embedding", "output_proj", "attention", "bias", "adamw"):
         assert name in out
 
 

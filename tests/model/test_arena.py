@@ -103,6 +103,23 @@ def test_blocks_may_differ_in_their_branches_and_widths(rng, options, monkeypatc
     assert plan["saved activations"] + plan["scratch"] == arena_bytes(fresh)
 
 
+def test_a_table_of_angles_is_as_long_as_was_asked_while_another_thread_asks_for_less():
+    """Two decoders over one model grow one table; what is returned is read without a look at its length."""
+
+    class Raced(Angles):
+        kept = None
+
+        @property
+        def _table(self):
+            return self.kept
+
+        @_table.setter
+        def _table(self, table):
+            self.kept = table and tuple(part[:2] for part in table)  # the other thread's, which came later
+
+    assert [len(part) for part in Raced(8, 10000.0, 64).upto(9)] == [9, 9]
+
+
 def arena_bytes(model):
     return model.stack.arena.nbytes()
 

@@ -40,40 +40,40 @@ class Attention(Branch):
         qkv: np.ndarray  # (N, (H + 2 G) D), after RoPE
         att: np.ndarray  # (N, H D): attention output, before w_o
         lse: np.ndarray  # (H, N): log-sum-exp of each query and head
-        u_qkv: np.ndarray  # inner values of the adapters
-        u_o: np.ndarray
-        q: np.ndarray  # columns of qkv
-        k: np.ndarray
-        v: np.ndarray
+        u_qkv: np.ndarray  # (R of q, k and v, N): inner values of the adapters
+        u_o: np.ndarray  # (R, N)
+        q: np.ndarray  # (N, H D): columns of qkv
+        k: np.ndarray  # (N, G D)
+        v: np.ndarray  # (N, G D)
 
     @dataclass
     class Scratch:
         """Arrays between two operations, for N rows."""
 
         n: np.ndarray  # (N, C): normed rows
-        dn: np.ndarray
-        qkv: np.ndarray  # before it is rounded, in bfloat16
-        dqkv: np.ndarray
-        datt: np.ndarray
+        dn: np.ndarray  # (N, C)
+        qkv: np.ndarray  # (N, (H + 2 G) D): before it is rounded, in bfloat16
+        dqkv: np.ndarray  # (N, (H + 2 G) D)
+        datt: np.ndarray  # (N, H D)
         delta: np.ndarray  # (H, N)
-        du: np.ndarray
+        du: np.ndarray  # flat, as `AdapterScratch` has it
         dropped: np.ndarray
-        dq: np.ndarray  # columns of dqkv
-        dk: np.ndarray
-        dv: np.ndarray
+        dq: np.ndarray  # (N, H D): columns of dqkv
+        dk: np.ndarray  # (N, G D)
+        dv: np.ndarray  # (N, G D)
 
     @dataclass
     class Decoding:
-        """Arrays of generation; n and r for the rows of a chunk."""
+        """Arrays of generation for N rows; n and r for those of a chunk."""
 
-        n: np.ndarray
-        r: np.ndarray
-        qkv: np.ndarray
-        att: np.ndarray
-        lse: np.ndarray
-        q: np.ndarray
-        k: np.ndarray
-        v: np.ndarray
+        n: np.ndarray  # (rows, C)
+        r: np.ndarray  # (rows,)
+        qkv: np.ndarray  # (N, (H + 2 G) D)
+        att: np.ndarray  # (N, H D)
+        lse: np.ndarray  # (H, N)
+        q: np.ndarray  # (N, H D): columns of qkv
+        k: np.ndarray  # (N, G D)
+        v: np.ndarray  # (N, G D)
 
     reference = reference.attention_forward, reference.attention_backward
 

@@ -30,30 +30,30 @@ class FeedForward(Branch):
         x: np.ndarray  # (N, C): input of the branch
         r: np.ndarray  # (N,): 1 / rms of x
         gate_up: np.ndarray  # (N, 2 F)
-        u_gate_up: np.ndarray  # inner values of the adapters
-        u_down: np.ndarray
+        u_gate_up: np.ndarray  # (R of gate and up, N): inner values of the adapters
+        u_down: np.ndarray  # (R, N)
 
     @dataclass
     class Scratch:
         """Arrays between two operations, for N rows."""
 
         n: np.ndarray  # (N, C): normed rows
-        dn: np.ndarray
+        dn: np.ndarray  # (N, C)
         h: np.ndarray  # (N, F): silu(gate) * up
-        dh: np.ndarray  # in the memory of h: its kernel turns the one into the other
-        gate_up: np.ndarray  # before it is rounded, in bfloat16
-        dgate_up: np.ndarray
-        du: np.ndarray
+        dh: np.ndarray  # (N, F), in the memory of h: its kernel turns the one into the other
+        gate_up: np.ndarray  # (N, 2 F): before it is rounded, in bfloat16
+        dgate_up: np.ndarray  # (N, 2 F)
+        du: np.ndarray  # flat, as `AdapterScratch` has it
         dropped: np.ndarray
 
     @dataclass
     class Decoding:
         """Arrays of generation, for the rows of a chunk."""
 
-        n: np.ndarray
-        r: np.ndarray
-        gate_up: np.ndarray
-        h: np.ndarray
+        n: np.ndarray  # (rows, C)
+        r: np.ndarray  # (rows,)
+        gate_up: np.ndarray  # (rows, 2 F)
+        h: np.ndarray  # (rows, F)
 
     reference = reference.feed_forward_forward, reference.feed_forward_backward
 

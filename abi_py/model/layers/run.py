@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import numpy as np
 
-from ...kernels.engine.number_formats import BFLOAT16, FLOAT32
+from ...kernels.engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
 from ...kernels.rope import rope_table
 
 __all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Run"]
@@ -41,7 +40,7 @@ class Run:
     length: int
     starts: np.ndarray | None  # (N,) int32: first position of its sample that a row sees; None: over stored keys alone
     positions: np.ndarray  # (N,) int32: position of a row within its segment
-    number_format: Any = FLOAT32  # what the products of linear layers multiply
+    number_format: AnyFormat = FLOAT32  # what the products of linear layers multiply
     draw: int | None = None  # number of the training pass, which decides the masks of dropout; None: nothing is dropped
     accumulate: bool = True  # backward: add to the gradients of matrices, or overwrite them
     slots: np.ndarray | None = None  # (N,) int32: where a decoder's cache keeps the sequence of a row
