@@ -301,7 +301,7 @@ def test_no_assertion_is_idle():
 def test_the_map_in_the_readme_is_complete():
     (block,) = re.findall(r"^```\n(abi_py/\n.*?)^```", MAP, re.MULTILINE | re.DOTALL)
     folders, on_map = [], []
-    for line in block.splitlines():
+    for line in filter(str.strip, block.splitlines()):
         words = line.split()
         del folders[(len(line) - len(line.lstrip())) // 2 :]
         if words[0].endswith("/"):

@@ -61,7 +61,7 @@ def set_threads_option(threads: int | None) -> None:
     """Use so many threads, all for 0; ConfigError if this machine has fewer."""
     if threads is None:
         return
-    from ..training.trainer import set_threads
+    from ..training.session import set_threads
 
     if threads < 0:
         raise ConfigError(f"threads ({threads}) must be at least 0; use 0 for all")

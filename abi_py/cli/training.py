@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
-__all__ = ["compile_kernels", "fit_and_show", "show_head", "start", "train"]
+__all__ = ["compile_for_training", "fit_and_show", "show_head", "start", "train"]
 
 
 def start(run: Run, console: "Console") -> int:
@@ -53,10 +53,10 @@ def start(run: Run, console: "Console") -> int:
     return train(run.make_trainer(), run, console)
 
 
-def compile_kernels(config: LlmTrainingConfig, console: "Console") -> None:
+def compile_for_training(config: LlmTrainingConfig, console: "Console") -> None:
     """Compile the kernels of a step that are not in the cache, and say so."""
-    optimizer, precision = config.optimizer.value, config.mixed_precision.value
-    compiling.compile_for_training(optimizer, precision, lambda text: say(console, "compile", text))
+    names = compiling.kernels_of_training(config.optimizer.value, config.mixed_precision.value)
+    compiling.compile_missing(names, lambda text: say(console, "compile", text))
 
 
 def show_head(run: Run, console: "Console") -> None:
@@ -124,7 +124,7 @@ def fit_and_show(
     from ..training.stop import HANG_UP, GracefulStop
 
     config = trainer.config
-    compile_kernels(config, console)
+    compile_for_training(config, console)
     trainer.add_sink(JsonlSink(directory / METRICS))
     peak = measured_peak(bf16=config.mixed_precision is Precision.BF16) / 1e9
     in_terminal = console.is_terminal  # asked later, one that has gone says no

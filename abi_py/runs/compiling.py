@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ..model.transformer import Transformer
 
 __all__ = [
-    "compile_for_training",
     "compile_kernels",
     "compile_missing",
     "decode_like",
@@ -130,11 +129,6 @@ def _number_format(precision: str) -> "AnyFormat":
 def _list_of(name: str) -> str:
     """Return under which name the cache keeps the list of a variant's files."""
     return f"{name.replace(':', '-')}.list"
-
-
-def compile_for_training(optimizer: str, precision: str, report: Callable[[str], None]) -> None:
-    """Compile what a training step runs and the cache does not hold; see `compile_missing`."""
-    compile_missing(kernels_of_training(optimizer, precision), report)
 
 
 def compile_missing(names: Iterable[str], report: Callable[[str], None]) -> None:

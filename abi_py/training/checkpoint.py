@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 FORMAT, VERSION = "abi_py checkpoint", 1
-FILES = ("optimizer.safetensors", "config.yaml")
+FILES = OPTIMIZER, CONFIG = "optimizer.safetensors", "config.yaml"
 MODEL_FILES, ADAPTER_FILES = ("model.safetensors", "config.json"), (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
 STATE = "state.json"
 NAME = re.compile(r"llm_step_(\d+)")
@@ -129,8 +129,8 @@ def save_checkpoint(
         files = {
             weights_file: write_synced(folder / weights_file, safetensors_pieces(tensors, {"format": "pt"})),
             config_file: write_synced(folder / config_file, [json_text(description).encode()]),
-            "optimizer.safetensors": write_synced(folder / "optimizer.safetensors", safetensors_pieces(optimizer)),
-            "config.yaml": write_synced(folder / "config.yaml", [to_yaml(**sections).encode()]),
+            OPTIMIZER: write_synced(folder / OPTIMIZER, safetensors_pieces(optimizer)),
+            CONFIG: write_synced(folder / CONFIG, [to_yaml(**sections).encode()]),
         }
         content = {
             "format": FORMAT,
@@ -278,12 +278,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     content = verify(path)
     try:
-        config = load_yaml(path / "config.yaml")
+        config = load_yaml(path / CONFIG)
     except ConfigError as error:
         raise CheckpointError(f"{error}; the checkpoint is of another version") from None
     weights = read_safetensors(path / _model_files(content["files"])[0])
-    optimizer = read_safetensors(path / "optimizer.safetensors")
-    _check_arrays(optimizer, sum(tensor.size for tensor in weights.values()), path / "optimizer.safetensors")
+    optimizer = read_safetensors(path / OPTIMIZER)
+    _check_arrays(optimizer, sum(tensor.size for tensor in weights.values()), path / OPTIMIZER)
     check_read(path, {**weights, **_moments(optimizer)}, "use an earlier checkpoint")
     state = TrainingState.from_dict(content["state"])
     return Checkpoint(path=path, state=state, config=config, weights=weights, optimizer=optimizer)

@@ -23,11 +23,11 @@ from .guard import Guard
 from .loop import Loop
 from .report import EvalResult, StepMetrics, TrainingReport, TrainingStats, perplexity
 from .saving import Saver
-from .session import Model, Session, set_threads
+from .session import Model, Session
 from .step import Step
 from .stop import GracefulStop
 
-__all__ = ["EpochResult", "LlamaTrainer", "set_threads", "train_llm", "train_llm_with_validation"]
+__all__ = ["EpochResult", "LlamaTrainer", "train_llm", "train_llm_with_validation"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ def uncompiled(monkeypatch):
     def refuse(*words, **more):
         raise AssertionError("kernels are compiled before a wrong call is told")
 
-    for name in ("decode_like", "compile_for_training"):
+    for name in ("decode_like", "compile_missing"):
         monkeypatch.setattr(compiling, name, refuse)
 
 

@@ -231,7 +231,7 @@ def test_a_run_that_ended_before_its_first_checkpoint(abi_train, tmp_path, tiny,
         raise OSError(errno.ENOSPC, "the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(compiling, "compile_for_training", fail)
+        patched.setattr(compiling, "compile_missing", fail)
         assert abi_train("run", *shape, "--data", "ids.bin", "--vocab-size", 8, "--out", "r")[0] == 1
         code, _, err = abi_train("run", *tiny, "--out", "r")
         assert code == 2
