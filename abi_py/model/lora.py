@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Config, LoraConfig, TrainableModelConfig
-from ..errors import CheckpointError, listed
+from ..errors import CheckpointError, ConfigError, listed
 from ..families import layers, tensor_table
+from ..fields import either
 from ..formats.peft import read_adapter, write_adapter
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
@@ -52,6 +53,7 @@ class LoraModel(Transformer):
     ) -> None:
         """Put fresh adapters on `model`; TypeError if it is neither a TrainableModel nor a FrozenModel.
 
+        ConfigError if it has not a projection that `config` names.
         `base_model` says where its weights are, or their name: what is saved repeats it.
         """
         if not isinstance(model, TrainableModel | FrozenModel):
@@ -196,18 +198,27 @@ class _Target:
 def _targets(
     shape: TrainableModelConfig, made: Sequence[Layer], config: LoraConfig
 ) -> list[tuple[Linear, list[_Target]]]:
-    """Return the linear layers, and of each the parts with adapters: Hugging Face's name of a module decides."""
+    """Return the linear layers, and of each the parts with adapters: Hugging Face's name of a module decides.
+
+    ConfigError for a target that this model has not, unless they are all that there are, as they are by default.
+    """
     of_model = {tensor.name: tensor for tensor in tensor_table(shape)}
     found, stream = [], 0
+    modules: dict[str, None] = {}  # in order, each once
     for layer in made:
         for linear in layer.linears:
             chosen = []
             for index, projection in enumerate(linear.projections):
                 tensor = of_model[layer.at + projection.name]
-                if tensor.hf_name.split(".")[-2] in config.target_modules:
+                module = tensor.hf_name.split(".")[-2]
+                modules[module] = None
+                if module in config.target_modules:
                     chosen.append(_Target(index, tensor, stream))
                 stream += 1
             found.append((linear, chosen))
+    absent = [name for name in config.target_modules if name not in modules]
+    if absent and config.target_modules != PROJECTIONS:
+        raise ConfigError(f"target_modules ({absent[0]}): this model has no such projection; try {either([*modules])}")
     return found
 
 

@@ -9,14 +9,17 @@ from small_models import make_batch, make_model
 
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import ConfigError
+from abi_py.families import FAMILIES
+from abi_py.families.llama import FAMILY
 from abi_py.gradcheck import check_close, relative_error
 from abi_py.kernels.dropout import dropout_mask_ref
 from abi_py.kernels.engine.jit import JIT
 from abi_py.model import LoraModel, TrainableModel, reference
+from abi_py.model.layers.feed_forward import FeedForward
 from abi_py.model.layers.linear import Adapter, Group, Linear, Part, Projection
 from abi_py.model.layers.run import Run
 from abi_py.parameters import Weight
-from abi_py.shape import PROJECTIONS
+from abi_py.shape import PROJECTIONS, ModelFamily
 
 TARGETS = [
     PROJECTIONS,
@@ -379,6 +382,19 @@ def test_a_backward_needs_a_forward_through_the_same_weights(rng):
 
 
 # -- costs and borders ---------------------------------------------------------------------------
+
+
+def test_an_adapter_without_a_place_is_an_error(rng, monkeypatch):
+    """A family may lack a projection: whoever names it is told; all means all that there are."""
+
+    def without_feed_forward(shape):
+        return [layer for layer in FAMILY.layers(shape) if not isinstance(layer, FeedForward)]
+
+    monkeypatch.setitem(FAMILIES, ModelFamily.LLAMA, replace(FAMILY, layers=without_feed_forward))
+    model = make_model()
+    with pytest.raises(ConfigError, match=r"\(up_proj\): .* no such projection; try q_proj, k_proj, v_proj or o_proj"):
+        LoraModel(model, LoraConfig(target_modules=("q_proj", "up_proj")))
+    assert LoraModel(model).train_step(*make_batch(rng, model)) > 0
 
 
 def test_number_of_trained_parameters():
