@@ -84,11 +84,9 @@ def _rate_and_seed(sizes, rate, seed, **arrays):
         raise ValueError(f"seed ({seed}) must be a whole number from 0 on and below 2^63")
 
 
-@checked("y! x (N, C)", _rate_and_seed)
 @_wrapping
 @kernel
-def dropout_forward(y, x, rate, seed):
-    """Overwrite y (N, C) from x (N, C)."""
+def _dropout(y, x, rate, seed):
     N, C = x.shape
     threshold = np.uint32(rate * 2.0**32)
     scale = np.float32(1.0 / (1.0 - rate))
@@ -100,17 +98,13 @@ def dropout_forward(y, x, rate, seed):
             y[n, j] = x[n, j] * _masked_scale(j, low, high, threshold, scale)
 
 
+@checked("y! x (N, C)", _rate_and_seed)
+def dropout_forward(y, x, rate, seed):
+    """Overwrite y (N, C) from x (N, C)."""
+    _dropout(y, x, rate, seed)
+
+
 @checked("dx! dy (N, C)", _rate_and_seed)
-@_wrapping
-@kernel
 def dropout_backward(dx, dy, rate, seed):
     """Overwrite dx (N, C) from dy (N, C): the mask of the forward call with the same seed."""
-    N, C = dy.shape
-    threshold = np.uint32(rate * 2.0**32)
-    scale = np.float32(1.0 / (1.0 - rate))
-    for n in prange(N):
-        key = _row_key(seed, n)
-        low = np.uint32(key & np.uint64(0xFFFFFFFF))
-        high = np.uint32(key >> S32)
-        for j in range(C):
-            dx[n, j] = dy[n, j] * _masked_scale(j, low, high, threshold, scale)  # forward: y = x k / (1 - rate)
+    _dropout(dx, dy, rate, seed)  # forward: y = x k / (1 - rate)

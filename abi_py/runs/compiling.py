@@ -49,7 +49,7 @@ FORWARD = (
     *("embedding_forward", "rms_norm_forward", "rope_forward", "swiglu_forward"),
     *("_attention_forward", "_product"),  # these two where a prompt is long
 )
-NOT_IN_A_STEP = ("dropout_forward", "dropout_backward", *GENERATION)
+NOT_IN_A_STEP = ("_dropout", *GENERATION)
 ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float32
 ROUTINES = "routines"
 OTHER_TYPES = {Precision.BF16: ("swiglu_backward", *ONLY_NARROW)}  # kernels that a precision calls with other types
@@ -308,8 +308,7 @@ def _exercise(name: str, precision: str) -> None:
 
     x = np.zeros((2, 2), np.float32)
     alone: dict[str, Callable[[], object]] = {  # what no step of a model without adapters calls
-        "dropout_forward": lambda: dropout.dropout_forward(x, x, 0.5, 1),
-        "dropout_backward": lambda: dropout.dropout_backward(x, x, 0.5, 1),
+        "_dropout": lambda: dropout.dropout_forward(x, x, 0.5, 1),
         "_repeat_tile": lambda: measured_peak(0.0, bf16=precision == "bf16"),
     }
     if name in alone:

@@ -4,7 +4,7 @@
             sign    exponent      significand, of which the leading 1 is not kept
 
     encode      the nearest of both neighbours, of equally near ones the even: add 0x7FFF and the last bit that is kept,
-                and drop the lower half; NaN stays NaN (its quiet bit is set first, lest only dropped bits tell it)
+                and drop the lower half; NaN stays NaN (its quiet bit is set first: all that tell it may be dropped)
     decode      a lower half of zeros; exact
 
     raw (M, K) uint16, as NumPy has no such type       products read it as it is
