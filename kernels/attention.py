@@ -27,6 +27,7 @@ figures by blocks of keys, still in NumPy), and the kernel (blocks of queries to
 Longer than 400 lines because forward and backward, and the three steps of each, are read side by side.
 """
 
+import functools
 import math
 
 import numba
@@ -266,7 +267,7 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
 
 @kernel
 def _attention_forward(o, lse, qkv, starts, sizes, memory, table):
-    """Write o and lse; qkv: q, k and v `as_stored`; sizes: batch, heads, kv_heads; memory: `_forward_memory`."""
+    """Write o and lse; qkv: q, k and v `as_stored`; sizes: batch, heads, kv_heads; memory: `_forward_shapes`."""
     q, k, v = qkv
     batch, heads, kv_heads = sizes
     scores, sums, stats, panels = memory
@@ -330,7 +331,7 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 
 @kernel
 def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, memory, table):
-    """Write gradients: dq, dk and dv; qkv and sizes as in forward; memory: delta and `_backward_memory`."""
+    """Write gradients: dq, dk and dv; qkv and sizes as in forward; memory: delta and `_backward_shapes`."""
     dq, dk, dv = gradients
     q, k, v = qkv
     batch, heads, kv_heads = sizes
@@ -394,17 +395,19 @@ def _panels(count, head_dim):
     return numba.config.NUMBA_NUM_THREADS, count, (longest + max(COLUMNS, ROWS)) * longest
 
 
-def _forward_memory(head_dim):
+@functools.cache
+def _forward_shapes(head_dim):
     """Return, for each thread, scores of a block, sums of p v, stats (running maximum and sum), and three panels."""
     threads, _, _ = panels = _panels(3, head_dim)
     scores, sums = (threads, FORWARD_QUERIES, FORWARD_KEYS), (threads, FORWARD_QUERIES, head_dim)
-    return scratch("attention", scores, sums, (threads, 2, FORWARD_QUERIES), panels)
+    return scores, sums, (threads, 2, FORWARD_QUERIES), panels
 
 
-def _backward_memory(head_dim):
+@functools.cache
+def _backward_shapes(head_dim):
     """Return, for each thread, p and dp of a block, and ten panels."""
     threads, _, _ = panels = _panels(10, head_dim)
-    return scratch("attention", (threads, 2, BACKWARD_BLOCK, BACKWARD_BLOCK), panels)
+    return (threads, 2, BACKWARD_BLOCK, BACKWARD_BLOCK), panels
 
 
 def _stored(q, k, v):
@@ -434,7 +437,7 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
     q, k and v have one dtype, float32 or uint16; o is float32.
     """
     stored, table = _stored(q, k, v)
-    memory = _forward_memory(q.shape[1] // heads)
+    memory = scratch("attention", *_forward_shapes(q.shape[1] // heads))
     _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), memory, table)
 
 
@@ -447,5 +450,5 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
 def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
     """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch."""
     stored, table = _stored(q, k, v)
-    memory = delta, *_backward_memory(q.shape[1] // heads)
+    memory = delta, *scratch("attention", *_backward_shapes(q.shape[1] // heads))
     _attention_backward((dq, dk, dv), do, stored, o, lse, starts, (batch, heads, kv_heads), memory, table)

@@ -213,7 +213,9 @@ class Transformer(ABC):
         targets = as_labels(labels, ids.shape, self.config).ravel()
         plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         draw = self._next_draw() if backward else None
-        run = replace(plain, number_format=PRECISIONS[precision], draw=draw)
+        number_format = PRECISIONS[precision]
+        same = draw is plain.draw and number_format is plain.number_format
+        run = plain if same else replace(plain, number_format=number_format, draw=draw)
         count = int(np.count_nonzero(targets >= 0))
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
             self.stack.forward(ids.ravel(), run)

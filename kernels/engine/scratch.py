@@ -15,17 +15,18 @@ import numpy as np
 
 __all__ = ["scratch"]
 
+KEPT = 4  # shapes of a name: attention asks for two of them in turn
 LINE = 16  # floats of a cache line, at which each array begins if the first one does
 
 Shape = tuple[int, ...]
 
 
 class _OfThread(threading.local):
-    """What a Python thread has been given so far, by name: memory, and the last arrays in it with their shapes."""
+    """What a Python thread has been given so far, by name: memory, and arrays in it by their shapes."""
 
     def __init__(self) -> None:
         self.memory: dict[str, np.ndarray] = {}
-        self.arrays: dict[str, tuple[tuple[Shape, ...], tuple[np.ndarray, ...]]] = {}
+        self.arrays: dict[str, dict[tuple[Shape, ...], tuple[np.ndarray, ...]]] = {}
 
 
 _mine = _OfThread()
@@ -33,9 +34,12 @@ _mine = _OfThread()
 
 def scratch(name: str, *shapes: Shape) -> tuple[np.ndarray, ...]:
     """Return the calling thread's arrays of a name: C-contiguous float32 of these shapes, with undefined contents."""
-    found = _mine.arrays.get(name)
-    if found is not None and found[0] == shapes:
-        return found[1]
+    made = _mine.arrays.get(name)
+    if made is None:
+        made = _mine.arrays[name] = {}
+    found = made.get(shapes)
+    if found is not None:
+        return found
     sizes = [math.prod(shape) for shape in shapes]
     starts = [0]
     for size in sizes:
@@ -43,6 +47,9 @@ def scratch(name: str, *shapes: Shape) -> tuple[np.ndarray, ...]:
     memory = _mine.memory.get(name)
     if memory is None or memory.size < starts[-1]:
         memory = _mine.memory[name] = np.empty(starts[-1], np.float32)
+        made.clear()
+    if len(made) == KEPT:  # generation asks for other shapes as a sequence grows
+        made.clear()
     arrays = tuple(memory[at : at + size].reshape(shape) for at, size, shape in zip(starts, sizes, shapes))
-    _mine.arrays[name] = shapes, arrays
+    made[shapes] = arrays
     return arrays

@@ -99,10 +99,14 @@ class AdapterScratch(Protocol):
 class Joined:
     """Matrices (out, in) or biases (out,) of neighbouring parts as one, with their gradients."""
 
-    columns: slice  # of y
+    columns: slice | None  # of y; None: all of them
     w: np.ndarray
     dw: np.ndarray | None
     storage: Storage
+
+    def of(self, y: np.ndarray) -> np.ndarray:
+        """Return its columns of y."""
+        return y if self.columns is None else y[:, self.columns]
 
     def product(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None, run: Run) -> None:
         """Write y = x Wᵀ (+ addend)."""
@@ -176,8 +180,8 @@ class Linear:
         self.parts = [weights(at + p.name) for p in self.projections]
         biases = [weights(at + self.projections[i].bias) for i in biased]
         self.weights = [*self.parts, *biases]
-        self.products = _join(self.parts, columns)
-        self._biases = _join(biases, [columns[i] for i in biased])
+        self.products = _join(self.parts, columns, len(columns))
+        self._biases = _join(biases, [columns[i] for i in biased], len(columns))
 
     def is_trained(self) -> bool:
         """Say whether it has adapters, or a matrix or a bias that is not frozen."""
@@ -191,8 +195,8 @@ class Linear:
     ) -> None:
         """Overwrite y (N, out) from x (N, in), with addend (N, out) added; u (R, N) is what the adapters save."""
         for each in self.products:
-            base = None if addend is None else _of(addend, each.columns)
-            each.product(_of(y, each.columns), x, base, run)
+            base = None if addend is None else each.of(addend)
+            each.product(each.of(y), x, base, run)
         self._add_biases(y)
         if self.adapter is None:
             return
@@ -209,8 +213,8 @@ class Linear:
     def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None = None) -> None:
         """Overwrite y from x for generation, with addend added; few rows of x read each weight as it lies."""
         for each in self.products:
-            base = None if addend is None else _of(addend, each.columns)
-            each.decode(_of(y, each.columns), x, base)
+            base = None if addend is None else each.of(addend)
+            each.decode(each.of(y), x, base)
         self._add_biases(y)
         if self.adapter is None:
             return
@@ -226,7 +230,7 @@ class Linear:
     def _add_biases(self, y: np.ndarray) -> None:
         """Add the biases to what the products have written."""
         for bias in self._biases:
-            bias_forward(_of(y, bias.columns), bias.w)
+            bias_forward(bias.of(y), bias.w)
 
     def backward(
         self, dx: np.ndarray | None, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run
@@ -263,11 +267,11 @@ class Linear:
             if each.dw is not None:  # forward: y = x Wᵀ
                 base = each.dw if run.accumulate else None
                 product(
-                    each.dw, _of(dy, each.columns), x, transpose_a=True, addend=base, number_format=run.number_format
+                    each.dw, each.of(dy), x, transpose_a=True, addend=base, number_format=run.number_format
                 )
         for bias in self._biases:
             if bias.dw is not None:  # forward: y = x Wᵀ + b
-                bias_backward(bias.dw, _of(dy, bias.columns))
+                bias_backward(bias.dw, bias.of(dy))
         if self.adapter is None:
             return
         number_format, both = run.number_format, {"transpose_a": True, "transpose_b": True}
@@ -288,7 +292,7 @@ class Linear:
     def input_gradient(self, dx: np.ndarray, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Overwrite dx (N, in)."""
         for index, each in enumerate(self.products):
-            each.product_backward(dx, _of(dy, each.columns), dx if index else None, run)
+            each.product_backward(dx, each.of(dy), dx if index else None, run)
         if self.adapter is None:
             return
         du = _shaped(s.du, *u.shape)
@@ -309,8 +313,8 @@ def adapter_scratch(linears: Sequence[Linear]) -> dict[str, Entry]:
     return {"du": Entry(max(linear.rank for linear in linears), Form.FLAT), "dropped": Entry(widest, Form.FLAT)}
 
 
-def _join(weights: Sequence[Weight], columns: Sequence[slice]) -> list[Joined]:
-    """Return the weights of parts with these columns of y; those that are neighbours on both counts are one."""
+def _join(weights: Sequence[Weight], columns: Sequence[slice], parts: int) -> list[Joined]:
+    """Return the weights of some of `parts` parts, with their columns of y; neighbours on both counts are one."""
     runs: list[list[int]] = []
     for i, weight in enumerate(weights):
         if runs and columns[i - 1].stop == columns[i].start and adjoin(weights[i - 1], weight):
@@ -320,15 +324,10 @@ def _join(weights: Sequence[Weight], columns: Sequence[slice]) -> list[Joined]:
     found = []
     for run in runs:
         gradients = [dw for i in run if (dw := weights[i].dw) is not None]
-        span = slice(columns[run[0]].start, columns[run[-1]].stop)
+        span = slice(columns[run[0]].start, columns[run[-1]].stop) if len(run) < parts else None
         w, dw = joined([weights[i].w for i in run]), joined(gradients) if gradients else None
         found.append(Joined(span, w, dw, weights[run[0]].storage))
     return found
-
-
-def _of(matrix: np.ndarray, columns: slice) -> np.ndarray:
-    """Return some columns; the matrix itself where they are all of it."""
-    return matrix if columns.stop - columns.start == matrix.shape[1] else matrix[:, columns]
 
 
 def _drop(x: np.ndarray, rate: float, seed: int | None, s: AdapterScratch) -> np.ndarray:
