@@ -29,6 +29,7 @@ import os
 import numba
 import numpy as np
 
+from .engine.cache import numba_config
 from .engine.checks import check_apart, checked, unchecked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
@@ -146,7 +147,7 @@ def _product_of_few_rows(c, d, a, b, add):
 # -- calling it ----------------------------------------------------------------------------------
 
 
-_THREADS = numba.config.NUMBA_NUM_THREADS
+_THREADS = numba_config.NUMBA_NUM_THREADS
 _PANELS = (_THREADS, BLOCK_ROWS * SLICE_TERMS), (_THREADS, SLAB_COLUMNS * SLICE_TERMS)  # a block of A and a slab of B
 
 
