@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..files import atomic_files, json_text, write_pieces
 from .finite import check_written
 from .huggingface import CONFIG, WEIGHTS
@@ -24,6 +26,7 @@ from .safetensors import safetensors_pieces
 __all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "write_model"]
 
 TRAINING_ARGS = "training_args.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LONGEST = 2048  # max_length of the original's generation_config.json
 
 
@@ -63,21 +66,20 @@ def generation_config(
 
 def write_model(
     folder: Path,
-    model: Any,
+    weights: Mapping[str, np.ndarray],
     theirs: Mapping[str, Any],
     special: Mapping[str, int | None],
     more: Mapping[str, str] | None = None,
 ) -> None:
     """Write model.safetensors, `more` texts by file name, and config.json, which appears last.
 
-    `theirs` is the content of the config.json that the Transformers library has for the model.  No reader takes a
-    folder without config.json for a model, so the model is there whole or not at all.
+    `weights` are by Hugging Face's names, a tied model's embedding once; `theirs` is the content of the config.json
+    that the Transformers library has for the model.  No reader takes a folder without config.json for a model, so the
+    model is there whole or not at all.
     NonFiniteError, and nothing written, if a weight is NaN or infinite.
     """
-    tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
-    check_written(folder / WEIGHTS, tensors)
-    if model.config.tie_embeddings:
-        tensors["lm_head.weight"] = model.weights["token_embedding"]
+    check_written(folder / WEIGHTS, weights)
+    tensors = {**weights, HEAD: weights.get(HEAD, weights[EMBEDDING])}
     texts = {**(more or {}), CONFIG: json_text(deepzig_config(theirs, special))}
     with atomic_files(folder / CONFIG) as open_new:
         write_pieces(open_new(folder / WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from ..model.transformer import Transformer
 from .decoder import FEW, Decoder
 from .sequence import Generation, Sequence, Token
 from .settings import GenerationConfig
@@ -35,7 +36,7 @@ class Generator:
     grows.  The model must not be trained in between, and the rounding of a few bits depends on what was kept.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, reuse: bool = False) -> None:
+    def __init__(self, model: Transformer, tokenizer: Any = None, *, reuse: bool = False) -> None:
         """Take any model of `abi_py`; DataError if the tokenizer has more ids than the model."""
         self.model, self.reuse, self._given = model, reuse, tokenizer is not None
         self.codec: TextCodec | None = text_codec(tokenizer, model.config.vocab_size)
@@ -222,7 +223,7 @@ def _split(prompt: Any) -> tuple[list[Any], bool]:
 
 
 def generate(
-    model: Any,
+    model: Transformer,
     prompt: Any,
     config: GenerationConfig | int | None = None,
     *,
@@ -249,7 +250,7 @@ def generate(
 
 
 def generate_stream(
-    model: Any, prompt: Any, config: GenerationConfig | int | None = None, *, tokenizer: Any = None, **settings: Any
+    model: Transformer, prompt: Any, config: GenerationConfig | int | None = None, *, tokenizer: Any = None, **settings: Any
 ) -> Iterator[Token]:
     """Yield what `generate` returns token by token, as `Token`s; with several prompts, their tokens in turn."""
     prompts, _ = _split(prompt)

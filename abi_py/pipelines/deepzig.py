@@ -81,7 +81,8 @@ def finish(
         EVALUATION: json_text(figures),
         CARD: model_card(run, model.num_params(), report, results),
     }
-    write_model(run.directory, model, write_config(model.config), special, texts)
+    weights = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
+    write_model(run.directory, weights, write_config(model.config), special, texts)
     return model, results
 
 
