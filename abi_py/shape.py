@@ -66,7 +66,7 @@ class ModelShape(Config):
     )
     head_dim: int | None = opt(None, "width of one head; hidden_dim / num_heads when not given")
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
-    family: ModelFamily = opt(ModelFamily.LLAMA, "what the model is made of; the default of all is Llama's")
+    family: ModelFamily = opt(ModelFamily.LLAMA, "family of the model; qwen2 is llama with biases on q, k and v")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

@@ -9,13 +9,14 @@ import contextlib
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import click
 import numpy as np
 
+from ..shape import ModelFamily
 from .options import Verb
 
 __all__ = ["Call", "flow", "trace_step"]
@@ -48,18 +49,25 @@ class Call:
 
 @click.command(cls=Verb, example="abi-train trace", short_help="Show one training step stage by stage.")
 @click.option("--no-times", is_flag=True, help="leave the times out: the text is then docs/flow.txt")
-def command(no_times: bool) -> None:
+@click.option(
+    "--family",
+    type=click.Choice([family.value for family in ModelFamily]),
+    default=ModelFamily.LLAMA.value,
+    help="the model's family  [llama]",
+)
+def command(no_times: bool, family: str) -> None:
     """Run one tiny training step and show each stage: function, file, shapes, bytes saved for backward, time."""
-    click.echo(flow(trace_step(), times=not no_times), nl=False)
+    shape = SHAPE if family == ModelFamily.LLAMA.value else {**SHAPE, "family": family}
+    click.echo(flow(trace_step(shape), times=not no_times, shape=shape), nl=False)
 
 
-def trace_step() -> list[Call]:
-    """Run a training step of a one-layer model and return its kernel calls in order."""
+def trace_step(shape: Mapping[str, Any] = SHAPE) -> list[Call]:
+    """Run a training step of a model of one block and return its kernel calls in order."""
     from ..config import LlmTrainingConfig, TrainableModelConfig
     from ..model import TrainableModel
     from ..training.trainer import LlamaTrainer
 
-    model = TrainableModel(TrainableModelConfig.from_dict({**SHAPE, "max_seq_len": TIME}))
+    model = TrainableModel(TrainableModelConfig.from_dict({**shape, "max_seq_len": TIME}))
     config = LlmTrainingConfig(batch_size=BATCH, max_seq_len=TIME, grad_accum_steps=1, warmup_steps=0)
     trainer = LlamaTrainer(model, config)
     ids = np.arange(BATCH * TIME + 1, dtype=np.uint32)
@@ -127,7 +135,7 @@ def _recorder(
     return call
 
 
-def flow(calls: list[Call], times: bool) -> str:
+def flow(calls: list[Call], times: bool, shape: Mapping[str, Any] = SHAPE) -> str:
     """Return the table; without times it depends on nothing but the code."""
     whole = sum(call.seconds for call in calls)
     heads = ["stage", "function", "file", "writes", "reads", "saved"]
@@ -149,11 +157,11 @@ def flow(calls: list[Call], times: bool) -> str:
         ]
         return "  ".join(cells).rstrip()
 
-    shape = ", ".join(f"{name} {value}" for name, value in SHAPE.items())
+    sizes = ", ".join(f"{name} {value}" for name, value in shape.items())
     total = sum(call.saved for call in calls)
     text = [
         f"One training step of a batch of {BATCH} x {TIME} tokens: N = {BATCH * TIME} rows.",
-        f"{shape}.",
+        f"{sizes}.",
         "The stages of Attention and FeedForward come once for each block.",
         "",
         line(heads),

@@ -21,6 +21,10 @@ from .family import Family
 __all__ = ["FAMILIES", "Family", "family", "layers", "read_config", "tensor_table", "write_config"]
 
 FAMILIES: dict[ModelFamily, Family] = {name: import_module(f"{__name__}.{name.value}").FAMILY for name in ModelFamily}
+KINDS = [kind for each in FAMILIES.values() for kind in each.model_types]
+if len(set(KINDS)) < len(KINDS):
+    twice = next(kind for kind in KINDS if KINDS.count(kind) > 1)
+    raise TypeError(f"two families read model_type {twice}; a config.json could not tell which is meant")
 
 
 def family(shape: ModelShape) -> Family:
@@ -47,10 +51,21 @@ def read_config(content: Mapping[str, Any], place: str = "config.json") -> dict[
     for name, found in FAMILIES.items():
         if kind in found.model_types:
             return {**found.read(content, place), "family": name}
-    known = either([kind for found in FAMILIES.values() for kind in found.model_types])
-    raise CheckpointError(f"{place}: model_type is {shown(kind)}; this version reads {known}")
+    raise CheckpointError(f"{place}: model_type is {shown(kind)}; this version reads {either(KINDS)}")
 
 
 def write_config(shape: ModelShape) -> dict[str, Any]:
-    """Return the content of a config.json for a model of this shape."""
-    return family(shape).write(shape)
+    """Return the content of a config.json for a model of this shape.
+
+    RuntimeError if the family would not read it as the same: nothing could open what was saved with it.
+    """
+    content = family(shape).write(shape)
+    own = {**shape.to_dict(), "head_dim": shape.resolved_head_dim, "family": shape.family}
+    try:
+        back = read_config(content)
+        wrong = [name for name, value in back.items() if value != own[name]]
+    except CheckpointError as problem:
+        wrong = [str(problem)]
+    if wrong:
+        raise RuntimeError(f"{shape.family.value}: its `read` does not give back what its `write` wrote: {wrong[0]}")
+    return content

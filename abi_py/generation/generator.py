@@ -250,7 +250,12 @@ def generate(
 
 
 def generate_stream(
-    model: Transformer, prompt: Any, config: GenerationConfig | int | None = None, *, tokenizer: Any = None, **settings: Any
+    model: Transformer,
+    prompt: Any,
+    config: GenerationConfig | int | None = None,
+    *,
+    tokenizer: Any = None,
+    **settings: Any,
 ) -> Iterator[Token]:
     """Yield what `generate` returns token by token, as `Token`s; with several prompts, their tokens in turn."""
     prompts, _ = _split(prompt)

@@ -1,17 +1,17 @@
 """The whole model in float64 NumPy, forward and backward: the page to read first, and what the fast code must equal.
 
-    x = token_embedding[ids]                           (N, C), N = B T rows
-    for each layer:                                    its weights have these names without `layers.i.`
+    x = token_embedding[ids]                           (N, C), N = B T rows: batch B, time T, width C
+    for each block i:                                  its weights have these names after `layers.i.`
         attention      q, k, v = rope(n w_qᵀ), rope(n w_kᵀ), n w_vᵀ      n = rms_norm(x)
                        x = x + attention(q, k, v) w_oᵀ
         feed-forward   gate, up = n w_gateᵀ, n w_upᵀ                     n = rms_norm(x)
                        x = x + (silu(gate) * up) w_downᵀ
     loss = mean cross_entropy(rms_norm(x) headᵀ, labels)      head = output_proj, or token_embedding if tied
 
-Weights are (out, in), so y = x wᵀ (+ b, where a family has biases) forward, and dx = dy w, dw = dyᵀ x backward.
-The other operations are the references of `kernels/`, where each has its derivation.  A branch is a pair of functions;
-the class in `layers/` that names them computes the same in float32.  `input_ids` are ids (B, T), or flat; `labels` of
-the same shape, -100 where none is trained.  The options are those of `TrainableModel.compute_loss`.
+H query heads, G key/value heads of width D; feed-forward width F; vocabulary V.  Weights are (out, in): y = x wᵀ (+ b,
+where a family has biases), dx = dy w, dw = dyᵀ x.  Each other operation is a reference of `kernels/`, derived there.  A
+branch is a pair of functions; the class in `layers/` that names them computes the same in float32.  Ids are (B, T), or
+flat; labels of the same shape, -100 where none is trained; options those of `TrainableModel.compute_loss`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from .inputs import as_ids, as_labels, check_ids, segment_starts
 
 Array = np.ndarray
 Weights = Mapping[str, Array]
-Batch = tuple[Array, Array, Array]  # ids (B, T); of each row, where its sample begins and its position in it, (N,)
+Batch = tuple[Array, Array, Array]  # ids (B, T); of each token, where in its row its sample began, and its place in it
 
 # -- the branches: forward returns out and what backward reads; backward returns dx and the weights' gradients ----
 
@@ -57,7 +57,7 @@ def attention_backward(layer: Any, w: Weights, dx: Array, saved: Any, batch: Bat
     # forward: q = rope(n w_qᵀ), k = rope(n w_kᵀ), v = n w_vᵀ
     dq, dk = rope_backward_ref(dq, cos, sin, positions, H), rope_backward_ref(dk, cos, sin, positions, G)
     for part, dy in zip("qkv", (dq, dk, dv), strict=True):
-        gradients |= {"w_" + part: dy.T @ n, "b_" + part: dy.sum(0)}  # (H D or G D, C), (H D or G D,)
+        gradients |= {"w_" + part: dy.T @ n, "b_" + part: dy.sum(0)}  # same rows as w, b; b if there is one
     dn = dq @ w["w_q"] + dk @ w["w_k"] + dv @ w["w_v"]  # (N, C)
     # forward: n = rms_norm(x)
     share, gradients[layer.norm.name] = rms_norm_backward_ref(dn, x, w[layer.norm.name], r)  # (N, C), (C,)
@@ -126,7 +126,7 @@ def loss_and_gradients(
     hidden, saved = forward(layers, weights, input_ids, **marks)
     targets = as_labels(labels, saved[0][0].shape, embedding).ravel()  # (N,)
     count = max(int(np.count_nonzero(targets >= 0)), 1)
-    # losses (N,) = cross_entropy(hidden headᵀ, targets), 0 where the label is not trained
+    # losses (N,) = cross_entropy(hidden headᵀ, targets), 0 where none is trained; gradients of their mean
     losses, _, dhidden, dhead = head_loss_ref(hidden, weights[head.name], targets, 1 / count, label_smoothing)
     gradients = backward(layers, weights, dhidden, saved)
     gradients[head.name] = gradients.get(head.name, 0) + dhead  # tied: one matrix with two uses, and a sum of gradients

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..formats.huggingface import CONFIG
+from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
@@ -47,6 +47,8 @@ def _load(path: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> Lo
     is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
     if is_folder and not ((path / STATE).is_file() or is_checkpoint_name(path)):  # those must be whole: verified below
         return _from_folder(path, adapters, frozen, allow_nonfinite)
+    if any((path / name).is_file() for name in (WEIGHTS, INDEX)) and not is_checkpoint_name(path):
+        raise CheckpointError(f"{path} has weights but no {CONFIG}, which says their shape; copy it there")
     found = locate(path)
     if found.path.is_file():
         raise CheckpointError(

@@ -113,6 +113,14 @@ def test_trace_has_every_operation_of_every_family():
     assert written["swiglu_forward_rounded"] == ["h(8,64)", "saved(8,128)"]
 
 
+def test_trace_of_another_family(abi_train):
+    code, out, _ = abi_train("trace", "--no-times", "--family", "qwen2")
+    assert code == 0
+    assert "family qwen2." in out
+    assert "bias_backward" in out
+    assert "bias_backward" not in abi_train("trace", "--no-times")[1]
+
+
 def test_trace_with_times(abi_train):
     code, out, _ = abi_train("trace")
     assert code == 0
