@@ -59,7 +59,7 @@ OTHERS = {
     "tokenizer info": {"--text": "tokenizing_verbs"},
     "tokenize": {"--output": "verbs", "--force": "verbs"},
     "info": {"--json": "verbs"},
-    "trace": {"--no-times": "verbs", "--family": "cli/test_verbs.py"},
+    "trace": {"--no-times": "verbs", "--family": "verbs"},
     "verify": {"--seed": "every_option"},
     "warmup": {},
 }
