@@ -261,7 +261,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "abi_py/formats/deepzig.py",
-        "    check_written(folder / WEIGHTS, tensors)\n",
+        "    check_written(folder / WEIGHTS, weights)\n",
         "",
         "tests/formats/test_finite.py",
     ),
