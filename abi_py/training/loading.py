@@ -47,9 +47,12 @@ def _load(path: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> Lo
     is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
     if is_folder and not ((path / STATE).is_file() or is_checkpoint_name(path)):  # those must be whole: verified below
         return _from_folder(path, adapters, frozen, allow_nonfinite)
-    if any((path / name).is_file() for name in (WEIGHTS, INDEX)) and not is_checkpoint_name(path):
-        raise CheckpointError(f"{path} has weights but no {CONFIG}, which says their shape; copy it there")
-    found = locate(path)
+    try:
+        found = locate(path)
+    except CheckpointError:
+        if any((path / name).is_file() for name in (WEIGHTS, INDEX)):
+            raise CheckpointError(f"{path} has weights but no {CONFIG}, the shape of its model; copy it there") from None
+        raise
     if found.path.is_file():
         raise CheckpointError(
             f"{found.path} is a single file, which does not say the shape of its model; give a checkpoint directory, a "

@@ -145,3 +145,10 @@ def test_a_folder_in_float32_is_trainable_and_nan_is_found(tmp_path):
     ):
         load_model(folder, frozen=True)
     assert isinstance(load_model(folder, frozen=True, allow_nonfinite=True).model, FrozenModel)
+
+
+def test_weights_without_a_config_json_are_told_so(tmp_path):
+    folder = write_folder(tmp_path / "a", make_model(4.0), lambda name: "bf16")
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has weights but no config\.json, the shape of its model"):
+        load_model(folder)
