@@ -51,7 +51,8 @@ def _load(path: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> Lo
         found = locate(path)
     except CheckpointError:
         if any((path / name).is_file() for name in (WEIGHTS, INDEX)):
-            raise CheckpointError(f"{path} has weights but no {CONFIG}, the shape of its model; copy it there") from None
+            problem = f"{path} has weights but no {CONFIG}, the shape of its model; copy it there"
+            raise CheckpointError(problem) from None
         raise
     if found.path.is_file():
         raise CheckpointError(
