@@ -9,7 +9,7 @@ The two passes over the list are `stack.py`.
 import math
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from ..parameters import Buffers, Parameters, Views, Weight
 from .arena import parts_of, saved_bytes, scratch_bytes
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
-from .layers.run import Run
+from .layers.run import Penalties, Run
 from .stack import Runs, Stack, flops_per_token
 
 __all__ = ["LossOutput", "TrainableModel", "Transformer", "memory_plan"]
@@ -41,6 +41,8 @@ class LossOutput:
     num_tokens: int
     num_correct: int
     token_losses: np.ndarray  # (B, T) float32, 0 where the label does not count
+    # What a backward pass added to the loss, by name: coefficient times a mean over the batch's tokens; not in `loss`.
+    penalties: Mapping[str, float] = field(default_factory=dict)
 
 
 class Transformer(ABC):
@@ -196,7 +198,8 @@ class Transformer(ABC):
 
         With precision bf16 all products round their operands to bfloat16, and the widest saved activations are kept in
         it; with fp16 the products of the linear layers and the head round theirs to half precision.  Weights, sums and
-        everything else stay float32.  The gradients, but not the losses, are multiplied by loss_scale.
+        everything else stay float32.  The gradients, but not the losses, are multiplied by loss_scale.  Penalties that
+        layers add (`layers/run.py`) act with `backward` only, and are told apart from the loss.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """
@@ -217,13 +220,14 @@ class Transformer(ABC):
         same = draw is plain.draw and number_format is plain.number_format
         run = plain if same else replace(plain, number_format=number_format, draw=draw)
         count = int(np.count_nonzero(targets >= 0))
+        scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
+        penalties = Penalties(scale * count)
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
             self.stack.forward(ids.ravel(), run)
             self._last = None
             head, s = self.stack.head, self.stack.arrays(run).head
             if backward:
-                run = replace(run, accumulate=self._begin_backward())
-                scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
+                run = replace(run, accumulate=self._begin_backward(), penalties=penalties)
                 head.loss_backward(targets, s, label_smoothing, scale, run)
                 self.stack.backward(ids.ravel(), run)
             else:
@@ -235,6 +239,7 @@ class Transformer(ABC):
             num_tokens=count,
             num_correct=int(s.hits.sum()),
             token_losses=s.losses.reshape(ids.shape).copy(),
+            penalties=penalties.values,
         )
 
     def train_step(self, input_ids: npt.ArrayLike, labels: npt.ArrayLike) -> float:

@@ -79,6 +79,7 @@ class ConsoleSink:
             f"{event.memory / 1e6:,.0f} MB",
             f"ETA {self._time_left(event.step)}",
             f"scale {event.loss_scale:.10g}" if event.loss_scale is not None else "",
+            "  ".join(f"{name} {value:.4f}" for name, value in event.penalties.items()),
         ]
         if self._progress is not None:
             room = self.console.width - 2 * len(str(self._total)) - 3 - (21 if self.console.width >= WIDE else 0)
@@ -109,7 +110,7 @@ class ConsoleSink:
 def _fit(parts: list[str], room: int | None) -> str:
     """Join the parts of a line of progress; where there is not enough room, the less important ones are left out."""
     left = list(parts)
-    for index in (7, 5, 2, 1, 4):  # loss scale, memory, gradient norm, learning rate, GFLOP/s
+    for index in (8, 7, 5, 2, 1, 4):  # penalties, loss scale, memory, gradient norm, learning rate, GFLOP/s
         if room is None or len("  ".join(filter(None, left))) <= room:
             break
         left[index] = ""

@@ -19,8 +19,8 @@ stops training: the error is reported once, later failures are counted, and the 
 """
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from ..errors import ConfigError
@@ -113,11 +113,13 @@ class StepEvent(Event):
     memory: int  # bytes in use by the process
     logged: bool
     loss_scale: float | None = None  # after this step; None without fp16
+    penalties: Mapping[str, float] = field(default_factory=dict)  # what was added to the loss, by name
 
     def record(self) -> dict[str, Any]:
-        """Return the event as a JSON object; without fp16 it has no loss_scale."""
-        left_out = {"logged"} if self.loss_scale is not None else {"logged", "loss_scale"}
-        return {name: value for name, value in super().record().items() if name not in left_out}
+        """Return the event as a JSON object: each penalty is a key of its own; without fp16 it has no loss_scale."""
+        left_out = {"logged", "penalties"} | ({"loss_scale"} if self.loss_scale is None else set())
+        own = {name: value for name, value in super().record().items() if name not in left_out}
+        return {**own, **plain(dict(self.penalties))}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class StepMetrics:
 
     loss and accuracy are of this micro-batch; grad_norm (before clipping) and learning_rate are of the most recent
     optimizer step; updated: this micro-batch completed an optimizer step; skipped: the window was dropped, by the NaN
-    guard or for an overflow of fp16; loss_scale: fp16's after it, 1 without fp16.
+    guard or for an overflow of fp16; loss_scale: fp16's after it, 1 without fp16; penalties: what was added to the
+    loss of this micro-batch, by name.
     """
 
     loss: float
@@ -43,6 +45,7 @@ class StepMetrics:
     updated: bool
     skipped: bool
     loss_scale: float = 1.0
+    penalties: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ __all__ = ["ADDED", "Position", "TrainingState"]
 
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
-ADDED |= {"best_val_bits_per_byte", "bf16_method"}
+ADDED |= {"best_val_bits_per_byte", "bf16_method", "window_penalties", "penalties"}
 
 
 class Position(NamedTuple):
@@ -39,10 +39,12 @@ class TrainingState:
     window_loss: float = 0.0  # sum of token losses in the window
     window_correct: int = 0
     window_tokens: int = 0
+    window_penalties: dict[str, float] = field(default_factory=dict)  # by name, times the tokens of its micro-batch
     epoch_loss: float = 0.0  # sum of token losses in the epoch
     epoch_tokens: int = 0
     tokens_processed: int = 0
-    loss: float = 0.0  # of the most recent optimizer step, as the three below
+    loss: float = 0.0  # of the most recent optimizer step, as the four below
+    penalties: dict[str, float] = field(default_factory=dict)  # what was added to that loss, by name
     accuracy: float = 0.0
     learning_rate: float = 0.0
     grad_norm: float = 0.0
@@ -83,6 +85,7 @@ class TrainingState:
     def open_window(self) -> None:
         """Begin an accumulation window."""
         self.micro_step, self.window_loss, self.window_correct, self.window_tokens = 0, 0.0, 0, 0
+        self.window_penalties = {}
 
     def open_epoch(self, epoch: int) -> None:
         """Begin an epoch at its first batch."""

@@ -3,11 +3,13 @@
 A window is `grad_accum_steps` micro-batches (fewer at an epoch's end) with n trained tokens together:
 
     loss     = (1 / n) sum over the window's trained tokens of their losses
-    g        = (1 / n) sum over the window's micro-batches of the gradient of their summed loss
+    penalty  = (1 / n) sum over the window's micro-batches of (their trained tokens times the penalty)
+    g        = (1 / n) sum over the window's micro-batches of the gradient of their summed loss and penalties
     g'       = g min(1, max_grad_norm / |g|)                            (0 = no clipping)
     update   = optimizer(g', learning_rate(updates done before))
 
-so every trained token weighs the same, however ragged the micro-batches; the factor 1/n and the clip factor reach the
+where penalties are what layers add to the loss (`LossOutput.penalties`), which itself stays the cross-entropy.
+So every trained token weighs the same, however ragged the micro-batches; the factor 1/n and the clip factor reach the
 gradient inside the optimizer's pass.
 
     train             one micro-batch; the last one of a window updates the weights
@@ -75,6 +77,7 @@ class Step:
             updated=updated,
             skipped=self.guard.dropped > dropped_before,
             loss_scale=self.session.scaler.get_scale(),
+            penalties=out.penalties,
         )
 
     def _forward_backward(
@@ -115,6 +118,8 @@ class Step:
         state.window_loss += loss
         state.window_correct += int(out.num_correct)
         state.window_tokens += int(out.num_tokens)
+        for name, value in out.penalties.items():
+            state.window_penalties[name] = state.window_penalties.get(name, 0.0) + int(out.num_tokens) * value
         state.epoch_loss += loss
         state.epoch_tokens += int(out.num_tokens)
         return True
@@ -143,6 +148,7 @@ class Step:
         session.optimizer.update(clip / divisor, rate)
         state.global_step, state.optimizer_step = state.global_step + 1, session.optimizer.step
         state.loss, state.accuracy = state.window_loss / tokens, state.window_correct / tokens
+        state.penalties = {name: value / tokens for name, value in state.window_penalties.items()}
         state.learning_rate, state.grad_norm = rate, norm
         state.bad_steps_in_row = 0
         session.loss_history.append(state.loss)
@@ -173,6 +179,7 @@ class Step:
             memory=memory_in_use(),
             loss_scale=session.scaler.get_scale() if session.scaler.config.enabled else None,
             logged=logged,
+            penalties=dict(state.penalties),
         )
         session.events.emit(event)
 

@@ -171,6 +171,21 @@ def test_loss_scale_is_shown_with_fp16_only():
     assert dict(scalars(a_step(2, loss_scale=1024.0)))["train/loss_scale"] == 1024.0
 
 
+def test_penalties_have_columns_of_their_own():
+    text = io.StringIO()
+    event = a_step(2, penalties={"z_loss": 0.0125, "router_z": math.inf})
+    sink = ConsoleSink(Console(file=text))
+    sink.handle(a_step(1))
+    sink.handle(event)
+    plain, penalized = text.getvalue().splitlines()
+    assert penalized.startswith(plain.replace("step 1", "step 2").rpartition("ETA")[0])
+    assert penalized.endswith("z_loss 0.0125  router_z inf")
+    record = event.record()
+    assert (record["z_loss"], record["router_z"], record["loss"]) == (0.0125, None, 2.0)
+    assert set(a_step(1).record()) == set(record) - {"z_loss", "router_z"}
+    assert dict(scalars(event))["train/z_loss"] == 0.0125
+
+
 def test_missing_packages_are_named(monkeypatch, tmp_path):
     for package, extra in (("tensorboardX", "tensorboard"), ("wandb", "wandb")):
         monkeypatch.setitem(sys.modules, package, None)

@@ -8,6 +8,7 @@ import pytest
 
 from abi_py.data.batch import IGNORE_LABEL
 from abi_py.errors import DataError, NonFiniteError
+from abi_py.training.state import TrainingState
 from abi_py.training.trainer import LlamaTrainer, train_llm
 
 
@@ -64,6 +65,48 @@ def test_accumulation_is_weighted_by_tokens(make_model, make_config, one_batch):
     assert apart.state.grad_norm == pytest.approx(together.state.grad_norm, rel=1e-6)
     moments = apart.optimizer.moments["m"], together.optimizer.moments["m"]
     np.testing.assert_allclose(*moments, atol=1e-6 * np.abs(moments[1]).max())
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_a_penalty_weighs_as_the_trained_tokens_of_its_micro_batch(
+    make_model, make_config, record, one_batch, checkpointing
+):
+    """Layers add theirs once in a pass, also where forward is repeated; the loss stays the cross-entropy."""
+    sink, model, weights = record(), make_model(checkpointing=checkpointing), []
+    values = iter([1.0, 3.0])
+
+    def with_penalty(branch):
+        original = branch.backward
+
+        def backward(dx, a, s, run, below):
+            weights.append(run.penalties.weight)
+            run.penalties.add("router_z", 0.5 * value[0])
+            original(dx, a, s, run, below)
+
+        branch.backward = backward
+
+    for branch in model.stack.branches[:2]:
+        with_penalty(branch)
+    trainer = LlamaTrainer(model, make_config(grad_accum_steps=2), [sink])
+    ids, labels = one_batch()
+    labels[0, 2:] = IGNORE_LABEL
+    alone = [model.compute_loss(ids[rows], labels[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    assert alone[0].penalties == {}
+    for rows in (slice(0, 1), slice(1, 4)):
+        value = [next(values)]
+        metrics = trainer.train_step_with_metrics(ids[rows], labels[rows])
+        if not metrics.updated:  # an open window is saved
+            state = TrainingState.from_dict(trainer.state.to_dict())
+            assert state.window_penalties == {"router_z": 2.0}
+    assert weights == [2.0, 2.0, 24.0, 24.0]
+    assert metrics.penalties == {"router_z": 3.0}
+    (event,) = sink.of("step")
+    assert event.penalties == {"router_z": pytest.approx((2 * 1.0 + 24 * 3.0) / 26)}
+    assert event.loss == pytest.approx(sum(out.loss_sum for out in alone) / 26)
+    assert trainer.state.window_penalties == {}
+    value = [1.0]
+    model.compute_loss(ids, labels, backward=True, loss_scale=4.0)
+    assert weights[-1] == pytest.approx(4.0)  # of a mean
 
 
 def test_window_without_labels_changes_nothing(make_model, make_config, one_batch):

@@ -1,6 +1,6 @@
 """What a pass tells its layers, and the arrays that they ask of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from ...kernels.engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
 from ...kernels.rope import rope_table
 
-__all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Run"]
+__all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
 
 
 class Form(Enum):
@@ -33,6 +33,24 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Penalties:
+    """What layers add to the loss of a training step besides cross-entropy.
+
+    A layer adds its own in `backward`, which runs once in a pass, also where forward is repeated: the gradient of
+    coefficient times a mean over the tokens of the batch is multiplied by `weight`.  That is the loss scale, times the
+    trained tokens where gradients are those of the summed loss; so the penalty counts as the loss of its micro-batch
+    does in a window of several.
+    """
+
+    weight: float
+    values: dict[str, float] = field(default_factory=dict)  # by name, times the coefficient, without `weight`
+
+    def add(self, name: str, value: float) -> None:
+        """Count a layer's penalty, its coefficient included; those of one name are summed."""
+        self.values[name] = self.values.get(name, 0.0) + value
+
+
+@dataclass(frozen=True)
 class Run:
     """What kernels need to know about a pass over N = batch * length rows."""
 
@@ -43,6 +61,7 @@ class Run:
     number_format: AnyFormat = FLOAT32  # what the products of linear layers multiply
     draw: int | None = None  # number of the training pass, which decides the masks of dropout; None: nothing is dropped
     accumulate: bool = True  # backward: add to the gradients of matrices, or overwrite them
+    penalties: Penalties | None = None  # backward of a loss; None: only the gradient of what forward returned
     slots: np.ndarray | None = None  # (N,) int32: where a decoder's cache keeps the sequence of a row
 
     @property
