@@ -17,7 +17,7 @@ from .errors import ConfigError
 from .kernels.storage import Storage
 from .kernels.storage.float32 import STORAGE as FLOAT32
 
-__all__ = ["Buffers", "Parameters", "Tensor", "TensorSpec", "Views", "Weight", "adjoin", "joined"]
+__all__ = ["Buffers", "HfName", "Parameters", "Tensor", "TensorSpec", "Views", "Weight", "adjoin", "joined"]
 
 INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2), section 2.3, and every Llama configuration since: initializer_range
 
@@ -40,16 +40,38 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One named tensor: its three names, its place in the flat buffer, whether weight decay applies, how it begins."""
+class HfName:
+    """What a tensor of ours is called in Hugging Face's files, and the form in which it is stored there.
+
+    name        with {e}, for a tensor that stacks experts along its first axis: there is a stored tensor for each
+    transposed  stored (in, out), as GPT-2's Conv1D keeps it, and not (out, in)
+    part        (k, n): ours is the k-th of n equal parts of the stored one's out axis, as in a fused gate_up_proj
+    """
 
     name: str
-    hf_name: str
+    transposed: bool = False
+    part: tuple[int, int] = (0, 1)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One named tensor: its names, its place in the flat buffer, whether weight decay applies, how it begins.
+
+    Of Hugging Face's names the first is written, and any is read.
+    """
+
+    name: str
+    hf_names: tuple[HfName, ...]
     gguf_name: str
     shape: tuple[int, ...]
     offset: int
     decay: bool
     initial: str = "normal"
+
+    @property
+    def hf_name(self) -> str:
+        """The name in Hugging Face's files, as it is written."""
+        return self.hf_names[0].name
 
     @property
     def size(self) -> int:

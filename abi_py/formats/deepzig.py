@@ -21,7 +21,7 @@ import numpy as np
 from ..files import atomic_files, json_text, write_pieces
 from .finite import check_written
 from .huggingface import CONFIG, WEIGHTS
-from .safetensors import safetensors_pieces
+from .safetensors import Joined, safetensors_pieces
 
 __all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "write_model"]
 
@@ -66,7 +66,7 @@ def generation_config(
 
 def write_model(
     folder: Path,
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray | Joined],
     theirs: Mapping[str, Any],
     special: Mapping[str, int | None],
     more: Mapping[str, str] | None = None,

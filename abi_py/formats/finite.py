@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError, NonFiniteError
+from .safetensors import Joined, Stored
 
 __all__ = ["check_read", "check_written", "find_nonfinite"]
 
 ASK = "use another copy or an earlier checkpoint; in Python, allow_nonfinite=True reads it all the same"
+Numbers = np.ndarray | Stored | Joined
 PIECE = 1 << 18  # numbers looked at together: their marks stay in the cache
 
 
@@ -27,17 +29,20 @@ def find_nonfinite(array: np.ndarray) -> int | None:
     return None
 
 
-def _first(tensors: Mapping[str, np.ndarray]) -> str | None:
+def _first(tensors: Mapping[str, Numbers]) -> str | None:
     """Return which tensor holds NaN or infinity, and where; None if none does."""
     for name, tensor in tensors.items():
-        place = find_nonfinite(tensor)
-        if place is not None:
-            at = np.unravel_index(place, tensor.shape)
-            return f"{name} holds NaN or infinity at [{', '.join(map(str, at))}]"
+        before = 0
+        for piece in [tensor] if isinstance(tensor, np.ndarray) else tensor.numbers():
+            place = find_nonfinite(piece)
+            if place is not None:
+                at = np.unravel_index(before + place, tensor.shape)
+                return f"{name} holds NaN or infinity at [{', '.join(map(str, at))}]"
+            before += piece.size
     return None
 
 
-def check_written(place: str | Path, tensors: Mapping[str, np.ndarray], untouched: str = "") -> None:
+def check_written(place: str | Path, tensors: Mapping[str, Numbers], untouched: str = "") -> None:
     """Raise NonFiniteError, before anything is written to `place`, if a tensor holds NaN or infinity."""
     found = _first(tensors)
     if found is not None:
@@ -48,7 +53,7 @@ def check_written(place: str | Path, tensors: Mapping[str, np.ndarray], untouche
         )
 
 
-def check_read(place: str | Path, tensors: Mapping[str, np.ndarray], remedy: str = ASK) -> None:
+def check_read(place: str | Path, tensors: Mapping[str, Numbers], remedy: str = ASK) -> None:
     """Raise CheckpointError, with the remedy, if a tensor that came from `place` holds NaN or infinity."""
     found = _first(tensors)
     if found is not None:

@@ -1,29 +1,26 @@
 """Hugging Face's folder of a model: config.json, and model.safetensors alone or in shards.
 
-Tensor names may have `model.` before them or not; a tensor stored under both names is an error.
+Tensor names may have the family's prefix (`model.`) or not; a tensor stored under both names is an error.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError, shown
 from ..untrusted import read_json
 from .safetensors import Stored, map_safetensors
 
-__all__ = ["CONFIG", "INDEX", "WEIGHTS", "bare", "by_bare_name", "read_tensors"]
+__all__ = ["CONFIG", "INDEX", "WEIGHTS", "by_bare_name", "read_tensors"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_NAME = 256  # bytes of a file's name, which systems refuse to look for
 
 
-def bare(name: str) -> str:
-    """Return a tensor's name without `model.` in front."""
-    return name.removeprefix("model.")
-
-
-def by_bare_name(folder: Path, tensors: Mapping[str, Stored]) -> dict[str, tuple[str, Stored]]:
-    """Return the tensors, and what they are called, by their names without `model.` in front."""
+def by_bare_name(
+    folder: Path, tensors: Mapping[str, Stored], bare: Callable[[str], str]
+) -> dict[str, tuple[str, Stored]]:
+    """Return the tensors, and what they are called, by their names without the prefix that `bare` takes off."""
     found: dict[str, tuple[str, Stored]] = {}
     for name, tensor in tensors.items():
         other = found.setdefault(bare(name), (name, tensor))[0]

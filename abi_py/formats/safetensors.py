@@ -17,52 +17,25 @@ from ..errors import CheckpointError, shown
 from ..files import atomic_file, write_pieces
 from ..untrusted import LFS_POINTER, check, parse_json, refuse_lfs_pointer
 
-__all__ = ["Stored", "encoded_size", "map_safetensors", "read_safetensors", "safetensors_pieces", "write_safetensors"]
+__all__ = [
+    "Joined",
+    "Stack",
+    "Stored",
+    "encoded_size",
+    "map_safetensors",
+    "read_safetensors",
+    "safetensors_pieces",
+    "write_safetensors",
+]
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
 DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
+PIECE = 1 << 20  # numbers that are copied or converted at once, on their way into a file
 MAX_HEADER = 100_000_000  # the library's own limit
 MAX_AXES = 32  # of NumPy 1
 MAX_BYTES = 2**63 - 1  # of an array of NumPy's
 ENTRY = {"dtype": str, "shape": list[int], "data_offsets": list[int]}
-
-
-def _header(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for name, tensor in tensors.items():
-        dtype = tensor.dtype.newbyteorder("<")
-        if dtype not in NAMES:
-            raise TypeError(f"{name} ({tensor.dtype}) must have one of the types {', '.join(DTYPES)}; convert it first")
-        end = offset + tensor.nbytes
-        entries[name] = {"dtype": NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    return len(text).to_bytes(8, "little") + text
-
-
-def encoded_size(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> int:
-    """Return the size in bytes of the file that `write_safetensors` would write."""
-    return len(_header(tensors, metadata or {})) + sum(tensor.nbytes for tensor in tensors.values())
-
-
-def safetensors_pieces(
-    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> Iterator[bytes | np.ndarray]:
-    """Yield the content of a file, header first, then the arrays; for `files.write_pieces` and `write_synced`."""
-    yield _header(tensors, metadata or {})
-    for tensor in tensors.values():
-        yield np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
-
-
-def write_safetensors(
-    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Write arrays of any shape under their names in one indivisible step; return {"size": ..., "sha256": ...}."""
-    with atomic_file(path) as file:
-        return write_pieces(file, safetensors_pieces(tensors, metadata))
 
 
 @dataclass(frozen=True)
@@ -71,6 +44,16 @@ class Stored:
 
     raw: np.ndarray
     bf16: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.raw.shape
+
+    @property
+    def is_float(self) -> bool:
+        """Say whether it holds floats."""
+        return self.bf16 or self.raw.dtype.kind == "f"
 
     @property
     def is_narrow(self) -> bool:
@@ -86,6 +69,126 @@ class Stored:
         if not self.bf16:
             return self.raw
         return np.left_shift(self.raw, 16, dtype=np.uint32).view(np.float32)  # the upper half of a float32
+
+    def copy_to(self, out: np.ndarray) -> None:
+        """Write its numbers to `out`, float32 of its shape, without memory for a copy between.
+
+        Of float64, what float32 cannot hold becomes infinity; `finite.check_read` finds it.
+        """
+        if self.bf16:
+            np.left_shift(self.raw, 16, dtype=np.uint32, out=out.view(np.uint32))
+            return
+        with np.errstate(over="ignore"):
+            out[...] = self.raw
+
+    def numbers(self) -> Iterator[np.ndarray]:
+        """Yield its numbers in C order, in pieces."""
+        return Joined((self,)).numbers()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Stored tensors of one shape as one, along a new first axis."""
+
+    parts: tuple[Stored, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return (len(self.parts), *self.parts[0].shape)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Say whether all numbers take two bytes each."""
+        return all(part.is_narrow for part in self.parts)
+
+    def copy_to(self, out: np.ndarray) -> None:
+        """Write its numbers to `out`, float32 of its shape."""
+        for part, place in zip(self.parts, out, strict=True):
+            part.copy_to(place)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Tensors side by side along their last axis or the one before, as one that is written: never made as a whole."""
+
+    parts: tuple[Stored, ...]
+    axis: int = -2
+    code: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        first, axis = self.parts[0].shape, max(self.axis, -len(self.parts[0].shape))
+        return tuple(
+            sum(part.shape[i] for part in self.parts) if i - len(first) == axis else size
+            for i, size in enumerate(first)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in a file."""
+        return math.prod(self.shape) * np.dtype(DTYPES[self.code]).itemsize
+
+    def numbers(self) -> Iterator[np.ndarray]:
+        """Yield its numbers in C order, in pieces of some megabytes."""
+        vector = self.parts[0].raw.ndim < 2
+        arrays = [(part.raw.reshape(-1, 1) if vector else part.raw, part.bf16) for part in self.parts]
+        side_by_side = [[each] for each in arrays] if self.axis == -2 or vector else [arrays]
+        for index in np.ndindex(arrays[0][0].shape[:-2]):
+            for group in side_by_side:
+                matrices = [Stored(raw[index], bf16) for raw, bf16 in group]
+                columns = sum(matrix.shape[1] for matrix in matrices)
+                rows = max(1, PIECE // max(columns, 1))
+                for i in range(0, matrices[0].shape[0], rows):
+                    strips = [np.ascontiguousarray(matrix.part(i, i + rows).widened()) for matrix in matrices]
+                    yield strips[0] if len(strips) == 1 else np.concatenate(strips, axis=1)
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Yield its content as it is written."""
+        for numbers in self.numbers():
+            yield numbers.astype(DTYPES[self.code], copy=False)
+
+
+def _header(tensors: Mapping[str, np.ndarray | Joined], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, tensor in tensors.items():
+        code = tensor.code if isinstance(tensor, Joined) else NAMES.get(tensor.dtype.newbyteorder("<"))
+        if code is None:
+            kind = getattr(tensor, "dtype", "")
+            raise TypeError(f"{name} ({kind}) must have one of the types {', '.join(DTYPES)}; convert it first")
+        end = offset + tensor.nbytes
+        entries[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def encoded_size(tensors: Mapping[str, np.ndarray | Joined], metadata: Mapping[str, str] | None = None) -> int:
+    """Return the size in bytes of the file that `write_safetensors` would write."""
+    return len(_header(tensors, metadata or {})) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def safetensors_pieces(
+    tensors: Mapping[str, np.ndarray | Joined], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | np.ndarray]:
+    """Yield the content of a file, header first, then the arrays; for `files.write_pieces` and `write_synced`."""
+    yield _header(tensors, metadata or {})
+    for tensor in tensors.values():
+        if isinstance(tensor, Joined):
+            yield from tensor.pieces()
+        else:
+            yield np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
+
+
+def write_safetensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray | Joined], metadata: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Write arrays of any shape under their names in one indivisible step; return {"size": ..., "sha256": ...}."""
+    with atomic_file(path) as file:
+        return write_pieces(file, safetensors_pieces(tensors, metadata))
 
 
 def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ Where two tensors speak of one thing, transformers' choice holds (measured with 
     a tied model may have stored its matrix as embedding, as head, or as both
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, listed
 from ..families import family, tensor_table
 from ..families import read_config as fields_of_config
-from ..formats.finite import check_read
-from ..formats.huggingface import CONFIG, bare, by_bare_name, read_tensors
+from ..formats.finite import check_read, find_nonfinite
+from ..formats.forms import FromFiles, from_stored, to_stored
+from ..formats.huggingface import CONFIG, by_bare_name, read_tensors
 from ..formats.safetensors import Stored
 from ..untrusted import read_json
 from .frozen import FrozenModel
@@ -27,8 +27,6 @@ from .transformer import TrainableModel
 
 __all__ = ["config_from_huggingface", "open_weights", "read_config", "read_frozen", "read_model"]
 
-# Buffers that older versions stored, and that follow from config.json.
-DERIVED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")
 ROWS = 1024  # of two matrices, compared at once
 
 
@@ -58,35 +56,34 @@ def read_frozen(
     folder: Path, config: TrainableModelConfig, *, allow_nonfinite: bool = False
 ) -> TrainableModel | FrozenModel:
     """Return the same where nothing of it will be trained: bfloat16 and float16 stay as they lie, memory-mapped."""
-    tensors = open_weights(folder, config)
-    if not any(tensor.is_narrow for tensor in tensors.values()):
-        return _trainable(folder, config, tensors, allow_nonfinite)
+    found = open_weights(folder, config)
+    if not any(tensor.is_narrow for tensor in found.tensors.values()):
+        return _trainable(folder, config, found, allow_nonfinite)
     if not allow_nonfinite:
-        for entry in tensor_table(config):  # one after the other: each is read, none is kept
-            check_read(folder, {entry.hf_name: tensors[entry.name].widened()})
-    return FrozenModel(config, tensors)
+        check_read(folder, found.used)
+    return FrozenModel(config, found.tensors)
 
 
-def _trainable(
-    folder: Path, config: TrainableModelConfig, tensors: Mapping[str, Stored], allow_nonfinite: bool
-) -> TrainableModel:
+def _trainable(folder: Path, config: TrainableModelConfig, found: FromFiles, allow_nonfinite: bool) -> TrainableModel:
     model = TrainableModel(config)
-    for name, tensor in tensors.items():
-        model.weights[name] = tensor.widened()
-    if not allow_nonfinite:
-        check_read(folder, {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table})
+    for name, tensor in found.tensors.items():
+        tensor.copy_to(model.weights[name])
+    if not allow_nonfinite and find_nonfinite(model.parameters.weights_flat) is not None:
+        check_read(folder, found.used)
+        check_read(folder, to_stored(model.parameters.table, model.weights))  # a float64 that float32 cannot hold
     return model
 
 
-def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, Stored]:
+def open_weights(folder: Path, config: TrainableModelConfig) -> FromFiles:
     """Return the tensors of a folder by our names, mapped from its files, once they are those of a model of this shape.
 
     Nothing of the model's size is made before: config.json may say anything.  Tensors may be F32, BF16, F16 or F64.
     CheckpointError names a tensor that is missing, of another shape, or without a place in the model.
     """
-    stored = by_bare_name(folder, read_tensors(folder))
+    own = family(config)
+    stored = by_bare_name(folder, read_tensors(folder), own.bare)
     tensors = {name: tensor for name, (_, tensor) in stored.items()}
-    embedding, head = (bare(family(config).names_of(name)[0]) for name in (Embedding.name, "output_proj"))
+    embedding, head = (own.bare(own.names_of(name)[0][0].name) for name in (Embedding.name, "output_proj"))
     if config.tie_embeddings and head in tensors:
         matrix = tensors.pop(head)
         if not _equal(matrix, tensors.setdefault(embedding, matrix)):
@@ -99,21 +96,15 @@ def open_weights(folder: Path, config: TrainableModelConfig) -> dict[str, Stored
             f"{folder}: num_hidden_layers in {CONFIG} is {config.num_layers:,}, and its files hold {len(tensors):,} "
             "tensors; use the config.json of these weights"
         )
-    places = {bare(entry.hf_name): entry for entry in tensor_table(config)}
-    for name, entry in places.items():
-        found = tensors.get(name)
-        if found is None or found.raw.shape != entry.shape:
-            what = "is missing" if found is None else f"has shape {found.raw.shape} instead of {entry.shape}"
-            raise CheckpointError(f"{folder}: {entry.hf_name} {what}; use the config.json of these weights")
-        if not found.bf16 and found.raw.dtype.kind != "f":
-            raise CheckpointError(f"{folder}: {entry.hf_name} is {found.raw.dtype}; this version reads floats")
-    extra = [stored[name][0] for name in tensors if name not in places and not DERIVED.search(name)]
+    found = from_stored(tensor_table(config), tensors, folder, "use the config.json of these weights", own.bare)
+    extra = [stored[name][0] for name in tensors if name not in found.used and not own.is_derived(name)]
     if extra:
         raise CheckpointError(
             f"{folder}: the model that {CONFIG} describes has no place for {listed(sorted(extra), 3)}, so it "
             "would compute something else than they were trained for; use the config.json that belongs to them"
         )
-    return {entry.name: tensors[name] for name, entry in places.items()}
+    called = {name: stored[name if name in stored else head][0] for name in found.used}  # a tied matrix: the head
+    return FromFiles(found.tensors, {called[name]: tensor for name, tensor in found.used.items()})
 
 
 def _equal(one: Stored, other: Stored) -> bool:

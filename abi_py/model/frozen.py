@@ -13,7 +13,7 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..families import layers, tensor_table
-from ..formats.safetensors import Stored
+from ..formats.safetensors import Stack, Stored
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Buffers, Weight
 from .transformer import TrainableModel, Transformer
@@ -27,20 +27,21 @@ class _Kept:
     storage: Storage
 
 
-def _keep(tensor: Stored) -> _Kept:
-    """Return a tensor in one of the storages; what has none (float64), and vectors, are copied to float32."""
-    matrix = tensor.raw.ndim == 2
-    if matrix and tensor.bf16:
-        return _Kept(tensor.raw, STORAGES["bf16"])
-    if matrix and tensor.raw.dtype == np.float16:
-        return _Kept(tensor.raw, STORAGES["float16"])
-    return _Kept(np.array(tensor.widened(), np.float32), STORAGES["float32"])
+def _keep(tensor: Stored | Stack) -> _Kept:
+    """Return a tensor in one of the storages; what has none (float64), vectors and stacks are copied to float32."""
+    if isinstance(tensor, Stored) and tensor.raw.ndim == 2 and tensor.is_narrow:
+        # As it lies; a matrix that is stored transposed is copied, and stays as narrow.
+        raw = tensor.raw if tensor.raw.flags.c_contiguous else np.ascontiguousarray(tensor.raw)
+        return _Kept(raw, STORAGES["bf16" if tensor.bf16 else "float16"])
+    copy = np.empty(tensor.shape, np.float32)
+    tensor.copy_to(copy)
+    return _Kept(copy, STORAGES["float32"])
 
 
 class FrozenModel(Transformer):
     """A model of which nothing is trained, over the tensors of a folder by our names."""
 
-    def __init__(self, config: TrainableModelConfig, tensors: Mapping[str, Stored]) -> None:
+    def __init__(self, config: TrainableModelConfig, tensors: Mapping[str, Stored | Stack]) -> None:
         """Take the tensors as they lie; those without a storage of their own are copied to float32."""
         self.parameters = Buffers(())
         self.table = tensor_table(config)

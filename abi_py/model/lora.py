@@ -27,7 +27,7 @@ from ..fields import either
 from ..formats.peft import read_adapter, write_adapter
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
-from ..parameters import Buffers, Tensor, Weight, joined
+from ..parameters import Buffers, HfName, Tensor, Weight, joined
 from ..shape import PROJECTIONS
 from .frozen import FrozenModel
 from .layers.layer import Layer
@@ -235,7 +235,8 @@ def _adapter_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Ten
                 stem = base.hf_name.removesuffix(".weight")
                 hf_name = f"base_model.model.{stem}.lora_{half.upper()}.weight"
                 gguf_name = f"{base.gguf_name}.lora_{half}"
-                table.append(Tensor(f"{base.name}.{half}", hf_name, gguf_name, sizes, offset, decay=True))
+                names = (HfName(hf_name),), gguf_name
+                table.append(Tensor(f"{base.name}.{half}", *names, sizes, offset, decay=True))
                 offset += table[-1].size
     return tuple(table)
 

@@ -20,6 +20,7 @@ from ..families import write_config
 from ..files import check_free as check_no_files
 from ..files import json_text
 from ..formats.deepzig import TRAINING_ARGS, generation_config, write_model
+from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, WEIGHTS
 from ..generation.settings import CONFIG_FILE as GENERATION_FILE
 from ..locks import DirectoryLock
@@ -81,7 +82,7 @@ def finish(
         EVALUATION: json_text(figures),
         CARD: model_card(run, model.num_params(), report, results),
     }
-    weights = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
+    weights = to_stored(model.parameters.table, model.weights)
     write_model(run.directory, weights, write_config(model.config), special, texts)
     return model, results
 

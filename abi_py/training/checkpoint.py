@@ -42,8 +42,9 @@ from ..files import (
     write_synced,
 )
 from ..formats.finite import check_read, check_written
+from ..formats.forms import to_stored
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
-from ..formats.safetensors import encoded_size, read_safetensors, safetensors_pieces
+from ..formats.safetensors import Stored, encoded_size, map_safetensors, read_safetensors, safetensors_pieces
 from ..model.lora import LoraModel
 from ..model.transformer import Transformer
 from ..untrusted import check, read_json
@@ -80,7 +81,7 @@ class Checkpoint:
     path: Path
     state: TrainingState
     config: dict[str, dict[str, Any]]  # sections of config.yaml
-    weights: dict[str, np.ndarray]  # by Hugging Face name, of adapters by PEFT's
+    weights: dict[str, Stored]  # by Hugging Face name, of adapters by PEFT's
     optimizer: dict[str, np.ndarray]  # m, v (P,) float32; gradients (P,) float32; loss_history float64
 
 
@@ -112,7 +113,7 @@ def save_checkpoint(
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     recover(root)
-    tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
+    tensors = to_stored(model.parameters.table, model.weights)
     check_written(root, {**tensors, **_moments(optimizer)}, "the earlier checkpoints are untouched")
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
     (weights_file, config_file), description = MODEL_FILES, write_config(model.config)
@@ -281,9 +282,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         config = load_yaml(path / CONFIG)
     except ConfigError as error:
         raise CheckpointError(f"{error}; the checkpoint is of another version") from None
-    weights = read_safetensors(path / _model_files(content["files"])[0])
+    weights = map_safetensors(path / _model_files(content["files"])[0])
     optimizer = read_safetensors(path / OPTIMIZER)
-    _check_arrays(optimizer, sum(tensor.size for tensor in weights.values()), path / OPTIMIZER)
+    _check_arrays(optimizer, sum(tensor.raw.size for tensor in weights.values()), path / OPTIMIZER)
     check_read(path, {**weights, **_moments(optimizer)}, "use an earlier checkpoint")
     state = TrainingState.from_dict(content["state"])
     return Checkpoint(path=path, state=state, config=config, weights=weights, optimizer=optimizer)

@@ -1,8 +1,11 @@
 """Putting a checkpoint back into a model and its optimizer; everything is checked before anything is changed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..formats.forms import from_stored
+from ..formats.safetensors import Stack, Stored
 from ..formats.zig import AblcCheckpoint, load_zig
 from ..model.transformer import Transformer
 from ..untrusted import MAX_INT
@@ -81,10 +84,7 @@ def _check_model(model: Transformer, loaded: Checkpoint) -> None:
                     f"{loaded.path} is of another model: {name} is {stored} there and {value} here; keep the model's "
                     "shape as its config.yaml has it, or use a checkpoint of this run"
                 )
-    for entry in model.parameters.table:
-        if entry.hf_name not in loaded.weights or loaded.weights[entry.hf_name].shape != entry.shape:
-            place = f"{loaded.path}: {entry.hf_name}"
-            raise CheckpointError(f"{place} is missing, or its shape is not {entry.shape}; use another checkpoint")
+    _tensors_of(model, loaded)
 
 
 def _check_base(model: Transformer, loaded: Checkpoint) -> None:
@@ -94,8 +94,13 @@ def _check_base(model: Transformer, loaded: Checkpoint) -> None:
         )
 
 
+def _tensors_of(model: Transformer, loaded: Checkpoint) -> Mapping[str, Stored | Stack]:
+    """Return the checkpoint's tensors by our names; CheckpointError if one is not as the model has it."""
+    return from_stored(model.parameters.table, loaded.weights, loaded.path, "use another checkpoint").tensors
+
+
 def _put_back(model: Transformer, optimizer: Optimizer, loaded: Checkpoint) -> None:
     moments = {name: array for name, array in loaded.optimizer.items() if name in ("m", "v")}
     optimizer.load(moments, loaded.state.optimizer_step)
-    for entry in model.parameters.table:
-        model.weights[entry.name] = loaded.weights[entry.hf_name]
+    for name, tensor in _tensors_of(model, loaded).items():
+        tensor.copy_to(model.weights[name])

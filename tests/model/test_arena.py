@@ -17,6 +17,7 @@ from abi_py.model.layers.attention import Attention
 from abi_py.model.layers.feed_forward import FeedForward
 from abi_py.model.layers.norm import RmsNorm
 from abi_py.model.layers.run import Angles
+from abi_py.parameters import HfName
 from abi_py.shape import ModelFamily
 
 LAYERS = 5
@@ -83,7 +84,7 @@ def uneven_layers(shape):
 
 def uneven_names(name):
     """Return names of a tensor, which no folder holds."""
-    return name, name
+    return (HfName(name),), name
 
 
 @pytest.mark.parametrize("options", STRATEGIES, ids=identify)

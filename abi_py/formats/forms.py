@@ -1,0 +1,112 @@
+"""A model's tensors in the forms in which Hugging Face's files keep them (`parameters.HfName`), both ways.
+
+    as it is     the same matrix (out, in), or vector
+    transposed   (in, out)
+    a part       one of n equal parts of the out axis: gate and up of a fused gate_up_proj
+    per expert   a stored tensor for each of the matrices that ours stacks along its first axis
+
+Nothing is copied: what is read are views of mapped files, and what is written are views of weights, in pieces.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..parameters import HfName, Tensor
+from .safetensors import Joined, Stack, Stored
+
+__all__ = ["FromFiles", "from_stored", "to_stored"]
+
+
+class FromFiles(NamedTuple):
+    """Tensors by our names, and the stored ones that they are made of."""
+
+    tensors: dict[str, Stored | Stack]
+    used: dict[str, Stored]
+
+
+def from_stored(
+    table: tuple[Tensor, ...],
+    stored: Mapping[str, Stored],
+    place: object,
+    remedy: str,
+    bare: Callable[[str], str] = str,
+) -> FromFiles:
+    """Return the tensors of a table from stored ones, which are called as `bare` calls Hugging Face's names.
+
+    CheckpointError, with the remedy, names one that is missing, of another shape, or not of floats.
+    """
+    tensors: dict[str, Stored | Stack] = {}
+    used: dict[str, Stored] = {}
+    for entry in table:
+        form = next((form for form in entry.hf_names if _is_there(form, entry, stored, bare)), entry.hf_names[0])
+        each = []
+        for name in _names(form, entry):
+            found, shape = stored.get(bare(name)), _stored_shape(form, entry)
+            if found is None or found.shape != shape:
+                what = "is missing" if found is None else f"has shape {found.shape} instead of {shape}"
+                raise CheckpointError(f"{place}: {name} {what}; {remedy}")
+            if not found.is_float:
+                raise CheckpointError(f"{place}: {name} is {found.raw.dtype}; this version reads floats")
+            used[bare(name)] = found
+            each.append(Stored(_ours(found.raw, form), found.bf16))
+        tensors[entry.name] = Stack(tuple(each)) if _per_expert(form) else each[0]
+    return FromFiles(tensors, used)
+
+
+def to_stored(
+    table: tuple[Tensor, ...], tensors: Mapping[str, np.ndarray | Stored], code: str = "F32"
+) -> dict[str, Joined]:
+    """Return what is written of tensors by our names: by Hugging Face's names, as numbers of the type `code`."""
+    parts: dict[str, dict[int, Stored]] = {}
+    forms: dict[str, HfName] = {}
+    for entry in table:
+        form, tensor = entry.hf_names[0], tensors[entry.name]
+        tensor = tensor if isinstance(tensor, Stored) else Stored(tensor)
+        each = tensor.raw if _per_expert(form) else [tensor.raw]
+        for name, ours in zip(_names(form, entry), each, strict=True):
+            theirs = ours.swapaxes(-1, -2) if form.transposed and ours.ndim > 1 else ours
+            parts.setdefault(name, {})[form.part[0]] = Stored(theirs, tensor.bf16)
+            forms[name] = form
+    for name, form in forms.items():
+        if sorted(parts[name]) != list(range(form.part[1])):
+            raise RuntimeError(f"{name} has {form.part[1]} parts, and tensors of the family are {len(parts[name])}")
+    return {
+        name: Joined(tuple(parts[name][k] for k in range(form.part[1])), -1 if form.transposed else -2, code)
+        for name, form in forms.items()
+    }
+
+
+def _per_expert(form: HfName) -> bool:
+    return "{e}" in form.name
+
+
+def _names(form: HfName, entry: Tensor) -> list[str]:
+    experts = entry.shape[0] if _per_expert(form) else 1
+    return [form.name.replace("{e}", str(e)) for e in range(experts)]
+
+
+def _is_there(form: HfName, entry: Tensor, stored: Mapping[str, Stored], bare: Callable[[str], str]) -> bool:
+    return any(bare(name) in stored for name in _names(form, entry))
+
+
+def _stored_shape(form: HfName, entry: Tensor) -> tuple[int, ...]:
+    """Return the shape of a stored tensor of which an entry is, or is made."""
+    *before, out, inner = (0, *entry.shape[1 if _per_expert(form) else 0 :])
+    if len(before) == 0:  # a vector
+        return (inner * form.part[1],)
+    out *= form.part[1]
+    return (*before[1:], inner, out) if form.transposed else (*before[1:], out, inner)
+
+
+def _ours(raw: np.ndarray, form: HfName) -> np.ndarray:
+    """Return the view of a stored array that is a tensor of ours, or of one expert."""
+    k, n = form.part
+    if raw.ndim < 2:
+        size = len(raw) // n
+        return raw[k * size : (k + 1) * size]
+    out_first = raw.swapaxes(-1, -2) if form.transposed else raw
+    size = out_first.shape[-2] // n
+    return out_first[..., k * size : (k + 1) * size, :]
