@@ -84,8 +84,9 @@ def rope_forward(x, cos, sin, positions, heads):
 def rope_forward_rounded(y, x, cos, sin, positions, heads):
     """Do that, and write x rounded to bfloat16 to y (N, W) uint16: what attention reads and backward keeps."""
     for n in prange(x.shape[0]):
-        t = positions[n]
-        _rotate(x[n], cos[t], sin[t], heads, np.float32(1))
+        if heads > 0:  # else it is only rounded, and there may be no table
+            t = positions[n]
+            _rotate(x[n], cos[t], sin[t], heads, np.float32(1))
         for j in range(x.shape[1]):
             y[n, j] = as_element(y, x[n, j])
 

@@ -2,16 +2,17 @@
 
     x = token_embedding[ids]                           (N, C), N = B T rows: batch B, time T, width C
     for each block i:                                  its weights have these names after `layers.i.`
-        attention      q, k, v = rope(n w_qᵀ), rope(n w_kᵀ), n w_vᵀ      n = rms_norm(x)
+        attention      q, k, v = rope(n w_qᵀ), rope(n w_kᵀ), n w_vᵀ      n = norm(x)
                        x = x + attention(q, k, v) w_oᵀ
-        feed-forward   gate, up = n w_gateᵀ, n w_upᵀ                     n = rms_norm(x)
+        feed-forward   gate, up = n w_gateᵀ, n w_upᵀ                     n = norm(x)
                        x = x + (silu(gate) * up) w_downᵀ
-    loss = mean cross_entropy(rms_norm(x) headᵀ, labels)      head = output_proj, or token_embedding if tied
+    loss = mean cross_entropy(norm(x) headᵀ, labels)      head = output_proj, or token_embedding if tied
 
 H query heads, G key/value heads of width D; feed-forward width F; vocabulary V.  Weights are (out, in): y = x wᵀ (+ b,
-where a family has biases), dx = dy w, dw = dyᵀ x.  Each other operation is a reference of `kernels/`, derived there.  A
-branch is a pair of functions; the class in `layers/` that names them computes the same in float32.  Ids are (B, T), or
-flat; labels of the same shape, -100 where none is trained; options those of `TrainableModel.compute_loss`.
+where a family has biases), dx = dy w, dw = dyᵀ x: `forward_ref` and `backward_ref` of `layers/linear.py`; norms have
+theirs in `layers/norm.py`.  Each other operation is a reference of `kernels/`, derived there.  A branch is a pair of
+functions; the class in `layers/` that names them computes the same in float32.  Ids are (B, T), or flat; labels of the
+same shape, -100 where none is trained; options those of `TrainableModel.compute_loss`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ import numpy.typing as npt
 from ..kernels.attention import attention_backward_ref, attention_forward_ref
 from ..kernels.cross_entropy import head_loss_ref
 from ..kernels.embedding import embedding_backward_ref, embedding_forward_ref
-from ..kernels.rms_norm import rms_norm_backward_ref, rms_norm_forward_ref
 from ..kernels.rope import rope_backward_ref, rope_forward_ref
 from ..kernels.swiglu import swiglu_backward_ref, swiglu_forward_ref
 from .inputs import as_ids, as_labels, check_ids, segment_starts
@@ -36,55 +36,54 @@ Batch = tuple[Array, Array, Array]  # ids (B, T); of each token, where in its ro
 
 
 def attention_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[Array, Any]:
-    """Return x + attention(rms_norm(x)) (N, C)."""
+    """Return x + attention(norm(x)) (N, C)."""
     (ids, starts, positions), H, G = batch, layer.heads, layer.kv_heads
-    cos, sin = layer.angles.reference(ids.shape[1])  # (T, D/2) each
-    n, r = rms_norm_forward_ref(x, w[layer.norm.name], layer.norm.eps)  # (N, C), and 1/rms (N,)
-    q, k, v = (n @ w["w_" + part].T + w.get("b_" + part, 0) for part in "qkv")  # (N, H D), (N, G D), (N, G D)
-    q, k = rope_forward_ref(q, cos, sin, positions, H), rope_forward_ref(k, cos, sin, positions, G)
+    n, r = layer.norm.forward_ref(w, x)  # (N, C), (N,)
+    q, k, v = np.split(layer.qkv.forward_ref(w, n), layer.cuts, axis=1)  # (N, H D), (N, G D), (N, G D)
+    cos, sin = layer.angles.reference(ids.shape[1]) if layer.angles else (None, None)  # (T, D/2) each
+    if layer.angles:
+        q, k = rope_forward_ref(q, cos, sin, positions, H), rope_forward_ref(k, cos, sin, positions, G)
     att, _ = attention_forward_ref(q, k, v, starts, len(ids), H, G)  # (N, H D)
-    return x + att @ w["w_o"].T, (x, n, r, q, k, v, att, cos, sin)
+    return x + layer.o.forward_ref(w, att), (x, n, r, q, k, v, att, cos, sin)
 
 
 def attention_backward(layer: Any, w: Weights, dx: Array, saved: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
     """Return dx (N, C) of the input for dx of the output, and the gradients of the branch's weights."""
     x, n, r, q, k, v, att, cos, sin = saved
-    (ids, starts, positions), H, G, gradients = batch, layer.heads, layer.kv_heads, {}
+    (ids, starts, positions), H, G = batch, layer.heads, layer.kv_heads
     # forward: out = x + att w_oᵀ; dx is also the first share of the input's gradient
-    datt, gradients["w_o"] = dx @ w["w_o"], dx.T @ att  # (N, H D), (C, H D)
+    datt, of_o = layer.o.backward_ref(w, dx, att)  # (N, H D)
     # forward: att = attention(q, k, v)
     dq, dk, dv = attention_backward_ref(datt, q, k, v, starts, len(ids), H, G)  # (N, H D), (N, G D), (N, G D)
     # forward: q = rope(n w_qᵀ), k = rope(n w_kᵀ), v = n w_vᵀ
-    dq, dk = rope_backward_ref(dq, cos, sin, positions, H), rope_backward_ref(dk, cos, sin, positions, G)
-    for part, dy in zip("qkv", (dq, dk, dv), strict=True):
-        gradients |= {"w_" + part: dy.T @ n, "b_" + part: dy.sum(0)}  # same rows as w, b; b if there is one
-    dn = dq @ w["w_q"] + dk @ w["w_k"] + dv @ w["w_v"]  # (N, C)
-    # forward: n = rms_norm(x)
-    share, gradients[layer.norm.name] = rms_norm_backward_ref(dn, x, w[layer.norm.name], r)  # (N, C), (C,)
-    return dx + share, gradients
+    if layer.angles:
+        dq, dk = rope_backward_ref(dq, cos, sin, positions, H), rope_backward_ref(dk, cos, sin, positions, G)
+    dn, of_qkv = layer.qkv.backward_ref(w, np.concatenate((dq, dk, dv), axis=1), n)  # (N, C)
+    # forward: n = norm(x)
+    share, of_norm = layer.norm.backward_ref(w, dn, x, r)  # (N, C)
+    return dx + share, of_qkv | of_o | of_norm
 
 
 def feed_forward_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[Array, Any]:
-    """Return x + swiglu(rms_norm(x)) (N, C)."""
-    n, r = rms_norm_forward_ref(x, w[layer.norm.name], layer.norm.eps)  # (N, C), and 1/rms (N,)
-    gate_up = np.concatenate((n @ w["w_gate"].T, n @ w["w_up"].T), axis=1)  # (N, 2F)
+    """Return x + swiglu(norm(x)) (N, C)."""
+    n, r = layer.norm.forward_ref(w, x)  # (N, C), (N,)
+    gate_up = layer.gate_up.forward_ref(w, n)  # (N, 2F)
     h = swiglu_forward_ref(gate_up)  # (N, F)
-    return x + h @ w["w_down"].T, (x, n, r, gate_up, h)
+    return x + layer.down.forward_ref(w, h), (x, n, r, gate_up, h)
 
 
 def feed_forward_backward(layer: Any, w: Weights, dx: Array, saved: Any, _: Batch) -> tuple[Array, dict[str, Array]]:
     """Return dx (N, C) of the input for dx of the output, and the gradients of the branch's weights."""
     x, n, r, gate_up, h = saved
     # forward: out = x + h w_downᵀ; dx is also the first share of the input's gradient
-    dh, dw_down = dx @ w["w_down"], dx.T @ h  # (N, F), (C, F)
+    dh, of_down = layer.down.backward_ref(w, dx, h)  # (N, F)
     # forward: h = swiglu(gate_up)
-    dgate, dup = np.split(swiglu_backward_ref(dh, gate_up), 2, axis=1)  # (N, F) each
+    dgate_up = swiglu_backward_ref(dh, gate_up)  # (N, 2F)
     # forward: gate_up = n [w_gate, w_up]ᵀ
-    dw_gate, dw_up = dgate.T @ n, dup.T @ n  # (F, C) each
-    dn = dgate @ w["w_gate"] + dup @ w["w_up"]  # (N, C)
-    # forward: n = rms_norm(x)
-    share, dnorm = rms_norm_backward_ref(dn, x, w[layer.norm.name], r)  # (N, C), (C,)
-    return dx + share, {"w_gate": dw_gate, "w_up": dw_up, "w_down": dw_down, layer.norm.name: dnorm}
+    dn, of_gate_up = layer.gate_up.backward_ref(w, dgate_up, n)  # (N, C)
+    # forward: n = norm(x)
+    share, of_norm = layer.norm.backward_ref(w, dn, x, r)  # (N, C)
+    return dx + share, of_gate_up | of_down | of_norm
 
 
 # -- the model: the list of its layers, and the same list in reverse ------------------------------------------
@@ -101,15 +100,15 @@ def forward(layers: Sequence[Any], weights: Weights, input_ids: npt.ArrayLike, *
     for layer in branches:
         x, saved = layer.reference[0](layer, local(weights, layer.at), x, batch)  # (N, C)
         kept.append(saved)
-    hidden, r = rms_norm_forward_ref(x, weights[head.norm.name], head.norm.eps)  # (N, C), and 1/rms (N,)
+    hidden, r = head.norm.forward_ref(weights, x)  # (N, C), (N,)
     return hidden, (batch, kept, x, r)
 
 
 def backward(layers: Sequence[Any], weights: Weights, dhidden: Array, saved: Any) -> dict[str, Array]:
     """Return the gradients by name, all but that of the head's matrix, for dhidden (N, C)."""
-    (embedding, *branches, head), (batch, kept, x, r), gradients = layers, saved, dict[str, Array]()
-    # forward: hidden = rms_norm(x)
-    dx, gradients[head.norm.name] = rms_norm_backward_ref(dhidden, x, weights[head.norm.name], r)  # (N, C), (C,)
+    (embedding, *branches, head), (batch, kept, x, r) = layers, saved
+    # forward: hidden = norm(x)
+    dx, gradients = head.norm.backward_ref(weights, dhidden, x, r)  # (N, C)
     for layer, inner in zip(reversed(branches), reversed(kept), strict=True):
         dx, found = layer.reference[1](layer, local(weights, layer.at), dx, inner, batch)  # (N, C)
         gradients |= {layer.at + name: dw for name, dw in found.items()}

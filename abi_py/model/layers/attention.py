@@ -22,10 +22,12 @@ from ...parameters import TensorSpec
 from .. import reference
 from .layer import Branch
 from .linear import Linear, Projection, adapter_scratch
-from .norm import RmsNorm
+from .norm import Norm
 from .run import Angles, Chunk, Entry, Form, KeysAndValues, Run
 
 __all__ = ["Attention"]
+
+NO_ANGLES = np.zeros((1, 1), np.float32)  # a table that is not read: no head is rotated
 
 
 class Attention(Branch):
@@ -85,19 +87,28 @@ class Attention(Branch):
         heads: int,
         kv_heads: int,
         head_dim: int,
-        norm: RmsNorm,
-        angles: Angles,
+        norm: Norm,
+        angles: Angles | None,
         qkv_bias: bool = False,
+        *,
+        fused: bool = False,
+        o_bias: bool = False,
     ) -> None:
-        """Describe it."""
+        """Describe it.
+
+        angles    RoPE's, or None where queries and keys are not rotated
+        qkv_bias  biases on q, k and v
+        fused     q, k and v are one matrix `w_qkv`, with one bias and one adapter
+        o_bias    a bias on w_o
+        """
         super().__init__(at, block)
         self.width, self.heads, self.kv_heads, self.head_dim = width, heads, kv_heads, head_dim
         self.norm, self.angles = norm, angles
         q, kv = heads * head_dim, kv_heads * head_dim
-        biases = ("b_q", "b_k", "b_v") if qkv_bias else ("", "", "")
-        parts = zip(("w_q", "w_k", "w_v"), (q, kv, kv), biases, strict=True)
-        self.qkv = Linear(width, *(Projection(*part) for part in parts))
-        self.o = Linear(q, Projection("w_o", width))
+        parts = {"qkv": q + 2 * kv} if fused else {"q": q, "k": kv, "v": kv}
+        projections = (Projection(f"w_{part}", size, f"b_{part}" * qkv_bias) for part, size in parts.items())
+        self.qkv = Linear(width, *projections)
+        self.o = Linear(q, Projection("w_o", width, "b_o" * o_bias))
         self.linears = self.qkv, self.o
         self.cuts = [q, q + kv]
         self.keys_and_values = kv_heads, head_dim
@@ -106,7 +117,7 @@ class Attention(Branch):
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
-        return (*self.qkv.matrices(), *self.qkv.biases(), *self.o.matrices(), *self.norm.tensors())
+        return (*self.qkv.tensors(), *self.o.tensors(), *self.norm.tensors())
 
     def saved(self) -> dict[str, Entry]:
         """Return what forward keeps."""
@@ -158,16 +169,21 @@ class Attention(Branch):
 
     # -- passes ----------------------------------------------------------------------------------
 
+    def _angles(self, length: int, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Return cos, sin, positions, and how many heads are rotated."""
+        if self.angles is None:
+            return NO_ANGLES, NO_ANGLES, run.positions, 0
+        return *self.angles.upto(length), run.positions, self.heads + self.kv_heads
+
     def fill(self, a: Saved, s: Scratch, run: Run) -> None:
         """Compute a.r, a.qkv, a.att and a.lse from a.x."""
         self.norm.forward(s.n, a.r, a.x)
         qkv = s.qkv if run.narrow else a.qkv
         self.qkv.forward(qkv, s.n, a.u_qkv, s, run)
-        angles = *self.angles.upto(run.length), run.positions, self.heads + self.kv_heads
         if run.narrow:
-            rope_forward_rounded(a.qkv, qkv, *angles)
-        else:
-            rope_forward(qkv, *angles)
+            rope_forward_rounded(a.qkv, qkv, *self._angles(run.length, run))
+        elif self.angles is not None:
+            rope_forward(qkv, *self._angles(run.length, run))
         attention_forward(a.att, a.lse, a.q, a.k, a.v, run.starts, run.batch, self.heads, self.kv_heads)
 
     def forward(self, out: np.ndarray, a: Saved, s: Scratch, run: Run) -> None:
@@ -185,7 +201,8 @@ class Attention(Branch):
         # forward: att = attention(RoPE(q), RoPE(k), v)
         saved = a.q, a.k, a.v, a.att, a.lse, s.delta, run.starts, run.batch, self.heads, self.kv_heads
         attention_backward(s.dq, s.dk, s.dv, s.datt, *saved)
-        rope_backward(s.dqkv, *self.angles.upto(run.length), run.positions, self.heads + self.kv_heads)
+        if self.angles is not None:
+            rope_backward(s.dqkv, *self._angles(run.length, run))
         # forward: qkv = n [w_q w_k w_v]ᵀ, n = norm(x)
         self.norm.forward(s.n, a.r, a.x)
         self.qkv.backward(s.dn if below else None, s.dqkv, s.n, a.u_qkv, s, run)
@@ -200,7 +217,8 @@ class Attention(Branch):
         for rows, few in chunks:
             self.norm.forward(s.n[few], s.r[few], x[rows])
             self.qkv.decode(s.qkv[rows], s.n[few])
-        rope_forward(s.qkv, *self.angles.upto(keys.shape[2]), run.positions, self.heads + self.kv_heads)
+        if self.angles is not None:
+            rope_forward(s.qkv, *self._angles(keys.shape[2], run))
         cache_append(keys, values, s.k, s.v, run.slots, run.positions)
         if run.starts is None:
             cached_attention_forward(s.att, s.q, keys, values, run.slots, run.positions)

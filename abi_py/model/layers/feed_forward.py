@@ -14,7 +14,7 @@ from ...parameters import TensorSpec
 from .. import reference
 from .layer import Branch
 from .linear import Linear, Projection, adapter_scratch
-from .norm import RmsNorm
+from .norm import Norm
 from .run import Chunk, Entry, Form, KeysAndValues, Run
 
 __all__ = ["FeedForward"]
@@ -57,7 +57,7 @@ class FeedForward(Branch):
 
     reference = reference.feed_forward_forward, reference.feed_forward_backward
 
-    def __init__(self, at: str, block: int, width: int, inner: int, norm: RmsNorm) -> None:
+    def __init__(self, at: str, block: int, width: int, inner: int, norm: Norm) -> None:
         """Describe it."""
         super().__init__(at, block)
         self.width, self.inner, self.norm = width, inner, norm

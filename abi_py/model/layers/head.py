@@ -17,7 +17,7 @@ from ...parameters import TensorSpec, Weight
 from .embedding import Embedding
 from .layer import Layer
 from .linear import Linear, Projection
-from .norm import RmsNorm
+from .norm import Norm
 from .run import Entry, Form, Run
 
 __all__ = ["Head", "HeadScratch"]
@@ -39,7 +39,7 @@ class HeadScratch:
 class Head(Layer):
     """The norm and the output matrix: `output_proj`, or the embedding's if tied."""
 
-    def __init__(self, norm: RmsNorm, vocab_size: int, width: int, tied: bool) -> None:
+    def __init__(self, norm: Norm, vocab_size: int, width: int, tied: bool) -> None:
         """Describe it."""
         super().__init__("")
         self.norm, self.vocab_size, self.width, self.tied = norm, vocab_size, width, tied
@@ -71,7 +71,7 @@ class Head(Layer):
         self._linear.bind("", weights)
         (self.weight,), (self.matrix,) = self._linear.parts, self._linear.products
         self._storage = None if self.weight.storage is FLOAT32 else self.weight.storage
-        self.weights = [self.norm.weight, self.weight]  # a tied one too: its gradient is the sum of two
+        self.weights = [*self.norm.weights, self.weight]  # a tied one too: its gradient is the sum of two
 
     def flops(self, seq_len: int, below: bool) -> float:
         """Return those of the logits, their gradient, and the matrix's: in one operation, which makes dx anyway."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from ...parameters import TensorSpec, Weight
 from .linear import Linear
-from .norm import RmsNorm
+from .norm import Norm
 from .run import Chunk, Entry, KeysAndValues, Run
 
 __all__ = ["Branch", "Layer"]
@@ -64,7 +64,7 @@ class Branch(Layer):
     Saved: ClassVar[type]  # dataclasses of named arrays, made by the arena
     Scratch: ClassVar[type]
     Decoding: ClassVar[type]
-    norm: RmsNorm  # at its beginning
+    norm: Norm  # at its beginning
     reference: ClassVar[tuple[Callable[..., Any], Callable[..., Any]]]  # forward, backward: `model/reference.py`
     keys_and_values: tuple[int, int] | None = None  # G, D of those that a decoder keeps of it
 
@@ -78,7 +78,7 @@ class Branch(Layer):
         for linear in self.linears:
             linear.bind(self.at, weights)
         self.norm.bind(self.at, weights)
-        self.weights = [*(w for linear in self.linears for w in linear.weights), self.norm.weight]
+        self.weights = [*(w for linear in self.linears for w in linear.weights), *self.norm.weights]
 
     @abstractmethod
     def saved(self) -> dict[str, Entry]:

@@ -16,7 +16,7 @@ the As that are one product.
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -145,6 +145,10 @@ class Linear:
 
     # -- description -----------------------------------------------------------------------------
 
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Return its matrices, then its biases."""
+        return (*self.matrices(), *self.biases())
+
     def matrices(self) -> tuple[TensorSpec, ...]:
         """Return its matrices, in the order of the parts."""
         return tuple(TensorSpec(p.name, (p.width, self.inputs)) for p in self.projections)
@@ -187,6 +191,23 @@ class Linear:
         """Say whether it has adapters, or a matrix or a bias that is not frozen."""
         own = any(weight.dw is not None for weight in self.weights) or not self.weights
         return own or self.adapter is not None
+
+    # -- the reference, without adapters ---------------------------------------------------------
+
+    def forward_ref(self, w: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+        """Return y (N, out) of x (N, in), given its weights by local name."""
+        return np.concatenate([x @ w[p.name].T + (w[p.bias] if p.bias else 0) for p in self.projections], axis=1)
+
+    def backward_ref(
+        self, w: Mapping[str, np.ndarray], dy: np.ndarray, x: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return dx (N, in), and the gradients of its weights by local name."""
+        dx, gradients = np.zeros_like(x), dict[str, np.ndarray]()
+        for p, columns in zip(self.projections, self.columns(), strict=True):  # forward: y = x wᵀ + b
+            part = dy[:, columns]
+            dx += part @ w[p.name]
+            gradients |= {p.name: part.T @ x} | ({p.bias: part.sum(0)} if p.bias else {})
+        return dx, gradients
 
     # -- passes ----------------------------------------------------------------------------------
 

@@ -1,37 +1,91 @@
-"""The norm at the beginning of a branch: what it is called, and its weight."""
+"""The norms: at the beginning of a branch, after one, and before the head.
 
-from collections.abc import Callable
+A norm is a description with two passes, and the same two in float64 for `model/reference.py`.  It keeps one number for
+each row, r (N,); what else its backward needs it computes again from x.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ...kernels.rms_norm import rms_norm_backward_ref, rms_norm_forward_ref
 from ...kernels.unchecked import rms_norm_backward, rms_norm_forward
 from ...parameters import TensorSpec, Weight
 
-__all__ = ["RmsNorm"]
+__all__ = ["Norm", "RmsNorm"]
+
+Weights = Mapping[str, np.ndarray]
 
 
-class RmsNorm:
-    """RMSNorm (`kernels/rms_norm.py`) with the weight `name`, (C,)."""
+class Norm(ABC):
+    """A norm of rows (N, C) whose weight is called `name`."""
 
     def __init__(self, name: str, width: int, eps: float) -> None:
         """Describe it."""
         self.name, self.width, self.eps = name, width, eps
+        self.weights: list[Weight] = []  # bound
+
+    @abstractmethod
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Return its tensors."""
+
+    def bind(self, at: str, weights: Callable[[str], Weight]) -> None:
+        """Take its weights."""
+        self.weights = [weights(at + spec.name) for spec in self.tensors()]
+        # The kernels always write the gradients; that of a frozen weight is read by nobody.
+        self._dw = [np.zeros_like(each.w) if each.dw is None else each.dw for each in self.weights]
+
+    @abstractmethod
+    def forward(self, y: np.ndarray, r: np.ndarray, x: np.ndarray) -> None:
+        """Write y (N, C) and r (N,) from x (N, C)."""
+
+    @abstractmethod
+    def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, r: np.ndarray, add: bool) -> None:
+        """Write dx (N, C), or add to it; the weights' gradients are added to."""
+
+    @abstractmethod
+    def forward_ref(self, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return y (N, C) and r (N,), given its weights by local name."""
+
+    @abstractmethod
+    def backward_ref(
+        self, w: Weights, dy: np.ndarray, x: np.ndarray, r: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return dx (N, C), and the gradients of its weights by local name."""
+
+
+class RmsNorm(Norm):
+    """RMSNorm (`kernels/rms_norm.py`): y = x r w; with `above_one` the tensor is w - 1, as Gemma stores it."""
+
+    def __init__(self, name: str, width: int, eps: float, *, above_one: bool = False) -> None:
+        """Describe it."""
+        super().__init__(name, width, eps)
+        self.above_one = above_one
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
-        return (TensorSpec(self.name, (self.width,), initial="ones"),)
+        return (TensorSpec(self.name, (self.width,), initial="zeros" if self.above_one else "ones"),)
 
-    def bind(self, at: str, weights: Callable[[str], Weight]) -> None:
-        """Take its weight."""
-        self.weight = weights(at + self.name)
-        self._w = self.weight.w
-        # The kernel always writes dw; that of a frozen weight is read by nobody.
-        self._dw = np.zeros_like(self._w) if self.weight.dw is None else self.weight.dw
+    def _w(self) -> np.ndarray:
+        (weight,) = self.weights
+        return weight.w + np.float32(1) if self.above_one else weight.w
 
     def forward(self, y: np.ndarray, r: np.ndarray, x: np.ndarray) -> None:
         """Write y (N, C) and r = 1 / rms (N,) from x (N, C)."""
-        rms_norm_forward(y, r, x, self._w, self.eps)
+        rms_norm_forward(y, r, x, self._w(), self.eps)
 
     def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, r: np.ndarray, add: bool) -> None:
         """Write dx (N, C), or add to it; the weight's gradient is added to."""
-        rms_norm_backward(dx, self._dw, dy, x, self._w, r, add)
+        rms_norm_backward(dx, *self._dw, dy, x, self._w(), r, add)
+
+    def forward_ref(self, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return y (N, C) and r (N,)."""
+        return rms_norm_forward_ref(x, w[self.name] + self.above_one, self.eps)
+
+    def backward_ref(
+        self, w: Weights, dy: np.ndarray, x: np.ndarray, r: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return dx (N, C), and the weight's gradient."""
+        dx, dw = rms_norm_backward_ref(dy, x, w[self.name] + self.above_one, r)
+        return dx, {self.name: dw}
