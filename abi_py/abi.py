@@ -103,7 +103,8 @@ class CrossEntropyLoss:
         rows = np.flatnonzero(labels >= 0).astype(np.int32)
         self.losses, hits = np.zeros(len(z), np.float32), np.zeros(len(z), np.uint8)
         counted = np.ascontiguousarray(z[rows])
-        cross_entropy(counted, self.losses, hits, labels, rows, 0, self.label_smoothing, 1.0, True)
+        numbers = self.label_smoothing, 0.0, 1.0
+        cross_entropy(counted, self.losses, hits, np.zeros_like(self.losses), labels, rows, 0, *numbers, True)
         self.valid_count = len(rows)
         self._gradient = np.zeros_like(z)
         self._gradient[rows] = counted

@@ -187,6 +187,9 @@ class LlmTrainingConfig(Config):
         "optimizer step at which the schedule begins, above 0 where it was begun anew",
         acts=(_DECAYS, {"warmup_steps": ON}),
     )
+    z_loss: float = opt(
+        0.0, "coefficient of the mean squared log-sum-exp of the logits, added in training (1e-4 in PaLM; 0 = off)"
+    )
     seed: int = opt(0, "seed of the data order")
     shuffle: bool = opt(True, "shuffle the rows of the data anew in each epoch")
     beta1: float = opt(0.9, "decay of Adam's mean of gradients", acts=_ADAM)
@@ -225,7 +228,7 @@ class LlmTrainingConfig(Config):
         self._check_not_here_yet()
 
     def _check_optimizer(self) -> None:
-        for name in ("weight_decay", "max_grad_norm"):
+        for name in ("weight_decay", "max_grad_norm", "z_loss"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value >= 0, "be zero or more", "use 0 to switch it off")
         for name, default in (("beta1", 0.9), ("beta2", 0.999), ("momentum", 0.9), ("label_smoothing", 0.0)):

@@ -226,13 +226,18 @@ def _cross_entropy(rng: np.random.Generator) -> Iterator[Check]:
     labels[::5] = -100
     losses, hits, dx, dw = np.empty(31, np.float32), np.empty(31, np.uint8), np.empty_like(x), np.empty_like(w)
     scratch = np.empty(cross_entropy.scratch_floats(31, 53, 24), np.float32)
-    cross_entropy.head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch, 1.0, 0.1, False)
+    options = {"smoothing": 0.1, "z_loss": 0.01}
+    cross_entropy.head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch, 1.0, accumulate=False, **options)
     x, w = _wide(x, w)
-    losses_ref, _, dx_ref, dw_ref = cross_entropy.head_loss_ref(x, w, labels, 1.0, 0.1)
+    losses_ref, _, _, dx_ref, dw_ref = cross_entropy.head_loss_ref(x, w, labels, 1.0, **options)
     yield _speed("cross_entropy", "loss", losses, losses_ref)
     yield _speed("cross_entropy", "dx", dx, dx_ref)
     yield _speed("cross_entropy", "dw", dw, dw_ref)
-    loss = lambda x, w: float(cross_entropy.head_loss_ref(x, w, labels, 1.0, 0.1)[0].sum())  # noqa: E731
+
+    def loss(x: np.ndarray, w: np.ndarray) -> float:
+        losses, _, lse, *_ = cross_entropy.head_loss_ref(x, w, labels, 1.0, **options)
+        return float(losses.sum() + options["z_loss"] * (lse**2).sum())
+
     yield _derivation("cross_entropy", "dx", lambda v: loss(v, w), x, dx_ref, rng)
     yield _derivation("cross_entropy", "dw", lambda v: loss(x, v), w, dw_ref, rng)
 

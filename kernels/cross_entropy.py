@@ -2,16 +2,19 @@
 
     forward    z = x Wᵀ      lse_n = log sum_v exp(z_nv)      t_nv = (1 - s) [v = label_n] + s / V
                loss_n = - sum_v t_nv log p_nv = lse_n - (1 - s) z_n,label - s mean_v z_nv      p_nv = exp(z_nv - lse_n)
-    backward   dz_nv = scale (p_nv - t_nv)        dx = dz W        dW = dzᵀ x
+    z-loss     loss_n + λ lse_n²                  pulls the normalizer of the softmax towards 1; off with λ = 0
+    backward   dz_nv = scale (p_nv (1 + 2 λ lse_n) - t_nv)        dx = dz W        dW = dzᵀ x
 
-    x dx (N, C)   w dw (V, C)   labels (N,) int32, negative = not counted   losses (N,)   hits (N,) uint8
-    s = label smoothing
+    x dx (N, C)   w dw (V, C)   labels (N,) int32, negative = not counted   losses lse (N,)   hits (N,) uint8
+    s = label smoothing   λ = z_loss; losses are without it, and who wants its value has lse
 
 The rows that count go through in chunks.  A chunk's logits are made, become probabilities, become dz, in the same
 memory, and feed both products of the backward, which so needs nothing saved but x and W.  Rows that do not count cost
 nothing.  dx is overwritten (zero for rows that do not count) and may be x itself; dw is overwritten or
 added to.  `scale` is 1 for a sum, 1 / count for a mean. Label smoothing: Szegedy et al. 2016, section 7, as in PyTorch
-(the smoothed mass includes the label itself).  A W that is not trained may be in any storage (`stored_matmul.py`).
+(the smoothed mass includes the label itself).  z-loss: Chowdhery et al. 2022 (PaLM), section 5, with λ = 1e-4;
+d lse_n / dz_nv = p_nv, so that d(λ lse_n²) / dz_nv = 2 λ lse_n p_nv.  A W that is not trained may be in any storage
+(`stored_matmul.py`).
 """
 
 import math
@@ -32,8 +35,11 @@ PARTIAL_LOGITS = 4096
 # -- reference -----------------------------------------------------------------------------------
 
 
-def cross_entropy_ref(z, labels, smoothing=0.0):
-    """Return losses (N,), hits (N,) and dz (N, V) of the sum of losses, for logits z (N, V) in any float dtype."""
+def cross_entropy_ref(z, labels, smoothing=0.0, z_loss=0.0):
+    """Return losses, hits, lse (N,), and dz (N, V) of the sum of losses and z-losses, for logits z (N, V) of any float.
+
+    losses are without the z-loss; all of a row that does not count is 0.
+    """
     counted = labels >= 0
     rows, label = np.arange(len(z)), np.where(counted, labels, 0)
     m = z.max(-1, keepdims=True)
@@ -42,13 +48,14 @@ def cross_entropy_ref(z, labels, smoothing=0.0):
     t[rows, label] += 1 - smoothing
     losses = np.where(counted, -(t * (z - lse)).sum(-1), 0)
     hits = counted & (z.argmax(-1) == label)
-    return losses, hits, np.where(counted[:, None], np.exp(z - lse) - t, 0)
+    dz = np.exp(z - lse) * (1 + 2 * z_loss * lse) - t
+    return losses, hits, np.where(counted, lse[:, 0], 0), np.where(counted[:, None], dz, 0)
 
 
-def head_loss_ref(x, w, labels, scale=1.0, smoothing=0.0):
-    """Return losses, hits, dx and dw."""
-    losses, hits, dz = cross_entropy_ref(x @ w.T, labels, smoothing)
-    return losses, hits, scale * dz @ w, scale * dz.T @ x
+def head_loss_ref(x, w, labels, scale=1.0, smoothing=0.0, z_loss=0.0):
+    """Return losses, hits, lse, dx and dw."""
+    losses, hits, lse, dz = cross_entropy_ref(x @ w.T, labels, smoothing, z_loss)
+    return losses, hits, lse, scale * dz @ w, scale * dz.T @ x
 
 
 # -- kernel --------------------------------------------------------------------------------------
@@ -65,8 +72,14 @@ def _smoothing_fits(smoothing):
         raise ValueError(f"smoothing ({smoothing}) must be at least 0 and below 1; try 0.1")
 
 
-def _rows_fit(sizes, labels, rows, first, smoothing, **others):
+def _z_loss_fits(z_loss):
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss ({z_loss}) must be zero or more; try 1e-4")
+
+
+def _rows_fit(sizes, labels, rows, first, smoothing, z_loss, **others):
     _smoothing_fits(smoothing)
+    _z_loss_fits(z_loss)
     _labels_fit(labels, sizes["V"])
     chunk = rows[first : first + sizes["n"]] if first >= 0 else rows[:0]
     if len(chunk) < sizes["n"] or (labels[chunk] < 0).any():
@@ -75,10 +88,10 @@ def _rows_fit(sizes, labels, rows, first, smoothing, **others):
         )
 
 
-@checked("z! (n, V); losses! (N); hits! (N) uint8; labels (N) int; rows (R) int < N", _rows_fit)
+@checked("z! (n, V); losses! lse! (N); hits! (N) uint8; labels (N) int; rows (R) int < N", _rows_fit)
 @kernel
-def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backward):
-    """Write losses and hits of `rows[first:first+len(z)]`, whose logits are z (n, V); z becomes dz, or scratch."""
+def cross_entropy(z, losses, hits, lse, labels, rows, first, smoothing, z_loss, scale, backward):
+    """Write losses, hits and lse of `rows[first:first+len(z)]`, whose logits are z (n, V); z becomes dz, or scratch."""
     columns = z.shape[1]
     spread = np.float32(smoothing / columns)
     kept = np.float32(1 - smoothing)
@@ -102,10 +115,11 @@ def cross_entropy(z, losses, hits, labels, rows, first, smoothing, scale, backwa
             for j in range(part.size):
                 part[j] = exp(part[j] - m)
             exponentials += total(part)
-        lse = m + math.log(exponentials)
-        losses[n] = lse - kept * at_label - spread * logits
+        log_sum = m + math.log(exponentials)
+        lse[n] = log_sum
+        losses[n] = log_sum - kept * at_label - spread * logits
         if backward:
-            inverse = np.float32(scale / exponentials)
+            inverse = np.float32(scale * (1 + 2 * z_loss * log_sum) / exponentials)  # without z-loss times exactly 1
             down = np.float32(scale) * spread
             for j in range(columns):
                 line[j] = line[j] * inverse - down
@@ -125,8 +139,9 @@ def scratch_floats(rows, vocabulary, width):
     return min(rows, chunk_rows(vocabulary)) * (vocabulary + width)
 
 
-def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, **others):
+def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.0, **others):
     _smoothing_fits(smoothing)
+    _z_loss_fits(z_loss)
     (storage or STORAGES["float32"]).check(w, sizes["C"], "w")
     if storage is not None and dw is not None:
         raise ValueError(f"w is kept as {storage} and is not trained, but dw is an array; pass None")
@@ -148,11 +163,12 @@ def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=
 
     With a `storage`, w is the raw array of a matrix that is not trained (`stored_matmul.py`).
     """
-    _head(losses, hits, None, None, x, w, labels, scratch, 1.0, smoothing, False, number_format, storage)
+    outputs = losses, hits, None, None, None
+    _head(*outputs, x, w, labels, scratch, 1.0, smoothing, 0.0, False, number_format, storage)
 
 
 @checked(
-    "dx! x (N, C); dw?! (V, C); w (V, items) float32|float16|uint16|uint8; losses! (N); hits! (N) uint8; "
+    "dx! x (N, C); dw?! (V, C); w (V, items) float32|float16|uint16|uint8; losses! lse?! (N); hits! (N) uint8; "
     "labels (N) int; scratch! (floats)",
     _head_fits,
     number_format=AnyFormat,
@@ -172,12 +188,16 @@ def head_loss_backward(
     accumulate=True,
     number_format=FLOAT32,
     storage=None,
+    z_loss=0.0,
+    lse=None,
 ):
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
-    Forward and backward in one pass.  `storage` as in `head_loss`; dw is then None.
+    Forward and backward in one pass.  `storage` as in `head_loss`; dw is then None.  With z_loss, dx and dw have its
+    part, and losses do not; lse (N,) is written where it is given.
     """
-    _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, number_format, storage)
+    outputs = losses, hits, lse, dx, dw
+    _head(*outputs, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage)
 
 
 def _products(w, storage, number_format):
@@ -193,8 +213,11 @@ def _products(w, storage, number_format):
     )
 
 
-def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumulate, number_format, storage):
+def _head(
+    losses, hits, lse, dx, dw, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage
+):
     write_logits, write_dx = _products(w, storage, number_format)
+    lse = np.empty(len(losses), np.float32) if lse is None else lse
     counted = labels >= 0
     rows = np.flatnonzero(counted)
     whole = len(rows) == len(labels)
@@ -211,7 +234,8 @@ def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumul
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = logits[: count * vocabulary].reshape(count, vocabulary)
         write_logits(z, x_rows)  # forward: z = x Wᵀ
-        unchecked(cross_entropy)(z, losses, hits, labels, rows, first, float(smoothing), float(scale), dx is not None)
+        numbers = float(smoothing), float(z_loss), float(scale)
+        unchecked(cross_entropy)(z, losses, hits, lse, labels, rows, first, *numbers, dx is not None)
         if dw is not None:
             base = dw if accumulate or first > 0 else None
             unchecked(product)(dw, z, x_rows, transpose_a=True, addend=base, number_format=number_format)
@@ -221,7 +245,7 @@ def _head(losses, hits, dx, dw, x, w, labels, scratch, scale, smoothing, accumul
             write_dx(x_rows, z)  # x_rows is a copy and no longer needed
             dx[chunk] = x_rows
     if not whole:
-        for out in (losses, hits, dx):
+        for out in (losses, hits, lse, dx):
             if out is not None:
                 out[~counted] = 0
     if dw is not None and len(rows) == 0 and not accumulate:

@@ -118,18 +118,18 @@ def backward(layers: Sequence[Any], weights: Weights, dhidden: Array, saved: Any
 
 
 def loss_and_gradients(
-    layers: Sequence[Any], weights: Weights, input_ids: Any, labels: Any, *, label_smoothing: float = 0.0, **marks: Any
+    layers: Any, weights: Weights, ids: Any, labels: Any, *, label_smoothing: float = 0, z_loss: float = 0, **marks: Any
 ) -> tuple[float, dict[str, Array]]:
-    """Return the mean loss over the labels that are trained, 0 without any, and its gradient by each weight."""
+    """Return the mean loss and z-loss over the trained labels, 0 without any, and the gradient by each weight."""
     (embedding, *_, head), weights = layers, widened(weights)
-    hidden, saved = forward(layers, weights, input_ids, **marks)
+    hidden, saved = forward(layers, weights, ids, **marks)
     targets = as_labels(labels, saved[0][0].shape, embedding).ravel()  # (N,)
     count = max(int(np.count_nonzero(targets >= 0)), 1)
     # losses (N,) = cross_entropy(hidden headᵀ, targets), 0 where none is trained; gradients of their mean
-    losses, _, dhidden, dhead = head_loss_ref(hidden, weights[head.name], targets, 1 / count, label_smoothing)
-    gradients = backward(layers, weights, dhidden, saved)
+    losses, _, lse, dx, dhead = head_loss_ref(hidden, weights[head.name], targets, 1 / count, label_smoothing, z_loss)
+    gradients = backward(layers, weights, dx, saved)
     gradients[head.name] = gradients.get(head.name, 0) + dhead  # tied: one matrix with two uses, and a sum of gradients
-    return float(losses.sum() / count), {name: gradients[name] for name in weights}
+    return float((losses.sum() + z_loss * (lse**2).sum()) / count), {name: gradients[name] for name in weights}
 
 
 def logits(layers: Sequence[Any], weights: Weights, input_ids: npt.ArrayLike, **marks: Any) -> Array:

@@ -189,6 +189,7 @@ class Transformer(ABC):
         attention_mask: npt.ArrayLike | None = None,
         segment_ids: npt.ArrayLike | None = None,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         backward: bool = False,
         reduction: str = "mean",
         precision: Precision = Precision.FP32,
@@ -198,8 +199,9 @@ class Transformer(ABC):
 
         With precision bf16 all products round their operands to bfloat16, and the widest saved activations are kept in
         it; with fp16 the products of the linear layers and the head round theirs to half precision.  Weights, sums and
-        everything else stay float32.  The gradients, but not the losses, are multiplied by loss_scale.  Penalties that
-        layers add (`layers/run.py`) act with `backward` only, and are told apart from the loss.
+        everything else stay float32.  The gradients, but not the losses, are multiplied by loss_scale.  Penalties act
+        with `backward` only, and are told apart from the loss: z_loss times the mean of the squared log-sum-exp of the
+        logits (1e-4 in PaLM; `kernels/cross_entropy.py`), and what layers add (`layers/run.py`).
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """
@@ -207,6 +209,8 @@ class Transformer(ABC):
             raise ValueError(f"reduction ({reduction}) must be mean or sum")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
+        if not 0 <= z_loss < math.inf:
+            raise ValueError(f"z_loss ({z_loss}) must be zero or more; try 1e-4")
         if precision not in PRECISIONS:
             raise ValueError(f"precision ({precision}) must be one of {', '.join(PRECISIONS)}")
         if not 0 < loss_scale < math.inf:
@@ -228,7 +232,7 @@ class Transformer(ABC):
             head, s = self.stack.head, self.stack.arrays(run).head
             if backward:
                 run = replace(run, accumulate=self._begin_backward(), penalties=penalties)
-                head.loss_backward(targets, s, label_smoothing, scale, run)
+                head.loss_backward(targets, s, label_smoothing, z_loss, scale, run)
                 self.stack.backward(ids.ravel(), run)
             else:
                 head.loss(targets, s, label_smoothing, run)

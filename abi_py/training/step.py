@@ -100,6 +100,7 @@ class Step:
             attention_mask=attention_mask,
             segment_ids=segment_ids,
             label_smoothing=config.label_smoothing,
+            z_loss=config.z_loss,
             backward=True,
             reduction="sum",
             precision=config.mixed_precision,

@@ -163,18 +163,20 @@ def attention(rng):
 
 
 def cross_entropy(rng):
-    """Head and loss: logits = x w^T, mean over the labels that are not ignored; without and with label smoothing."""
+    """Head and loss: logits = x w^T, mean over the labels that are not ignored; with label smoothing, with z-loss."""
     N, C, V = 23, 12, 31
     x, w = rng.standard_normal((N, C)), rng.standard_normal((V, C))
     labels = rng.integers(0, V, N)
     labels[[0, 7, 8, 22]] = IGNORE
     saved = {"x": x, "w": w, "labels": labels.astype(np.int32), "ignore_index": IGNORE}
-    for name, smoothing in {"plain": 0.0, "smooth": 0.1}.items():
+    cases = {"plain": (0.0, 0.0), "smooth": (0.1, 0.0), "z": (0.0, 0.02), "smooth_z": (0.1, 0.02)}
+    for name, (smoothing, z_loss) in cases.items():
         tx, tw = leaf(x), leaf(w)
         logits = tx @ tw.T
         loss = functional.cross_entropy(
             logits, torch.tensor(labels), ignore_index=IGNORE, label_smoothing=smoothing, reduction="mean"
         )
+        loss = loss + z_loss * logits.logsumexp(1)[torch.tensor(labels != IGNORE)].square().mean()
         loss.backward()
         rows = functional.cross_entropy(
             logits, torch.tensor(labels), ignore_index=IGNORE, label_smoothing=smoothing, reduction="none"

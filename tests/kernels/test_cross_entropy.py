@@ -13,6 +13,7 @@ from abi_py.kernels.storage import STORAGES
 # (N, C, V)
 SHAPES = [(1, 1, 2), (5, 3, 7), (23, 12, 31), (37, 20, 101)]
 SMOOTHING = [0.0, 0.1]
+Z_LOSS = [0.0, 0.02]
 
 
 def inputs(rng, N, C, V, ignored=0.3, dtype=np.float32):
@@ -27,22 +28,25 @@ def scratch_for(x, w):
     return np.full(module.scratch_floats(len(x), len(w), x.shape[1]), np.nan, np.float32)
 
 
-def run_kernels(x, w, labels, scale=1.0, smoothing=0.0, dw=None):
-    """Return losses, hits, dx and dw; what is overwritten begins as garbage, and dw as the array given."""
+def run_kernels(x, w, labels, scale=1.0, smoothing=0.0, dw=None, z_loss=0.0):
+    """Return losses, hits, lse, dx and dw; what is overwritten begins as garbage, and dw as the array given."""
     losses, hits = np.full(len(x), np.nan, np.float32), np.full(len(x), 77, np.uint8)
+    lse = np.full_like(losses, np.nan)
     dx, accumulate = np.full_like(x, np.nan), dw is not None
     dw = dw.copy() if accumulate else np.full_like(w, np.nan)
-    head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch_for(x, w), scale, smoothing, accumulate)
-    return losses, hits, dx, dw
+    options = {"smoothing": smoothing, "accumulate": accumulate, "z_loss": z_loss, "lse": lse}
+    head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch_for(x, w), scale, **options)
+    return losses, hits, lse, dx, dw
 
 
-def check_equal(x, w, labels, scale=1.0, smoothing=0.0, dw=None):
-    made = run_kernels(x, w, labels, scale, smoothing, dw)
-    expected = head_loss_ref(x.astype(np.float64), w.astype(np.float64), labels, scale, smoothing)
+def check_equal(x, w, labels, scale=1.0, smoothing=0.0, dw=None, z_loss=0.0):
+    made = run_kernels(x, w, labels, scale, smoothing, dw, z_loss)
+    expected = head_loss_ref(x.astype(np.float64), w.astype(np.float64), labels, scale, smoothing, z_loss)
     check_close(made[0], expected[0], 1e-5)
     assert np.array_equal(made[1], expected[1])
-    check_close(made[2], expected[2], 1e-4)
-    check_close(made[3], expected[3] + (0 if dw is None else dw), 1e-4)
+    check_close(made[2], expected[2], 1e-5)
+    check_close(made[3], expected[3], 1e-4)
+    check_close(made[4], expected[4] + (0 if dw is None else dw), 1e-4)
     losses, hits = np.full(len(x), np.nan, np.float32), np.full(len(x), 77, np.uint8)
     head_loss(losses, hits, x, w, labels, scratch_for(x, w), smoothing)
     assert losses.tobytes() == made[0].tobytes()  # with and without backward
@@ -52,36 +56,44 @@ def check_equal(x, w, labels, scale=1.0, smoothing=0.0, dw=None):
 # -- the three nails -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("z_loss", Z_LOSS)
 @pytest.mark.parametrize("smoothing", SMOOTHING)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_derivation(rng, shape, smoothing):
+def test_derivation(rng, shape, smoothing, z_loss):
     x, w, labels = inputs(rng, *shape, dtype=np.float64)
-    _, _, dx, dw = head_loss_ref(x, w, labels, 0.7, smoothing)
-    check_gradient(lambda x: 0.7 * head_loss_ref(x, w, labels, 1.0, smoothing)[0].sum(), x, dx, rng)
-    check_gradient(lambda w: 0.7 * head_loss_ref(x, w, labels, 1.0, smoothing)[0].sum(), w, dw, rng)
+    *_, dx, dw = head_loss_ref(x, w, labels, 0.7, smoothing, z_loss)
+
+    def objective(x, w):
+        losses, _, lse, *_ = head_loss_ref(x, w, labels, 1.0, smoothing)
+        return 0.7 * (losses.sum() + z_loss * (lse**2).sum())
+
+    check_gradient(lambda x: objective(x, w), x, dx, rng)
+    check_gradient(lambda w: objective(x, w), w, dw, rng)
 
 
-@pytest.mark.parametrize("kind", ["plain", "smooth"])
+@pytest.mark.parametrize("kind", ["plain", "smooth", "z", "smooth_z"])
 def test_definition(golden, kind):
     g = golden("cross_entropy")
     counted = int((g["labels"] >= 0).sum())
-    smoothing = 0.1 if kind == "smooth" else 0.0
-    losses, hits, dx, dw = head_loss_ref(g["x"], g["w"], g["labels"], 1 / counted, smoothing)
+    smoothing, z_loss = 0.1 if "smooth" in kind else 0.0, 0.02 if "z" in kind else 0.0
+    losses, hits, lse, dx, dw = head_loss_ref(g["x"], g["w"], g["labels"], 1 / counted, smoothing, z_loss)
     check_close(losses, g[f"{kind}_rows"], 1e-10)
-    check_close(losses.sum() / counted, g[f"{kind}_loss"], 1e-10)
+    check_close((losses + z_loss * lse**2).sum() / counted, g[f"{kind}_loss"], 1e-10)
     check_close(dx, g[f"{kind}_dx"], 1e-10)
     check_close(dw, g[f"{kind}_dw"], 1e-10)
     assert hits.sum() == g[f"{kind}_correct"]
 
 
+@pytest.mark.parametrize("z_loss", Z_LOSS)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("smoothing", SMOOTHING)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernels_equal_the_reference(rng, shape, smoothing, accumulate):
+def test_kernels_equal_the_reference(rng, shape, smoothing, accumulate, z_loss):
     x, w, labels = inputs(rng, *shape)
     dw = rng.standard_normal(w.shape).astype(np.float32) if accumulate else None
-    check_equal(x, w, labels, 0.37, smoothing, dw)
-    check_equal(x, w, np.where(labels < 0, 0, labels).astype(np.int32), 0.37, smoothing, dw)  # every row counts
+    check_equal(x, w, labels, 0.37, smoothing, dw, z_loss)
+    every = np.where(labels < 0, 0, labels).astype(np.int32)  # every row counts
+    check_equal(x, w, every, 0.37, smoothing, dw, z_loss)
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHING)
@@ -96,10 +108,8 @@ def test_a_vocabulary_longer_than_one_stretch_of_the_sum(rng, smoothing):
 def test_nothing_counts(rng, accumulate):
     x, w, labels = inputs(rng, 7, 5, 11)
     before = rng.standard_normal(w.shape).astype(np.float32)
-    losses, hits, dx, dw = run_kernels(x, w, np.full_like(labels, -100), dw=before if accumulate else None)
-    assert not losses.any()
-    assert not hits.any()
-    assert not dx.any()
+    *rows, dw = run_kernels(x, w, np.full_like(labels, -100), dw=before if accumulate else None, z_loss=0.1)
+    assert not any(each.any() for each in rows)
     assert np.array_equal(dw, before if accumulate else np.zeros_like(w))
 
 
@@ -111,7 +121,7 @@ def test_ignored_rows_have_no_influence(rng):
     after = run_kernels(x, w, labels)
     for a, b in zip(before, after, strict=True):
         assert a.tobytes() == b.tobytes()
-    for a in after[:3]:
+    for a in after[:4]:
         assert not a[ignored].any()
 
 
@@ -124,12 +134,12 @@ def test_several_chunks(rng, monkeypatch, ignored, accumulate):
     N, C, V = 67, 9, 13
     x, w, labels = inputs(rng, N, C, V, ignored)
     dw = rng.standard_normal(w.shape).astype(np.float32) if accumulate else None
-    whole = run_kernels(x, w, labels, 0.5, 0.1, dw)
+    whole = run_kernels(x, w, labels, 0.5, 0.1, dw, 0.02)
     monkeypatch.setattr(module, "CHUNK_LOGITS", 16 * V)
     assert module.chunk_rows(V) == 16  # 67 rows: five chunks, the last of three rows
-    check_equal(x, w, labels, 0.5, 0.1, dw)
-    pieces = run_kernels(x, w, labels, 0.5, 0.1, dw)
-    for at in range(3):  # what belongs to a row has the same bits; dw is a sum over chunks
+    check_equal(x, w, labels, 0.5, 0.1, dw, 0.02)
+    pieces = run_kernels(x, w, labels, 0.5, 0.1, dw, 0.02)
+    for at in range(4):  # what belongs to a row has the same bits; dw is a sum over chunks
         assert pieces[at].tobytes() == whole[at].tobytes()
 
 
@@ -146,10 +156,10 @@ def test_dx_may_lie_where_x_lies(rng, monkeypatch, ignored):
     monkeypatch.setattr(module, "CHUNK_LOGITS", 16 * 13)
     x, w, labels = inputs(rng, 67, 9, 13, ignored)
     labels[0] = -100 if ignored == 1 else labels[0]
-    expected = run_kernels(x, w, labels, 0.5, 0.1)
+    losses, hits, _, *gradients = run_kernels(x, w, labels, 0.5, 0.1)
     got = np.full(67, np.nan, np.float32), np.full(67, 77, np.uint8), x, np.full_like(w, np.nan)
     head_loss_backward(*got, x, w, labels, scratch_for(x, w), 0.5, 0.1, False)
-    for one, other in zip(got, expected, strict=True):
+    for one, other in zip(got, (losses, hits, *gradients), strict=True):
         assert one.tobytes() == other.tobytes()
 
 
@@ -160,11 +170,11 @@ def test_a_frozen_head_has_no_dw(rng, monkeypatch, ignored, accumulate):
     x, w, labels = inputs(rng, 67, 9, 13, ignored)
     for chunk in (module.CHUNK_LOGITS, 32 * 13):
         monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
-        expected = run_kernels(x, w, labels, 0.5, 0.1)
+        losses, hits, _, dx, _ = run_kernels(x, w, labels, 0.5, 0.1)
         got = np.full(67, np.nan, np.float32), np.full(67, 77, np.uint8), np.full_like(x, np.nan)
         before = w.copy()
         head_loss_backward(*got, None, x, w, labels, scratch_for(x, w), 0.5, 0.1, accumulate)
-        for one, other in zip(got, expected[:3], strict=True):
+        for one, other in zip(got, (losses, hits, dx), strict=True):
             assert one.tobytes() == other.tobytes()
         assert w.tobytes() == before.tobytes()
 
@@ -181,15 +191,17 @@ def test_a_matrix_that_is_not_trained_may_be_in_any_storage(rng, monkeypatch, na
 
     def make():
         losses, hits, dx = np.empty(len(x), np.float32), np.empty(len(x), np.uint8), np.empty_like(x)
-        head_loss_backward(losses, hits, dx, None, x, raw, labels, scratch, 0.5, storage=storage)
+        options = {"storage": storage, "z_loss": 0.02}
+        head_loss_backward(losses, hits, dx, None, x, raw, labels, scratch, 0.5, **options)
         alone = losses.copy()
         head_loss(alone, hits, x, raw, labels, scratch, storage=storage)
         assert alone.tobytes() == losses.tobytes()
         return losses, hits, dx
 
     same_bits(make)
-    expected = head_loss_ref(x.astype(np.float64), storage.decode_ref(raw).astype(np.float64), labels, 0.5)
-    for found, wanted in zip(make(), expected):
+    decoded = storage.decode_ref(raw).astype(np.float64)
+    losses, hits, _, dx, _ = head_loss_ref(x.astype(np.float64), decoded, labels, 0.5, z_loss=0.02)
+    for found, wanted in zip(make(), (losses, hits, dx), strict=True):
         check_close(found, wanted, 1e-4)
     with pytest.raises(ValueError, match=f"w is kept as {name} and is not trained"):
         head_loss_backward(*make(), np.zeros_like(w), x, raw, labels, scratch, 0.5, storage=storage)
@@ -216,14 +228,14 @@ def test_a_row_of_dz_sums_to_zero(rng):
     """Column sums of dx's factor: with w = 1 everywhere, dx = sum of dz over the vocabulary."""
     x, w, labels = inputs(rng, 29, 4, 37, 0)
     for smoothing in SMOOTHING:
-        dx = run_kernels(x, np.ones_like(w), labels, 1.0, smoothing)[2]
+        dx = run_kernels(x, np.ones_like(w), labels, 1.0, smoothing)[3]
         assert np.abs(dx).max() < 1e-5
 
 
 def test_very_large_logits_do_not_overflow():
     x = np.array([[1e4], [-1e4]], np.float32)
     w = np.array([[1], [-1], [0.5]], np.float32)
-    losses, _, dx, dw = run_kernels(x, w, np.array([0, 0], np.int32))
+    losses, _, _, dx, dw = run_kernels(x, w, np.array([0, 0], np.int32), z_loss=1e-4)
     check_close(losses, [0, 2e4], 1e-6)
     assert np.isfinite(dx).all()
     assert np.isfinite(dw).all()
@@ -232,7 +244,7 @@ def test_very_large_logits_do_not_overflow():
 @pytest.mark.parametrize("ignored", [0.0, 0.4])
 def test_same_bits_for_any_thread_count(rng, same_bits, ignored):
     x, w, labels = inputs(rng, 131, 17, 61, ignored)
-    same_bits(lambda: run_kernels(x, w, labels, 0.3, 0.1))
+    same_bits(lambda: run_kernels(x, w, labels, 0.3, 0.1, z_loss=0.02))
     same_bits(lambda: run_kernels(x, w, labels, 0.3, 0.1, np.ones_like(w)))
 
 
@@ -240,7 +252,7 @@ def test_nan_stays_in_its_row(rng):
     x, w, labels = inputs(rng, 6, 5, 11, 0)
     x[2, 3] = np.nan
     with np.errstate(invalid="ignore"):
-        losses, hits, dx, dw = run_kernels(x, w, labels)
+        losses, hits, _, dx, dw = run_kernels(x, w, labels)
     assert np.isnan(losses[2])
     assert np.isnan(dx[2]).all()
     assert not hits[2]
@@ -256,6 +268,6 @@ def test_one_nan_logit_spoils_its_row(rng):
     labels[:] = 3
     w[33] = np.nan
     with np.errstate(invalid="ignore"):
-        losses, _, dx, _ = run_kernels(x, w, labels)
+        losses, _, _, dx, _ = run_kernels(x, w, labels)
     assert np.isnan(losses).all()
     assert np.isnan(dx).all()

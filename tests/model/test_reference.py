@@ -68,7 +68,7 @@ def test_every_parameter_equals_finite_differences(rng, tied):
     """One number after the other, with segments and smoothing."""
     model = make_model(10.0, **SMALLEST, tie_embeddings=tied)
     ids, labels = make_batch(rng, model, 2, 7)
-    options = {"segment_ids": SEGMENTS, "label_smoothing": 0.1}
+    options = {"segment_ids": SEGMENTS, "label_smoothing": 0.1, "z_loss": 0.02}
     gradients, losses = gradients_and_losses(model, ids, labels, **options)
     assert sum(gradient.size for gradient in gradients.values()) == model.num_params() == (564 if tied else 630)
     for name, (w, f) in losses.items():

@@ -98,14 +98,31 @@ def test_loss_and_every_gradient_equal_the_reference(rng, name, smoothing):
     model = make_model(6.0, **SHAPES[name])
     ids, labels = make_batch(rng, model, 2, 7)
     marks = {"segment_ids": np.array([[0] * 3 + [1] * 4, [5] * 7])} if smoothing else {}
-    result = model.compute_loss(ids, labels, backward=True, label_smoothing=smoothing, **marks)
-    value, gradients = reference.loss_and_gradients(
-        model.layers, model.weights, ids, labels, label_smoothing=smoothing, **marks
-    )
-    assert abs(result.loss - value) < 1e-5
+    options = {"label_smoothing": smoothing, "z_loss": 0.3 * smoothing, **marks}
+    result = model.compute_loss(ids, labels, backward=True, **options)
+    value, gradients = reference.loss_and_gradients(model.layers, model.weights, ids, labels, **options)
+    assert abs(result.loss + sum(result.penalties.values()) - value) < 1e-5
     assert list(gradients) == list(model.gradients)
     for tensor, gradient in model.gradients.items():
         check_close(gradient, gradients[tensor], 1e-4, tensor)
+
+
+def test_z_loss_is_a_matter_of_training(rng):
+    """The loss stays the cross-entropy; without backward there is no penalty; 0 leaves every bit as it is."""
+    model = make_model(6.0)
+    ids, labels = make_batch(rng, model)
+    plain = model.compute_loss(ids, labels, backward=True)
+    gradients = model.parameters.gradients_flat.copy()
+    for z_loss in (0.0, 0.1):
+        model.zero_gradients()
+        with_z = model.compute_loss(ids, labels, z_loss=z_loss, backward=True)
+        assert (with_z.loss, with_z.token_losses.tobytes()) == (plain.loss, plain.token_losses.tobytes())
+        assert np.array_equal(model.parameters.gradients_flat, gradients) is (z_loss == 0)
+        assert model.compute_loss(ids, labels, z_loss=z_loss).penalties == {}
+    logits = model.forward(ids)[labels >= 0].astype(np.float64)
+    squares = np.log(np.exp(logits).sum(-1)) ** 2
+    assert with_z.penalties == {"z_loss": pytest.approx(0.1 * squares.mean(), rel=1e-5)}
+    assert plain.penalties == {}
 
 
 def test_a_wrong_gradient_would_be_noticed(rng):
@@ -479,6 +496,9 @@ def test_wrong_calls_are_refused(rng):
     for wrong in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match=r"label_smoothing \(.*\) must be at least 0 and below 1"):
             model.compute_loss(ids, labels, label_smoothing=wrong)
+    for wrong in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"z_loss \(.*\) must be zero or more"):
+            model.compute_loss(ids, labels, z_loss=wrong)
 
 
 # -- numbers -------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ TRAINING = {
     "weight_decay": ({}, 0.5, "weights"),
     "optimizer": ({}, "adam", "weights"),
     "label_smoothing": ({}, 0.2, "losses"),
+    "z_loss": ({}, 0.1, "weights"),
     "checkpoint_interval": (SAVES, 3, "saved"),
     "checkpoint_path": ({}, "saved", "saved"),
     "max_checkpoints": (SAVES, 2, "saved"),

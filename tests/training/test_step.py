@@ -51,18 +51,21 @@ def test_a_flat_batch_is_rows_of_the_training_length(make_model, make_config, on
         flat.train_step(ids.ravel()[:-1], labels.ravel()[:-1])
 
 
-def test_accumulation_is_weighted_by_tokens(make_model, make_config, one_batch):
+@pytest.mark.parametrize("z_loss", [0.0, 0.5])
+def test_accumulation_is_weighted_by_tokens(make_model, make_config, one_batch, z_loss):
     """Ragged micro-batches give the update of the one batch that holds all of their rows."""
     ids, labels = one_batch()
     labels[0, 2:], labels[3, :5] = IGNORE_LABEL, IGNORE_LABEL
-    together = LlamaTrainer(make_model(), make_config(grad_accum_steps=1))
+    together = LlamaTrainer(make_model(), make_config(grad_accum_steps=1, z_loss=z_loss))
     together.train_step(ids, labels)
-    apart = LlamaTrainer(make_model(), make_config(grad_accum_steps=3))
+    apart = LlamaTrainer(make_model(), make_config(grad_accum_steps=3, z_loss=z_loss))
     for rows in (slice(0, 1), slice(1, 3), slice(3, 4)):
         metrics = apart.train_step_with_metrics(ids[rows], labels[rows])
     assert metrics.updated
     assert apart.state.loss == pytest.approx(together.state.loss, rel=1e-6)
     assert apart.state.grad_norm == pytest.approx(together.state.grad_norm, rel=1e-6)
+    assert apart.state.penalties == pytest.approx(together.state.penalties, rel=1e-6)
+    assert set(apart.state.penalties) == ({"z_loss"} if z_loss else set())
     moments = apart.optimizer.moments["m"], together.optimizer.moments["m"]
     np.testing.assert_allclose(*moments, atol=1e-6 * np.abs(moments[1]).max())
 

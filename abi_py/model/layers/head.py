@@ -32,6 +32,7 @@ class HeadScratch:
     hidden: np.ndarray  # (N, C)
     dhidden: np.ndarray  # (N, C), in the memory of hidden
     losses: np.ndarray  # (N,)
+    lse: np.ndarray  # (N,): log-sum-exp of the logits
     hits: np.ndarray  # (N,) uint8
     logits: np.ndarray  # (floats,): a chunk of them
 
@@ -59,6 +60,7 @@ class Head(Layer):
             "hidden": Entry(self.width, place="n"),
             "dhidden": Entry(self.width, place="n"),
             "losses": Entry(1, Form.NUMBERS),
+            "lse": Entry(1, Form.NUMBERS),
         }
 
     def logit_floats(self, rows: int) -> int:
@@ -104,11 +106,19 @@ class Head(Layer):
         options = smoothing, run.number_format, self._storage
         head_loss(s.losses, s.hits, s.hidden, self.weight.w, labels, s.logits, *options)
 
-    def loss_backward(self, labels: np.ndarray, s: HeadScratch, smoothing: float, scale: float, run: Run) -> None:
-        """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss."""
-        options = scale, smoothing, run.accumulate, run.number_format, self._storage
+    def loss_backward(
+        self, labels: np.ndarray, s: HeadScratch, smoothing: float, z_loss: float, scale: float, run: Run
+    ) -> None:
+        """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss.
+
+        The z-loss is in the gradients, and among the penalties of the run.
+        """
+        options = scale, smoothing, run.accumulate, run.number_format, self._storage, z_loss, s.lse
         results = s.losses, s.hits, s.dhidden, self.weight.dw
         head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options)
+        if z_loss and run.penalties is not None:
+            squares = float(np.square(s.lse, dtype=np.float64).sum())  # 0 where no label counts
+            run.penalties.add("z_loss", z_loss * squares / max(int(np.count_nonzero(labels >= 0)), 1))
 
     def backward(self, dx: np.ndarray, s: HeadScratch) -> None:
         """Write dx (N, C), the gradient of s.x, from s.dhidden."""

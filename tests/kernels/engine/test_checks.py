@@ -21,7 +21,7 @@ OF = {"sgd_": {"n": 1, "M": 20}, "adam_": {"n": 1}, "adamw_": {"n": 1}}  # sizes
 NUMBERS = {
     **{"eps": 1e-5, "accumulate": False, "heads": 4, "kv_heads": 2, "batch": 2, "rate": 0.5, "seed": 1, "first": 0},
     **{"smoothing": 0.1, "scale": 1.0, "backward": True, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "step": 1},
-    **{"nesterov": False, "beta1": 0.9, "beta2": 0.99, "storage": STORAGES["float32"]},
+    **{"z_loss": 0.1, "nesterov": False, "beta1": 0.9, "beta2": 0.99, "storage": STORAGES["float32"]},
 }
 LARGEST = {"ids": "V", "labels": "V", "positions": "T", "slots": "S", "rows": "N"}  # they reach to the last place
 FREE = {("cross_entropy", "z", 0), ("bias_forward", "y", 0)}  # outputs that may be smaller: fewer rows
@@ -152,6 +152,7 @@ def test_what_does_not_fit_is_refused(name):
         ("dropout_forward", {"rate": 1.0}, r"rate \(1.0\) must be at least 0 and below 1"),
         ("head_loss", {"scratch": np.ones(89, np.float32)}, "scratch has 89 floats; the head needs 90"),
         ("head_loss", {"smoothing": 1.0}, r"smoothing \(1.0\) must be at least 0 and below 1"),
+        ("head_loss_backward", {"z_loss": -1.0}, r"z_loss \(-1.0\) must be zero or more"),
         ("adamw_", {"chunks": np.int64([[0, 21]])}, "chunks must be ranges inside 0 ... 20"),
         ("adamw_", {"step": 0}, r"step \(0\) must be 1 at the first update"),
         ("sgd_", {"m": np.zeros(0, np.float32)}, r"m has shape \(0,\); sgd_ with momentum takes \(20,\)"),
