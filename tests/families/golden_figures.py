@@ -1,6 +1,6 @@
 """The figures of a family's golden file (tests/golden/make_families.py), and how far this package is from them.
 
-python tests/families/golden_figures.py           print the table of docs/families.md
+python tests/families/golden_figures.py           print the table of its differences
 """
 
 import json
