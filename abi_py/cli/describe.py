@@ -11,12 +11,14 @@ from ..errors import counted
 
 if TYPE_CHECKING:
     from ..runs.opening import RunData
+    from ..runs.settings import BaseConfig
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
 __all__ = [
     "BF16_METHODS",
     "cpu_name",
+    "describe_base",
     "describe_data",
     "describe_machine",
     "describe_model",
@@ -63,6 +65,11 @@ def describe_model(model: TrainableModelConfig) -> str:
     )
 
 
+def describe_base(base: "BaseConfig", rate: float) -> str:
+    """Return one line about the model that a run started from."""
+    return f"{base.path}, digest {(base.digest or '')[:12]}; all of its weights are trained, learning rate {rate:g}"
+
+
 def describe_data(train: "RunData", valid: "RunData | None") -> str:
     """Return one line about the data, and what was cut or left out."""
     more = f"{len(valid):,} more for validation" if valid is not None else "none for validation"
@@ -90,6 +97,8 @@ def report_rows(trainer: "LlamaTrainer", report: "TrainingReport") -> list[tuple
         mean = math.fsum(last) / len(last)
         rows.append(("training loss", f"{history[0]:.4f} -> {mean:.4f} (mean of the last {len(last)})"))
     if math.isfinite(report.best_val_loss):
+        if report.initial_val_loss is not None:
+            rows.append(("validation loss before", f"{report.initial_val_loss:.4f}"))
         rows.append(("best validation loss", f"{report.best_val_loss:.4f}"))
         rows.append(("  its perplexity", f"{math.exp(min(report.best_val_loss, 700)):.2f}"))
         if report.best_val_bits_per_byte is not None:

@@ -1,4 +1,4 @@
-"""`abi-train run`: train a model from scratch, on your data or on text that every machine has."""
+"""`abi-train run`: train a model, from scratch or from a trained one, on your data or on Python's help pages."""
 
 import contextlib
 import functools
@@ -30,12 +30,12 @@ from .training import start
 @click.option("--dry-run", is_flag=True, help="show the plan (memory, steps, time) and stop; nothing is written")
 @click.pass_context
 def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: bool, **_: Any) -> None:
-    """Train a model from scratch and keep everything in one directory.
+    """Train a model, from scratch or from --base, and keep everything in one directory.
 
     Without arguments: ten epochs of a small byte-level model on the help pages of Python's standard library,
     about a minute. Text is read as bytes, or with --tokenizer; a .bin file holds u32 token ids (abi-train tokenize
     makes one); of a .jsonl, .json or .parquet file of conversations the answers are trained (abi-train preview shows
-    which).
+    which). --base goes on from a trained model, a folder of Hugging Face's kind, with its tokenizer and chat template.
     """
     from ..training.checkpoint import check_unused
 

@@ -19,7 +19,7 @@ from ..runs.samples import sample_sinks
 from ..runs.schedule import note_on_schedule
 from ..runs.settings import DataConfig
 from .console import printable, say, show_table, silence
-from .describe import describe_data, describe_machine, describe_model, note_on_length, report_rows
+from .describe import describe_base, describe_data, describe_machine, describe_model, note_on_length, report_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +63,10 @@ def show_head(run: Run, console: "Console") -> None:
     """Print what trains, and on what."""
     say(console, "machine", describe_machine(run.config.training.mixed_precision))
     say(console, "model", describe_model(run.config.model))
+    if run.config.base is not None:
+        say(console, "base", describe_base(run.config.base, run.config.training.learning_rate))
+    for reason in run.base.skipped if run.base is not None else ():
+        say(console, "note", f"passed over: {reason}")
     say(console, "data", describe_data(run.train, run.valid))
 
 

@@ -7,6 +7,7 @@
     directory.py      what a run's directory holds, and who may write there
     resuming.py       the settings of a run that goes on      schedule.py  its learning-rate schedule
     conversations.py  files of conversations as rows that are trained on
+    base.py           the model that a run starts from
     opening.py        what --data, --valid-data and --tokenizer name
     run.py            settings, data and directory together
     plan.py           the memory and the time that it will need

@@ -8,7 +8,7 @@ from ..config import LearningRateSchedule, LlmTrainingConfig
 from ..untrusted import MAX_INT
 from .derived import Derived, rules
 
-__all__ = ["DEFAULTS", "DERIVED", "SHOWN", "Facts"]
+__all__ = ["DEFAULTS", "DERIVED", "FINE_TUNING", "SHOWN", "Facts"]
 
 # What is not here has the default of its config class.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -22,6 +22,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "early_stopping": {"enabled": False},
 }
+# Of a run that starts from a trained model.  Rate and epochs are those of TRL's SFTConfig; a rate of pre-training would
+# wash out in a few steps what the weights know.
+FINE_TUNING: dict[str, Any] = {"learning_rate": 2e-5, "epochs": 3, "weight_decay": 0.01, "max_seq_len": 512}
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,7 @@ DERIVED: dict[str, tuple[Derived[Facts], ...]] = {
 SHOWN: dict[str, dict[str, Any]] = {
     section: {**DEFAULTS.get(section, {}), **rules(DERIVED.get(section, ()))} for section in {**DEFAULTS, **DERIVED}
 }
+for _name, _value in FINE_TUNING.items():
+    _usual = DEFAULTS["training"].get(_name, getattr(LlmTrainingConfig(), _name))
+    _limit = ", at most its context" if _name == "max_seq_len" else ""
+    SHOWN["training"][_name] = f"{_usual:g}; with base {_value:g}{_limit}"

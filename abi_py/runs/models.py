@@ -13,16 +13,29 @@ if TYPE_CHECKING:
     from ..generation.text import TextCodec
     from ..training.loading import LoadedModel
 
-__all__ = ["codec_of_run", "find_codec", "find_model", "generation_settings", "load_tokenizer"]
+__all__ = [
+    "codec_of_run",
+    "find_codec",
+    "find_model",
+    "find_tokenizer_beside",
+    "generation_settings",
+    "load_tokenizer",
+    "place_of_model",
+]
 
 
 def find_model(path: Path) -> "LoadedModel":
     """Load the model that `path` means, of a run wherever its checkpoints are."""
     from ..training.loading import load_model
 
-    place = path if (path / "config.json").is_file() else place_of_checkpoints(path)  # that of a model comes first
+    place = place_of_model(path)
     loaded = load_model(place, frozen=True)
     return loaded if place == path else dataclasses.replace(loaded, run=path)
+
+
+def place_of_model(path: Path) -> Path:
+    """Return where the model is that `path` means: there, or where the run in it keeps its checkpoints."""
+    return path if (path / "config.json").is_file() else place_of_checkpoints(path)  # that of a model comes first
 
 
 def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
@@ -34,17 +47,21 @@ def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
 
 def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> "Tokenizer | None":
     """Return the tokenizer that was given, or that is beside the model, or in the directory of its run; or None."""
-    from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+    from ..data.tokenizer import Tokenizer
+
+    place = given or find_tokenizer_beside(loaded.directory, loaded.run)
+    return None if place is None else Tokenizer.load(place)
+
+
+def find_tokenizer_beside(folder: Path, run: Path | None) -> Path | None:
+    """Return the directory of the tokenizer of the model in `folder`: that one, or the directory of its run."""
+    from ..data.tokenizer import TOKENIZER_FILE
     from ..formats.deepzig import TRAINING_ARGS
 
-    if given is not None:
-        return Tokenizer.load(given)
-    runs = [loaded.directory.parent, loaded.directory.parent.parent]  # of RUN/llm_step_N, RUN/checkpoints/llm_step_N
+    runs = [folder.parent, folder.parent.parent]  # of RUN/llm_step_N, RUN/checkpoints/llm_step_N
     runs = [place for place in runs if any((place / name).is_file() for name in (CONFIG, TRAINING_ARGS))]
-    for place in (loaded.directory, *runs, *([loaded.run] if loaded.run else [])):
-        if (place / TOKENIZER_FILE).is_file():
-            return Tokenizer.load(place)
-    return None
+    places = (folder, *runs, *([run] if run else []))
+    return next((place for place in places if (place / TOKENIZER_FILE).is_file()), None)
 
 
 def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":

@@ -5,12 +5,13 @@ from typing import Any, TypeVar
 
 from ..config import Config, EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig, joined
 from ..errors import ConfigError
+from .base import Base, with_tokenizer
 from .conversations import no_conversations
-from .defaults import DEFAULTS, DERIVED, Facts
+from .defaults import DEFAULTS, DERIVED, FINE_TUNING, Facts
 from .derived import derive
 from .opening import Progress, RunData, open_data, unseen
 from .run import Run, count_steps
-from .settings import RUN_SECTIONS, ChatConfig, DataConfig, RunConfig, Values, absolute
+from .settings import RUN_SECTIONS, BaseConfig, ChatConfig, DataConfig, RunConfig, Values, absolute
 
 __all__ = ["Given", "check_early_stopping", "check_samples", "check_use", "merged", "prepare"]
 
@@ -36,23 +37,44 @@ def merged(flags: Values, file: Values, defaults: Values | None = None) -> dict[
 class Given:
     """What a new run was given, and the defaults of the rest: right, as far as that can be told without the data.
 
-    `training`, `data` and `chat` are as the run will have them, but for what is derived.
+    `training`, `data` and `chat` are as the run will have them, but for what is derived; `base` is the model that it
+    starts from, or None.
     """
 
     def __init__(self, flags: Values, file: Values) -> None:
         """Merge and check; ConfigError for what is wrong, or a flag without effect, whatever the data."""
-        self._flags, self._values = flags, merged(flags, file, DEFAULTS)
+        base = merged(flags, file)["base"]
+        asked = BaseConfig.from_dict(base, flags.get("base", ()))
+        self.base = Base.open(asked) if asked.path is not None else None
+        self._flags, self._file, self._values = flags, file, merged(flags, file, DEFAULTS)
+        if self.base is not None:
+            self._start_from(self.base, merged(flags, file)["model"])
         self.training = self._section("training", LlmTrainingConfig)
         model = self._section("model", TrainableModelConfig)
         if "max_seq_len" in self._values["model"] and self.training.max_seq_len > model.max_seq_len:
+            remedy = "leave --model-max-seq-len out" if self.base is None else "that is the context of base: lower it"
             raise ConfigError(
                 f"max_seq_len ({self.training.max_seq_len}) of the training must not exceed the model's "
-                f"({model.max_seq_len}); leave --model-max-seq-len out"
+                f"({model.max_seq_len}); {remedy}"
             )
         self._early_stopping = self._section("early_stopping", EarlyStoppingConfig)
         self.data = self._section("data", DataConfig)
         self.chat = self._section("chat", ChatConfig)
         check_early_stopping(self._early_stopping, self.data, self.training)
+        if self.base is not None:
+            self.base.check_data(self.data)
+
+    def _start_from(self, base: Base, model: Values | dict[str, Any]) -> None:
+        """Take shape and defaults from a base; `model` is what was given of the shape."""
+        self._values["model"] = base.model_values(model, self._flags.get("model", ()))
+        usual = {**FINE_TUNING, "max_seq_len": min(FINE_TUNING["max_seq_len"], base.shape.max_seq_len)}
+        training = {**DEFAULTS["training"], **usual}
+        self._values["training"] = merged(self._flags, self._file, {"training": training})["training"]
+
+    @property
+    def opened(self) -> DataConfig:
+        """The data, with the tokenizer that the base brings."""
+        return with_tokenizer(self.data, self.base.tokenizer if self.base is not None else None)
 
     def _section(self, name: str, cls: type[Section], facts: Facts | None = None) -> Section:
         values = derive(cls, DERIVED.get(name, ()), absolute(self._values[name]), facts)
@@ -67,7 +89,7 @@ class Given:
         """Return training data, validation data, and the vocabulary's size."""
         vocab_size = self._values["model"].get("vocab_size")
         sizes = {"max_seq_len": self.training.max_seq_len, "seed": self.training.seed}
-        return open_data(self.data, self.chat, vocab_size, **sizes, progress=progress)
+        return open_data(self.opened, self.chat, vocab_size, **sizes, progress=progress)
 
     def resolve(self, train: RunData, valid: RunData | None, vocab_size: int, directory: Path) -> Run:
         """Return the run, in whose settings nothing is left open; ConfigError for what does not go with the data."""
@@ -80,8 +102,9 @@ class Given:
             early_stopping=self._early_stopping,
             data=self.data,
             chat=self.chat if has_rows else None,
+            base=self.base.given if self.base is not None else None,
         )
-        run = Run(config, train, valid, directory)
+        run = Run(config, train, valid, directory, self.opened, self.base)
         check_use(run, self._flags)
         check_samples(run)
         return run

@@ -11,12 +11,13 @@ from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfi
 from ..errors import CheckpointError, ConfigError
 from ..training.metrics import METRICS
 from ..training.schedule import ends
+from .base import Base, with_tokenizer
 from .directory import CONFIG, has_checkpoint, has_report, is_run, place_of_checkpoints
 from .opening import Progress, open_data, unseen
 from .resolve import check_early_stopping, check_use, merged
 from .run import Run
 from .schedule import Reschedule
-from .settings import ChatConfig, DataConfig, RunConfig, Values, absolute, read_run_config
+from .settings import BaseConfig, ChatConfig, DataConfig, RunConfig, Values, absolute, read_run_config
 
 if TYPE_CHECKING:
     from ..training.state import TrainingState
@@ -107,8 +108,10 @@ class Resumed:
         config, training = self.config, self.config.training
         sizes = {"max_seq_len": training.max_seq_len, "seed": training.seed}
         chat = config.chat or ChatConfig()
-        train, valid, _ = open_data(config.data, chat, config.model.vocab_size, **sizes, progress=progress)
-        run = Run(config, train, valid, self.directory)
+        opened = with_tokenizer(config.data, _kept_tokenizer(self.directory, config))
+        train, valid, _ = open_data(opened, chat, config.model.vocab_size, **sizes, progress=progress)
+        base = Base.open(config.base) if self.checkpoint is None and config.base is not None else None
+        run = Run(config, train, valid, self.directory, opened, base)
         check_use(run, self.flags)
         training = reschedule.apply(training, self.state.global_step, train)
         return dataclasses.replace(run, config=dataclasses.replace(config, training=training))
@@ -124,6 +127,11 @@ def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunCon
         around = [place for place in (checkpoint.parent.parent, checkpoint.parent) if is_run(place)]
         around = [place for place in around if (place / METRICS).is_file()]  # else it is another config.yaml
         directory, source = (around[0], around[0]) if around else (checkpoint.parent, checkpoint)
+    if "base" in flags:
+        raise ConfigError(
+            f"base ({next(iter(flags['base'].values()))}) has no effect on a run that goes on, which has its weights; "
+            "leave it out, or begin another: abi-train run --base"
+        )
     values = read_run_config(source / CONFIG)
     if "data" not in values and "data" not in flags:
         raise _without_data(source)
@@ -136,6 +144,7 @@ def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunCon
         early_stopping=EarlyStoppingConfig.from_dict(wanted["early_stopping"]),
         data=DataConfig.from_dict(absolute(wanted["data"])),
         chat=ChatConfig.from_dict(absolute(wanted["chat"])) if values.get("chat") else None,
+        base=BaseConfig.from_dict(wanted["base"]) if values.get("base") else None,
     )
     check_early_stopping(run.early_stopping, run.data, run.training)
     return run, directory, LlmTrainingConfig.from_dict(values["training"])
@@ -154,6 +163,13 @@ def _without_data(source: Path) -> CheckpointError:
     return CheckpointError(
         f"{what}; give --data (or --corpus-bytes for the standard library, and --valid-fraction), or {remedy}"
     )
+
+
+def _kept_tokenizer(directory: Path, config: RunConfig) -> Path | None:
+    """Return where the tokenizer is that a run has from its base: in its own directory."""
+    from ..data.tokenizer import TOKENIZER_FILE
+
+    return directory if config.base is not None and (directory / TOKENIZER_FILE).is_file() else None
 
 
 def epochs_done(state: "TrainingState") -> int:

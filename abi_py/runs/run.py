@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..files import atomic_text
+from .base import Base
 from .directory import CONFIG
 from .models import codec_of_run
 from .opening import RunData, find_tokenizer
-from .settings import RunConfig
+from .settings import DataConfig, RunConfig
 
 if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
@@ -28,12 +29,18 @@ def count_steps(config: LlmTrainingConfig, data: RunData) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Run:
-    """Settings of which none is left open, data for training and validation, and the directory of it all."""
+    """Settings of which none is left open, data for training and validation, and the directory of it all.
+
+    opened  how the data were opened: as the settings say, with the tokenizer of the base where they name none
+    base    the model to start from, where the run begins with one
+    """
 
     config: RunConfig
     train: RunData
     valid: RunData | None
     directory: Path
+    opened: DataConfig
+    base: Base | None = None
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -48,18 +55,28 @@ class Run:
 
     def find_tokenizer(self) -> tuple["Tokenizer | None", str]:
         """Return the tokenizer of the data, or None, and what is to be said about it."""
-        return find_tokenizer(self.config.data, self.config.chat, self.train)
+        return find_tokenizer(self.opened, self.config.chat, self.train)
 
     def write_config(self) -> None:
         """Write the run's config.yaml: from here on it can be begun again, or gone on with."""
         atomic_text(self.directory / CONFIG, self.config.to_yaml(self.directory))
 
     def make_trainer(self, checkpoint: Path | None = None) -> "LlamaTrainer":
-        """Return the trainer, with fresh weights or the state of a checkpoint, which must be of these data."""
+        """Return the trainer, with fresh weights, those of the base, or the state of a checkpoint, which must be of
+        these data.
+
+        A run with a base begins with an evaluation: what the weights could do before.
+        """
         from ..model import TrainableModel
         from ..training.trainer import LlamaTrainer
 
-        trainer = LlamaTrainer(TrainableModel(self.config.model), self.config.training)
+        begins = self.base if checkpoint is None else None
+        shape = self.config.model
+        model = TrainableModel(shape) if begins is None else begins.make_model(shape)
+        trainer = LlamaTrainer(model, self.config.training)
+        if begins is not None:
+            trainer.companions = begins.companions(self.directory)
+            trainer.state.evaluation_due = self.valid is not None and self.config.training.eval_interval > 0
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
             trainer.check_data(self.train)

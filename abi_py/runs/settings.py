@@ -3,6 +3,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,42 @@ from ..config import (
     to_yaml,
 )
 
-__all__ = ["RUN_SECTIONS", "ChatConfig", "DataConfig", "RunConfig", "Values", "absolute", "read_run_config"]
+__all__ = [
+    "RUN_SECTIONS",
+    "BaseConfig",
+    "ChatConfig",
+    "DataConfig",
+    "RunConfig",
+    "Values",
+    "absolute",
+    "read_run_config",
+]
 
 Values = Mapping[str, Mapping[str, Any]]  # section -> field -> plain value
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig(Config):
+    """What a run starts from, and that it was exactly that."""
+
+    path: str | None = opt(
+        None,
+        "start from this model and train all of its weights: a folder of Hugging Face's kind, a run, a checkpoint; "
+        "shape, tokenizer and chat template are its own",
+        flag="base",
+    )
+    digest: str | None = opt(
+        None,
+        "SHA-256 of its config.json and weights, or its beginning: another base is refused; a run records it",
+        flag="base-digest",
+        acts={"path": ON},
+    )
+
+    def validate(self) -> None:
+        """Raise `ConfigError` naming field, value, rule and remedy."""
+        self._require("path", self.path != "", "not be empty", "give the folder of a model")
+        good = self.digest is None or re.fullmatch(r"[0-9a-fA-F]{8,64}", self.digest) is not None
+        self._require("digest", good, "be 8 to 64 hexadecimal digits", "config.yaml of a run with a base has them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +135,7 @@ class ChatConfig(Config):
 
 RUN_SECTIONS: dict[str, type[Config]] = {
     "data": DataConfig,
+    "base": BaseConfig,
     "training": LlmTrainingConfig,
     "model": TrainableModelConfig,
     "early_stopping": EarlyStoppingConfig,
@@ -117,6 +152,7 @@ class RunConfig:
     early_stopping: EarlyStoppingConfig
     data: DataConfig
     chat: ChatConfig | None  # None: the data are no conversations, and no bad row is left out
+    base: BaseConfig | None = None  # None: fresh weights
 
     @property
     def is_byte_level(self) -> bool:
@@ -132,7 +168,7 @@ class RunConfig:
         if training.checkpoint_path is not None:  # absolute, as the data are: the run is resumed from any directory
             training = training.replace(checkpoint_path=os.path.abspath(training.checkpoint_path))
         usual = training.checkpoint_path == os.path.abspath(directory / "checkpoints")
-        rest = {"early_stopping": self.early_stopping, "data": self.data, "chat": self.chat}
+        rest = {"early_stopping": self.early_stopping, "data": self.data, "chat": self.chat, "base": self.base}
         return to_yaml(("checkpoint_path",) if usual else (), model=self.model, training=training, **rest)
 
 

@@ -5,6 +5,7 @@
         config.json             the same model for Hugging Face tools
         optimizer.safetensors   moments; partial gradients in the middle of an accumulation window; the loss history
         config.yaml             model, training and early-stopping configuration of the run
+        ...                     what belongs to the model besides: tokenizer, generation_config.json (`Companions`)
         state.json              `TrainingState`, and size and SHA-256 of each file above; written last
 
 Of adapters on a frozen model (LoRA) the first two are adapter_model.safetensors and adapter_config.json.
@@ -41,6 +42,7 @@ from ..files import (
     sha256_of,
     write_synced,
 )
+from ..formats.companions import COMPANIONS, Companions
 from ..formats.finite import check_read, check_written
 from ..formats.forms import to_stored
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
@@ -103,6 +105,7 @@ def save_checkpoint(
     state: TrainingState,
     optimizer: Mapping[str, np.ndarray],
     sections: Mapping[str, Config | None],
+    companions: Companions | None = None,
 ) -> Path:
     """Save under `root` and return the new directory.
 
@@ -115,8 +118,9 @@ def save_checkpoint(
     recover(root)
     tensors = to_stored(model.parameters.table, model.weights)
     check_written(root, {**tensors, **_moments(optimizer)}, "the earlier checkpoints are untouched")
-    _check_space(root, encoded_size(tensors) + encoded_size(optimizer))
-    (weights_file, config_file), description = MODEL_FILES, write_config(model.config)
+    beside = companions or Companions()
+    _check_space(root, encoded_size(tensors) + encoded_size(optimizer) + beside.size)
+    (weights_file, config_file), description = MODEL_FILES, {**write_config(model.config), **beside.ids}
     if isinstance(model, LoraModel):
         (weights_file, config_file), description = ADAPTER_FILES, adapter_config(model.lora, model.base_model)
     name = f"llm_step_{state.global_step}"
@@ -132,6 +136,7 @@ def save_checkpoint(
             config_file: write_synced(folder / config_file, [json_text(description).encode()]),
             OPTIMIZER: write_synced(folder / OPTIMIZER, safetensors_pieces(optimizer)),
             CONFIG: write_synced(folder / CONFIG, [to_yaml(**sections).encode()]),
+            **{name: write_synced(folder / name, [content]) for name, content in beside.files.items()},
         }
         content = {
             "format": FORMAT,
@@ -184,7 +189,7 @@ def is_replaceable(path: Path) -> bool:
     """Say whether nothing of the user's is lost with `path`: a checkpoint, what is left of one, a link, or nothing."""
     if path.is_symlink() or not path.is_dir() or (path / STATE).is_file():
         return True
-    return {each.name for each in path.iterdir()} <= {*FILES, *MODEL_FILES, *ADAPTER_FILES}
+    return {each.name for each in path.iterdir()} <= {*FILES, *MODEL_FILES, *ADAPTER_FILES, *COMPANIONS}
 
 
 def check_unused(root: str | Path) -> None:
@@ -256,7 +261,7 @@ def verify(path: str | Path) -> dict[str, Any]:
     if named is not None and int(named[1]) != step:
         raise CheckpointError(f"{path} is named after step {named[1]}, but its state is that of step {step}{RENAME}")
     check(content, {"files": dict[str, Any]}, str(path / STATE))
-    names = (*_model_files(content["files"]), *FILES)
+    names = (*_model_files(content["files"]), *FILES, *(name for name in COMPANIONS if name in content["files"]))
     check(content["files"], {name: {"size": int, "sha256": str} for name in names}, f"{path / STATE}: files")
     for name in names:
         wanted, file = content["files"][name], path / name

@@ -80,6 +80,8 @@ def judge(state: TrainingState, result: EvalResult, early: EarlyStoppingConfig |
     An improvement is a metric below the best by more than min_delta (0 without early stopping); it resets the patience,
     anything else uses some of it up, if `count`.  NaN is never an improvement.
     """
+    if state.global_step == 0 and math.isfinite(result.loss):
+        state.initial_val_loss = result.loss
     metric = result.loss if early is None or early.monitor_loss else result.perplexity
     least_fall = early.min_delta if early is not None else 0.0
     if result.loss < state.best_val_loss:

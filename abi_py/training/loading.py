@@ -10,9 +10,9 @@ from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from ..model.folder import read_config, read_frozen, read_model
 from ..model.frozen import FrozenModel
-from .checkpoint import STATE, is_checkpoint_name, locate, verify
+from .checkpoint import STATE, Found, is_checkpoint_name, locate, verify
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "find_folder", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,14 @@ def load_model(path: str | Path, *, frozen: bool = False, allow_nonfinite: bool 
     return _load(Path(path), adapters=True, frozen=frozen, allow_nonfinite=allow_nonfinite)
 
 
-def _load(path: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
+def find_folder(path: Path) -> Found:
+    """Return the folder of a model, or of adapters, that `path` means, and what was passed over on the way to it.
+
+    Of a checkpoint every file is held against its checksum; errors of `load_model`.
+    """
     is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
     if is_folder and not ((path / STATE).is_file() or is_checkpoint_name(path)):  # those must be whole: verified below
-        return _from_folder(path, adapters, frozen, allow_nonfinite)
+        return Found(path=path)
     try:
         found = locate(path)
     except CheckpointError:
@@ -60,12 +64,12 @@ def _load(path: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> Lo
             "run directory, or a folder with config.json and model.safetensors"
         )
     verify(found.path)
-    return _from_folder(found.path, adapters, frozen, allow_nonfinite, found.skipped)
+    return found
 
 
-def _from_folder(
-    path: Path, adapters: bool, frozen: bool, allow_nonfinite: bool, skipped: tuple[str, ...] = ()
-) -> LoadedModel:
+def _load(where: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
+    found = find_folder(where)
+    path, skipped = found.path, found.skipped
     if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
         if not adapters:
             raise CheckpointError(f"{path} is named as a base model but holds adapters itself; merge them into theirs")

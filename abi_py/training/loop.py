@@ -251,6 +251,7 @@ class Loop:
             interrupted=self.interrupted,
             checkpoint=str(last) if last else None,
             best_checkpoint=best,
+            initial_val_loss=state.initial_val_loss,
             warnings=tuple(session.events.warnings),
         )
 

@@ -107,6 +107,7 @@ class TrainingReport:
     best_checkpoint: str | None
     overflows: int = 0  # updates dropped because the loss scale of fp16 was too large
     best_val_bits_per_byte: float | None = None  # of the evaluation with best_val_loss; None: bytes are not known
+    initial_val_loss: float | None = None  # before the first step; None: that was not evaluated
     warnings: tuple[str, ...] = ()  # saves or sinks that failed without stopping the run
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import Precision
 from ..errors import CheckpointError, ConfigError
+from ..formats.companions import Companions
 from ..kernels.engine.number_formats import BFLOAT16
 from ..locks import DirectoryLock
 from .checkpoint import check_unused, locate, prune, recover, save_checkpoint
@@ -90,7 +91,14 @@ class Saver:
             with contextlib.nullcontext() if held else DirectoryLock(root, "checkpoint_path"):
                 if not held:
                     self._check_own(root)
-                path = save_checkpoint(root, model=model, state=state, optimizer=arrays, sections=sections)
+                path = save_checkpoint(
+                    root,
+                    model=model,
+                    state=state,
+                    optimizer=arrays,
+                    sections=sections,
+                    companions=session.companions,
+                )
                 self._prune(path)
         except BaseException:
             state.checkpoints_saved -= 1
@@ -150,6 +158,7 @@ class Saver:
             restored = restore_zig(session.model, session.optimizer, found.path)
         else:
             restored, losses = restore(session.model, session.optimizer, found.path)
+            session.companions = Companions.of(found.path)
         state.become(restored)
         session.loss_history[:] = losses
         session.model.draws = state.draws

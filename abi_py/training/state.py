@@ -13,7 +13,7 @@ __all__ = ["ADDED", "Position", "TrainingState"]
 
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
-ADDED |= {"best_val_bits_per_byte", "bf16_method", "window_penalties", "penalties"}
+ADDED |= {"best_val_bits_per_byte", "bf16_method", "window_penalties", "penalties", "initial_val_loss"}
 
 
 class Position(NamedTuple):
@@ -55,6 +55,7 @@ class TrainingState:
     best_metric: float = math.inf  # early stopping's memory
     patience_counter: int = 0
     early_stopped: bool = False
+    initial_val_loss: float | None = None  # before the first step, where that was evaluated
     best_step: int = -1  # step of the best checkpoint; -1: none
     best_val_loss: float = math.inf
     best_val_accuracy: float = 0.0

@@ -29,7 +29,7 @@ SHAPE["vocab_size"] = 300
 # Values that fit where "one more" or "half" does not.
 VALUES = {
     **{"hidden_dim": 32, "num_kv_heads": 2, "num_heads": 4, "head_dim": 4, "log_dir": "logs"},
-    **{"loss_on": "all", "tokenizer": "tok", "bad_words_ids": "5 17"},
+    **{"loss_on": "all", "tokenizer": "tok", "bad_words_ids": "5 17", "digest": "0123456789abcdef"},
     **{"initial_loss_scale": 1024.0, "min_loss_scale": 2.0, "max_loss_scale": 2.0**20, "special": "<x>"},
     **{"loss_scale_growth_factor": 4.0, "loss_scale_backoff_factor": 0.25, "warmup_steps": 3, "stop_ids": 3},
     **{"momentum": 0.5, "top_p": 0.5, "min_p": 0.1, "logprobs": 2, "category": "x", "mix": "m.jsonl"},

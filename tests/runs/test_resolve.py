@@ -15,7 +15,7 @@ from abi_py.data import TokenizedDataset
 from abi_py.errors import ConfigError
 from abi_py.pipelines import deepzig_config
 from abi_py.pipelines.deepzig_config import DeepZigConfig
-from abi_py.runs.defaults import DEFAULTS, DERIVED
+from abi_py.runs.defaults import DEFAULTS, DERIVED, FINE_TUNING
 from abi_py.runs.directory import new_directory
 from abi_py.runs.resolve import Given
 from abi_py.runs.resuming import changed
@@ -201,7 +201,9 @@ def test_the_help_shows_the_defaults_and_the_rules():
             assert texts[section, each.name].endswith(f"  [{each.rule}]")
     for section, values in DEFAULTS.items():
         for name, value in values.items():
-            assert texts[section, name].endswith(f"  [{str(value).lower()}]")
+            tuned = FINE_TUNING.get(name) if section == "training" else None
+            ends = f"  [{str(value).lower()}]" if tuned is None else f"  [{value}; with base {tuned:g}"
+            assert ends in texts[section, name]
 
 
 def test_a_rule_and_its_function_say_the_same():

@@ -1,0 +1,189 @@
+"""The model that a run starts from: any folder of Hugging Face's kind, the newest checkpoint of a run, a checkpoint.
+
+Its shape, its tokenizer and its chat template are the run's.  Where it is and its digest are recorded in config.yaml;
+a run that goes on needs it no more.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import TrainableModelConfig, convert, fields_of
+from ..errors import ConfigError
+from ..files import sha256_of
+from ..formats.companions import TOKENIZER_FILES, Companions
+from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
+from ..formats.peft import ADAPTER_CONFIG
+from .directory import has_checkpoint
+from .models import find_tokenizer_beside, place_of_model
+from .settings import BaseConfig, DataConfig
+
+if TYPE_CHECKING:
+    from ..model import TrainableModel
+
+__all__ = ["Base", "with_tokenizer"]
+
+# What is no property of the weights: a run may choose it.
+FREE = ("checkpointing", "checkpoint_interval")
+WITHOUT_EFFECT = ("seed",)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model to start from.
+
+    given      what was asked for, as the run records it: the path, absolute, and the digest
+    folder     of the weights; another than the path where that is a run
+    shape      as its config.json has it
+    tokenizer  the directory of its tokenizer, or None
+    skipped    what a search passed over, and why
+    """
+
+    given: BaseConfig
+    folder: Path
+    shape: TrainableModelConfig
+    tokenizer: Path | None
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, given: BaseConfig) -> "Base":
+        """Find it and read its shape, not its weights.
+
+        ConfigError if there is no such model, or it has another digest than was asked for; CheckpointError if its
+        files are damaged, or of a model that this package does not compute.
+        """
+        from ..data.tokenizer import Tokenizer
+        from ..model.folder import read_config
+        from ..training.checkpoint import STATE
+        from ..training.loading import find_folder
+
+        path = Path(given.path or "")
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise ConfigError(f"base ({path}) {what}; give the folder of a model (config.json and model.safetensors)")
+        place = place_of_model(path)
+        files = (CONFIG, WEIGHTS, INDEX, ADAPTER_CONFIG, STATE)
+        if not any((place / name).is_file() for name in files) and not has_checkpoint(path):
+            raise ConfigError(
+                f"base ({path}) holds no model: neither {CONFIG} and weights nor a checkpoint; give the folder of one"
+            )
+        found = find_folder(place)
+        if (found.path / ADAPTER_CONFIG).is_file() and not (found.path / CONFIG).is_file():
+            raise ConfigError(
+                f"base ({path}) holds adapters, not a whole model; merge them first: abi-train export {path} --to hf "
+                "-o MERGED"
+            )
+        shape = read_config(found.path)
+        digest = digest_of(found.path)
+        if given.digest and not digest.startswith(given.digest.lower()):
+            raise ConfigError(
+                f"base ({path}) has the digest {digest[:12]}, but {given.digest[:12]} is asked for: these are other "
+                "weights; give the folder with that digest, or leave digest out"
+            )
+        tokenizer = find_tokenizer_beside(found.path, path if place != path else None)
+        if tokenizer is not None:
+            ids = Tokenizer.load(tokenizer).vocab_size
+            if ids > shape.vocab_size:
+                raise ConfigError(
+                    f"base ({path}): its tokenizer has {ids:,} ids, its model {shape.vocab_size:,}; the two do not "
+                    "belong together"
+                )
+        recorded = BaseConfig(path=str(path.absolute()), digest=digest)
+        return cls(recorded, found.path, shape, tokenizer, found.skipped)
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether the model reads text as bytes."""
+        return self.tokenizer is None and self.shape.vocab_size == 257
+
+    def model_values(self, values: Mapping[str, Any], flags: Collection[str]) -> dict[str, Any]:
+        """Return the fields of the run's model: those of the base, with what `values` may change of them.
+
+        ConfigError for a value that contradicts the base, or a flag without effect, which names both.
+        """
+        own = {**self.shape.to_dict(), "head_dim": self.shape.resolved_head_dim}
+        options = {option.name: option for option in fields_of(TrainableModelConfig)}
+        for name, value in values.items():
+            converted = convert(options[name], value)
+            wanted = getattr(converted, "value", converted)
+            if name in WITHOUT_EFFECT and name in flags:
+                raise ConfigError(
+                    f"{name} ({wanted}) of the model has no effect with base ({self.given.path}), whose weights are "
+                    "taken; leave it out"
+                )
+            if name not in (*FREE, *WITHOUT_EFFECT) and wanted is not None and wanted != own[name]:
+                raise ConfigError(
+                    f"{name} ({wanted}) of the model contradicts base ({self.given.path}), whose {name} is "
+                    f"{own[name]}; leave {name} out"
+                )
+        return {**self.shape.to_dict(), **{name: values[name] for name in FREE if name in values}}
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raise ConfigError if the model cannot read data that are so described."""
+        from ..data.tokenizer import Tokenizer
+
+        if data.tokenizer is not None and self.tokenizer is not None:
+            given, own = Tokenizer.load(data.tokenizer), Tokenizer.load(self.tokenizer)
+            if given.hash != own.hash:
+                raise ConfigError(
+                    f"tokenizer ({data.tokenizer}) is another one (hash {given.hash[:12]}) than that of base "
+                    f"({self.given.path}, hash {own.hash[:12]}), whose ids the model knows; leave it out"
+                )
+        if not data.path and not self.is_byte_level:
+            raise ConfigError(
+                f"data must be given with base ({self.given.path}): the standard library is read as bytes, which this "
+                "model does not read; give --data"
+            )
+        if data.path and data.tokenizer is None and self.tokenizer is None and not self.is_byte_level:
+            from ..data.sources import is_token_file
+
+            texts = [path for path in (*data.path, *data.valid_path) if not is_token_file(path)]
+            if texts:
+                raise ConfigError(
+                    f"tokenizer must be given for {texts[0]}: base ({self.given.path}) has none; give --tokenizer, the "
+                    "one that the model was trained with"
+                )
+
+    def make_model(self, config: TrainableModelConfig) -> "TrainableModel":
+        """Read the weights into a model of its shape, with the choices of a run."""
+        from ..model.folder import read_model
+
+        return read_model(self.folder, config)
+
+    def companions(self, directory: Path) -> Companions:
+        """Return what the checkpoints of a run in `directory` carry along: the base's files as they are.
+
+        A tokenizer that the run was given, or another chat template, takes the place of the base's.
+        """
+        from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+
+        companions = Companions.of(self.folder)
+        if not (directory / TOKENIZER_FILE).is_file():
+            return companions
+        kept = Tokenizer.load(directory)
+        if self.tokenizer is not None:
+            own = Tokenizer.load(self.tokenizer)
+            if (own.hash, own.chat_template) == (kept.hash, kept.chat_template):
+                return companions if self.tokenizer == self.folder else _with(companions, self.tokenizer)
+        return _with(companions, directory)
+
+
+def _with(companions: Companions, place: Path) -> Companions:
+    return companions.with_tokenizer(
+        {name: content for name, content in Companions.of(place).files.items() if name in TOKENIZER_FILES}
+    )
+
+
+def digest_of(folder: Path) -> str:
+    """Return the SHA-256 of a folder's model: of the names and hashes of config.json and the files of weights."""
+    names = {CONFIG, WEIGHTS, INDEX} | {path.name for path in folder.glob("*.safetensors")}
+    names -= {"optimizer.safetensors"}  # of a checkpoint: it is no part of the model
+    lines = [f"{name} {sha256_of(folder / name)[1]}\n" for name in sorted(names) if (folder / name).is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def with_tokenizer(data: DataConfig, place: Path | None) -> DataConfig:
+    """Return how data are opened where the tokenizer in `place` is taken for them, unless they name one."""
+    return data.replace(tokenizer=str(place)) if place is not None and data.path and data.tokenizer is None else data

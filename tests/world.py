@@ -1,0 +1,63 @@
+"""A folder as the world hands it out: weights, config.json, tokenizer, chat template, generation_config.json.
+
+No library of Hugging Face's is needed to make one.  And conversations to train it on.
+"""
+
+import json
+
+import numpy as np
+
+from abi_py.config import TrainableModelConfig
+from abi_py.data.tokenizer_training import train_tokenizer
+from abi_py.families import tensor_table, write_config
+from abi_py.formats.safetensors import write_safetensors
+
+TEMPLATE = (
+    "{% for turn in messages %}"
+    "{{ '<|im_start|>' + turn['role'] + '\n' + turn['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SHAPE = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_dim": 24}
+SHAPE["max_seq_len"] = 96
+
+
+def questions():
+    """Return conversations about sums."""
+    return [
+        [{"role": "user", "content": f"What is {a} plus {b}?"}, {"role": "assistant", "content": f"It is {a + b}."}]
+        for a in range(6)
+        for b in range(6)
+    ]
+
+
+def write_talks(path):
+    """Write the conversations as rows."""
+    path.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in questions()), encoding="utf-8")
+    return path
+
+
+def make_tokenizer():
+    """Return a tokenizer of the conversations."""
+    return train_tokenizer((turn["content"] for turns in questions() for turn in turns), 300, SPECIAL)
+
+
+def make_folder(folder, tokenizer=True, **changes):
+    """Write a model of random weights, a Qwen2 unless `changes` of its shape say otherwise, and what belongs to it."""
+    folder.mkdir(parents=True)
+    codec = make_tokenizer()
+    shape = TrainableModelConfig(**{**SHAPE, "family": "qwen2", "vocab_size": codec.vocab_size + 5, **changes})
+    end = codec.id_of("<|im_end|>")
+    config = {**write_config(shape), "eos_token_id": end, "bos_token_id": None, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(5)
+    tensors = {t.hf_name: rng.normal(0, 0.2, t.shape).astype(np.float32) for t in tensor_table(shape)}
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 0], "pad_token_id": 0}))
+    if tokenizer:
+        codec.config["eos_token"] = "<|im_end|>"
+        codec.save(folder)
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+        (folder / "added_tokens.json").write_text(json.dumps({name: codec.id_of(name) for name in SPECIAL}))
+    return folder
