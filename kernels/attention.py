@@ -1,16 +1,19 @@
 """Causal attention with grouped key/value heads: each query mixes the values of the keys up to its own position.
 
-    forward    s_ij = q_i k_j / sqrt(D)       for start_i <= j <= i       lse_i = log sum_j exp(s_ij)
+    forward    s_ij = scale q_i k_j           for start_i <= j <= i       lse_i = log sum_j exp(s_ij)
                p_ij = exp(s_ij - lse_i)       o_i = sum_j p_ij v_j
     backward   dv_j  = sum_i p_ij do_i        dp_ij = do_i v_j
                ds_ij = p_ij (dp_ij - delta_i)      delta_i = sum_j p_ij dp_ij = do_i o_i
-               dq_i  = sum_j ds_ij k_j / sqrt(D)   dk_j    = sum_i ds_ij q_i / sqrt(D)
+               dq_i  = scale sum_j ds_ij k_j       dk_j    = scale sum_i ds_ij q_i
 
     q o dq do (N, H D)    k v dk dv (N, G D)    lse (H, N)    starts (N,) int32    N = B T
     H query heads share G key/value heads: head h reads head h // (H / G).      saved for backward: q k v o lse
+    scale is 1 / sqrt(D) unless it is given.
 
 `starts[n]` is the first position, within its own sample, that query n may see: 0 for plain causal attention, the
-beginning of its segment in a packed row.  Samples of a batch never see each other.
+beginning of its segment in a packed row, position - window + 1 with a sliding window, or the larger of the two.
+Samples of a batch never see each other.  Blocks of keys that no query of a block sees are left out, so a row of T
+tokens with a window costs as T times the window.
 
 q, k and v are float32, or all bfloat16 (as uint16); then the products multiply bfloat16, and p, ds and do are rounded
 to it while they are packed.  Everything else is float32.
@@ -83,41 +86,45 @@ def _sum_of_group(dx, kv_heads):
     return _rows(dx.reshape(B, kv_heads, H // kv_heads, T, D).sum(2))
 
 
-def _scores_ref(q, k, starts, first_query, first_key):
+def _scale(scale, head_dim):
+    return 1 / math.sqrt(head_dim) if scale is None else scale
+
+
+def _scores_ref(q, k, starts, scale, first_query, first_key):
     """Return s (B, H, queries, keys), -inf where the mask hides a key; q, k (B, H, queries or keys, D)."""
     i = first_query + np.arange(q.shape[2])[:, None]
     j = first_key + np.arange(k.shape[2])
     visible = (j <= i) & (j >= starts.reshape(len(q), 1, -1, 1)[:, :, first_query : first_query + len(i)])
-    return np.where(visible, q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]), -np.inf)
+    return np.where(visible, q @ k.swapaxes(-1, -2) * _scale(scale, q.shape[-1]), -np.inf)
 
 
-def _probabilities_ref(q, k, starts):
+def _probabilities_ref(q, k, starts, scale):
     """Return p (B, H, T, T) and lse (B, H, T)."""
-    s = _scores_ref(q, k, starts, 0, 0)
+    s = _scores_ref(q, k, starts, scale, 0, 0)
     m = s.max(-1, keepdims=True)
     p = np.exp(s - m)
     l = p.sum(-1, keepdims=True)
     return p / l, (m + np.log(l))[..., 0]
 
 
-def attention_forward_ref(q, k, v, starts, batch, heads, kv_heads):
+def attention_forward_ref(q, k, v, starts, batch, heads, kv_heads, scale=None):
     """Return o (N, H D) and lse (H, N)."""
     q, (k, v) = _heads(q, batch, heads), (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
-    p, lse = _probabilities_ref(q, k, starts)
+    p, lse = _probabilities_ref(q, k, starts, scale)
     return _rows(p @ v), lse.transpose(1, 0, 2).reshape(heads, -1)
 
 
-def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads):
+def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads, scale=None):
     """Return dq (N, H D), dk and dv (N, G D)."""
     q, do = _heads(q, batch, heads), _heads(do, batch, heads)
     k, v = (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
-    p, _ = _probabilities_ref(q, k, starts)  # (B, H, T, T)
+    p, _ = _probabilities_ref(q, k, starts, scale)  # (B, H, T, T)
     # forward: o = p v
     dv, dp = p.swapaxes(-1, -2) @ do, do @ v.swapaxes(-1, -2)
     # forward: p = exp(s - lse), a softmax over the keys
     ds = p * (dp - (p * dp).sum(-1, keepdims=True))
-    # forward: s = q kᵀ / sqrt(D)
-    ds = ds / math.sqrt(q.shape[-1])
+    # forward: s = scale q kᵀ
+    ds = ds * _scale(scale, q.shape[-1])
     dq, dk = ds @ k, ds.swapaxes(-1, -2) @ q
     return _rows(dq), _sum_of_group(dk, kv_heads), _sum_of_group(dv, kv_heads)
 
@@ -125,7 +132,7 @@ def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads):
 # The same by blocks of keys j, j + 1, ...: never more than T x block scores.  Queries before j do not see them.
 
 
-def attention_blocked_forward_ref(q, k, v, starts, batch, heads, kv_heads, block):
+def attention_blocked_forward_ref(q, k, v, starts, batch, heads, kv_heads, block, scale=None):
     """Return o (N, H D) and lse (H, N), with the running maximum and sum of the kernel."""
     q, (k, v) = _heads(q, batch, heads), (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
     m = np.full((*q.shape[:3], 1), -np.inf, q.dtype)  # largest score so far, (B, H, T, 1)
@@ -133,7 +140,7 @@ def attention_blocked_forward_ref(q, k, v, starts, batch, heads, kv_heads, block
     o = np.zeros_like(q)  # sum of exp(s - m) v so far, (B, H, T, D)
     for j in range(0, q.shape[2], block):
         queries, keys = np.s_[:, :, j:], np.s_[:, :, j : j + block]
-        s = _scores_ref(q[queries], k[keys], starts, j, j)
+        s = _scores_ref(q[queries], k[keys], starts, scale, j, j)
         top = np.maximum(m[queries], s.max(-1, keepdims=True))
         base = np.where(top > -np.inf, top, 0)  # a query that has seen no key yet: its sums stay 0
         shrink, p = np.exp(m[queries] - base), np.exp(s - base)
@@ -143,7 +150,7 @@ def attention_blocked_forward_ref(q, k, v, starts, batch, heads, kv_heads, block
     return _rows(o / l), (m + np.log(l)).transpose(1, 0, 2, 3).reshape(heads, -1)
 
 
-def attention_blocked_backward_ref(do, q, k, v, o, lse, starts, batch, heads, kv_heads, block):
+def attention_blocked_backward_ref(do, q, k, v, o, lse, starts, batch, heads, kv_heads, block, scale=None):
     """Return dq (N, H D), dk and dv (N, G D) from what forward saved: p is computed again, block by block."""
     q, do, o = (_heads(x, batch, heads) for x in (q, do, o))
     k, v = (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
@@ -152,12 +159,12 @@ def attention_blocked_backward_ref(do, q, k, v, o, lse, starts, batch, heads, kv
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     for j in range(0, q.shape[2], block):
         queries, keys = np.s_[:, :, j:], np.s_[:, :, j : j + block]
-        # forward: s = q kᵀ / sqrt(D), p = exp(s - lse)
-        p = np.exp(_scores_ref(q[queries], k[keys], starts, j, j) - lse[queries])
+        # forward: s = scale q kᵀ, p = exp(s - lse)
+        p = np.exp(_scores_ref(q[queries], k[keys], starts, scale, j, j) - lse[queries])
         # forward: o = p v
         dv[keys] = p.swapaxes(-1, -2) @ do[queries]
         dp = do[queries] @ v[keys].swapaxes(-1, -2)
-        ds = p * (dp - delta[queries]) / math.sqrt(q.shape[-1])
+        ds = p * (dp - delta[queries]) * _scale(scale, q.shape[-1])
         dq[queries] += ds @ k[keys]
         dk[keys] = ds.swapaxes(-1, -2) @ q[queries]
     return _rows(dq), _sum_of_group(dk, kv_heads), _sum_of_group(dv, kv_heads)
@@ -266,14 +273,13 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
 
 
 @kernel
-def _attention_forward(o, lse, qkv, starts, sizes, memory, table):
+def _attention_forward(o, lse, qkv, starts, sizes, scale, memory, table):
     """Write o and lse; qkv: q, k and v `as_stored`; sizes: batch, heads, kv_heads; memory: `_forward_shapes`."""
     q, k, v = qkv
     batch, heads, kv_heads = sizes
     scores, sums, stats, panels = memory
     time = o.shape[0] // batch
     head_dim = o.shape[1] // heads
-    scale = np.float32(1 / math.sqrt(head_dim))
     depth = panel_depth(head_dim, table)
     group = heads // kv_heads
     blocks = (time + FORWARD_QUERIES - 1) // FORWARD_QUERIES
@@ -309,7 +315,7 @@ def _attention_forward(o, lse, qkv, starts, sizes, memory, table):
 
 @helper
 def _softmax_backward_row(p, dp, scale, lse, delta):
-    """Turn scores into probabilities p, and dp into ds / sqrt(D), both in place."""
+    """Turn scores into probabilities p, and dp into scale ds, both in place."""
     for j in range(p.size):
         probability = exp(p[j] * scale - lse)  # as in forward: s = scale q k, p = exp(s - lse), a softmax
         p[j] = probability
@@ -330,7 +336,7 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 
 
 @kernel
-def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, memory, table):
+def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, memory, table):
     """Write gradients: dq, dk and dv; qkv and sizes as in forward; memory: delta and `_backward_shapes`."""
     dq, dk, dv = gradients
     q, k, v = qkv
@@ -338,7 +344,6 @@ def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, memory, table
     delta, scores, panels = memory
     time = do.shape[0] // batch
     head_dim = do.shape[1] // heads
-    scale = np.float32(1 / math.sqrt(head_dim))
     depth = panel_depth(head_dim, table)
     group = heads // kv_heads
     for task in prange(batch * kv_heads):
@@ -372,7 +377,7 @@ def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, memory, table
                     pack_a(do_l, 0, do, row, c, rows, head_dim, table)
                     pack_stored_b(q_r, 0, q, row, c, head_dim, rows, table)
                     pack_b(do_r, 0, do, row, c, head_dim, rows, table)
-                    # forward: s_ij = q_i k_j / sqrt(D), p_ij = exp(s_ij - lse_i), o_i = sum_j p_ij v_j
+                    # forward: s_ij = scale q_i k_j, p_ij = exp(s_ij - lse_i), o_i = sum_j p_ij v_j
                     _scores(p, rows, columns, q_l, k_t, depth, ahead, table)
                     _scores(dp, rows, columns, do_l, v_t, depth, ahead, table)
                     _softmax_backward(p, dp, lse[h], delta[h], starts, row, t0, j0, rows, columns, scale)
@@ -381,7 +386,7 @@ def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, memory, table
                     pack_a(ds, 0, dp, 0, 0, rows, columns, table)
                     # forward: o_i = sum_j p_ij v_j, so dv_j sums p_ij do_i over the queries
                     _sum_over_queries(dv, key, kv, columns, head_dim, p_t, do_r, rows, ahead, more_queries, table)
-                    # forward: s_ij = q_i k_j / sqrt(D), so dk_j sums ds_ij q_i, and dq_i sums ds_ij k_j
+                    # forward: s_ij = scale q_i k_j, so dk_j sums ds_ij q_i, and dq_i sums ds_ij k_j
                     _sum_over_queries(dk, key, kv, columns, head_dim, ds_t, q_r, rows, ahead, more_queries, table)
                     _sum_over_keys(dq, row, c, rows, head_dim, ds, k_n, columns, ahead, more_keys, table)
 
@@ -430,15 +435,18 @@ def _attention_fits(sizes, q, k, v, starts, **others):
     "o! (N, heads D); lse! (heads, N); q (N, heads D) float32|uint16; "
     "k v (N, kv_heads D) float32|uint16; starts (N) int; heads = kv_heads group; N = batch T",
     _attention_fits,
+    scale=float | int | None,
 )
-def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
+def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scale=None):
     """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays.
 
     q, k and v have one dtype, float32 or uint16; o is float32.
     """
     stored, table = _stored(q, k, v)
-    memory = scratch("attention", *_forward_shapes(q.shape[1] // heads))
-    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), memory, table)
+    head_dim = q.shape[1] // heads
+    memory = scratch("attention", *_forward_shapes(head_dim))
+    factor = np.float32(_scale(scale, head_dim))
+    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), factor, memory, table)
 
 
 @checked(
@@ -446,9 +454,12 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
     "q (N, heads D) float32|uint16; k v (N, kv_heads D) float32|uint16; starts (N) int; "
     "heads = kv_heads group; N = batch T",
     _attention_fits,
+    scale=float | int | None,
 )
-def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
-    """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch."""
+def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scale=None):
+    """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch, scale that of forward."""
     stored, table = _stored(q, k, v)
-    memory = delta, *scratch("attention", *_backward_shapes(q.shape[1] // heads))
-    _attention_backward((dq, dk, dv), do, stored, o, lse, starts, (batch, heads, kv_heads), memory, table)
+    head_dim = q.shape[1] // heads
+    memory = delta, *scratch("attention", *_backward_shapes(head_dim))
+    factor = np.float32(_scale(scale, head_dim))
+    _attention_backward((dq, dk, dv), do, stored, o, lse, starts, (batch, heads, kv_heads), factor, memory, table)

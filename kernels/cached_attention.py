@@ -1,11 +1,12 @@
 """Attention of new tokens over stored keys and values: what decoding needs instead of the attention of whole samples.
 
     append     keys[slot_n, :, position_n] = k_n      values[slot_n, :, position_n] = v_n
-    forward    s_j = q_n k_j / sqrt(D)    for 0 <= j <= position_n, k_j and v_j from the cache of the row's slot
-               o_n = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m)                           m = max_j s_j
+    forward    s_j = scale q_n k_j    for start_n <= j <= position_n, k_j and v_j from the cache of the row's slot
+               o_n = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m)                       m = max_j s_j
 
     q o (N, H D)   k v (N, G D)   keys values (slots, G, capacity, D)   slots positions (N,) int32
     H query heads share G key/value heads: head h reads head h // (H / G).   No backward: it serves generation only.
+    start_n is 0, or position_n - window + 1 where that is more; scale is 1 / sqrt(D) unless it is given.
 
 A row is one new token of the sequence in `slots[n]`; rows of one slot may follow each other (a prompt that goes on a
 stored conversation), if all of them were appended before.  The cache holds key/value heads, not query heads, and all
@@ -18,7 +19,7 @@ one task; it gives its maximum m_p, its sum l_p and its weighted values a_p, and
     m = max_p m_p      o = sum_p exp(m_p - m) a_p / sum_p exp(m_p - m) l_p
 
 (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", section 3; cut over keys as in Dao et al.
-2023, "Flash-Decoding").  So the bits depend on nothing but the row itself: not on threads, not on other rows.  Inside
+2023, "Flash-Decoding").  Parts before a row's start are left out, and are no task.  So the bits depend on nothing but the row itself: not on threads, not on other rows.  Inside
 a part the same sum runs over blocks of BLOCK_KEYS, whose scores and keys stay in first-level cache.
 """
 
@@ -72,14 +73,19 @@ def cache_append_ref(keys, values, k, v, slots, positions):
     values[slots, :, positions] = v.reshape(-1, kv_heads, head_dim)
 
 
-def cached_attention_forward_ref(q, keys, values, slots, positions):
+def _scale(scale, head_dim):
+    return 1 / math.sqrt(head_dim) if scale is None else scale
+
+
+def cached_attention_forward_ref(q, keys, values, slots, positions, window=None, scale=None):
     """Return o (N, H D) for q (N, H D) and the cache."""
     _, kv_heads, _, head_dim = keys.shape
     o = np.empty_like(q)
     for n, (slot, position) in enumerate(zip(slots, positions)):
         queries = q[n].reshape(kv_heads, -1, head_dim)  # (G, H/G, D)
-        k, v = keys[slot, :, : position + 1], values[slot, :, : position + 1]  # (G, T, D)
-        s = queries @ k.swapaxes(1, 2) / math.sqrt(head_dim)  # (G, H/G, T)
+        seen = slice(max(0, position + 1 - window) if window else 0, position + 1)
+        k, v = keys[slot, :, seen], values[slot, :, seen]  # (G, T, D)
+        s = queries @ k.swapaxes(1, 2) * _scale(scale, head_dim)  # (G, H/G, T)
         p = np.exp(s - s.max(-1, keepdims=True))
         o[n] = (p / p.sum(-1, keepdims=True) @ v).ravel()
     return o
@@ -236,7 +242,7 @@ def _join(o, sums, stats, parts):
 
 
 @kernel
-def _cached_attention(o, q, keys, values, slots, positions, heads, longest, scores, sums, stats, scale):
+def _cached_attention(o, q, keys, values, slots, positions, window, heads, longest, scores, sums, stats, scale):
     """scores (threads, H, BLOCK_KEYS);  sums (N, G, longest, H/G, D) and stats (N, G, longest, H/G, 2) of parts."""
     rows, kv_heads, head_dim = q.shape[0], keys.shape[1], keys.shape[3]
     group = heads // kv_heads
@@ -245,8 +251,10 @@ def _cached_attention(o, q, keys, values, slots, positions, heads, longest, scor
         n = task // (kv_heads * longest)
         g = task // longest % kv_heads
         part = task % longest
-        first = part * TASK_KEYS
-        last = min(first + TASK_KEYS, positions[n] + 1)
+        end = positions[n] + 1
+        start = max(end - window, 0)
+        begin = (start // TASK_KEYS + part) * TASK_KEYS
+        first, last = max(begin, start), min(begin + TASK_KEYS, end)
         if first < last:
             queries = q[n, g * group * head_dim : (g + 1) * group * head_dim]
             k, v = keys[slots[n], g, first:last], values[slots[n], g, first:last]
@@ -259,7 +267,7 @@ def _cached_attention(o, q, keys, values, slots, positions, heads, longest, scor
         for task in prange(rows * heads):
             n, h = task // heads, task % heads
             g, i = h // group, h % group
-            parts = positions[n] // TASK_KEYS + 1
+            parts = positions[n] // TASK_KEYS - max(positions[n] + 1 - window, 0) // TASK_KEYS + 1
             _join(o[n, h * head_dim : (h + 1) * head_dim], sums[n, g, :, i], stats[n, g, :, i], parts)
 
 
@@ -273,12 +281,28 @@ def _memory(rows, heads, kv_heads, head_dim, parts):
     return scratch("cached attention", scores, (*shape, head_dim), (*shape, 2))
 
 
-@checked("o! q (N, H D); keys values (S, G, T, D); slots (N) int < S; positions (N) int < T; H = G group; N >= 1")
-def cached_attention_forward(o, q, keys, values, slots, positions):
-    """Write o (N, H D) for q (N, H D), float32; both may be column slices; every position is below the capacity."""
+def _window_fits(sizes, window, **others):
+    if window is not None and window < 1:
+        raise ValueError(f"window ({window}) must be at least 1: a row sees its own key; None stands for all keys")
+
+
+@checked(
+    "o! q (N, H D); keys values (S, G, T, D); slots (N) int < S; positions (N) int < T; H = G group; N >= 1",
+    _window_fits,
+    window=int | None,
+    scale=float | int | None,
+)
+def cached_attention_forward(o, q, keys, values, slots, positions, window=None, scale=None):
+    """Write o (N, H D) for q (N, H D), float32; both may be column slices; every position is below the capacity.
+
+    window    keys that a row sees, its own among them; None: all
+    """
     head_dim = keys.shape[3]
     heads, kv_heads = q.shape[1] // head_dim, keys.shape[1]
-    parts = int(positions.max()) // TASK_KEYS + 1
+    longest = int(positions.max()) + 1
+    reach = longest if window is None else min(int(window), longest)
+    # So many whole parts, and one more where a window begins and ends inside one.
+    parts = min((longest - 1) // TASK_KEYS + 1, (reach - 2) // TASK_KEYS + 2)
     memory = _memory(len(q), heads, kv_heads, head_dim, parts)
-    scale = np.float32(1 / math.sqrt(head_dim))
-    _cached_attention(o, q, keys, values, slots, positions, heads, parts, *memory, scale)
+    factor = np.float32(_scale(scale, head_dim))
+    _cached_attention(o, q, keys, values, slots, positions, reach, heads, parts, *memory, factor)

@@ -6,6 +6,10 @@
 
     x y dx dy (N, C)   w dw (C,)   r (N,)   N = B*T      saved for backward: x w r
     dx is overwritten, or added to if `accumulate` (the residual branch has put its share there); dw is accumulated.
+    y may be x, and dx may be dy.
+
+A row may consist of heads, each of which is normed for itself with the one weight (queries and keys): x (N, H C) and
+r (N H,), the numbers of a row side by side.  The kernels find H by the width of w; it is 1 for a norm of whole rows.
 
 Where dx comes from: y_i = n_i w_i, so dL/dn_i = g_i.  With n_i = x_i r and dr/dx_i = -r^3 x_i / C,
 dx_i = g_i r + (sum_j g_j x_j) dr/dx_i = r (g_i - n_i (sum_j g_j n_j) / C).
@@ -41,41 +45,48 @@ def rms_norm_backward_ref(dy, x, w, r):
 
 
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
-@checked("y! x (N, C); r! (N); w (C)")
+@checked("y! x (N, H C); r! (N H); w (C)")
 @kernel
 def rms_norm_forward(y, r, x, w, eps):
-    """Overwrite y (N, C) and r (N,) from x (N, C) and w (C,); the sum of squares runs in float64."""
-    N, C = x.shape
+    """Overwrite y (N, H C) and r (N H,) from x (N, H C) and w (C,); the sum of squares runs in float64."""
+    N, C = x.shape[0], w.size
+    heads = x.shape[1] // C
     for n in prange(N):
-        rn = np.float32(1.0 / math.sqrt(sum_of_squares(x[n]) / C + eps))
-        r[n] = rn
-        for j in range(C):
-            y[n, j] = x[n, j] * rn * w[j]
+        for h in range(heads):
+            head = slice(h * C, (h + 1) * C)
+            xh, yh = x[n, head], y[n, head]
+            rh = np.float32(1.0 / math.sqrt(sum_of_squares(xh) / C + eps))
+            r[n * heads + h] = rh
+            for j in range(C):
+                yh[j] = xh[j] * rh * w[j]
 
 
-@checked("dx! dy x (N, C); dw! w (C); r (N)")
+@checked("dx! dy x (N, H C); dw! w (C); r (N H)")
 @kernel
 def rms_norm_backward(dx, dw, dy, x, w, r, accumulate):
-    """Overwrite dx (N, C), or add to it where `accumulate` is true, and add to dw (C,); one pass over dy and x."""
-    N, C = x.shape
+    """Overwrite dx (N, H C), or add to it where `accumulate` is true, and add to dw (C,); one pass over dy and x."""
+    N, C = x.shape[0], w.size
+    heads = x.shape[1] // C
     partial = np.empty((PARTS, C), np.float32)
     for p in prange(PARTS):
         part = np.int64(p)
         for j in range(C):
             partial[part, j] = 0
         for n in range(N * part // PARTS, N * (part + 1) // PARTS):
-            rn = r[n]
-            mean = dot3(dy[n], w, x[n]) * rn / np.float32(C)  # mean_j g_j n_j
-            if accumulate:
-                for j in range(C):
-                    normed = x[n, j] * rn
-                    dx[n, j] += rn * (dy[n, j] * w[j] - normed * mean)  # forward: y = x r w, and r depends on x
-                    partial[part, j] += dy[n, j] * normed
-            else:
-                for j in range(C):
-                    normed = x[n, j] * rn
-                    dx[n, j] = rn * (dy[n, j] * w[j] - normed * mean)
-                    partial[part, j] += dy[n, j] * normed
+            for h in range(heads):
+                head = slice(h * C, (h + 1) * C)
+                xh, dyh, dxh, rh = x[n, head], dy[n, head], dx[n, head], r[n * heads + h]
+                mean = dot3(dyh, w, xh) * rh / np.float32(C)  # mean_j g_j n_j
+                if accumulate:
+                    for j in range(C):
+                        normed, g = xh[j] * rh, dyh[j]
+                        dxh[j] += rh * (g * w[j] - normed * mean)  # forward: y = x r w, and r depends on x
+                        partial[part, j] += g * normed
+                else:
+                    for j in range(C):
+                        normed, g = xh[j] * rh, dyh[j]  # g before dx, which may be in its place
+                        dxh[j] = rh * (g * w[j] - normed * mean)
+                        partial[part, j] += g * normed
     for j in range(C):
         total = np.float32(0)
         for p in range(PARTS):

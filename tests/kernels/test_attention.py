@@ -59,25 +59,30 @@ def random_starts(rng, B, T):
     return starts_of(np.cumsum(rng.random((B, T)) < 0.05, axis=1))
 
 
-def run_kernels(q, k, v, do, starts, B, H, G):
-    """Return o, lse, dq, dk, dv; every output begins as NaN, because it is overwritten."""
-    N = len(q)
+def windowed(starts, B, window):
+    """Return starts of rows that see `window` keys at most, their own among them."""
+    return np.maximum(starts, np.tile(np.arange(len(starts) // B, dtype=np.int32), B) - window + 1)
+
+
+def run_kernels(q, k, v, do, starts, *sizes):
+    """Return o, lse, dq, dk, dv; every output begins as NaN, because it is overwritten.  sizes: B, H, G (, scale)."""
+    N, H = len(q), sizes[1]
     o, lse = np.full_like(q, np.nan), np.full((H, N), np.nan, np.float32)
-    attention_forward(o, lse, q, k, v, starts, B, H, G)
+    attention_forward(o, lse, q, k, v, starts, *sizes)
     dq, dk, dv = (np.full_like(x, np.nan) for x in (q, k, v))
     delta = np.full((H, N), np.nan, np.float32)
-    attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, B, H, G)
+    attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, *sizes)
     return o, lse, dq, dk, dv
 
 
-def run_reference(q, k, v, do, starts, B, H, G):
+def run_reference(q, k, v, do, starts, *sizes):
     q, k, v, do = (x.astype(np.float64) for x in (q, k, v, do))
-    o, lse = attention_forward_ref(q, k, v, starts, B, H, G)
-    return o, lse, *attention_backward_ref(do, q, k, v, starts, B, H, G)
+    o, lse = attention_forward_ref(q, k, v, starts, *sizes)
+    return o, lse, *attention_backward_ref(do, q, k, v, starts, *sizes)
 
 
-def check_equal(arrays, starts, B, H, G):
-    made, expected = run_kernels(*arrays, starts, B, H, G), run_reference(*arrays, starts, B, H, G)
+def check_equal(arrays, starts, *sizes):
+    made, expected = run_kernels(*arrays, starts, *sizes), run_reference(*arrays, starts, *sizes)
     for name, a, b in zip(NAMES, made, expected, strict=True):
         if name in ("dq", "dk") and not np.abs(b).max() > 1e-12:
             assert np.abs(a).max() < 1e-5  # one visible key: p = 1 whatever q and k are, so their gradient is zero
@@ -104,6 +109,23 @@ def test_derivation(rng, shape, segmented):
             return (attention_forward_ref(*arguments, starts, B, H, G)[0] * do).sum()
 
         check_gradient(loss, (q, k, v)[at], gradient, rng)
+
+
+@pytest.mark.parametrize(("window", "scale"), [(1, None), (3, 0.7), (5, 2.0), (99, 0.1)])
+def test_derivation_with_a_window_and_a_scale(rng, window, scale):
+    B, T, H, G, _ = shape = (2, 11, 4, 2, 5)
+    (q, k, v, do), starts = inputs(rng, *shape, np.float64)
+    starts = windowed(random_starts(rng, B, T), B, window)
+    gradients = attention_backward_ref(do, q, k, v, starts, B, H, G, scale)
+    assert window > 1 or max(np.abs(x).max() for x in gradients[:2]) < 1e-12  # p = 1 whatever q and k are
+    for at in range(0 if window > 1 else 2, 3):
+
+        def loss(x, at=at):
+            arguments = [q, k, v]
+            arguments[at] = x
+            return (attention_forward_ref(*arguments, starts, B, H, G, scale)[0] * do).sum()
+
+        check_gradient(loss, (q, k, v)[at], gradients[at], rng)
 
 
 def rows(x):
@@ -318,6 +340,33 @@ def test_wide_heads_and_then_narrow_ones(rng):
     for shape in ((1, 5, 2, 1, 40), (1, 5, 2, 1, 3), (2, 5, 1, 1, 64), (1, 4, 2, 2, 7)):
         arrays, starts = inputs(rng, *shape)
         check_equal(arrays, starts, shape[0], *shape[2:4])
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("shape", [*SMALL[1:], *(LARGE if JIT else [])])
+def test_windows(rng, shape, segmented):
+    B, T, H, G, _ = shape
+    arrays, starts = inputs(rng, *shape)
+    if segmented:
+        starts = random_starts(rng, B, T)
+    for window in {2, T // 3 + 1, BACKWARD_BLOCK, T}:
+        check_equal(arrays, windowed(starts, B, window), B, H, G, 0.3)
+
+
+@pytest.mark.skipif(not JIT, reason="long rows")
+def test_blocks_of_keys_out_of_all_windows_are_not_read(rng):
+    """A key that is read and masked would multiply its NaN by zero."""
+    shape = B, T, H, G, _ = 1, 3 * FORWARD_KEYS, 2, 1, 8
+    (q, k, v, do), starts = inputs(rng, *shape)
+    block = max(FORWARD_KEYS, BACKWARD_BLOCK)
+    starts = windowed(starts, B, 20)
+    expected = run_kernels(q, k, v, do, starts, B, H, G)
+    k[:block] = v[:block] = np.nan
+    made = run_kernels(q, k, v, do, starts, B, H, G)
+    after = 2 * block  # no block of queries from here on sees one of those keys
+    for name, a, b in zip(NAMES, made, expected, strict=True):
+        a, b = (x.T if name == "lse" else x for x in (a, b))
+        assert a[after:].tobytes() == b[after:].tobytes(), name
 
 
 @pytest.mark.parametrize("size", [1e-3, 30.0])

@@ -33,9 +33,9 @@ def inputs(rng, heads, kv_heads, head_dim, positions, dtype=np.float32):
     return q, keys, values, np.arange(rows, dtype=np.int32)[::-1].copy(), np.array(positions, np.int32)
 
 
-def forward(q, *cache):
+def forward(q, *cache, **options):
     o = np.full_like(q, 7)
-    cached_attention_forward(o, q, *cache)
+    cached_attention_forward(o, q, *cache, **options)
     return o
 
 
@@ -47,6 +47,29 @@ def wide(*arrays):
 def test_kernel_equals_the_reference(rng, shape):
     arrays = inputs(rng, *shape)
     check_close(forward(*arrays), cached_attention_forward_ref(*wide(*arrays)), 1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, BLOCK_KEYS, TASK_KEYS - 1, TASK_KEYS, TASK_KEYS + 1, 5 * TASK_KEYS])
+def test_a_window_and_a_scale(rng, window):
+    for shape in SHAPES:
+        arrays = inputs(rng, *shape)
+        options = {"window": window, "scale": 0.3}
+        wanted = cached_attention_forward_ref(*wide(*arrays), **options)
+        _, keys, values, slots, positions = arrays
+        for slot, position in zip(slots, positions):  # before the window nothing is read
+            keys[slot, :, : max(0, position + 1 - window)] = np.nan
+            values[slot, :, : max(0, position + 1 - window)] = np.nan
+        check_close(forward(*arrays, **options), wanted, 1e-5)
+    with pytest.raises(ValueError, match=r"window \(0\) must be at least 1"):
+        forward(*arrays, window=0)
+
+
+def test_a_window_has_the_bits_of_the_row_alone(rng):
+    q, *cache, slots, positions = inputs(rng, 4, 2, 24, [TASK_KEYS + 70, 5, 3 * TASK_KEYS, 64])
+    together = forward(q, *cache, slots, positions, window=TASK_KEYS + 3)
+    for n in range(len(q)):
+        alone = forward(q[n : n + 1], *cache, slots[n : n + 1], positions[n : n + 1], window=TASK_KEYS + 3)
+        assert alone.tobytes() == together[n : n + 1].tobytes()
 
 
 def test_definition(golden):
@@ -68,6 +91,9 @@ def test_a_prompt_that_goes_on_equals_the_whole_sample(rng):
     cache_append(keys, values, k, v, slots, positions)
     o = forward(q[past:], keys, values, slots[past:], positions[past:])
     whole, _ = attention_forward_ref(*wide(q, k, v), np.zeros(time, np.int32), 1, heads, kv_heads)
+    check_close(o, whole[past:], 1e-5)
+    o = forward(q[past:], keys, values, slots[past:], positions[past:], window=11, scale=0.4)
+    whole, _ = attention_forward_ref(*wide(q, k, v), np.maximum(0, positions - 10), 1, heads, kv_heads, 0.4)
     check_close(o, whole[past:], 1e-5)
 
 

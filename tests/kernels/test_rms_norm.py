@@ -73,6 +73,25 @@ def test_kernels_equal_the_reference(rng, shape, accumulate):
     check_close(dw, dw_ref + dw_before, 1e-4)
 
 
+@pytest.mark.parametrize(("rows", "heads", "width"), [(1, 2, 1), (3, 5, 7), (PARTS + 3, 3, 34)])
+def test_heads_of_a_row_are_rows_of_their_own(rng, rows, heads, width):
+    """Columns of a wider array, as q and k are; in place, as attention does it."""
+    x, w, dy = inputs(rng, (rows * heads, width))
+    y, r, dx, dw = run_kernels(x, w, dy, np.empty_like(x), np.zeros_like(w), False)
+    wide, r_heads = rng.standard_normal((2, rows, heads * width + 3)).astype(np.float32), np.empty_like(r)
+    (values, gradients), beside = wide[:, :, 2:-1], wide[:, :, [0, 1, -1]].copy()
+    kept = values[...] = x.reshape(rows, -1)
+    gradients[...] = dy.reshape(rows, -1)
+    rms_norm_forward(values, r_heads, values, w, EPS)
+    assert np.array_equal(values, y.reshape(rows, -1))
+    assert np.array_equal(r_heads, r)
+    dw_heads = np.zeros_like(w)
+    rms_norm_backward(gradients, dw_heads, gradients, kept, w, r_heads, False)
+    assert np.array_equal(gradients, dx.reshape(rows, -1))
+    check_close(dw_heads, dw, 1e-5)  # other slices of rows
+    assert np.array_equal(wide[:, :, [0, 1, -1]], beside)
+
+
 def test_large_and_small_rows_do_not_overflow_or_vanish():
     x = np.array([[1e30, -1e30], [1e-30, 1e-30], [0, 0]], np.float32)
     y, r = np.empty_like(x), np.empty(3, np.float32)
