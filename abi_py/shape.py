@@ -42,6 +42,7 @@ class ModelFamily(str, Enum):
 
     LLAMA = "llama"
     QWEN2 = "qwen2"
+    QWEN3 = "qwen3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +66,13 @@ class ModelShape(Config):
         acts={"checkpointing": CheckpointingStrategy.EVERY_N_LAYERS},
     )
     head_dim: int | None = opt(None, "width of one head; hidden_dim / num_heads when not given")
+    attention_bias: bool = opt(
+        False,
+        "biases on the projections of attention, w_o's included",
+        acts={"family": (ModelFamily.LLAMA, ModelFamily.QWEN3)},
+    )
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
-    family: ModelFamily = opt(ModelFamily.LLAMA, "family of the model; qwen2 is llama with biases on q, k and v")
+    family: ModelFamily = opt(ModelFamily.LLAMA, "family of the model: what its layers are")
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

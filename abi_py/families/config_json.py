@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, shown
 
-__all__ = ["NEUTRAL", "common_fields", "refuse_others", "refuse_windows", "rope_theta"]
+__all__ = ["NEUTRAL", "attention_bias", "common_fields", "refuse_others", "refuse_windows", "rope_theta"]
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -54,6 +54,11 @@ def common_fields(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     values["norm_eps"] = content.get("rms_norm_eps", 1e-6)  # the defaults of LlamaConfig
     values["tie_embeddings"] = content.get("tie_word_embeddings") or False
     return values
+
+
+def attention_bias(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the field that says whether q, k, v and o have biases, of a family whose config.json says it."""
+    return {"attention_bias": content.get("attention_bias") or False}
 
 
 def refuse_others(content: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], place: str) -> None:

@@ -1,7 +1,7 @@
-"""Llama: RMSNorm, rotated queries and keys, grouped key/value heads, SwiGLU, no biases.
+"""Llama: RMSNorm, rotated queries and keys, grouped key/value heads, SwiGLU; biases on attention if asked for.
 
     reads    model_type llama, and the DeepZig folder's `deepzig_conversational`, which is the same network
-    refuses  what would compute something else than this package: other activations, biases, scaled RoPE ...
+    refuses  what would compute something else than this package: other activations, biases of the feed-forward ...
 
 The order of the tensors is the ABI's.  Sources: Touvron et al. 2023, "LLaMA", section 2.2; "Llama 2", section 2.2.
 """
@@ -17,10 +17,10 @@ from ..model.layers.layer import Layer
 from ..model.layers.norm import RmsNorm
 from ..model.layers.run import Angles
 from ..shape import ModelShape
-from .config_json import NEUTRAL, common_fields, refuse_others, refuse_windows, rope_theta
+from .config_json import NEUTRAL, attention_bias, common_fields, refuse_others, refuse_windows, rope_theta
 from .family import Family
 
-__all__ = ["FAMILY", "NAMES", "decoder_layers", "write"]
+__all__ = ["BIASES", "FAMILY", "NAMES", "decoder_layers", "write"]
 
 NAMES = {
     "token_embedding": ("model.embed_tokens.weight", "token_embd.weight"),
@@ -36,9 +36,14 @@ NAMES = {
     "final_norm": ("model.norm.weight", "output_norm.weight"),
     "output_proj": ("lm_head.weight", "output.weight"),
 }
+GGUF_PARTS = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
+BIASES = {
+    f"layers.{{i}}.b_{part}": (f"model.layers.{{i}}.self_attn.{part}_proj.bias", f"blk.{{i}}.{gguf}.bias")
+    for part, gguf in GGUF_PARTS.items()
+}
 
 
-def decoder_layers(shape: ModelShape, *, qkv_bias: bool = False) -> list[Layer]:
+def decoder_layers(shape: ModelShape, *, qkv_bias: bool = False, qk_norm: bool = False) -> list[Layer]:
     """Return the list of layers of Llama and its relatives."""
     width, eps = shape.hidden_dim, shape.norm_eps
     heads = shape.num_heads, shape.num_kv_heads, shape.resolved_head_dim
@@ -46,16 +51,24 @@ def decoder_layers(shape: ModelShape, *, qkv_bias: bool = False) -> list[Layer]:
     layers: list[Layer] = [Embedding(shape.vocab_size, width, shape.max_seq_len)]
     for i in range(shape.num_layers):
         at = f"layers.{i}."
-        layers.append(Attention(at, i, width, *heads, RmsNorm("attn_norm", width, eps), angles, qkv_bias))
+        layers.append(
+            Attention(
+                *(at, i, width, *heads, RmsNorm("attn_norm", width, eps), angles),
+                qkv_bias=qkv_bias or shape.attention_bias,
+                o_bias=shape.attention_bias,
+                qk_norm=(RmsNorm("q_norm", heads[-1], eps), RmsNorm("k_norm", heads[-1], eps)) if qk_norm else None,
+            )
+        )
         layers.append(FeedForward(at, i, width, shape.intermediate_dim, RmsNorm("ffn_norm", width, eps)))
     layers.append(Head(RmsNorm("final_norm", width, eps), shape.vocab_size, width, shape.tie_embeddings))
     return layers
 
 
 def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    refuse_others(content, NEUTRAL, place)
+    refuse_others(content, {**NEUTRAL, "attention_bias": (True, False)}, place)
     refuse_windows(content, place)
-    return {**common_fields(content, place), "rope_theta": rope_theta(content, place)}
+    fields = {**common_fields(content, place), "rope_theta": rope_theta(content, place)}
+    return fields | attention_bias(content)
 
 
 def write(shape: ModelShape) -> dict[str, Any]:
@@ -75,7 +88,7 @@ def write(shape: ModelShape) -> dict[str, Any]:
         "rope_theta": shape.rope_theta,
         "tie_word_embeddings": shape.tie_embeddings,
         "hidden_act": "silu",
-        "attention_bias": False,
+        "attention_bias": shape.attention_bias,
         "attention_dropout": 0.0,
         "mlp_bias": False,
         "initializer_range": 0.02,
@@ -87,7 +100,7 @@ def write(shape: ModelShape) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    names=NAMES,
+    names=NAMES | BIASES,
     layers=decoder_layers,
     model_types=("llama", "deepzig_conversational"),
     read=_read,

@@ -19,10 +19,6 @@ from .family import Family
 
 __all__ = ["FAMILY"]
 
-BIASES = {
-    f"layers.{{i}}.b_{part}": (f"model.layers.{{i}}.self_attn.{part}_proj.bias", f"blk.{{i}}.attn_{part}.bias")
-    for part in "qkv"
-}
 DEFAULTS = {"use_sliding_window": False, "num_key_value_heads": 32, "max_position_embeddings": 32768}  # of Qwen2Config
 ONLY = {**NEUTRAL, "attention_bias": (True,), "qkv_bias": (True,), "use_qkv_bias": (True,)}
 
@@ -41,7 +37,7 @@ def _write(shape: ModelShape) -> dict[str, Any]:
 
 
 FAMILY = Family(
-    names=llama.NAMES | BIASES,
+    names=llama.NAMES | llama.BIASES,
     layers=partial(llama.decoder_layers, qkv_bias=True),
     model_types=("qwen2",),
     read=_read,

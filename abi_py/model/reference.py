@@ -3,7 +3,7 @@
     x = token_embedding[ids]                           (N, C), N = B T rows: batch B, time T, width C
     for each block i:                                  its weights have these names after `layers.i.`
         attention      q, k, v = rope(n w_qᵀ), rope(n w_kᵀ), n w_vᵀ      n = norm(x)
-                       x = x + attention(q, k, v) w_oᵀ
+                       x = x + attention(q, k, v) w_oᵀ               (norms of q's and k's heads, of what is added)
         feed-forward   gate, up = n w_gateᵀ, n w_upᵀ                     n = norm(x)
                        x = x + (silu(gate) * up) w_downᵀ
     loss = mean cross_entropy(norm(x) headᵀ, labels)      head = output_proj, or token_embedding if tied
@@ -27,6 +27,7 @@ from ..kernels.embedding import embedding_backward_ref, embedding_forward_ref
 from ..kernels.rope import rope_backward_ref, rope_forward_ref
 from ..kernels.swiglu import swiglu_backward_ref, swiglu_forward_ref
 from .inputs import as_ids, as_labels, check_ids, segment_starts
+from .layers.run import starts_within
 
 Array = np.ndarray
 Weights = Mapping[str, Array]
@@ -38,30 +39,42 @@ Batch = tuple[Array, Array, Array]  # ids (B, T); of each token, where in its ro
 def attention_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[Array, Any]:
     """Return x + attention(norm(x)) (N, C)."""
     (ids, starts, positions), H, G = batch, layer.heads, layer.kv_heads
+    starts = starts_within(starts, ids.shape[1], layer.window)
     n, r = layer.norm.forward_ref(w, x)  # (N, C), (N,)
     q, k, v = np.split(layer.qkv.forward_ref(w, n), layer.cuts, axis=1)  # (N, H D), (N, G D), (N, G D)
+    raw_q, raw_k, r_q, r_k = q, k, None, None
+    if layer.qk_norm:
+        (q, r_q), (k, r_k) = layer.qk_norm[0].forward_ref(w, q), layer.qk_norm[1].forward_ref(w, k)  # r: (N H,), (N G,)
     cos, sin = layer.angles.reference(ids.shape[1]) if layer.angles else (None, None)  # (T, D/2) each
     if layer.angles:
         q, k = rope_forward_ref(q, cos, sin, positions, H), rope_forward_ref(k, cos, sin, positions, G)
-    att, _ = attention_forward_ref(q, k, v, starts, len(ids), H, G)  # (N, H D)
-    return x + layer.o.forward_ref(w, att), (x, n, r, q, k, v, att, cos, sin)
+    att, _ = attention_forward_ref(q, k, v, starts, len(ids), H, G, layer.scale)  # (N, H D)
+    z = layer.o.forward_ref(w, att)  # (N, C)
+    share, r_z = layer.after.forward_ref(w, z) if layer.after else (z, None)
+    return x + share, (x, n, r, raw_q, raw_k, r_q, r_k, q, k, v, att, cos, sin, z, r_z)
 
 
 def attention_backward(layer: Any, w: Weights, dx: Array, saved: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
     """Return dx (N, C) of the input for dx of the output, and the gradients of the branch's weights."""
-    x, n, r, q, k, v, att, cos, sin = saved
+    x, n, r, raw_q, raw_k, r_q, r_k, q, k, v, att, cos, sin, z, r_z = saved
     (ids, starts, positions), H, G = batch, layer.heads, layer.kv_heads
-    # forward: out = x + att w_oᵀ; dx is also the first share of the input's gradient
-    datt, of_o = layer.o.backward_ref(w, dx, att)  # (N, H D)
+    starts = starts_within(starts, ids.shape[1], layer.window)
+    # forward: out = x + z, z = att w_oᵀ, or the norm of that; dx is also the first share of the input's gradient
+    dz, of_after = layer.after.backward_ref(w, dx, z, r_z) if layer.after else (dx, {})  # (N, C)
+    datt, gradients = layer.o.backward_ref(w, dz, att)  # (N, H D)
     # forward: att = attention(q, k, v)
-    dq, dk, dv = attention_backward_ref(datt, q, k, v, starts, len(ids), H, G)  # (N, H D), (N, G D), (N, G D)
-    # forward: q = rope(n w_qᵀ), k = rope(n w_kᵀ), v = n w_vᵀ
+    dq, dk, dv = attention_backward_ref(datt, q, k, v, starts, len(ids), H, G, layer.scale)
+    # forward: q = rope(norm(n w_qᵀ)), k = rope(norm(n w_kᵀ)), v = n w_vᵀ; rope and norm where the family has them
     if layer.angles:
         dq, dk = rope_backward_ref(dq, cos, sin, positions, H), rope_backward_ref(dk, cos, sin, positions, G)
+    if layer.qk_norm:
+        dq, of_q = layer.qk_norm[0].backward_ref(w, dq, raw_q, r_q)
+        dk, of_k = layer.qk_norm[1].backward_ref(w, dk, raw_k, r_k)
+        gradients |= of_q | of_k
     dn, of_qkv = layer.qkv.backward_ref(w, np.concatenate((dq, dk, dv), axis=1), n)  # (N, C)
     # forward: n = norm(x)
     share, of_norm = layer.norm.backward_ref(w, dn, x, r)  # (N, C)
-    return dx + share, of_qkv | of_o | of_norm
+    return dx + share, gradients | of_after | of_qkv | of_norm
 
 
 def feed_forward_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[Array, Any]:

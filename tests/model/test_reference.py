@@ -127,7 +127,8 @@ def test_a_packed_row_equals_sequences_of_their_own(rng, mark):
 
 
 def test_it_is_a_page():
-    assert len(Path(reference.__file__).read_text(encoding="utf-8").splitlines()) <= 150
+    """One to be read from beginning to end, with what all families have."""
+    assert len(Path(reference.__file__).read_text(encoding="utf-8").splitlines()) <= 200
 
 
 def test_what_comes_in_is_what_the_model_takes(rng):

@@ -72,13 +72,14 @@ class Branch(Layer):
         """Describe it; `block` is the number of the transformer block that it is a part of."""
         super().__init__(at)
         self.block = block
+        self.inner_norms: tuple[Norm, ...] = ()  # all others
 
     def bind(self, weights: Callable[[str], Weight]) -> None:
-        """Take the weights of its linear layers and of its norm by their full names."""
-        for linear in self.linears:
-            linear.bind(self.at, weights)
-        self.norm.bind(self.at, weights)
-        self.weights = [*(w for linear in self.linears for w in linear.weights), *self.norm.weights]
+        """Take the weights of its linear layers and of its norms by their full names."""
+        parts = *self.linears, self.norm, *self.inner_norms
+        for part in parts:
+            part.bind(self.at, weights)
+        self.weights = [weight for part in parts for weight in part.weights]
 
     @abstractmethod
     def saved(self) -> dict[str, Entry]:

@@ -19,7 +19,7 @@ Weights = Mapping[str, np.ndarray]
 
 
 class Norm(ABC):
-    """A norm of rows (N, C) whose weight is called `name`."""
+    """A norm of rows (N, C) whose weight is called `name`; y may be x, and dx dy where it is not added to."""
 
     def __init__(self, name: str, width: int, eps: float) -> None:
         """Describe it."""
@@ -56,7 +56,10 @@ class Norm(ABC):
 
 
 class RmsNorm(Norm):
-    """RMSNorm (`kernels/rms_norm.py`): y = x r w; with `above_one` the tensor is w - 1, as Gemma stores it."""
+    """RMSNorm (`kernels/rms_norm.py`): y = x r w; with `above_one` the tensor is w - 1, as Gemma stores it.
+
+    It also takes rows of heads, x (N, H C) and r (N H,): each head is normed for itself.
+    """
 
     def __init__(self, name: str, width: int, eps: float, *, above_one: bool = False) -> None:
         """Describe it."""
@@ -81,11 +84,13 @@ class RmsNorm(Norm):
 
     def forward_ref(self, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return y (N, C) and r (N,)."""
-        return rms_norm_forward_ref(x, w[self.name] + self.above_one, self.eps)
+        y, r = rms_norm_forward_ref(x.reshape(-1, self.width), w[self.name] + self.above_one, self.eps)
+        return y.reshape(x.shape), r
 
     def backward_ref(
         self, w: Weights, dy: np.ndarray, x: np.ndarray, r: np.ndarray
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return dx (N, C), and the weight's gradient."""
-        dx, dw = rms_norm_backward_ref(dy, x, w[self.name] + self.above_one, r)
-        return dx, {self.name: dw}
+        dy, heads = dy.reshape(-1, self.width), x.reshape(-1, self.width)
+        dx, dw = rms_norm_backward_ref(dy, heads, w[self.name] + self.above_one, r)
+        return dx.reshape(x.shape), {self.name: dw}

@@ -8,7 +8,7 @@ import numpy as np
 from ...kernels.engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
 from ...kernels.rope import rope_table
 
-__all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
+__all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run", "starts_within"]
 
 
 class Form(Enum):
@@ -63,11 +63,30 @@ class Run:
     accumulate: bool = True  # backward: add to the gradients of matrices, or overwrite them
     penalties: Penalties | None = None  # backward of a loss; None: only the gradient of what forward returned
     slots: np.ndarray | None = None  # (N,) int32: where a decoder's cache keeps the sequence of a row
+    _windows: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def starts_within(self, window: int | None) -> np.ndarray:
+        """Return `starts` (N,) of rows that see at most `window` keys, their own among them; None: all of theirs."""
+        if self.starts is None:
+            raise RuntimeError("a run over stored keys has no starts; its attention takes the window itself")
+        if window is None or window >= self.length:
+            return self.starts
+        if window not in self._windows:
+            self._windows[window] = starts_within(self.starts, self.length, window)
+        return self._windows[window]
 
     @property
     def narrow(self) -> bool:
         """Say whether activations are saved in bfloat16."""
         return self.number_format is BFLOAT16
+
+
+def starts_within(starts: np.ndarray, length: int, window: int | None) -> np.ndarray:
+    """Return starts (N,) for rows of `length` tokens, none of which sees more than `window` keys."""
+    if window is None:
+        return starts
+    within = np.arange(len(starts), dtype=np.int32) % length - (window - 1)
+    return np.maximum(starts, within).astype(np.int32)
 
 
 class Angles:
