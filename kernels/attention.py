@@ -64,6 +64,19 @@ FORWARD_KEYS = 384  # keys of a block, forward
 BACKWARD_BLOCK = 96 if LANES == 16 else 144  # queries, and keys, of a block in backward
 # FORWARD_KEYS and BACKWARD_BLOCK are multiples of every LANES: a row of scores is whole vectors, filled to their end.
 
+
+
+def starts_within(starts, length, window):
+    """Return starts (N,) of samples of `length` tokens none of which sees more than `window` keys; None: all of them.
+
+    A token's own key is one of them, as in Mistral (Jiang et al. 2023, "Mistral 7B", section 2).
+    """
+    if window is None:
+        return starts
+    within = np.arange(len(starts), dtype=np.int32) % length - (window - 1)
+    return np.maximum(starts, within).astype(np.int32)
+
+
 # -- reference -----------------------------------------------------------------------------------
 
 

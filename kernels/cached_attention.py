@@ -19,8 +19,9 @@ one task; it gives its maximum m_p, its sum l_p and its weighted values a_p, and
     m = max_p m_p      o = sum_p exp(m_p - m) a_p / sum_p exp(m_p - m) l_p
 
 (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", section 3; cut over keys as in Dao et al.
-2023, "Flash-Decoding").  Parts before a row's start are left out, and are no task.  So the bits depend on nothing but the row itself: not on threads, not on other rows.  Inside
-a part the same sum runs over blocks of BLOCK_KEYS, whose scores and keys stay in first-level cache.
+2023, "Flash-Decoding").  Parts before a row's start are left out, and are no task.  So the bits depend on nothing but
+the row itself: not on threads, not on other rows.  Inside a part the same sum runs over blocks of BLOCK_KEYS, whose
+scores and keys stay in first-level cache.
 """
 
 import math

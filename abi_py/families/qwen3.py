@@ -29,7 +29,8 @@ DEFAULTS = {  # of Qwen3Config
     "head_dim": 128,
     "max_position_embeddings": 32768,
 }
-ONLY = {**NEUTRAL, "attention_bias": (True, False), **dict.fromkeys(("qk_norm", "use_qk_norm", "qk_layernorm"), (True,))}
+NORMS = dict.fromkeys(("qk_norm", "use_qk_norm", "qk_layernorm"), (True,))
+ONLY = {**NEUTRAL, **NORMS, "attention_bias": (True, False)}
 
 
 def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..kernels.attention import attention_backward_ref, attention_forward_ref
+from ..kernels.attention import attention_backward_ref, attention_forward_ref, starts_within
 from ..kernels.cross_entropy import head_loss_ref
 from ..kernels.embedding import embedding_backward_ref, embedding_forward_ref
 from ..kernels.rope import rope_backward_ref, rope_forward_ref
 from ..kernels.swiglu import swiglu_backward_ref, swiglu_forward_ref
 from .inputs import as_ids, as_labels, check_ids, segment_starts
-from .layers.run import starts_within
 
 Array = np.ndarray
 Weights = Mapping[str, Array]

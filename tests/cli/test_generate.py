@@ -185,7 +185,7 @@ def test_ids_outside_the_vocabulary_are_told_before_compiling(abi_train, model, 
     [
         ({"model_type": "gpt2"}, "model_type"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
         ({"hidden_size": 20}, "config.json"),
         ({"num_hidden_layers": 2}, "layers.1"),

@@ -356,7 +356,7 @@ def test_windows(rng, shape, segmented):
 @pytest.mark.skipif(not JIT, reason="long rows")
 def test_blocks_of_keys_out_of_all_windows_are_not_read(rng):
     """A key that is read and masked would multiply its NaN by zero."""
-    shape = B, T, H, G, _ = 1, 3 * FORWARD_KEYS, 2, 1, 8
+    B, _, H, G, _ = shape = 1, 3 * FORWARD_KEYS, 2, 1, 8
     (q, k, v, do), starts = inputs(rng, *shape)
     block = max(FORWARD_KEYS, BACKWARD_BLOCK)
     starts = windowed(starts, B, 20)

@@ -76,7 +76,7 @@ class Branch(Layer):
 
     def bind(self, weights: Callable[[str], Weight]) -> None:
         """Take the weights of its linear layers and of its norms by their full names."""
-        parts = *self.linears, self.norm, *self.inner_norms
+        parts: list[Linear | Norm] = [*self.linears, self.norm, *self.inner_norms]
         for part in parts:
             part.bind(self.at, weights)
         self.weights = [weight for part in parts for weight in part.weights]

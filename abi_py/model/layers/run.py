@@ -5,10 +5,11 @@ from enum import Enum
 
 import numpy as np
 
+from ...kernels.attention import starts_within
 from ...kernels.engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
 from ...kernels.rope import rope_table
 
-__all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run", "starts_within"]
+__all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
 
 
 class Form(Enum):
@@ -79,14 +80,6 @@ class Run:
     def narrow(self) -> bool:
         """Say whether activations are saved in bfloat16."""
         return self.number_format is BFLOAT16
-
-
-def starts_within(starts: np.ndarray, length: int, window: int | None) -> np.ndarray:
-    """Return starts (N,) for rows of `length` tokens, none of which sees more than `window` keys."""
-    if window is None:
-        return starts
-    within = np.arange(len(starts), dtype=np.int32) % length - (window - 1)
-    return np.maximum(starts, within).astype(np.int32)
 
 
 class Angles:
