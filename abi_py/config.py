@@ -39,6 +39,7 @@ __all__ = [
     "SECTIONS",
     "CheckpointingStrategy",
     "Config",
+    "CooldownShape",
     "EarlyStoppingConfig",
     "LearningRateSchedule",
     "LlmTrainingConfig",
@@ -93,6 +94,14 @@ class LearningRateSchedule(str, Enum):
     STEP = "step"
     POLYNOMIAL = "polynomial"
     COSINE_WARM_RESTARTS = "cosine_warm_restarts"
+    WSD = "wsd"
+
+
+class CooldownShape(str, Enum):
+    """How the rate falls at the end of `wsd`; the names are those of transformers."""
+
+    LINEAR = "linear"
+    ONE_MINUS_SQRT = "1-sqrt"
 
 
 class LossOn(str, Enum):
@@ -122,12 +131,16 @@ def check_loss_scaling(
     config._require(initial, between, f"be between {limits}", "change one of the three")
 
 
+WITH_WARMUP = (LearningRateSchedule.WARMUP_COSINE, LearningRateSchedule.WSD)  # by their names
+
+
 def _usual_warmup(config: "LlmTrainingConfig") -> int:
-    """Return the warm-up of a schedule that is given none: the ABI's 100 steps for the one that is named after it."""
-    return 100 if config.lr_schedule is LearningRateSchedule.WARMUP_COSINE else 0
+    """Return the warm-up of a schedule that is given none: the ABI's 100 steps for those that are named after it."""
+    return 100 if config.lr_schedule in WITH_WARMUP else 0
 
 
 _DECAYS = {"lr_schedule": Other(LearningRateSchedule.CONSTANT)}
+_WSD = {"lr_schedule": LearningRateSchedule.WSD}
 _ADAM = {"optimizer": (OptimizerType.ADAM, OptimizerType.ADAMW)}
 _SAVES = {"checkpoint_path": ON}
 _LOGGERS = ("enable_tensorboard", "enable_wandb", "enable_metrics_stream")
@@ -146,7 +159,7 @@ class LlmTrainingConfig(Config):
     learning_rate: float = opt(1e-5, "peak learning rate")
     lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "learning-rate schedule")
     warmup_steps: int = opt(
-        None, "optimizer steps of linear warm-up (100 for warmup_cosine, else 0)", derive=_usual_warmup
+        None, "optimizer steps of linear warm-up (100 for warmup_cosine and wsd, else 0)", derive=_usual_warmup
     )
     decay_steps: int = opt(
         10000, "optimizer step at which the schedule ends (period of step and restarts)", acts=_DECAYS
@@ -190,6 +203,11 @@ class LlmTrainingConfig(Config):
     z_loss: float = opt(
         0.0, "coefficient of the mean squared log-sum-exp of the logits, added in training (1e-4 in PaLM; 0 = off)"
     )
+    cooldown_share: float = opt(
+        0.1, "share of the steps after the warm-up in which wsd decays", acts={**_WSD, "cooldown_steps": OFF}
+    )
+    cooldown_steps: int | None = opt(None, "steps in which wsd decays, instead of a share (0 = the share)", acts=_WSD)
+    cooldown_shape: CooldownShape = opt(CooldownShape.ONE_MINUS_SQRT, "how the rate of wsd decays", acts=_WSD)
     seed: int = opt(0, "seed of the data order")
     shuffle: bool = opt(True, "shuffle the rows of the data anew in each epoch")
     beta1: float = opt(0.9, "decay of Adam's mean of gradients", acts=_ADAM)
@@ -218,7 +236,7 @@ class LlmTrainingConfig(Config):
         self._require_at_least(1, "epochs", "batch_size", "max_seq_len", "grad_accum_steps", "max_bad_steps")
         self._require_at_least(0, "warmup_steps", "checkpoint_interval", "max_checkpoints", "log_interval")
         self._require_at_least(0, "eval_interval", "seed", "schedule_start")
-        for name in ("max_steps", "num_threads"):
+        for name in ("max_steps", "num_threads", "cooldown_steps"):
             if getattr(self, name) is not None:
                 self._require_at_least(0, name)
         self._check_optimizer()
@@ -254,6 +272,11 @@ class LlmTrainingConfig(Config):
                 f"warmup_steps ({self.warmup_steps}) must not exceed decay_steps ({self.decay_steps}), where the "
                 "schedule ends; lower warmup_steps or raise decay_steps"
             )
+        if schedule is LearningRateSchedule.WSD:
+            share, steps, room = self.cooldown_share, self.cooldown_steps or 0, self.decay_steps - self.warmup_steps
+            self._require("cooldown_share", 0 < share <= 1, "be above 0 and at most 1", "try 0.1")
+            what = f"be at most {room}, the steps between warmup_steps and decay_steps"
+            self._require("cooldown_steps", steps <= room, what, "lower it, or warmup_steps, or raise decay_steps")
 
     def _check_logging(self) -> None:
         for name in _LOGGERS:

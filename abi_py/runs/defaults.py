@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import LearningRateSchedule, LlmTrainingConfig
+from ..config import WITH_WARMUP, LlmTrainingConfig
 from ..untrusted import MAX_INT
 from .derived import Derived, rules
 
@@ -40,7 +40,7 @@ class Facts:
 
 
 def _warmup(facts: Facts) -> int:
-    if facts.given.lr_schedule is not LearningRateSchedule.WARMUP_COSINE:
+    if facts.given.lr_schedule not in WITH_WARMUP:
         return 0
     return min(100, facts.steps // 20, facts.given.decay_steps)
 
@@ -57,7 +57,7 @@ DERIVED: dict[str, tuple[Derived[Facts], ...]] = {
     ),
     "training": (
         Derived("decay_steps", "steps of the whole run", lambda facts: facts.steps, meanwhile=MAX_INT - 1),
-        Derived("warmup_steps", "warmup_cosine: 5% of them, at most 100; else 0", _warmup, meanwhile=0),
+        Derived("warmup_steps", "warmup_cosine and wsd: 5% of them, at most 100; else 0", _warmup, meanwhile=0),
         Derived(
             "min_learning_rate",
             "learning_rate / 10",

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import LlmTrainingConfig
+from ..config import LearningRateSchedule, LlmTrainingConfig
 from ..errors import ConfigError
-from ..training.schedule import ends, learning_rate, restarted, stretched
+from ..training.schedule import cooldown_start, ends, learning_rate, restarted, stretched
 from .opening import RunData
 from .run import count_steps
 
@@ -43,10 +43,13 @@ class Reschedule:
     def apply(self, config: LlmTrainingConfig, step: int, data: RunData) -> LlmTrainingConfig:
         """Return the training with the schedule that was chosen, at `step`; ConfigError if the choice has no effect."""
         total = count_steps(config, data)[1]
+        planned = count_steps(self.before, data)[1]
+        if self.choice is None and self._is_stable(config, step, planned):
+            return stretched(config, planned, total)
         if self.choice == "stretch":
             if "decay_steps" in self.given:
                 raise ConfigError("schedule (stretch) works out decay_steps; leave one of the two flags out")
-            return stretched(config, count_steps(self.before, data)[1], total)
+            return stretched(config, planned, total)
         if self.choice == "restart":
             lengths = {"warmup": self.given.get("warmup_steps"), "decay": self.given.get("decay_steps")}
             return restarted(config, step, total, **lengths)
@@ -57,13 +60,27 @@ class Reschedule:
             )
         return config
 
+    def _is_stable(self, config: LlmTrainingConfig, step: int, planned: int) -> bool:
+        """Say whether the end of a wsd schedule is still open: it was that of the run, and the cooldown has not begun.
+
+        Then it moves with the run's end, as if that had been planned from the beginning.
+        """
+        before, wsd = self.before, LearningRateSchedule.WSD
+        if not before.lr_schedule is config.lr_schedule is wsd or "decay_steps" in self.given:
+            return False
+        return step <= cooldown_start(before) and before.schedule_start + before.decay_steps == planned
+
     def describe(self, config: LlmTrainingConfig, step: int, data: RunData) -> list[tuple[str, str]]:
         """Return lines that tell the rate of the steps to come, and the other choices where it is the minimum."""
         total = count_steps(config, data)[1]
         peak = config.schedule_start + max(1, config.warmup_steps) - 1
-        places = sorted({step, max(step, min(peak, total - 1)), max(step, total - 1)})
+        falls = [cooldown_start(config)] if config.lr_schedule is LearningRateSchedule.WSD else []
+        places = sorted({step, *(max(step, min(place, total - 1)) for place in (peak, *falls, total - 1))})
         lines = [("rate", ", ".join(f"{learning_rate(config, place):.3g} at step {place + 1}" for place in places))]
         end = config.schedule_start + config.decay_steps
+        if falls and falls != [cooldown_start(self.before)] and falls[0] < step < end:
+            began = f"the cooldown to step {end} begins at step {falls[0]}, before this checkpoint (step {step})"
+            lines.append(("note", f"{began}: the rate falls at once; --cooldown-steps {end - step} begins it here"))
         if not ends(config) or total <= end or self.choice == "continue":
             return lines
         higher = [f"stretch ({learning_rate(stretched(config, total, total), step):.3g} at step {step + 1})"]

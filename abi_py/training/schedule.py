@@ -12,21 +12,25 @@ and then, with u = s - s0 - W and p = min(1, u / (D - W)):
     polynomial             m + (b - m) (1 - p)^0.9
     step                   max(m, b 0.1^floor(u / D))
     cosine_warm_restarts   m + (b - m) (1 + cos(pi t / L)) / 2         t = place in the cycle, L = D, 2 D, 4 D, ...
+    wsd                    b until step D - L of the schedule, and then, with q = min(1, (s - s0 - (D - L)) / L):
+                           b (1 - q) + m q  (linear),  or  m + (b - m) (1 - sqrt q)  (1-sqrt)
 
-`cosine` and `warmup_cosine` differ in their default of W alone: 0 and 100.  The decay lasts from the end of the warm-up
-to step D, as in transformers; of `step` and `cosine_warm_restarts`, D is the period, counted from the warm-up's end.
+`cosine` and `warmup_cosine` differ in their default of W alone: 0 and 100.  L, the cooldown of `wsd`, has
+cooldown_steps, or the share cooldown_share of D - W, at least 1.  The decay lasts from the end of the warm-up to step
+D, as in transformers; of `step` and `cosine_warm_restarts`, D is the period, counted from the warm-up's end.
 The first updates of a warm-up may be below m, which is where the schedules end.  A skipped update (NaN guard) is not
 counted in s.  Everything is float64.
 
-Sources: cosine and warm restarts from Loshchilov & Hutter 2017 (arXiv:1608.03983), section 3; power 0.9 is the ABI's.
+Sources: cosine and warm restarts from Loshchilov & Hutter 2017 (arXiv:1608.03983), section 3; power 0.9 is the ABI's;
+wsd from Hu et al. 2024 (MiniCPM, arXiv:2404.06395), section 4, its 1-sqrt from Hägele et al. 2024 (arXiv:2405.18392).
 """
 
 import math
 
-from ..config import LearningRateSchedule, LlmTrainingConfig
+from ..config import CooldownShape, LearningRateSchedule, LlmTrainingConfig
 from ..errors import ConfigError
 
-__all__ = ["ends", "learning_rate", "restarted", "stretched"]
+__all__ = ["cooldown_start", "ends", "learning_rate", "restarted", "stretched"]
 
 POWER = 0.9  # of polynomial decay
 STEP_FACTOR = 0.1  # of the step schedule
@@ -43,6 +47,12 @@ def learning_rate(config: LlmTrainingConfig, step: int) -> float:
         return base * (since + 1) / warmup
     if schedule is LearningRateSchedule.CONSTANT:
         return base
+    if schedule is LearningRateSchedule.WSD:
+        length = _cooldown(config)
+        q = min(1.0, max(0, since - (decay - length)) / length)
+        if config.cooldown_shape is CooldownShape.LINEAR:
+            return base * (1 - q) + least * q
+        return least + (base - least) * (1 - math.sqrt(q)) if q > 0 else base  # the sum would round
     since -= warmup
     if schedule is LearningRateSchedule.STEP:
         return max(least, base * STEP_FACTOR ** (since // decay))
@@ -61,6 +71,17 @@ def learning_rate(config: LlmTrainingConfig, step: int) -> float:
 
 def _cosine(base: float, least: float, progress: float) -> float:
     return least + (base - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _cooldown(config: LlmTrainingConfig) -> int:
+    """Return the number of steps in which wsd decays."""
+    after = config.decay_steps - config.warmup_steps
+    return config.cooldown_steps or max(1, round(config.cooldown_share * after))
+
+
+def cooldown_start(config: LlmTrainingConfig) -> int:
+    """Return how many updates are done when the rate of wsd begins to fall; before, its end may still be moved."""
+    return config.schedule_start + config.decay_steps - _cooldown(config)
 
 
 def ends(config: LlmTrainingConfig) -> bool:

@@ -443,6 +443,33 @@ def test_the_schedule_of_a_run_that_is_made_longer(abi_train, tmp_path, tiny, ch
     assert weights(only_checkpoint(tmp_path / "r", 8)) == end
 
 
+def test_one_stable_checkpoint_of_wsd_many_decays(abi_train, tmp_path, tiny):
+    """A run that was planned longer, resumed before its cooldown with another end, is the run planned to that end."""
+    wsd = ["--lr-schedule", "wsd", "--warmup-steps", 1, "--cooldown-share", 0.4, "--min-learning-rate", 0]
+    common = [*tiny, "--corpus-bytes", 250, "--log-interval", 1, "--sample-tokens", 0, "--checkpoint-interval", 1]
+    common += [*wsd, "--max-checkpoints", 0, "--epochs", 9]  # 4 steps an epoch
+    for length in (6, 11, 16):
+        assert abi_train("run", *common, "--max-steps", length, "--out", f"planned{length}")[0] == 0
+    for length in (6, 16):
+        shutil.copytree(tmp_path / "planned11", tmp_path / f"moved{length}")
+        checkpoint = f"moved{length}/checkpoints/llm_step_3"
+        code, out, err = abi_train("resume", checkpoint, "--max-steps", length)
+        assert (code, err) == (0, "")
+        assert f"rate     0.003 at step 4, 0.003 at step {length - round(0.4 * (length - 1)) + 1}, " in out
+        assert "note     " not in out
+        for name in ("planned", "moved"):
+            assert rates(tmp_path / f"{name}{length}")[:4] == [0.003] * 4
+        assert rates(tmp_path / f"planned{length}") == rates(tmp_path / f"moved{length}")
+        ends = [weights(only_checkpoint(tmp_path / f"{name}{length}", length)) for name in ("planned", "moved")]
+        assert ends[0] == ends[1]
+    shutil.copytree(tmp_path / "planned11", tmp_path / "late")
+    out = abi_train("resume", "late/checkpoints/llm_step_7", "--max-steps", 9)[1]
+    assert "the cooldown to step 9 begins at step 6, before this checkpoint (step 7): the rate falls at once" in out
+    shutil.copytree(tmp_path / "planned11", tmp_path / "kept")
+    assert abi_train("resume", "kept/checkpoints/llm_step_3", "--max-steps", 6, "--schedule", "continue")[0] == 0
+    assert rates(tmp_path / "kept") == [0.003] * 6
+
+
 def test_a_period_is_stretched_in_the_ratio_of_the_runs():
     """From 25 steps, one epoch, to 50."""
     data = TokenizedDataset.from_slice(np.zeros(801, np.int64))

@@ -215,7 +215,7 @@ def test_a_rule_and_its_function_say_the_same():
         "that of the tokenizer; 257 for text as bytes; else largest id + 1": (config.model.vocab_size, 300),
         "that of the training": (config.model.max_seq_len, config.training.max_seq_len),
         "steps of the whole run": (config.training.decay_steps, steps),
-        "warmup_cosine: 5% of them, at most 100; else 0": (config.training.warmup_steps, steps // 20),
+        "warmup_cosine and wsd: 5% of them, at most 100; else 0": (config.training.warmup_steps, steps // 20),
         "learning_rate / 10": (config.training.min_learning_rate, 0.025),
         "an epoch, at most 1000": (config.training.checkpoint_interval, 40),
         "an epoch, at most 500": (config.training.eval_interval, 40),

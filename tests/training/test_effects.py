@@ -29,6 +29,7 @@ from abi_py.training.trainer import LlamaTrainer
 FP16, SGD = {"mixed_precision": "fp16"}, {"optimizer": "sgd"}
 HIGH = {**FP16, "initial_loss_scale": 2.0**31}  # overflows
 SAVES = {"checkpoint_path": "saved", "checkpoint_interval": 1}
+WSD = {"lr_schedule": "wsd", "decay_steps": 6}
 WANDB = {"log_dir": "logs", "enable_wandb": True}
 TRAINING = {
     "epochs": ({}, 1, "steps"),
@@ -59,6 +60,9 @@ TRAINING = {
     "wandb_run_name": (WANDB, "first", "wandb"),
     "wandb_entity": (WANDB, "me", "wandb"),
     "schedule_start": ({}, 2, "rates"),
+    "cooldown_share": (WSD, 0.5, "rates"),
+    "cooldown_steps": (WSD, 3, "rates"),
+    "cooldown_shape": ({**WSD, "cooldown_steps": 4}, "linear", "rates"),
     "seed": ({}, 1, "losses"),
     "shuffle": ({}, False, "losses"),
     "beta1": ({}, 0.5, "weights"),

@@ -1,4 +1,4 @@
-"""The seven schedules against tables worked out by hand, and the rules that hold for all of them."""
+"""The eight schedules against tables worked out by hand, and the rules that hold for all of them."""
 
 import math
 
@@ -7,14 +7,15 @@ import pytest
 
 from abi_py.config import LearningRateSchedule, LlmTrainingConfig
 from abi_py.errors import ConfigError
-from abi_py.training.schedule import learning_rate, restarted, stretched
+from abi_py.training.schedule import cooldown_start, learning_rate, restarted, stretched
 
 COMMON = {"learning_rate": 1.0, "min_learning_rate": 0.1, "decay_steps": 8}
+OWN = {"wsd": {"cooldown_steps": 4}}  # settings of one schedule alone
 
 
 def make(name, **changes):
     """Return a configuration with that schedule; a constant one takes neither minimum nor length."""
-    return LlmTrainingConfig(warmup_steps=0, **COMMON).replace(lr_schedule=name, **changes)
+    return LlmTrainingConfig(warmup_steps=0, **COMMON).replace(lr_schedule=name, **OWN.get(name, {}), **changes)
 
 HALF = 0.1 + 0.9 * 0.5
 
@@ -26,6 +27,7 @@ TABLE = {
     "step": {0: 1.0, 7: 1.0, 8: 0.1, 15: 0.1, 16: 0.1, 800: 0.1},
     "polynomial": {0: 1.0, 4: 0.1 + 0.9 * 0.5**0.9, 8: 0.1, 9: 0.1},
     "cosine_warm_restarts": {0: 1.0, 4: HALF, 8: 1.0, 16: HALF, 24: 1.0, 40: HALF, 56: 1.0},
+    "wsd": {0: 1.0, 4: 1.0, 5: HALF, 6: 0.1 + 0.9 * (1 - math.sqrt(0.5)), 8: 0.1, 9: 0.1, 10**9: 0.1},
 }
 
 
@@ -46,6 +48,7 @@ WARM = {
     "step": {4: 1.0, 11: 1.0, 12: 0.1},
     "polynomial": {4: 1.0, 6: 0.1 + 0.9 * 0.5**0.9, 8: 0.1, 12: 0.1},
     "cosine_warm_restarts": {4: 1.0, 8: HALF, 12: 1.0, 20: HALF, 28: 1.0},
+    "wsd": {4: 1.0, 5: HALF, 6: 0.1 + 0.9 * (1 - math.sqrt(0.5)), 8: 0.1, 12: 0.1},
 }
 
 
@@ -60,7 +63,7 @@ def test_every_schedule_takes_a_warm_up(name):
 
 def test_the_warm_up_that_nobody_asked_for_is_that_of_warmup_cosine():
     for name in TABLE:
-        assert LlmTrainingConfig(lr_schedule=name).warmup_steps == (100 if name == "warmup_cosine" else 0)
+        assert LlmTrainingConfig(lr_schedule=name).warmup_steps == (100 if name in ("warmup_cosine", "wsd") else 0)
     assert LlmTrainingConfig().replace(lr_schedule="linear").warmup_steps == 0
     assert LlmTrainingConfig(warmup_steps=7).replace(lr_schedule="linear").warmup_steps == 7
 
@@ -73,6 +76,27 @@ def test_a_schedule_that_has_ended_is_stretched():
     assert stretched(config.replace(lr_schedule="step"), 16, 32).decay_steps == 16  # two falls before, two falls now
     with pytest.raises(ConfigError, match=r"schedule \(stretch\) .* constant"):
         stretched(config.replace(lr_schedule="constant"), 8, 20)
+
+
+def test_the_cooldown_of_wsd():
+    """Its length is a share of the steps after the warm-up, or given; its end moves with that of the schedule."""
+    config = LlmTrainingConfig(lr_schedule="wsd", **{**COMMON, "decay_steps": 100}, warmup_steps=10)
+    assert cooldown_start(config) == 91
+    assert cooldown_start(config.replace(cooldown_share=0.2)) == 82
+    assert cooldown_start(config.replace(cooldown_share=1.0)) == 10
+    assert cooldown_start(config.replace(cooldown_share=0.001)) == 99
+    assert cooldown_start(config.replace(cooldown_steps=30)) == 70
+    assert cooldown_start(config.replace(schedule_start=7)) == 98
+    linear = config.replace(cooldown_steps=10, cooldown_shape="linear")
+    rates = [learning_rate(linear, step) for step in (10, 90, 95, 99, 100)]
+    assert rates == pytest.approx([1.0, 1.0, 0.55, 0.19, 0.1])
+    assert stretched(config, 100, 60) == config.replace(decay_steps=60)
+    shorter, longer = ([learning_rate(each, s) for s in range(56)] for each in (stretched(config, 100, 60), config))
+    assert shorter == longer
+    with pytest.raises(ConfigError, match=r"cooldown_steps \(91\) must be at most 90, the steps between"):
+        config.replace(cooldown_steps=91)
+    with pytest.raises(ConfigError, match=r"cooldown_share \(0.0\) must be above 0"):
+        config.replace(cooldown_share=0.0)
 
 
 def test_a_schedule_is_restarted():
@@ -91,7 +115,7 @@ def test_every_schedule_has_a_table():
 
 
 @pytest.mark.parametrize("name", TABLE)
-@pytest.mark.parametrize("warmup", [0, 1, 8])
+@pytest.mark.parametrize("warmup", [0, 1, 4])
 def test_rules(name, warmup):
     """The first update has a rate above zero; no rate is above the peak, or, after the warm-up, below the minimum."""
     config = make(name, warmup_steps=warmup)
