@@ -5,6 +5,7 @@ layers(shape)          its list of layers
 tensor_table(shape)    its tensors in flat order, with their three names
 read_config(content)   the shape that a Hugging Face config.json describes
 write_config(shape)    the content of such a file
+difference(content, shape)   in what such a file describes another shape
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from ..parameters import Tensor
 from ..shape import ModelFamily, ModelShape
 from .family import Family
 
-__all__ = ["FAMILIES", "Family", "family", "layers", "read_config", "tensor_table", "write_config"]
+__all__ = ["FAMILIES", "Family", "difference", "family", "layers", "read_config", "tensor_table", "write_config"]
 
 FAMILIES: dict[ModelFamily, Family] = {name: import_module(f"{__name__}.{name.value}").FAMILY for name in ModelFamily}
 KINDS = [kind for each in FAMILIES.values() for kind in each.model_types]
@@ -54,18 +55,23 @@ def read_config(content: Mapping[str, Any], place: str = "config.json") -> dict[
     raise CheckpointError(f"{place}: model_type is {shown(kind)}; this version reads {either(KINDS)}")
 
 
+def difference(content: Mapping[str, Any], shape: ModelShape) -> str | None:
+    """Return the first field that a config.json is read with another value of than a shape has, or what is wrong."""
+    own = {**shape.to_dict(), "head_dim": shape.resolved_head_dim, "family": shape.family}
+    try:
+        back = read_config(content)
+    except CheckpointError as problem:
+        return str(problem)
+    return next((name for name, value in back.items() if value != own[name]), None)
+
+
 def write_config(shape: ModelShape) -> dict[str, Any]:
     """Return the content of a config.json for a model of this shape.
 
     RuntimeError if the family would not read it as the same: nothing could open what was saved with it.
     """
     content = family(shape).write(shape)
-    own = {**shape.to_dict(), "head_dim": shape.resolved_head_dim, "family": shape.family}
-    try:
-        back = read_config(content)
-        wrong = [name for name, value in back.items() if value != own[name]]
-    except CheckpointError as problem:
-        wrong = [str(problem)]
-    if wrong:
-        raise RuntimeError(f"{shape.family.value}: its `read` does not give back what its `write` wrote: {wrong[0]}")
+    wrong = difference(content, shape)
+    if wrong is not None:
+        raise RuntimeError(f"{shape.family.value}: its `read` does not give back what its `write` wrote: {wrong}")
     return content

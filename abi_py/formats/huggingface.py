@@ -4,16 +4,19 @@ Tensor names may have the family's prefix (`model.`) or not; a tensor stored und
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, ConfigError, shown
 from ..untrusted import read_json
 from .safetensors import Stored, map_safetensors
 
-__all__ = ["CONFIG", "INDEX", "WEIGHTS", "by_bare_name", "read_tensors"]
+__all__ = ["CONFIG", "INDEX", "WEIGHTS", "by_bare_name", "bytes_of_size", "cut_into_shards", "read_tensors"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 MAX_NAME = 256  # bytes of a file's name, which systems refuse to look for
 
 
@@ -50,3 +53,37 @@ def read_tensors(folder: Path) -> dict[str, Stored]:
                 raise CheckpointError(f"{folder}: {name} is in {origin[name]} and in {file}; remove one of them")
             tensors[name] = tensor
     return tensors
+
+
+def bytes_of_size(size: int | str) -> int:
+    """Return the bytes of a size: a number, or "5GB", of which G is 10^9; ConfigError for anything else."""
+    match = SIZE.fullmatch(str(size).strip())
+    number = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    if number < 1:
+        raise ConfigError(f'max_shard_size ({shown(size)}) must be a number of bytes, or a size; try "5GB" or "500MB"')
+    return number
+
+
+def cut_into_shards(sizes: Mapping[str, int], largest: int) -> dict[str, list[str]]:
+    """Return which tensors are in which file, given their sizes in bytes: all in one, or in shards up to `largest`.
+
+    The rule, and the names, are those of huggingface_hub (`split_state_dict_into_shards_factory`): in order, a new
+    shard where the next tensor would be too much, and a shard of its own for one that is larger than a shard.
+    """
+    shards: list[list[str]] = []
+    current: list[str] = []
+    room = largest
+    for name, size in sizes.items():
+        if size > largest:
+            shards.append([name])
+            continue
+        if size > room:
+            shards.append(current)
+            current, room = [], largest
+        current.append(name)
+        room -= size
+    shards += [current] if current else []
+    if len(shards) < 2:
+        return {WEIGHTS: [*sizes]}
+    stem = WEIGHTS.removesuffix(".safetensors")
+    return {f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, NonFiniteError, shown
 from ..files import atomic_file, write_pieces
+from ..kernels.storage import STORAGES
 from ..untrusted import LFS_POINTER, check, parse_json, refuse_lfs_pointer
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
 ]
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
+ITEMSIZE = {"F32": 4, "F16": 2, "BF16": 2}  # of the types that weights are written in
+LARGEST = {"F16": 65504.0, "BF16": 3.3895314e38}
 DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
-PIECE = 1 << 20  # numbers that are copied or converted at once, on their way into a file
+PIECE = 1 << 18  # numbers that are copied or converted at once, on their way into a file
 MAX_HEADER = 100_000_000  # the library's own limit
 MAX_AXES = 32  # of NumPy 1
 MAX_BYTES = 2**63 - 1  # of an array of NumPy's
@@ -128,7 +131,7 @@ class Joined:
     @property
     def nbytes(self) -> int:
         """Its size in a file."""
-        return math.prod(self.shape) * np.dtype(DTYPES[self.code]).itemsize
+        return math.prod(self.shape) * ITEMSIZE[self.code]
 
     def numbers(self) -> Iterator[np.ndarray]:
         """Yield its numbers in C order, in pieces of some megabytes."""
@@ -144,10 +147,29 @@ class Joined:
                     strips = [np.ascontiguousarray(matrix.part(i, i + rows).widened()) for matrix in matrices]
                     yield strips[0] if len(strips) == 1 else np.concatenate(strips, axis=1)
 
-    def pieces(self) -> Iterator[np.ndarray]:
-        """Yield its content as it is written."""
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """Yield its content as it is written.  NonFiniteError, with its name, for a number too large for its type."""
+        before = 0
         for numbers in self.numbers():
-            yield numbers.astype(DTYPES[self.code], copy=False)
+            raw = _encode(numbers, self.code)
+            widened = Stored(raw, self.code == "BF16").widened()
+            if self.code != "F32" and not np.isfinite(widened).all():
+                place = int(np.argmax(~np.isfinite(widened)))
+                at = ", ".join(map(str, np.unravel_index(before + place, self.shape)))
+                raise NonFiniteError(
+                    f"{name} is {numbers.flat[place]:.6g} at [{at}], and {self.code} holds numbers up to "
+                    f"{LARGEST[self.code]:.6g}; nothing was saved; save it as float32"
+                )
+            before += numbers.size
+            yield raw
+
+
+def _encode(numbers: np.ndarray, code: str) -> np.ndarray:
+    """Return floats as numbers of another type, each the nearest."""
+    with np.errstate(over="ignore"):
+        if code == "BF16":
+            return STORAGES["bf16"].encode_ref(numbers.astype(np.float32, copy=False))
+        return numbers.astype(DTYPES[code], copy=False)
 
 
 def _header(tensors: Mapping[str, np.ndarray | Joined], metadata: Mapping[str, str]) -> bytes:
@@ -176,9 +198,9 @@ def safetensors_pieces(
 ) -> Iterator[bytes | np.ndarray]:
     """Yield the content of a file, header first, then the arrays; for `files.write_pieces` and `write_synced`."""
     yield _header(tensors, metadata or {})
-    for tensor in tensors.values():
+    for name, tensor in tensors.items():
         if isinstance(tensor, Joined):
-            yield from tensor.pieces()
+            yield from tensor.pieces(name)
         else:
             yield np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
 

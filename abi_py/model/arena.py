@@ -24,13 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from ..shape import CheckpointingStrategy, ModelShape
+from ..config import TrainableModelConfig
+from ..families import layers
+from ..shape import CheckpointingStrategy, ModelShape, Precision
 from .layers.embedding import Embedding
 from .layers.head import Head, HeadScratch
 from .layers.layer import Branch, Layer
 from .layers.run import Entry, Form
 
-__all__ = ["Arena", "Arrays", "parts_of", "saved_bytes", "scratch_bytes"]
+__all__ = ["Arena", "Arrays", "memory_plan", "parts_of", "saved_bytes", "scratch_bytes"]
 
 
 def parts_of(layers: Sequence[Layer]) -> tuple[Embedding, list[Branch], Head]:
@@ -205,3 +207,29 @@ class Arena:
 
     def _between(self, table: Mapping[str, Entry], rows: int) -> dict[str, np.ndarray]:
         return {name: make_shape(entry, self._scratch[entry.place or name], rows) for name, entry in table.items()}
+
+
+def memory_plan(
+    config: TrainableModelConfig,
+    batch_size: int,
+    seq_len: int,
+    precision: Precision = Precision.FP32,
+    *,
+    adapted: Sequence[Layer] | None = None,
+    trained: int = 0,
+    frozen: int = 0,
+) -> dict[str, int]:
+    """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len); no model is needed.
+
+    Of a model with adapters, its `adapted` layers, the number of `trained` weights, and the bytes of those `frozen`.
+    """
+    made, rows = adapted or layers(config), batch_size * seq_len
+    _, branches, head = parts_of(made)
+    trained = trained if adapted else config.num_params()
+    return {
+        "weights": 4 * trained + frozen,
+        "gradients": 4 * trained,
+        "moments": 8 * trained,
+        "saved activations": saved_bytes(config, branches, rows, precision == Precision.BF16),
+        "scratch": scratch_bytes(branches, head, rows),
+    }

@@ -1,5 +1,7 @@
 """A Hugging Face folder as a model of one of the families: its shape, and its weights by our names.
 
+`TrainableModel.from_pretrained` and `FrozenModel.from_pretrained` are what is made of them.
+
 Where two tensors speak of one thing, transformers' choice holds (measured with 5.24), or an error names both:
 
     a tied model whose head differs from its embedding is an error (transformers takes both and unties them)
@@ -16,16 +18,13 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, listed
 from ..families import family, tensor_table
 from ..families import read_config as fields_of_config
-from ..formats.finite import check_read, find_nonfinite
-from ..formats.forms import FromFiles, from_stored, to_stored
+from ..formats.forms import FromFiles, from_stored
 from ..formats.huggingface import CONFIG, by_bare_name, read_tensors
 from ..formats.safetensors import Stored
 from ..untrusted import read_json
-from .frozen import FrozenModel
 from .layers.embedding import Embedding
-from .transformer import TrainableModel
 
-__all__ = ["config_from_huggingface", "open_weights", "read_config", "read_frozen", "read_model"]
+__all__ = ["config_from_huggingface", "open_weights", "read_config"]
 
 ROWS = 1024  # of two matrices, compared at once
 
@@ -42,36 +41,6 @@ def read_config(folder: Path) -> TrainableModelConfig:
     """Read the shape of a folder's model; CheckpointError if config.json is damaged or of another kind of model."""
     path = folder / CONFIG
     return config_from_huggingface(read_json(path), str(path))
-
-
-def read_model(folder: Path, config: TrainableModelConfig, *, allow_nonfinite: bool = False) -> TrainableModel:
-    """Return the model of a folder, of the shape `config`; all of it can be trained.
-
-    CheckpointError as of `open_weights`, and for NaN or infinity, if not allowed.
-    """
-    return _trainable(folder, config, open_weights(folder, config), allow_nonfinite)
-
-
-def read_frozen(
-    folder: Path, config: TrainableModelConfig, *, allow_nonfinite: bool = False
-) -> TrainableModel | FrozenModel:
-    """Return the same where nothing of it will be trained: bfloat16 and float16 stay as they lie, memory-mapped."""
-    found = open_weights(folder, config)
-    if not any(tensor.is_narrow for tensor in found.tensors.values()):
-        return _trainable(folder, config, found, allow_nonfinite)
-    if not allow_nonfinite:
-        check_read(folder, found.used)
-    return FrozenModel(config, found.tensors)
-
-
-def _trainable(folder: Path, config: TrainableModelConfig, found: FromFiles, allow_nonfinite: bool) -> TrainableModel:
-    model = TrainableModel(config)
-    for name, tensor in found.tensors.items():
-        tensor.copy_to(model.weights[name])
-    if not allow_nonfinite and find_nonfinite(model.parameters.weights_flat) is not None:
-        check_read(folder, found.used)
-        check_read(folder, to_stored(model.parameters.table, model.weights))  # a float64 that float32 cannot hold
-    return model
 
 
 def open_weights(folder: Path, config: TrainableModelConfig) -> FromFiles:

@@ -8,17 +8,21 @@ gradients of adapters the sums over q, k and v are in another order, because onl
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..config import TrainableModelConfig
 from ..families import layers, tensor_table
+from ..formats.finite import check_read
+from ..formats.origin import Origin
 from ..formats.safetensors import Stack, Stored
 from ..kernels.storage import STORAGES, Storage
-from ..parameters import Buffers, Weight
+from ..parameters import Buffers, Tensor, Weight
+from .folder import open_weights, read_config
 from .transformer import TrainableModel, Transformer
 
-__all__ = ["FrozenModel"]
+__all__ = ["FrozenModel", "read_frozen"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,24 @@ class FrozenModel(Transformer):
             layer.bind(self.frozen)
         super().__init__(config, {name: kept.raw for name, kept in self._kept.items()}, made)
 
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
+    ) -> "FrozenModel":
+        """Return the model of a Hugging Face folder, memory-mapped; errors of `TrainableModel.from_pretrained`."""
+        place = Path(folder)
+        config = read_config(place) if config is None else config
+        found = open_weights(place, config)
+        if not allow_nonfinite:
+            check_read(place, found.used)
+        model = cls(config, found.tensors)
+        model.origin = Origin.of(place)
+        return model
+
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
+        """Return the table and the weights as they are kept."""
+        return self.table, {name: Stored(kept.raw, kept.storage.name == "bf16") for name, kept in self._kept.items()}
+
     def frozen(self, name: str) -> Weight:
         """Return a tensor for a layer that does not train it."""
         kept = self._kept[name]
@@ -71,4 +93,14 @@ class FrozenModel(Transformer):
                 kept.storage.decode(model.weights[name], kept.raw, 0)
             else:
                 model.weights[name] = kept.raw
+        model.origin = self.origin
         return model
+
+
+def read_frozen(
+    folder: Path, config: TrainableModelConfig, *, allow_nonfinite: bool = False
+) -> TrainableModel | FrozenModel:
+    """Return the model of a folder that will not be trained: frozen if any of it is narrow, else as it is computed."""
+    narrow = any(tensor.is_narrow for tensor in open_weights(folder, config).tensors.values())
+    kind = FrozenModel if narrow else TrainableModel
+    return kind.from_pretrained(folder, config, allow_nonfinite=allow_nonfinite)

@@ -25,6 +25,7 @@ from ..errors import CheckpointError, ConfigError, listed
 from ..families import layers, tensor_table
 from ..fields import either
 from ..formats.peft import read_adapter, write_adapter
+from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
 from ..parameters import Buffers, HfName, Tensor, Weight, joined
@@ -67,6 +68,7 @@ class LoraModel(Transformer):
             layer.bind(model.frozen)
         _adapt(adapted, self.parameters, model.config, self.lora)
         super().__init__(model.config, model.base, adapted)
+        self.origin = model.origin
         self.draws = 0
         self._plain = Stack(model.config, model.layers)  # for passes while the adapters are merged
         self._adapted = self.stack
@@ -146,6 +148,10 @@ class LoraModel(Transformer):
         if not self.is_merged:
             _add_adapters(copy, self)
         return copy
+
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
+        """Return the table of the network and its weights, adapters merged, which are a copy."""
+        return self.merged().stored_tensors()
 
     def for_decoding(self) -> Transformer:
         """Return the merged copy, or these adapters as they are where a copy would be larger than what is read."""

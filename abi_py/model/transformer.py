@@ -7,7 +7,7 @@ The two passes over the list are `stack.py`.
 """
 
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,18 +18,24 @@ import numpy.typing as npt
 from ..config import Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
 from ..families import layers, tensor_table
+from ..formats.finite import check_read, find_nonfinite
+from ..formats.forms import to_stored
+from ..formats.origin import Origin
+from ..formats.safetensors import Stored
 from ..formats.zig import load_abic, save_abic
 from ..kernels.engine.number_formats import PRECISIONS
 from ..kernels.engine.threads import PASS, threads_as_before, threads_for
 from ..kernels.unchecked import global_norm
-from ..parameters import Buffers, Parameters, Views, Weight
-from .arena import parts_of, saved_bytes, scratch_bytes
+from ..parameters import Buffers, Parameters, Tensor, Views, Weight
+from .arena import memory_plan
+from .folder import open_weights, read_config
+from .folder_writing import Savable, write_folder
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
 from .layers.run import Penalties, Run
 from .stack import Runs, Stack, flops_per_token
 
-__all__ = ["LossOutput", "TrainableModel", "Transformer", "memory_plan"]
+__all__ = ["LossOutput", "TrainableModel", "Transformer"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Transformer(ABC):
     """
 
     parameters: Buffers
+    origin: Origin | None = None  # what the folder that it came from says besides
     draws = 0  # training passes that drew random numbers; the masks of dropout depend on it (`LoraModel`)
 
     def __init__(self, config: TrainableModelConfig, base: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:
@@ -274,6 +281,39 @@ class Transformer(ABC):
         """Return a model that computes the same, with as little as possible to compute for a token."""
         return self.merged()
 
+    # -- folders ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
+        """Return the table of all tensors of the network, and their numbers by name."""
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        dtype: str = "float32",
+        max_shard_size: int | str = "5GB",
+        *,
+        tokenizer: Savable | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the model, adapters merged, as a Hugging Face folder, or leave what was there as it was.
+
+        dtype is float32, bfloat16 or float16.  Of `origin`, the folder that it came from, tokenizer, chat template,
+        settings of generation, and the entries of config.json that others need are written again; `tokenizer` takes
+        the place of the tokenizer, and `files` are texts by name that are written besides.
+        NonFiniteError for a weight that is NaN or infinite, or would be in this type; CheckpointError for a full disk;
+        ConfigError for other values, or a folder that holds directories.
+        """
+        write_folder(
+            Path(folder),
+            (self.config, *self.stored_tensors()),
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            origin=self.origin,
+            tokenizer=tokenizer,
+            files=files or {},
+        )
+
 
 class TrainableModel(Transformer):
     """Weights, gradients, and the two passes; see `TrainableModelConfig` for its shape."""
@@ -297,7 +337,9 @@ class TrainableModel(Transformer):
 
     def widened(self) -> "TrainableModel":
         """Return a copy."""
-        return TrainableModel(self.config, self.parameters.weights_flat)
+        made = TrainableModel(self.config, self.parameters.weights_flat)
+        made.origin = self.origin
+        return made
 
     def _begin_backward(self) -> bool:
         accumulate = super()._begin_backward()
@@ -307,6 +349,31 @@ class TrainableModel(Transformer):
         return accumulate
 
     # -- files -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
+    ) -> "TrainableModel":
+        """Return the model of a Hugging Face folder, float32; see `model.folder.open_weights`.
+
+        `config` is `read_config(folder)` where that is not changed (gradient checkpointing, another max_seq_len).
+        CheckpointError names what does not fit or is not computed here, and NaN or infinity, if not allowed.
+        """
+        place = Path(folder)
+        config = read_config(place) if config is None else config
+        found = open_weights(place, config)  # before anything of the model's size is made
+        model = cls(config)
+        for name, tensor in found.tensors.items():
+            tensor.copy_to(model.weights[name])
+        if not allow_nonfinite and find_nonfinite(model.parameters.weights_flat) is not None:
+            check_read(place, found.used)
+            check_read(place, to_stored(*model.stored_tensors()))  # a float64 that float32 cannot hold
+        model.origin = Origin.of(place)
+        return model
+
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
+        """Return the table and the weights."""
+        return self.parameters.table, dict(self.weights)
 
     def save_checkpoint(self, path: str | Path, step: int = 0) -> None:
         """Write the weights as a Zig `ABIC` file."""
@@ -325,29 +392,3 @@ class TrainableModel(Transformer):
             )
         self.distribute_weights(checkpoint.weights)
         return checkpoint.step
-
-
-def memory_plan(
-    config: TrainableModelConfig,
-    batch_size: int,
-    seq_len: int,
-    precision: Precision = Precision.FP32,
-    *,
-    adapted: Sequence[Layer] | None = None,
-    trained: int = 0,
-    frozen: int = 0,
-) -> dict[str, int]:
-    """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len); no model is needed.
-
-    Of a model with adapters, its `adapted` layers, the number of `trained` weights, and the bytes of those `frozen`.
-    """
-    made, rows = adapted or layers(config), batch_size * seq_len
-    _, branches, head = parts_of(made)
-    trained = trained if adapted else config.num_params()
-    return {
-        "weights": 4 * trained + frozen,
-        "gradients": 4 * trained,
-        "moments": 8 * trained,
-        "saved activations": saved_bytes(config, branches, rows, precision == Precision.BF16),
-        "scratch": scratch_bytes(branches, head, rows),
-    }

@@ -24,7 +24,8 @@ from ..errors import ConfigError, DataError
 from ..files import atomic_json
 from ..formats.deepzig import TRAINING_ARGS
 from ..model import LoraModel, TrainableModel
-from ..model.folder import read_config, read_frozen, read_model
+from ..model.folder import read_config
+from ..model.frozen import read_frozen
 from ..model.presets import preset
 from ..training.events import Sink
 from ..training.trainer import LlamaTrainer
@@ -116,7 +117,7 @@ class DeepZigRun:
         """Return the model to train: fresh weights or those of `base`; with LoRA, adapters on it."""
         config, base = self.config, Path(self.config.base) if self.config.base is not None else None
         if not config.use_lora:
-            return TrainableModel(self.shape) if base is None else read_model(base, self.shape)
+            return TrainableModel(self.shape) if base is None else TrainableModel.from_pretrained(base, self.shape)
         model = TrainableModel(self.shape) if base is None else read_frozen(base, self.shape)
         lora = LoraConfig(rank=config.lora_rank, alpha=LORA_ALPHA, dropout=LORA_DROPOUT, seed=config.seed)
         return LoraModel(model, lora, base_model=config.base)

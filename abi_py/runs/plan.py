@@ -15,7 +15,7 @@ MEASURED = 2  # micro-batches that are timed, after one that is not
 
 def memory_by_part(config: RunConfig) -> dict[str, int]:
     """Return bytes by part; the model itself is not made for it."""
-    from ..model.transformer import memory_plan
+    from ..model.arena import memory_plan
 
     training = config.training
     parts = memory_plan(config.model, training.batch_size, training.max_seq_len, training.mixed_precision)

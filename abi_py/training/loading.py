@@ -8,8 +8,8 @@ from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
-from ..model.folder import read_config, read_frozen, read_model
-from ..model.frozen import FrozenModel
+from ..model.folder import read_config
+from ..model.frozen import FrozenModel, read_frozen
 from .checkpoint import STATE, Found, is_checkpoint_name, locate, verify
 
 __all__ = ["LoadedModel", "find_folder", "load_model"]
@@ -79,7 +79,7 @@ def _load(where: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> L
         adapted = LoraModel.load(base.model, path, allow_nonfinite=allow_nonfinite)
         return LoadedModel(adapted, path, skipped, base.eos_ids)
     config = read_config(path)
-    read = read_frozen if frozen else read_model
+    read = read_frozen if frozen else TrainableModel.from_pretrained
     model = read(path, config, allow_nonfinite=allow_nonfinite)
     return LoadedModel(model, path, skipped, special_token_ids(path, "eos"))
 

@@ -105,7 +105,7 @@ def test_a_fused_vector(rng):
     vectors = {f"b{k}": rng.standard_normal(4).astype(np.float32) for k in range(3)}
     (written,) = to_stored(table, vectors).values()
     assert written.shape == (12,)
-    assert np.array_equal(np.concatenate(list(written.pieces())).ravel(), np.concatenate(list(vectors.values())))
+    assert np.array_equal(np.concatenate(list(written.pieces("b"))).ravel(), np.concatenate(list(vectors.values())))
     stored = {"c_attn.bias": Stored(np.concatenate(list(vectors.values())))}
     same(numbers(from_stored(table, stored, "x", "y")), vectors)
 

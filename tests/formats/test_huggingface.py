@@ -243,7 +243,7 @@ def test_read_config_names_the_file(tmp_path):
 def test_shapes_are_compared_before_a_model_is_made(write, monkeypatch):
     """config.json may say anything; what it says is held against the file first."""
     folder = write(intermediate_size=10**6)
-    monkeypatch.setattr("abi_py.training.loading.TrainableModel", lambda config: pytest.fail("a model was made"))
+    monkeypatch.setattr("abi_py.model.transformer.Parameters", lambda *_: pytest.fail("a model was made"))
     with pytest.raises(CheckpointError, match=r"instead of \(1000000, "):
         load_model(folder)
     monkeypatch.setattr("abi_py.model.folder.tensor_table", lambda config: pytest.fail("a table was made"))

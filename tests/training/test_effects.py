@@ -21,8 +21,8 @@ from abi_py.config import (
 from abi_py.errors import ConfigError, NonFiniteError
 from abi_py.kernels.optimizers import adam_ref, adamw_ref, sgd_ref
 from abi_py.model import TrainableModel
+from abi_py.model.arena import memory_plan
 from abi_py.model.lora import LoraModel
-from abi_py.model.transformer import memory_plan
 from abi_py.training.optimizer import Optimizer
 from abi_py.training.trainer import LlamaTrainer
 

@@ -1,0 +1,168 @@
+"""A model written as a folder of Hugging Face's kind, whole or not at all.
+
+    config.json                      what the family writes, over what the folder that the model came from said
+    model.safetensors                or, above `max_shard_size`, shards and their index, cut as transformers cuts them
+    tokenizer files, generation_config.json, chat template      of the model's origin, or of the tokenizer that is given
+
+Weights are converted and written in pieces of some megabytes, so a model may be as large as memory, or larger where it
+is mapped from files.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..config import TrainableModelConfig
+from ..errors import CheckpointError, ConfigError, shown
+from ..families import difference, write_config
+from ..fields import either
+from ..files import atomic_directory, json_text, write_synced
+from ..formats.finite import check_written
+from ..formats.forms import to_stored
+from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards
+from ..formats.origin import CARRIED, TOKENIZER_FILES, Origin
+from ..formats.safetensors import Joined, Stored, encoded_size, safetensors_pieces
+from ..parameters import Tensor
+
+__all__ = ["DTYPES", "Savable", "config_content", "write_folder"]
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+NO_CODE = ("auto_map",)  # names Python files, which are not carried along
+WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+ROLES = ("bos", "eos", "pad")
+MARGIN = 1 << 16  # bytes of free space besides, for the small files and whole blocks of the file system
+
+
+class Savable(Protocol):
+    """A tokenizer, as this floor knows it: `data.tokenizer.Tokenizer`."""
+
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    def save(self, path: Any, /) -> Any:
+        """Write its files into a folder."""
+
+
+def write_folder(
+    folder: Path,
+    model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]],
+    *,
+    dtype: str,
+    max_shard_size: int | str,
+    origin: Origin | None,
+    tokenizer: Savable | None,
+    files: Mapping[str, str],
+) -> None:
+    """Write the folder of a model: its shape, table and tensors; errors of `Transformer.save_pretrained`."""
+    config, table, tensors = model
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype ({shown(dtype)}) must be {either([*DTYPES])}")
+    largest = bytes_of_size(max_shard_size)
+    written = to_stored(table, tensors, DTYPES[dtype])
+    content = config_content(config, origin, dtype, tokenizer)
+    copied = {} if origin is None else dict(origin.files)
+    if tokenizer is not None:
+        copied = {name: path for name, path in copied.items() if not _is_one_of(name, TOKENIZER_FILES)}
+    copied = {name: path for name, path in copied.items() if name not in files}
+    gone = next((path for path in copied.values() if not path.is_file()), None)
+    if gone is not None:
+        raise CheckpointError(
+            f"{gone}, which belongs to the model, is not there any more; put it back, or set model.origin to None to "
+            "save the weights alone"
+        )
+    stay = _what_stays(folder, {*copied, *files, CONFIG}, tokenizer is not None)
+    check_written(folder, written, "what was there is untouched")
+    _check_space(folder, encoded_size(written))
+    with atomic_directory(folder) as new:
+        _write_weights(new, written, largest, sum(entry.size for entry in table))
+        for name, path in {**{name: folder / name for name in stay}, **copied}.items():
+            (new / name).parent.mkdir(exist_ok=True)
+            _copy(path, new / name)
+        if tokenizer is not None:
+            tokenizer.save(new)
+        for name, text in files.items():
+            write_synced(new / name, [text.encode()])
+        write_synced(new / CONFIG, [json_text(content).encode()])
+
+
+def config_content(
+    config: TrainableModelConfig, origin: Origin | None, dtype: str, tokenizer: Savable | None = None
+) -> dict[str, Any]:
+    """Return the content of config.json: what the origin's says where it describes this shape, or says no other."""
+    theirs = {} if origin is None else {name: value for name, value in origin.config.items() if name not in NO_CODE}
+    written = write_config(config)
+    ours = {name: value for name, value in written.items() if value is not None or name not in theirs}
+    if theirs.get("model_type") != ours["model_type"]:
+        theirs = _ids(theirs)
+    unchanged, changed = {**theirs, "architectures": ours["architectures"]}, {**theirs, **ours}
+    candidates = unchanged, changed, {**_ids(theirs), **ours}
+    content = next(each for each in candidates if difference(each, config) is None)
+    if tokenizer is not None:
+        content |= {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ROLES}
+    # Version 5 of transformers says `dtype`, version 4 `torch_dtype`; each leaves the other's aside.
+    return {**content, "dtype": dtype, "torch_dtype": dtype}
+
+
+def _ids(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name.endswith("_token_id")}
+
+
+def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
+    return any(Path(name).match(pattern) for pattern in patterns)
+
+
+def _what_stays(folder: Path, written: set[str], new_tokenizer: bool) -> list[str]:
+    """Return the files of a folder that is replaced which are neither written anew nor weights or a tokenizer's.
+
+    ConfigError if there is something else in its place, or directories in it.
+    """
+    if not os.path.lexists(folder):
+        return []
+    if not folder.is_dir():
+        raise ConfigError(f"folder ({folder}) must be a directory, and a file is there; choose another name")
+    inner = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "additional_chat_templates")
+    if inner:
+        raise ConfigError(
+            f"folder ({folder}) must be new, or hold a model's files alone, and there is the directory {inner[0]}; "
+            "choose another"
+        )
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - written
+    old = CARRIED if not new_tokenizer else TOKENIZER_FILES
+    return sorted(name for name in names if not WEIGHT_FILES.fullmatch(name) and not _is_one_of(name, old))
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as file:
+        write_synced(target, iter(lambda: file.read(1 << 20), b""))
+
+
+def _check_space(folder: Path, size: int) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < size + MARGIN:
+        raise CheckpointError(
+            f"{folder}: the weights need {size / 1e6:,.2f} MB, {free / 1e6:,.2f} MB are free; free some space, or take "
+            "a narrower dtype"
+        )
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, Joined], largest: int, parameters: int) -> None:
+    """Write one file, or shards and the index that transformers reads."""
+    shards = cut_into_shards({name: tensor.nbytes for name, tensor in tensors.items()}, largest)
+    for file, names in shards.items():
+        part = {name: tensors[name] for name in names}
+        write_synced(folder / file, safetensors_pieces(part, {"format": "pt"}))
+    if [*shards] != [WEIGHTS]:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        places = {name: file for file, names in shards.items() for name in names}
+        index = {
+            "metadata": {"total_parameters": parameters, "total_size": size},
+            "weight_map": dict(sorted(places.items())),
+        }
+        write_synced(folder / INDEX, [json_text(index).encode()])
