@@ -148,9 +148,9 @@ class Base:
 
     def make_model(self, config: TrainableModelConfig) -> "TrainableModel":
         """Read the weights into a model of its shape, with the choices of a run."""
-        from ..model.folder import read_model
+        from ..model.transformer import TrainableModel
 
-        return read_model(self.folder, config)
+        return TrainableModel.from_pretrained(self.folder, config)
 
     def companions(self, directory: Path) -> Companions:
         """Return what the checkpoints of a run in `directory` carry along: the base's files as they are.
