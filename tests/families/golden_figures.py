@@ -80,13 +80,14 @@ class Figures:
         return np.abs(found - self["logits"]).max()
 
     def gradients_off(self):
-        """Return the difference of the loss, and by tensor that of its gradient, relative to its largest element."""
+        """Return the difference of the loss and its penalty, and by tensor the relative difference of its gradient."""
         model = self.load()
         model.zero_gradients()
         result = model.compute_loss(self["ids"], self["labels"], backward=True, **self.marks)
         gradients = self.by_our_names("gradient")
         off = {name: relative_error(model.gradients[name], gradient) for name, gradient in gradients.items()}
-        return abs(result.loss - float(self["loss"])), off
+        penalty = sum(result.penalties.values())
+        return abs(result.loss - float(self["loss"])) + abs(penalty - float(self["penalty"])), off
 
     def steps_off(self, **changes):
         """Return the relative differences of what ten steps tell, and by tensor those of the lengths of its end."""

@@ -11,11 +11,11 @@ This script needs PyTorch and transformers; the tests read only the .npz files. 
                        (already shifted), some of them ignored
     segments           (B, T): the number of the sample in its row
     logits, loss       each sample by itself; the mean over all labels that are not ignored
+    penalty            what a model with experts adds to the loss, so that they are used alike: once for all samples
     weight/NAME        by the names of transformers' own files, exact in float16
-    gradient/NAME      of the loss
+    gradient/NAME      of the loss and the penalty
     options            of the optimizer steps, by our names
     step_ids, step_labels, losses, penalties, grad_norms, learning_rates, final/NAME
-                       a loss is without its penalties, which are the load balancing of a model with experts
     prompt, greedy     (1, T) and the ids that `generate` writes after it, with its cache
     greedy_logits      from which each of these was chosen, without a cache
 
@@ -94,7 +94,7 @@ TABLE = {
     "qwen2": Case("Qwen2Config", EVEN | {"tie_word_embeddings": True}, 20240314),
     "qwen2_untied": Case("Qwen2Config", ODD | {"tie_word_embeddings": False}, 20240302),
     "llama": Case("LlamaConfig", ODD | {"head_dim": 10, "tie_word_embeddings": False}, 1),
-    "llama_linear": Case("LlamaConfig", SMALL | rope("linear", factor=2.5), 1, LONG),
+    "llama_linear": Case("LlamaConfig", SMALL | rope("linear", factor=2.5) | {"attention_bias": True}, 2, LONG),
     "llama_dynamic": Case(
         "LlamaConfig",
         SMALL | {"max_position_embeddings": 28} | rope("dynamic", factor=3.0),
@@ -124,7 +124,7 @@ TABLE = {
         "Qwen3Config",
         ODD
         | {"head_dim": 14, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-        | {"tie_word_embeddings": False},
+        | {"tie_word_embeddings": False, "attention_bias": True},
         4,
     ),
     "gpt2": Case("GPT2Config", GPT2, 1, spread=0.5, epsilon=QUIET),
@@ -146,8 +146,9 @@ TABLE = {
     ),
     "qwen3_moe_plain": Case(
         "Qwen3MoeConfig",
-        QWEN3_MOE | {"norm_topk_prob": False, "router_aux_loss_coef": 0.05, "tie_word_embeddings": False},
-        12,
+        QWEN3_MOE
+        | {"norm_topk_prob": False, "router_aux_loss_coef": 0.05, "mlp_only_layers": [0], "tie_word_embeddings": False},
+        2,
     ),
 }
 
@@ -219,14 +220,30 @@ def config_text(model):
 # -- the figures -----------------------------------------------------------------------------------
 
 
-def forward(model, ids, **options):
+def forward(model, ids):
     """Return what the model says of ids (B, T)."""
+    options = {"output_router_logits": True} if has_experts(model) else {}
     return model(input_ids=torch.as_tensor(ids), use_cache=False, **options)
 
 
 def cross_entropy(logits, labels):
     """Return the mean over the labels that are not ignored; nothing is shifted."""
     return functional.cross_entropy(logits.flatten(0, 1), torch.as_tensor(labels).flatten(), ignore_index=IGNORE)
+
+
+def has_experts(model):
+    """Say whether the feed-forward layers are mixtures of experts."""
+    return hasattr(model.config, "router_aux_loss_coef")
+
+
+def load_balancing(model, told):
+    """Return the penalty of routers, by the function of the model's own module, over what several calls told."""
+    config = model.config
+    if not has_experts(model):
+        return torch.zeros(())
+    function = vars(sys.modules[type(model).__module__])["load_balancing_loss_func"]
+    layers = tuple(torch.cat(layer) for layer in zip(*(each.router_logits for each in told), strict=True))
+    return config.router_aux_loss_coef * function(layers, config.num_local_experts, config.num_experts_per_tok)
 
 
 def check_rounding(model):
@@ -244,13 +261,14 @@ def once(model, rows, rng):
     ids, labels = rng.integers(0, V, (2, len(rows), T))
     labels[0, 3] = labels[1, :4] = labels[-1, 12] = IGNORE
     samples = [np.split(row, np.cumsum(lengths)[:-1]) for row, lengths in zip(ids, rows, strict=True)]
-    logits = torch.stack([torch.cat([forward(model, s[None]).logits[0] for s in row]) for row in samples])
-    loss = cross_entropy(logits, labels)
+    told = [[forward(model, sample[None]) for sample in row] for row in samples]
+    logits = torch.stack([torch.cat([each.logits[0] for each in row]) for row in told])
+    loss, penalty = cross_entropy(logits, labels), load_balancing(model, [each for row in told for each in row])
     model.zero_grad()
-    loss.backward()
+    (loss + penalty).backward()
     segments = [np.repeat(np.arange(len(lengths)), lengths) for lengths in rows]
     arrays = {"ids": ids.astype(np.int32), "labels": labels.astype(np.int32), "segments": np.array(segments, np.int32)}
-    return arrays | {"logits": logits.detach().numpy(), "loss": loss.item()}
+    return arrays | {"logits": logits.detach().numpy(), "loss": loss.item(), "penalty": penalty.item()}
 
 
 def learning_rate(step):
@@ -264,7 +282,7 @@ def learning_rate(step):
 
 def steps(model, options, rng):
     """Take ten steps of AdamW with decay on matrices alone, and clipping; the data count up in strides."""
-    V, experts = model.config.vocab_size, hasattr(model.config, "router_aux_loss_coef")
+    V = model.config.vocab_size
     first, stride = rng.integers(0, V, (STEPS, 3, 1)), rng.integers(1, 4, (STEPS, 3, 1))
     tokens = (first + stride * np.arange(12)) % V  # (steps, 3, 12), of which 11 are read
     ids, labels = tokens[:, :, :-1], tokens[:, :, 1:].copy()
@@ -281,9 +299,8 @@ def steps(model, options, rng):
         for group in optimizer.param_groups:
             group["lr"] = rates[step]
         optimizer.zero_grad()
-        told = forward(model, ids[step], **({"output_router_logits": True} if experts else {}))
-        loss = cross_entropy(told.logits, labels[step])
-        penalty = model.config.router_aux_loss_coef * balance(model, told.router_logits) if experts else 0 * loss
+        told = forward(model, ids[step])
+        loss, penalty = cross_entropy(told.logits, labels[step]), load_balancing(model, [told])
         (loss + penalty).backward()
         norm = torch.nn.utils.clip_grad_norm_(weights, options["max_grad_norm"])
         optimizer.step()
@@ -291,13 +308,6 @@ def steps(model, options, rng):
     losses, penalties, norms = np.array(figures).T
     arrays = {"losses": losses, "penalties": penalties, "grad_norms": norms, "learning_rates": rates}
     return arrays | {"step_ids": ids.astype(np.int32), "step_labels": labels.astype(np.int32)}
-
-
-def balance(model, router_logits):
-    """Return the load-balancing loss of a model with experts, by the function of its own module."""
-    function = vars(sys.modules[type(model).__module__])["load_balancing_loss_func"]
-    config = model.config
-    return function(router_logits, config.num_local_experts, config.num_experts_per_tok)
 
 
 def greedy(model, rng):
