@@ -28,7 +28,7 @@ __all__ = ["VERBS", "Group", "cli", "main"]
 VERBS = (
     *("run", "resume", "deepzig", "generate", "chat", "eval"),
     *("preview", "tokenizer", "tokenize"),
-    *("info", "trace", "verify", "warmup"),
+    *("inspect", "info", "trace", "verify", "warmup"),
 )
 
 

@@ -14,6 +14,7 @@
     samples.py        what a model writes while it is trained
     models.py         a trained model, its tokenizer, the settings of generation
     measuring.py      how well it predicts
+    inspecting/       what a file or folder is, of ours or of others
     compiling.py      kernels compiled ahead, in parallel processes
 
 Nothing here prints, and nothing knows the command line; `cli/` and `pipelines/` stand on it.

@@ -58,6 +58,7 @@ OTHERS = {
     ),
     "tokenizer info": {"--text": "tokenizing_verbs"},
     "tokenize": {"--output": "verbs", "--force": "verbs"},
+    "inspect": {"--tensors": "inspect", "--json": "inspect"},
     "info": {"--json": "verbs"},
     "trace": {"--no-times": "verbs", "--family": "verbs"},
     "verify": {"--seed": "every_option"},
