@@ -43,6 +43,7 @@ __all__ = [
     "remove_directory",
     "remove_leftovers",
     "sha256_of",
+    "write_inside",
     "write_pieces",
     "write_synced",
 ]
@@ -109,6 +110,12 @@ def write_synced(path: str | Path, pieces: Iterable[Any]) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
     return facts
+
+
+def write_inside(directory: Path, name: str, pieces: Iterable[Any]) -> dict[str, Any]:
+    """Do the same with a file of such a directory, which may be named as one in a directory inside it."""
+    (directory / name).parent.mkdir(exist_ok=True)
+    return write_synced(directory / name, pieces)
 
 
 def fsync_directory(path: str | Path) -> None:

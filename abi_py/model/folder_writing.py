@@ -2,7 +2,7 @@
 
     config.json                      what the family writes, over what the folder that the model came from said
     model.safetensors                or, above `max_shard_size`, shards and their index, cut as transformers cuts them
-    tokenizer files, generation_config.json, chat template      of the model's origin, or of the tokenizer that is given
+    tokenizer, generation_config.json ...      the model's companions, or the files of a tokenizer that is given
 
 Weights are converted and written in pieces of some megabytes, so a model may be as large as memory, or larger where it
 is mapped from files.
@@ -11,7 +11,7 @@ is mapped from files.
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,11 +21,11 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, shown
 from ..families import difference, write_config
 from ..fields import either
-from ..files import atomic_directory, json_text, write_synced
+from ..files import atomic_directory, json_text, write_inside, write_synced
+from ..formats.companions import Companions, is_one_of
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards
-from ..formats.origin import CARRIED, TOKENIZER_FILES, Origin
 from ..formats.safetensors import Joined, Stored, encoded_size, safetensors_pieces
 from ..parameters import Tensor
 
@@ -55,7 +55,7 @@ def write_folder(
     *,
     dtype: str,
     max_shard_size: int | str,
-    origin: Origin | None,
+    companions: Companions,
     tokenizer: Savable | None,
     files: Mapping[str, str],
 ) -> None:
@@ -65,59 +65,44 @@ def write_folder(
         raise ConfigError(f"dtype ({shown(dtype)}) must be {either([*DTYPES])}")
     largest = bytes_of_size(max_shard_size)
     written = to_stored(table, tensors, DTYPES[dtype])
-    content = config_content(config, origin, dtype, tokenizer)
-    copied = {} if origin is None else dict(origin.files)
+    content = config_content(config, companions.config, dtype)
     if tokenizer is not None:
-        copied = {name: path for name, path in copied.items() if not _is_one_of(name, TOKENIZER_FILES)}
-    copied = {name: path for name, path in copied.items() if name not in files}
-    gone = next((path for path in copied.values() if not path.is_file()), None)
-    if gone is not None:
-        raise CheckpointError(
-            f"{gone}, which belongs to the model, is not there any more; put it back, or set model.origin to None to "
-            "save the weights alone"
-        )
-    stay = _what_stays(folder, {*copied, *files, CONFIG}, tokenizer is not None)
+        content |= {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ROLES}
+        companions = companions.with_tokenizer({})
+    # Version 5 of transformers says `dtype`, version 4 `torch_dtype`; each leaves the other's aside.
+    texts = {**companions.files, **{name: text.encode() for name, text in files.items()}}
+    texts[CONFIG] = json_text({**content, "dtype": dtype, "torch_dtype": dtype}).encode()
+    stay = _what_stays(folder, {*texts})
     check_written(folder, written, "what was there is untouched")
     _check_space(folder, encoded_size(written))
     with atomic_directory(folder) as new:
         _write_weights(new, written, largest, sum(entry.size for entry in table))
-        for name, path in {**{name: folder / name for name in stay}, **copied}.items():
-            (new / name).parent.mkdir(exist_ok=True)
-            _copy(path, new / name)
+        for name in stay:
+            write_inside(new, name, [np.memmap(folder / name, np.uint8, "r")] if (folder / name).stat().st_size else [])
         if tokenizer is not None:
             tokenizer.save(new)
-        for name, text in files.items():
-            write_synced(new / name, [text.encode()])
-        write_synced(new / CONFIG, [json_text(content).encode()])
+        for name, text in texts.items():
+            write_inside(new, name, [text])
 
 
-def config_content(
-    config: TrainableModelConfig, origin: Origin | None, dtype: str, tokenizer: Savable | None = None
-) -> dict[str, Any]:
-    """Return the content of config.json: what the origin's says where it describes this shape, or says no other."""
-    theirs = {} if origin is None else {name: value for name, value in origin.config.items() if name not in NO_CODE}
+def config_content(config: TrainableModelConfig, theirs: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Return the content of config.json for a model that may have come from a folder, where it was `theirs`.
+
+    What theirs says more than the family reads stays, and so does how it says the shape, unless that is another now.
+    """
+    theirs = {name: value for name, value in theirs.items() if name not in NO_CODE}
     written = write_config(config)
     ours = {name: value for name, value in written.items() if value is not None or name not in theirs}
+    ids = {name: value for name, value in theirs.items() if name.endswith("_token_id")}
     if theirs.get("model_type") != ours["model_type"]:
-        theirs = _ids(theirs)
-    unchanged, changed = {**theirs, "architectures": ours["architectures"]}, {**theirs, **ours}
-    candidates = unchanged, changed, {**_ids(theirs), **ours}
-    content = next(each for each in candidates if difference(each, config) is None)
-    if tokenizer is not None:
-        content |= {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in ROLES}
-    # Version 5 of transformers says `dtype`, version 4 `torch_dtype`; each leaves the other's aside.
-    return {**content, "dtype": dtype, "torch_dtype": dtype}
+        theirs = ids
+    as_it_was = {**theirs, "architectures": ours["architectures"]}
+    candidates = as_it_was, {**theirs, **ours}, {**ids, **ours}
+    content = next((each for each in candidates if difference(each, config) is None), ours)
+    return {**content, **{name: dtype for name in ("dtype", "torch_dtype") if name in content}}
 
 
-def _ids(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name.endswith("_token_id")}
-
-
-def _is_one_of(name: str, patterns: Iterable[str]) -> bool:
-    return any(Path(name).match(pattern) for pattern in patterns)
-
-
-def _what_stays(folder: Path, written: set[str], new_tokenizer: bool) -> list[str]:
+def _what_stays(folder: Path, written: set[str]) -> list[str]:
     """Return the files of a folder that is replaced which are neither written anew nor weights or a tokenizer's.
 
     ConfigError if there is something else in its place, or directories in it.
@@ -133,13 +118,7 @@ def _what_stays(folder: Path, written: set[str], new_tokenizer: bool) -> list[st
             "choose another"
         )
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - written
-    old = CARRIED if not new_tokenizer else TOKENIZER_FILES
-    return sorted(name for name in names if not WEIGHT_FILES.fullmatch(name) and not _is_one_of(name, old))
-
-
-def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as file:
-        write_synced(target, iter(lambda: file.read(1 << 20), b""))
+    return sorted(name for name in names if not WEIGHT_FILES.fullmatch(name) and not is_one_of(name))
 
 
 def _check_space(folder: Path, size: int) -> None:

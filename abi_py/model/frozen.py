@@ -14,8 +14,8 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..families import layers, tensor_table
+from ..formats.companions import Companions
 from ..formats.finite import check_read
-from ..formats.origin import Origin
 from ..formats.safetensors import Stack, Stored
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Buffers, Tensor, Weight
@@ -66,7 +66,7 @@ class FrozenModel(Transformer):
         if not allow_nonfinite:
             check_read(place, found.used)
         model = cls(config, found.tensors)
-        model.origin = Origin.of(place)
+        model.companions = Companions.of(place)
         return model
 
     def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
@@ -93,7 +93,7 @@ class FrozenModel(Transformer):
                 kept.storage.decode(model.weights[name], kept.raw, 0)
             else:
                 model.weights[name] = kept.raw
-        model.origin = self.origin
+        model.companions = self.companions
         return model
 
 

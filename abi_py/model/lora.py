@@ -68,7 +68,7 @@ class LoraModel(Transformer):
             layer.bind(model.frozen)
         _adapt(adapted, self.parameters, model.config, self.lora)
         super().__init__(model.config, model.base, adapted)
-        self.origin = model.origin
+        self.companions = model.companions
         self.draws = 0
         self._plain = Stack(model.config, model.layers)  # for passes while the adapters are merged
         self._adapted = self.stack

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from ..config import Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
 from ..families import layers, tensor_table
+from ..formats.companions import Companions
 from ..formats.finite import check_read, find_nonfinite
 from ..formats.forms import to_stored
-from ..formats.origin import Origin
 from ..formats.safetensors import Stored
 from ..formats.zig import load_abic, save_abic
 from ..kernels.engine.number_formats import PRECISIONS
@@ -58,7 +58,7 @@ class Transformer(ABC):
     """
 
     parameters: Buffers
-    origin: Origin | None = None  # what the folder that it came from says besides
+    companions = Companions()  # what belongs to it beside its weights, and goes along into folders and checkpoints
     draws = 0  # training passes that drew random numbers; the masks of dropout depend on it (`LoraModel`)
 
     def __init__(self, config: TrainableModelConfig, base: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:
@@ -298,9 +298,9 @@ class Transformer(ABC):
     ) -> None:
         """Write the model, adapters merged, as a Hugging Face folder, or leave what was there as it was.
 
-        dtype is float32, bfloat16 or float16.  Of `origin`, the folder that it came from, tokenizer, chat template,
-        settings of generation, and the entries of config.json that others need are written again; `tokenizer` takes
-        the place of the tokenizer, and `files` are texts by name that are written besides.
+        dtype is float32, bfloat16 or float16.  The `companions`, of the folder that it came from, go along: tokenizer,
+        chat template, settings of generation, and the entries of config.json that others need.  `tokenizer` takes the
+        place of theirs, and `files` are texts by name that are written besides.
         NonFiniteError for a weight that is NaN or infinite, or would be in this type; CheckpointError for a full disk;
         ConfigError for other values, or a folder that holds directories.
         """
@@ -309,7 +309,7 @@ class Transformer(ABC):
             (self.config, *self.stored_tensors()),
             dtype=dtype,
             max_shard_size=max_shard_size,
-            origin=self.origin,
+            companions=self.companions,
             tokenizer=tokenizer,
             files=files or {},
         )
@@ -338,7 +338,7 @@ class TrainableModel(Transformer):
     def widened(self) -> "TrainableModel":
         """Return a copy."""
         made = TrainableModel(self.config, self.parameters.weights_flat)
-        made.origin = self.origin
+        made.companions = self.companions
         return made
 
     def _begin_backward(self) -> bool:
@@ -368,7 +368,7 @@ class TrainableModel(Transformer):
         if not allow_nonfinite and find_nonfinite(model.parameters.weights_flat) is not None:
             check_read(place, found.used)
             check_read(place, to_stored(*model.stored_tensors()))  # a float64 that float32 cannot hold
-        model.origin = Origin.of(place)
+        model.companions = Companions.of(place)
         return model
 
     def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:

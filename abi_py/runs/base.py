@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import TrainableModelConfig, convert, fields_of
 from ..errors import ConfigError
 from ..files import sha256_of
-from ..formats.companions import TOKENIZER_FILES, Companions
+from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG
 from .directory import has_checkpoint
@@ -172,7 +172,7 @@ class Base:
 
 def _with(companions: Companions, place: Path) -> Companions:
     return companions.with_tokenizer(
-        {name: content for name, content in Companions.of(place).files.items() if name in TOKENIZER_FILES}
+        {name: content for name, content in Companions.of(place).files.items() if is_one_of(name, TOKENIZER_FILES)}
     )
 
 

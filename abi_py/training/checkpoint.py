@@ -31,7 +31,6 @@ import numpy as np
 
 from ..config import Config, load_yaml, to_yaml
 from ..errors import CheckpointError, ConfigError, shown
-from ..families import write_config
 from ..files import (
     OLD,
     atomic_directory,
@@ -40,13 +39,15 @@ from ..files import (
     remove_directory,
     remove_leftovers,
     sha256_of,
+    write_inside,
     write_synced,
 )
-from ..formats.companions import COMPANIONS, Companions
+from ..formats.companions import Companions, is_one_of
 from ..formats.finite import check_read, check_written
 from ..formats.forms import to_stored
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from ..formats.safetensors import Stored, encoded_size, map_safetensors, read_safetensors, safetensors_pieces
+from ..model.folder_writing import config_content
 from ..model.lora import LoraModel
 from ..model.transformer import Transformer
 from ..untrusted import check, read_json
@@ -105,7 +106,6 @@ def save_checkpoint(
     state: TrainingState,
     optimizer: Mapping[str, np.ndarray],
     sections: Mapping[str, Config | None],
-    companions: Companions | None = None,
 ) -> Path:
     """Save under `root` and return the new directory.
 
@@ -118,9 +118,9 @@ def save_checkpoint(
     recover(root)
     tensors = to_stored(model.parameters.table, model.weights)
     check_written(root, {**tensors, **_moments(optimizer)}, "the earlier checkpoints are untouched")
-    beside = companions or Companions()
+    beside = Companions() if isinstance(model, LoraModel) else model.companions
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer) + beside.size)
-    (weights_file, config_file), description = MODEL_FILES, {**write_config(model.config), **beside.ids}
+    (weights_file, config_file), description = MODEL_FILES, config_content(model.config, beside.config, "float32")
     if isinstance(model, LoraModel):
         (weights_file, config_file), description = ADAPTER_FILES, adapter_config(model.lora, model.base_model)
     name = f"llm_step_{state.global_step}"
@@ -136,7 +136,7 @@ def save_checkpoint(
             config_file: write_synced(folder / config_file, [json_text(description).encode()]),
             OPTIMIZER: write_synced(folder / OPTIMIZER, safetensors_pieces(optimizer)),
             CONFIG: write_synced(folder / CONFIG, [to_yaml(**sections).encode()]),
-            **{name: write_synced(folder / name, [content]) for name, content in beside.files.items()},
+            **{name: write_inside(folder, name, [content]) for name, content in beside.files.items()},
         }
         content = {
             "format": FORMAT,
@@ -189,7 +189,8 @@ def is_replaceable(path: Path) -> bool:
     """Say whether nothing of the user's is lost with `path`: a checkpoint, what is left of one, a link, or nothing."""
     if path.is_symlink() or not path.is_dir() or (path / STATE).is_file():
         return True
-    return {each.name for each in path.iterdir()} <= {*FILES, *MODEL_FILES, *ADAPTER_FILES, *COMPANIONS}
+    names = {each.relative_to(path).as_posix() for each in path.rglob("*") if not each.is_dir()}
+    return all(map(is_one_of, names - {*FILES, *MODEL_FILES, *ADAPTER_FILES}))
 
 
 def check_unused(root: str | Path) -> None:
@@ -261,7 +262,7 @@ def verify(path: str | Path) -> dict[str, Any]:
     if named is not None and int(named[1]) != step:
         raise CheckpointError(f"{path} is named after step {named[1]}, but its state is that of step {step}{RENAME}")
     check(content, {"files": dict[str, Any]}, str(path / STATE))
-    names = (*_model_files(content["files"]), *FILES, *(name for name in COMPANIONS if name in content["files"]))
+    names = (*_model_files(content["files"]), *FILES, *filter(is_one_of, content["files"]))
     check(content["files"], {name: {"size": int, "sha256": str} for name in names}, f"{path / STATE}: files")
     for name in names:
         wanted, file = content["files"][name], path / name

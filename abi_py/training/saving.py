@@ -91,14 +91,7 @@ class Saver:
             with contextlib.nullcontext() if held else DirectoryLock(root, "checkpoint_path"):
                 if not held:
                     self._check_own(root)
-                path = save_checkpoint(
-                    root,
-                    model=model,
-                    state=state,
-                    optimizer=arrays,
-                    sections=sections,
-                    companions=session.companions,
-                )
+                path = save_checkpoint(root, model=model, state=state, optimizer=arrays, sections=sections)
                 self._prune(path)
         except BaseException:
             state.checkpoints_saved -= 1
@@ -158,7 +151,7 @@ class Saver:
             restored = restore_zig(session.model, session.optimizer, found.path)
         else:
             restored, losses = restore(session.model, session.optimizer, found.path)
-            session.companions = Companions.of(found.path)
+            session.model.companions = Companions.of(found.path) or session.model.companions
         state.become(restored)
         session.loss_history[:] = losses
         session.model.draws = state.draws

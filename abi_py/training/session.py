@@ -7,7 +7,6 @@ import numba
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..errors import ConfigError
-from ..formats.companions import Companions
 from ..model import LoraModel, TrainableModel
 from .clock import Clock
 from .evaluation import CountBytes
@@ -42,7 +41,6 @@ class Session:
         self.loss_history: list[float] = []
         self.early_stopping: EarlyStoppingConfig | None = None  # None: off
         self.count_bytes: CountBytes | None = None
-        self.companions = Companions()  # what each checkpoint carries along
         self.events = EventHub()
         for sink in (*configured_sinks(config), *sinks):
             self.events.add(sink)

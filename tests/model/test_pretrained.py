@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 import tokenizers
 from tokenizers.models import WordLevel
 
-from abi_py.config import LoraConfig, TrainableModelConfig
+from abi_py.config import LlmTrainingConfig, LoraConfig, TrainableModelConfig
 from abi_py.data.tokenizer import Tokenizer
 from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
+from abi_py.formats.companions import Companions
 from abi_py.formats.huggingface import bytes_of_size, cut_into_shards
 from abi_py.formats.safetensors import map_safetensors
 from abi_py.kernels.storage import STORAGES
@@ -20,6 +22,9 @@ from abi_py.model import folder_writing as writing
 from abi_py.model.folder import read_config
 from abi_py.model.frozen import FrozenModel
 from abi_py.shape import ModelFamily
+from abi_py.training.checkpoint import save_checkpoint, verify
+from abi_py.training.optimizer import Optimizer
+from abi_py.training.state import TrainingState
 
 SHAPE = {"hidden_dim": 12, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "intermediate_dim": 7, "vocab_size": 11}
 SHAPE["head_dim"] = 6  # said, as a config.json says it
@@ -256,7 +261,7 @@ def test_tokenizer_template_and_ids_go_along(folder, tmp_path):
         assert config_of(tmp_path / "out") == expected
 
 
-def test_adapters_and_copies_know_their_origin(folder, tmp_path):
+def test_adapters_and_copies_have_them(folder, tmp_path):
     model = FrozenModel.from_pretrained(folder)
     lora = LoraModel(model, LoraConfig(rank=2))
     for name, w in lora.weights.items():
@@ -268,7 +273,7 @@ def test_adapters_and_copies_know_their_origin(folder, tmp_path):
         TrainableModel.from_pretrained(tmp_path / "out").collect_weights().tobytes()
         == merged.collect_weights().tobytes()
     )
-    assert model.widened().origin is merged.origin is model.origin
+    assert model.widened().companions is merged.companions is model.companions
 
 
 def test_another_shape_keeps_the_ids(folder, tmp_path):
@@ -280,7 +285,7 @@ def test_another_shape_keeps_the_ids(folder, tmp_path):
     assert read_config(tmp_path / "out").max_seq_len == 99
 
 
-def test_a_folder_may_be_saved_over_its_own_origin(folder):
+def test_a_folder_may_be_saved_over_itself(folder):
     before = content_of(folder)
     model = FrozenModel.from_pretrained(folder)
     model.save_pretrained(folder)
@@ -290,14 +295,29 @@ def test_a_folder_may_be_saved_over_its_own_origin(folder):
     model.save_pretrained(folder)
 
 
-def test_an_origin_that_is_gone_is_told(folder, tmp_path):
+def test_the_source_may_be_gone(folder, tmp_path):
     model = TrainableModel.from_pretrained(folder)
-    (folder / "merges.txt").unlink()
-    with pytest.raises(CheckpointError, match=r"merges\.txt, which belongs to the model, is not there any more"):
-        model.save_pretrained(tmp_path / "out")
-    model.origin = None
+    shutil.rmtree(folder)
     model.save_pretrained(tmp_path / "out")
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert {name: content_of(tmp_path / "out")[name].decode() for name in FILES} == FILES
+    model.companions = Companions()
+    model.save_pretrained(tmp_path / "alone")
+    assert sorted(os.listdir(tmp_path / "alone")) == ["config.json", "model.safetensors"]
+
+
+def test_checkpoints_carry_them_too(folder, tmp_path):
+    model = TrainableModel.from_pretrained(folder)
+    moments = Optimizer(model.parameters, LlmTrainingConfig()).moments
+    options = {"model": model, "optimizer": moments, "sections": model.sections()}
+    path = save_checkpoint(tmp_path / "run", state=TrainingState(global_step=3), **options)
+    verify(path)
+    assert {name: content_of(path)[name].decode() for name in FILES} == FILES
+    expected = {**config_of(folder), "torch_dtype": "float32"}
+    del expected["auto_map"]
+    assert config_of(path) == expected
+    again = save_checkpoint(tmp_path / "run", state=TrainingState(global_step=3), **options)
+    TrainableModel.from_pretrained(again).save_pretrained(tmp_path / "out")
+    assert config_of(tmp_path / "out") == {**expected, "dtype": "float32"}
 
 
 def test_a_tokenizer_that_is_given_takes_the_place_of_the_other(folder, tmp_path):
