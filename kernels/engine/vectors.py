@@ -2,7 +2,7 @@
 
     exp        e^x in float32 as a polynomial that the loop vectoriser can widen (LLVM has no vector exp of its own)
     largest    the maximum of a vector
-    total      its sum;  dot, dot3: of the products of two or three;  sum_of_squares: in float64
+    total      its sum;  dot, dot3: of the products of two or three;  wide_total, sum_of_squares: in float64
 
 Vectors are contiguous float32; sums take bfloat16 (as uint16) as well.
 """
@@ -34,7 +34,7 @@ from .simd import (
     with_twin,
 )
 
-__all__ = ["dot", "dot3", "exp", "float_from_bits", "fma", "largest", "sum_of_squares", "total"]
+__all__ = ["dot", "dot3", "exp", "float_from_bits", "fma", "largest", "sum_of_squares", "total", "wide_total"]
 
 # -- plain-Python twins: what each operation means -----------------------------------------------
 
@@ -64,6 +64,10 @@ def _total_twin(*factors):
 
 def _sum_of_squares_twin(x):
     return np.square(x, dtype=np.float64).sum()
+
+
+def _wide_total_twin(x):
+    return x.sum(dtype=np.float64)
 
 
 # -- scalars: e^x --------------------------------------------------------------------------------
@@ -217,20 +221,31 @@ def _sum_of_products(count):
 total, dot, dot3 = (_sum_of_products(count) for count in (1, 2, 3))
 
 
-@with_twin(_sum_of_squares_twin)
-def sum_of_squares(typing, x):
-    """Return the sum of x_i^2 of a contiguous float32 vector, squared and summed in float64."""
+def _wide_sum(term):
+    """Return the code of a sum in float64 over a contiguous float32 vector: of term(builder, x_i)."""
 
     def codegen(context, builder, signature, arguments):
         wide = ir.VectorType(ir.DoubleType(), LANES)
         sums = cgutils.alloca_once_value(builder, ir.Constant(wide, [0.0] * LANES))
 
         def visit(vectors):
-            value = builder.fpext(vectors[0], wide)
-            builder.store(builder.fadd(builder.load(sums), builder.fmul(value, value)), sums)
+            value = term(builder, builder.fpext(vectors[0], wide))
+            builder.store(builder.fadd(builder.load(sums), value), sums)
 
         _each_vector(context, builder, signature.args, arguments, visit)
         add_up = declare(builder, f"llvm.vector.reduce.fadd.v{LANES}f64", ir.DoubleType(), [ir.DoubleType(), wide])
         return builder.call(add_up, [ir.Constant(ir.DoubleType(), -0.0), builder.load(sums)])
 
-    return types.float64(x), codegen
+    return codegen
+
+
+@with_twin(_sum_of_squares_twin)
+def sum_of_squares(typing, x):
+    """Return the sum of x_i^2 of a contiguous float32 vector, squared and summed in float64."""
+    return types.float64(x), _wide_sum(lambda builder, x: builder.fmul(x, x))
+
+
+@with_twin(_wide_total_twin)
+def wide_total(typing, x):
+    """Return the sum of a contiguous float32 vector in float64."""
+    return types.float64(x), _wide_sum(lambda builder, x: x)

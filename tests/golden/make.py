@@ -55,6 +55,15 @@ def rms_norm(rng):
     return {"x": x, "w": w, "dy": dy, "eps": 1e-5} | numpy_of(y=y, dx=tx.grad, dw=tw.grad)
 
 
+def layer_norm(rng):
+    x, w, dy = 2 + rng.standard_normal((7, 13)), 1 + 0.3 * rng.standard_normal(13), rng.standard_normal((7, 13))
+    b = rng.standard_normal(13)
+    tx, tw, tb = leaf(x), leaf(w), leaf(b)
+    y = functional.layer_norm(tx, (13,), tw, tb, 1e-5)
+    y.backward(torch.tensor(dy))
+    return {"x": x, "w": w, "b": b, "dy": dy, "eps": 1e-5} | numpy_of(y=y, dx=tx.grad, dw=tw.grad, db=tb.grad)
+
+
 def torch_rope(x, positions, theta):
     """Rotate x (B, H, T, D) as Hugging Face's Llama does: cos and sin repeated over both halves, and rotate_half."""
     D = x.shape[-1]
@@ -86,6 +95,23 @@ def swiglu(rng):
     h = functional.silu(gate) * up
     h.backward(torch.tensor(dh))
     return {"gate_up": gate_up, "dh": dh} | numpy_of(h=h, dgate_up=both.grad)
+
+
+def gelu(rng):
+    saved = {}
+    for kind, approximate in (("exact", "none"), ("tanh", "tanh")):
+        u, dh = 3 * rng.standard_normal((9, 7)), rng.standard_normal((9, 7))
+        both, gated_dh = 3 * rng.standard_normal((9, 14)), rng.standard_normal((9, 7))
+        tu, tboth = leaf(u), leaf(both)
+        h = functional.gelu(tu, approximate=approximate)
+        h.backward(torch.tensor(dh))
+        gate, up = tboth.chunk(2, 1)
+        gated_h = functional.gelu(gate, approximate=approximate) * up
+        gated_h.backward(torch.tensor(gated_dh))
+        arrays = {"u": u, "dh": dh, "gated_u": both, "gated_dh": gated_dh}
+        arrays |= numpy_of(h=h, du=tu.grad, gated_h=gated_h, gated_du=tboth.grad)
+        saved |= {f"{kind}_{name}": array for name, array in arrays.items()}
+    return saved
 
 
 def keep(seed, i, j, rate):
@@ -331,6 +357,8 @@ TABLE = {  # name of the file: (function, seed)
     "rms_norm": (rms_norm, 102),
     "rope": (rope, 103),
     "swiglu": (swiglu, 104),
+    "layer_norm": (layer_norm, 114),
+    "gelu": (gelu, 115),
     "dropout": (dropout, 105),
     "optimizers": (optimizers, 106),
     "global_norm": (global_norm, 107),
