@@ -26,7 +26,9 @@ from .kernels import (
     cross_entropy,
     dropout,
     embedding,
+    gelu,
     global_norm,
+    layer_norm,
     matmul,
     optimizers,
     rms_norm,
@@ -67,9 +69,11 @@ def checks(seed: int = SEED) -> Iterator[Check]:
         _bias,
         _embedding,
         _rms_norm,
+        _layer_norm,
         _rope,
         _attention,
         _swiglu,
+        _gelu,
         _cross_entropy,
         _dropout,
         _optimizers,
@@ -131,6 +135,22 @@ def _rms_norm(rng: np.random.Generator) -> Iterator[Check]:
     loss = lambda x, w: float((rms_norm.rms_norm_forward_ref(x, w, 1e-5)[0] * dy).sum())  # noqa: E731
     yield _derivation("rms_norm", "dx", lambda v: loss(v, w), x, dx_ref, rng)
     yield _derivation("rms_norm", "dw", lambda v: loss(x, v), w, dw_ref, rng)
+
+
+def _layer_norm(rng: np.random.Generator) -> Iterator[Check]:
+    x, dy, w, b = _single(*(1 + 0.3 * rng.standard_normal(shape) for shape in ((29, 67), (29, 67), 67, 67)))
+    y, r, dx, dw, db = np.empty_like(x), np.empty(29, np.float32), np.empty_like(x), np.zeros_like(w), np.zeros_like(b)
+    layer_norm.layer_norm_forward(y, r, x, w, b, 1e-5)
+    layer_norm.layer_norm_backward(dx, dw, db, dy, x, w, r, False)
+    x, dy, w, b = _wide(x, dy, w, b)
+    y_ref, r_ref = layer_norm.layer_norm_forward_ref(x, w, b, 1e-5)
+    expected = layer_norm.layer_norm_backward_ref(dy, x, w, r_ref)
+    yield _speed("layer_norm", "forward", y, y_ref)
+    loss = lambda x, w, b: float((layer_norm.layer_norm_forward_ref(x, w, b, 1e-5)[0] * dy).sum())  # noqa: E731
+    moved = (lambda v: loss(v, w, b), lambda v: loss(x, v, b), lambda v: loss(x, w, v))
+    for i, what in enumerate(("dx", "dw", "db")):
+        yield _speed("layer_norm", what, (dx, dw, db)[i], expected[i])
+        yield _derivation("layer_norm", what, moved[i], (x, w, b)[i], expected[i], rng)
 
 
 def _matmul(rng: np.random.Generator) -> Iterator[Check]:
@@ -218,6 +238,23 @@ def _swiglu(rng: np.random.Generator) -> Iterator[Check]:
     yield _speed("swiglu", "h again", again, swiglu.swiglu_forward_ref(gate_up))
     f = lambda x: float((swiglu.swiglu_forward_ref(x) * dh).sum())  # noqa: E731
     yield _derivation("swiglu", "dgate_up", f, gate_up, d_ref, rng)
+
+
+def _gelu(rng: np.random.Generator) -> Iterator[Check]:
+    for exact in (False, True):
+        name, options = "gelu exact" if exact else "gelu tanh", (exact, True)
+        gate_up, dh = _single(2 * rng.standard_normal((23, 62)), rng.standard_normal((23, 31)))
+        h, d = np.empty_like(dh), np.empty_like(gate_up)
+        gelu.gelu_forward(h, gate_up, exact)
+        again = dh.copy()
+        gelu.gelu_backward(d, again, gate_up, exact)  # turns it into h
+        gate_up, dh = _wide(gate_up, dh)
+        h_ref, d_ref = gelu.gelu_forward_ref(gate_up, *options), gelu.gelu_backward_ref(dh, gate_up, *options)
+        yield _speed(name, "forward", h, h_ref)
+        yield _speed(name, "du", d, d_ref)
+        yield _speed(name, "h again", again, h_ref)
+        f = lambda u: float((gelu.gelu_forward_ref(u, *options) * dh).sum())  # noqa: B023, E731
+        yield _derivation(name, "du", f, gate_up, d_ref, rng)
 
 
 def _cross_entropy(rng: np.random.Generator) -> Iterator[Check]:

@@ -1,12 +1,12 @@
-"""GELU: an activation that weighs u by how likely a standard normal number is below it, exactly or by a tanh; or a gate.
+"""GELU: an activation that weighs u by how likely a standard normal number is below it; also as a gate.
 
     exact      Phi(u) = (1 + erf(u / sqrt 2)) / 2                        gelu(u)  = u Phi(u)
                phi(u) = exp(-u^2 / 2) / sqrt(2 pi)                       gelu'(u) = Phi(u) + u phi(u)
     by a tanh  z = sqrt(2 / pi) (u + k u^3), k = 0.044715                gelu(u)  = u (1 + tanh z) / 2 = u s
                s = 1 / (1 + exp(-2 z)), dz = sqrt(2 / pi) (1 + 3 k u^2)  gelu'(u) = s + u s (1 - s) 2 dz
 
-    forward    h_i = gelu(u_i)             or, with a gate a and up b,   h_i  = gelu(a_i) b_i
-    backward   du_i = dh_i gelu'(u_i)                                    da_i = dh_i b_i gelu'(a_i)    db_i = dh_i gelu(a_i)
+    forward    h_i = gelu(u_i)          or, with a gate a and up b,   h_i  = gelu(a_i) b_i
+    backward   du_i = dh_i gelu'(u_i)                                 da_i = dh_i b_i gelu'(a_i)   db_i = dh_i gelu(a_i)
 
     h dh (N, F)   u du (N, F), or (N, 2F) with gate in [:, :F] and up in [:, F:]   N = B*T      saved for backward: u
     h and du are overwritten; backward leaves h where dh was.  What is saved may be rounded to bfloat16 (as uint16);
@@ -40,7 +40,7 @@ def _gelu_ref(u, exact):
     """Return gelu(u) and gelu'(u)."""
     if exact:
         phi = np.exp(-u * u / 2) / math.sqrt(2 * math.pi)
-        below = np.vectorize(lambda x: math.erfc(-x / math.sqrt(2)) / 2, otypes=[u.dtype])(u)  # Phi
+        below = np.frompyfunc(math.erfc, 1, 1)(-u / math.sqrt(2)).astype(u.dtype) / 2  # Phi
         return u * below, below + u * phi
     t = np.tanh(ROOT * (u + CUBIC * u**3))
     return u * (1 + t) / 2, (1 + t) / 2 + u * (1 - t * t) / 2 * ROOT * (1 + 3 * CUBIC * u * u)

@@ -5,7 +5,7 @@
                                   dw_i = sum_rows dy_i n_i     db_i = sum_rows dy_i
 
     x y dx dy (N, C)   w b dw db (C,)   r (N,)   N = B*T      saved for backward: x w r
-    dx is overwritten, or added to if `accumulate` (the residual branch has put its share there); dw, db are accumulated.
+    dx is overwritten, or added to if `accumulate` (the residual branch has put its share there); dw, db accumulate.
 
 Where dx comes from: y_i = n_i w_i + b_i, so dL/dn_i = g_i.  With c_i = x_i - m and r = (mean c^2 + eps)^(-1/2),
 dr/dc_i = -r^3 c_i / C, so dL/dc_i = g_i r + (sum_j g_j c_j) dr/dc_i = r (g_i - n_i mean_j g_j n_j).  And c is x less

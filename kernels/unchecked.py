@@ -14,8 +14,8 @@ from .engine.checks import unchecked
 __all__ = []  # names are found when they are asked for, so that a process that compiles can replace kernels before
 
 MODULES = (
-    *("embedding", "rms_norm", "layer_norm", "matmul", "stored_matmul", "bias", "rope", "attention", "cached_attention"),
-    *("swiglu", "gelu", "cross_entropy", "dropout", "global_norm", "optimizers"),
+    *("embedding", "rms_norm", "layer_norm", "matmul", "stored_matmul", "bias", "rope", "attention"),
+    *("cached_attention", "swiglu", "gelu", "cross_entropy", "dropout", "global_norm", "optimizers"),
 )
 
 

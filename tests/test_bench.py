@@ -154,8 +154,8 @@ def test_a_step_is_split_into_all_its_stages(bench):
 
 
 LIGHT = (
-    *("bias", "dropout", "embedding", "global_norm", "panels", "peak", "rms_norm", "rope", "simd", "stored_matmul"),
-    *("swiglu", "tiles"),
+    *("bias", "dropout", "embedding", "gelu", "global_norm", "layer_norm", "panels", "peak", "rms_norm", "rope"),
+    *("simd", "stored_matmul", "swiglu", "tiles"),
 )
 
 

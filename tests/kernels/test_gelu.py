@@ -54,12 +54,12 @@ def test_kernels_equal_the_reference(rng, shape, exact, gated):
 
 
 def test_every_argument_is_within_a_rounding_of_float32(exact, gated):
-    """Errors are absolute, as those of what is added to the residual stream: from -10 to 10 below 1e-6, then of the size of u."""
+    """Errors of values are measured against |u|, from 1 on; those of slopes, which are around 1, are absolute."""
     u = np.concatenate((np.linspace(-10, 10, 20001), [-1e30, -1e4, -100, -38, 38, 100, 1e4, 1e30])).astype(np.float32)
     both = np.concatenate((u, np.ones_like(u)))[None] if gated else u[None]
     ones = np.ones((1, u.size), np.float32)
-    h, du = run_kernels(both, ones, exact)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # without JIT
+        h, du = run_kernels(both, ones, exact)
         h_ref = gelu_forward_ref(both.astype(np.float64), exact, gated)
         du_ref = gelu_backward_ref(ones.astype(np.float64), both.astype(np.float64), exact, gated)
     size = np.maximum(1, np.abs(u))
