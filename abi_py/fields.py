@@ -275,14 +275,15 @@ class Config:
         raise NotImplementedError
 
     def require_acting(self, given: Collection[str] | None = None) -> None:
-        """Raise `ConfigError` for a field without effect: one of `given`, or of all that differ from their default.
+        """Raise `ConfigError` for a field without effect: one of `given`, or of all that differ from what they'd be.
 
         None, 0, false and empty switch a thing off; that much may always be said, unless it is in `given`.
         """
         values = {option.name: getattr(self, option.name) for option in fields_of(type(self))}
         for option in fields_of(type(self)):
-            value = values[option.name]
-            said = bool(value) and value != option.default if given is None else option.name in given
+            value, derive = values[option.name], option.metadata.get("derive")
+            usual = option.default if derive is None else derive(self)
+            said = bool(value) and value != usual if given is None else option.name in given
             if said and not _acts(option, values):
                 raise ConfigError(
                     f"{option.name} ({_plain(value)}) acts only {needs(type(self), option)}; change that, or leave "

@@ -26,12 +26,13 @@ INITIAL_STD = 0.02  # Radford et al. 2019 (GPT-2), section 2.3, and every Llama 
 class TensorSpec:
     """A tensor as its layer describes it: local name, shape, and how it begins: normal, ones or zeros.
 
-    Weight decay applies to matrices.
+    `std` is that of a normal one.  Weight decay applies to matrices.
     """
 
     name: str
     shape: tuple[int, ...]
     initial: str = "normal"
+    std: float = INITIAL_STD
 
     @property
     def decay(self) -> bool:
@@ -67,6 +68,7 @@ class Tensor:
     offset: int
     decay: bool
     initial: str = "normal"
+    std: float = INITIAL_STD
 
     @property
     def hf_name(self) -> str:
@@ -209,7 +211,7 @@ class Parameters(Buffers):
     def __init__(self, table: tuple[Tensor, ...], seed: int, weights: np.ndarray | None = None) -> None:
         """Allocate both buffers, gradients 0; weights are copied if given (P,).
 
-        Otherwise they begin as the table says: N(0, 0.02) from `seed`, ones, or zeros.
+        Otherwise they begin as the table says: N(0, std) from `seed`, ones, or zeros.
         """
         super().__init__(table)
         if weights is not None:
@@ -220,6 +222,6 @@ class Parameters(Buffers):
             view = self.weights[tensor.name]
             if tensor.initial == "normal":
                 random.standard_normal(out=view, dtype=np.float32)
-                view *= np.float32(INITIAL_STD)
+                view *= np.float32(tensor.std)
             else:
                 view.fill({"ones": 1, "zeros": 0}[tensor.initial])

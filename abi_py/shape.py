@@ -11,11 +11,12 @@ from enum import Enum
 from typing import Any
 
 from .errors import ConfigError, shown
-from .fields import REQUIRED, Config, closest, either, fields_of, opt
+from .fields import REQUIRED, Config, Other, closest, either, fields_of, opt
 
 __all__ = [
     "IGNORE_INDEX",
     "PROJECTIONS",
+    "Activation",
     "CheckpointingStrategy",
     "LoraConfig",
     "ModelFamily",
@@ -43,6 +44,14 @@ class ModelFamily(str, Enum):
     LLAMA = "llama"
     QWEN2 = "qwen2"
     QWEN3 = "qwen3"
+    GPT2 = "gpt2"
+
+
+class Activation(str, Enum):
+    """The activation of a feed-forward layer that has no gate."""
+
+    GELU_TANH = "gelu_tanh"
+    GELU = "gelu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +61,17 @@ class ModelShape(Config):
     hidden_dim: int = opt(REQUIRED, "width of the model")
     num_layers: int = opt(REQUIRED, "number of transformer blocks")
     num_heads: int = opt(REQUIRED, "number of query heads")
-    num_kv_heads: int = opt(REQUIRED, "number of key/value heads; a divisor of num_heads")
-    intermediate_dim: int = opt(REQUIRED, "inner width of the SwiGLU feed-forward layer")
+    num_kv_heads: int = opt(
+        None,
+        "number of key/value heads; a divisor of num_heads, and num_heads when not given",
+        acts={"family": Other(ModelFamily.GPT2)},
+        derive=lambda shape: shape.num_heads,
+    )
+    intermediate_dim: int = opt(REQUIRED, "inner width of the feed-forward layer")
     vocab_size: int = opt(REQUIRED, "number of token ids")
-    max_seq_len: int = opt(2048, "longest sequence the model can read (length of the RoPE table)")
-    rope_theta: float = opt(10000.0, "base of the RoPE frequencies")
-    norm_eps: float = opt(1e-5, "epsilon of RMSNorm")
+    max_seq_len: int = opt(2048, "longest sequence the model can read")
+    rope_theta: float = opt(10000.0, "base of the RoPE frequencies", acts={"family": Other(ModelFamily.GPT2)})
+    norm_eps: float = opt(1e-5, "epsilon of the norms")
     tie_embeddings: bool = opt(True, "use the token embedding as output projection too")
     checkpointing: CheckpointingStrategy = opt(CheckpointingStrategy.NONE, "gradient checkpointing: what to keep")
     checkpoint_interval: int = opt(
@@ -65,12 +79,17 @@ class ModelShape(Config):
         "keep the input of every n-th layer",
         acts={"checkpointing": CheckpointingStrategy.EVERY_N_LAYERS},
     )
-    head_dim: int | None = opt(None, "width of one head; hidden_dim / num_heads when not given")
+    head_dim: int | None = opt(
+        None,
+        "width of one head; hidden_dim / num_heads when not given",
+        acts={"family": Other(ModelFamily.GPT2)},
+    )
     attention_bias: bool = opt(
         False,
         "biases on the projections of attention, w_o's included",
         acts={"family": (ModelFamily.LLAMA, ModelFamily.QWEN3)},
     )
+    activation: Activation = opt(Activation.GELU_TANH, "GELU by a tanh, or exact", acts={"family": ModelFamily.GPT2})
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
     family: ModelFamily = opt(ModelFamily.LLAMA, "family of the model: what its layers are")
 
@@ -94,7 +113,7 @@ class ModelShape(Config):
                 f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads}); "
                 f"try {either(good)}, or set head_dim"
             )
-        if self.resolved_head_dim % 2 or self.resolved_head_dim < 2:
+        if self.family is not ModelFamily.GPT2 and (self.resolved_head_dim % 2 or self.resolved_head_dim < 2):
             raise ConfigError(
                 f"head_dim ({self.resolved_head_dim}) must be even and at least 2, because RoPE rotates pairs; "
                 f"set head_dim to {max(2, self.resolved_head_dim + 1)} or change num_heads"

@@ -325,8 +325,7 @@ def _model(rng: np.random.Generator, family: ModelFamily) -> Iterator[Check]:
         max_seq_len=13,
         tie_embeddings=False,
         seed=int(rng.integers(1 << 31)),
-        family=family,
-    )
+    ).replace(family=family)
     model = TrainableModel(config)
     model.parameters.weights_flat *= np.float32(3)  # away from the initial, almost linear, state; not too curved
     for tensor in model.parameters.table:

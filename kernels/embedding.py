@@ -4,7 +4,7 @@
     backward   dw[v] += sum over the rows n with id_n = v of dx_n
 
     x dx (N, C)   w dw (V, C)   ids (N,) int32, each in [0, V)   N = B*T      saved for backward: ids
-    x is overwritten, dw is accumulated.
+    x is overwritten, or added to (learned positions are rows as well); dw is accumulated.
 
 A token that occurs twice must be added twice, so two threads must never own the same element of dw.  The backward
 kernel is parallel over fixed slices of columns: one thread adds all rows to its slice, in the order of n.  No race,
@@ -16,7 +16,13 @@ import numpy as np
 from .engine.checks import checked
 from .engine.jit import kernel, prange
 
-__all__ = ["embedding_backward", "embedding_backward_ref", "embedding_forward", "embedding_forward_ref"]
+__all__ = [
+    "embedding_backward",
+    "embedding_backward_ref",
+    "embedding_forward",
+    "embedding_forward_adding",
+    "embedding_forward_ref",
+]
 
 SLICE_COLUMNS = 128  # columns in a slice: 512 bytes, long enough for the hardware to fetch ahead
 
@@ -44,6 +50,17 @@ def embedding_forward(x, ids, w):
         v = ids[n]
         for j in range(C):
             x[n, j] = w[v, j]
+
+
+@checked("x! (N, C); ids (N) int < V; w (V, C)")
+@kernel
+def embedding_forward_adding(x, ids, w):
+    """Add the rows ids (N,) of w (V, C) to x (N, C)."""
+    N, C = x.shape
+    for n in prange(N):
+        v = ids[n]
+        for j in range(C):
+            x[n, j] += w[v, j]
 
 
 @checked("dw! (V, C); dx (N, C); ids (N) int < V")

@@ -61,9 +61,8 @@ def gelu_backward_ref(dh, u, exact, gated):
 
 
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
-_ONE, _TWO = np.float32(1), np.float32(2)
 _CUBIC, _LARGE = np.float32(CUBIC), np.float32(1e4)  # from |u| = 100 on s is 0 or 1 in any case, and u^2 may overflow
-_TWO_ROOT, _TWO_DZ = np.float32(2 * ROOT), np.float32(6 * ROOT * CUBIC)  # 2 z = u (.. + ..), 2 dz = .. + .. u^2
+_ROOT_TWICE, _DZ_TWICE = np.float32(2 * ROOT), np.float32(6 * ROOT * CUBIC)  # 2 z = u (.. + ..), 2 dz = .. + .. u^2
 _P, _HALF_ROOT = np.float32(0.3275911 / math.sqrt(2)), np.float32(1 / math.sqrt(2 * math.pi))
 _A = [0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429]  # Abramowitz and Stegun 7.1.26
 _A1, _A2, _A3, _A4, _A5 = (np.float32(a / 2) for a in _A)
@@ -72,19 +71,19 @@ _A1, _A2, _A3, _A4, _A5 = (np.float32(a / 2) for a in _A)
 @helper
 def _by_tanh(u):
     """Return the factor of u in gelu(u), and gelu'(u)."""
-    u2 = u * u
+    one, u2 = np.float32(1), u * u
     u2 = _LARGE if u2 > _LARGE else u2
-    s = _ONE / (_ONE + exp(-u * _TWO_ROOT * fma(_CUBIC, u2, _ONE)))
-    return s, s + u * s * (_ONE - s) * fma(_TWO_DZ, u2, _TWO_ROOT)
+    s = one / (one + exp(-u * _ROOT_TWICE * fma(_CUBIC, u2, one)))
+    return s, s + u * s * (one - s) * fma(_DZ_TWICE, u2, _ROOT_TWICE)
 
 
 @helper
 def _exact(u):
     """Return the same without tanh: Phi(u), and gelu'(u)."""
-    e = exp(np.float32(-0.5) * u * u)
-    t = _ONE / fma(_P, abs(u), _ONE)
+    one, e = np.float32(1), exp(np.float32(-0.5) * u * u)
+    t = one / fma(_P, abs(u), one)
     tail = t * fma(t, fma(t, fma(t, fma(t, _A5, _A4), _A3), _A2), _A1) * e
-    below = tail if u < np.float32(0) else _ONE - tail
+    below = tail if u < np.float32(0) else one - tail
     return below, below + u * e * _HALF_ROOT
 
 

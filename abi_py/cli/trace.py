@@ -21,7 +21,7 @@ from .options import Verb
 
 __all__ = ["Call", "flow", "trace_step"]
 
-HELPERS = ("linear.py", "norm.py")  # of model/layers/: the stages are their callers
+HELPERS = ("linear.py", "norm.py", "activation.py")  # of model/layers/: the stages are their callers
 HIDDEN = ("delta", "scratch", "chunks", "decay")  # scratch and bookkeeping: arrays that are no part of the mathematics
 SHAPE = {
     "hidden_dim": 32,
@@ -57,8 +57,15 @@ class Call:
 )
 def command(no_times: bool, family: str) -> None:
     """Run one tiny training step and show each stage: function, file, shapes, bytes saved for backward, time."""
-    shape = SHAPE if family == ModelFamily.LLAMA.value else {**SHAPE, "family": family}
+    shape = SHAPE if family == ModelFamily.LLAMA.value else _of_family(family)
     click.echo(flow(trace_step(shape), times=not no_times, shape=shape), nl=False)
+
+
+def _of_family(family: str) -> dict[str, Any]:
+    """Return the sizes of SHAPE that act in a family, and its name."""
+    from ..config import TrainableModelConfig, joined
+
+    return joined(TrainableModelConfig, SHAPE, {"family": family})
 
 
 def trace_step(shape: Mapping[str, Any] = SHAPE) -> list[Call]:

@@ -49,7 +49,8 @@ class Family:
         for layer in self.layers(shape):
             for spec in layer.tensors():
                 name = layer.at + spec.name
-                made = Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, spec.initial)
+                begin = spec.initial, spec.std
+                made = Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, *begin)
                 table.append(made)
                 offset += made.size
         return tuple(table)

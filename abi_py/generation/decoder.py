@@ -185,7 +185,7 @@ class Decoder:
     def _run(self, a: Arrays, starts: np.ndarray | None) -> None:
         """Turn a.ids into a.x, the output of the last branch; `starts`: the rows are a whole sample from position 0."""
         run = Run(1, len(a.ids), starts, a.positions, slots=a.slots)
-        self._stack.embedding.forward(a.x, a.ids)
+        self._stack.embedding.forward(a.x, a.ids, run)
         for i, (branch, arrays) in enumerate(zip(self._stack.branches, a.branches, strict=True)):
             branch.decode(a.x, arrays, self.cache.kept.get(i), run, a.chunks)
 

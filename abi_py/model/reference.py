@@ -1,18 +1,18 @@
 """The whole model in float64 NumPy, forward and backward: the page to read first, and what the fast code must equal.
 
-    x = token_embedding[ids]                           (N, C), N = B T rows: batch B, time T, width C
+    x = token_embedding[ids]                           (N, C), N = B T rows: batch B, time T, width C (+ positions)
     for each block i:                                  its weights have these names after `layers.i.`
         attention      q, k, v = rope(n w_qᵀ), rope(n w_kᵀ), n w_vᵀ      n = norm(x)
                        x = x + attention(q, k, v) w_oᵀ               (norms of q's and k's heads, of what is added)
         feed-forward   gate, up = n w_gateᵀ, n w_upᵀ                     n = norm(x)
-                       x = x + (silu(gate) * up) w_downᵀ
+                       x = x + (act(gate) * up) w_downᵀ             (act is silu; GPT-2: x + gelu(up) w_downᵀ)
     loss = mean cross_entropy(norm(x) headᵀ, labels)      head = output_proj, or token_embedding if tied
 
 H query heads, G key/value heads of width D; feed-forward width F; vocabulary V.  Weights are (out, in): y = x wᵀ (+ b,
-where a family has biases), dx = dy w, dw = dyᵀ x: `forward_ref` and `backward_ref` of `layers/linear.py`; norms have
-theirs in `layers/norm.py`.  Each other operation is a reference of `kernels/`, derived there.  A branch is a pair of
-functions; the class in `layers/` that names them computes the same in float32.  Ids are (B, T), or flat; labels of the
-same shape, -100 where none is trained; options those of `TrainableModel.compute_loss`.
+where a family has biases), dx = dy w, dw = dyᵀ x: `forward_ref` and `backward_ref` of `layers/linear.py`; embedding,
+norm and activation are files with such a pair, too.  Each other operation is a reference of `kernels/`, derived there.
+A branch is a pair of functions; the class in `layers/` that names them computes the same in float32.  Ids are (B, T),
+or flat; labels of the same shape, -100 where none is trained; options those of `TrainableModel.compute_loss`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,7 @@ import numpy.typing as npt
 
 from ..kernels.attention import attention_backward_ref, attention_forward_ref, starts_within
 from ..kernels.cross_entropy import head_loss_ref
-from ..kernels.embedding import embedding_backward_ref, embedding_forward_ref
 from ..kernels.rope import rope_backward_ref, rope_forward_ref
-from ..kernels.swiglu import swiglu_backward_ref, swiglu_forward_ref
 from .inputs import as_ids, as_labels, check_ids, segment_starts
 
 Array = np.ndarray
@@ -77,25 +75,28 @@ def attention_backward(layer: Any, w: Weights, dx: Array, saved: Any, batch: Bat
 
 
 def feed_forward_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[Array, Any]:
-    """Return x + swiglu(norm(x)) (N, C)."""
+    """Return x + act(norm(x)) (N, C)."""
     n, r = layer.norm.forward_ref(w, x)  # (N, C), (N,)
-    gate_up = layer.gate_up.forward_ref(w, n)  # (N, 2F)
-    h = swiglu_forward_ref(gate_up)  # (N, F)
-    return x + layer.down.forward_ref(w, h), (x, n, r, gate_up, h)
+    gate_up = layer.gate_up.forward_ref(w, n)  # (N, 2F), or (N, F) without a gate
+    h = layer.activation.forward_ref(gate_up)  # (N, F)
+    z = layer.down.forward_ref(w, h)  # (N, C)
+    share, r_z = layer.after.forward_ref(w, z) if layer.after else (z, None)
+    return x + share, (x, n, r, gate_up, h, z, r_z)
 
 
 def feed_forward_backward(layer: Any, w: Weights, dx: Array, saved: Any, _: Batch) -> tuple[Array, dict[str, Array]]:
     """Return dx (N, C) of the input for dx of the output, and the gradients of the branch's weights."""
-    x, n, r, gate_up, h = saved
-    # forward: out = x + h w_downᵀ; dx is also the first share of the input's gradient
-    dh, of_down = layer.down.backward_ref(w, dx, h)  # (N, F)
-    # forward: h = swiglu(gate_up)
-    dgate_up = swiglu_backward_ref(dh, gate_up)  # (N, 2F)
+    x, n, r, gate_up, h, z, r_z = saved
+    # forward: out = x + z, z = h w_downᵀ, or the norm of that; dx is also the first share of the input's gradient
+    dz, of_after = layer.after.backward_ref(w, dx, z, r_z) if layer.after else (dx, {})  # (N, C)
+    dh, of_down = layer.down.backward_ref(w, dz, h)  # (N, F)
+    # forward: h = act(gate_up)
+    dgate_up = layer.activation.backward_ref(dh, gate_up)  # (N, 2F)
     # forward: gate_up = n [w_gate, w_up]ᵀ
     dn, of_gate_up = layer.gate_up.backward_ref(w, dgate_up, n)  # (N, C)
     # forward: n = norm(x)
     share, of_norm = layer.norm.backward_ref(w, dn, x, r)  # (N, C)
-    return dx + share, of_gate_up | of_down | of_norm
+    return dx + share, of_gate_up | of_down | of_norm | of_after
 
 
 # -- the model: the list of its layers, and the same list in reverse ------------------------------------------
@@ -108,7 +109,7 @@ def forward(layers: Sequence[Any], weights: Weights, input_ids: npt.ArrayLike, *
     check_ids(ids, input_ids, embedding)
     starts = segment_starts(ids.shape, **marks).ravel()  # (N,)
     batch = ids, starts, np.tile(np.arange(ids.shape[1]), len(ids)) - starts
-    x, kept = embedding_forward_ref(ids.ravel(), weights[embedding.name]), []  # (N, C)
+    x, kept = embedding.forward_ref(weights, ids.ravel(), batch[2]), []  # (N, C)
     for layer in branches:
         x, saved = layer.reference[0](layer, local(weights, layer.at), x, batch)  # (N, C)
         kept.append(saved)
@@ -125,8 +126,7 @@ def backward(layers: Sequence[Any], weights: Weights, dhidden: Array, saved: Any
         dx, found = layer.reference[1](layer, local(weights, layer.at), dx, inner, batch)  # (N, C)
         gradients |= {layer.at + name: dw for name, dw in found.items()}
     # forward: x = token_embedding[ids]
-    gradients[embedding.name] = embedding_backward_ref(dx, batch[0].ravel(), embedding.vocab_size)  # (V, C)
-    return gradients
+    return gradients | embedding.backward_ref(dx, batch[0].ravel(), batch[2])
 
 
 def loss_and_gradients(

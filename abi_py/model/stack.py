@@ -62,7 +62,7 @@ class Stack:
     def forward(self, ids: np.ndarray, run: Run) -> np.ndarray:
         """Return hidden (N, C), the input of the head's matrix, for ids (N,); the arena keeps what backward needs."""
         arrays = self.arrays(run)
-        self.embedding.forward(arrays.saved[0].x, ids)
+        self.embedding.forward(arrays.saved[0].x, ids, run)
         for segment in self._segments:
             self._run(segment, arrays, run)
         return self.head.forward(arrays.head)
@@ -89,7 +89,7 @@ class Stack:
                 if self._is_shared(branch):
                     branch.fill(a, s, run)
                 branch.backward(dx, a, s, run, self._below[i + 1])
-        self.embedding.backward(dx, ids)
+        self.embedding.backward(dx, ids, run)
 
     def _is_shared(self, branch: Branch) -> bool:
         """Say whether the next block has overwritten what `attention_only` does not keep."""

@@ -50,9 +50,10 @@ FORWARD = (
     *("_attention_forward", "_product"),  # these two where a prompt is long
 )
 NOT_IN_A_STEP = ("_dropout", *GENERATION)
-ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded")  # not in float32
+ONLY_NARROW = ("rope_forward_rounded", "swiglu_forward_rounded", "gelu_forward_rounded")  # not in float32
 ROUTINES = "routines"
-OTHER_TYPES = {Precision.BF16: ("swiglu_backward", *ONLY_NARROW)}  # kernels that a precision calls with other types
+# Kernels that a precision calls with other types.
+OTHER_TYPES = {Precision.BF16: ("swiglu_backward", "gelu_backward", *ONLY_NARROW)}
 VARIANTS = {"fp32": ()} | {p.value: (ROUTINES, *OTHER_TYPES.get(p, ())) for p in Precision if p is not Precision.FP32}
 
 
@@ -338,7 +339,7 @@ def _tiny(family: ModelFamily) -> "TrainableModel":
 
     heads = {"num_heads": 2, "num_kv_heads": 1}
     sizes = {"hidden_dim": 16, "num_layers": 1, "intermediate_dim": 16, "vocab_size": 32, "max_seq_len": 8}
-    return TrainableModel(TrainableModelConfig.from_dict({**heads, **sizes, "family": family}))
+    return TrainableModel(TrainableModelConfig.from_dict({**heads, **sizes}).replace(family=family))
 
 
 def _tiny_frozen(family: ModelFamily, storage: str) -> "FrozenModel":

@@ -148,7 +148,7 @@ def test_verify_catches_a_wrong_gradient(abi_train, monkeypatch):
     code, out, _ = abi_train("verify")
     assert code == 1
     failed = [line for line in out.splitlines() if "FAIL" in line]
-    assert len(failed) == len(ModelFamily)
+    assert len(failed) == len([family for family in ModelFamily if family is not ModelFamily.GPT2])  # it has LayerNorm
     assert all("final_norm" in line for line in failed)
 
 

@@ -14,7 +14,8 @@ SHAPE = {"hidden_dim": 12, "num_layers": 2, "num_heads": 3, "num_kv_heads": 1, "
 
 
 def shape_of(family, **changes):
-    return TrainableModelConfig(**{**SHAPE, "head_dim": 6, "family": family, **changes})
+    """Return a shape of a family, without the fields that do not act in it."""
+    return TrainableModelConfig(**{**SHAPE, "head_dim": 6, **changes}).replace(family=family)
 
 
 @pytest.mark.parametrize("family", ModelFamily)

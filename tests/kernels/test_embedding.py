@@ -9,6 +9,7 @@ from abi_py.kernels.embedding import (
     embedding_backward,
     embedding_backward_ref,
     embedding_forward,
+    embedding_forward_adding,
     embedding_forward_ref,
 )
 
@@ -39,6 +40,8 @@ def test_kernels_equal_the_reference(rng, shape):
     x = np.full_like(dx, np.nan)  # overwritten
     embedding_forward(x, ids, w)
     assert np.array_equal(x, embedding_forward_ref(ids, w))
+    embedding_forward_adding(x, ids[::-1].copy(), w)
+    assert np.array_equal(x, embedding_forward_ref(ids, w) + embedding_forward_ref(ids[::-1], w))
 
     before = rng.standard_normal(w.shape).astype(np.float32)
     dw = before.copy()  # added to

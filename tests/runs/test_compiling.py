@@ -219,7 +219,8 @@ for name in compiling.kernel_names():
     kernel, _, precision = name.partition(":")
     if kernel != compiling.ROUTINES:
         compiling._exercise(kernel, precision or "fp32")
-twice = {"swiglu_backward": 2, "cache_append": 2}  # for saved bfloat16; for the columns of one row and of several
+# For saved bfloat16; for the columns of one row and of several.
+twice = {"swiglu_backward": 2, "gelu_backward": 2, "cache_append": 2}
 for name, (_, kernel) in compiling._dispatchers().items():
     if len(kernel.overloads) != twice.get(name, 1):
         print(name, len(kernel.overloads))

@@ -21,7 +21,7 @@ from ...kernels.unchecked import (
     rope_forward,
     rope_forward_rounded,
 )
-from ...parameters import TensorSpec
+from ...parameters import INITIAL_STD, TensorSpec
 from .. import reference
 from .layer import Branch
 from .linear import Linear, Projection, adapter_scratch
@@ -112,6 +112,7 @@ class Attention(Branch):
         window: int | None = None,
         scale: float | None = None,
         after: Norm | None = None,
+        out_std: float = INITIAL_STD,
     ) -> None:
         """Describe it.
 
@@ -123,6 +124,7 @@ class Attention(Branch):
         window    keys that a query sees, its own among them; None: all before it
         scale     factor of the scores; None: 1 / sqrt(head_dim)
         after     a norm of what is added to x
+        out_std   of the initial w_o
         """
         super().__init__(at, block)
         self.width, self.heads, self.kv_heads, self.head_dim = width, heads, kv_heads, head_dim
@@ -133,7 +135,7 @@ class Attention(Branch):
         parts = {"qkv": q + 2 * kv} if fused else {"q": q, "k": kv, "v": kv}
         projections = (Projection(f"w_{part}", size, f"b_{part}" * qkv_bias) for part, size in parts.items())
         self.qkv = Linear(width, *projections)
-        self.o = Linear(q, Projection("w_o", width, "b_o" * o_bias))
+        self.o = Linear(q, Projection("w_o", width, "b_o" * o_bias, out_std))
         self.linears = self.qkv, self.o
         self.cuts = [q, q + kv]
         self.keys_and_values = kv_heads, head_dim

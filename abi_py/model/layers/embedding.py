@@ -1,48 +1,84 @@
-"""The embedding: ids to rows."""
+"""The embedding: ids to rows, and, where a family learns them, positions to rows.
 
-from collections.abc import Callable
+    x_n = scale W[id_n] + P[t_n]      W (V, C)   P (max_seq_len, C)   t_n: position of a row within its segment
+"""
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ...kernels.embedding import embedding_backward_ref, embedding_forward_ref
 from ...kernels.storage.float32 import STORAGE as FLOAT32
-from ...kernels.unchecked import embedding_backward, embedding_forward, stored_rows
+from ...kernels.unchecked import embedding_backward, embedding_forward, embedding_forward_adding, stored_rows
 from ...parameters import TensorSpec, Weight
 from .layer import Layer
+from .run import Run
 
 __all__ = ["Embedding"]
 
 
 class Embedding(Layer):
-    """x = W[ids], W (V, C); its gradient is always added to."""
+    """Rows of W, times a scale that is rounded to float32, and those of P; gradients are always added to."""
 
     name = "token_embedding"
+    positions = "position_embedding"
 
-    def __init__(self, vocab_size: int, width: int, max_seq_len: int) -> None:
+    def __init__(
+        self, vocab_size: int, width: int, max_seq_len: int, *, learned_positions: bool = False, scale: float = 1.0
+    ) -> None:
         """Describe it."""
         super().__init__("")
         self.vocab_size, self.width, self.max_seq_len = vocab_size, width, max_seq_len
+        self.learned_positions, self.scale = learned_positions, float(np.float32(scale))
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
-        return (TensorSpec(self.name, (self.vocab_size, self.width)),)
+        own = TensorSpec(self.name, (self.vocab_size, self.width))
+        return (own, TensorSpec(self.positions, (self.max_seq_len, self.width))) if self.learned_positions else (own,)
 
     def bind(self, weights: Callable[[str], Weight]) -> None:
-        """Take its weights."""
-        self.weight = weights(self.name)
-        self.weights = [self.weight]
+        """Take its weights; positions in another storage than float32 are copied to that: they are few."""
+        self.weights = [weights(spec.name) for spec in self.tensors()]
+        self.weight, *others = self.weights
+        for each in others:
+            self._positions = each.w
+            if each.storage is not FLOAT32:
+                self._positions = np.empty((self.max_seq_len, self.width), np.float32)
+                each.storage.decode(self._positions, each.w, 0)
 
     def flops(self, seq_len: int, below: bool) -> float:
         """Return 0: rows are copied."""
         return 0.0
 
-    def forward(self, x: np.ndarray, ids: np.ndarray) -> None:
+    def forward(self, x: np.ndarray, ids: np.ndarray, run: Run) -> None:
         """Write x (N, C) for ids (N,)."""
         if self.weight.storage is FLOAT32:
             embedding_forward(x, ids, self.weight.w)
         else:
             stored_rows(x, ids, self.weight.w, self.weight.storage)
+        if self.scale != 1:
+            x *= np.float32(self.scale)
+        if self.learned_positions:
+            embedding_forward_adding(x, run.positions, self._positions)
 
-    def backward(self, dx: np.ndarray, ids: np.ndarray) -> None:
-        """Add to the gradient, if it is trained."""
-        if self.weight.dw is not None:
-            embedding_backward(self.weight.dw, dx, ids)
+    def backward(self, dx: np.ndarray, ids: np.ndarray, run: Run) -> None:
+        """Add to the gradients of what is trained; dx, which nothing reads after this, is scaled in place."""
+        gradients = [weight.dw for weight in self.weights]
+        if self.learned_positions and gradients[1] is not None:  # forward: x = ... + P[t]
+            embedding_backward(gradients[1], dx, run.positions)
+        if gradients[0] is not None:  # forward: x = scale W[ids]
+            if self.scale != 1:
+                dx *= np.float32(self.scale)
+            embedding_backward(gradients[0], dx, ids)
+
+    def forward_ref(self, w: Mapping[str, np.ndarray], ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return x (N, C) for ids and positions (N,), given its weights by name."""
+        x = embedding_forward_ref(ids, w[self.name]) * self.scale
+        return x + embedding_forward_ref(positions, w[self.positions]) if self.learned_positions else x
+
+    def backward_ref(self, dx: np.ndarray, ids: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the gradients of its weights by name."""
+        found = {self.name: embedding_backward_ref(dx * self.scale, ids, self.vocab_size)}
+        if self.learned_positions:
+            found[self.positions] = embedding_backward_ref(dx, positions, self.max_seq_len)
+        return found

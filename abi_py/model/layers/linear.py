@@ -35,7 +35,7 @@ from ...kernels.unchecked import (
     stored_product_backward,
     streamed_product,
 )
-from ...parameters import TensorSpec, Weight, adjoin, joined
+from ...parameters import INITIAL_STD, TensorSpec, Weight, adjoin, joined
 from .run import Entry, Form, Run
 
 __all__ = ["Adapter", "AdapterScratch", "Group", "Joined", "Linear", "Part", "Projection", "adapter_scratch"]
@@ -48,6 +48,7 @@ class Projection:
     name: str
     width: int
     bias: str = ""  # none if empty
+    std: float = INITIAL_STD  # of the initial matrix
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Linear:
 
     def matrices(self) -> tuple[TensorSpec, ...]:
         """Return its matrices, in the order of the parts."""
-        return tuple(TensorSpec(p.name, (p.width, self.inputs)) for p in self.projections)
+        return tuple(TensorSpec(p.name, (p.width, self.inputs), std=p.std) for p in self.projections)
 
     def biases(self) -> tuple[TensorSpec, ...]:
         """Return its biases."""

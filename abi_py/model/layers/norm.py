@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ...kernels.layer_norm import layer_norm_backward_ref, layer_norm_forward_ref
 from ...kernels.rms_norm import rms_norm_backward_ref, rms_norm_forward_ref
-from ...kernels.unchecked import rms_norm_backward, rms_norm_forward
+from ...kernels.unchecked import layer_norm_backward, layer_norm_forward, rms_norm_backward, rms_norm_forward
 from ...parameters import TensorSpec, Weight
 
-__all__ = ["Norm", "RmsNorm"]
+__all__ = ["LayerNorm", "Norm", "RmsNorm"]
 
 Weights = Mapping[str, np.ndarray]
 
@@ -94,3 +95,34 @@ class RmsNorm(Norm):
         dy, heads = dy.reshape(-1, self.width), x.reshape(-1, self.width)
         dx, dw = rms_norm_backward_ref(dy, heads, w[self.name] + self.above_one, r)
         return dx.reshape(x.shape), {self.name: dw}
+
+
+class LayerNorm(Norm):
+    """LayerNorm (`kernels/layer_norm.py`): y = (x - mean) r w + b, with b called `NAME_bias`."""
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Return its tensors."""
+        return (
+            TensorSpec(self.name, (self.width,), initial="ones"),
+            TensorSpec(f"{self.name}_bias", (self.width,), initial="zeros"),
+        )
+
+    def forward(self, y: np.ndarray, r: np.ndarray, x: np.ndarray) -> None:
+        """Write y (N, C) and r = 1 / standard deviation (N,) from x (N, C)."""
+        weight, bias = self.weights
+        layer_norm_forward(y, r, x, weight.w, bias.w, self.eps)
+
+    def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, r: np.ndarray, add: bool) -> None:
+        """Write dx (N, C), or add to it; the gradients of weight and bias are added to."""
+        layer_norm_backward(dx, *self._dw, dy, x, self.weights[0].w, r, add)
+
+    def forward_ref(self, w: Weights, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return y (N, C) and r (N,)."""
+        return layer_norm_forward_ref(x, w[self.name], w[f"{self.name}_bias"], self.eps)
+
+    def backward_ref(
+        self, w: Weights, dy: np.ndarray, x: np.ndarray, r: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return dx (N, C), and the gradients of weight and bias."""
+        dx, dw, db = layer_norm_backward_ref(dy, x, w[self.name], r)
+        return dx, {self.name: dw, f"{self.name}_bias": db}
