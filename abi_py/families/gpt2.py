@@ -6,7 +6,7 @@ training has none here: they are read past, as a model that is evaluated does, a
 may lack `transformer.`; the causal masks that old ones store are not read.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3: a norm before each
-branch and one at the end; the initial weights of what is added are smaller by the square root of the number of branches.
+branch and one at the end; the initial weights of what is added are smaller by the root of the number of branches.
 """
 
 import math
@@ -98,8 +98,7 @@ def layers(shape: ModelShape) -> list[Layer]:
         at = f"layers.{i}."
         norms = LayerNorm("attn_norm", width, eps), LayerNorm("ffn_norm", width, eps)
         sizes = width, heads, heads, shape.resolved_head_dim
-        biases = {"fused": True, "qkv_bias": True, "o_bias": True}
-        made.append(Attention(at, i, *sizes, norms[0], None, **biases, out_std=small))
+        made.append(Attention(at, i, *sizes, norms[0], None, True, fused=True, o_bias=True, out_std=small))
         inner = shape.intermediate_dim
         made.append(FeedForward(at, i, width, inner, norms[1], activation=activation, bias=True, out_std=small))
     made.append(Head(LayerNorm("final_norm", width, eps), shape.vocab_size, width, shape.tie_embeddings))
