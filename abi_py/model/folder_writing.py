@@ -22,7 +22,7 @@ from ..errors import CheckpointError, ConfigError, shown
 from ..families import difference, write_config
 from ..fields import either
 from ..files import atomic_directory, json_text, write_inside, write_synced
-from ..formats.companions import Companions, is_one_of
+from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards
@@ -72,7 +72,8 @@ def write_folder(
     # Version 5 of transformers says `dtype`, version 4 `torch_dtype`; each leaves the other's aside.
     texts = {**companions.files, **{name: text.encode() for name, text in files.items()}}
     texts[CONFIG] = json_text({**content, "dtype": dtype, "torch_dtype": dtype}).encode()
-    stay = _what_stays(folder, {*texts})
+    new_tokenizer = tokenizer is not None or any(is_one_of(name, TOKENIZER_FILES) for name in texts)
+    stay = _what_stays(folder, {*texts}, new_tokenizer)
     check_written(folder, written, "what was there is untouched")
     _check_space(folder, encoded_size(written))
     with atomic_directory(folder) as new:
@@ -102,10 +103,11 @@ def config_content(config: TrainableModelConfig, theirs: Mapping[str, Any], dtyp
     return {**content, **{name: dtype for name in ("dtype", "torch_dtype") if name in content}}
 
 
-def _what_stays(folder: Path, written: set[str]) -> list[str]:
-    """Return the files of a folder that is replaced which are neither written anew nor weights or a tokenizer's.
+def _what_stays(folder: Path, written: set[str], new_tokenizer: bool) -> list[str]:
+    """Return the files of a folder that is replaced which are neither written anew nor weights.
 
-    ConfigError if there is something else in its place, or directories in it.
+    A tokenizer stays where no new one takes its place.  ConfigError if there is no directory in its place, or one that
+    holds directories.
     """
     if not os.path.lexists(folder):
         return []
@@ -118,7 +120,8 @@ def _what_stays(folder: Path, written: set[str]) -> list[str]:
             "choose another"
         )
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - written
-    return sorted(name for name in names if not WEIGHT_FILES.fullmatch(name) and not is_one_of(name))
+    names = {name for name in names if not WEIGHT_FILES.fullmatch(name)}
+    return sorted(name for name in names if not (new_tokenizer and is_one_of(name, TOKENIZER_FILES)))
 
 
 def _check_space(folder: Path, size: int) -> None:

@@ -127,8 +127,13 @@ def test_shards_of_before_do_not_stay(tmp_path):
     model, folder = make(), tmp_path / "m"
     model.save_pretrained(folder, max_shard_size=700)
     (folder / "LICENSE").write_text("free")
+    (folder / "tokenizer.json").write_text("saved before the model")
     model.save_pretrained(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["LICENSE", "config.json", "model.safetensors"]
+    there = ["LICENSE", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in folder.iterdir()) == there
+    model.companions = Companions({"vocab.json": b"{}"})
+    model.save_pretrained(folder)
+    assert sorted(path.name for path in folder.iterdir()) == [*there[:3], "vocab.json"]
 
 
 # -- whole or not at all ---------------------------------------------------------------------------
