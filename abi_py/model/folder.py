@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..config import TrainableModelConfig
-from ..errors import CheckpointError, ConfigError, listed
+from ..errors import CheckpointError, ConfigError, listed, shown
 from ..families import family, tensor_table
 from ..families import read_config as fields_of_config
+from ..families.config_entries import unknown_entry
 from ..formats.forms import FromFiles, from_stored
 from ..formats.huggingface import CONFIG, by_bare_name, read_tensors
 from ..formats.safetensors import Stored
@@ -32,9 +33,16 @@ ROWS = 1024  # of two matrices, compared at once
 def config_from_huggingface(content: Mapping[str, Any], place: str = CONFIG) -> TrainableModelConfig:
     """Return the shape that a config.json describes; CheckpointError names what this package cannot compute."""
     try:
-        return TrainableModelConfig.from_dict(fields_of_config(content, place))
+        config = TrainableModelConfig.from_dict(fields_of_config(content, place))
     except ConfigError as error:
         raise CheckpointError(f"{place}: {error}") from None
+    unknown = unknown_entry(content, family(config).write(config))
+    if unknown is not None:
+        raise CheckpointError(
+            f"{place}: {shown(unknown)} is {shown(content[unknown])}; this version does not know the entry, which may "
+            "change what the model computes; remove it if it does not"
+        )
+    return config
 
 
 def read_config(folder: Path) -> TrainableModelConfig:
