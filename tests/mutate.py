@@ -15,8 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
+
+from family_mutations import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -351,8 +354,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "abi_py/runs/schedule.py",
-        "stretched(config, count_steps(self.before, data)[1], total)",
-        "stretched(config, total, total)",
+        "planned = count_steps(self.before, data)[1]",
+        "planned = total",
         "tests/cli/test_run.py",
     ),
     Mutation(
@@ -379,6 +382,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "dropout=LORA_DROPOUT)",
         DEEPZIG,
     ),
+    *starmap(Mutation, FAMILIES),
 )
 
 
