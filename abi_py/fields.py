@@ -23,7 +23,20 @@ from typing import Any, ClassVar, TypeVar
 from .errors import ConfigError, shown
 from .untrusted import MAX_INT
 
-__all__ = ["OFF", "ON", "Config", "Option", "Other", "acting", "convert", "fields_of", "joined", "needs", "opt"]
+__all__ = [
+    "OFF",
+    "ON",
+    "Config",
+    "Option",
+    "Other",
+    "acting",
+    "convert",
+    "fields_of",
+    "joined",
+    "needs",
+    "opt",
+    "plain",
+]
 
 REQUIRED: Any = dataclasses.MISSING
 ConfigType = TypeVar("ConfigType", bound="Config")
@@ -38,7 +51,7 @@ def opt(default: Any, help: str, **meta: Any) -> Any:
     acts    {field: value, tuple of values, `Other(value)`, `ON` or `OFF`}: what the others must be for this one to
             have an effect; a tuple of such mappings if one of them is enough
     derive  with the default None: a function that works the value out from the fields above
-    read    of a field with many values: a function that brings other spellings to the usual one
+    read    a function that brings other spellings to the usual one, for many values or a config class of their own
     flag    the name on the command line, if it is another one
     """
     return field(default=default, metadata={"help": help, **meta})
@@ -49,7 +62,7 @@ class Option:
     """What a reader (command line, YAML, documentation) has to know about one field."""
 
     name: str
-    type: type  # bool, int, float, str or an Enum, without the `| None` and the tuple around it
+    type: type  # bool, int, float, str, an Enum or a `Config`, without the `| None` and the tuple around it
     optional: bool  # None is allowed
     required: bool  # there is no default
     default: Any  # None when required
@@ -115,6 +128,8 @@ def convert(option: Option, value: Any) -> Any:
         single = dataclasses.replace(option, many=False, optional=False)
         return tuple(convert(single, each) for each in (value if isinstance(value, list | tuple) else (value,)))
     name, kind = option.name, option.type
+    if issubclass(kind, Config):
+        return _convert_config(name, kind, option.metadata.get("read", lambda value: value)(value))
     if issubclass(kind, Enum):
         text = value.value if isinstance(value, Enum) else value
         if text in option.choices:
@@ -130,6 +145,18 @@ def convert(option: Option, value: Any) -> Any:
             return str(value)
         raise ConfigError(f"{name} ({shown(value)}) must be text; put it in quotes")
     return _convert_number(name, kind, value)
+
+
+def _convert_config(name: str, kind: "type[Config]", value: Any) -> "Config":
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        known = ", ".join(option.name for option in fields_of(kind))
+        raise ConfigError(f"{name} ({shown(value)}) must consist of names and values; its names are {known}")
+    try:
+        return kind.from_dict(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _convert_number(name: str, kind: type, value: Any) -> Any:
@@ -221,10 +248,17 @@ def needs(cls: type, option: "Option") -> str:
     return text
 
 
+def plain(value: Any) -> Any:
+    """Return a field's value as YAML and JSON have it."""
+    if isinstance(value, tuple):
+        return tuple(map(plain, value))
+    return value.said() if isinstance(value, Config) else value.value if isinstance(value, Enum) else value
+
+
 def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_plain, value))
-    return str(value.value if isinstance(value, Enum) else value)
+    return str(plain(value))
 
 
 def either(values: list[str]) -> str:
@@ -292,8 +326,16 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values (enums as their names), ready for YAML or JSON."""
-        values = {option.name: getattr(self, option.name) for option in fields_of(type(self))}
-        return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+        return {option.name: plain(getattr(self, option.name)) for option in fields_of(type(self))}
+
+    def said(self) -> dict[str, Any]:
+        """Return the same without the fields that have their defaults."""
+        options = fields_of(type(self))
+        return {
+            name: value
+            for (name, value), option in zip(self.to_dict().items(), options, strict=True)
+            if option.required or getattr(self, name) != option.default
+        }
 
     @classmethod
     def from_dict(cls: type[ConfigType], values: Mapping[str, Any], given: Collection[str] = ()) -> ConfigType:

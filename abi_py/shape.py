@@ -11,17 +11,21 @@ from enum import Enum
 from typing import Any
 
 from .errors import ConfigError, shown
-from .fields import REQUIRED, Config, Other, closest, either, fields_of, opt
+from .fields import ON, REQUIRED, Config, Other, closest, either, fields_of, opt
+from .rope_scaling import RopeScaling, RopeType, read_rope_scaling
 
 __all__ = [
     "IGNORE_INDEX",
     "PROJECTIONS",
     "Activation",
     "CheckpointingStrategy",
+    "LayerType",
     "LoraConfig",
     "ModelFamily",
     "ModelShape",
     "Precision",
+    "RopeScaling",
+    "RopeType",
 ]
 
 MAX_VOCAB = 2**31 - 1  # ids travel as int32
@@ -42,6 +46,7 @@ class ModelFamily(str, Enum):
     """The families of models; each is a file of `families/`."""
 
     LLAMA = "llama"
+    MISTRAL = "mistral"
     QWEN2 = "qwen2"
     QWEN3 = "qwen3"
     GPT2 = "gpt2"
@@ -52,6 +57,22 @@ class Activation(str, Enum):
 
     GELU_TANH = "gelu_tanh"
     GELU = "gelu"
+
+
+class LayerType(str, Enum):
+    """What the attention of a block sees; names as in transformers."""
+
+    FULL = "full_attention"
+    SLIDING = "sliding_attention"
+
+
+WINDOWED = (ModelFamily.MISTRAL, ModelFamily.QWEN2, ModelFamily.QWEN3)
+
+
+def shortest(kinds: tuple[LayerType, ...]) -> tuple[LayerType, ...]:
+    """Return the shortest pattern that, repeated, is this one; () for a window in every block."""
+    period = next(n for n in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
+    return () if kinds[:period] == (LayerType.SLIDING,) else kinds[:period]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +92,13 @@ class ModelShape(Config):
     vocab_size: int = opt(REQUIRED, "number of token ids")
     max_seq_len: int = opt(2048, "longest sequence the model can read")
     rope_theta: float = opt(10000.0, "base of the RoPE frequencies", acts={"family": Other(ModelFamily.GPT2)})
+    rope_scaling: RopeScaling | None = opt(
+        None,
+        "RoPE for rows longer than those of training: linear, dynamic, yarn or llama3, as in yarn:4 or "
+        "llama3:8,original_max_position_embeddings=8192",
+        read=read_rope_scaling,
+        acts={"family": Other(ModelFamily.GPT2)},
+    )
     norm_eps: float = opt(1e-5, "epsilon of the norms")
     tie_embeddings: bool = opt(True, "use the token embedding as output projection too")
     checkpointing: CheckpointingStrategy = opt(CheckpointingStrategy.NONE, "gradient checkpointing: what to keep")
@@ -83,6 +111,16 @@ class ModelShape(Config):
         None,
         "width of one head; hidden_dim / num_heads when not given",
         acts={"family": Other(ModelFamily.GPT2)},
+    )
+    sliding_window: int | None = opt(
+        None,
+        "keys that a query sees, its own among them; all before it when not given",
+        acts={"family": WINDOWED},
+    )
+    layer_types: tuple[LayerType, ...] = opt(
+        (),
+        "which blocks have the sliding window, a pattern that is repeated; all of them when not given",
+        acts={"sliding_window": ON, "family": (ModelFamily.QWEN2, ModelFamily.QWEN3)},
     )
     attention_bias: bool = opt(
         False,
@@ -123,6 +161,32 @@ class ModelShape(Config):
             default = next(option.default for option in fields_of(type(self)) if option.name == name)
             good_value = math.isfinite(value) and value > 0
             self._require(name, good_value, "be a positive number", f"the usual value is {default}")
+        if self.rope_scaling is not None:
+            object.__setattr__(self, "rope_scaling", self.rope_scaling.resolved(self.max_seq_len))
+            self.rope_scaling.check(self.max_seq_len, self.resolved_head_dim, self.rope_theta)
+        if self.sliding_window is not None:
+            self._require_at_least(1, "sliding_window")
+            self._shorten_layer_types()
+
+    def _shorten_layer_types(self) -> None:
+        """Bring the pattern to its shortest form, so that shapes that are equal look equal."""
+        kinds = [self.layer_type(i) for i in range(self.num_layers)]
+        if LayerType.SLIDING not in kinds:
+            raise ConfigError(
+                f"layer_types gives none of {self.num_layers} blocks the sliding_window ({self.sliding_window}); leave "
+                "both out, or name sliding_attention"
+            )
+        object.__setattr__(self, "layer_types", shortest(tuple(kinds)))
+
+    def layer_type(self, block: int) -> LayerType:
+        """Return what the attention of a block sees."""
+        if self.sliding_window is None:
+            return LayerType.FULL
+        return self.layer_types[block % len(self.layer_types)] if self.layer_types else LayerType.SLIDING
+
+    def window(self, block: int) -> int | None:
+        """Return the window of a block; None where it sees all keys."""
+        return self.sliding_window if self.layer_type(block) is LayerType.SLIDING else None
 
     @property
     def resolved_head_dim(self) -> int:

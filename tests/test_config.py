@@ -11,6 +11,7 @@ from abi_py import config as module
 from abi_py.config import (
     SECTIONS,
     CheckpointingStrategy,
+    Config,
     EarlyStoppingConfig,
     LlmTrainingConfig,
     OptimizerType,
@@ -53,7 +54,7 @@ def test_every_field_has_a_help_text():
     for cls in SECTIONS.values():
         for option in fields_of(cls):
             assert option.help, option.name
-            assert option.type in (bool, int, float, str) or option.choices
+            assert option.type in (bool, int, float, str) or option.choices or issubclass(option.type, Config)
 
 
 def test_frozen_and_keyword_only():

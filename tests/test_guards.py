@@ -25,6 +25,7 @@ FLOORS = [
     {"errors", "gradcheck"},
     {"locks", "untrusted"},
     {"fields", "files"},
+    {"rope_scaling"},
     {"shape"},
     {"parameters"},
     {"formats"},

@@ -10,6 +10,7 @@ import click
 
 from .. import __version__
 from ..config import SECTIONS, fields_of
+from ..fields import plain
 from .console import make_console, show_table
 from .describe import BF16_METHODS, cpu_name
 from .options import Verb
@@ -35,17 +36,16 @@ def command(as_json: bool) -> None:
 
 def defaults() -> dict[str, dict[str, Any]]:
     """Return section -> field -> default as plain values."""
-    plain: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for section, cls in SECTIONS.items():
         options = fields_of(cls)
         if any(option.required for option in options):
-            plain[section] = {
-                option.name: "required" if option.required else getattr(option.default, "value", option.default)
-                for option in options
+            values[section] = {
+                option.name: "required" if option.required else plain(option.default) for option in options
             }
         else:
-            plain[section] = cls().to_dict()
-    return plain
+            values[section] = cls().to_dict()
+    return values
 
 
 def bf16_method() -> str:

@@ -15,7 +15,7 @@ import click
 
 from ..config import Config, Option, convert, fields_of
 from ..errors import ConfigError
-from ..fields import needs
+from ..fields import needs, plain
 
 __all__ = ["Verb", "VerbGroup", "Verbs", "config_options", "from_flags", "given_values"]
 
@@ -161,7 +161,7 @@ def _flag(section: str, cls: type[Config], option: Option, defaults: Mapping[str
         settings["type"] = FieldType(dataclasses.replace(option, many=False))
         settings["multiple"] = option.many
     default = defaults.get(option.name, option.default)
-    shown = getattr(default, "value", default)
+    shown = plain(default)
     shown = str(shown).lower() if shown in (True, False) else shown
     shown = " ".join(map(str, shown)) or None if isinstance(shown, tuple) else shown
     needed = needs(cls, option)

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import CheckpointError, shown
-from ..fields import either
+from ..fields import either, plain
 from ..model.layers.layer import Layer
 from ..parameters import Tensor
 from ..shape import ModelFamily, ModelShape
@@ -57,12 +57,12 @@ def read_config(content: Mapping[str, Any], place: str = "config.json") -> dict[
 
 def difference(content: Mapping[str, Any], shape: ModelShape) -> str | None:
     """Return the first field that a config.json is read with another value of than a shape has, or what is wrong."""
-    own = {**shape.to_dict(), "head_dim": shape.resolved_head_dim, "family": shape.family}
+    own = {**shape.to_dict(), "head_dim": shape.resolved_head_dim}
     try:
         back = read_config(content)
     except CheckpointError as problem:
         return str(problem)
-    return next((name for name, value in back.items() if value != own[name]), None)
+    return next((name for name, value in back.items() if plain(value) != own[name]), None)
 
 
 def write_config(shape: ModelShape) -> dict[str, Any]:

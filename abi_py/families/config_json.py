@@ -1,17 +1,27 @@
-"""What the config.json files of the families have in common: entries, their values without effect, RoPE, windows.
+"""What the config.json files of the families have in common: entries, their values without effect, windows.
 
 Where two entries speak of one thing, transformers' choice holds (measured with 5.24), or an error names both:
 
-    rope_scaling, if it says anything, hides rope_parameters; the rope_theta inside hides the one beside them
     head_dim hides hidden_size / num_attention_heads
+    layer_types hides max_window_layers
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CheckpointError, shown
+from ..fields import either
+from ..shape import MAX_LAYERS, LayerType, ModelShape, shortest
 
-__all__ = ["NEUTRAL", "attention_bias", "common_fields", "refuse_others", "refuse_windows", "rope_theta"]
+__all__ = [
+    "NEUTRAL",
+    "attention_bias",
+    "common_fields",
+    "refuse_others",
+    "refuse_windows",
+    "window_fields",
+    "write_windows",
+]
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -21,8 +31,6 @@ FIELDS = {
     "num_heads": "num_attention_heads",
     "max_seq_len": "max_position_embeddings",
 }
-# The DeepZig folder writes it under three names; transformers knows the first.
-THETA = ("rope_theta", "rope_base", "qk_rope_base")
 # What would change the arithmetic, and the values with which it does not (null and empty never do).
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -39,7 +47,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("quantization_config", "compression_config", "pruned_heads"), ()),
     **dict.fromkeys(("no_rope_layers", "no_rope_layer_interval"), ()),
 }
-ROPE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
 
 
 def common_fields(content: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -70,6 +77,59 @@ def refuse_others(content: Mapping[str, Any], neutral: Mapping[str, tuple[Any, .
             raise CheckpointError(f"{place}: {name} is {shown(found)}; this version computes {rule}")
 
 
+def window_fields(content: Mapping[str, Any], place: str, *, chosen: bool) -> dict[str, Any]:
+    """Return the fields of the sliding window.
+
+    chosen    `use_sliding_window` says whether there is one and `layer_types`, or `max_window_layers`, where, as Qwen
+              has it; else `sliding_window` alone, for all blocks
+    """
+    window = content.get("sliding_window")
+    if chosen and not content.get("use_sliding_window"):
+        window = None
+    kinds = content.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"{place}: layer_types is {shown(kinds)}, but must be a list; it is damaged")
+    other = next((kind for kind in kinds if kind not in list(LayerType)), None)
+    if other is not None:
+        computed = either([repr(kind.value) for kind in LayerType])
+        raise CheckpointError(f"{place}: layer_types names {shown(other)}; this version computes {computed}")
+    layers = content["num_hidden_layers"]
+    if kinds and isinstance(layers, int) and len(kinds) != layers:
+        raise CheckpointError(f"{place}: layer_types names {len(kinds)} blocks of {layers}; it must name each")
+    if window is None:
+        if LayerType.SLIDING in kinds:
+            raise CheckpointError(
+                f"{place}: layer_types names 'sliding_attention', but there is no sliding window; set sliding_window"
+                + (" and use_sliding_window" if chosen else "")
+            )
+        return {"sliding_window": None, "layer_types": ()}
+    if not chosen:
+        if LayerType.FULL in kinds:
+            raise CheckpointError(
+                f"{place}: layer_types names 'full_attention'; here all blocks have the sliding_window"
+            )
+        return {"sliding_window": window, "layer_types": ()}
+    first = content.get("max_window_layers", 28)  # the default of Qwen2Config and Qwen3Config
+    if not kinds and isinstance(layers, int) and isinstance(first, int) and 0 < layers <= MAX_LAYERS:
+        kinds = [LayerType.SLIDING if i >= first else LayerType.FULL for i in range(layers)]
+    if LayerType.SLIDING not in kinds:
+        return {"sliding_window": None, "layer_types": ()}
+    return {"sliding_window": window, "layer_types": shortest(tuple(map(LayerType, kinds)))}
+
+
+def write_windows(shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of the sliding window as Qwen's config.json has them."""
+    if shape.sliding_window is None:
+        return {"use_sliding_window": False}
+    kinds = [shape.layer_type(i).value for i in range(shape.num_layers)]
+    return {
+        "use_sliding_window": True,
+        "sliding_window": shape.sliding_window,
+        "max_window_layers": kinds.index(LayerType.SLIDING),  # older versions know only this
+        "layer_types": kinds,
+    }
+
+
 def refuse_windows(content: Mapping[str, Any], place: str) -> None:
     """Raise CheckpointError if a query would not see all keys before it."""
     window, longest = content.get("sliding_window"), content.get("max_position_embeddings")
@@ -85,28 +145,3 @@ def refuse_windows(content: Mapping[str, Any], place: str) -> None:
     other = next((kind for kind in kinds if kind != "full_attention"), None)
     if other is not None:
         raise CheckpointError(f"{place}: layer_types names {shown(other)}; this version computes only 'full_attention'")
-
-
-def rope_theta(content: Mapping[str, Any], place: str) -> Any:
-    """Return the base of RoPE; CheckpointError for any RoPE but the plain one."""
-    table = next((name for name in ("rope_scaling", "rope_parameters") if content.get(name)), "")
-    rope = content[table] if table else {}
-    if not isinstance(rope, Mapping):
-        raise CheckpointError(f"{place}: {table} is {shown(rope)}, but must be an object; it is damaged")
-    if "rope_type" in rope:
-        rope = {name: value for name, value in rope.items() if name != "type"}  # its older name
-    unknown = {name: () for name in rope if name != "rope_theta"}
-    refuse_others(
-        {f"{table}.{name}": value for name, value in rope.items()},
-        {f"{table}.{name}": values for name, values in (unknown | ROPE).items()},
-        place,
-    )
-    if "rope_theta" in rope:
-        return rope["rope_theta"]
-    names = THETA if content["model_type"] == "deepzig_conversational" else THETA[:1]
-    given = {name: content[name] for name in names if name in content}
-    values = list(given.values())
-    if any(value != values[0] for value in values):
-        said = " and ".join(f"{name} ({shown(value)})" for name, value in given.items())
-        raise CheckpointError(f"{place}: {said} must be equal, because they are one thing; remove those that are wrong")
-    return values[0] if values else 10000.0

@@ -17,7 +17,8 @@ from ..model.layers.layer import Layer
 from ..model.layers.norm import RmsNorm
 from ..model.layers.run import Angles
 from ..shape import ModelShape
-from .config_json import NEUTRAL, attention_bias, common_fields, refuse_others, refuse_windows, rope_theta
+from .config_json import NEUTRAL, attention_bias, common_fields, refuse_others, refuse_windows
+from .config_rope import rope_fields, write_rope
 from .family import Family
 
 __all__ = ["BIASES", "FAMILY", "NAMES", "decoder_layers", "write"]
@@ -47,7 +48,8 @@ def decoder_layers(shape: ModelShape, *, qkv_bias: bool = False, qk_norm: bool =
     """Return the list of layers of Llama and its relatives."""
     width, eps = shape.hidden_dim, shape.norm_eps
     heads = shape.num_heads, shape.num_kv_heads, shape.resolved_head_dim
-    angles = Angles(shape.resolved_head_dim, shape.rope_theta, shape.max_seq_len)
+    scaling = shape.rope_scaling.numbers(shape.max_seq_len) if shape.rope_scaling else None
+    angles = Angles(shape.resolved_head_dim, shape.rope_theta, shape.max_seq_len, scaling)
     layers: list[Layer] = [Embedding(shape.vocab_size, width, shape.max_seq_len)]
     for i in range(shape.num_layers):
         at = f"layers.{i}."
@@ -56,6 +58,7 @@ def decoder_layers(shape: ModelShape, *, qkv_bias: bool = False, qk_norm: bool =
                 *(at, i, width, *heads, RmsNorm("attn_norm", width, eps), angles),
                 qkv_bias=qkv_bias or shape.attention_bias,
                 o_bias=shape.attention_bias,
+                window=shape.window(i),
                 qk_norm=(RmsNorm("q_norm", heads[-1], eps), RmsNorm("k_norm", heads[-1], eps)) if qk_norm else None,
             )
         )
@@ -67,8 +70,7 @@ def decoder_layers(shape: ModelShape, *, qkv_bias: bool = False, qk_norm: bool =
 def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     refuse_others(content, {**NEUTRAL, "attention_bias": (True, False)}, place)
     refuse_windows(content, place)
-    fields = {**common_fields(content, place), "rope_theta": rope_theta(content, place)}
-    return fields | attention_bias(content)
+    return {**common_fields(content, place), **rope_fields(content, place), **attention_bias(content)}
 
 
 def write(shape: ModelShape) -> dict[str, Any]:
@@ -83,9 +85,8 @@ def write(shape: ModelShape) -> dict[str, Any]:
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.resolved_head_dim,
-        "max_position_embeddings": shape.max_seq_len,
         "rms_norm_eps": shape.norm_eps,
-        "rope_theta": shape.rope_theta,
+        **write_rope(shape),
         "tie_word_embeddings": shape.tie_embeddings,
         "hidden_act": "silu",
         "attention_bias": shape.attention_bias,

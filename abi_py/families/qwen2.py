@@ -2,8 +2,8 @@
 
 In flat order the biases of a block come after w_v, so w_q w_k w_v are neighbours, and one product.  config.json has no
 entry that says so: `Qwen2Attention` of the Transformers library always has them, and has no other width of a head than
-hidden_size / num_attention_heads unless `head_dim` gives it.  A sliding window is refused, unless `use_sliding_window`
-switches it off, which is its default.
+hidden_size / num_attention_heads unless `head_dim` gives it.  A sliding window acts where `use_sliding_window` switches
+it on, in the blocks that `layer_types` names, or from block `max_window_layers` on.
 
 Source: Yang et al. 2024, "Qwen2 Technical Report", section 2.2.1.
 """
@@ -14,7 +14,8 @@ from typing import Any
 
 from ..shape import ModelShape
 from . import llama
-from .config_json import NEUTRAL, common_fields, refuse_others, refuse_windows, rope_theta
+from .config_json import NEUTRAL, common_fields, refuse_others, window_fields, write_windows
+from .config_rope import rope_fields
 from .family import Family
 
 __all__ = ["FAMILY"]
@@ -26,14 +27,14 @@ ONLY = {**NEUTRAL, "attention_bias": (True,), "qkv_bias": (True,), "use_qkv_bias
 def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     content = {**DEFAULTS, **content}
     refuse_others(content, ONLY, place)
-    refuse_windows(content, place)
-    return {**common_fields(content, place), "rope_theta": rope_theta(content, place)}
+    fields = {**common_fields(content, place), **rope_fields(content, place)}
+    return {**fields, **window_fields(content, place, chosen=True)}
 
 
 def _write(shape: ModelShape) -> dict[str, Any]:
     """Return the fields of the Transformers library's `Qwen2Config` for this model."""
     shared = {name: value for name, value in llama.write(shape).items() if name not in ("attention_bias", "mlp_bias")}
-    return {**shared, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False}
+    return {**shared, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **write_windows(shape)}
 
 
 FAMILY = Family(

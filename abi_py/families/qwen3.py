@@ -12,7 +12,8 @@ from typing import Any
 
 from ..shape import ModelShape
 from . import llama
-from .config_json import NEUTRAL, attention_bias, common_fields, refuse_others, refuse_windows, rope_theta
+from .config_json import NEUTRAL, attention_bias, common_fields, refuse_others, window_fields, write_windows
+from .config_rope import rope_fields
 from .family import Family
 
 __all__ = ["DEFAULTS", "FAMILY", "NAMES", "ONLY", "write"]
@@ -36,15 +37,14 @@ ONLY = {**NEUTRAL, **NORMS, "attention_bias": (True, False)}
 def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     content = {**DEFAULTS, **content}
     refuse_others(content, ONLY, place)
-    refuse_windows(content, place)
-    fields = {**common_fields(content, place), "rope_theta": rope_theta(content, place)}
-    return fields | attention_bias(content)
+    fields = {**common_fields(content, place), **rope_fields(content, place), **attention_bias(content)}
+    return {**fields, **window_fields(content, place, chosen=True)}
 
 
 def write(shape: ModelShape) -> dict[str, Any]:
     """Return the fields of the Transformers library's `Qwen3Config` for this model."""
     shared = {name: value for name, value in llama.write(shape).items() if name != "mlp_bias"}
-    return {**shared, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": False}
+    return {**shared, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **write_windows(shape)}
 
 
 FAMILY = Family(

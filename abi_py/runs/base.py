@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import TrainableModelConfig, convert, fields_of
 from ..errors import ConfigError
+from ..fields import plain
 from ..files import sha256_of
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
@@ -107,7 +108,7 @@ class Base:
         options = {option.name: option for option in fields_of(TrainableModelConfig)}
         for name, value in values.items():
             converted = convert(options[name], value)
-            wanted = getattr(converted, "value", converted)
+            wanted = plain(converted)
             if name in WITHOUT_EFFECT and name in flags:
                 raise ConfigError(
                     f"{name} ({wanted}) of the model has no effect with base ({self.given.path}), whose weights are "

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..fields import plain
 from ..formats.forms import from_stored
 from ..formats.safetensors import Stack, Stored
 from ..formats.zig import AblcCheckpoint, load_zig
@@ -78,7 +79,7 @@ def _check_model(model: Transformer, loaded: Checkpoint) -> None:
     for section, config in sections.items():
         stored_values = loaded.config.get(section, {})
         for name, value in config.to_dict().items():
-            stored = getattr(stored_values.get(name), "value", stored_values.get(name))  # enums by their names
+            stored = plain(stored_values.get(name))
             if name in stored_values and (section, name) not in MAY_DIFFER and stored != value:
                 raise CheckpointError(
                     f"{loaded.path} is of another model: {name} is {stored} there and {value} here; keep the model's "

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-from enum import Enum
 from pathlib import Path
 
 import click
@@ -10,7 +9,7 @@ import pytest
 
 from abi_py.cli import VERBS
 from abi_py.cli.options import FieldOption, given_values
-from abi_py.config import OFF, ON, fields_of
+from abi_py.config import OFF, ON, convert, fields_of
 from abi_py.data.tokenizer_training import TokenizerTrainingConfig
 from abi_py.data.tokenizing import TokenizeConfig
 from abi_py.errors import ConfigError
@@ -32,9 +31,11 @@ VALUES = {
     **{"loss_on": "all", "tokenizer": "tok", "bad_words_ids": "5 17", "digest": "0123456789abcdef"},
     **{"initial_loss_scale": 1024.0, "min_loss_scale": 2.0, "max_loss_scale": 2.0**20, "special": "<x>"},
     **{"loss_scale_growth_factor": 4.0, "loss_scale_backoff_factor": 0.25, "warmup_steps": 3, "stop_ids": 3},
+    **{"rope_scaling": "linear:2", "layer_types": ("full_attention", "sliding_attention")},
     **{"momentum": 0.5, "top_p": 0.5, "min_p": 0.1, "logprobs": 2, "category": "x", "mix": "m.jsonl"},
 }
 BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "valid_split": {"tokenizer": "tok"}}
+BESIDE["layer_types"] = {"num_layers": 2}
 # Options that are no fields: the test file of this directory that uses each and looks at what it does.
 OTHERS = {
     "run": {"--out": "run", "--config": "run", "--dry-run": "run"},
@@ -140,7 +141,8 @@ def flag_of(command, param, value):
     long = next(flag for flag in param.opts if flag.startswith("--"))
     if param.is_flag:
         return [long if value else param.secondary_opts[0]]
-    return [long, str(getattr(value, "value", value))]
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for each in values for word in (long, str(getattr(each, "value", each)))]
 
 
 def completed(cls, values):
@@ -184,7 +186,7 @@ def test_every_flag_arrives_and_acts_or_is_refused(command, param):
     made = cls.from_dict(completed(cls, {**beside, **given}), given)  # acts: what tests/training/test_effects.py shows
     plain = getattr(made, option.name)
     assert plain != option.default
-    assert (plain.value if isinstance(plain, Enum) else plain) in (value, (value,), option.type(value))
+    assert plain == convert(option, value)
     if needs(cls, option):
         with pytest.raises(ConfigError) as caught:
             cls.from_dict(completed(cls, {**spoilt(cls, option), **given}), given)

@@ -126,9 +126,24 @@ def test_tensors_that_do_not_fit_are_named(write, change, parts):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type is 'linear'"),
-        ({"rope_parameters": {"rope_type": "yarn", "type": "default"}}, "rope_parameters.rope_type is 'yarn'"),
-        ({"rope_scaling": {"type": "dynamic"}, "rope_parameters": {"rope_type": "default"}}, "rope_scaling.type"),
+        (
+            {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+            r"rope_scaling.rope_type is 'longrope'; .* yarn or llama3",
+        ),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, r"rope_scaling.rope_type is \['yarn'\]"),
+        ({"rope_parameters": {"rope_type": "yarn", "type": "default"}}, "rope_parameters lacks factor; rope_type yarn"),
+        (
+            {"rope_scaling": {"type": "dynamic"}, "rope_parameters": {"rope_type": "default"}},
+            "rope_scaling lacks factor",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "lacks low_freq_factor, high_freq_factor"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 0.5}},
+            r"rope_scaling: factor \(0.5\) must be a number from 1",
+        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2, "mscale": 1}}, "rope_scaling: mscale .* acts only with"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "finetuned": True}}, "unknown key 'finetuned'"),
+        ({"rope_parameters": {"factor": 2}}, "rope_parameters.factor is 2; this version computes nothing of that kind"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters.full_attention"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rope_parameters": [1]}, r"rope_parameters is \[1\], but must be an object"),

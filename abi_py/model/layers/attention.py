@@ -213,11 +213,11 @@ class Attention(Branch):
 
     # -- passes ----------------------------------------------------------------------------------
 
-    def _angles(self, length: int, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Return cos, sin, positions, and how many heads are rotated."""
+    def _angles(self, run: Run, capacity: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Return cos, sin, the rows' places in them, and how many heads are rotated."""
         if self.angles is None:
             return NO_ANGLES, NO_ANGLES, run.positions, 0
-        return *self.angles.upto(length), run.positions, self.heads + self.kv_heads
+        return *self.angles.of(run, capacity), self.heads + self.kv_heads
 
     def _sizes(self, run: Run) -> tuple[int, int, int, float | None]:
         """Return what attention takes after `starts`."""
@@ -234,9 +234,9 @@ class Attention(Branch):
             self.qk_norm[0].forward(q, a.r_q, a.raw_q)
             self.qk_norm[1].forward(k, a.r_k, a.raw_k)
         if run.narrow:
-            rope_forward_rounded(a.qkv, qkv, *self._angles(run.length, run))
+            rope_forward_rounded(a.qkv, qkv, *self._angles(run))
         elif self.angles is not None:
-            rope_forward(qkv, *self._angles(run.length, run))
+            rope_forward(qkv, *self._angles(run))
         attention_forward(a.att, a.lse, a.q, a.k, a.v, run.starts_within(self.window), *self._sizes(run))
 
     def forward(self, out: np.ndarray, a: Saved, s: Scratch, run: Run) -> None:
@@ -264,7 +264,7 @@ class Attention(Branch):
         saved = a.q, a.k, a.v, a.att, a.lse, s.delta, run.starts_within(self.window), *self._sizes(run)
         attention_backward(s.dq, s.dk, s.dv, s.datt, *saved)
         if self.angles is not None:
-            rope_backward(s.dqkv, *self._angles(run.length, run))
+            rope_backward(s.dqkv, *self._angles(run))
         if self.qk_norm:  # forward: q = norm(raw_q), k = norm(raw_k)
             self.qk_norm[0].backward(s.dq, s.dq, a.raw_q, a.r_q, False)
             self.qk_norm[1].backward(s.dk, s.dk, a.raw_k, a.r_k, False)
@@ -286,7 +286,7 @@ class Attention(Branch):
             self.qk_norm[0].forward(s.q, s.r_q, s.q)
             self.qk_norm[1].forward(s.k, s.r_k, s.k)
         if self.angles is not None:
-            rope_forward(s.qkv, *self._angles(keys.shape[2], run))
+            rope_forward(s.qkv, *self._angles(run, keys.shape[2]))
         cache_append(keys, values, s.k, s.v, run.slots, run.positions)
         if run.starts is None:
             cached_attention_forward(s.att, s.q, keys, values, run.slots, run.positions, self.window, self.scale)

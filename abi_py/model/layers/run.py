@@ -1,13 +1,15 @@
 """What a pass tells its layers, and the arrays that they ask of it."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
 from ...kernels.attention import starts_within
 from ...kernels.engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
-from ...kernels.rope import rope_table
+from ...kernels.rope import rope_angles, rope_frequencies, rope_table
 
 __all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
 
@@ -83,25 +85,68 @@ class Run:
 
 
 class Angles:
-    """RoPE's table, as long as was needed so far: a context of a million tokens costs nothing until it is used."""
+    """RoPE's table, as long as was needed so far: a context of a million tokens costs nothing until it is used.
 
-    def __init__(self, head_dim: int, theta: float, longest: int) -> None:
-        """Begin with an empty table; it grows to `longest` at most."""
-        self._head_dim, self._theta, self._longest = head_dim, theta, longest
+    With `dynamic` scaling the frequencies follow from the length of what is read.  As in transformers, that is the
+    longest sample of a training batch; in generation, the length of a row's own sequence after this call, and keys that
+    are kept stay as they were rotated then.  So there a token past the length before scaling is not what a pass over
+    the whole text would make of it.
+    """
+
+    def __init__(self, head_dim: int, theta: float, longest: int, scaling: Mapping[str, Any] | None = None) -> None:
+        """Begin with an empty table; it grows to `longest` at most.  scaling: as `rope_frequencies` takes it."""
+        self._head_dim, self._theta, self._longest, self._scaling = head_dim, theta, longest, scaling
+        dynamic = scaling is not None and scaling["rope_type"] == "dynamic"
+        self._unscaled = scaling["original"] if scaling is not None and dynamic else longest  # same angles up to here
         self._table: tuple[np.ndarray, np.ndarray] | None = None
+        self._last: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None  # a longer one, and what it was made for
+
+    def of(self, run: Run, capacity: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return cos and sin, (length, D/2) float32, and the place (N,) int32 of each row in them.
+
+        capacity   of a decoder's cache, which no position exceeds
+        """
+        longest = capacity or run.length
+        if longest > self._unscaled:
+            longest = int(run.positions.max()) + 1
+        if longest <= self._unscaled:
+            return *self.upto(longest), run.positions
+        if run.slots is None:
+            return *self._made_for(longest, lambda: self._table_of(longest)), run.positions
+        made = self._made_for(run, lambda: self._rows(run.positions, run.slots))
+        return *made, np.arange(len(run.positions), dtype=np.int32)
+
+    def _made_for(self, key: Any, make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the last table where it was made for the same: all layers of a pass ask for it."""
+        last = self._last
+        if last is None or not (last[0] is key or (isinstance(key, int) and last[0] == key)):
+            self._last = last = key, make()
+        return last[1]
+
+    def _rows(self, positions: np.ndarray, slots: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return cos and sin of each row, (N, D/2), whose sequence is now as long as its slot's last position says."""
+        cos, sin = np.empty((2, len(positions), self._head_dim // 2), np.float32)
+        for slot in np.unique(slots):
+            rows = slots == slot
+            length = int(positions[rows].max()) + 1
+            frequencies = rope_frequencies(self._head_dim, self._theta, self._scaling, length)
+            cos[rows], sin[rows] = rope_angles(positions[rows], *frequencies)
+        return cos, sin
+
+    def _table_of(self, length: int, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray]:
+        return rope_table(length, self._head_dim, self._theta, dtype, self._scaling)
 
     def upto(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return cos and sin, (at least `length`, D/2) float32; a row's bits do not depend on the table's length."""
         table = self._table
         before = 0 if table is None else len(table[0])
         if table is None or before < length:
-            table = rope_table(min(max(2 * before, length), self._longest), self._head_dim, self._theta)
-            self._table = table
+            self._table = table = self._table_of(min(max(2 * before, length), self._unscaled))
         return table  # not what another thread may have put there since
 
     def reference(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return cos and sin, (length, D/2) float64."""
-        return rope_table(length, self._head_dim, self._theta, np.float64)
+        """Return cos and sin, (length, D/2) float64, for rows whose longest sample has this length."""
+        return self._table_of(length, np.float64)
 
 
 KeysAndValues = tuple[np.ndarray, np.ndarray]  # what a decoder keeps of a branch: (slots, G, capacity, D) float32 each
