@@ -1,5 +1,8 @@
 """RoPE: the three nails, what must not be touched, positions, threads and NaN."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,8 +14,10 @@ from abi_py.kernels.rope import (
     rope_forward,
     rope_forward_ref,
     rope_forward_rounded,
+    rope_frequencies,
     rope_table,
 )
+from abi_py.rope_scaling import RopeScaling
 
 SHAPES = [(1, 1, 2, 0), (5, 3, 6, 1), (13, 2, 34, 7), (131, 5, 16, 40)]  # (N, heads, D, further columns)
 
@@ -54,6 +59,30 @@ def test_kernels_equal_the_reference(rng, shape):
     check_close(dx, rope_backward_ref(dy.astype(np.float64), cos, sin, positions, heads), 1e-4)
     assert np.array_equal(y[:, width:], x[:, width:])
     assert np.array_equal(dx[:, width:], dy[:, width:])
+
+
+SCALINGS = json.loads((Path(__file__).parents[1] / "golden" / "rope_scalings.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", SCALINGS["cases"], ids=lambda case: case["name"])
+def test_scaled_frequencies_are_those_of_transformers(case):
+    """Which computes them in float32 (tests/golden/make_rope.py)."""
+    scaling = RopeScaling.from_dict(case["scaling"]).resolved(case["max_seq_len"]).numbers(case["max_seq_len"])
+    found, factor = rope_frequencies(case["head_dim"], case["theta"], scaling, case["length"])
+    assert np.abs(found / np.array(case["frequencies"]) - 1).max() < 2e-6
+    assert factor == pytest.approx(case["factor"], rel=1e-12)
+    plain, _ = rope_frequencies(case["head_dim"], case["theta"])
+    assert bool(np.abs(found / plain - 1).max() > 0.1) is case["changes"]  # a case that changes nothing shows nothing
+
+
+def test_a_scaled_table_is_that_of_its_frequencies():
+    scaling = RopeScaling.from_dict({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 64})
+    numbers = scaling.numbers(256)
+    frequencies, factor = rope_frequencies(16, 1e4, numbers)
+    assert factor > 1.1
+    cos, sin = rope_table(256, 16, 1e4, np.float64, numbers)
+    check_close(cos**2 + sin**2, np.full_like(cos, factor**2), 1e-12)
+    check_close(np.arctan2(sin, cos)[1], frequencies, 1e-12)
 
 
 def test_backward_undoes_forward(rng):
