@@ -40,6 +40,7 @@ WITHOUT_EFFECT = {
 READ = {
     *("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "rope_theta", "rope_scaling"),
     *("rope_parameters", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    "original_max_position_embeddings",
     *("rope_base", "qk_rope_base"),  # of DeepZig's folders
 }
 

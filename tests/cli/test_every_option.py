@@ -148,6 +148,8 @@ def flag_of(command, param, value):
 def completed(cls, values):
     """Return values with those that a class cannot do without, and places for what needs one."""
     base = dict(SHAPE) if cls is CLASSES["model"] else {}
+    if values.get("family") == "gpt2":
+        del base["num_kv_heads"]
     if any(value for name, value in values.items() if name.startswith("enable_")):
         base["log_dir"] = "logs"
     if "log_dir" in values:
