@@ -26,9 +26,10 @@ SHAPE["max_seq_len"] = 96
 def questions():
     """Return conversations about sums."""
     return [
-        [{"role": "user", "content": f"What is {a} plus {b}?"}, {"role": "assistant", "content": f"It is {a + b}."}]
+        [{"role": "user", "content": f"What is {sum_}?"}, {"role": "assistant", "content": f"{sum_} is {a + b}."}]
         for a in range(6)
         for b in range(6)
+        for sum_ in [f"{a} plus {b}"]
     ]
 
 

@@ -27,7 +27,7 @@ __all__ = ["VERBS", "Group", "cli", "main"]
 
 VERBS = (
     *("run", "resume", "deepzig", "generate", "chat", "eval"),
-    *("preview", "tokenizer", "tokenize"),
+    *("export", "preview", "tokenizer", "tokenize"),
     *("inspect", "info", "trace", "verify", "warmup"),
 )
 

@@ -47,17 +47,17 @@ def show(found: "Inspection", tensors: bool) -> None:
     """Print what was found, a fact a line."""
     _line("path", str(found.path))
     _line("kind", found.kind)
-    _line("size", _size(found.bytes))
+    _line("size", size_text(found.bytes))
     for label, value in found.facts.items():
         if label == "files":
-            _several("files", [f"{name}  {_size(size)}" for name, size in value.items()] if isinstance(value, dict)
+            _several("files", [f"{name}  {size_text(size)}" for name, size in value.items()] if isinstance(value, dict)
                      else [f"{value:,}"])  # fmt: skip
         elif label in ("tokenizer", "started from"):
             _several(label, [f"{name}: {_plain(each)}" for name, each in value.items()])
         else:
             _line(label, _plain(value))
     if found.tensors:
-        types = [f"{name}: {row['tensors']:,} tensors, {row['elements']:,} elements, {_size(row['bytes'])}"
+        types = [f"{name}: {row['tensors']:,} tensors, {row['elements']:,} elements, {size_text(row['bytes'])}"
                  for name, row in found.dtypes().items()]  # fmt: skip
         _several("tensors", [f"{len(found.tensors):,}", *types])
         shown = found.tensors if tensors else found.tensors[:FEW]
@@ -90,7 +90,7 @@ def _line(label: str, text: str) -> None:
     click.echo(f"{label:<{WIDTH}}{printable(' '.join(text.split(chr(10))))}")
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"

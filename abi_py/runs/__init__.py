@@ -13,6 +13,7 @@
     plan.py           the memory and the time that it will need
     samples.py        what a model writes while it is trained
     models.py         a trained model, its tokenizer, the settings of generation
+    exporting.py      a model in another form
     measuring.py      how well it predicts
     inspecting/       what a file or folder is, of ours or of others
     compiling.py      kernels compiled ahead, in parallel processes

@@ -50,6 +50,7 @@ OTHERS = {
         **dict.fromkeys(("--context", "--stride", "--tokenizer", "--template", "--json"), "eval"),
         "--threads": "every_option",
     },
+    "export": dict.fromkeys(("--output", "--to", "--dtype", "--max-shard-size", "--which", "--force"), "export"),
     "preview": {
         **dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size"), "conversations"),
         "--seed": "every_option",

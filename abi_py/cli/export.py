@@ -1,0 +1,59 @@
+"""`abi-train export`: a trained model in the form that another program opens."""
+
+from pathlib import Path
+
+import click
+
+from .console import make_console, say
+from .models import ModelPath
+from .options import Verb
+
+FORMATS, WHICH, DTYPES = ("hf", "deepzig", "zig"), ("best", "last"), ("float32", "bfloat16", "float16")
+
+
+@click.command(
+    cls=Verb,
+    example="abi-train export runs/20260122-101500 --to hf -o my-model --dtype bfloat16",
+    short_help="Write a model in the form that another program opens.",
+)
+@click.argument("model", type=ModelPath())
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="folder, for zig file, to write")
+@click.option("--to", type=click.Choice(FORMATS), default="hf", help="Hugging Face's folder, DeepZig's, or ABIC  [hf]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="type of the weights  [that of MODEL; of a run float32]")
+@click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
+@click.option("--which", type=click.Choice(WHICH), help="checkpoint of a run  [best if it was evaluated, else last]")
+@click.option("--force", is_flag=True, help="replace what is there")
+def command(
+    model: Path,
+    output: Path,
+    to: str,
+    dtype: str | None,
+    max_shard_size: str | None,
+    which: str | None,
+    force: bool,
+) -> None:
+    """Write MODEL, a run, a checkpoint, adapters (merged), or a folder, in the form that another program opens.
+
+    Tokenizer, chat template and settings of generation come along. What was written is read again and compared before
+    this verb says that it is done.
+    """
+    from ..model import LoraModel
+    from ..runs.exporting import Source, export
+    from .inspect import size_text
+
+    console = make_console()
+    source = Source.open(model, which)
+    for reason in source.loaded.skipped:
+        say(console, "note", f"passed over: {reason}")
+    shape = source.shape
+    say(console, "model", f"{source.loaded.directory}: {shape.family.value}, {shape.num_params():,} parameters")
+    if source.said:
+        say(console, "taken", source.said)
+    if isinstance(source.loaded.model, LoraModel):
+        say(console, "note", "adapters are merged into the weights")
+    if not source.has_tokenizer and to != "zig":
+        say(console, "note", "no tokenizer is there to come along")
+    done = export(source, output, to, dtype=dtype, max_shard_size=max_shard_size, force=force)
+    say(console, "wrote", f"{output}: {', '.join(f'{name} {size_text(size)}' for name, size in done.files.items())}")
+    say(console, "checked", f"{done.parameters:,} weights in {done.dtype}, read again: as they were written")
+    say(console, "opens in", "; ".join(done.opens))

@@ -1,0 +1,278 @@
+"""A model of a run, a checkpoint or a folder, written in another form, and read again to see that it is the same.
+
+    hf       a folder of Hugging Face's kind, in float32, bfloat16 or float16, of any family
+    deepzig  the folder of a DeepZig model, for the Zig loader: a plain Llama in float32
+    zig      an ABIC file of the Zig trainer, floats alone: a plain Llama in float32
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainableModelConfig, fields_of
+from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+from ..errors import CheckpointError, ConfigError
+from ..families import tensor_table, write_config
+from ..fields import either
+from ..files import json_text
+from ..formats.deepzig import generation_config, write_model
+from ..formats.forms import to_stored
+from ..formats.huggingface import CONFIG, read_tensors
+from ..formats.special_tokens import special_token_ids
+from ..formats.zig import load_abic, save_abic
+from ..generation.settings import CONFIG_FILE as GENERATION
+from ..model import LoraModel
+from ..model.folder import open_weights, read_config
+from ..model.folder_writing import DTYPES
+from ..model.frozen import FrozenModel
+from ..shape import ModelFamily
+from ..training.checkpoint import STATE, is_checkpoint_name, locate
+from ..training.loading import LoadedModel, load_model
+from ..untrusted import read_json
+from .models import find_tokenizer_beside, place_of_model
+
+__all__ = ["FORMATS", "WHICH", "Exported", "Source", "check_format", "export"]
+
+FORMATS, WHICH = ("hf", "deepzig", "zig"), ("best", "last")
+# What ABIC and the Zig loader know of a shape; all else must have its default.
+KNOWN_TO_ZIG = {option.name for option in fields_of(TrainableModelConfig)} & {
+    *("hidden_dim", "num_layers", "num_heads", "num_kv_heads", "intermediate_dim", "vocab_size", "max_seq_len"),
+    *("rope_theta", "norm_eps", "tie_embeddings", "checkpointing", "checkpoint_interval", "head_dim", "seed", "family"),
+}
+STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    loaded     the model, its weights mapped where they are narrow
+    said       which of several checkpoints that is, and why; "" where there is no choice
+    tokenizer  that of the model or its run, or None
+    step       optimizer steps that made the weights; 0 where nothing says so
+    """
+
+    loaded: LoadedModel
+    said: str
+    tokenizer: Tokenizer | None
+    step: int
+
+    @classmethod
+    def open(cls, path: Path, which: str | None = None) -> "Source":
+        """Load what `path` means: of a run the best checkpoint if it was evaluated, else the last, or as `which` says.
+
+        ConfigError for a choice where there is none; errors of `load_model`.
+        """
+        place, said, step = place_of_model(path), "", 0
+        is_one = (place / CONFIG).is_file() or (place / STATE).is_file() or is_checkpoint_name(place)
+        if place.is_dir() and not is_one and not (place / "adapter_config.json").is_file():
+            place, said = _choose(place, which)
+        elif which is not None:
+            raise ConfigError(f"which ({which}) has no effect: {path} is one model, not a run; leave it out")
+        loaded = load_model(place, frozen=True)
+        if (loaded.directory / STATE).is_file():
+            step = read_json(loaded.directory / STATE, {"state": dict[str, Any]})["state"].get("global_step", 0)
+        if loaded.directory != path:
+            loaded = replace(loaded, run=path)
+        codec = find_tokenizer_beside(loaded.directory, loaded.run)
+        return cls(loaded, said, None if codec is None else Tokenizer.load(codec), step)
+
+    @property
+    def shape(self) -> TrainableModelConfig:
+        """The shape of the model."""
+        return self.loaded.model.config
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer comes along: its own, its run's, or that of the model under adapters."""
+        return self.tokenizer is not None or TOKENIZER_FILE in self.loaded.model.companions.files
+
+    @property
+    def dtype(self) -> str:
+        """The type of its weights: that of its matrices where all are of one."""
+        model = self.loaded.model
+        kinds = model.storages() if isinstance(model, FrozenModel) else ()
+        return STORAGES.get(kinds[0], "float32") if len(kinds) == 1 else "float32"
+
+
+def _choose(place: Path, which: str | None) -> tuple[Path, str]:
+    """Return the checkpoint of a run that is taken, and why."""
+    newest = locate(place)
+    state = read_json(newest.path / STATE, {"state": dict[str, Any]})["state"]
+    best = newest.path.with_name(f"llm_step_{state.get('best_step', -1)}")
+    there = best.is_dir()
+    if which == "best" and not there:
+        raise ConfigError(f"which (best): {place} was never evaluated, so none is known to be best; take --which last")
+    if which == "last" or not there:
+        return newest.path, f"{newest.path.name}, the last checkpoint"
+    loss = state.get("best_val_loss")
+    return best, f"{best.name}, the best checkpoint" + (f" (validation loss {loss:.4f})" if loss is not None else "")
+
+
+# -- what can hold what ------------------------------------------------------------------------------
+
+
+def check_format(form: str, shape: TrainableModelConfig, dtype: str | None, max_shard_size: str | None) -> None:
+    """Raise ConfigError if a form cannot hold a model, or a setting has no effect in it; the reason is named."""
+    if form == "hf":
+        return
+    if shape.family is not ModelFamily.LLAMA:
+        raise ConfigError(
+            f"to ({form}) holds Llama models alone, because the Zig code computes no other, and this is "
+            f"{shape.family.value}; use --to hf"
+        )
+    plain = {option.name: option.default for option in fields_of(TrainableModelConfig)}
+    odd = [name for name, value in plain.items() if name not in KNOWN_TO_ZIG and getattr(shape, name) != value]
+    if odd:
+        raise ConfigError(
+            f"to ({form}) has no place for {odd[0]} ({getattr(shape, odd[0])}), which the Zig code does not compute; "
+            "use --to hf"
+        )
+    if dtype not in (None, "float32"):
+        raise ConfigError(f"dtype ({dtype}) must be float32 for {form}, the only type that the Zig code reads")
+    if max_shard_size is not None:
+        raise ConfigError(f"max_shard_size ({max_shard_size}) acts only with --to hf: {form} is one file; leave it out")
+
+
+def _check_output(source: Source, output: Path, form: str, force: bool) -> None:
+    directory = source.loaded.directory
+    if output.resolve() in (directory.resolve(), *directory.resolve().parents):
+        raise ConfigError(f"output ({output}) must be another place than the model's own, {directory}")
+    filled = output.is_dir() and any(output.iterdir())
+    if output.is_dir() and form == "zig":
+        raise ConfigError(f"output ({output}) must be a file for zig, and is a directory; give a name, as in model.bin")
+    if os.path.lexists(output) and (filled or not output.is_dir()) and not force:
+        raise ConfigError(f"output ({output}) is there already; --force replaces it, or choose another")
+
+
+# -- writing and reading again -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: files with their sizes, parameters, and what opens it."""
+
+    files: dict[str, int]
+    dtype: str
+    parameters: int
+    opens: tuple[str, ...]
+
+
+def export(
+    source: Source,
+    output: Path,
+    form: str = "hf",
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    force: bool = False,
+) -> Exported:
+    """Write a model and read it again; what was in the place before is only replaced by what is whole.
+
+    ConfigError for what does not go together; NonFiniteError for weights that are not finite in this type;
+    CheckpointError if what was written does not read as the same, or the disk is full.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"to ({form}) must be {either(list(FORMATS))}")
+    check_format(form, source.shape, dtype, max_shard_size)
+    _check_output(source, output, form, force)
+    kind = dtype or (source.dtype if form == "hf" else "float32")
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    {"hf": _write_hf, "deepzig": _write_deepzig, "zig": _write_zig}[form](source, output, kind, max_shard_size)
+    files = {output.name: output.stat().st_size} if output.is_file() else {
+        path.relative_to(output).as_posix(): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()
+    }  # fmt: skip
+    return Exported(files, kind, source.shape.num_params(), _opens(source, output, form))
+
+
+def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
+    if form == "zig":
+        return ("the Zig trainer, and abi_py: model.load_checkpoint_file(PATH), with a model of its shape",)
+    verb = "chat" if source.tokenizer is not None and source.tokenizer.chat_template else "generate"
+    ours = f"abi-train {verb} {output}"
+    if form == "deepzig":
+        return (ours, "the Zig loader", "transformers, with model_type llama in config.json")
+    loads = "transformers: AutoModelForCausalLM.from_pretrained(PATH)"
+    return (ours, loads, "llama.cpp: convert_hf_to_gguf.py PATH")
+
+
+def _write_hf(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
+    model, folder = source.loaded.model, source.loaded.directory
+    carried = TOKENIZER_FILE in model.companions.files and not isinstance(model, LoraModel)
+    files = {} if (folder / GENERATION).is_file() else _generation(source)
+    size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    model.save_pretrained(output, dtype, tokenizer=None if carried else source.tokenizer, files=files, **size)
+    shape = read_config(output)
+    open_weights(output, shape)  # raises for what does not fit
+    wanted = to_stored(*model.merged().stored_tensors(), DTYPES[dtype])
+    found = read_tensors(output)
+    for name, tensor in wanted.items():
+        if name not in found or _digest(tensor.pieces(name)) != _digest([found[name].raw]):
+            raise CheckpointError(f"{output}: {name} does not read as it was written; check the disk, and export again")
+    _check_tokenizer(source, output)
+
+
+def _generation(source: Source) -> dict[str, str]:
+    """Return a generation_config.json for a model that has none, if anything says where its texts end."""
+    codec, ends = source.tokenizer, special_token_ids(source.loaded.directory, "eos")
+    own = None if codec is None or codec.eos_id is None else (codec.eos_id,)
+    ids = {role: getattr(codec, f"{role}_id", None) for role in ("bos", "pad")}
+    stops = ends or own
+    if stops is None:
+        return {}
+    content = {f"{role}_token_id": value for role, value in ids.items() if value is not None}
+    content["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)  # type: ignore[assignment]
+    return {GENERATION: json_text(content)}
+
+
+def _digest(pieces: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.reshape(-1).view("u1").data)
+    return digest.hexdigest()
+
+
+def _check_tokenizer(source: Source, output: Path) -> None:
+    if source.tokenizer is None:
+        return
+    written = Tokenizer.load(output)
+    if (written.hash, written.chat_template) != (source.tokenizer.hash, source.tokenizer.chat_template):
+        raise CheckpointError(f"{output}: its tokenizer does not read as that of {source.loaded.directory}; report it")
+
+
+def _write_deepzig(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
+    model, codec = _widened(source), source.tokenizer
+    special = {role: getattr(codec, f"{role}_id", None) for role in ("bos", "eos", "pad")}
+    stops = special_token_ids(source.loaded.directory, "eos") or ()
+    eos = special["eos"]
+    stops = stops or (() if eos is None else (eos,))
+    beside = source.loaded.directory / GENERATION
+    settings = beside.read_text(encoding="utf-8") if beside.is_file() else json_text(
+        generation_config(source.shape.max_seq_len, special, stops)
+    )  # fmt: skip
+    output.mkdir(exist_ok=True)
+    if codec is not None:
+        codec.save(output)
+    weights = {entry.hf_name: model.weights[entry.name] for entry in tensor_table(model.config)}
+    write_model(output, weights, write_config(model.config), special, {GENERATION: settings})
+    again = load_model(output).model
+    if again.collect_weights().tobytes() != model.collect_weights().tobytes():
+        raise CheckpointError(f"{output} does not read as it was written; check the disk, and export again")
+    _check_tokenizer(source, output)
+
+
+def _write_zig(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
+    flat = _widened(source).collect_weights()
+    save_abic(output, flat, source.step)
+    if load_abic(output).weights.tobytes() != flat.tobytes():
+        raise CheckpointError(f"{output} does not read as it was written; check the disk, and export again")
+
+
+def _widened(source: Source) -> Any:
+    model = source.loaded.model.merged()
+    return model.widened() if isinstance(model, FrozenModel) else model
+
+

@@ -1,0 +1,184 @@
+"""`export`: a model in the form that another program opens, the same in every number, or a reason why not."""
+
+import json
+
+import numpy as np
+import pytest
+from world import make_folder, write_talks
+
+from abi_py.config import LoraConfig, TrainableModelConfig
+from abi_py.data import Tokenizer
+from abi_py.formats.companions import Companions
+from abi_py.formats.safetensors import map_safetensors, read_safetensors
+from abi_py.formats.zig import load_abic
+from abi_py.model import LoraModel, TrainableModel
+from abi_py.runs import exporting
+from abi_py.training.loading import load_model
+
+
+@pytest.fixture
+def run(abi_train, tmp_path):
+    """Train a little from a folder; return the run."""
+    write_talks(tmp_path / "talks.jsonl")
+    make_folder(tmp_path / "base")
+    words = ["--data", "talks.jsonl", "--sample-tokens", "0", "--max-steps", "4", "--eval-interval", "2"]
+    code, _, err = abi_train("run", "--base", "base", *words, "--lr", "1e-3", "--out", "r")
+    assert code == 0, err
+    return tmp_path / "r"
+
+
+def test_a_run_becomes_a_folder_that_is_whole(abi_train, run, tmp_path):
+    code, out, err = abi_train("export", run, "-o", "model")
+    assert (code, err) == (0, ""), err
+    best = run / "checkpoints/llm_step_4"
+    assert "taken    llm_step_4, the best checkpoint (validation loss " in out
+    assert "weights in float32, read again: as they were written" in out
+    assert "abi-train chat model" in out
+    wanted, found = (read_safetensors(place / "model.safetensors") for place in (best, tmp_path / "model"))
+    assert wanted.keys() == found.keys()
+    assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+    ours, theirs = Companions.of(tmp_path / "model"), Companions.of(tmp_path / "base")
+    assert (ours.files, ours.ids) == (theirs.files, theirs.ids)
+    assert json.loads((tmp_path / "model/config.json").read_text())["model_type"] == "qwen2"
+    assert abi_train("inspect", "model")[0] == 0
+    assert not (tmp_path / "model/state.json").exists()
+
+
+def test_the_best_checkpoint_or_the_last(abi_train, run, tmp_path, monkeypatch):
+    state = json.loads((run / "checkpoints/llm_step_4/state.json").read_text())
+
+    def read(path, *schema):
+        return {**state, "state": {**state["state"], "best_step": 2}}
+
+    monkeypatch.setattr(exporting, "read_json", read)
+    assert "taken    llm_step_2, the best checkpoint" in abi_train("export", run, "-o", "a")[1]
+    assert "taken    llm_step_4, the last checkpoint" in abi_train("export", run, "--which", "last", "-o", "b")[1]
+    first, last = (read_safetensors(tmp_path / name / "model.safetensors") for name in "ab")
+    assert not np.array_equal(first["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("bfloat16", "BF16"), ("float16", "F16"), ("float32", "F32")])
+def test_types_and_shards(abi_train, tmp_path, dtype, code):
+    make_folder(tmp_path / "base")
+    words = ["--dtype", dtype, "--max-shard-size", "4KB"]
+    done, _, err = abi_train("export", "base", "-o", "model", *words)
+    assert (done, err) == (0, ""), err
+    index = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 1
+    wanted = read_safetensors(tmp_path / "base/model.safetensors")
+    for shard in shards:
+        for name, tensor in map_safetensors(tmp_path / "model" / shard).items():
+            assert tensor.bf16 == (code == "BF16")
+            error = {"BF16": 2**-8, "F16": 2**-11, "F32": 0}[code]
+            assert np.allclose(tensor.widened(), wanted[name], rtol=error, atol=2**-24 * bool(error))
+    done, out, _ = abi_train("export", "model", "-o", "again")  # in its own type, in one file
+    assert f"weights in {dtype}" in out
+    assert (tmp_path / "again/model.safetensors").is_file()
+
+
+def test_a_run_from_scratch_brings_its_tokenizer_and_where_a_text_ends(abi_train, tmp_path):
+    write_talks(tmp_path / "talks.jsonl")
+    assert abi_train("tokenizer", "train", "talks.jsonl", "-o", "tok", "--vocab-size", "300")[0] == 0
+    shape = "--hidden-dim 16 --num-layers 1 --num-heads 2 --num-kv-heads 1 --intermediate-dim 16 --max-seq-len 64"
+    words = ["--data", "talks.jsonl", "--tokenizer", "tok", "--max-steps", "2", "--sample-tokens", "0", "--out", "r"]
+    assert abi_train("run", *shape.split(), *words)[0] == 0
+    code, _, err = abi_train("export", "r", "-o", "model")
+    assert (code, err) == (0, ""), err
+    codec = Tokenizer.load(tmp_path / "model")
+    assert codec.hash == Tokenizer.load(tmp_path / "tok").hash
+    assert codec.chat_template == Tokenizer.load(tmp_path / "r").chat_template is not None
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "model" / name).read_text())["eos_token_id"] == codec.eos_id
+    for form in ("deepzig", "zig"):
+        code, _, err = abi_train("export", "r", "--to", form, "-o", form)
+        assert (code, err) == (0, ""), err
+    weights = load_model(tmp_path / "model").model.collect_weights()
+    assert load_model(tmp_path / "deepzig").model.collect_weights().tobytes() == weights.tobytes()
+    written = load_abic(tmp_path / "zig")
+    assert (written.step, written.weights.tobytes()) == (2, weights.tobytes())
+    assert json.loads((tmp_path / "deepzig/config.json").read_text())["model_type"] == "deepzig_conversational"
+
+
+def test_adapters_are_merged(abi_train, tmp_path):
+    base = load_model(make_folder(tmp_path / "base")).model
+    lora = LoraModel(base, LoraConfig(rank=2), str(tmp_path / "base"))
+    lora.parameters.weights_flat[:] = np.random.default_rng(3).normal(0, 0.1, lora.num_params())
+    lora.save(tmp_path / "adapter")
+    code, out, err = abi_train("export", "adapter", "-o", "model")
+    assert (code, err) == (0, ""), err
+    assert "adapters are merged" in out
+    merged = lora.merged()
+    assert load_model(tmp_path / "model").model.collect_weights().tobytes() == merged.collect_weights().tobytes()
+    assert Companions.of(tmp_path / "model").files.keys() == Companions.of(tmp_path / "base").files.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["base", "--to", "zig", "-o", "x"], "to (zig) holds Llama models alone, because the Zig code computes no"),
+        (["base", "--to", "deepzig", "-o", "x"], "and this is qwen2; use --to hf"),
+        (["biased", "--to", "zig", "-o", "x"], "to (zig) has no place for attention_bias (True)"),
+        (["plain", "--to", "zig", "--dtype", "float16", "-o", "x"], "dtype (float16) must be float32 for zig"),
+        (["plain", "--to", "zig", "--max-shard-size", "1GB", "-o", "x"], "acts only with --to hf: zig is one file"),
+        (["plain", "--to", "zig", "-o", "base"], "output (base) must be a file for zig"),
+        (["base", "-o", "plain"], "output (plain) is there already; --force replaces it"),
+        (["base", "-o", "base"], "output (base) must be another place than the model's own"),
+        (["base", "--which", "best", "-o", "x"], "which (best) has no effect: base is one model"),
+        (["base", "--max-shard-size", "some", "-o", "x"], "max_shard_size ('some')"),
+        (["base", "--to", "gguf", "-o", "x"], "'gguf' is not one of 'hf', 'deepzig', 'zig'"),
+        (["nowhere", "-o", "x"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_written(abi_train, tmp_path, words, said):
+    make_folder(tmp_path / "base")
+    make_folder(tmp_path / "plain", family="llama", tokenizer=False)
+    if "biased" in words:
+        make_folder(tmp_path / "biased", family="llama", attention_bias=True)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code, _, err = abi_train("export", *words)
+    assert code == 2
+    assert said in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_force_replaces(abi_train, tmp_path):
+    make_folder(tmp_path / "base")
+    make_folder(tmp_path / "old", hidden_dim=32)
+    assert abi_train("export", "base", "-o", "old", "--force")[0] == 0
+    assert load_model(tmp_path / "old").model.config.hidden_dim == 16
+
+
+def test_a_disk_that_writes_something_else_is_found(abi_train, tmp_path, monkeypatch):
+    make_folder(tmp_path / "base")
+    read = exporting.read_tensors
+
+    def spoilt(folder):
+        tensors = read(folder)
+        name = next(iter(tensors))
+        raw = tensors[name].raw.copy()
+        raw.flat[0] += 1
+        return {**tensors, name: type(tensors[name])(raw)}
+
+    monkeypatch.setattr(exporting, "read_tensors", spoilt)
+    code, _, err = abi_train("export", "base", "-o", "model")
+    assert code == 1
+    assert "does not read as it was written" in err
+
+
+def test_weights_that_are_too_large_for_a_type_are_refused(abi_train, tmp_path):
+    make_folder(tmp_path / "base", tokenizer=False)
+    model = TrainableModel.from_pretrained(tmp_path / "base")
+    model.weights["layers.0.w_q"][0, 0] = 1e6
+    model.save_pretrained(tmp_path / "large")
+    code, _, err = abi_train("export", "large", "--dtype", "float16", "-o", "model")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_shape_that_zig_knows_is_one_of_defaults(tmp_path):
+    shape = TrainableModelConfig(
+        hidden_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, intermediate_dim=8, vocab_size=9
+    )
+    exporting.check_format("zig", shape, None, None)
