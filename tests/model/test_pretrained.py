@@ -33,7 +33,8 @@ INDEX = "model.safetensors.index.json"
 
 def make(family="llama", tied=True, **changes):
     """Return a small model of a family, with weights of its own."""
-    model = TrainableModel(TrainableModelConfig(**{**SHAPE, "family": family, "tie_embeddings": tied, **changes}))
+    shape = TrainableModelConfig(**{**SHAPE, "tie_embeddings": tied, **changes}).replace(family=family)
+    model = TrainableModel(shape)
     rng = np.random.default_rng(3)
     model.distribute_weights(0.3 * rng.standard_normal(model.num_params()))
     return model

@@ -60,7 +60,7 @@ def logits_of(torch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_of_transformers_is_read(theirs_of, logits_of, torch, transformers, tmp_path, family, tied, dtype):
     made = theirs_of(family, tie_word_embeddings=tied).to(getattr(torch, dtype))
-    made.save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    made.save_pretrained(tmp_path / "m", max_shard_size="4KB")
     assert (tmp_path / "m/model.safetensors.index.json").is_file()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype="float32").eval()
     wanted = logits_of(theirs)
@@ -75,7 +75,7 @@ def test_a_folder_of_transformers_is_read(theirs_of, logits_of, torch, transform
 def test_a_folder_of_ours_is_read(theirs_of, logits_of, transformers, tmp_path, family, tied, dtype):
     theirs_of(family, 1, tie_word_embeddings=tied).save_pretrained(tmp_path / "source")
     model = TrainableModel.from_pretrained(tmp_path / "source")
-    for name, size in (("one", "5GB"), ("shards", "20KB")):
+    for name, size in (("one", "5GB"), ("shards", "4KB")):
         model.save_pretrained(tmp_path / name, dtype, size)
         found, told = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / name, output_loading_info=True, dtype="float32"
@@ -94,8 +94,8 @@ def test_a_folder_of_ours_is_read(theirs_of, logits_of, transformers, tmp_path, 
 @pytest.mark.parametrize("number", range(4))
 def test_names_shards_and_index_are_those_of_transformers(theirs_of, tmp_path, family, number):
     made = theirs_of(family, number, plain=number == 0, tie_word_embeddings=False)
-    made.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
-    TrainableModel.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours", max_shard_size="20KB")
+    made.save_pretrained(tmp_path / "theirs", max_shard_size="4KB")
+    TrainableModel.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours", max_shard_size="4KB")
     ours, theirs = (
         json.loads((tmp_path / name / "model.safetensors.index.json").read_text()) for name in ("ours", "theirs")
     )
