@@ -4,6 +4,7 @@ A reader may refuse a file with an error of `abi_py.errors`, or with FileNotFoun
 other exception, a process that dies, a hang, or memory out of proportion is a defect.
 """
 
+import functools
 import gzip
 import hashlib
 import json
@@ -23,8 +24,10 @@ from abi_py.data.tokenizer import Tokenizer
 from abi_py.families import write_config
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.formats.zig import load_zig, save_abic, save_ablc
+from abi_py.model.frozen import FrozenModel
 from abi_py.pipelines.deepzig import load_run_config
 from abi_py.pipelines.deepzig_config import DeepZigConfig
+from abi_py.shape import ModelFamily
 from abi_py.training.events import EvaluationEvent, StartEvent
 from abi_py.training.loading import load_model
 from abi_py.training.metrics import JsonlSink
@@ -96,6 +99,18 @@ def _sharded(folder: Path) -> None:
     for shard in set(places.values()):
         write_safetensors(folder / shard, {name: tensors[name] for name in names if places[name] == shard})
     _json(folder / "model.safetensors.index.json", {"metadata": {"total_size": 1}, "weight_map": places})
+
+
+def _family(family: ModelFamily, folder: Path) -> None:
+    """Write a folder of a family in the form of its own: transposed, per expert ..., narrow, in shards."""
+    shape = _model().config.replace(family=family)
+    model = abi.TrainableModel(shape)
+    largest = 4 * model.num_params() // 3
+    model.save_pretrained(folder, "bfloat16", largest, files={"tokenizer_config.json": "{}"})
+
+
+def _read_and_save(folder: Path) -> None:
+    FrozenModel.from_pretrained(folder).save_pretrained(folder / "out", "float16", files={"a.txt": ""})
 
 
 def _safetensors(folder: Path) -> None:
@@ -314,6 +329,16 @@ READERS = (
     Reader("folder", _hugging_face, ("config.json", "model.safetensors"), load_model, share=8),
     Reader(
         "shards", _sharded, ("model.safetensors.index.json", "model-00001-of-00002.safetensors"), load_model, share=6
+    ),
+    *(
+        Reader(
+            f"folder of {family.value}",
+            functools.partial(_family, family),
+            ("config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"),
+            _read_and_save,
+            share=3,
+        )
+        for family in ModelFamily
     ),
     Reader("generation", _hugging_face, ("generation_config.json",), abi.GenerationConfig.load, share=40),
     Reader("zig", _zig, ("x.abic", "x.ablc"), _read_zig, share=40),
