@@ -109,7 +109,7 @@ def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     content = {**{ours: content[theirs] for ours, theirs in OTHER_NAMES.items() if theirs in content}, **content}
     refuse_others(content, ONLY, place)
     kind = content.get("activation_function", "gelu_new")
-    if kind not in ACTIVATIONS:
+    if not isinstance(kind, str) or kind not in ACTIVATIONS:
         raise CheckpointError(
             f"{place}: activation_function is {shown(kind)}; this version computes {either([*ACTIVATIONS])}"
         )
