@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .errors import ConfigError, shown
-from .fields import ON, REQUIRED, Config, Other, closest, either, fields_of, opt
+from .errors import ConfigError
+from .fields import ON, REQUIRED, Config, Other, either, fields_of, opt
 from .rope_scaling import RopeScaling, RopeType, read_rope_scaling
 
 __all__ = [
     "IGNORE_INDEX",
-    "PROJECTIONS",
     "Activation",
     "CheckpointingStrategy",
     "LayerType",
@@ -214,7 +213,7 @@ class Precision(str, Enum):
 
 # -- adapters -----------------------------------------------------------------------------------
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # Hugging Face's names
+SHORT = ("q", "k", "v", "o", "gate", "up", "down")  # the ABI's names, of q_proj and its like
 
 
 def _targets(value: Any) -> Any:
@@ -222,7 +221,7 @@ def _targets(value: Any) -> Any:
     if isinstance(value, Mapping):
         value = [name for name, chosen in value.items() if chosen]
     names = value if isinstance(value, list | tuple) else (value,)
-    return tuple(f"{name}_proj" if f"{name}_proj" in PROJECTIONS else name for name in names)
+    return tuple(f"{name}_proj" if name in SHORT else name for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,9 +231,10 @@ class LoraConfig(Config):
     rank: int = opt(8, "inner width of an adapter", flag="lora-rank")
     alpha: float = opt(16.0, "the adapters' output is multiplied by alpha / rank", flag="lora-alpha")
     dropout: float = opt(0.0, "share of an adapter's input that is dropped in training", flag="lora-dropout")
-    target_modules: tuple[str, ...] = opt(
-        PROJECTIONS,
-        "projections that get an adapter, also as q, k, v, o, gate, up, down; repeat the flag for each",
+    target_modules: tuple[str, ...] | None = opt(
+        None,
+        "projections that get an adapter, all if not given: ends of their names in Hugging Face's files, as in q_proj "
+        "or attn.c_proj; also q, k, v, o, gate, up, down; repeat the flag for each",
         flag="lora-target",
         read=_targets,
     )
@@ -243,18 +243,16 @@ class LoraConfig(Config):
     seed: int = opt(0, "seed of the adapters and of their dropout", flag="lora-seed")
 
     def validate(self) -> None:
-        """Raise `ConfigError` naming field, value, rule and remedy; put the targets into the order of the layers."""
+        """Raise `ConfigError` naming field, value, rule and remedy; which targets a model has, `LoraModel` tells."""
         self._require_at_least(1, "rank")
         self._require_at_least(0, "seed")
         self._require("alpha", math.isfinite(self.alpha) and self.alpha > 0, "be a positive number", "try 2 x rank")
         self._require("dropout", 0 <= self.dropout < 1, "be at least 0 and below 1", "try 0.05")
         self._require("bias", self.bias == "none", "be none", "only the adapters are trained")
-        for name in self.target_modules:
-            if name not in PROJECTIONS:
-                hint = closest(name, list(PROJECTIONS))
-                raise ConfigError(f"target_modules ({shown(name)}): no such projection; {hint}")
-        self._require("target_modules", bool(self.target_modules), "name at least one projection", "try q_proj, v_proj")
-        object.__setattr__(self, "target_modules", tuple(name for name in PROJECTIONS if name in self.target_modules))
+        if self.target_modules is not None:
+            given = bool(self.target_modules)
+            self._require("target_modules", given, "name at least one projection", "leave it out for all of them")
+            object.__setattr__(self, "target_modules", tuple(dict.fromkeys(self.target_modules)))
 
     @property
     def scaling(self) -> float:

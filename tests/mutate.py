@@ -252,8 +252,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "abi_py/formats/peft.py",
-        '"target_modules": list(config.target_modules)',
-        '"target_modules": list(PROJECTIONS)',
+        '"target_modules": list(config.target_modules or ())',
+        '"target_modules": ["q_proj"]',
         "tests/formats/test_peft.py",
     ),
     Mutation(

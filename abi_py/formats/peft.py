@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError, shown
 from ..files import atomic_files, json_text, write_pieces
-from ..shape import PROJECTIONS, LoraConfig
+from ..shape import LoraConfig
 from ..untrusted import read_json
 from .finite import check_read, check_written
 from .safetensors import read_safetensors, safetensors_pieces
@@ -35,7 +35,6 @@ FIXED: dict[str, Any] = {
     "alpha_pattern": {},
     "bias": "none",
     "exclude_modules": None,
-    "fan_in_fan_out": False,
     "layer_replication": None,
     "layers_pattern": None,
     "layers_to_transform": None,
@@ -52,7 +51,8 @@ UNREAD: dict[str, Any] = {
     "task_type": "CAUSAL_LM",
 }
 READ = ("base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "target_modules", "use_rslora")
-WITHOUT_EFFECT = ("megatron_core", "peft_version", "qalora_group_size")  # set even where nothing uses them
+# Set even where nothing uses them; the first, PEFT corrects by the kind of module.
+WITHOUT_EFFECT = ("fan_in_fan_out", "megatron_core", "peft_version", "qalora_group_size")
 INITIAL = (True, False, "gaussian", "orthogonal")  # other beginnings change the frozen weights
 
 
@@ -64,30 +64,34 @@ class AdapterFolder(NamedTuple):
     base_model: str | None
 
 
-def adapter_config(config: LoraConfig, base_model: str | None = None) -> dict[str, Any]:
-    """Return the content of adapter_config.json; `base_model` is the name or place of the frozen model."""
+def adapter_config(
+    config: LoraConfig, base_model: str | None = None, *, fan_in_fan_out: bool = False
+) -> dict[str, Any]:
+    """Return the content of adapter_config.json; `base_model` is the name or place of the frozen model.
+
+    fan_in_fan_out  its matrices are stored (in, out), as GPT-2's
+    """
     content = {
         **FIXED,
         **UNREAD,
         "base_model_name_or_path": base_model,
+        "fan_in_fan_out": fan_in_fan_out,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
         "r": config.rank,
-        "target_modules": list(config.target_modules),
+        "target_modules": list(config.target_modules or ()),
         "use_rslora": config.use_rslora,
     }
     return dict(sorted(content.items()))
 
 
-def write_adapter(
-    folder: Path, tensors: Mapping[str, np.ndarray], config: LoraConfig, base_model: str | None = None
-) -> None:
-    """Write both files, or leave those that are there as they are; `tensors` by PEFT's names.
+def write_adapter(folder: Path, tensors: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
+    """Write both files, or leave those that are there as they are; `tensors` by PEFT's names, and `adapter_config`.
 
     NonFiniteError, and nothing written, for NaN or infinity.
     """
     check_written(folder / ADAPTER_WEIGHTS, tensors)
-    text = json_text(adapter_config(config, base_model))
+    text = json_text(description)
     with atomic_files(folder / ADAPTER_CONFIG) as open_new:
         write_pieces(open_new(folder / ADAPTER_WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))
         open_new(folder / ADAPTER_CONFIG).write(text.encode())
@@ -116,16 +120,14 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolde
     if missing:
         raise CheckpointError(f"{place} lacks {', '.join(missing)}; it is not the adapter_config.json of LoRA")
     targets = content["target_modules"]
-    if targets == "all-linear":
-        targets = PROJECTIONS
-    if not isinstance(targets, list | tuple):
+    if targets != "all-linear" and not isinstance(targets, list | tuple):
         raise CheckpointError(f"{place}: target_modules is {shown(targets)}; this version reads a list of projections")
     try:
         config = LoraConfig(
             rank=content["r"],
             alpha=content["lora_alpha"],
             dropout=content.get("lora_dropout") or 0.0,
-            target_modules=tuple(str(name).rpartition(".")[2] for name in targets),
+            target_modules=None if targets == "all-linear" else tuple(map(str, targets)),
             use_rslora=bool(content.get("use_rslora")),
         )
     except ConfigError as error:

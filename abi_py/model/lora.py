@@ -17,19 +17,19 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..config import Config, LoraConfig, TrainableModelConfig
-from ..errors import CheckpointError, ConfigError, listed
+from ..errors import CheckpointError, ConfigError, listed, shown
 from ..families import layers, tensor_table
 from ..fields import either
-from ..formats.peft import read_adapter, write_adapter
+from ..formats.peft import adapter_config, read_adapter, write_adapter
 from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
 from ..parameters import Buffers, HfName, Tensor, Weight, joined
-from ..shape import PROJECTIONS
 from .frozen import FrozenModel
 from .layers.layer import Layer
 from .layers.linear import Adapter, Group, Linear, Part
@@ -37,6 +37,8 @@ from .stack import Stack
 from .transformer import TrainableModel, Transformer
 
 __all__ = ["LoraConfig", "LoraModel"]
+
+MASKS = 7  # with the configuration's seed, the seed of all masks: another than that of the adapters
 
 
 class LoraModel(Transformer):
@@ -54,12 +56,12 @@ class LoraModel(Transformer):
     ) -> None:
         """Put fresh adapters on `model`; TypeError if it is neither a TrainableModel nor a FrozenModel.
 
-        ConfigError if it has not a projection that `config` names.
+        ConfigError if it has not a projection that `config` names.  `lora` is `config` with the targets by name.
         `base_model` says where its weights are, or their name: what is saved repeats it.
         """
         if not isinstance(model, TrainableModel | FrozenModel):
             raise TypeError(f"model is a {type(model).__name__}; adapters are put on a TrainableModel or a FrozenModel")
-        self.model, self.lora = model, config if config is not None else LoraConfig()
+        self.model, self.lora = model, _named(model.config, config if config is not None else LoraConfig())
         self.parameters = Buffers(_adapter_table(model.config, self.lora))
         _initialize(self.parameters, self.lora)
         self.base_model = str(base_model) if base_model is not None else None
@@ -81,7 +83,7 @@ class LoraModel(Transformer):
     def report(self) -> str:
         """Return how much is trained, in one line."""
         trained, whole = self.num_params(), self.config.num_params()
-        targets = ", ".join(self.lora.target_modules)
+        targets = ", ".join(self.lora.target_modules or ())
         share = f"{100 * trained / whole:.2f} % of {whole:,}"
         return f"{trained:,} trained parameters, {share} (rank {self.lora.rank}: {targets})"
 
@@ -165,7 +167,12 @@ class LoraModel(Transformer):
     def save(self, folder: str | Path, base_model: str | None = None) -> None:
         """Write the adapters as a PEFT folder; `base_model` beats the constructor's."""
         tensors = {tensor.hf_name: self.weights[tensor.name] for tensor in self.parameters.table}
-        write_adapter(Path(folder), tensors, self.lora, base_model or self.base_model)
+        write_adapter(Path(folder), tensors, self.description(base_model))
+
+    def description(self, base_model: str | None = None) -> dict[str, Any]:
+        """Return the content of PEFT's adapter_config.json; `base_model` beats the constructor's."""
+        transposed = any(target.tensor.hf_names[0].transposed for target in _chosen(self.config, self.lora))
+        return adapter_config(self.lora, base_model or self.base_model, fan_in_fan_out=transposed)
 
     @classmethod
     def load(
@@ -177,6 +184,10 @@ class LoraModel(Transformer):
         another model, or holds NaN or infinity and not `allow_nonfinite`.
         """
         config, tensors, base_model = read_adapter(Path(folder), allow_nonfinite=allow_nonfinite)
+        try:
+            config = _named(model.config, config)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
         table = _adapter_table(model.config, config)
         _check_tensors(tensors, table, config, str(folder))  # before anything of the adapters' size is made
         made = cls(model, config, base_model)
@@ -200,32 +211,55 @@ class _Target:
     tensor: Tensor  # its matrix
     stream: int  # its number among all parts of the model
 
+    @property
+    def module(self) -> str:
+        """Hugging Face's name of it."""
+        return self.tensor.hf_name.removesuffix(".weight")
+
+    def is_called(self, name: str) -> bool:
+        """Say whether a target means this module."""
+        return self.module == name or self.module.endswith(f".{name}")
+
 
 def _targets(
     shape: TrainableModelConfig, made: Sequence[Layer], config: LoraConfig
 ) -> list[tuple[Linear, list[_Target]]]:
     """Return the linear layers, and of each the parts with adapters: Hugging Face's name of a module decides.
 
-    ConfigError for a target that this model has not, unless they are all that there are, as they are by default.
+    As in PEFT, a target is a module's name or its end, from a dot on.
     """
     of_model = {tensor.name: tensor for tensor in tensor_table(shape)}
     found, stream = [], 0
-    modules: dict[str, None] = {}  # in order, each once
     for layer in made:
         for linear in layer.linears:
             chosen = []
             for index, projection in enumerate(linear.projections):
-                tensor = of_model[layer.at + projection.name]
-                module = tensor.hf_name.split(".")[-2]
-                modules[module] = None
-                if module in config.target_modules:
-                    chosen.append(_Target(index, tensor, stream))
+                target = _Target(index, of_model[layer.at + projection.name], stream)
+                if config.target_modules is None or any(map(target.is_called, config.target_modules)):
+                    chosen.append(target)
                 stream += 1
             found.append((linear, chosen))
-    absent = [name for name in config.target_modules if name not in modules]
-    if absent and config.target_modules != PROJECTIONS:
-        raise ConfigError(f"target_modules ({absent[0]}): this model has no such projection; try {either([*modules])}")
     return found
+
+
+def _chosen(shape: TrainableModelConfig, config: LoraConfig) -> list[_Target]:
+    """Return the parts that get adapters."""
+    return [target for _, targets in _targets(shape, layers(shape), config) for target in targets]
+
+
+def _named(shape: TrainableModelConfig, config: LoraConfig) -> LoraConfig:
+    """Return the configuration with the targets that this model has, in the order of its layers.
+
+    ConfigError for a target that it has not.
+    """
+    chosen = _chosen(shape, config)
+    every = list(dict.fromkeys(target.module.rpartition(".")[2] for target in _chosen(shape, LoraConfig())))
+    for name in config.target_modules or ():
+        if not any(target.is_called(name) for target in chosen):
+            raise ConfigError(f"target_modules ({shown(name)}): this model has no such projection; try {either(every)}")
+    names = tuple(dict.fromkeys(target.module.rpartition(".")[2] for target in chosen))
+    short = config.replace(target_modules=names)  # the last words, unless they mean more than what was asked for
+    return short if len(_chosen(shape, short)) == len(chosen) else config
 
 
 def _adapter_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tensor, ...]:
@@ -282,7 +316,7 @@ def _initialize(parameters: Buffers, config: LoraConfig) -> None:
 def _adapt(made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig) -> None:
     """Put the adapters on the linear layers."""
     # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
-    seed = int(np.random.SeedSequence([config.seed, len(PROJECTIONS)]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    seed = int(np.random.SeedSequence([config.seed, MASKS]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     found = _targets(shape, made, config)
     streams = sum(len(linear.projections) for linear, _ in found)
     for linear, targets in found:

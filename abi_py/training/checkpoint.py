@@ -45,7 +45,7 @@ from ..files import (
 from ..formats.companions import Companions, is_one_of
 from ..formats.finite import check_read, check_written
 from ..formats.forms import to_stored
-from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
+from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..formats.safetensors import Stored, encoded_size, map_safetensors, read_safetensors, safetensors_pieces
 from ..model.folder_writing import config_content
 from ..model.lora import LoraModel
@@ -122,7 +122,7 @@ def save_checkpoint(
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer) + beside.size)
     (weights_file, config_file), description = MODEL_FILES, config_content(model.config, beside.config, "float32")
     if isinstance(model, LoraModel):
-        (weights_file, config_file), description = ADAPTER_FILES, adapter_config(model.lora, model.base_model)
+        (weights_file, config_file), description = ADAPTER_FILES, model.description()
     name = f"llm_step_{state.global_step}"
     if not is_replaceable(root / name):
         raise CheckpointError(

@@ -79,7 +79,7 @@ def test_what_peft_wrote_is_read(golden, model, tmp_path):
     write_safetensors(tmp_path / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
     (tmp_path / ADAPTER_CONFIG).write_text(str(g["saved_config"]), encoding="utf-8")
     lora = LoraModel.load(model, tmp_path)
-    assert lora.lora == LoraConfig(rank=4, alpha=12)
+    assert lora.lora == LoraModel(model, LoraConfig(rank=4, alpha=12)).lora
     assert np.abs(lora.forward(g["ids"][0]) - g["logits"]).max() < 1e-4 * np.abs(g["logits"]).max()
 
 
@@ -88,7 +88,7 @@ def test_what_peft_wrote_is_read(golden, model, tmp_path):
 
 def test_round_trip(model, folder):
     lora = LoraModel.load(model, folder)
-    assert lora.lora == LoraConfig(rank=3, alpha=7.5, dropout=0.1)
+    assert lora.lora == LoraModel(model, LoraConfig(rank=3, alpha=7.5, dropout=0.1)).lora
     assert (lora.weights["layers.1.w_v.b"] == 0.25).all()
     fresh = LoraModel(model, LoraConfig(rank=3, alpha=7.5, dropout=0.1))
     fresh.weights["layers.1.w_v.b"][...] = 0.25
@@ -99,14 +99,26 @@ def test_round_trip(model, folder):
 def test_options_of_the_config():
     content = adapter_config(LoraConfig(rank=4, alpha=6, target_modules=("v_proj", "q_proj"), use_rslora=True), "base")
     assert (content["r"], content["lora_alpha"], content["use_rslora"]) == (4, 6, True)
-    assert content["target_modules"] == ["q_proj", "v_proj"]
+    assert content["target_modules"] == ["v_proj", "q_proj"]
     assert list(content) == sorted(content)
 
 
 def test_targets_of_every_spelling(model, folder):
-    for targets in ("all-linear", [f"model.layers.0.mlp.{name}" for name in LoraConfig().target_modules]):
+    whole = [tensor.hf_name.removesuffix(".weight") for tensor in model.parameters.table if "_proj" in tensor.hf_name]
+    ends = [name.split(".", 3)[3] for name in whole]  # of modules, as in self_attn.q_proj
+    for targets in ("all-linear", whole, ends):
         rewrite(folder, target_modules=targets)
-        assert LoraModel.load(model, folder).lora.target_modules == LoraConfig().target_modules
+        assert LoraModel.load(model, folder).lora.target_modules == LoraModel(model).lora.target_modules
+
+
+def test_targets_of_one_layer(model, tmp_path):
+    """PEFT takes whole names of modules too, so an adapter may be on some layers only."""
+    lora = LoraModel(model, LoraConfig(target_modules=("layers.1.self_attn.q_proj", "v_proj")))
+    assert sorted(name for name in lora.weights if name.endswith(".a")) == [
+        *("layers.0.w_v.a", "layers.1.w_q.a", "layers.1.w_v.a")
+    ]
+    lora.save(tmp_path)
+    assert LoraModel.load(model, tmp_path).lora == lora.lora
 
 
 @pytest.mark.parametrize(
@@ -125,7 +137,7 @@ def test_targets_of_every_spelling(model, folder):
         ({"r": 0}, r"rank \(0\) must be at least 1"),
         ({"r": 5}, r"has shape \(3, 24\); rank 5 on this model takes \(5, 24\)"),
         ({"target_modules": ["q_proj"]}, r"and \d+ more has no place in this model; .* names other targets"),
-        ({"target_modules": ["lm_head"]}, "'lm_head'.: no such projection"),
+        ({"target_modules": ["lm_head"]}, "'lm_head'.: this model has no such projection; try q_proj, k_proj"),
         ({"target_modules": ".*proj"}, "reads a list of projections"),
     ],
 )

@@ -59,12 +59,12 @@ def torch():
 def make_model():
     """Return a function that makes a small model: two layers, grouped heads."""
 
-    def make(**changes):
+    def make(family="llama", **changes):
         shape = {
             **{"hidden_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 48},
             **{"vocab_size": VOCABULARY, "max_seq_len": 64, "seed": 3},
         }
-        return TrainableModel(TrainableModelConfig(**{**shape, **changes}))
+        return TrainableModel(TrainableModelConfig(**{**shape, **changes}).replace(family=family))
 
     return make
 

@@ -13,7 +13,10 @@ PROMPTS = ([3, 6, 9, 12], [5, 10, 15], [40, 43, 46, 49, 52])
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("family", "kind"), [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM")])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM"), ("gpt2", "GPT2LMHeadModel")],
+)
 def test_a_checkpoint_opens_in_transformers(make_model, train, transformers, agree, tmp_path, tied, family, kind):
     model = make_model(tie_embeddings=tied, family=family)
     losses = train(model, tmp_path, (3, 5))
@@ -26,12 +29,19 @@ def test_a_checkpoint_opens_in_transformers(make_model, train, transformers, agr
     agree(model, theirs, PROMPTS)
 
 
-def test_an_adapter_opens_in_peft(make_model, train, transformers, peft, agree, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("llama", ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")),
+        ("gpt2", None),
+        ("gpt2", ("c_attn", "mlp.c_proj")),
+    ],
+)
+def test_an_adapter_opens_in_peft(make_model, train, transformers, peft, agree, tmp_path, family, targets):
     """From the folder that `LoraModel.save` writes, and from a checkpoint of the run."""
-    base = make_model()
+    base = make_model(family=family)
     train(base, tmp_path / "base", (3,))
     folder = find_latest(tmp_path / "base").path
-    targets = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
     lora = LoraModel(base, LoraConfig(rank=4, alpha=6, target_modules=targets, dropout=0.0), str(folder))
     losses = train(lora, tmp_path / "adapter", (5,), rate=3e-2)
     assert losses[-1] < losses[0] / 2

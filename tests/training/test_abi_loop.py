@@ -75,8 +75,8 @@ def test_an_epoch_with_validation_is_evaluated_whatever_the_interval(make_model,
 
 
 @pytest.mark.parametrize("targets", [("q", "v"), {"q": True, "v": True, "k": False}, {"q_proj": True, "v_proj": True}])
-def test_lora_targets_of_the_abi(targets):
+def test_lora_targets_of_the_abi(make_model, targets):
     assert abi.LoraConfig(target_modules=targets).target_modules == ("q_proj", "v_proj")
     assert abi.LoraConfig(target_modules="q").target_modules == ("q_proj",)
     with pytest.raises(abi.errors.ConfigError, match="no such projection"):
-        abi.LoraConfig(target_modules=("query",))
+        abi.LoraModel(make_model(), abi.LoraConfig(target_modules=("query",)))

@@ -112,6 +112,7 @@ MODEL = {
     "checkpointing": ({}, "full", "memory"),
     "checkpoint_interval": ({"checkpointing": "every_n_layers"}, 2, "memory"),
     "head_dim": ({}, 4, "shapes"),
+    "activation": ({"family": "gpt2", "num_kv_heads": None}, "gelu", "logits"),
     "seed": ({}, 1, "logits"),
 }
 LORA = {
