@@ -22,11 +22,17 @@ import math
 import numpy as np
 
 from .engine.checks import checked
-from .engine.jit import kernel, prange
+from .engine.jit import helper, kernel, prange
 from .engine.threads import PARTS
 from .engine.vectors import dot3, sum_of_squares
 
-__all__ = ["rms_norm_backward", "rms_norm_backward_ref", "rms_norm_forward", "rms_norm_forward_ref"]
+__all__ = [
+    "rms_norm_backward",
+    "rms_norm_backward_ref",
+    "rms_norm_forward",
+    "rms_norm_forward_ref",
+    "rms_norm_in_place",
+]
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -45,6 +51,15 @@ def rms_norm_backward_ref(dy, x, w, r):
 
 
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
+@helper
+def _norm(y, x, w, eps):
+    """Write y (C,) from x (C,) and return 1 / rms."""
+    r = np.float32(1.0 / math.sqrt(sum_of_squares(x) / x.size + eps))
+    for j in range(x.size):
+        y[j] = x[j] * r * w[j]
+    return r
+
+
 @checked("y! x (N, H C); r! (N H); w (C)")
 @kernel
 def rms_norm_forward(y, r, x, w, eps):
@@ -54,11 +69,20 @@ def rms_norm_forward(y, r, x, w, eps):
     for n in prange(N):
         for h in range(heads):
             head = slice(h * C, (h + 1) * C)
-            xh, yh = x[n, head], y[n, head]
-            rh = np.float32(1.0 / math.sqrt(sum_of_squares(xh) / C + eps))
-            r[n * heads + h] = rh
-            for j in range(C):
-                yh[j] = xh[j] * rh * w[j]
+            r[n * heads + h] = _norm(y[n, head], x[n, head], w, eps)
+
+
+@checked("x! kept! (N, H C); r! (N H); w (C)")
+@kernel
+def rms_norm_in_place(x, kept, r, w, eps):
+    """Do that to x itself, and write to kept (N, H C) what it was: what backward reads."""
+    N, C = x.shape[0], w.size
+    heads = x.shape[1] // C
+    for n in prange(N):
+        kept[n] = x[n]
+        for h in range(heads):
+            head = slice(h * C, (h + 1) * C)
+            r[n * heads + h] = _norm(x[n, head], kept[n, head], w, eps)
 
 
 @checked("dx! dy x (N, H C); dw! w (C); r (N H)")

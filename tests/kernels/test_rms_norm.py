@@ -10,6 +10,7 @@ from abi_py.kernels.rms_norm import (
     rms_norm_backward_ref,
     rms_norm_forward,
     rms_norm_forward_ref,
+    rms_norm_in_place,
 )
 
 EPS = 1e-5
@@ -89,6 +90,12 @@ def test_heads_of_a_row_are_rows_of_their_own(rng, rows, heads, width):
     rms_norm_backward(gradients, dw_heads, gradients, kept, w, r_heads, False)
     assert np.array_equal(gradients, dx.reshape(rows, -1))
     check_close(dw_heads, dw, 1e-5)  # other slices of rows
+    again, before, r_again = values.copy(), np.full_like(kept, np.nan), np.empty_like(r)
+    again[...] = kept
+    rms_norm_in_place(again, before, r_again, w, EPS)
+    assert np.array_equal(before, kept)
+    assert again.tobytes() == values.tobytes()
+    assert r_again.tobytes() == r.tobytes()
     assert np.array_equal(wide[:, :, [0, 1, -1]], beside)
 
 

@@ -229,10 +229,9 @@ class Attention(Branch):
         qkv = s.qkv if run.narrow else a.qkv
         self.qkv.forward(qkv, s.n, a.u_qkv, s, run)
         if self.qk_norm:
-            a.raw[...] = qkv[:, : self.cuts[1]]
             q, k, _ = np.split(qkv, self.cuts, axis=1)
-            self.qk_norm[0].forward(q, a.r_q, a.raw_q)
-            self.qk_norm[1].forward(k, a.r_k, a.raw_k)
+            self.qk_norm[0].in_place(q, a.raw_q, a.r_q)
+            self.qk_norm[1].in_place(k, a.raw_k, a.r_k)
         if run.narrow:
             rope_forward_rounded(a.qkv, qkv, *self._angles(run))
         elif self.angles is not None:

@@ -11,7 +11,13 @@ import numpy as np
 
 from ...kernels.layer_norm import layer_norm_backward_ref, layer_norm_forward_ref
 from ...kernels.rms_norm import rms_norm_backward_ref, rms_norm_forward_ref
-from ...kernels.unchecked import layer_norm_backward, layer_norm_forward, rms_norm_backward, rms_norm_forward
+from ...kernels.unchecked import (
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+    rms_norm_in_place,
+)
 from ...parameters import TensorSpec, Weight
 
 __all__ = ["LayerNorm", "Norm", "RmsNorm"]
@@ -78,6 +84,10 @@ class RmsNorm(Norm):
     def forward(self, y: np.ndarray, r: np.ndarray, x: np.ndarray) -> None:
         """Write y (N, C) and r = 1 / rms (N,) from x (N, C)."""
         rms_norm_forward(y, r, x, self._w(), self.eps)
+
+    def in_place(self, x: np.ndarray, kept: np.ndarray, r: np.ndarray) -> None:
+        """Norm x itself, and write r and, to kept, what x was: for `backward`."""
+        rms_norm_in_place(x, kept, r, self._w(), self.eps)
 
     def backward(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, r: np.ndarray, add: bool) -> None:
         """Write dx (N, C), or add to it; the weight's gradient is added to."""
