@@ -1,13 +1,18 @@
-"""Make rope_scalings.json: the frequencies of scaled RoPE as transformers computes them, in float32.
+"""Make the golden files of scaled RoPE: what transformers computes, in float32.
 
     python tests/golden/make_rope.py
 
-This script needs PyTorch and transformers; the tests read only the file.
+    rope_scalings.json    frequencies and factors
+    rope_dynamic.npz      config, weight/NAME, ids; logits of the last token of ids[:prompt], then of each further one,
+                          over transformers' cache: beyond the row of training, frequencies change from token to token
+
+This script needs PyTorch and transformers; the tests read only the files.
 """
 
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -55,7 +60,34 @@ def case(name):
     }
 
 
+def dynamic():
+    """Return the arrays of rope_dynamic.npz."""
+    rng, prompt = np.random.default_rng(5), 9
+    config = transformers.LlamaConfig(
+        vocab_size=29, hidden_size=12, intermediate_size=10, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=12, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=None, rope_parameters={"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0},
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    for weight in model.parameters():
+        value = rng.standard_normal(weight.shape) * (0.4 if weight.ndim == 2 else 0.2) + (weight.ndim == 1)
+        weight.data = torch.tensor(value.astype(np.float16).astype(np.float32))
+    ids = rng.integers(0, 29, 30)
+    out = model(torch.tensor(ids[None, :prompt]), use_cache=True)
+    logits = [out.logits[0, -1]]
+    for token in ids[prompt:]:
+        out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+        logits.append(out.logits[0, -1])
+    weights = {
+        f"weight/{name}": weight.detach().numpy().astype(np.float16) for name, weight in model.named_parameters()
+    }
+    config_text = json.dumps(config.to_dict())
+    return {"config": config_text, "ids": ids.astype(np.int32), "prompt": prompt, **weights,
+            "logits": torch.stack(logits).detach().numpy()}  # fmt: skip
+
+
 if __name__ == "__main__":
     content = {"transformers": transformers.__version__, "cases": [case(name) for name in CASES]}
     path = Path(__file__).with_name("rope_scalings.json")
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    np.savez_compressed(path.with_name("rope_dynamic.npz"), **dynamic())

@@ -1,5 +1,7 @@
 """What a family may choose of attention, all at once and block by block, as Gemma 3 does: beside the float64 page."""
 
+import json
+
 import numpy as np
 import pytest
 from small_models import make_batch
@@ -11,6 +13,7 @@ from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.rope import rope_frequencies, rope_table
 from abi_py.model import TrainableModel, reference
+from abi_py.model.folder import config_from_huggingface
 from abi_py.model.layers.attention import Attention
 from abi_py.model.layers.norm import RmsNorm
 from abi_py.model.layers.run import Angles, Run
@@ -128,6 +131,25 @@ def test_a_window_costs_less(make):
         for length in (1, WINDOW, WINDOW + 1, 23):
             seen = sum(min(t + 1, layer.window or length) for t in range(length)) / length
             assert layer.flops(length, True) - products == pytest.approx(12 * layer.o.inputs * seen)
+
+
+def test_dynamic_generation_gives_what_transformers_gives(golden):
+    """Beyond the row of training, each token has other angles, and keys that are kept have those of their time."""
+    g = golden("rope_dynamic")
+    config = config_from_huggingface(json.loads(str(g["config"])))
+    assert config.max_seq_len == 36
+    model = TrainableModel(config)
+    for tensor in model.parameters.table:
+        model.weights[tensor.name] = g[f"weight/{tensor.hf_name}"].astype(np.float32)
+    decoder, ids, prompt = Decoder(model, 2), g["ids"], int(g["prompt"])
+    decoder.prefill(0, ids[:3])  # beside it, a sequence that is shorter
+    made = [decoder.prefill(1, ids[:prompt]).copy()]
+    made += [decoder.step(np.array([0, 1]), np.array([1, token], np.int32))[1].copy() for token in ids[prompt:]]
+    check_close(np.array(made), g["logits"], 1e-4)
+    whole = model.forward(ids[None])[0]  # has the angles of its whole length in every place
+    assert np.abs(whole[-1] - made[-1]).max() > 0.1
+    decoder.clear(1)  # a prompt that is longer than the row of training
+    check_close(decoder.prefill(1, ids), whole[-1], 1e-4)
 
 
 def test_dynamic_angles_follow_the_length_of_what_is_read():
