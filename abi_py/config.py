@@ -72,6 +72,12 @@ class TrainableModelConfig(ModelShape):
 
         return sum(tensor.size for tensor in tensor_table(self))
 
+    def num_active_params(self) -> int:
+        """Number of weights that a token is computed with: all but those of the experts that are not chosen for it."""
+        from .families import layers
+
+        return self.num_params() - sum(layer.idle() for layer in layers(self))
+
 
 # -- training -----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -49,6 +49,8 @@ class ModelFamily(str, Enum):
     QWEN2 = "qwen2"
     QWEN3 = "qwen3"
     GPT2 = "gpt2"
+    MIXTRAL = "mixtral"
+    QWEN3_MOE = "qwen3_moe"
 
 
 class Activation(str, Enum):
@@ -65,13 +67,19 @@ class LayerType(str, Enum):
     SLIDING = "sliding_attention"
 
 
-WINDOWED = (ModelFamily.MISTRAL, ModelFamily.QWEN2, ModelFamily.QWEN3)
+EXPERTS = ModelFamily.MIXTRAL, ModelFamily.QWEN3_MOE  # the families with experts
+WINDOWED = (ModelFamily.MISTRAL, ModelFamily.QWEN2, ModelFamily.QWEN3, *EXPERTS)
 
 
 def shortest(kinds: tuple[LayerType, ...]) -> tuple[LayerType, ...]:
     """Return the shortest pattern that, repeated, is this one; () for a window in every block."""
     period = next(n for n in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
     return () if kinds[:period] == (LayerType.SLIDING,) else kinds[:period]
+
+
+def _of_experts(value: int) -> Callable[[Any], int | None]:
+    """Return what gives a field of experts its value, in a family that has any."""
+    return lambda shape: value if shape.family in EXPERTS else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +132,36 @@ class ModelShape(Config):
     attention_bias: bool = opt(
         False,
         "biases on the projections of attention, w_o's included",
-        acts={"family": (ModelFamily.LLAMA, ModelFamily.QWEN3)},
+        acts={"family": (ModelFamily.LLAMA, ModelFamily.QWEN3, ModelFamily.QWEN3_MOE)},
     )
     activation: Activation = opt(Activation.GELU_TANH, "GELU by a tanh, or exact", acts={"family": ModelFamily.GPT2})
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
     family: ModelFamily = opt(ModelFamily.LLAMA, "family of the model: what its layers are")
+    num_experts: int | None = opt(
+        None, "experts of a layer (8 in a family with experts)", acts={"family": EXPERTS}, derive=_of_experts(8)
+    )
+    experts_per_token: int | None = opt(
+        None, "experts that compute a token (2)", acts={"family": EXPERTS}, derive=_of_experts(2)
+    )
+    expert_dim: int | None = opt(
+        None,
+        "inner width of an expert (intermediate_dim)",
+        acts={"family": ModelFamily.QWEN3_MOE},
+        derive=lambda shape: shape.intermediate_dim if shape.family is ModelFamily.QWEN3_MOE else None,
+    )
+    norm_topk_prob: bool = opt(
+        False, "the gates of a token's experts add up to 1", acts={"family": ModelFamily.QWEN3_MOE}
+    )
+    decoder_sparse_step: int = opt(1, "every n-th layer has experts", acts={"family": ModelFamily.QWEN3_MOE})
+    mlp_only_layers: tuple[int, ...] = opt(
+        (), "layers without experts, counted from 0", acts={"family": ModelFamily.QWEN3_MOE}
+    )
+    router_aux_loss_coef: float = opt(
+        0.001, "in training, load-balancing loss times this is added; 0 switches it off", acts={"family": EXPERTS}
+    )
+    router_z_loss_coef: float = opt(
+        0.0, "in training, the router's z-loss times this is added (1e-3 in ST-MoE)", acts={"family": EXPERTS}
+    )
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
@@ -166,6 +199,8 @@ class ModelShape(Config):
         if self.sliding_window is not None:
             self._require_at_least(1, "sliding_window")
             self._shorten_layer_types()
+        if self.family in EXPERTS:
+            self._validate_experts()
 
     def _shorten_layer_types(self) -> None:
         """Bring the pattern to its shortest form, so that shapes that are equal look equal."""
@@ -186,6 +221,34 @@ class ModelShape(Config):
     def window(self, block: int) -> int | None:
         """Return the window of a block; None where it sees all keys."""
         return self.sliding_window if self.layer_type(block) is LayerType.SLIDING else None
+
+    def _validate_experts(self) -> None:
+        self._require_at_least(1, "num_experts", "experts_per_token", "decoder_sparse_step")
+        if self.expert_dim is not None:
+            self._require_at_least(1, "expert_dim")
+        experts, chosen = self.num_experts or 0, self.experts_per_token or 0
+        remedy = f"choose at most all, or set num_experts to {chosen} or more"
+        self._require("experts_per_token", chosen <= experts, f"be at most num_experts ({experts})", remedy)
+        for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+            good = math.isfinite(getattr(self, name)) and getattr(self, name) >= 0
+            self._require(name, good, "be zero or more", "try 0.001; 0 switches it off")
+        inside = all(0 <= i < self.num_layers for i in self.mlp_only_layers)
+        self._require("mlp_only_layers", inside, f"name layers from 0 to {self.num_layers - 1}", "leave the others out")
+        if not any(map(self.has_experts, range(self.num_layers))):
+            raise ConfigError(
+                f"no layer has experts: decoder_sparse_step is {self.decoder_sparse_step}, mlp_only_layers "
+                f"{list(self.mlp_only_layers)}, num_layers {self.num_layers}; without experts it is family qwen3"
+            )
+
+    def has_experts(self, block: int) -> bool:
+        """Say whether the feed-forward layer of a block is a mixture of experts."""
+        sparse = (block + 1) % self.decoder_sparse_step == 0 and block not in self.mlp_only_layers
+        return self.family in EXPERTS and sparse
+
+    @property
+    def resolved_expert_dim(self) -> int:
+        """Inner width of an expert: `expert_dim`, or `intermediate_dim`."""
+        return self.expert_dim if self.expert_dim is not None else self.intermediate_dim
 
     @property
     def resolved_head_dim(self) -> int:

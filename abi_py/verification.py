@@ -26,6 +26,7 @@ from .kernels import (
     cross_entropy,
     dropout,
     embedding,
+    experts,
     gelu,
     global_norm,
     layer_norm,
@@ -33,11 +34,12 @@ from .kernels import (
     optimizers,
     rms_norm,
     rope,
+    router,
     swiglu,
 )
 from .model import reference
 from .model.transformer import TrainableModel
-from .shape import ModelFamily
+from .shape import EXPERTS, ModelFamily
 
 __all__ = ["Check", "checks"]
 
@@ -74,6 +76,8 @@ def checks(seed: int = SEED) -> Iterator[Check]:
         _attention,
         _swiglu,
         _gelu,
+        _router,
+        _experts,
         _cross_entropy,
         _dropout,
         _optimizers,
@@ -257,6 +261,78 @@ def _gelu(rng: np.random.Generator) -> Iterator[Check]:
         yield _derivation(name, "du", f, gate_up, d_ref, rng)
 
 
+def _router(rng: np.random.Generator) -> Iterator[Check]:
+    N, K, E = 23, 2, 7
+    logits, dgates, balance = _single(*(rng.standard_normal(shape) for shape in ((N, E), (N, K), E)))
+    chosen, slot, token = np.empty((N, K), np.int32), np.empty((N, K), np.int32), np.empty(N * K, np.int32)
+    weights, lse, sums = np.empty(N * K, np.float32), np.empty(N, np.float32), (np.empty(E), np.empty(E), np.empty(1))
+    offsets, dweights, dlogits = np.empty(E + 1, np.int32), np.empty(N * K, np.float32), np.empty_like(logits)
+    for renormalised in (True, False):
+        name = f"router{'' if renormalised else ', plain'}"
+        router.route_forward(chosen, weights, lse, token, slot, offsets, *sums, logits, None, renormalised)
+        dweights[slot] = dgates
+        saved = logits, lse, chosen, slot, weights
+        router.route_backward(dlogits, dweights, *saved, balance, 0.3, None, renormalised)
+        wide, d, b = _wide(logits, dgates, balance)
+        choice, gates, p, sums_ref = router.route_forward_ref(wide, K, renormalised)
+        expected = router.route_backward_ref(d, choice, gates, p, sums_ref, renormalised, 1.0, b, 0.3)
+        yield _speed(name, "forward", weights[slot], gates)
+        yield _speed(name, "dlogits", dlogits, expected)
+
+        def loss(x: Any, renormalised: bool = renormalised, d: Any = d, b: Any = b) -> float:
+            _, gates, p, lse = router.route_forward_ref(x, K, renormalised)
+            return float((gates * d).sum() + (p * b).sum() + 0.15 * (lse**2).sum())
+
+        yield _derivation(name, "dlogits", loss, wide, expected, rng)
+
+
+def _experts(rng: np.random.Generator) -> Iterator[Check]:
+    N, K, E, C, F = 37, 2, 5, 29, 19
+    x, dout = _single(rng.standard_normal((N, C)), rng.standard_normal((N, C)))
+    gate, up, down = _single(*(rng.standard_normal(shape) for shape in ((E, F, C), (E, F, C), (E, C, F))))
+    (weights,) = _single(rng.random(N * K))
+    chosen = np.stack([rng.permutation(E - 1)[:K] for _ in range(N)])  # the last expert has no token
+    token, _, offsets = (each.astype(np.int32) for each in router.dispatch_ref(chosen, E))
+    gate_up, h, out = np.empty((N * K, 2 * F), np.float32), np.empty((N * K, F), np.float32), np.empty_like(x)
+    experts.to_experts(gate_up, x, token, offsets, gate, up)
+    swiglu.weighted_swiglu_forward(h, gate_up, weights)
+    experts.from_experts(out, h, token, offsets, down, addend=x)
+    dh, dgate_up, dweights = np.empty_like(h), np.empty_like(gate_up), np.empty_like(weights)
+    dx, (dgate, dup, ddown) = np.empty_like(x), (np.empty_like(w) for w in (gate, up, down))
+    experts.to_experts(dh, dout, token, offsets, down, transposed=False)
+    swiglu.weighted_swiglu_backward(dgate_up, dweights, dh, gate_up, weights)  # leaves h in dh
+    experts.expert_gradients(ddown, dout, dh, token, offsets, gather_left=True, accumulate=False)
+    experts.expert_gradients(dgate, dgate_up, x, token, offsets, dup, accumulate=False)
+    experts.from_experts(dx, dgate_up, token, offsets, gate, up, transposed=False, addend=dout)
+    wide = dict(zip(("x", "weights", "gate", "up", "down"), _wide(x, weights, gate, up, down), strict=True))
+
+    def forward(x: Any, weights: Any, gate: Any, up: Any, down: Any) -> tuple[Any, Any, Any]:
+        gate_up = experts.to_experts_ref(x, token, offsets, gate, up)
+        h = swiglu.weighted_swiglu_forward_ref(gate_up, weights)
+        return experts.from_experts_ref(x, h, token, offsets, down), gate_up, h
+
+    out_ref, gate_up_ref, h_ref = forward(**wide)
+    (dout,) = _wide(dout)
+    dh_ref = experts.to_experts_ref(dout, token, offsets, wide["down"], transposed=False)
+    dgate_up_ref, dweights_ref = swiglu.weighted_swiglu_backward_ref(dh_ref, gate_up_ref, wide["weights"])
+    both = wide["gate"], wide["up"]
+    expected = {
+        "x": experts.from_experts_ref(dout, dgate_up_ref, token, offsets, *both, transposed=False),
+        "weights": dweights_ref,
+        "gate": experts.expert_gradients_ref(dgate_up_ref[:, :F], wide["x"][token], offsets),
+        "up": experts.expert_gradients_ref(dgate_up_ref[:, F:], wide["x"][token], offsets),
+        "down": experts.expert_gradients_ref(dout[token], h_ref, offsets),
+    }
+    yield _speed("experts", "forward", out, out_ref)
+    for (name, value), actual in zip(expected.items(), (dx, dweights, dgate, dup, ddown), strict=True):
+        yield _speed("experts", f"d{name}", actual, value)
+
+        def loss(changed: Any, name: str = name) -> float:
+            return float((forward(**{**wide, name: changed})[0] * dout).sum())
+
+        yield _derivation("experts", f"d{name}", loss, wide[name], value, rng)
+
+
 def _cross_entropy(rng: np.random.Generator) -> Iterator[Check]:
     x, w = _single(rng.standard_normal((31, 24)), rng.standard_normal((53, 24)))
     labels = rng.integers(0, 53, 31).astype(np.int32)
@@ -326,6 +402,8 @@ def _model(rng: np.random.Generator, family: ModelFamily) -> Iterator[Check]:
         tie_embeddings=False,
         seed=int(rng.integers(1 << 31)),
     ).replace(family=family)
+    if family in EXPERTS:
+        config = config.replace(router_aux_loss_coef=0.1, router_z_loss_coef=0.01)
     model = TrainableModel(config)
     model.parameters.weights_flat *= np.float32(3)  # away from the initial, almost linear, state; not too curved
     for tensor in model.parameters.table:
@@ -334,7 +412,8 @@ def _model(rng: np.random.Generator, family: ModelFamily) -> Iterator[Check]:
     ids = rng.integers(0, 61, (2, 13)).astype(np.int32)
     labels = rng.integers(0, 61, (2, 13)).astype(np.int32)
     labels[1, :3] = -100
-    loss = model.train_step(ids, labels)
+    out = model.compute_loss(ids, labels, backward=True)
+    loss = out.loss + sum(out.penalties.values())
     weights = reference.widened(model.weights)
     expected, gradients = reference.loss_and_gradients(model.layers, weights, ids, labels)
     group = f"{family.value} model"

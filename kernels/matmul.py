@@ -147,8 +147,8 @@ def _product_of_few_rows(c, d, a, b, add):
 # -- calling it ----------------------------------------------------------------------------------
 
 
-_THREADS = numba_config.NUMBA_NUM_THREADS
-_PANELS = (_THREADS, BLOCK_ROWS * SLICE_TERMS), (_THREADS, SLAB_COLUMNS * SLICE_TERMS)  # a block of A and a slab of B
+THREADS = numba_config.NUMBA_NUM_THREADS
+PANELS = (THREADS, BLOCK_ROWS * SLICE_TERMS), (THREADS, SLAB_COLUMNS * SLICE_TERMS)  # a block of A and a slab of B
 
 
 
@@ -207,7 +207,7 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     base = out if addend is None else addend
     parts = _parts(rows, columns, terms, thread_count())
     ways = transpose_a, transpose_b, addend is not None
-    _product(out, base, a, b, *scratch("product", *_PANELS), *ways, number_format.table, *parts)
+    _product(out, base, a, b, *scratch("product", *PANELS), *ways, number_format.table, *parts)
 
 
 @checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _streamed_fits)

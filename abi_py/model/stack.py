@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..shape import CheckpointingStrategy, ModelShape
 from .arena import Arena, Arrays, parts_of, segment_length
 from .inputs import segment_starts
+from .layers.experts import Experts
 from .layers.layer import Branch, Layer
 from .layers.run import Run
 
@@ -52,6 +53,11 @@ class Stack:
         """Return the branches of each segment of so many blocks."""
         number = [branch.block // length for branch in self.branches]
         return [range(number.index(i), len(number) - number[::-1].index(i)) for i in sorted(set(number))]
+
+    def loads(self) -> np.ndarray:
+        """Return how many tokens chose each expert in the last forward, int64 (layers with experts, E)."""
+        routing = next((layer.routing for layer in self.branches if isinstance(layer, Experts)), None)
+        return np.zeros((0, 0), np.int64) if routing is None else routing.loads()
 
     # -- the passes ------------------------------------------------------------------------------
 
@@ -113,7 +119,14 @@ class Runs:
             return self._plain[shape]
         starts = segment_starts(shape, attention_mask, segment_ids)
         positions = np.arange(shape[1], dtype=np.int32) - starts
-        run = Run(*shape, starts.ravel(), positions.ravel())
+        counted = None if attention_mask is None else _counted(attention_mask)
+        run = Run(*shape, starts.ravel(), positions.ravel(), counted=counted)
         if plain:
             self._plain[shape] = run
         return run
+
+
+def _counted(attention_mask: npt.ArrayLike) -> np.ndarray | None:
+    """Return which rows are no padding, uint8 (N,); None if all."""
+    counted = (np.asarray(attention_mask).ravel() != 0).astype(np.uint8)
+    return None if counted.all() else counted

@@ -327,8 +327,7 @@ class TrainableModel(Transformer):
         for layer in made:
             layer.bind(self.parameters.weight)
         super().__init__(config, self.parameters.weights, made)
-        overwritten = {part.name for layer in made for linear in layer.linears for part in linear.parts}
-        overwritten.add(self.stack.head.name)
+        overwritten = {name for layer in made for name in layer.overwritten()}
         self._added_to = [each for name, each in self.parameters.gradients.items() if name not in overwritten]
 
     def frozen(self, name: str) -> Weight:

@@ -114,6 +114,41 @@ def gelu(rng):
     return saved
 
 
+def router(rng):
+    logits, dgates, K = 2 * rng.standard_normal((11, 7)), rng.standard_normal((11, 3)), 3
+    found = {"logits": logits, "dgates": dgates}
+    for rule in ("renormalised", "plain"):  # the lines of transformers' MixtralTopKRouter and Qwen3MoeTopKRouter
+        x = leaf(logits)
+        gates, chosen = torch.topk(functional.softmax(x, dim=-1), K, dim=-1)
+        if rule == "renormalised":
+            gates = gates / gates.sum(dim=-1, keepdim=True)
+        gates.backward(torch.tensor(dgates))
+        found |= numpy_of(chosen=chosen, **{f"gates_{rule}": gates, f"dlogits_{rule}": x.grad})
+    return found
+
+
+def experts(rng):
+    N, K, E, C, F = 9, 2, 4, 6, 5
+    x, dout = rng.standard_normal((N, C)), rng.standard_normal((N, C))
+    gates = rng.random((N, K))
+    chosen = np.stack([rng.permutation(E - 1)[:K] for _ in range(N)])  # the last expert has no token
+    w = {"gate": (E, F, C), "up": (E, F, C), "down": (E, C, F)}
+    w = {name: rng.standard_normal(shape) for name, shape in w.items()}
+    tx, tg, tw = leaf(x), leaf(gates), {name: leaf(value) for name, value in w.items()}
+    rows = []
+    for n in range(N):  # each token by itself, from the definition
+        total = tx[n]
+        for j, e in enumerate(chosen[n]):
+            h = functional.silu(tw["gate"][e] @ tx[n]) * (tw["up"][e] @ tx[n])
+            total = total + tg[n, j] * (tw["down"][e] @ h)
+        rows.append(total)
+    out = torch.stack(rows)
+    out.backward(torch.tensor(dout))
+    found = {"x": x, "dout": dout, "gates": gates, "chosen": chosen.astype(np.int32), **w}
+    found |= {f"d{name}": value.grad.numpy() for name, value in tw.items()}
+    return found | numpy_of(out=out, dx=tx.grad, dgates=tg.grad)
+
+
 def keep(seed, i, j, rate):
     """Say whether dropout keeps element (i, j): the hash of docs/4-dropout.md in Python's own integers."""
     z = (seed * 0x9E3779B97F4A7C15 + i + 1 + 0x9E3779B97F4A7C15) % 2**64
@@ -364,6 +399,8 @@ TABLE = {  # name of the file: (function, seed)
     "global_norm": (global_norm, 107),
     "attention": (attention, 108),
     "cross_entropy": (cross_entropy, 109),
+    "router": (router, 113),
+    "experts": (experts, 114),
     "model_tiny": (model_tiny, 110),
     "model_tiny_untied": (model_tiny_untied, 111),
     "trajectory": (trajectory, 112),

@@ -11,6 +11,11 @@ from abi_py.kernels.swiglu import (
     swiglu_forward,
     swiglu_forward_ref,
     swiglu_forward_rounded,
+    weighted_swiglu_backward,
+    weighted_swiglu_backward_ref,
+    weighted_swiglu_forward,
+    weighted_swiglu_forward_ref,
+    weighted_swiglu_forward_rounded,
 )
 
 SHAPES = [(1, 1), (3, 5), (17, 31), (67, 131)]  # (N, F)
@@ -83,3 +88,28 @@ def test_rounded_forward_saves_what_it_computed_from(rng):
     swiglu_backward(dgate_up, dh.copy(), saved)
     expected = run_kernels(round_to_bf16_ref(gate_up), dh)
     assert all(np.array_equal(x, y) for x, y in zip((h, again, dgate_up), (expected[0], *expected), strict=True))
+
+
+# -- the rows of experts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (17, 31), (67, 131)])
+def test_rows_with_weights(rng, shape):
+    S, F = shape
+    gate_up, dh, weights = rng.standard_normal((S, 2 * F)), rng.standard_normal((S, F)), rng.random(S)
+    d_ref, dweights_ref = weighted_swiglu_backward_ref(dh, gate_up, weights)
+    check_gradient(lambda v: (weighted_swiglu_forward_ref(v, weights) * dh).sum(), gate_up, d_ref, rng)
+    check_gradient(lambda v: (weighted_swiglu_forward_ref(gate_up, v) * dh).sum(), weights, dweights_ref, rng)
+    single = [each.astype(np.float32) for each in (gate_up, dh, weights)]
+    h, d, dweights = np.empty_like(single[1]), np.empty_like(single[0]), np.empty_like(single[2])
+    weighted_swiglu_forward(h, single[0], single[2])
+    check_close(h, weighted_swiglu_forward_ref(gate_up, weights), 1e-5)
+    again = single[1].copy()
+    weighted_swiglu_backward(d, dweights, again, single[0], single[2])
+    check_close(d, d_ref, 1e-4)
+    check_close(dweights, dweights_ref, 1e-4)
+    check_close(again, h, 1e-6)
+    saved = np.empty((S, 2 * F), np.uint16)
+    weighted_swiglu_forward_rounded(h, saved, single[0], single[2])
+    assert np.array_equal(widen_bf16_ref(saved), round_to_bf16_ref(single[0]))
+    check_close(h, weighted_swiglu_forward_ref(widen_bf16_ref(saved).astype(np.float64), weights), 1e-5)

@@ -75,6 +75,10 @@ class Head(Layer):
         self._storage = None if self.weight.storage is FLOAT32 else self.weight.storage
         self.weights = [*self.norm.weights, self.weight]  # a tied one too: its gradient is the sum of two
 
+    def overwritten(self) -> set[str]:
+        """Return its matrix; a tied one too: of its two uses, this is the first in a backward pass."""
+        return {self.name}
+
     def flops(self, seq_len: int, below: bool) -> float:
         """Return those of the logits, their gradient, and the matrix's: in one operation, which makes dx anyway."""
         frozen = bool(self.weights) and self.weight.dw is None

@@ -52,6 +52,14 @@ class Layer(ABC):
         `below`: something below it is trained, so the gradient of its input is wanted.
         """
 
+    def overwritten(self) -> set[str]:
+        """Return the tensors whose gradients backward overwrites unless it must add to them; it adds to all others."""
+        return {part.name for linear in self.linears for part in linear.parts}
+
+    def idle(self) -> int:
+        """Return how many of its weights a token is not computed with."""
+        return 0
+
     def is_trained(self) -> bool:
         """Say whether a backward pass has anything to write here."""
         own = any(weight.dw is not None for weight in self.weights) or not self.weights

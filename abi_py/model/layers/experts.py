@@ -1,0 +1,303 @@
+"""The feed-forward branch of a mixture of experts: out = x + Σ_j g_j expert_j(n), n = norm(x), over the chosen experts.
+
+    router      logits = n w_routerᵀ, the K largest of E chosen, gates g (`kernels/router.py`)
+    expert e    (silu(n experts_gate[e]ᵀ) * (n experts_up[e]ᵀ)) experts_down[e]ᵀ (`kernels/experts.py`)
+
+Every token is computed by its K experts, however many choose one of them.  Inside, arrays have S = N K rows, those of
+an expert one after the other.  The router's product is float32 in any number format: what it rounds would be a choice.
+
+What the router of each layer did is `Routed`, and `Routing` has those of all layers: the penalties are means over them
+together.  Forward overwrites it, so a block that is computed again does not count twice.  Tokens whose attention mask
+is 0 are computed like any, and do not count, as in transformers; labels play no part.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...kernels.engine.number_formats import FLOAT32
+from ...kernels.router import load_balancing, z_loss
+from ...kernels.unchecked import (
+    expert_gradients,
+    from_experts,
+    product,
+    route_backward,
+    route_forward,
+    to_experts,
+    weighted_swiglu_backward,
+    weighted_swiglu_forward,
+    weighted_swiglu_forward_rounded,
+)
+from ...parameters import TensorSpec, Weight
+from .. import reference
+from .layer import Branch
+from .linear import Linear, Projection
+from .norm import Norm
+from .run import Chunk, Entry, Form, KeysAndValues, Penalties, Run
+
+__all__ = ["Experts", "Routed", "Routing"]
+
+
+class Routed:
+    """What one router did with the tokens of a pass."""
+
+    def __init__(self, experts: int) -> None:
+        """Make room for it."""
+        self.offsets = np.zeros(experts + 1, np.int32)  # where the rows of each expert begin
+        self.load = np.zeros(experts)  # tokens that count and have chosen it
+        self.share = np.zeros(experts)  # sum of their probabilities
+        self.squares = np.zeros(1)  # sum of their squared log-sum-exp
+
+
+class Routing:
+    """The routers of all layers of a model, and their penalties; `balance` and `z` are the coefficients."""
+
+    def __init__(self, experts: int, balance: float, z: float) -> None:
+        """Begin without a layer."""
+        self.experts, self.balance, self.z = experts, balance, z
+        self.layers: dict[int, Routed] = {}  # by number of the block
+
+    def join(self, block: int) -> Routed:
+        """Return what the router of a block is to write to."""
+        self.layers[block] = Routed(self.experts)
+        return self.layers[block]
+
+    def loads(self) -> np.ndarray:
+        """Return how many tokens chose each expert in the last forward, int64 (layers, E)."""
+        return np.array([self.layers[block].load for block in sorted(self.layers)], np.int64)
+
+    def add_penalties(self, routed: Routed, tokens: int, penalties: Penalties | None) -> tuple[np.ndarray, float]:
+        """Count a layer's share of the penalties; return b (E,) float32 and z of their gradient."""
+        if penalties is None or tokens == 0:
+            return np.zeros(self.experts, np.float32), 0.0
+        pairs, load = tokens * len(self.layers), np.sum([each.load for each in self.layers.values()], axis=0)
+        value, b = load_balancing(load, routed.share, pairs)
+        penalties.add("load_balancing", self.balance * value)
+        squared, z = z_loss(float(routed.squares[0]), pairs)
+        if self.z:
+            penalties.add("router_z", self.z * squared)
+        return (penalties.weight * self.balance * b).astype(np.float32), penalties.weight * self.z * z
+
+
+class Experts(Branch):
+    """`experts` SwiGLU experts of the inner width F, of which each token is computed by `chosen`."""
+
+    @dataclass
+    class Saved:
+        """What forward keeps, for N rows; the last five hold K of each row, the integers as int32."""
+
+        x: np.ndarray  # (N, C): input of the branch
+        r: np.ndarray  # (N,): of the norm
+        logits: np.ndarray  # (N, E): of the router
+        lse: np.ndarray  # (N,): their log-sum-exp
+        gate_up: np.ndarray  # (N, K 2F): (S, 2F)
+        weights: np.ndarray  # (N, K): (S,), the gates in the order of the rows
+        chosen: np.ndarray  # (N, K) int32: the experts
+        slot: np.ndarray  # (N, K) int32: the rows
+        token: np.ndarray  # (N, K): (S,) int32, of each row
+
+    @dataclass
+    class Scratch:
+        """Arrays between two operations, for N rows."""
+
+        n: np.ndarray  # (N, C): normed rows
+        dn: np.ndarray  # (N, C)
+        h: np.ndarray  # (N, K F): (S, F), gate times silu(gate) * up
+        dh: np.ndarray  # in the memory of h
+        gate_up: np.ndarray  # (N, K 2F): before it is rounded, in bfloat16
+        dgate_up: np.ndarray
+        dlogits: np.ndarray  # (N, E)
+        dweights: np.ndarray  # (N, K)
+
+    @dataclass
+    class Decoding:
+        """Arrays of generation, for the rows of a chunk."""
+
+        n: np.ndarray
+        r: np.ndarray
+        logits: np.ndarray
+        lse: np.ndarray
+        gate_up: np.ndarray
+        h: np.ndarray
+        weights: np.ndarray
+        chosen: np.ndarray
+        slot: np.ndarray
+        token: np.ndarray
+
+    reference = reference.experts_forward, reference.experts_backward
+
+    def __init__(
+        self,
+        at: str,
+        block: int,
+        width: int,
+        inner: int,
+        norm: Norm,
+        routing: Routing,
+        chosen: int,
+        *,
+        renormalised: bool = True,
+    ) -> None:
+        """Describe it; `routing` is shared by the layers of a model; renormalised: the gates of a token add up to 1."""
+        super().__init__(at, block)
+        self.width, self.inner, self.norm, self.routing = width, inner, norm, routing
+        self.experts, self.chosen, self.renormalised = routing.experts, chosen, renormalised
+        self._linear = Linear(width, Projection("w_router", self.experts))  # not for adapters
+        self.own: list[Weight] = []  # bound: the router, and
+        self.matrices: tuple[Weight, ...] = ()  # the experts' gate, up and down
+
+    # -- description -----------------------------------------------------------------------------
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Return its tensors."""
+        E, F, C = self.experts, self.inner, self.width
+        shapes = {"experts_gate": (E, F, C), "experts_up": (E, F, C), "experts_down": (E, C, F)}
+        matrices = (TensorSpec(name, shape) for name, shape in shapes.items())
+        return (*self._linear.tensors(), *matrices, *self.norm.tensors())
+
+    def saved(self) -> dict[str, Entry]:
+        """Return what forward keeps."""
+        K = self.chosen
+        return {
+            "x": Entry(self.width),
+            "r": Entry(1, Form.NUMBERS),
+            "logits": Entry(self.experts),
+            "lse": Entry(1, Form.NUMBERS),
+            "gate_up": Entry(2 * K * self.inner, narrow=True),
+            **{name: Entry(K) for name in ("weights", "chosen", "slot", "token")},
+        }
+
+    def scratch(self) -> dict[str, Entry]:
+        """Return the arrays between operations."""
+        K = self.chosen
+        return {
+            "n": Entry(self.width),
+            "dn": Entry(self.width, place="n"),
+            "h": Entry(K * self.inner),
+            "dh": Entry(K * self.inner, place="h"),
+            "gate_up": Entry(2 * K * self.inner, place="dgate_up"),
+            "dgate_up": Entry(2 * K * self.inner),
+            "dlogits": Entry(self.experts),
+            "dweights": Entry(K),
+        }
+
+    def decoding(self) -> dict[str, Entry]:
+        """Return the arrays of generation."""
+        K = self.chosen
+        widths = {"n": self.width, "logits": self.experts, "gate_up": 2 * K * self.inner, "h": K * self.inner}
+        widths |= dict.fromkeys(("weights", "chosen", "slot", "token"), K)
+        numbers = {name: Entry(1, Form.NUMBERS, chunked=True) for name in ("r", "lse")}
+        return {**{name: Entry(width, chunked=True) for name, width in widths.items()}, **numbers}
+
+    def idle(self) -> int:
+        """Return how many weights the experts have that are not chosen for a token."""
+        return 3 * self.width * self.inner * (self.experts - self.chosen)
+
+    def flops(self, seq_len: int, below: bool) -> float:
+        """Return those of the products: of the router and of a token's experts."""
+        router, experts = self.width * self.experts, 3 * self.width * self.inner * self.chosen
+        dw = any(weight.dw is not None for weight in self.own) or not self.own
+        return 2.0 * (1 + below + dw) * (router + experts)
+
+    # -- weights ---------------------------------------------------------------------------------
+
+    def bind(self, weights: Callable[[str], Weight]) -> None:
+        """Take its weights by their full names."""
+        super().bind(weights)
+        self._linear.bind(self.at, weights)
+        (router,), (self.router,) = self._linear.parts, self._linear.products
+        self.matrices = tuple(weights(self.at + name) for name in ("experts_gate", "experts_up", "experts_down"))
+        self.own = [router, *self.matrices]
+        self.weights = [*self.weights, *self.own]
+        self.routed = self.routing.join(self.block)
+
+    def overwritten(self) -> set[str]:
+        """Return the tensors whose gradients backward overwrites."""
+        return {weight.name for weight in self.own}
+
+    # -- passes ----------------------------------------------------------------------------------
+
+    def fill(self, a: Saved, s: Scratch, run: Run) -> None:
+        """Do nothing: everything is kept."""
+
+    def _route(self, a: "Experts.Saved | Experts.Decoding", routed: Routed, counted: np.ndarray | None) -> np.ndarray:
+        """Choose experts by a.logits; return the number of each row's token, int32 (S,)."""
+        token = _numbers(a.token).reshape(-1)
+        outputs = _numbers(a.chosen), a.weights.reshape(-1), a.lse, token, _numbers(a.slot)
+        found = routed.offsets, routed.load, routed.share, routed.squares
+        route_forward(*outputs, *found, a.logits, counted, self.renormalised)
+        return token
+
+    def forward(self, out: np.ndarray, a: Saved, s: Scratch, run: Run) -> None:
+        """Write out (N, C) from a.x (N, C), and fill the other arrays of a."""
+        gate, up, down = self.matrices
+        self.norm.forward(s.n, a.r, a.x)
+        self.router.product(a.logits, s.n, None, _exact(run))
+        token, offsets = self._route(a, self.routed, run.counted), self.routed.offsets
+        h, weights = _rows(s.h, self.inner), a.weights.reshape(-1)
+        gate_up, saved = _rows(s.gate_up if run.narrow else a.gate_up, 2 * self.inner), _rows(a.gate_up, 2 * self.inner)
+        to_experts(gate_up, s.n, token, offsets, gate.w, up.w, number_format=run.number_format)
+        if run.narrow:
+            weighted_swiglu_forward_rounded(h, saved, gate_up, weights)
+        else:
+            weighted_swiglu_forward(h, gate_up, weights)
+        from_experts(out, h, token, offsets, down.w, addend=a.x, number_format=run.number_format)
+
+    def backward(self, dx: np.ndarray, a: Saved, s: Scratch, run: Run, below: bool) -> None:
+        """Turn dx (N, C) from the gradient of out into that of a.x, in place; add to the penalties of the run."""
+        gate, up, down = self.matrices
+        token, offsets = _numbers(a.token).reshape(-1), self.routed.offsets
+        rows, options = (token, offsets), {"accumulate": run.accumulate, "number_format": run.number_format}
+        F, weights, dweights = self.inner, a.weights.reshape(-1), s.dweights.reshape(-1)
+        dh, gate_up, dgate_up = _rows(s.dh, F), _rows(a.gate_up, 2 * F), _rows(s.dgate_up, 2 * F)
+        # forward: out = x + Σ h experts_downᵀ, h = g swiglu(gate_up); weighted_swiglu_backward leaves h in dh
+        to_experts(dh, dx, *rows, down.w, transposed=False, number_format=run.number_format)
+        weighted_swiglu_backward(dgate_up, dweights, dh, gate_up, weights)
+        if down.dw is not None:
+            expert_gradients(down.dw, dx, dh, *rows, gather_left=True, **options)
+        # forward: g = gates(logits)
+        counted = int(np.count_nonzero(run.counted)) if run.counted is not None else len(dx)
+        balance, z = self.routing.add_penalties(self.routed, counted, run.penalties)
+        saved = a.logits, a.lse, _numbers(a.chosen), _numbers(a.slot), weights
+        route_backward(s.dlogits, dweights, *saved, balance, z, run.counted, self.renormalised)
+        # forward: gate_up = n [experts_gate experts_up]ᵀ, logits = n w_routerᵀ, n = norm(x)
+        self.norm.forward(s.n, a.r, a.x)
+        if gate.dw is not None:
+            expert_gradients(gate.dw, dgate_up, s.n, *rows, up.dw, **options)
+        if (dw := self.router.dw) is not None:
+            product(dw, s.dlogits, s.n, transpose_a=True, addend=dw if run.accumulate else None)
+        if below:
+            self.router.product_backward(s.dn, s.dlogits, None, _exact(run))
+            same = {"addend": s.dn, "number_format": run.number_format}
+            from_experts(s.dn, dgate_up, *rows, gate.w, up.w, transposed=False, **same)
+            self.norm.backward(dx, s.dn, a.x, a.r, True)
+
+    def decode(self, x: np.ndarray, s: Decoding, kept: KeysAndValues | None, run: Run, chunks: Sequence[Chunk]) -> None:
+        """Turn x (rows, C) into out in place; of few rows, only the chosen experts' weights are read."""
+        gate, up, down = self.matrices
+        for rows, few in chunks:
+            a = Experts.Decoding(**{name: array[few] for name, array in vars(s).items()})
+            self.norm.forward(a.n, a.r, x[rows])
+            self.router.decode(a.logits, a.n, None)
+            routed = Routed(self.experts)  # others may decode at the same time
+            token, offsets = self._route(a, routed, None), routed.offsets
+            h, gate_up = _rows(a.h, self.inner), _rows(a.gate_up, 2 * self.inner)
+            to_experts(gate_up, a.n, token, offsets, gate.w, up.w)
+            weighted_swiglu_forward(h, gate_up, a.weights.reshape(-1))
+            from_experts(x[rows], h, token, offsets, down.w, addend=x[rows])
+
+
+def _rows(x: np.ndarray, width: int) -> np.ndarray:
+    """Return an array of tokens' rows side by side (N, K width) as rows (S, width)."""
+    return x.reshape(-1, width)
+
+
+def _exact(run: Run) -> Run:
+    """Return the same run with products of float32."""
+    return run if run.number_format is FLOAT32 else replace(run, number_format=FLOAT32)
+
+
+def _numbers(x: np.ndarray) -> np.ndarray:
+    """Return memory of the arena as what is kept there: int32."""
+    return x.view(np.int32)

@@ -1,0 +1,396 @@
+"""Experts: matrices of which each multiplies only the rows that the router gives to it (`router.py`).
+
+    forward    u_s = x_token[s] Wᵀ         h_s = g_s silu(gate_s) up_s         out_n = x_n + Σ_{s of n} h_s W_downᵀ
+               W = W_gate[e], W_up[e] side by side, e the expert of row s; u = gate, up
+    backward   dh_s = dout_token[s] W_down            dg_s = dh_s · h_s / g_s           du_s from g_s dh_s (`swiglu.py`)
+               dn_n = Σ_{s of n} du_s W               dW_gate_e = Σ_{s of e} dgate_sᵀ x_token[s]       dW_up_e likewise
+               dW_down_e = Σ_{s of e} dout_token[s]ᵀ h_s
+
+    x out (N, C)   u du (S, 2F)   h dh (S, F)   g dg (S,)   token (S,)   offsets (E + 1,)
+    W_gate W_up (E, F, C)   W_down (E, C, F)
+
+So there are three products, each of all experts in one call, on the panels and tiles of `matmul.py`:
+
+    to_experts         y_s = x_token[s] op(W_e)                     rows of x are gathered while they are packed
+    from_experts       out_n = a_n + Σ_{s of n} y_s op(W_e)         a tile is made apart and added to its tokens' rows
+    expert_gradients   dW_e (+)= Σ_{s of e} left_sᵀ right_s         of which one is gathered; 0 without rows
+
+The first two take one matrix for each expert or two side by side.  Rows are never copied as a whole, and no expert
+has a fixed number of them: a tile at its edge is cut.  Each thread has an equal share of the work, whatever the loads
+of experts are: of the S rows; of the tokens, whose rows are neighbours in each expert, because they are in the order of
+tokens; of the rows of dW, weighed by the rows that are summed.  What an element is the sum of, and in what order
+(experts, then depth), does not depend on how work is shared, so its bits are the same for any number of threads.
+
+An expert with at most FEW rows multiplies them with W as it is in memory, like a token in generation (`matmul.py`): so
+decoding reads the weights of the chosen experts, once, and nothing else.
+"""
+
+import numba
+import numpy as np
+
+from .engine.checks import check_apart, checked
+from .engine.jit import helper, kernel, prange
+from .engine.number_formats import FLOAT32, AnyFormat
+from .engine.panels import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
+from .engine.routines import FOLD
+from .engine.scratch import scratch
+from .engine.threads import thread_count
+from .engine.tiles import row_by_row, tile
+from .matmul import BLOCK_ROWS, FEW, ONE_THREAD, PANELS, SLAB_COLUMNS, SLICE_TERMS, THREADS
+
+__all__ = [
+    "expert_gradients",
+    "expert_gradients_ref",
+    "from_experts",
+    "from_experts_ref",
+    "to_experts",
+    "to_experts_ref",
+]
+
+PIECE = max(1, BLOCK_ROWS // COLUMNS) * COLUMNS  # columns of rows that are gathered at a time: they stay in cache
+SHARE = 4  # rows that are worth a thread of their own; with fewer, threads share columns
+
+# -- reference: plain NumPy, any float dtype ---------------------------------------------------
+
+
+def _rows(offsets):
+    """Yield (expert, slice of its rows)."""
+    return ((e, slice(offsets[e], offsets[e + 1])) for e in range(len(offsets) - 1))
+
+
+def _matrix(ws, e, transposed):
+    """Return op(W) of an expert: its matrices side by side in what they multiply to, or one above the other."""
+    joined = np.concatenate([w[e] for w in ws])
+    return joined.T if transposed else joined
+
+
+def to_experts_ref(x, token, offsets, *ws, transposed=True):
+    """Return y (S, .): x_token[s] op(W_e), op(W) = Wᵀ if transposed; several matrices are side by side."""
+    return np.concatenate([x[token[rows]] @ _matrix(ws, e, transposed) for e, rows in _rows(offsets)])
+
+
+def from_experts_ref(addend, y, token, offsets, *ws, transposed=True):
+    """Return addend (N, .) + Σ_{s of n} y_s op(W_e)."""
+    out = addend.copy()
+    for e, rows in _rows(offsets):
+        np.add.at(out, token[rows], y[rows] @ _matrix(ws, e, transposed))
+    return out
+
+
+def expert_gradients_ref(left, right, offsets):
+    """Return dW (E, ., .) of rows that are gathered already: Σ_{s of e} left_sᵀ right_s."""
+    return np.stack([left[rows].T @ right[rows] for _, rows in _rows(offsets)])
+
+
+# -- kernels: the three products, float32, outputs first -----------------------------------------
+
+
+@helper
+def _up(size, step):
+    """Return the multiple of step that size needs."""
+    return (size + step - 1) // step * step
+
+
+@helper
+def _pack_matrix(panels, at, w, k0, j0, k, width, transposed, table):
+    if transposed:
+        pack_b_transposed(panels, at, w, j0, k0, width, k, table)
+    else:
+        pack_b(panels, at, w, k0, j0, width, k, table)
+
+
+@helper
+def _gather(rows, x, token, s0, count, j0, width):
+    """Copy columns of the rows of x that the rows s0 ... belong to."""
+    for r in range(count):
+        line, row = x[token[s0 + r], j0 : j0 + width], rows[r]  # indices from 0: only these become vectors
+        for c in range(width):
+            row[c] = line[c]
+
+
+@kernel
+def _to_experts(
+    y, x, token, offsets, w, v, matrices, transposed, few, table, packed_a, packed_b, gathered, down, across
+):
+    columns = w.shape[1] if transposed else w.shape[2]  # of y, for each of the matrices
+    terms, slab = x.shape[1], SLAB_COLUMNS // matrices // COLUMNS * COLUMNS
+    slice_terms = table[FOLD] * SLICE_TERMS
+    for each in prange(down * across):
+        part = np.int64(each)
+        thread = numba.get_thread_id()
+        a_panels, b_panels, rows = packed_a[thread], packed_b[thread], gathered[thread]
+        first, last = y.shape[0] * (part // across) // down, y.shape[0] * (part // across + 1) // down
+        left = min(columns, _up(columns * (part % across) // across, COLUMNS))
+        right = min(columns, _up(columns * (part % across + 1) // across, COLUMNS))
+        for e in range(w.shape[0]):
+            top, bottom = max(first, offsets[e]), min(last, offsets[e + 1])
+            if top >= bottom:
+                continue
+            if offsets[e + 1] - offsets[e] <= few:
+                for p in range(matrices):
+                    matrix = w[e] if p == 0 else v[e]
+                    for s in range(top, bottom):
+                        a, c = x[token[s] : token[s] + 1], y[s : s + 1, p * columns : (p + 1) * columns]
+                        for j in range(left, right):
+                            row_by_row(c, c, 0, j, a, matrix, j, False)
+                continue
+            for j0 in range(left, right, slab):
+                width = min(slab, right - j0)
+                for k0 in range(0, terms, slice_terms):
+                    k = min(slice_terms, terms - k0)
+                    steps, more = panel_depth(k, table), k0 > 0
+                    size = _up(width, COLUMNS) * steps
+                    for p in range(matrices):
+                        matrix = w[e] if p == 0 else v[e]
+                        _pack_matrix(b_panels, p * size, matrix, k0, j0, k, width, transposed, table)
+                    for i0 in range(top, bottom, BLOCK_ROWS):
+                        height = min(BLOCK_ROWS, bottom - i0)
+                        for i in range(0, height, ROWS):
+                            m = min(ROWS, height - i)
+                            _gather(rows, x, token, i0 + i, m, k0, k)
+                            pack_a(a_panels, i * steps, rows, 0, 0, m, k, table)
+                        for p in range(matrices):
+                            at = p * columns + j0
+                            for j in range(0, width, COLUMNS):
+                                n = min(COLUMNS, width - j)
+                                for i in range(0, height, ROWS):
+                                    m = min(ROWS, height - i)
+                                    place = i0 + i, at + j, m, n, a_panels, i * steps, b_panels, p * size + j * steps
+                                    tile(y, y, *place, steps, more, table)
+
+
+@helper
+def _first_of(token, low, high, n):
+    """Return the first of an expert's rows, low ... high - 1, that is of token n or a later one."""
+    while low < high:
+        middle = (low + high) // 2
+        if token[middle] < n:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def _from_experts(
+    out, base, y, token, offsets, w, v, matrices, transposed, few, add, table, packed_a, packed_b, sums, down, across
+):
+    N, columns = out.shape
+    terms, slab = w.shape[2] if transposed else w.shape[1], SLAB_COLUMNS // matrices // COLUMNS * COLUMNS
+    slice_terms = table[FOLD] * (SLICE_TERMS // matrices)
+    for each in prange(down * across):
+        part = np.int64(each)
+        thread = numba.get_thread_id()
+        a_panels, b_panels, some = packed_a[thread], packed_b[thread], sums[thread]
+        first, last = N * (part // across) // down, N * (part // across + 1) // down
+        left = min(columns, _up(columns * (part % across) // across, COLUMNS))
+        right = min(columns, _up(columns * (part % across + 1) // across, COLUMNS))
+        for n in range(first, last):
+            line, before = out[n, left:right], base[n, left:right]
+            for j in range(right - left):
+                line[j] = before[j] if add else np.float32(0)
+        for e in range(w.shape[0]):
+            top = _first_of(token, offsets[e], offsets[e + 1], first)
+            bottom = _first_of(token, offsets[e], offsets[e + 1], last)
+            if top >= bottom:
+                continue
+            if offsets[e + 1] - offsets[e] <= few:
+                for p in range(matrices):
+                    matrix = w[e] if p == 0 else v[e]
+                    for s in range(top, bottom):
+                        a, c = y[s : s + 1, p * terms : (p + 1) * terms], out[token[s] : token[s] + 1]
+                        for j in range(left, right):
+                            row_by_row(c, c, 0, j, a, matrix, j, True)
+                continue
+            for j0 in range(left, right, slab):
+                width = min(slab, right - j0)
+                for k0 in range(0, terms, slice_terms):
+                    k = min(slice_terms, terms - k0)
+                    steps = panel_depth(k, table)
+                    size = _up(width, COLUMNS) * steps
+                    for p in range(matrices):
+                        matrix = w[e] if p == 0 else v[e]
+                        _pack_matrix(b_panels, p * size, matrix, k0, j0, k, width, transposed, table)
+                    for i0 in range(top, bottom, BLOCK_ROWS):
+                        height = min(BLOCK_ROWS, bottom - i0)
+                        block = _up(height, ROWS) * steps
+                        for p in range(matrices):
+                            pack_a(a_panels, p * block, y, i0, p * terms + k0, height, k, table)
+                        for j in range(0, width, COLUMNS):
+                            n = min(COLUMNS, width - j)
+                            for i in range(0, height, ROWS):
+                                m = min(ROWS, height - i)
+                                for p in range(matrices):
+                                    more = p > 0
+                                    place = 0, 0, m, n, a_panels, p * block + i * steps, b_panels, p * size + j * steps
+                                    tile(some, some, *place, steps, more, table)
+                                for r in range(m):
+                                    line, more_of_it = out[token[i0 + i + r], j0 + j : j0 + j + n], some[r]
+                                    for c in range(n):
+                                        line[c] += more_of_it[c]
+
+
+@helper
+def _cut(size, share, whole):
+    """Return where the share (of `whole`) of `size` rows ends, at the edge of a tile."""
+    share = max(0, min(share, whole))
+    return min(size, (size + ROWS - 1) // ROWS * share // whole * ROWS)
+
+
+@kernel
+def _expert_gradients(
+    dw, dv, left, right, token, offsets, matrices, gather_left, add, table, packed_a, packed_b, gathered, parts
+):
+    E, M, K = dw.shape
+    slice_terms = table[FOLD] * SLICE_TERMS
+    for each in prange(parts):
+        part = np.int64(each)
+        thread = numba.get_thread_id()
+        a_panels, b_panels, some = packed_a[thread], packed_b[thread], gathered[thread]
+        first, last = token.size * part // parts, token.size * (part + 1) // parts
+        if not add:
+            for e in range(E * part // parts, E * (part + 1) // parts):
+                if offsets[e] == offsets[e + 1]:  # a sum of nothing
+                    dw[e] = 0
+                    if matrices == 2:
+                        dv[e] = 0
+        for e in range(E):
+            whole = offsets[e + 1] - offsets[e]
+            if whole == 0:
+                continue
+            top, bottom = _cut(M, first - offsets[e], whole), _cut(M, last - offsets[e], whole)
+            if top >= bottom:
+                continue
+            for j0 in range(0, K, SLAB_COLUMNS):
+                width = min(SLAB_COLUMNS, K - j0)
+                for k0 in range(0, whole, slice_terms):
+                    k, s0 = min(slice_terms, whole - k0), offsets[e] + k0
+                    steps, more = panel_depth(k, table), add or k0 > 0
+                    if gather_left:
+                        pack_b(b_panels, 0, right, s0, j0, width, k, table)
+                    else:
+                        for j in range(0, width, PIECE):
+                            _gather(some, right, token, s0, k, j0 + j, min(PIECE, width - j))
+                            pack_b(b_panels, j * steps, some, 0, 0, min(PIECE, width - j), k, table)
+                    for p in range(matrices):
+                        c = dw[e] if p == 0 else dv[e]
+                        for i0 in range(top, bottom, BLOCK_ROWS):
+                            height = min(BLOCK_ROWS, bottom - i0)
+                            if gather_left:
+                                _gather(some, left, token, s0, k, p * M + i0, height)
+                                pack_a_transposed(a_panels, 0, some, 0, 0, height, k, table)
+                            else:
+                                pack_a_transposed(a_panels, 0, left, s0, p * M + i0, height, k, table)
+                            for j in range(0, width, COLUMNS):
+                                n = min(COLUMNS, width - j)
+                                for i in range(0, height, ROWS):
+                                    m = min(ROWS, height - i)
+                                    place = i0 + i, j0 + j, m, n, a_panels, i * steps, b_panels, j * steps
+                                    tile(c, c, *place, steps, more, table)
+
+
+# -- calling them ------------------------------------------------------------------------------
+
+_GATHERED = (THREADS, ROWS, 2 * SLICE_TERMS)  # of each thread; two: the most that share a place of a panel
+_PIECES = (THREADS, 2 * SLICE_TERMS, max(PIECE, BLOCK_ROWS))
+_SUMS = (THREADS, ROWS, COLUMNS)
+
+
+def _grid(rows, columns, operations):
+    """Return by how many parts down and across work is shared: one for each thread."""
+    threads = 1 if operations < ONE_THREAD else thread_count()
+    down = max(1, min(threads, rows // SHARE))
+    return down, max(1, min(threads // down, columns // COLUMNS))
+
+
+def _matrices(w, v):
+    return (w, w, 1) if v is None else (w, v, 2)
+
+
+def _few(transposed, number_format):
+    """Return up to how many rows of an expert are multiplied with its matrix as it is."""
+    return FEW if transposed and number_format is FLOAT32 else 0
+
+
+def _check(sizes, offsets, v, inner, outer):
+    """Hold what a signature cannot say against the sizes: E + 1 offsets, and what one or two matrices multiply."""
+    if len(offsets) != sizes["E"] + 1 or offsets[0] != 0 or offsets[-1] != sizes["S"] or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets must be {sizes['E']} + 1 rising numbers from 0 to {sizes['S']}, the number of rows")
+    for name, given, wanted in (inner, outer):
+        if given != wanted:
+            raise ValueError(f"rows of {name} have {given} numbers; {1 if v is None else 2} matrices take {wanted}")
+
+
+def _to_fits(sizes, y, x, offsets, w, v, transposed, **_):
+    inner, outer = ("x", x.shape[1], w.shape[1 + transposed]), ("y", y.shape[1], w.shape[2 - transposed])
+    _check(sizes, offsets, v, inner, (*outer[:2], outer[2] * _matrices(w, v)[2]))
+    check_apart("y", y, None, x=x)
+
+
+def _from_fits(sizes, out, y, offsets, w, v, transposed, addend, **_):
+    inner, outer = ("y", y.shape[1], w.shape[1 + transposed]), ("out", out.shape[1], w.shape[2 - transposed])
+    _check(sizes, offsets, v, (*inner[:2], inner[2] * _matrices(w, v)[2]), outer)
+    check_apart("out", out, addend, y=y)
+
+
+def _gradients_fit(sizes, dw, left, right, token, offsets, dv, gather_left, **_):
+    sizes = {**sizes, "S": len(token)}
+    outer = "left", left.shape[1], dw.shape[1] * _matrices(dw, dv)[2]
+    _check(sizes, offsets, dv, ("right", right.shape[1], dw.shape[2]), outer)
+    whole, name = (right, "right") if gather_left else (left, "left")
+    if len(whole) != len(token):
+        raise ValueError(f"{name} has {len(whole)} rows, token {len(token)}; it must have a row for each")
+    if len(token) and token.max() >= len(left if gather_left else right):
+        raise ValueError(f"token names row {token.max()} of {len(left if gather_left else right)}")
+
+
+@checked(
+    "y! (S, columns); x (N, C); token (S) int32 < N; offsets (ends) int32; w v? (E, out, in) float32|uint16",
+    _to_fits,
+    number_format=AnyFormat,
+)
+def to_experts(y, x, token, offsets, w, v=None, transposed=True, number_format=FLOAT32):
+    """Overwrite y (S, .) with x_token[s] W_eᵀ, or x_token[s] W_e if not `transposed`; of two matrices side by side."""
+    w, v, matrices = _matrices(w, v)
+    if not y.size:
+        return
+    panels = scratch("experts", *PANELS, _GATHERED)
+    grid = _grid(len(y), y.shape[1] // matrices, y.size * x.shape[1])
+    options = matrices, transposed, _few(transposed, number_format), number_format.table
+    _to_experts(y, x, token, offsets, w, v, *options, *panels, *grid)
+
+
+@checked(
+    "out! addend? (N, C); y (S, columns); token (S) int32 < N; offsets (ends) int32; "
+    "w v? (E, out, in) float32|uint16",
+    _from_fits,
+    number_format=AnyFormat,
+)
+def from_experts(out, y, token, offsets, w, v=None, transposed=True, addend=None, number_format=FLOAT32):
+    """Overwrite out (N, .) with the sum of y_s op(W_e) over each token's rows (+ addend, which may be out)."""
+    w, v, matrices = _matrices(w, v)
+    if not out.size:
+        return
+    panels = scratch("experts: sums", *PANELS, _SUMS)
+    grid = _grid(len(out), out.shape[1], y.size * out.shape[1])
+    options = matrices, transposed, _few(transposed, number_format), addend is not None, number_format.table
+    _from_experts(out, out if addend is None else addend, y, token, offsets, w, v, *options, *panels, *grid)
+
+
+@checked(
+    "dw! dv?! (E, out, in); left (A, B); right (D, F); token (S) int32; offsets (ends) int32",
+    _gradients_fit,
+    number_format=AnyFormat,
+)
+def expert_gradients(
+    dw, left, right, token, offsets, dv=None, gather_left=False, accumulate=True, number_format=FLOAT32
+):
+    """Add Σ_{s of e} left_sᵀ right_s to dw (E, ., .), or overwrite it; with dv, the halves of left_s are for one each.
+
+    right (N, .) is gathered by token (S,), and left (S, .) is in the order of rows, or the other way round.
+    """
+    w, v, matrices = _matrices(dw, dv)
+    panels = scratch("experts: gradients", *PANELS, _PIECES)
+    down, _ = _grid(len(token), 0, len(token) * dw.shape[1] * dw.shape[2])
+    options = matrices, gather_left, accumulate, number_format.table
+    _expert_gradients(w, v, left, right, token, offsets, *options, *panels, down)
