@@ -8,6 +8,7 @@
 
 Errors are those of `gradcheck.py`: a difference of arrays is measured against the largest element of the right one,
 that of a gradient from central differences against the gradient's length.
+Longer than 400 lines because every operation has a function here, one like the other.
 `checks()` yields one `Check` after the other; `abi-train verify` prints them.
 """
 
