@@ -38,6 +38,7 @@ __all__ = [
     "atomic_json",
     "atomic_text",
     "check_free",
+    "finish_replacement",
     "fsync_directory",
     "json_text",
     "remove_directory",
@@ -256,6 +257,17 @@ def _put_directory_in_place(temporary: Path, final: Path) -> None:
             os.replace(old, final)
         raise
     remove_directory(old)
+
+
+def finish_replacement(final: Path) -> None:
+    """Clear up after a process that was killed while a directory took the place of another: finish it, or undo it."""
+    old = final.with_name(OLD + final.name)
+    if not os.path.lexists(old):
+        return
+    if os.path.lexists(final):
+        remove_directory(old)
+    else:
+        os.replace(old, final)
 
 
 def remove_directory(path: Path) -> None:

@@ -19,6 +19,7 @@ from ..errors import CheckpointError, ConfigError, listed, shown
 from ..families import family, tensor_table
 from ..families import read_config as fields_of_config
 from ..families.config_entries import unknown_entry
+from ..files import OLD
 from ..formats.forms import FromFiles, from_stored
 from ..formats.huggingface import CONFIG, by_bare_name, read_tensors
 from ..formats.safetensors import Stored
@@ -48,6 +49,10 @@ def config_from_huggingface(content: Mapping[str, Any], place: str = CONFIG) -> 
 def read_config(folder: Path) -> TrainableModelConfig:
     """Read the shape of a folder's model; CheckpointError if config.json is damaged or of another kind of model."""
     path = folder / CONFIG
+    place = folder.absolute()
+    old = place.parent / (OLD + place.name)
+    if old.is_dir() and not folder.exists():
+        raise CheckpointError(f"{folder} was being replaced when its process was killed; rename {old} to {folder.name}")
     return config_from_huggingface(read_json(path), str(path))
 
 

@@ -21,7 +21,7 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, shown
 from ..families import difference, write_config
 from ..fields import either
-from ..files import atomic_directory, json_text, write_inside, write_synced
+from ..files import atomic_directory, finish_replacement, json_text, write_inside, write_synced
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
@@ -61,6 +61,7 @@ def write_folder(
 ) -> None:
     """Write the folder of a model: its shape, table and tensors; errors of `Transformer.save_pretrained`."""
     config, table, tensors = model
+    folder = Path(os.path.abspath(folder))  # a path like a/.. has no name of its own
     if dtype not in DTYPES:
         raise ConfigError(f"dtype ({shown(dtype)}) must be {either([*DTYPES])}")
     largest = bytes_of_size(max_shard_size)
@@ -72,6 +73,7 @@ def write_folder(
     # Version 5 of transformers says `dtype`, version 4 `torch_dtype`; each leaves the other's aside.
     texts = {**companions.files, **{name: text.encode() for name, text in files.items()}}
     texts[CONFIG] = json_text({**content, "dtype": dtype, "torch_dtype": dtype}).encode()
+    finish_replacement(folder)
     new_tokenizer = tokenizer is not None or any(is_one_of(name, TOKENIZER_FILES) for name in texts)
     stay = _what_stays(folder, {*texts}, new_tokenizer)
     check_written(folder, written, "what was there is untouched")
@@ -113,6 +115,8 @@ def _what_stays(folder: Path, written: set[str], new_tokenizer: bool) -> list[st
         return []
     if not folder.is_dir():
         raise ConfigError(f"folder ({folder}) must be a directory, and a file is there; choose another name")
+    if folder.samefile("."):
+        raise ConfigError(f"folder ({folder}) is the working directory, which would be replaced; choose another one")
     inner = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "additional_chat_templates")
     if inner:
         raise ConfigError(

@@ -20,7 +20,7 @@ from ..formats.safetensors import Stack, Stored
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Buffers, Tensor, Weight
 from .folder import open_weights, read_config
-from .transformer import TrainableModel, Transformer
+from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["FrozenModel", "read_frozen"]
 
@@ -87,7 +87,7 @@ class FrozenModel(Transformer):
 
     def widened(self) -> TrainableModel:
         """Return a copy whose weights are float32, and are trained."""
-        model = TrainableModel(self.config, np.zeros(sum(entry.size for entry in self.table), np.float32))
+        model = TrainableModel(self.config, zeros(self.config))
         for name, kept in self._kept.items():
             if kept.raw.ndim == 2:
                 kept.storage.decode(model.weights[name], kept.raw, 0)

@@ -315,6 +315,11 @@ class Transformer(ABC):
         )
 
 
+def zeros(config: TrainableModelConfig) -> np.ndarray:
+    """Return (P,) zeros for a model whose weights are set next; they take no memory."""
+    return np.broadcast_to(np.float32(0), (config.num_params(),))
+
+
 class TrainableModel(Transformer):
     """Weights, gradients, and the two passes; see `TrainableModelConfig` for its shape."""
 
@@ -361,7 +366,7 @@ class TrainableModel(Transformer):
         place = Path(folder)
         config = read_config(place) if config is None else config
         found = open_weights(place, config)  # before anything of the model's size is made
-        model = cls(config)
+        model = cls(config, zeros(config))  # nothing is drawn that is overwritten
         for name, tensor in found.tensors.items():
             tensor.copy_to(model.weights[name])
         if not allow_nonfinite and find_nonfinite(model.parameters.weights_flat) is not None:

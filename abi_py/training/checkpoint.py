@@ -18,7 +18,6 @@ checkpoint is whole.  A second one of the same step takes the place of the first
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -35,6 +34,7 @@ from ..files import (
     OLD,
     atomic_directory,
     atomic_text,
+    finish_replacement,
     json_text,
     remove_directory,
     remove_leftovers,
@@ -208,11 +208,7 @@ def recover(root: Path) -> None:
     remove_leftovers(root)
     for path in root.iterdir():
         if path.name.startswith(OLD) and NAME.fullmatch(path.name.removeprefix(OLD)):
-            final = path.with_name(path.name.removeprefix(OLD))
-            if os.path.lexists(final):
-                remove_directory(path)
-            else:
-                os.replace(path, final)
+            finish_replacement(path.with_name(path.name.removeprefix(OLD)))
 
 
 # -- finding and loading -----------------------------------------------------------------------

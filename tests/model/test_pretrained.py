@@ -162,16 +162,37 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
         assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize("took_its_place", [False, True])
+def test_a_kill_while_a_folder_takes_its_place(tmp_path, took_its_place):
+    """Between the two renames the old one has another name, by which it is found; after them it is a left-over."""
+    folder, old = tmp_path / "m", tmp_path / ".old-m"
+    make().save_pretrained(folder)
+    if took_its_place:
+        shutil.copytree(folder, old)
+    else:
+        folder.rename(old)
+        with pytest.raises(CheckpointError, match=r"m was being replaced .* was killed; rename .*\.old-m to m"):
+            TrainableModel.from_pretrained(folder)
+    make(tied=False).save_pretrained(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert not read_config(folder).tie_embeddings
+
+
 def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(CheckpointError, match=r"m: the weights need 0\.\d+ MB, 0\.00 MB are free"):
         make().save_pretrained(tmp_path / "m")
 
 
-def test_a_file_or_a_directory_of_the_users_is_not_replaced(tmp_path):
+def test_a_file_or_a_directory_of_the_users_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"file\) must be a directory, and a file is there"):
         make().save_pretrained(tmp_path / "file")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "../here"):
+        with pytest.raises(ConfigError, match=r"is the working directory, which would be replaced"):
+            make().save_pretrained(name)
     (tmp_path / "home/work").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"home\) must be new, .* and there is the directory work"):
         make().save_pretrained(tmp_path / "home")
