@@ -10,6 +10,7 @@ import numpy as np
 from abi_py.config import TrainableModelConfig
 from abi_py.data.tokenizer_training import train_tokenizer
 from abi_py.families import tensor_table, write_config
+from abi_py.formats.forms import to_stored
 from abi_py.formats.safetensors import write_safetensors
 
 TEMPLATE = (
@@ -48,12 +49,18 @@ def make_folder(folder, tokenizer=True, **changes):
     """Write a model of random weights, a Qwen2 unless `changes` of its shape say otherwise, and what belongs to it."""
     folder.mkdir(parents=True)
     codec = make_tokenizer()
-    shape = TrainableModelConfig(**{**SHAPE, "family": "qwen2", "vocab_size": codec.vocab_size + 5, **changes})
+    sizes = {**SHAPE, "vocab_size": codec.vocab_size + 5}
+    shape = TrainableModelConfig(**sizes).replace(**{"family": "qwen2", **changes})
     end = codec.id_of("<|im_end|>")
     config = {**write_config(shape), "eos_token_id": end, "bos_token_id": None, "pad_token_id": 0}
     (folder / "config.json").write_text(json.dumps(config))
     rng = np.random.default_rng(5)
-    tensors = {t.hf_name: rng.normal(0, 0.2, t.shape).astype(np.float32) for t in tensor_table(shape)}
+    table = tensor_table(shape)
+    made = {entry.name: rng.normal(0, 0.2, entry.shape).astype(np.float32) for entry in table}
+    tensors = {
+        name: np.concatenate([piece.reshape(-1) for piece in joined.numbers()]).reshape(joined.shape)
+        for name, joined in to_stored(table, made).items()
+    }
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 0], "pad_token_id": 0}))
     if tokenizer:

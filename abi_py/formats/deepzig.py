@@ -1,7 +1,7 @@
 """The folder of a finished DeepZig model, as Hugging Face's tools and the Zig loader read it.
 
     model.safetensors        weights under Hugging Face's names, and `lm_head.weight` even where it is tied
-    config.json              model_type deepzig_conversational
+    config.json              model_type deepzig_conversational; of a model that is no plain Llama, its own
     generation_config.json   how it writes
     training_args.json       how it was trained, in the names of transformers' TrainingArguments and in ours
     README.md                the model card
@@ -39,8 +39,12 @@ def deepzig_config(theirs: Mapping[str, Any], special: Mapping[str, int | None])
         "rope_base": theirs["rope_theta"],
         "qk_rope_base": theirs["rope_theta"],
         "rope_scaling": None,
-        **{f"{role}_token_id": special.get(role) for role in ("pad", "bos", "eos")},
+        **_ids(special),
     }
+
+
+def _ids(special: Mapping[str, int | None]) -> dict[str, int | None]:
+    return {f"{role}_token_id": special.get(role) for role in ("pad", "bos", "eos")}
 
 
 def generation_config(
@@ -70,17 +74,23 @@ def write_model(
     theirs: Mapping[str, Any],
     special: Mapping[str, int | None],
     more: Mapping[str, str] | None = None,
+    *,
+    plain: bool = True,
 ) -> None:
     """Write model.safetensors, `more` texts by file name, and config.json, which appears last.
 
     `weights` are by Hugging Face's names, a tied model's embedding once; `theirs` is the content of the config.json
-    that the Transformers library has for the model.  No reader takes a folder without config.json for a model, so the
-    model is there whole or not at all.
+    that the Transformers library has for the model.  What the Zig code does not compute (not `plain`) is written as
+    the folder of its own family, with the ids and `more` alone.  No reader takes a folder without config.json for a
+    model, so the model is there whole or not at all.
     NonFiniteError, and nothing written, if a weight is NaN or infinite.
     """
     check_written(folder / WEIGHTS, weights)
-    tensors = {**weights, HEAD: weights.get(HEAD, weights[EMBEDDING])}
-    texts = {**(more or {}), CONFIG: json_text(deepzig_config(theirs, special))}
+    tensors, content = dict(weights), {**theirs, **_ids(special)}
+    if plain:
+        tensors[HEAD] = weights.get(HEAD, weights[EMBEDDING])
+        content = deepzig_config(theirs, special)
+    texts = {**(more or {}), CONFIG: json_text(content)}
     with atomic_files(folder / CONFIG) as open_new:
         write_pieces(open_new(folder / WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))
         for name, text in texts.items():

@@ -24,15 +24,31 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError
+from ..fields import fields_of
 from ..files import atomic_file, write_pieces
+from ..shape import ModelFamily, ModelShape
 from .finite import check_read, check_written
 
-__all__ = ["AbicCheckpoint", "AblcCheckpoint", "load_abic", "load_ablc", "load_zig", "save_abic", "save_ablc"]
+__all__ = ["AbicCheckpoint", "AblcCheckpoint", "load_abic", "load_ablc", "load_zig", "misfit", "save_abic", "save_ablc"]
 
 VERSION = 1
 ABIC = struct.Struct("<4sHQQI")
 ABLC = struct.Struct("<4sHQIQQIII")
 MAX_COUNT = 2**32 - 1
+# Fields of a shape that the Zig code knows, or that mean no other numbers; all else must have its default there.
+KNOWN = {
+    *("hidden_dim", "num_layers", "num_heads", "num_kv_heads", "intermediate_dim", "vocab_size", "max_seq_len"),
+    *("rope_theta", "norm_eps", "tie_embeddings", "checkpointing", "checkpoint_interval", "head_dim", "seed", "family"),
+}
+
+
+def misfit(shape: ModelShape) -> str | None:
+    """Return what of a model the Zig code does not compute, in words; None if it computes all of it."""
+    if shape.family is not ModelFamily.LLAMA:
+        return f"family {shape.family.value}"
+    odd = (option.name for option in fields_of(type(shape)) if option.name not in KNOWN
+           and getattr(shape, option.name) != option.default)  # fmt: skip
+    return next((f"{name} {getattr(shape, name)}" for name in odd), None)
 
 
 def _empty() -> np.ndarray:

@@ -22,6 +22,7 @@ from ..files import json_text
 from ..formats.deepzig import TRAINING_ARGS, generation_config, write_model
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, WEIGHTS
+from ..formats.zig import misfit
 from ..generation.settings import CONFIG_FILE as GENERATION_FILE
 from ..locks import DirectoryLock
 from ..model import LoraModel, TrainableModel
@@ -83,7 +84,8 @@ def finish(
         CARD: model_card(run, model.num_params(), report, results),
     }
     weights = to_stored(model.parameters.table, model.weights)
-    write_model(run.directory, weights, write_config(model.config), special, texts)
+    plain = misfit(model.config) is None
+    write_model(run.directory, weights, write_config(model.config), special, texts, plain=plain)
     return model, results
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..config import LossOn
+from ..formats.zig import misfit
 from ..training.report import EvalResult, TrainingReport
 from .deepzig_run import DeepZigRun
 
@@ -15,8 +16,9 @@ __all__ = ["model_card"]
 def model_card(run: DeepZigRun, num_params: int, report: TrainingReport, results: Mapping[str, EvalResult]) -> str:
     """Return the text of README.md: what the model is, what it was trained on and how well, and how to use it."""
     name, shape = run.directory.resolve().name, run.shape
+    family = shape.family.value
     rows = {
-        "architecture": "Llama: RMSNorm, RoPE, SwiGLU",
+        "architecture": "Llama: RMSNorm, RoPE, SwiGLU" if family == "llama" else family,
         "embedding and head": "one matrix" if shape.tie_embeddings else "two matrices",
         "layers, width, heads": f"{shape.num_layers}, {shape.hidden_dim}, {shape.num_heads} "
         f"({shape.num_kv_heads} for keys)",
@@ -27,7 +29,7 @@ def model_card(run: DeepZigRun, num_params: int, report: TrainingReport, results
     return f"""---
 library_name: abi_py
 pipeline_tag: text-generation
-tags: [deepzig, conversational, llama]
+tags: [deepzig, conversational, {family}]
 ---
 
 # {name}
@@ -44,7 +46,7 @@ A conversational model of {num_params:,} weights, trained on a CPU with abi_py.
 abi-train chat {name} --once "Hello"
 ```
 
-{_wrapped(_USE)}
+{_wrapped(_USE + (_USE_LLAMA if misfit(shape) is None else _USE_OTHER))}
 
 ## Training
 
@@ -90,9 +92,12 @@ _PARTS = {
 }
 _USE = (
     "The text of a conversation is that of the chat template in `tokenizer_config.json`; an answer ends with one of "
-    "the `eos_token_id` in `generation_config.json`. `config.json` and the tensor names are those of a Llama model, "
-    "with `lm_head.weight` written out, so Hugging Face's `LlamaForCausalLM` reads the folder when `model_type` in "
-    "`config.json` is changed to `llama`."
+    "the `eos_token_id` in `generation_config.json`. "
+)
+_USE_OTHER = "Hugging Face's `AutoModelForCausalLM` reads the folder as it is."
+_USE_LLAMA = (
+    "`config.json` and the tensor names are those of a Llama model, with `lm_head.weight` written out, so Hugging "
+    "Face's `LlamaForCausalLM` reads the folder when `model_type` in `config.json` is changed to `llama`."
 )
 _LIMITS = (
     "The model knows what its conversations say and little else. Of few conversations it learns the answers by heart; "

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainableModelConfig, fields_of
+from ..config import TrainableModelConfig
 from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..errors import CheckpointError, ConfigError
 from ..families import tensor_table, write_config
@@ -22,13 +22,12 @@ from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, read_tensors
 from ..formats.special_tokens import special_token_ids
-from ..formats.zig import load_abic, save_abic
+from ..formats.zig import load_abic, misfit, save_abic
 from ..generation.settings import CONFIG_FILE as GENERATION
 from ..model import LoraModel
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES
 from ..model.frozen import FrozenModel
-from ..shape import ModelFamily
 from ..training.checkpoint import STATE, is_checkpoint_name, locate
 from ..training.loading import LoadedModel, load_model
 from ..untrusted import read_json
@@ -37,11 +36,6 @@ from .models import find_tokenizer_beside, place_of_model
 __all__ = ["FORMATS", "WHICH", "Exported", "Source", "check_format", "export"]
 
 FORMATS, WHICH = ("hf", "deepzig", "zig"), ("best", "last")
-# What ABIC and the Zig loader know of a shape; all else must have its default.
-KNOWN_TO_ZIG = {option.name for option in fields_of(TrainableModelConfig)} & {
-    *("hidden_dim", "num_layers", "num_heads", "num_kv_heads", "intermediate_dim", "vocab_size", "max_seq_len"),
-    *("rope_theta", "norm_eps", "tie_embeddings", "checkpointing", "checkpoint_interval", "head_dim", "seed", "family"),
-}
 STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
 
 
@@ -119,17 +113,10 @@ def check_format(form: str, shape: TrainableModelConfig, dtype: str | None, max_
     """Raise ConfigError if a form cannot hold a model, or a setting has no effect in it; the reason is named."""
     if form == "hf":
         return
-    if shape.family is not ModelFamily.LLAMA:
+    if reason := misfit(shape):
         raise ConfigError(
-            f"to ({form}) holds Llama models alone, because the Zig code computes no other, and this is "
-            f"{shape.family.value}; use --to hf"
-        )
-    plain = {option.name: option.default for option in fields_of(TrainableModelConfig)}
-    odd = [name for name, value in plain.items() if name not in KNOWN_TO_ZIG and getattr(shape, name) != value]
-    if odd:
-        raise ConfigError(
-            f"to ({form}) has no place for {odd[0]} ({getattr(shape, odd[0])}), which the Zig code does not compute; "
-            "use --to hf"
+            f"to ({form}) holds plain Llama models alone, because the Zig code computes no other, and this has "
+            f"{reason}; use --to hf"
         )
     if dtype not in (None, "float32"):
         raise ConfigError(f"dtype ({dtype}) must be float32 for {form}, the only type that the Zig code reads")
@@ -256,7 +243,7 @@ def _write_deepzig(source: Source, output: Path, dtype: str, max_shard_size: str
     output.mkdir(exist_ok=True)
     if codec is not None:
         codec.save(output)
-    weights = {entry.hf_name: model.weights[entry.name] for entry in tensor_table(model.config)}
+    weights = to_stored(tensor_table(model.config), model.weights)
     write_model(output, weights, write_config(model.config), special, {GENERATION: settings})
     again = load_model(output).model
     if again.collect_weights().tobytes() != model.collect_weights().tobytes():

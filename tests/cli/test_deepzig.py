@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from waiting import PATIENCE, until
+from world import make_folder, write_talks
+
+from abi_py.training.loading import load_model
 
 TINY = "--max-samples 16 --epochs 1 --batch-size 4 --num-threads 1".split()  # noqa: SIM905
 
@@ -134,3 +137,15 @@ def test_a_folder_that_is_taken(abi_train, tmp_path):
     assert "abi-train deepzig --base taken --output-dir NEW" in out
     code, _, err = abi_train("resume", "taken")
     assert (code, "go on with it by abi-train deepzig --resume --output-dir taken" in err) == (2, True)
+
+
+def test_a_base_of_another_family_stays_of_it(abi_train, tmp_path):
+    write_talks(tmp_path / "talks.jsonl")
+    make_folder(tmp_path / "base")
+    words = ["--data", "talks.jsonl", "--epochs", "1", "--max-seq-len", "96", "--output-dir", "out"]
+    code, _, err = abi_train("deepzig", "--base", "base", *words)
+    assert (code, err) == (0, ""), err
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("qwen2", ["Qwen2ForCausalLM"])
+    assert load_model(tmp_path / "out").model.config.family.value == "qwen2"
+    assert "LlamaForCausalLM" not in (tmp_path / "out/README.md").read_text()

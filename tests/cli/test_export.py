@@ -13,6 +13,7 @@ from abi_py.formats.safetensors import map_safetensors, read_safetensors
 from abi_py.formats.zig import load_abic
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.runs import exporting
+from abi_py.shape import ModelFamily
 from abi_py.training.loading import load_model
 
 
@@ -116,9 +117,9 @@ def test_adapters_are_merged(abi_train, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["base", "--to", "zig", "-o", "x"], "to (zig) holds Llama models alone, because the Zig code computes no"),
-        (["base", "--to", "deepzig", "-o", "x"], "and this is qwen2; use --to hf"),
-        (["biased", "--to", "zig", "-o", "x"], "to (zig) has no place for attention_bias (True)"),
+        (["base", "--to", "zig", "-o", "x"], "to (zig) holds plain Llama models alone, because the Zig code"),
+        (["base", "--to", "deepzig", "-o", "x"], "and this has family qwen2; use --to hf"),
+        (["biased", "--to", "zig", "-o", "x"], "and this has attention_bias True; use --to hf"),
         (["plain", "--to", "zig", "--dtype", "float16", "-o", "x"], "dtype (float16) must be float32 for zig"),
         (["plain", "--to", "zig", "--max-shard-size", "1GB", "-o", "x"], "acts only with --to hf: zig is one file"),
         (["plain", "--to", "zig", "-o", "base"], "output (base) must be a file for zig"),
@@ -140,6 +141,26 @@ def test_what_cannot_be_is_said_before_anything_is_written(abi_train, tmp_path, 
     assert code == 2
     assert said in err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("family", [family.value for family in ModelFamily])
+def test_every_family_comes_in_and_goes_out(abi_train, tmp_path, family):
+    """Trained further, exported, talked with, measured, inspected: by the calls that a user gives."""
+    write_talks(tmp_path / "talks.jsonl")
+    make_folder(tmp_path / "base", family=family)
+    words = ["--data", "talks.jsonl", "--max-steps", "2", "--sample-tokens", "0", "--out", "r"]
+    assert abi_train("run", "--base", "base", *words)[0] == 0
+    code, _, err = abi_train("export", "r", "--which", "last", "-o", "model", "--dtype", "bfloat16")
+    assert (code, err) == (0, ""), err
+    assert abi_train("inspect", "model", "--json")[0] == 0
+    for model in ("r", "model"):
+        assert abi_train("chat", model, "--once", "What is 2 plus 3?", "--max-new-tokens", "4")[0] == 0
+    code, out, _ = abi_train("eval", "model", "talks.jsonl", "--json")
+    assert code == 0
+    assert np.isfinite(json.loads(out)["loss"])
+    before, after = (load_model(tmp_path / place).model for place in ("base", "model"))
+    assert before.config == after.config
+    assert Companions.of(tmp_path / "model").files == Companions.of(tmp_path / "base").files
 
 
 def test_force_replaces(abi_train, tmp_path):
