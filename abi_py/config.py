@@ -88,6 +88,14 @@ class OptimizerType(str, Enum):
     SGD = "sgd"
     ADAM = "adam"
     ADAMW = "adamw"
+    MUON = "muon"
+
+
+class MuonScale(str, Enum):
+    """What the learning rate of a matrix is multiplied by; the names are those of torch.optim.Muon."""
+
+    MATCH_RMS_ADAMW = "match_rms_adamw"
+    ORIGINAL = "original"
 
 
 class LearningRateSchedule(str, Enum):
@@ -147,7 +155,8 @@ def _usual_warmup(config: "LlmTrainingConfig") -> int:
 
 _DECAYS = {"lr_schedule": Other(LearningRateSchedule.CONSTANT)}
 _WSD = {"lr_schedule": LearningRateSchedule.WSD}
-_ADAM = {"optimizer": (OptimizerType.ADAM, OptimizerType.ADAMW)}
+_ADAM = {"optimizer": (OptimizerType.ADAM, OptimizerType.ADAMW, OptimizerType.MUON)}
+_MUON = {"optimizer": OptimizerType.MUON}
 _SAVES = {"checkpoint_path": ON}
 _LOGGERS = ("enable_tensorboard", "enable_wandb", "enable_metrics_stream")
 _SCALES = {"mixed_precision": Precision.FP16}
@@ -173,8 +182,8 @@ class LlmTrainingConfig(Config):
     min_learning_rate: float = opt(1e-7, "learning rate at which the schedules end", acts=_DECAYS)
     grad_accum_steps: int = opt(8, "micro-batches in one optimizer step")
     max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
-    weight_decay: float = opt(0.01, "weight decay: decoupled for adamw, added to the gradient for sgd and adam")
-    optimizer: OptimizerType = opt(OptimizerType.ADAMW, "update rule")
+    weight_decay: float = opt(0.01, "weight decay: decoupled, or for sgd and adam added to the gradient")
+    optimizer: OptimizerType = opt(OptimizerType.ADAMW, "update rule; muon: of hidden matrices, adamw of the rest")
     label_smoothing: float = opt(0.0, "share of the target spread evenly over the vocabulary")
     checkpoint_interval: int = opt(1000, "optimizer steps between checkpoints (0 = off)", acts=_SAVES)
     checkpoint_path: str | None = opt(None, "directory of the checkpoints; nothing is saved without it")
@@ -223,6 +232,15 @@ class LlmTrainingConfig(Config):
     nesterov: bool = opt(
         False, "Nesterov's form of the momentum", acts={"optimizer": OptimizerType.SGD, "momentum": ON}
     )
+    muon_momentum: float = opt(0.95, "momentum of muon", acts=_MUON)
+    muon_nesterov: bool = opt(True, "Nesterov's form of muon's momentum", acts=_MUON)
+    muon_steps: int = opt(5, "Newton-Schulz iterations of muon", acts=_MUON)
+    muon_scale: MuonScale = opt(
+        MuonScale.MATCH_RMS_ADAMW,
+        "how muon's rate follows the shape: to match adamw's update, or as first published",
+        acts=_MUON,
+    )
+    muon_rate: float = opt(1.0, "learning rate of muon's matrices, as a multiple of learning_rate", acts=_MUON)
     decay_norms_and_biases: bool = opt(False, "let weight decay reach norms and biases too", acts={"weight_decay": ON})
     nan_guard: bool = opt(True, "skip updates whose loss or gradient is not finite")
     max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops", acts={"nan_guard": ON})
@@ -257,6 +275,10 @@ class LlmTrainingConfig(Config):
             self._require(name, math.isfinite(value) and value >= 0, "be zero or more", "use 0 to switch it off")
         for name, default in (("beta1", 0.9), ("beta2", 0.999), ("momentum", 0.9), ("label_smoothing", 0.0)):
             self._require(name, 0 <= getattr(self, name) < 1, "be at least 0 and below 1", f"try {default}")
+        self._require("muon_momentum", 0 <= self.muon_momentum < 1, "be at least 0 and below 1", "try 0.95")
+        self._require_at_least(1, "muon_steps")
+        rate = self.muon_rate
+        self._require("muon_rate", math.isfinite(rate) and rate > 0, "be positive", "1 is the learning rate as it is")
         self._require("epsilon", math.isfinite(self.epsilon) and self.epsilon > 0, "be positive", "try 1e-8")
 
     def _check_schedule(self) -> None:

@@ -224,7 +224,7 @@ def _acts(option: "Option", values: Mapping[str, Any]) -> bool:
 
 
 def needs(cls: type, option: "Option") -> str:
-    """Return what a field needs in order to act, as in `with optimizer adam or adamw`; '' if it always acts."""
+    """Return what a field needs in order to act, as in `with optimizer adam, adamw or muon`; '' if it always acts."""
     kinds = {each.name: each for each in fields_of(cls)}
 
     def phrase(name: str, wanted: Any) -> str:

@@ -33,6 +33,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     initial: str = "normal"
     std: float = INITIAL_STD
+    hidden: bool = False  # a matrix, or a stack of them, from activations to activations: what `muon` takes
 
     @property
     def decay(self) -> bool:
@@ -69,6 +70,7 @@ class Tensor:
     decay: bool
     initial: str = "normal"
     std: float = INITIAL_STD
+    hidden: bool = False  # as in `TensorSpec`
 
     @property
     def hf_name(self) -> str:

@@ -32,6 +32,7 @@ from .kernels import (
     global_norm,
     layer_norm,
     matmul,
+    muon,
     optimizers,
     rms_norm,
     rope,
@@ -82,6 +83,7 @@ def checks(seed: int = SEED) -> Iterator[Check]:
         _cross_entropy,
         _dropout,
         _optimizers,
+        _muon,
         _norm,
     ):
         yield from make(rng)
@@ -367,6 +369,16 @@ def _dropout(rng: np.random.Generator) -> Iterator[Check]:
     yield _speed("dropout", "dx", dx, dx_ref)
     f = lambda x: float((dropout.dropout_forward_ref(x, 0.3, 7) * dy).sum())  # noqa: E731
     yield _derivation("dropout", "dx", f, x, dx_ref, rng)
+
+
+def _muon(rng: np.random.Generator) -> Iterator[Check]:
+    for shape in ((24, 53), (53, 24)):
+        w, m, g = _single(*rng.standard_normal((3, *shape)))
+        settings = 0.02, muon.muon_ratio(*shape, True), 0.95, True, 0.1, 5, 0.5
+        expected = muon.muon_ref(*_wide(w, m, g), *settings)
+        muon.muon_(w, m, g, *settings)
+        yield _speed("muon", f"w {shape[0]}x{shape[1]}", w, expected[0])
+        yield _speed("muon", f"m {shape[0]}x{shape[1]}", m, expected[1])
 
 
 def _optimizers(rng: np.random.Generator) -> Iterator[Check]:

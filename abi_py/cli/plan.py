@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runs.plan import available_memory, memory_by_part, seconds_of_micro_batch, seconds_of_run
+from ..config import OptimizerType
+from ..runs.plan import available_memory, memory_by_part, seconds_of_micro_batch, seconds_of_run, share_of_muon
 from ..runs.run import Run
 from ..runs.settings import RunConfig
 from .console import say, show_table
@@ -47,6 +48,7 @@ def show_plan(run: Run, console: "Console") -> None:
             f"{config.lr_schedule.value}: {config.learning_rate:g}, "
             f"warm-up {config.warmup_steps}, end {config.decay_steps}",
         ),
+        *_optimizer(run.config),
         ("a checkpoint", f"{megabytes(disk)} on the disk; {kept}; {megabytes(free_disk)} are free"),
     ]
     if free is not None and needed > free:
@@ -63,6 +65,15 @@ def show_plan(run: Run, console: "Console") -> None:
     if text := note_on_length(run.train, config.max_seq_len):
         say(console, "note", text)
     say(console, "dry run", "nothing was written")
+
+
+def _optimizer(config: RunConfig) -> list[tuple[str, str]]:
+    """Return a row about muon where it is the optimizer."""
+    if config.training.optimizer is not OptimizerType.MUON:
+        return []
+    matrices, parameters, operations = share_of_muon(config)
+    text = f"muon for {matrices} matrices, {100 * parameters:.0f}% of the parameters, adamw for the rest"
+    return [("optimizer", f"{text}; {100 * operations:.1f}% of a step's operations")]
 
 
 def megabytes(size: float) -> str:

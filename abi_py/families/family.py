@@ -49,7 +49,7 @@ class Family:
         for layer in self.layers(shape):
             for spec in layer.tensors():
                 name = layer.at + spec.name
-                begin = spec.initial, spec.std
+                begin = spec.initial, spec.std, spec.hidden
                 made = Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, *begin)
                 table.append(made)
                 offset += made.size

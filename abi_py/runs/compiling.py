@@ -43,7 +43,10 @@ __all__ = [
 # Seconds that the slow ones took to compile on one machine; only the ratios matter, for sharing out the work.
 SECONDS = {"_attention_backward": 7.8, "_attention_forward": 5.0, "_cached_attention": 5.3, "_product": 2.4}
 USUAL_SECONDS = 1.2
-OPTIMIZERS = {"sgd": "sgd_", "adam": "adam_", "adamw": "adamw_"}
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    **{"sgd": ("sgd_",), "adam": ("adam_",), "adamw": ("adamw_",)},
+    "muon": ("adamw_", "_muon_direction", "_muon_polynomial", "_muon_step"),
+}
 GENERATION = ("cache_append", "_cached_attention", "_product_of_few_rows")
 FORWARD = (
     *("embedding_forward", "rms_norm_forward", "rope_forward", "swiglu_forward"),
@@ -92,7 +95,8 @@ def _order(name: str) -> tuple[bool, float, str]:
 
 def kernels_of_training(optimizer: str, precision: str = "fp32") -> list[str]:
     """Return the kernels that a training step with this optimizer and precision runs."""
-    others = {name for kind, name in OPTIMIZERS.items() if kind != optimizer} | {*NOT_IN_A_STEP, *VARIANTS[precision]}
+    rules = {name for names in OPTIMIZERS.values() for name in names} - {*OPTIMIZERS[optimizer]}
+    others = rules | {*NOT_IN_A_STEP, *VARIANTS[precision]}
     others.discard(ROUTINES)  # of float32: a kernel that all precisions share is compiled in a step of float32
     plain = [name for name in kernel_names() if ":" not in name and name not in others]
     return [name for name in kernel_names() if name in plain or name.endswith(f":{precision}")]
@@ -318,7 +322,7 @@ def _exercise(name: str, precision: str) -> None:
     if name in GENERATION:
         decode_once(map(_tiny, ModelFamily))
         return
-    kinds = {kernel: kind for kind, kernel in OPTIMIZERS.items()}
+    kinds = {kernel: kind for kind, kernels in reversed(OPTIMIZERS.items()) for kernel in kernels}
     # No NaN guard: what the silent kernels leave unwritten may be anything.
     config = LlmTrainingConfig(
         optimizer=OptimizerType(kinds.get(name, "adamw")), grad_accum_steps=1, max_seq_len=8, nan_guard=False

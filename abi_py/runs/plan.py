@@ -4,24 +4,43 @@ import itertools
 import time
 from pathlib import Path
 
-from ..config import OptimizerType
 from .run import Run
 from .settings import RunConfig
 
-__all__ = ["available_memory", "memory_by_part", "seconds_of_micro_batch", "seconds_of_run"]
+__all__ = ["available_memory", "memory_by_part", "seconds_of_micro_batch", "seconds_of_run", "share_of_muon"]
 
 MEASURED = 2  # micro-batches that are timed, after one that is not
 
 
 def memory_by_part(config: RunConfig) -> dict[str, int]:
     """Return bytes by part; the model itself is not made for it."""
+    from ..families import tensor_table
     from ..model.arena import memory_plan
+    from ..training.optimizer import matrices_of, moments_of, stack_of
 
     training = config.training
     parts = memory_plan(config.model, training.batch_size, training.max_seq_len, training.mixed_precision)
-    if training.optimizer is OptimizerType.SGD:
-        parts["moments"] = 4 * config.model.num_params() if training.momentum else 0
+    table = tensor_table(config.model)
+    ranges = itertools.chain.from_iterable(moments_of(table, training).values())
+    parts["moments"] = sum(4 * (each.stop - each.start) for each in ranges)
+    stacks = map(stack_of, matrices_of(table, training))
+    parts["scratch"] += max((8 * (rows * columns + min(rows, columns) ** 2) for _, rows, columns in stacks), default=0)
     return parts
+
+
+def share_of_muon(config: RunConfig) -> tuple[int, float, float]:
+    """Return how many matrices muon takes, their share of the parameters, and its share of a step's operations."""
+    from ..families import layers, tensor_table
+    from ..model.stack import flops_per_token
+    from ..training.optimizer import matrices_of, operations_of, stack_of
+
+    training = config.training
+    taken = matrices_of(tensor_table(config.model), training)
+    muon = operations_of(taken, training)
+    tokens = training.batch_size * training.max_seq_len * training.grad_accum_steps
+    passes = tokens * flops_per_token(layers(config.model), training.max_seq_len)
+    parameters = sum(entry.size for entry in taken) / config.model.num_params()
+    return sum(stack_of(entry)[0] for entry in taken), parameters, muon / (muon + passes)
 
 
 def available_memory() -> int | None:

@@ -60,7 +60,7 @@ def restore_zig(model: Transformer, optimizer: Optimizer, path: Path) -> Trainin
     state = TrainingState(global_step=content.step)
     if isinstance(content, AblcCheckpoint):
         stored = {"m": content.m, "v": content.v}
-        optimizer.load({name: stored[name] for name in optimizer.moments}, content.step)
+        optimizer.load_flat(stored, content.step)
         state.epoch, state.tokens_processed = content.epoch, content.tokens_processed
     else:
         optimizer.reset()

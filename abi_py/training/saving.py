@@ -81,7 +81,8 @@ class Saver:
         state.checkpoints_saved += 1
         state.draws, state.base_digest = model.draws, model.base_digest()
         state.bf16_method = BFLOAT16.method if precision is Precision.BF16 else ""
-        arrays = {**session.optimizer.moments, "loss_history": np.array(session.loss_history, np.float64)}
+        arrays: dict[str, np.ndarray] = {**session.optimizer.moments}
+        arrays["loss_history"] = np.array(session.loss_history, np.float64)
         if state.micro_step:
             arrays["gradients"] = model.parameters.gradients_flat
         sections = {**model.sections(), "training": session.config, "early_stopping": session.early_stopping}

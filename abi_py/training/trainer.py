@@ -165,7 +165,7 @@ class LlamaTrainer(Session):
     def save_zig_checkpoint(self, path: str | Path) -> None:
         """Write weights and moments as an ABLC file of the Zig trainer; moments that the optimizer lacks are zeros."""
         weights = self.model.parameters.weights_flat
-        moments = [self.optimizer.moments.get(name, np.zeros(weights.size, np.float32)) for name in ("m", "v")]
+        moments = [self.optimizer.flat(name) for name in ("m", "v")]
         state = self.state
         save_ablc(
             path, weights, *moments, step=state.global_step, epoch=state.epoch, tokens_processed=state.tokens_processed

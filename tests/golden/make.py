@@ -197,6 +197,37 @@ def optimizers(rng):
     return saved
 
 
+def muon(rng):
+    """Ten updates of a wide, a tall and a square matrix by torch.optim.Muon.
+
+    PyTorch iterates in bfloat16.  `exact` are its figures with that conversion left out, so all is float64: what the
+    formulas give.  `bf16` are its figures as they are.
+    """
+    shapes, steps, settings = ((5, 12), (11, 4), (6, 6)), 10, {"lr": 0.02, "weight_decay": 0.1}
+    start = [rng.standard_normal(shape) for shape in shapes]
+    gradients = [[rng.standard_normal(shape) for shape in shapes] for _ in range(steps)]
+    saved = {f"w{i}": w for i, w in enumerate(start)} | settings
+    saved |= {f"g{i}": np.stack([each[i] for each in gradients]) for i in range(len(shapes))}
+    kinds = {
+        "original": {"adjust_lr_fn": "original"},
+        "match_rms": {"adjust_lr_fn": "match_rms_adamw"},
+        "plain": {"adjust_lr_fn": "original", "nesterov": False, "momentum": 0.8, "ns_steps": 3},
+    }
+    rounded = torch.Tensor.bfloat16
+    for precision in ("exact", "bf16"):
+        for kind, options in kinds.items():
+            tensors = [torch.nn.Parameter(torch.tensor(w)) for w in start]
+            optimizer = torch.optim.Muon(tensors, **settings, **options)
+            torch.Tensor.bfloat16 = torch.Tensor.clone if precision == "exact" else rounded
+            for gradient in gradients:
+                for tensor, part in zip(tensors, gradient, strict=True):
+                    tensor.grad = torch.tensor(part)
+                optimizer.step()
+            torch.Tensor.bfloat16 = rounded
+            saved |= {f"{precision}_{kind}{i}": tensor.detach().numpy() for i, tensor in enumerate(tensors)}
+    return saved
+
+
 def global_norm(rng):
     parts = [rng.standard_normal(n) for n in (1, 13, 300)]
     tensors = [torch.nn.Parameter(torch.zeros(len(part), dtype=torch.float64)) for part in parts]
@@ -404,6 +435,7 @@ TABLE = {  # name of the file: (function, seed)
     "model_tiny": (model_tiny, 110),
     "model_tiny_untied": (model_tiny_untied, 111),
     "trajectory": (trajectory, 112),
+    "muon": (muon, 113),
 }
 
 

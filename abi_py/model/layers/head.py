@@ -6,7 +6,7 @@ W (V, C) is the head's own, or the embedding where the two are tied.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Head(Layer):
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
-        own = () if self.tied else self._linear.matrices()
+        own = () if self.tied else (replace(each, hidden=False) for each in self._linear.matrices())
         return (*self.norm.tensors(), *own)
 
     def scratch(self) -> dict[str, Entry]:

@@ -152,7 +152,7 @@ class Linear:
 
     def matrices(self) -> tuple[TensorSpec, ...]:
         """Return its matrices, in the order of the parts."""
-        return tuple(TensorSpec(p.name, (p.width, self.inputs), std=p.std) for p in self.projections)
+        return tuple(TensorSpec(p.name, (p.width, self.inputs), std=p.std, hidden=True) for p in self.projections)
 
     def biases(self) -> tuple[TensorSpec, ...]:
         """Return its biases."""

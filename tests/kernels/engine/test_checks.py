@@ -21,11 +21,12 @@ OF = {"sgd_": {"n": 1, "M": 20}, "adam_": {"n": 1}, "adamw_": {"n": 1}}  # sizes
 NUMBERS = {
     **{"eps": 1e-5, "accumulate": False, "heads": 4, "kv_heads": 2, "batch": 2, "rate": 0.5, "seed": 1, "first": 0},
     **{"smoothing": 0.1, "scale": 1.0, "backward": True, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "step": 1},
-    **{"z_loss": 0.1, "nesterov": False, "beta1": 0.9, "beta2": 0.99, "storage": STORAGES["float32"]},
+    **{"z_loss": 0.1, "ratio": 1.0, "steps": 5},
+    **{"nesterov": False, "beta1": 0.9, "beta2": 0.99, "storage": STORAGES["float32"]},
 }
 LARGEST = {"ids": "V", "labels": "V", "positions": "T", "slots": "S", "rows": "N"}  # they reach to the last place
 FREE = {("cross_entropy", "z", 0), ("bias_forward", "y", 0)}  # outputs that may be smaller: fewer rows
-NO_ARRAYS_TO_CHECK = {"rope_table", "parameter_chunks", "chunk_rows", "scratch_floats"}
+NO_ARRAYS_TO_CHECK = {"rope_table", "muon_ratio", "muon_flops", "parameter_chunks", "chunk_rows", "scratch_floats"}
 OWN_CHECKS = {"matmul"}
 
 
