@@ -375,7 +375,8 @@ def _muon(rng: np.random.Generator) -> Iterator[Check]:
     for shape in ((24, 53), (53, 24)):
         w, m, g = _single(*rng.standard_normal((3, *shape)))
         settings = 0.02, muon.muon_ratio(*shape, True), 0.95, True, 0.1, 5, 0.5
-        expected = muon.muon_ref(*_wide(w, m, g), *settings)
+        wide = _wide(w, m, g)
+        expected = muon.muon_ref(wide[0], wide[1], wide[2], *settings)
         muon.muon_(w, m, g, *settings)
         yield _speed("muon", f"w {shape[0]}x{shape[1]}", w, expected[0])
         yield _speed("muon", f"m {shape[0]}x{shape[1]}", m, expected[1])

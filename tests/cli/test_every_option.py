@@ -32,7 +32,8 @@ VALUES = {
     **{"initial_loss_scale": 1024.0, "min_loss_scale": 2.0, "max_loss_scale": 2.0**20, "special": "<x>"},
     **{"loss_scale_growth_factor": 4.0, "loss_scale_backoff_factor": 0.25, "warmup_steps": 3, "stop_ids": 3},
     **{"rope_scaling": "linear:2", "layer_types": ("full_attention", "sliding_attention")},
-    **{"momentum": 0.5, "top_p": 0.5, "min_p": 0.1, "logprobs": 2, "category": "x", "mix": "m.jsonl"},
+    **{"momentum": 0.5, "muon_momentum": 0.5, "top_p": 0.5, "min_p": 0.1},
+    **{"logprobs": 2, "category": "x", "mix": "m.jsonl"},
 }
 BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "valid_split": {"tokenizer": "tok"}}
 BESIDE["layer_types"] = {"num_layers": 2}

@@ -140,6 +140,18 @@ def test_dry_run_writes_nothing(abi_train, tmp_path, tiny):
         assert text in out
 
 
+def test_dry_run_says_what_muon_costs(abi_train, tiny):
+    """One moment for its matrices, so less memory; its products are counted."""
+    moments = []
+    for optimizer in ("adamw", "muon"):
+        code, out, err = abi_train("run", *tiny, "--optimizer", optimizer, "--dry-run")
+        assert (code, err) == (0, "")
+        moments.append(float(re.search(r"moments +([\d.]+) MB", out)[1]))
+        found = re.search(r"optimizer +muon for \d+ matrices, \d+% of the parameters, adamw for the rest; [\d.]+%", out)
+        assert (found is not None) is (optimizer == "muon")
+    assert moments[1] <= moments[0]
+
+
 def test_dry_run_of_a_model_that_does_not_fit(abi_train, monkeypatch):
     monkeypatch.setattr("abi_py.cli.plan.available_memory", lambda: 1000)
     code, out, _ = abi_train("run", "--hidden-dim", 16384, "--num-heads", 128, "--num-layers", 80, "--dry-run")

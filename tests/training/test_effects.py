@@ -19,14 +19,16 @@ from abi_py.config import (
     fields_of,
 )
 from abi_py.errors import ConfigError, NonFiniteError
+from abi_py.kernels.muon import muon_ref
 from abi_py.kernels.optimizers import adam_ref, adamw_ref, sgd_ref
 from abi_py.model import TrainableModel
 from abi_py.model.arena import memory_plan
 from abi_py.model.lora import LoraModel
+from abi_py.parameters import Buffers, Tensor
 from abi_py.training.optimizer import Optimizer
 from abi_py.training.trainer import LlamaTrainer
 
-FP16, SGD = {"mixed_precision": "fp16"}, {"optimizer": "sgd"}
+FP16, SGD, MUON = {"mixed_precision": "fp16"}, {"optimizer": "sgd"}, {"optimizer": "muon"}
 HIGH = {**FP16, "initial_loss_scale": 2.0**31}  # overflows
 SAVES = {"checkpoint_path": "saved", "checkpoint_interval": 1}
 WSD = {"lr_schedule": "wsd", "decay_steps": 6}
@@ -70,6 +72,11 @@ TRAINING = {
     "epsilon": ({}, 1e-2, "weights"),
     "momentum": (SGD, 0.5, "weights"),
     "nesterov": (SGD, True, "weights"),
+    "muon_momentum": (MUON, 0.5, "weights"),
+    "muon_nesterov": (MUON, False, "weights"),
+    "muon_steps": (MUON, 2, "weights"),
+    "muon_scale": (MUON, "original", "weights"),
+    "muon_rate": (MUON, 3.0, "weights"),
     "decay_norms_and_biases": ({"weight_decay": 0.5}, True, "weights"),
     "nan_guard": ({"max_steps": 2}, False, "broken"),
     "max_bad_steps": ({}, 2, "broken"),
@@ -230,6 +237,63 @@ def test_each_setting_of_the_optimizer_has_its_place(make_model, make_config, rn
         settings = (0.6, 0.3) if kind == "sgd" else (0.7, 0.8, 0.01, 0.3)
         w, *moments = formula(w, *moments, g, decay, 0.05, *settings, *rest)
     np.testing.assert_allclose(parameters.weights_flat, w, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_takes_hidden_matrices_and_adamw_the_rest(make_model, make_config, rng):
+    """Two updates are those of the two formulas in float64; v is kept for the rest alone."""
+    parameters = make_model(tie_embeddings=False).parameters
+    own = {"muon_momentum": 0.7, "muon_nesterov": False, "muon_steps": 3, "muon_rate": 2.0, "muon_scale": "original"}
+    shared = {"beta1": 0.6, "beta2": 0.8, "epsilon": 0.01, "weight_decay": 0.3}
+    optimizer = Optimizer(parameters, make_config(optimizer="muon", **own, **shared))
+    before = {name: w.astype(np.float64) for name, w in parameters.weights.items()}
+    state = {name: (w, np.zeros_like(w), np.zeros_like(w)) for name, w in before.items()}
+    taken = {name for name in before if ".w_" in name}
+    assert {entry.name for entry in optimizer.matrices} == taken
+    rest = sum(w.size for name, w in before.items() if name not in taken)
+    assert {name: each.size for name, each in optimizer.moments.items()} == {"m": parameters.size, "v": rest}
+    for step in (1, 2):
+        for name, (w, m, v) in state.items():
+            g = rng.standard_normal(w.shape)
+            parameters.gradients[name] = g
+            if name in taken:
+                ratio = max(1, w.shape[0] / w.shape[1]) ** 0.5
+                state[name] = *muon_ref(w, m, g, 0.1, ratio, 0.7, False, 0.3, 3, 0.5), v
+            else:
+                state[name] = adamw_ref(w, m, v, g, float(w.ndim > 1), 0.05, 0.6, 0.8, 0.01, 0.3, step, 0.5)
+        optimizer.update(0.5, 0.05)
+    v = parameters.weights_flat * 0
+    for entry in parameters.table:
+        w, m, v[entry.slice] = state[entry.name][0], state[entry.name][1], state[entry.name][2].ravel()
+        np.testing.assert_allclose(parameters.weights[entry.name], w, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(optimizer.flat("m")[entry.slice], m.ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(optimizer.flat("v"), v, rtol=1e-4, atol=1e-5)
+    moments = optimizer.copy_moments()
+    optimizer.load_flat({name: optimizer.flat(name) for name in moments}, 2)
+    assert all(np.array_equal(moments[name], optimizer.moments[name]) for name in moments)
+
+
+def test_muon_takes_a_stack_of_matrices_one_by_one(make_config, rng):
+    shape = (3, 4, 6)
+    table = (
+        Tensor("experts", (), "", shape, 0, True, hidden=True),
+        Tensor("norm", (), "", (5,), 72, False),
+        Tensor("router", (), "", (2, 2), 77, True),
+    )
+    parameters = Buffers(table)
+    parameters.weights_flat[:], parameters.gradients_flat[:] = rng.standard_normal((2, 81))
+    w, g = parameters.weights["experts"].copy(), parameters.gradients["experts"].copy()
+    optimizer = Optimizer(parameters, make_config(optimizer="muon", weight_decay=0.0))
+    optimizer.update(1.0, 0.1)
+    assert optimizer.moments["v"].size == 9
+    for i in range(3):
+        expected, _ = muon_ref(w[i], 0 * w[i], g[i], 0.1, 0.2 * 6**0.5, 0.95, True, 0.0, 5, 1.0)
+        np.testing.assert_allclose(parameters.weights["experts"][i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_muon_is_refused_where_no_hidden_matrix_is_trained(make_model, make_config):
+    lora = LoraModel(make_model(), LoraConfig(rank=2))
+    with pytest.raises(ConfigError, match=r"optimizer \(muon\) is for hidden matrices, of which this model"):
+        LlamaTrainer(lora, make_config(optimizer="muon"))
 
 
 @pytest.mark.parametrize("name", EARLY)

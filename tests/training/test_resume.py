@@ -43,7 +43,7 @@ def moments(trainer):
     return {name: moment.tobytes() for name, moment in trainer.optimizer.moments.items()}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 @pytest.mark.parametrize("number", range(1, 17))
 def test_stop_at_every_micro_batch_and_resume(make_model, make_config, data, tmp_path, number, optimizer, record):
     """16 micro-batches in two epochs: inside windows, at their ends, at epochs' ends."""
@@ -261,6 +261,8 @@ def test_another_model_or_optimizer_is_refused(make_model, make_config, data, tm
         LlamaTrainer(make_model(num_layers=1), config).load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="sgd"):
         LlamaTrainer(make_model(), config.replace(optimizer="sgd")).load_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"v has \d+ numbers, but muon needs \d+ here; resume with the optimizer"):
+        LlamaTrainer(make_model(), config.replace(optimizer="muon")).load_checkpoint(tmp_path)
 
 
 def test_a_zig_checkpoint_that_counts_beyond_63_bits_is_refused(make_model, make_config, tmp_path):
@@ -274,8 +276,9 @@ def test_a_zig_checkpoint_that_counts_beyond_63_bits_is_refused(make_model, make
             LlamaTrainer(model, make_config()).load_checkpoint(path)
 
 
-def test_zig_files(make_model, make_config, data, tmp_path):
-    config = make_config(max_steps=4)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_zig_files(make_model, make_config, data, tmp_path, optimizer):
+    config = make_config(max_steps=4, optimizer=optimizer)
     whole = LlamaTrainer(make_model(), config)
     whole.fit(data)
     half = LlamaTrainer(make_model(), config.replace(epochs=1))
