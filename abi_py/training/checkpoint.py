@@ -85,7 +85,7 @@ class Checkpoint:
     state: TrainingState
     config: dict[str, dict[str, Any]]  # sections of config.yaml
     weights: dict[str, Stored]  # by Hugging Face name, of adapters by PEFT's
-    optimizer: dict[str, np.ndarray]  # m, v (P,) float32; gradients (P,) float32; loss_history float64
+    optimizer: dict[str, np.ndarray]  # m, v, gradients (P,) float32, v of muon shorter; loss_history float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +296,8 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], size: int, file: Path) -> No
     """Raise CheckpointError for an array that is not as `Checkpoint` says; `size` is the number of weights."""
     for name, array in arrays.items():
         kind = np.float64 if name == "loss_history" else np.float32
-        if array.dtype != kind or array.ndim != 1 or (name != "loss_history" and array.size != size):
+        fits = name == "loss_history" or array.size == size or (name == "v" and array.size < size)
+        if array.dtype != kind or array.ndim != 1 or not fits:
             wanted = f"({size},) {kind.__name__}" if name != "loss_history" else "a row of float64"
             raise CheckpointError(f"{file}: {shown(name)} is {array.shape} {array.dtype}, but must be {wanted}{ADVICE}")
 
