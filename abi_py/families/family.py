@@ -49,8 +49,8 @@ class Family:
         for layer in self.layers(shape):
             for spec in layer.tensors():
                 name = layer.at + spec.name
-                begin = spec.initial, spec.std, spec.hidden
-                made = Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, *begin)
+                begin = spec.initial, spec.std
+                made = Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, *begin, hidden=spec.hidden)
                 table.append(made)
                 offset += made.size
         return tuple(table)
