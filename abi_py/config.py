@@ -8,12 +8,12 @@ are `SECTIONS`.
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .choices import CooldownShape, LearningRateSchedule, LossOn, MuonScale, OptimizerType
 from .errors import ConfigError, shown
 from .fields import (
     OFF,
@@ -45,6 +45,7 @@ __all__ = [
     "LlmTrainingConfig",
     "LoraConfig",
     "LossOn",
+    "MuonScale",
     "OptimizerType",
     "Option",
     "Precision",
@@ -80,49 +81,6 @@ class TrainableModelConfig(ModelShape):
 
 
 # -- training -----------------------------------------------------------------------------------
-
-
-class OptimizerType(str, Enum):
-    """The update rules."""
-
-    SGD = "sgd"
-    ADAM = "adam"
-    ADAMW = "adamw"
-    MUON = "muon"
-
-
-class MuonScale(str, Enum):
-    """What the learning rate of a matrix is multiplied by; the names are those of torch.optim.Muon."""
-
-    MATCH_RMS_ADAMW = "match_rms_adamw"
-    ORIGINAL = "original"
-
-
-class LearningRateSchedule(str, Enum):
-    """The learning-rate schedules; `training/schedule.py` has the formulas."""
-
-    CONSTANT = "constant"
-    COSINE = "cosine"
-    WARMUP_COSINE = "warmup_cosine"
-    LINEAR = "linear"
-    STEP = "step"
-    POLYNOMIAL = "polynomial"
-    COSINE_WARM_RESTARTS = "cosine_warm_restarts"
-    WSD = "wsd"
-
-
-class CooldownShape(str, Enum):
-    """How the rate falls at the end of `wsd`; the names are those of transformers."""
-
-    LINEAR = "linear"
-    ONE_MINUS_SQRT = "1-sqrt"
-
-
-class LossOn(str, Enum):
-    """Which tokens of a conversation are trained."""
-
-    ASSISTANT = "assistant"
-    ALL = "all"
 
 
 def check_loss_scaling(

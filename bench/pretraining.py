@@ -16,8 +16,8 @@ import numpy as np
 from _bench import header, run_script, save_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN_SHARE, STEPS, INTERVAL = 0.9, 400, 25
-RATES = 0.001, 0.003, 0.01
+TRAIN_SHARE, STEPS, INTERVAL = 0.9, 200, 20
+RATES = 0.002, 0.006
 CHOICES = tuple(itertools.product(("adamw", "muon"), ("cosine", "wsd")))
 SHAPE = {
     "hidden_dim": 96, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "intermediate_dim": 256, "vocab_size": 256,
@@ -92,7 +92,7 @@ def main():
     options = parser.parse_args()
     text = np.frombuffer(options.text.read_bytes(), np.uint8)
     cut = int(len(text) * TRAIN_SHARE)
-    held_out = text[cut:][: 16 * 8 * 128 + 1]  # sixteen batches
+    held_out = text[cut:][: 8 * 8 * 128 + 1]  # eight batches
     parts = [TokenizedDataset.from_slice(part.astype(np.int64)) for part in (text[:cut], held_out)]
     rows = []
     for (optimizer, schedule), rate in itertools.product(CHOICES, RATES):

@@ -33,6 +33,7 @@ FLOORS = [
     {"model/reference"},
     {"model/layers"},
     {"families"},
+    {"choices"},
     {"config"},
     {"model", "data"},
     {"training", "generation", "verification", "trainable_model"},
