@@ -153,8 +153,9 @@ class Experts(Branch):
         """Return its tensors."""
         E, F, C = self.experts, self.inner, self.width
         shapes = {"experts_gate": (E, F, C), "experts_up": (E, F, C), "experts_down": (E, C, F)}
-        matrices = (TensorSpec(name, shape) for name, shape in shapes.items())
-        return (*self._linear.tensors(), *matrices, *self.norm.tensors())
+        matrices = (TensorSpec(name, shape, hidden=True) for name, shape in shapes.items())
+        router = (replace(each, hidden=False) for each in self._linear.tensors())  # a choice
+        return (*router, *matrices, *self.norm.tensors())
 
     def saved(self) -> dict[str, Entry]:
         """Return what forward keeps."""
