@@ -119,7 +119,7 @@ def _show_warning(message: Warning | str, *place: Any, **line: Any) -> None:
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Train Llama and Qwen2 language models on this machine's CPU.
+    """Train Llama, Mistral, Mixtral, Qwen and GPT-2 language models on this machine's CPU.
 
     abi-train run needs no arguments: it trains a small model on text that every machine has.
     """
