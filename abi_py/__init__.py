@@ -1,4 +1,4 @@
-"""Train Llama, Mistral, Mixtral, Qwen and GPT-2 models on a CPU: every forward and backward pass by hand, in NumPy and Numba.
+"""Train Llama, Mistral, Qwen, GPT-2 on a CPU: every forward and backward pass by hand, in NumPy and Numba.
 
     import abi_py as abi
 
