@@ -69,7 +69,7 @@ def without_count(neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any
 def expert_fields(content: Mapping[str, Any], place: str, experts: int, chosen: int) -> dict[str, Any]:
     """Return the fields that both families read alike, given the defaults of their classes in transformers."""
     given = {name: content[name] for name in COUNT if content.get(name) is not None}
-    if len(set(given.values())) > 1:
+    if any(value != next(iter(given.values())) for value in given.values()):
         said = " and ".join(f"{name} ({shown(value)})" for name, value in given.items())
         raise CheckpointError(f"{place}: {said} must be equal, because they are one thing; remove the wrong one")
     return {

@@ -11,6 +11,7 @@ Source: Qwen Team 2025, "Qwen3 Technical Report", section 2.
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import CheckpointError, shown
 from ..model.layers.layer import Layer
 from ..shape import ModelShape
 from . import llama, qwen3
@@ -44,6 +45,9 @@ def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
     content = {**DEFAULTS, **content}
     refuse_others(content, without_count(qwen3.ONLY), place)
     window = content.get("sliding_window", 4096) if content["use_sliding_window"] else None  # one for all blocks
+    dense = content.get("mlp_only_layers") or []
+    if not isinstance(dense, list):
+        raise CheckpointError(f"{place}: mlp_only_layers is {shown(dense)}, but must be a list; it is damaged")
     return {
         **common_fields(content, place),
         **attention_bias(content),
@@ -53,7 +57,7 @@ def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
         "expert_dim": content.get("moe_intermediate_size", 768),
         "norm_topk_prob": content.get("norm_topk_prob") or False,
         "decoder_sparse_step": content.get("decoder_sparse_step", 1),
-        "mlp_only_layers": tuple(content.get("mlp_only_layers") or ()),
+        "mlp_only_layers": tuple(dense),
     }
 
 
