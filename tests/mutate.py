@@ -383,6 +383,42 @@ MUTATIONS: tuple[Mutation, ...] = (
         DEEPZIG,
     ),
     *starmap(Mutation, FAMILIES),
+    Mutation(
+        "kernels/layer_norm.py",
+        "dx[n, j] += rn * (dy[n, j] * w[j] - mean - normed[j] * along)",
+        "dx[n, j] += rn * (dy[n, j] * w[j] - normed[j] * along)",
+        "tests/kernels/test_layer_norm.py",
+    ),
+    Mutation(
+        "kernels/gelu.py",
+        "return below, below + u * e * _HALF_ROOT",
+        "return below, below",
+        "tests/kernels/test_gelu.py",
+    ),
+    Mutation(
+        "abi_py/model/layers/embedding.py",
+        "                dx *= np.float32(self.scale)",
+        "                dx *= np.float32(1)",
+        "tests/model/test_options.py",
+    ),
+    Mutation(
+        "abi_py/model/layers/feed_forward.py",
+        "self.after.backward(dz, dx, a.z, a.r_z, False)",
+        "dz[...] = dx",
+        "tests/model/test_options.py",
+    ),
+    Mutation(
+        "abi_py/families/gpt2.py",
+        "math.sqrt(2 * shape.num_layers)",
+        "math.sqrt(shape.num_layers)",
+        "tests/families/test_gpt2.py",
+    ),
+    Mutation(
+        "abi_py/model/lora.py",
+        'self.module.endswith(f".{name}")',
+        "self.module.endswith(name)",
+        "tests/formats/test_peft.py",
+    ),
 )
 
 

@@ -138,6 +138,7 @@ def test_targets_of_one_layer(model, tmp_path):
         ({"r": 5}, r"has shape \(3, 24\); rank 5 on this model takes \(5, 24\)"),
         ({"target_modules": ["q_proj"]}, r"and \d+ more has no place in this model; .* names other targets"),
         ({"target_modules": ["lm_head"]}, "'lm_head'.: this model has no such projection; try q_proj, k_proj"),
+        ({"target_modules": ["proj"]}, "'proj'.: this model has no such projection; try q_proj, k_proj"),
         ({"target_modules": ".*proj"}, "reads a list of projections"),
     ],
 )
