@@ -1,4 +1,4 @@
-"""The options of layers that a family may combine: scaled embeddings, weights above one, gated GELU, norms after a branch.
+"""The options of layers that a family may combine: scaled embeddings, weights above one, gated GELU, norms afterwards.
 
 As Gemma has them, and with learned positions and biases besides.
 """
