@@ -23,6 +23,7 @@ __all__ = [
     "describe_machine",
     "describe_model",
     "note_on_length",
+    "parameter_rows",
     "report_rows",
 ]
 
@@ -58,11 +59,32 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
 
 def describe_model(model: TrainableModelConfig) -> str:
     """Return one line about the model's shape."""
+    active, inner = "", f"feed-forward {model.intermediate_dim}"
+    if model.num_experts:
+        active = f" ({model.num_active_params():,} active for a token)"
+        sparse = sum(map(model.has_experts, range(model.num_layers)))
+        dense = f", {inner} in the others" if sparse < model.num_layers else ""
+        inner = f"{model.experts_per_token} of {model.num_experts} experts of width {model.resolved_expert_dim}"
+        inner += f" in {sparse} of them{dense}" if dense else ""
     return (
-        f"{model.num_params():,} parameters: {counted(model.num_layers, 'layer')}, width {model.hidden_dim}, "
-        f"{counted(model.num_heads, 'head')} ({model.num_kv_heads} for keys), feed-forward {model.intermediate_dim}, "
+        f"{model.num_params():,} parameters{active}: {counted(model.num_layers, 'layer')}, width {model.hidden_dim}, "
+        f"{counted(model.num_heads, 'head')} ({model.num_kv_heads} for keys), {inner}, "
         f"vocabulary {model.vocab_size}"
     )
+
+
+def parameter_rows(model: TrainableModelConfig) -> list[tuple[str, str, str]]:
+    """Return the trained tensors: name, shape and weights; those that differ only in the block are one row."""
+    from ..families import tensor_table
+
+    found: dict[tuple[str, tuple[int, ...]], int] = {}
+    for tensor in tensor_table(model):
+        key = re.sub(r"^layers\.\d+\.", "layers.*.", tensor.name), tensor.shape
+        found[key] = found.get(key, 0) + 1
+    return [
+        (name, f"{count} x {shape}" if name.startswith("layers") else f"{shape}", f"{count * math.prod(shape):,}")
+        for (name, shape), count in found.items()
+    ]
 
 
 def describe_base(base: "BaseConfig", rate: float) -> str:

@@ -9,7 +9,7 @@ from ..runs.plan import available_memory, memory_by_part, seconds_of_micro_batch
 from ..runs.run import Run
 from ..runs.settings import RunConfig
 from .console import say, show_table
-from .describe import note_on_length
+from .describe import note_on_length, parameter_rows
 from .training import compile_for_training, show_head
 
 if TYPE_CHECKING:
@@ -19,11 +19,12 @@ __all__ = ["show_plan"]
 
 
 def show_plan(run: Run, console: "Console") -> None:
-    """Print parameters, memory by part, steps, disk, and the time estimated from two measured steps."""
+    """Print trained tensors, memory by part, steps, disk, and the time estimated from two measured steps."""
     from rich.table import Table
 
     config, (epoch, total) = run.config.training, run.steps
     show_head(run, console)
+    show_table(console, "Trained parameters", parameter_rows(run.config.model), ("tensor", "shape", "weights"))
     table = Table(title="Memory", title_justify="left", title_style="bold", show_header=False)
     parts = memory_by_part(run.config)
     for name, size in parts.items():

@@ -54,10 +54,10 @@ class Stack:
         number = [branch.block // length for branch in self.branches]
         return [range(number.index(i), len(number) - number[::-1].index(i)) for i in sorted(set(number))]
 
-    def loads(self) -> np.ndarray:
-        """Return how many tokens chose each expert in the last forward, int64 (layers with experts, E)."""
+    def loads(self) -> np.ndarray | None:
+        """Return how many tokens chose each expert in the last forward, int64 (layers with any, E); None without."""
         routing = next((layer.routing for layer in self.branches if isinstance(layer, Experts)), None)
-        return np.zeros((0, 0), np.int64) if routing is None else routing.loads()
+        return routing.loads() if routing is not None else None
 
     # -- the passes ------------------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ class LossOutput:
     token_losses: np.ndarray  # (B, T) float32, 0 where the label does not count
     # What a backward pass added to the loss, by name: coefficient times a mean over the batch's tokens; not in `loss`.
     penalties: Mapping[str, float] = field(default_factory=dict)
+    expert_loads: np.ndarray | None = None  # (layers with experts, E) int64: tokens that chose each; of a backward pass
 
 
 class Transformer(ABC):
@@ -251,6 +252,7 @@ class Transformer(ABC):
             num_correct=int(s.hits.sum()),
             token_losses=s.losses.reshape(ids.shape).copy(),
             penalties=penalties.values,
+            expert_loads=self.stack.loads() if backward else None,
         )
 
     def train_step(self, input_ids: npt.ArrayLike, labels: npt.ArrayLike) -> float:

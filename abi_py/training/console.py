@@ -1,6 +1,7 @@
 """The terminal as a sink of events: one live line of progress, or plain lines where nobody looks on."""
 
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
@@ -80,6 +81,7 @@ class ConsoleSink:
             f"ETA {self._time_left(event.step)}",
             f"scale {event.loss_scale:.10g}" if event.loss_scale is not None else "",
             "  ".join(f"{name} {value:.4f}" for name, value in event.penalties.items()),
+            _of_experts(event.experts),
         ]
         if self._progress is not None:
             room = self.console.width - 2 * len(str(self._total)) - 3 - (21 if self.console.width >= WIDE else 0)
@@ -110,11 +112,19 @@ class ConsoleSink:
 def _fit(parts: list[str], room: int | None) -> str:
     """Join the parts of a line of progress; where there is not enough room, the less important ones are left out."""
     left = list(parts)
-    for index in (8, 7, 5, 2, 1, 4):  # penalties, loss scale, memory, gradient norm, learning rate, GFLOP/s
+    for index in (8, 9, 7, 5, 2, 1, 4):  # penalties, experts, loss scale, memory, gradient norm, learning rate, GFLOP/s
         if room is None or len("  ".join(filter(None, left))) <= room:
             break
         left[index] = ""
     return "  ".join(filter(None, left))
+
+
+def _of_experts(figures: Mapping[str, float]) -> str:
+    """Say how the tokens of a step were shared among experts; nothing of a model without any."""
+    if not figures:
+        return ""
+    idle = f"{figures['idle_experts']} of {figures['experts']} experts idle, " if figures["idle_experts"] else ""
+    return f"{idle}load {figures['expert_load']:.1f}x"
 
 
 def _sentence(event: Event) -> str:

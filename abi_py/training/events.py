@@ -114,12 +114,13 @@ class StepEvent(Event):
     logged: bool
     loss_scale: float | None = None  # after this step; None without fp16
     penalties: Mapping[str, float] = field(default_factory=dict)  # what was added to the loss, by name
+    experts: Mapping[str, float] = field(default_factory=dict)  # of a mixture of experts: `report.expert_figures`
 
     def record(self) -> dict[str, Any]:
-        """Return the event as a JSON object: each penalty is a key of its own; without fp16 it has no loss_scale."""
-        left_out = {"logged", "penalties"} | ({"loss_scale"} if self.loss_scale is None else set())
+        """Return the event as a JSON object: penalties and figures of experts are keys; without fp16 no loss_scale."""
+        left_out = {"logged", "penalties", "experts"} | ({"loss_scale"} if self.loss_scale is None else set())
         own = {name: value for name, value in super().record().items() if name not in left_out}
-        return {**own, **plain(dict(self.penalties))}
+        return {**own, **plain({**self.penalties, **self.experts})}
 
 
 @dataclass(frozen=True, kw_only=True)

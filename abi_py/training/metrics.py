@@ -139,7 +139,7 @@ def scalars(event: Event) -> Iterator[tuple[str, float]]:
         yield "train/throughput", event.tokens_per_second
         if event.loss_scale is not None:
             yield "train/loss_scale", event.loss_scale
-        for name, value in event.penalties.items():
+        for name, value in {**event.penalties, **event.experts}.items():
             yield f"train/{name}", value
     elif isinstance(event, EvaluationEvent):
         yield "val/loss", event.val_loss

@@ -9,7 +9,30 @@ from typing import Any
 
 from ..files import atomic_json
 
-__all__ = ["EvalResult", "StepMetrics", "TrainingReport", "TrainingStats", "perplexity", "plain", "write_report"]
+__all__ = [
+    "EvalResult",
+    "StepMetrics",
+    "TrainingReport",
+    "TrainingStats",
+    "expert_figures",
+    "perplexity",
+    "plain",
+    "write_report",
+]
+
+
+def expert_figures(loads: list[list[int]]) -> dict[str, float]:
+    """Return how the tokens of a step were shared among the experts of all layers; {} for a model without any.
+
+    experts        how many there are
+    idle_experts   those that no token chose: they get no gradient
+    expert_load    the largest load of a layer over its mean, in the layer where that is most: 1 if all are equal
+    """
+    if not loads:
+        return {}
+    peaks = [max(load) * len(load) / max(sum(load), 1) for load in loads]
+    every = [count for load in loads for count in load]
+    return {"experts": len(every), "idle_experts": every.count(0), "expert_load": max(peaks)}
 
 
 def perplexity(loss: float) -> float:

@@ -14,6 +14,7 @@ __all__ = ["ADDED", "Position", "TrainingState"]
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
 ADDED |= {"best_val_bits_per_byte", "bf16_method", "window_penalties", "penalties", "initial_val_loss"}
+ADDED |= {"window_loads", "experts"}
 
 
 class Position(NamedTuple):
@@ -40,11 +41,13 @@ class TrainingState:
     window_correct: int = 0
     window_tokens: int = 0
     window_penalties: dict[str, float] = field(default_factory=dict)  # by name, times the tokens of its micro-batch
+    window_loads: list[list[int]] = field(default_factory=list)  # tokens that chose each expert, of each layer with any
     epoch_loss: float = 0.0  # sum of token losses in the epoch
     epoch_tokens: int = 0
     tokens_processed: int = 0
-    loss: float = 0.0  # of the most recent optimizer step, as the four below
+    loss: float = 0.0  # of the most recent optimizer step, as the five below
     penalties: dict[str, float] = field(default_factory=dict)  # what was added to that loss, by name
+    experts: dict[str, float] = field(default_factory=dict)  # how its tokens were shared, see `report.expert_figures`
     accuracy: float = 0.0
     learning_rate: float = 0.0
     grad_norm: float = 0.0
@@ -86,7 +89,7 @@ class TrainingState:
     def open_window(self) -> None:
         """Begin an accumulation window."""
         self.micro_step, self.window_loss, self.window_correct, self.window_tokens = 0, 0.0, 0, 0
-        self.window_penalties = {}
+        self.window_penalties, self.window_loads = {}, []
 
     def open_epoch(self, epoch: int) -> None:
         """Begin an epoch at its first batch."""

@@ -36,7 +36,7 @@ from .events import StepEvent
 from .guard import Guard, bad_rows, bad_tensors
 from .metrics import memory_in_use
 from .precision import gradient_factor
-from .report import StepMetrics, perplexity
+from .report import StepMetrics, expert_figures, perplexity
 from .schedule import learning_rate
 from .session import Session
 
@@ -121,6 +121,8 @@ class Step:
         state.window_tokens += int(out.num_tokens)
         for name, value in out.penalties.items():
             state.window_penalties[name] = state.window_penalties.get(name, 0.0) + int(out.num_tokens) * value
+        if out.expert_loads is not None:
+            state.window_loads = (out.expert_loads + (state.window_loads or 0)).tolist()
         state.epoch_loss += loss
         state.epoch_tokens += int(out.num_tokens)
         return True
@@ -150,6 +152,7 @@ class Step:
         state.global_step, state.optimizer_step = state.global_step + 1, session.optimizer.step
         state.loss, state.accuracy = state.window_loss / tokens, state.window_correct / tokens
         state.penalties = {name: value / tokens for name, value in state.window_penalties.items()}
+        state.experts = expert_figures(state.window_loads)
         state.learning_rate, state.grad_norm = rate, norm
         state.bad_steps_in_row = 0
         session.loss_history.append(state.loss)
@@ -181,6 +184,7 @@ class Step:
             loss_scale=session.scaler.get_scale() if session.scaler.config.enabled else None,
             logged=logged,
             penalties=dict(state.penalties),
+            experts=dict(state.experts),
         )
         session.events.emit(event)
 

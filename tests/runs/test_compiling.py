@@ -220,7 +220,7 @@ for name in compiling.kernel_names():
     if kernel != compiling.ROUTINES:
         compiling._exercise(kernel, precision or "fp32")
 # For saved bfloat16; for the columns of one row and of several.
-twice = {"swiglu_backward": 2, "gelu_backward": 2, "cache_append": 2}
+twice = {"swiglu_backward": 2, "weighted_swiglu_backward": 2, "gelu_backward": 2, "cache_append": 2}
 for name, (_, kernel) in compiling._dispatchers().items():
     if len(kernel.overloads) != twice.get(name, 1):
         print(name, len(kernel.overloads))
