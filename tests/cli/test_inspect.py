@@ -53,6 +53,14 @@ def test_a_folder_of_the_world(abi_train, facts, tmp_path):
     assert len(abi_train("inspect", folder, "--tensors")[1].splitlines()) == len(out.splitlines()) + 6 - 1
 
 
+def test_of_experts_the_weights_that_one_token_meets_are_counted_too(facts, tmp_path):
+    folder = make_folder(tmp_path / "base", family="mixtral", num_experts=4, experts_per_token=1, tokenizer=False)
+    code, found = facts(folder)
+    assert (code, found["problems"]) == (0, [])
+    expert = 3 * 16 * 24
+    assert found["parameters"] - found["active parameters"] == 3 * expert
+
+
 def test_weights_are_not_loaded(facts, tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "base", tie_embeddings=False)
 

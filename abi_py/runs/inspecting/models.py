@@ -9,7 +9,6 @@ from typing import Any
 
 from ...config import TrainableModelConfig
 from ...errors import CheckpointError, counted, shown
-from ...families import tensor_table
 from ...formats.deepzig import TRAINING_ARGS
 from ...formats.huggingface import CONFIG, INDEX, WEIGHTS, read_tensors
 from ...formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
@@ -135,21 +134,12 @@ def _describe_shape(found: Inspection, shape: TrainableModelConfig) -> None:
     fields = {**shape.to_dict(), "head_dim": shape.resolved_head_dim}
     found.facts["shape"] = {name: value for name, value in fields.items() if name not in HIDDEN and value is not None}
     found.facts["parameters"] = shape.num_params()
-    active = active_params(shape)
+    active = shape.num_active_params()
     if active != found.facts["parameters"]:
         found.facts["active parameters"] = active
 
 
 HIDDEN = ("family", "checkpointing", "checkpoint_interval", "seed")  # of a run, or shown apart
-
-
-def active_params(shape: TrainableModelConfig) -> int:
-    """Return the weights that one token meets: of experts only those that are chosen for it."""
-    experts, chosen = getattr(shape, "num_experts", None), getattr(shape, "experts_per_token", None)
-    if not experts or not chosen:
-        return shape.num_params()
-    table = tensor_table(shape)
-    return sum(t.size * chosen // experts if len(t.shape) == 3 and t.shape[0] == experts else t.size for t in table)
 
 
 def _model(found: Inspection, place: Path) -> bool:
