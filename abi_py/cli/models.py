@@ -51,9 +51,12 @@ def open_model(path: Path) -> "LoadedModel":
     return loaded
 
 
-def compile_for_decoding(model: "Transformer") -> None:
-    """Compile or load the kernels for a model, once all that can be wrong with flags and files has been told."""
-    compiling.compile_missing(compiling.kernels_of_generation(), note)
+def compile_for_decoding(model: "Transformer", *more: str) -> None:
+    """Compile or load the kernels for a model, once all that can be wrong with flags and files has been told.
+
+    `more` kernels are compiled too, if need be: those of a verb that does not only write.
+    """
+    compiling.compile_missing(compiling.kernels_of_generation(*more), note)
     compiling.decode_like(model)  # so that no speed that is shown later has compiling or loading in it
 
 

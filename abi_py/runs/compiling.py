@@ -105,9 +105,9 @@ def kernels_of_training(optimizer: str, precision: str = "fp32") -> list[str]:
     return [name for name in kernel_names() if name in plain or name.endswith(f":{precision}")]
 
 
-def kernels_of_generation() -> list[str]:
-    """Return the kernels that reading a prompt and writing a text run."""
-    wanted = {ROUTINES, *FORWARD, *GENERATION}
+def kernels_of_generation(*more: str) -> list[str]:
+    """Return the kernels that reading a prompt and writing a text run, and `more`."""
+    wanted = {ROUTINES, *FORWARD, *GENERATION, *more}
     return [name for name in kernel_names() if name in wanted]
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tokenizers
 from test_generate import save_folder
+from world import make_folder
 
 from abi_py.data.tokenizer import Tokenizer
 from abi_py.errors import ConfigError
 from abi_py.generation import Generator
+from abi_py.runs import compiling
 from abi_py.runs.measuring import text_ids
 from abi_py.runs.opening import find_tokenizer, open_data
 from abi_py.runs.settings import ChatConfig, DataConfig
@@ -247,3 +249,12 @@ def test_a_text_in_another_encoding(abi_train, talks, model, tmp_path):
     code, _, err = abi_train("eval", "r", "latin.txt")
     assert code == 1
     assert "latin.txt: byte 3 is not UTF-8" in err
+
+
+def test_the_loss_is_compiled_before_the_clock_runs(abi_train, tmp_path, monkeypatch):
+    make_folder(tmp_path / "model", tokenizer=False, vocab_size=257)
+    (tmp_path / "text.txt").write_text("a text of some words, again and again " * 9)
+    asked = []
+    monkeypatch.setattr(compiling, "compile_missing", lambda names, report: asked.extend(names))
+    assert abi_train("eval", "model", "text.txt", "--context", "32")[0] == 0
+    assert "cross_entropy" in asked
