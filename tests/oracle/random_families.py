@@ -105,7 +105,7 @@ def random_figures(family, number, folder):
     dynamic = chosen.get("max_position_embeddings") == TRAINED
     rows = ((TRAINED + 9,), (TRAINED + 9,)) if dynamic else (golden.LONG, golden.ROWS)[number % 2]
     for seed in range(1000 * number, 1000 * number + 200):
-        case = golden.Case(kind, chosen, seed, rows, spread=0.4, epsilon=golden.QUIET)
+        case = golden.Case(kind, chosen, seed, rows, spread=0.5 if family == "gpt2" else 0.28, epsilon=golden.QUIET)
         try:
             return Figures({name: np.asarray(value) for name, value in golden.figures(case).items()}, folder), chosen
         except golden.Unsuitable:
