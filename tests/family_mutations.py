@@ -6,8 +6,8 @@ ATTENTION = (
     # norms of q and k
     (
         "abi_py/model/layers/attention.py",
-        "            self.qk_norm[1].forward(k, a.r_k, a.raw_k)\n",
-        "            self.qk_norm[0].forward(k, a.r_k, a.raw_k)\n",
+        "            self.qk_norm[1].in_place(k, a.raw_k, a.r_k)\n",
+        "            self.qk_norm[0].in_place(k, a.raw_k, a.r_k)\n",
         GOLDEN,
     ),
     (
@@ -23,12 +23,53 @@ ATTENTION = (
         GOLDEN,
     ),
     # windows
-    ("kernels/attention.py", "- (window - 1)", "- window", "tests/kernels/test_attention.py"),
+    ("kernels/attention.py", "- (window - 1)", "- window", GOLDEN),
     (
         "kernels/cached_attention.py",
         "        start = max(end - window, 0)",
         "        start = max(end - window - 1, 0)",
         "tests/kernels/test_cached_attention.py",
+    ),
+)
+
+EXPERTS = (
+    # the load-balancing loss is told, and has no gradient
+    (
+        "abi_py/model/layers/experts.py",
+        "penalties.weight * self.balance * b)",
+        "0 * b)",
+        GOLDEN,
+    ),
+    # one of the two rules of renormalisation for both families
+    (
+        "abi_py/model/layers/experts.py",
+        "= routing.experts, chosen, renormalised",
+        "= routing.experts, chosen, True",
+        GOLDEN,
+    ),
+    # the experts of the blocks before do not reach the penalty
+    (
+        "abi_py/model/layers/experts.py",
+        "np.sum([each.load for each in self.layers.values()], axis=0)",
+        "routed.load * len(self.layers)",
+        GOLDEN,
+    ),
+)
+
+FOLDERS = (
+    # GPT-2's matrices are stored (in, out)
+    (
+        "abi_py/formats/forms.py",
+        "raw.swapaxes(-1, -2) if form.transposed else raw",
+        "raw",
+        GOLDEN,
+    ),
+    # positions go on from sample to sample
+    (
+        "abi_py/model/stack.py",
+        "np.arange(shape[1], dtype=np.int32) - starts",
+        "np.arange(shape[1], dtype=np.int32) - 0 * starts",
+        GOLDEN,
     ),
 )
 
@@ -42,4 +83,4 @@ PRETRAINING = (
     ),
 )
 
-FAMILIES = (*ATTENTION, *PRETRAINING)
+FAMILIES = (*ATTENTION, *EXPERTS, *FOLDERS, *PRETRAINING)

@@ -15,13 +15,7 @@ from abi_py.training.loading import load_model
 from abi_py.training.trainer import LlamaTrainer
 
 
-def cases():
-    """Return the golden files of families; one of a family that this version does not read is skipped, by name."""
-    for name, problem in names().items():
-        yield pytest.param(name, marks=pytest.mark.skip(reason=problem) if problem else ())
-
-
-@pytest.fixture(params=cases())
+@pytest.fixture(params=names())
 def figures(request, tmp_path):
     """Return the figures of each file."""
     return Figures(stored(request.param), tmp_path)

@@ -3,8 +3,6 @@
 import pytest
 from random_families import FAMILIES, random_figures
 
-from abi_py.errors import CheckpointError
-
 
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("family", FAMILIES)
@@ -13,10 +11,6 @@ def test_a_random_model_is_that_of_transformers(transformers, torch, tmp_path, f
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     figures, drawn = random_figures(family, number, tmp_path)
-    try:
-        figures.load()
-    except CheckpointError as problem:
-        pytest.skip(str(problem))
     assert figures.logits_off() < 1e-4, drawn
     loss, gradients = figures.gradients_off()
     assert loss < 1e-5, drawn
