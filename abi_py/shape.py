@@ -41,16 +41,31 @@ class CheckpointingStrategy(str, Enum):
     FULL = "full"
 
 
-class ModelFamily(str, Enum):
-    """The families of models; each is a file of `families/`."""
+_EXPERTS = "num_experts", "experts_per_token", "router_aux_loss_coef", "router_z_loss_coef"
 
-    LLAMA = "llama"
-    MISTRAL = "mistral"
-    QWEN2 = "qwen2"
-    QWEN3 = "qwen3"
-    GPT2 = "gpt2"
-    MIXTRAL = "mixtral"
-    QWEN3_MOE = "qwen3_moe"
+
+class ModelFamily(str, Enum):
+    """The families, each a file of `families/`: a name, and the fields of a shape that not all of them share."""
+
+    fields: tuple[str, ...]
+
+    def __new__(cls, name: str, *fields: str) -> "ModelFamily":
+        """Make a member whose value is its name."""
+        made = str.__new__(cls, name)
+        made._value_, made.fields = name, fields
+        return made
+
+    LLAMA = "llama", "attention_bias"
+    MISTRAL = "mistral", "sliding_window"
+    QWEN2 = "qwen2", "sliding_window", "layer_types"
+    QWEN3 = "qwen3", "sliding_window", "layer_types", "attention_bias"
+    GPT2 = "gpt2", "activation"
+    MIXTRAL = "mixtral", "sliding_window", *_EXPERTS
+    QWEN3_MOE = (
+        *("qwen3_moe", "sliding_window", "attention_bias", *_EXPERTS),
+        *("expert_dim", "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"),
+    )
+    GEMMA3 = "gemma3", "sliding_window", "layer_types", "attention_bias", "rope_local_theta", "query_pre_attn_scalar"
 
 
 class Activation(str, Enum):
@@ -67,8 +82,12 @@ class LayerType(str, Enum):
     SLIDING = "sliding_attention"
 
 
-EXPERTS = ModelFamily.MIXTRAL, ModelFamily.QWEN3_MOE  # the families with experts
-WINDOWED = (ModelFamily.MISTRAL, ModelFamily.QWEN2, ModelFamily.QWEN3, *EXPERTS)
+def having(field: str) -> tuple[ModelFamily, ...]:
+    """Return the families that have a field."""
+    return tuple(family for family in ModelFamily if field in family.fields)
+
+
+EXPERTS = having("num_experts")
 
 
 def shortest(kinds: tuple[LayerType, ...]) -> tuple[LayerType, ...]:
@@ -122,19 +141,31 @@ class ModelShape(Config):
     sliding_window: int | None = opt(
         None,
         "keys that a query sees, its own among them; all before it when not given",
-        acts={"family": WINDOWED},
+        acts={"family": having("sliding_window")},
     )
     layer_types: tuple[LayerType, ...] = opt(
         (),
         "which blocks have the sliding window, a pattern that is repeated; all of them when not given",
-        acts={"sliding_window": ON, "family": (ModelFamily.QWEN2, ModelFamily.QWEN3)},
+        acts={"sliding_window": ON, "family": having("layer_types")},
+    )
+    rope_local_theta: float = opt(
+        10000.0,
+        "base of the RoPE frequencies in blocks with the sliding window, which rope_scaling does not change",
+        acts={"sliding_window": ON, "family": having("rope_local_theta")},
+    )
+    query_pre_attn_scalar: int | None = opt(
+        None,
+        "the scores of attention are divided by its root; head_dim when not given",
+        acts={"family": having("query_pre_attn_scalar")},
     )
     attention_bias: bool = opt(
         False,
         "biases on the projections of attention, w_o's included",
-        acts={"family": (ModelFamily.LLAMA, ModelFamily.QWEN3, ModelFamily.QWEN3_MOE)},
+        acts={"family": having("attention_bias")},
     )
-    activation: Activation = opt(Activation.GELU_TANH, "GELU by a tanh, or exact", acts={"family": ModelFamily.GPT2})
+    activation: Activation = opt(
+        Activation.GELU_TANH, "GELU by a tanh, or exact", acts={"family": having("activation")}
+    )
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
     family: ModelFamily = opt(ModelFamily.LLAMA, "family of the model: what its layers are")
     num_experts: int | None = opt(
@@ -146,15 +177,15 @@ class ModelShape(Config):
     expert_dim: int | None = opt(
         None,
         "inner width of an expert (intermediate_dim)",
-        acts={"family": ModelFamily.QWEN3_MOE},
+        acts={"family": having("expert_dim")},
         derive=lambda shape: shape.intermediate_dim if shape.family is ModelFamily.QWEN3_MOE else None,
     )
     norm_topk_prob: bool = opt(
-        False, "the gates of a token's experts add up to 1", acts={"family": ModelFamily.QWEN3_MOE}
+        False, "the gates of a token's experts add up to 1", acts={"family": having("norm_topk_prob")}
     )
-    decoder_sparse_step: int = opt(1, "every n-th layer has experts", acts={"family": ModelFamily.QWEN3_MOE})
+    decoder_sparse_step: int = opt(1, "every n-th layer has experts", acts={"family": having("decoder_sparse_step")})
     mlp_only_layers: tuple[int, ...] = opt(
-        (), "layers without experts, counted from 0", acts={"family": ModelFamily.QWEN3_MOE}
+        (), "layers without experts, counted from 0", acts={"family": having("mlp_only_layers")}
     )
     router_aux_loss_coef: float = opt(
         0.001, "in training, load-balancing loss times this is added; 0 switches it off", acts={"family": EXPERTS}
@@ -188,7 +219,7 @@ class ModelShape(Config):
                 f"head_dim ({self.resolved_head_dim}) must be even and at least 2, because RoPE rotates pairs; "
                 f"set head_dim to {max(2, self.resolved_head_dim + 1)} or change num_heads"
             )
-        for name in ("rope_theta", "norm_eps"):
+        for name in ("rope_theta", "rope_local_theta", "norm_eps"):
             value = getattr(self, name)
             default = next(option.default for option in fields_of(type(self)) if option.name == name)
             good_value = math.isfinite(value) and value > 0
@@ -201,6 +232,10 @@ class ModelShape(Config):
             self._shorten_layer_types()
         if self.family in EXPERTS:
             self._validate_experts()
+        if self.query_pre_attn_scalar is not None:
+            self._require_at_least(1, "query_pre_attn_scalar")
+            if self.query_pre_attn_scalar == self.resolved_head_dim:  # shapes that are equal look equal
+                object.__setattr__(self, "query_pre_attn_scalar", None)
 
     def _shorten_layer_types(self) -> None:
         """Bring the pattern to its shortest form, so that shapes that are equal look equal."""

@@ -1,11 +1,11 @@
 """The entries of a config.json that change nothing here, whatever they say; one that nobody knows is an error.
 
-An entry is known if the family writes it, if `config_json.py` names it, or if it is in this list: of how transformers
-loads, trains and generates, of tasks that are no language models, and of tools.  Those of training (dropouts, losses of
-routers) are a run's own business.  What begins with an underscore is transformers' own.
+An entry is known if the family writes it or names it, if `config_json.py` names it, or if it is in this list: of how
+transformers loads, trains and generates, of tasks that are no language models, and of tools.  Those of training
+(dropouts, losses of routers) are a run's own business.  What begins with an underscore is transformers' own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .config_json import FIELDS, NEUTRAL
@@ -28,7 +28,7 @@ WITHOUT_EFFECT = {
     *("diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty"),
     *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores"),
     *("return_dict_in_generate", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
-    *("begin_suppress_tokens",),
+    *("begin_suppress_tokens", "cache_implementation"),
     # training
     *("router_aux_loss_coef", "router_z_loss_coef", "hidden_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
     # the same arithmetic in another order, and names for what other entries say
@@ -45,14 +45,14 @@ READ = {
 }
 
 
-def unknown_entry(content: Mapping[str, Any], written: Mapping[str, Any]) -> str | None:
+def unknown_entry(content: Mapping[str, Any], own: Collection[str]) -> str | None:
     """Return an entry of a config.json that may change what is computed, and that nobody knows; None if there is none.
 
-    `written` is what the family writes.  null, false, 0 and what is empty say nothing.
+    `own` are the family's.  null, false, 0 and what is empty say nothing.
     """
-    known = {*FIELDS.values(), *NEUTRAL, *READ, *WITHOUT_EFFECT, *written}
+    known = {*FIELDS.values(), *NEUTRAL, *READ, *WITHOUT_EFFECT, *own}
     for name, value in content.items():
-        own = name.startswith("_") or name.endswith("_token_id")
-        if not own and name not in known and value not in (None, False, "", [], {}):
+        neutral = name.startswith("_") or name.endswith("_token_id")
+        if not neutral and name not in known and value not in (None, False, "", [], {}):
             return name
     return None

@@ -32,6 +32,7 @@ class Family:
     write        returns the content of a config.json that the Transformers library reads
     prefix       what Hugging Face's names of all but the head begin with, and some folders leave out
     derived      pattern of stored buffers that follow from config.json, and are not read
+    entries      of a config.json that `read` knows, and neither `write` writes nor other families have
     """
 
     names: Mapping[str, tuple[HfNames, str]]
@@ -41,6 +42,7 @@ class Family:
     write: Callable[[ModelShape], dict[str, Any]]
     prefix: str = "model."
     derived: str = ROTARY
+    entries: tuple[str, ...] = ()
 
     def tensor_table(self, shape: ModelShape) -> tuple[Tensor, ...]:
         """Return the tensors of a model in flat order."""

@@ -37,7 +37,8 @@ def config_from_huggingface(content: Mapping[str, Any], place: str = CONFIG) -> 
         config = TrainableModelConfig.from_dict(fields_of_config(content, place))
     except ConfigError as error:
         raise CheckpointError(f"{place}: {error}") from None
-    unknown = unknown_entry(content, family(config).write(config))
+    own = family(config)
+    unknown = unknown_entry(content, {*own.write(config), *own.entries})
     if unknown is not None:
         raise CheckpointError(
             f"{place}: {shown(unknown)} is {shown(content[unknown])}; this version does not know the entry, which may "

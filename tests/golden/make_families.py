@@ -69,6 +69,14 @@ GPT2 = {
     "vocab_size": 61, "n_embd": 30, "n_layer": 2, "n_head": 3, "n_positions": 64, "n_inner": 46, **NO_MARKS,
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
+GEMMA3 = ODD | {  # a width with a whole root: transformers rounds the scale of embeddings to the type it computes in
+    "hidden_size": 36, "head_dim": 6, "query_pre_attn_scalar": 9, "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+        "full_attention": {"rope_type": "linear", "factor": 2.5, "rope_theta": 100.0},
+    },
+}  # fmt: skip
 EXPERTS = ODD | {"hidden_size": 22, "intermediate_size": 10, "head_dim": 6, "num_experts_per_tok": 2}
 QWEN3_MOE = EXPERTS | {"num_experts": 5, "moe_intermediate_size": 10, "num_key_value_heads": 3}
 
@@ -132,6 +140,14 @@ TABLE = {
         "GPT2Config",
         GPT2 | {"n_layer": 1, "n_head": 5, "n_inner": None, "tie_word_embeddings": False},
         15,
+        epsilon=QUIET,
+    ),
+    "gemma3": Case("Gemma3TextConfig", GEMMA3, 13, epsilon=QUIET),
+    "gemma3_global": Case(
+        "Gemma3TextConfig",
+        GEMMA3
+        | {"head_dim": 10, "layer_types": ["full_attention"] * 2, "attention_bias": True, "tie_word_embeddings": False},
+        1,
         epsilon=QUIET,
     ),
     "mixtral": Case(

@@ -77,12 +77,26 @@ def gpt2(rng):
     }  # fmt: skip
 
 
+def gemma3(rng):
+    """Return a configuration of Gemma 3; transformers asks for a window even where no block has it."""
+    drawn = decoder(rng)
+    local = {"rope_type": "default", "rope_theta": float(rng.choice([30.0, 300.0]))}
+    kinds = ["sliding_attention", "full_attention"]
+    return drawn | {
+        "query_pre_attn_scalar": draw(rng, 4, 20), "sliding_window": draw(rng, 2, 12),
+        "layer_types": rng.choice(kinds, drawn["num_hidden_layers"]).tolist(),
+        "rope_parameters": {"full_attention": drawn["rope_parameters"], "sliding_attention": local},
+        "attention_bias": bool(draw(rng, 0, 1)),
+    }  # fmt: skip
+
+
 FAMILIES = {
     "llama": ("LlamaConfig", decoder),
     "mistral": ("MistralConfig", lambda rng: decoder(rng) | {"sliding_window": draw(rng, 2, 12)}),
     "qwen2": ("Qwen2Config", lambda rng: decoder(rng) | windows(rng)),
     "qwen3": ("Qwen3Config", lambda rng: decoder(rng) | windows(rng)),
     "gpt2": ("GPT2Config", gpt2),
+    "gemma3": ("Gemma3TextConfig", gemma3),
     "mixtral": ("MixtralConfig", lambda rng: decoder(rng) | experts(rng)),
     "qwen3_moe": (
         "Qwen3MoeConfig",

@@ -26,7 +26,7 @@ def theirs_of(transformers, torch):
     def make(family, number=0, plain=True, **changes):
         kind, fields = FAMILIES[family]
         drawn = fields(np.random.default_rng([7, number]))
-        if plain:
+        if plain and "layer_types" not in drawn:  # else each kind of layer has its own RoPE
             drawn |= {name: value for name, value in PLAIN.items() if name in drawn}
         config = getattr(transformers, kind)(**{**drawn, **changes})
         torch.manual_seed(number)

@@ -113,6 +113,8 @@ MODEL = {
     "rope_scaling": ({}, "linear:2", "logits"),
     "sliding_window": ({"family": "mistral"}, 2, "logits"),
     "layer_types": ({"family": "qwen3", "sliding_window": 2}, ("full_attention", "sliding_attention"), "logits"),
+    "rope_local_theta": ({"family": "gemma3", "sliding_window": 4}, 100.0, "logits"),
+    "query_pre_attn_scalar": ({"family": "gemma3"}, 2, "logits"),
     "attention_bias": ({}, True, "shapes"),
     "norm_eps": ({}, 0.1, "logits"),
     "tie_embeddings": ({}, False, "shapes"),
