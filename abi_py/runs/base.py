@@ -17,8 +17,8 @@ from ..files import sha256_of
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG
-from .directory import has_checkpoint
-from .models import find_tokenizer_beside, place_of_model
+from .directory import has_checkpoint, place_of_model
+from .models import find_tokenizer_beside
 from .settings import BaseConfig, DataConfig
 
 if TYPE_CHECKING:

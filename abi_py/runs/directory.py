@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import LlmTrainingConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..files import check_free as check_no_files
 from ..locks import DirectoryLock, check_unlocked
 from ..training.metrics import METRICS
@@ -35,6 +35,7 @@ __all__ = [
     "is_run",
     "new_directory",
     "place_of_checkpoints",
+    "place_of_model",
 ]
 
 CONFIG = "config.yaml"
@@ -64,6 +65,21 @@ def _holds_checkpoints(place: Path) -> bool:
     from ..training.checkpoint import list_checkpoints
 
     return bool(list_checkpoints(place / "checkpoints") or list_checkpoints(place))
+
+
+def place_of_model(path: Path) -> Path:
+    """Return where the model is that `path` means: there, or where the run in it keeps its checkpoints.
+
+    A config.json makes a folder a model's, even beside another program's config.yaml; a run has its metrics too.
+    """
+    from ..formats.huggingface import CONFIG as SHAPE
+
+    if not (path / SHAPE).is_file():
+        return place_of_checkpoints(path)
+    if not (is_run(path) and (path / METRICS).is_file()):
+        return path
+    place = place_of_checkpoints(path)
+    return path / "checkpoints" if place == path else place
 
 
 def place_of_checkpoints(directory: Path) -> Path:
@@ -100,11 +116,21 @@ def hold(directory: Path, training: LlmTrainingConfig, name: str) -> contextlib.
 
 
 def check_free(directory: Path) -> None:
-    """Raise ConfigError if a directory holds a run already, or another file of a name that a run writes."""
+    """Raise ConfigError if a directory holds a run already, a model, or another file of a name that a run writes."""
+    from ..formats.huggingface import CONFIG as SHAPE
+    from ..formats.huggingface import INDEX, WEIGHTS
+    from ..formats.peft import ADAPTER_CONFIG
+
     remedy = "choose another"
     if is_run(directory) or has_checkpoint(directory):
         remedy += f", or go on with it by abi-train resume {shlex.quote(str(directory))}"
     check_no_files(directory, run_files(), "out", remedy)
+    model = next((name for name in (SHAPE, WEIGHTS, INDEX, ADAPTER_CONFIG) if (directory / name).is_file()), None)
+    if model is not None:
+        raise ConfigError(
+            f"out ({directory}) must not be the folder of a model: its {model} would hide what the run trains; choose "
+            "another"
+        )
 
 
 @contextlib.contextmanager

@@ -31,7 +31,8 @@ from ..model.frozen import FrozenModel
 from ..training.checkpoint import STATE, is_checkpoint_name, locate
 from ..training.loading import LoadedModel, load_model
 from ..untrusted import read_json
-from .models import find_tokenizer_beside, place_of_model
+from .directory import place_of_model
+from .models import find_tokenizer_beside
 
 __all__ = ["FORMATS", "WHICH", "Exported", "Source", "check_format", "export"]
 

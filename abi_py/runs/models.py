@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .directory import CONFIG, place_of_checkpoints
+from .directory import CONFIG, place_of_model
 
 if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
@@ -20,7 +20,6 @@ __all__ = [
     "find_tokenizer_beside",
     "generation_settings",
     "load_tokenizer",
-    "place_of_model",
 ]
 
 
@@ -31,11 +30,6 @@ def find_model(path: Path) -> "LoadedModel":
     place = place_of_model(path)
     loaded = load_model(place, frozen=True)
     return loaded if place == path else dataclasses.replace(loaded, run=path)
-
-
-def place_of_model(path: Path) -> Path:
-    """Return where the model is that `path` means: there, or where the run in it keeps its checkpoints."""
-    return path if (path / "config.json").is_file() else place_of_checkpoints(path)  # that of a model comes first
 
 
 def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
