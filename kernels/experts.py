@@ -318,7 +318,7 @@ def _check(sizes, offsets, v, inner, outer):
         raise ValueError(f"offsets must be {sizes['E']} + 1 rising numbers from 0 to {sizes['S']}, the number of rows")
     for name, given, wanted in (inner, outer):
         if given != wanted:
-            raise ValueError(f"rows of {name} have {given} numbers; {1 if v is None else 2} matrices take {wanted}")
+            raise ValueError(f"{name} has rows of {given} numbers; {1 if v is None else 2} matrices take {wanted}")
 
 
 def _to_fits(sizes, y, x, offsets, w, v, transposed, **_):

@@ -212,10 +212,23 @@ def _fits(sizes, **arrays):
         raise ValueError(f"counted has shape {counted.shape}; it says of each of {sizes['N']} tokens if it counts")
 
 
+def _forward_fits(sizes, **arrays):
+    _fits(sizes, **arrays)
+    if sizes["ends"] != sizes["E"] + 1:
+        raise ValueError(f"offsets has {sizes['ends']} numbers; {sizes['E']} experts take one more than there are")
+
+
+def _backward_fits(sizes, **arrays):
+    _fits(sizes, **arrays)
+    slot, rows = arrays["slot"], sizes["N"] * sizes["K"]
+    if slot.size and not 0 <= slot.min() <= slot.max() < rows:
+        raise ValueError(f"slot names rows {slot.min()} to {slot.max()}; there are 0 ... {rows - 1}")
+
+
 @checked(
     "chosen! slot! (N, K) int32; weights! (N K); token! (N K) int32; lse! (N); offsets! (ends) int32; "
     "load! share! (E) float64; squares! (1) float64; logits (N, E); counted? (M) uint8",
-    _fits,
+    _forward_fits,
 )
 def route_forward(
     chosen, weights, lse, token, slot, offsets, load, share, squares, logits, counted=None, renormalised=True
@@ -232,9 +245,10 @@ def route_forward(
 
 
 @checked(
-    "dlogits! (N, E); dweights weights (N K); logits (N, E); lse (N); chosen slot (N, K) int32; balance (E); "
+    "dlogits! (N, E); dweights weights (N K); logits (N, E); lse (N); chosen (N, K) int32 < E; "
+    "slot (N, K) int32; balance (E); "
     "counted? (M) uint8",
-    _fits,
+    _backward_fits,
 )
 def route_backward(
     dlogits, dweights, logits, lse, chosen, slot, weights, balance, z=0.0, counted=None, renormalised=True

@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_named(rng):
     shape = 6, 2, 3, 8, 5
     token, offsets = routes(rng, shape)
     x, u, h, w = inputs(rng, shape)
-    with pytest.raises(ValueError, match=r"rows of y have 10 numbers; 1 matrices take 5"):
+    with pytest.raises(ValueError, match=r"y has rows of 10 numbers; 1 matrices take 5"):
         to_experts(u, x, token, offsets, w["gate"])
     with pytest.raises(ValueError, match=r"offsets must be 3 \+ 1 rising numbers from 0 to 12"):
         to_experts(u, x, token, offsets[:-1], w["gate"], w["up"])

@@ -17,14 +17,25 @@ SIZES = {
     **{"N": 6, "C": 8, "V": 7, "F": 5, "P": 20, "n": 6, "R": 6, "W": 16, "D": 4, "T": 3, "S": 2, "H": 4, "G": 2},
     **{"group": 2, "A": 5, "K": 8, "B": 8, "L": 6, "M": 5, "floats": 90, "items": 8},
 }
-OF = {"sgd_": {"n": 1, "M": 20}, "adam_": {"n": 1}, "adamw_": {"n": 1}}  # sizes that differ from those
+ROUTED = {"K": 2, "E": 5, "ends": 6, "M": 6}
+GATED = {"W": 10, "parts": 2}
+OF = {  # sizes that differ from those
+    **{"sgd_": {"n": 1, "M": 20}, "adam_": {"n": 1}, "adamw_": {"n": 1}},
+    **{"route_forward": ROUTED, "route_backward": ROUTED},
+    **dict.fromkeys(("gelu_forward", "gelu_forward_rounded", "gelu_backward"), GATED),
+    "to_experts": {"E": 2, "ends": 3, "out": 3, "in": 8, "columns": 6},
+    "from_experts": {"E": 2, "ends": 3, "out": 8, "in": 4, "columns": 8},
+    "expert_gradients": {"E": 2, "ends": 3, "out": 3, "in": 5, "A": 2, "B": 6, "D": 6},
+}
 NUMBERS = {
     **{"eps": 1e-5, "accumulate": False, "heads": 4, "kv_heads": 2, "batch": 2, "rate": 0.5, "seed": 1, "first": 0},
     **{"smoothing": 0.1, "scale": 1.0, "backward": True, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "step": 1},
-    **{"z_loss": 0.1, "ratio": 1.0, "steps": 5},
+    **{"z_loss": 0.1, "ratio": 1.0, "steps": 5, "exact": False},
     **{"nesterov": False, "beta1": 0.9, "beta2": 0.99, "storage": STORAGES["float32"]},
 }
-LARGEST = {"ids": "V", "labels": "V", "positions": "T", "slots": "S", "rows": "N"}  # they reach to the last place
+LARGEST = {  # they reach to the last place
+    **{"ids": "V", "labels": "V", "positions": "T", "slots": "S", "rows": "N", "token": "N", "chosen": "E"},
+}
 FREE = {("cross_entropy", "z", 0), ("bias_forward", "y", 0)}  # outputs that may be smaller: fewer rows
 NO_ARRAYS_TO_CHECK = {"rope_table", "muon_ratio", "muon_flops", "starts_within", "load_balancing", "z_loss"}
 NO_ARRAYS_TO_CHECK |= {"rope_angles", "rope_frequencies", "parameter_chunks", "chunk_rows", "scratch_floats"}
@@ -57,6 +68,8 @@ def arguments_of(name):
             made["chunks"][:] = 0, sizes["P"]
         if array.name == "rows":
             made["rows"][:] = np.arange(sizes["N"])
+        if array.name == "offsets" and not array.written:
+            made["offsets"][:] = 0, 1, 2
         if (name, array.name) == ("cache_append", "positions"):  # no two rows at one place
             made["slots"][:], made["positions"][:] = np.divmod(np.arange(6), 3)
     for parameter in inspect.signature(function).parameters.values():
@@ -74,7 +87,8 @@ def wrong_arguments(name):
         def such(what, instead, right=right, array=array):
             return f"{array.name} {what}", right | {array.name: instead}
 
-        yield such("float64", x.astype(np.float64))
+        other = np.float32 if x.dtype == np.float64 else np.float64
+        yield such(np.dtype(other).name, x.astype(other))
         if x.dtype.kind == "f":
             yield such("int64", x.astype(np.int64))
         yield such("a list", x.tolist())
@@ -142,7 +156,7 @@ def test_what_does_not_fit_is_refused(name):
         ("rms_norm_forward", {"x": np.ones((6, 8))}, "x is float64; .* takes float32 arrays; use x.astype"),
         ("rms_norm_forward", {"y": np.ones((6, 8))}, "y is float64; .*; make it with dtype np.float32"),
         ("rms_norm_forward", {"x": [[1.0]]}, r"x is list; .*; use np.asarray\(x, np.float32\)"),
-        ("rms_norm_forward", {"r": np.ones(5, np.float32)}, r"r has shape \(5,\); .* takes \(N\), here \(6\)"),
+        ("rms_norm_forward", {"r": np.ones(5, np.float32)}, r"r has shape \(5,\); .* takes \(N H\), here \(24\)"),
         ("rms_norm_forward", {"eps": "1e-5"}, "eps is str; rms_norm_forward takes a number"),
         ("rope_forward", {"heads": 7}, r"W \(16\) must be at least heads D \(28\) in rope_forward"),
         ("embedding_forward", {"ids": np.int32([0, 1, 7, 0, 0, 0])}, r"ids\[2\] is 7; .* 0 ... 6 \(V - 1, V = 7\)"),
@@ -175,7 +189,7 @@ def test_frozen_weights_have_no_gradient():
 
 
 def test_the_docstring_says_what_is_taken():
-    assert "Takes y! x (N, C); r! (N); w (C)" in CHECKED["rms_norm_forward"].__doc__
+    assert "Takes y! x (N, H C); r! (N H); w (C)" in CHECKED["rms_norm_forward"].__doc__
 
 
 def test_the_model_takes_them_without_their_checks():
