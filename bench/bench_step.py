@@ -2,7 +2,7 @@
 
     python bench/bench_step.py --shape tiny
 
-The kernels that the layers import are wrapped with a clock for as long as the measurement lasts.  A stage's figure
+The kernels that the layers import are on a clock while forward and backward run.  A stage's figure
 is the median over steps of the sum of its calls; the whole step is timed without the clocks as well.
 """
 
@@ -17,15 +17,15 @@ from _bench import MINIMUM_RUNS, header, save_rows
 from shapes import SHAPES
 from step_worker import STRATEGIES, Step
 
+from abi_py.cli.trace import replaced
 from abi_py.kernels.engine.peak import measured_peak
-from abi_py.model.layers import attention, embedding, feed_forward, head, linear, norm
 
 
 class Clocks:
     """Sums of seconds and operations by stage, for the step that runs now."""
 
     def __init__(self, model):
-        self.names, self.wrapped = self.weight_names(model), []
+        self.names = self.weight_names(model)
         self.reset()
 
     def reset(self):
@@ -52,59 +52,55 @@ class Clocks:
         self.calls[stage] += 1
         return result
 
-    def wrap(self, module, name, describe):
-        """Replace module.name until `restore`; `describe(*arguments)` returns stage and operations."""
-        function = getattr(module, name)
-        self.wrapped.append((module, name, function))
+    def running(self):
+        """Return a context in which every kernel that the model calls is on the clock."""
+        return replaced(self.timed)
 
-        def timed(*arguments, **options):
+    def timed(self, function, name, _):
+        """Return the kernel with the clock."""
+        describe = getattr(self, name, self.named(name))
+
+        def call(*arguments, **options):
             stage, flops = describe(*arguments, **options)
             return self.measure(stage, flops, lambda *given: function(*given, **options), arguments)
 
-        setattr(module, name, timed)
+        return call
 
-    def wrap_all(self):
-        """Wrap every kernel that the model calls."""
+    # What tells a kernel's stage and operations from its arguments; one that has none is bound by memory.
 
-        def product(out, a, b, transpose_a=False, transpose_b=False, **others):
-            weight = self.names.get(b.ctypes.data) or self.names.get(out.ctypes.data) or "other"
-            kind = "y" if transpose_b else "dw" if transpose_a else "dx"
-            return f"{weight}  {kind}", 2.0 * out.size * (a.shape[0] if transpose_a else a.shape[1])
+    def product(self, out, a, b, transpose_a=False, transpose_b=False, **others):
+        """Describe a matrix product: whose, and which of its three."""
+        weight = self.names.get(b.ctypes.data) or self.names.get(out.ctypes.data) or "other"
+        kind = "y" if transpose_b else "dw" if transpose_a else "dx"
+        return f"{weight}  {kind}", 2.0 * out.size * (a.shape[0] if transpose_a else a.shape[1])
 
-        def pairs(lse, starts, batch):
-            time_steps = lse.shape[1] // batch
-            return lse.shape[0] * float((np.tile(np.arange(time_steps), batch) - starts + 1).sum())
+    @staticmethod
+    def attention_forward(o, lse, q, k, v, starts, batch, heads, *others):
+        """Describe attention: two products for each visible pair."""
+        return "attention  y", 4.0 * (q.shape[1] // heads) * visible_pairs(lse, starts, batch)
 
-        def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads):
-            return "attention  y", 4.0 * (q.shape[1] // heads) * pairs(lse, starts, batch)
+    @staticmethod
+    def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, *others):
+        """Describe its backward: five products, since the scores are computed again."""
+        return "attention  dx", 10.0 * (q.shape[1] // heads) * visible_pairs(lse, starts, batch)
 
-        def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads):
-            return "attention  dx", 10.0 * (q.shape[1] // heads) * pairs(lse, starts, batch)
-
-        def head_and_loss(losses, hits, dx, dw, x, w, labels, *rest):
-            return "head and loss  y dx dw", 6.0 * np.count_nonzero(labels >= 0) * w.size
-
-        self.wrap(linear, "product", product)
-        self.wrap(attention, "attention_forward", attention_forward)
-        self.wrap(attention, "attention_backward", attention_backward)
-        self.wrap(head, "head_loss_backward", head_and_loss)
-        modules = {"embedding": embedding, "rms_norm": norm, "rope": attention, "swiglu": feed_forward}
-        for operation, module in modules.items():
-            for name in (f"{operation}_forward", f"{operation}_backward"):
-                self.wrap(module, name, self.named(name))
+    @staticmethod
+    def head_loss_backward(losses, hits, dx, dw, x, w, labels, *others):
+        """Describe the head: three products for each row that is trained."""
+        return "head and loss  y dx dw", 6.0 * np.count_nonzero(labels >= 0) * w.size
 
     @staticmethod
     def named(name):
-        """Describe a row-wise operation: bound by memory, so no operations are counted."""
-        operation, _, direction = name.rpartition("_")
-        stage = f"{operation}  {'y' if direction == 'forward' else 'dx'}"
+        """Describe a row-wise operation: no operations are counted."""
+        operation, _, rest = name.partition("_backward" if "_backward" in name else "_forward")
+        stage = f"{operation}{rest}  {'dx' if '_backward' in name else 'y'}"
         return lambda *arguments, **options: (stage, 0.0)
 
-    def restore(self):
-        """Put the kernels back."""
-        for module, name, function in reversed(self.wrapped):
-            setattr(module, name, function)
-        self.wrapped.clear()
+
+def visible_pairs(lse, starts, batch):
+    """Return how many pairs of a query and a key that it sees there are, in all heads."""
+    time_steps = lse.shape[1] // batch
+    return lse.shape[0] * float((np.tile(np.arange(time_steps), batch) - starts + 1).sum())
 
 
 def measured_steps(step, count):
@@ -117,20 +113,17 @@ def measured_steps(step, count):
         whole.append(time.perf_counter() - start)
     clocks = Clocks(step.model)
     seconds = defaultdict(list)
-    clocks.wrap_all()
-    try:
-        for _ in range(count):
-            clocks.reset()
+    for _ in range(count):
+        clocks.reset()
+        with clocks.running():
             start = time.perf_counter()
             step.gradients()
             passes = time.perf_counter() - start
-            clocks.seconds["between kernels"] = passes - sum(clocks.seconds.values())
-            norm = clocks.measure("gradient norm", 0.0, step.norm, ())
-            clocks.measure("clip and AdamW", 0.0, step.update, (norm,))
-            for stage, value in clocks.seconds.items():
-                seconds[stage].append(value)
-    finally:
-        clocks.restore()
+        clocks.seconds["between kernels"] = passes - sum(clocks.seconds.values())
+        norm = clocks.measure("gradient norm", 0.0, step.norm, ())
+        clocks.measure("clip and AdamW", 0.0, step.update, (norm,))
+        for stage, value in clocks.seconds.items():
+            seconds[stage].append(value)
     return whole, seconds, clocks
 
 

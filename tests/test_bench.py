@@ -150,6 +150,9 @@ def test_a_step_is_split_into_all_its_stages(bench):
     for weight in ("w_q w_k w_v", "w_o", "w_gate w_up", "w_down"):
         for kind in ("y", "dx", "dw"):
             assert clocks.calls[f"{weight}  {kind}"] == shape.num_layers
+    for operation in ("rope", "swiglu", "attention"):
+        assert clocks.calls[f"{operation}  y"] == clocks.calls[f"{operation}  dx"] == shape.num_layers
+    assert "other" not in {stage.split()[0] for stage in seconds}
     assert sum(clocks.flops.values()) >= bench.arithmetic.step_flops(shape)  # attention computes its scores again
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ import numpy as np
 from ..shape import ModelFamily
 from .options import Verb
 
-__all__ = ["Call", "flow", "trace_step"]
+__all__ = ["Call", "flow", "replaced", "trace_step"]
 
 HELPERS = ("linear.py", "norm.py", "activation.py")  # of model/layers/: the stages are their callers
 HIDDEN = ("delta", "scratch", "chunks", "decay")  # scratch and bookkeeping: arrays that are no part of the mathematics
@@ -93,17 +94,30 @@ def recorded(calls: list[Call], kept: dict[int, int]) -> Iterator[None]:
 
     An array counts at the call that writes it first; RoPE changes in place what a product wrote.
     """
-    before: list[tuple[Any, str, Any]] = []
+
+    def recorder(function: Callable[..., Any], name: str, home: ModuleType) -> Callable[..., Any]:
+        written = {array.name for array in getattr(home, name).signature.arrays if array.written}
+        return _recorder(function, name, home.__name__, written, calls, kept)
+
+    with replaced(recorder):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(replace: Callable[[Callable[..., Any], str, ModuleType], Callable[..., Any]]) -> Iterator[None]:
+    """Inside the block, replace each operation of `kernels/` that other modules have imported.
+
+    `replace(function, name, home)` returns what is called instead; `home` is the operation's module.
+    """
+    before: list[tuple[ModuleType, str, Any]] = []
     try:
         users = [m for name, m in list(sys.modules.items()) if name.startswith("abi_py.") and ".kernels" not in name]
         for module in users:
             for attribute, value in list(vars(module).items()):
                 home = sys.modules.get(getattr(value, "__module__", None) or "")
-                signature = getattr(getattr(home, attribute, None), "signature", None)  # of an operation of kernels/
-                if home is not None and signature is not None:
+                if home is not None and hasattr(getattr(home, attribute, None), "signature"):  # of an operation
                     before.append((module, attribute, value))
-                    written = {array.name for array in signature.arrays if array.written}
-                    setattr(module, attribute, _recorder(value, attribute, home.__name__, written, calls, kept))
+                    setattr(module, attribute, replace(value, attribute, home))
         yield
     finally:
         for module, attribute, value in before:

@@ -24,6 +24,8 @@ from .events import (
 __all__ = ["ConsoleSink"]
 
 WIDE = 120  # columns of a terminal that has room for a bar
+# Parts of the line of progress that a narrow terminal does without, the first one first.
+LESS_IMPORTANT = ("penalties", "experts", "loss scale", "memory", "gradient norm", "learning rate", "speed")
 
 
 class ConsoleSink:
@@ -71,18 +73,18 @@ class ConsoleSink:
             self._progress.start()
 
     def _step(self, event: StepEvent) -> None:
-        parts = [
-            f"loss {event.loss:.4f}",
-            f"lr {event.learning_rate:.2e}",
-            f"grad {event.grad_norm:.3f}",
-            f"{event.tokens_per_second:,.0f} tok/s",
-            self._speed(event.gflops),
-            f"{event.memory / 1e6:,.0f} MB",
-            f"ETA {self._time_left(event.step)}",
-            f"scale {event.loss_scale:.10g}" if event.loss_scale is not None else "",
-            "  ".join(f"{name} {value:.4f}" for name, value in event.penalties.items()),
-            _of_experts(event.experts),
-        ]
+        parts = {
+            "loss": f"loss {event.loss:.4f}",
+            "learning rate": f"lr {event.learning_rate:.2e}",
+            "gradient norm": f"grad {event.grad_norm:.3f}",
+            "tokens": f"{event.tokens_per_second:,.0f} tok/s",
+            "speed": self._speed(event.gflops),
+            "memory": f"{event.memory / 1e6:,.0f} MB",
+            "time left": f"ETA {self._time_left(event.step)}",
+            "loss scale": f"scale {event.loss_scale:.10g}" if event.loss_scale is not None else "",
+            "penalties": "  ".join(f"{name} {value:.4f}" for name, value in event.penalties.items()),
+            "experts": _of_experts(event.experts),
+        }
         if self._progress is not None:
             room = self.console.width - 2 * len(str(self._total)) - 3 - (21 if self.console.width >= WIDE else 0)
             self._progress.update(self._task, completed=event.step, description=_fit(parts, room))
@@ -109,14 +111,14 @@ class ConsoleSink:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def _fit(parts: list[str], room: int | None) -> str:
+def _fit(parts: Mapping[str, str], room: int | None) -> str:
     """Join the parts of a line of progress; where there is not enough room, the less important ones are left out."""
-    left = list(parts)
-    for index in (8, 9, 7, 5, 2, 1, 4):  # penalties, experts, loss scale, memory, gradient norm, learning rate, GFLOP/s
-        if room is None or len("  ".join(filter(None, left))) <= room:
+    left = dict(parts)
+    for name in LESS_IMPORTANT:
+        if room is None or len("  ".join(filter(None, left.values()))) <= room:
             break
-        left[index] = ""
-    return "  ".join(filter(None, left))
+        left.pop(name, None)
+    return "  ".join(filter(None, left.values()))
 
 
 def _of_experts(figures: Mapping[str, float]) -> str:

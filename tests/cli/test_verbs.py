@@ -155,8 +155,10 @@ def test_verify_catches_a_wrong_gradient(abi_train, monkeypatch):
 def test_the_line_of_progress_fits_a_narrow_terminal():
     from abi_py.training.console import _fit
 
-    parts = ["loss 1.0", "lr 1e-3", "grad 0.1", "99 tok/s", "9 GFLOP/s", "9 MB", "ETA 0:01", ""]
-    assert _fit(parts, None) == "  ".join(parts[:-1])
-    assert _fit([*parts[:-1], "scale 4"], None).endswith("ETA 0:01  scale 4")
+    parts = {"loss": "loss 1.0", "learning rate": "lr 1e-3", "gradient norm": "grad 0.1", "tokens": "99 tok/s"}
+    parts |= {"speed": "9 GFLOP/s", "memory": "9 MB", "time left": "ETA 0:01", "loss scale": ""}
+    assert _fit(parts, None) == "  ".join(list(parts.values())[:-1])
+    assert _fit(parts | {"loss scale": "scale 4"}, None).endswith("ETA 0:01  scale 4")
     assert _fit(parts, 52) == "loss 1.0  lr 1e-3  99 tok/s  9 GFLOP/s  ETA 0:01"
+    assert _fit(parts | {"penalties": "z_loss 0.1", "experts": "load 1.2x"}, 76) == _fit(parts, None) + "  load 1.2x"
     assert _fit(parts, 10) == "loss 1.0  99 tok/s  ETA 0:01"
