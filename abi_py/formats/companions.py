@@ -10,18 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from ..untrusted import read_bytes, read_json
+from ..errors import CheckpointError, DataError
+from ..files import json_text
+from ..untrusted import json_in, read_bytes, read_json
 from .huggingface import CONFIG
+from .special_tokens import REMEDY, token_ids
 
-__all__ = ["COMPANIONS", "TOKENIZER_FILES", "Companions", "is_one_of"]
+__all__ = ["COMPANIONS", "END", "GENERATION", "TOKENIZER_FILES", "Companions", "is_one_of"]
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
-COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
+GENERATION, END = "generation_config.json", "eos_token_id"
+COMPANIONS = (*TOKENIZER_FILES, GENERATION)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,27 @@ class Companions:
         """Return the same with the files of another tokenizer."""
         rest = {name: content for name, content in self.files.items() if not is_one_of(name, TOKENIZER_FILES)}
         return Companions({**files, **rest}, self.config)
+
+    def with_tokenizer_of(self, folder: Path) -> "Companions":
+        """Return the same with the files of the tokenizer in a folder, as they are there."""
+        files = Companions.of(folder).files
+        return self.with_tokenizer({name: text for name, text in files.items() if is_one_of(name, TOKENIZER_FILES)})
+
+    def with_ends(self, ids: Iterable[int]) -> "Companions":
+        """Return the same, whose generation_config.json ends a text at these ids too; unchanged where it does.
+
+        Without that file config.json says where a text ends, as for transformers.  DataError for what is not an id.
+        """
+        text, ids = self.files.get(GENERATION), tuple(ids)
+        settings = {} if text is None else json_in(text, dict[str, Any], GENERATION, error=DataError, remedy=REMEDY)
+        own = settings.get(END)
+        stated = self.config.get(END) if own is None else own
+        known = () if stated is None else token_ids(stated, END, CONFIG if own is None else GENERATION)
+        if not ids or (set(ids) <= set(known) and (own is not None or text is None)):
+            return self
+        ends = list(dict.fromkeys((*known, *ids)))
+        content = {**settings, END: ends[0] if len(ends) == 1 else ends}
+        return Companions({**self.files, GENERATION: json_text(content).encode()}, self.config)
 
 
 def is_one_of(name: str, patterns: Iterable[str] = COMPANIONS) -> bool:

@@ -14,9 +14,10 @@ from ..config import TrainableModelConfig, convert, fields_of
 from ..errors import ConfigError
 from ..fields import plain
 from ..files import sha256_of
-from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
+from ..formats.companions import Companions
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG
+from .conversations import ends_of_answers
 from .directory import has_checkpoint, place_of_model
 from .models import find_tokenizer_beside
 from .settings import BaseConfig, DataConfig
@@ -153,11 +154,16 @@ class Base:
 
         return TrainableModel.from_pretrained(self.folder, config)
 
-    def companions(self, directory: Path) -> Companions:
+    def companions(self, directory: Path, conversations: bool = False) -> Companions:
         """Return what the checkpoints of a run in `directory` carry along: the base's files as they are.
 
-        A tokenizer that the run was given, or another chat template, takes the place of the base's.
+        A tokenizer that the run was given, or another chat template, takes the place of the base's.  Where it trains on
+        `conversations`, a text ends at the ids that end an answer, too.
         """
+        companions = self._companions(directory)
+        return companions.with_ends(ends_of_answers(directory)) if conversations else companions
+
+    def _companions(self, directory: Path) -> Companions:
         from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 
         companions = Companions.of(self.folder)
@@ -167,14 +173,8 @@ class Base:
         if self.tokenizer is not None:
             own = Tokenizer.load(self.tokenizer)
             if (own.hash, own.chat_template) == (kept.hash, kept.chat_template):
-                return companions if self.tokenizer == self.folder else _with(companions, self.tokenizer)
-        return _with(companions, directory)
-
-
-def _with(companions: Companions, place: Path) -> Companions:
-    return companions.with_tokenizer(
-        {name: content for name, content in Companions.of(place).files.items() if is_one_of(name, TOKENIZER_FILES)}
-    )
+                return companions if self.tokenizer == self.folder else companions.with_tokenizer_of(self.tokenizer)
+        return companions.with_tokenizer_of(directory)
 
 
 def digest_of(folder: Path) -> str:

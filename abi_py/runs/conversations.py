@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from ..data.selection import Selection
     from ..data.tokenizer import Tokenizer
 
-__all__ = ["OpenChat", "encode_chat", "encoder_of_run", "find_files", "no_conversations", "open_chat"]
+__all__ = [
+    "OpenChat",
+    "encode_chat",
+    "encoder_of_run",
+    "ends_of_answers",
+    "find_files",
+    "no_conversations",
+    "open_chat",
+]
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,11 @@ def encode_chat(
     )
     dataset.stats.bad[:0] = selection.skipped
     return OpenChat(selection, dataset, template, tokenizer)
+
+
+def ends_of_answers(directory: Path) -> tuple[int, ...]:
+    """Return the ids that end an answer: EOS, and what the chat template of the tokenizer in `directory` writes."""
+    return encoder_of_run(directory).stop_ids([{"role": "user", "content": "a"}])
 
 
 def encoder_of_run(directory: Path) -> "ChatEncoder":

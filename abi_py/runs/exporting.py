@@ -5,7 +5,9 @@
     zig      an ABIC file of the Zig trainer, floats alone: a plain Llama in float32
 """
 
+import functools
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,19 +20,19 @@ from ..errors import CheckpointError, ConfigError
 from ..families import tensor_table, write_config
 from ..fields import either
 from ..files import json_text
+from ..formats.companions import END, GENERATION, Companions
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, read_tensors
-from ..formats.special_tokens import special_token_ids
+from ..formats.special_tokens import token_ids
 from ..formats.zig import load_abic, misfit, save_abic
-from ..generation.settings import CONFIG_FILE as GENERATION
-from ..model import LoraModel
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES
 from ..model.frozen import FrozenModel
 from ..training.checkpoint import STATE, is_checkpoint_name, locate
 from ..training.loading import LoadedModel, load_model
 from ..untrusted import read_json
+from .conversations import ends_of_answers
 from .directory import place_of_model
 from .models import find_tokenizer_beside
 
@@ -46,13 +48,13 @@ class Source:
 
     loaded     the model, its weights mapped where they are narrow
     said       which of several checkpoints that is, and why; "" where there is no choice
-    tokenizer  that of the model or its run, or None
+    place      the directory of its tokenizer: its own, or its run's; None where there is none
     step       optimizer steps that made the weights; 0 where nothing says so
     """
 
     loaded: LoadedModel
     said: str
-    tokenizer: Tokenizer | None
+    place: Path | None
     step: int
 
     @classmethod
@@ -72,8 +74,36 @@ class Source:
             step = read_json(loaded.directory / STATE, {"state": dict[str, Any]})["state"].get("global_step", 0)
         if loaded.directory != path:
             loaded = replace(loaded, run=path)
-        codec = find_tokenizer_beside(loaded.directory, loaded.run)
-        return cls(loaded, said, None if codec is None else Tokenizer.load(codec), step)
+        return cls(loaded, said, find_tokenizer_beside(loaded.directory, loaded.run), step)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """That of the model or its run."""
+        return None if self.place is None else Tokenizer.load(self.place)
+
+    @functools.cached_property
+    def companions(self) -> Companions:
+        """What goes along: the model's own files, or those of the base under adapters, as they are.
+
+        A tokenizer that is kept elsewhere, with adapters or in a run from scratch, takes the place of theirs, and what
+        ends its texts, and the answers of its chat template, ends them too.
+        """
+        own, codec = self.loaded.model.companions, self.tokenizer
+        if self.place is None or codec is None or Companions.of(self.place).files.items() <= own.files.items():
+            return own
+        own = own.with_tokenizer_of(self.place)
+        eos = () if codec.eos_id is None else (codec.eos_id,)
+        ends = eos if codec.chat_template is None else ends_of_answers(self.place)
+        ids = {role: getattr(codec, f"{role}_id") for role in ("bos", "eos", "pad")}
+        stated = {f"{role}_token_id": value for role, value in ids.items() if value is not None}
+        files, of_model = own.files, own.config
+        if ends and GENERATION not in files and of_model.get(END) is None:  # a model of nobody else's
+            first = {name: value for name, value in stated.items() if name != END}
+            files = {**files, GENERATION: json_text(first).encode()}
+        if isinstance(of_model.get(END), list) and codec.eos_id in of_model[END]:
+            stated[END] = of_model[END]
+        nothing = {f"{role}_token_id": None for role in ids}
+        return Companions(files, {**nothing, **of_model, **stated}).with_ends(ends)
 
     @property
     def shape(self) -> TrainableModelConfig:
@@ -83,7 +113,7 @@ class Source:
     @property
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer comes along: its own, its run's, or that of the model under adapters."""
-        return self.tokenizer is not None or TOKENIZER_FILE in self.loaded.model.companions.files
+        return TOKENIZER_FILE in self.companions.files
 
     @property
     def dtype(self) -> str:
@@ -179,7 +209,7 @@ def export(
 def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
     if form == "zig":
         return ("the Zig trainer, and abi_py: model.load_checkpoint_file(PATH), with a model of its shape",)
-    verb = "chat" if source.tokenizer is not None and source.tokenizer.chat_template else "generate"
+    verb = "chat" if source.has_tokenizer and Tokenizer.load(output).chat_template else "generate"
     ours = f"abi-train {verb} {output}"
     if form == "deepzig":
         return (ours, "the Zig loader", "transformers, with model_type llama in config.json")
@@ -188,11 +218,9 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
 
 
 def _write_hf(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
-    model, folder = source.loaded.model, source.loaded.directory
-    carried = TOKENIZER_FILE in model.companions.files and not isinstance(model, LoraModel)
-    files = {} if (folder / GENERATION).is_file() else _generation(source)
-    size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    model.save_pretrained(output, dtype, tokenizer=None if carried else source.tokenizer, files=files, **size)
+    model = source.loaded.model
+    model.companions = source.companions
+    model.save_pretrained(output, dtype, max_shard_size or "5GB")
     shape = read_config(output)
     open_weights(output, shape)  # raises for what does not fit
     wanted = to_stored(*model.merged().stored_tensors(), DTYPES[dtype])
@@ -201,19 +229,6 @@ def _write_hf(source: Source, output: Path, dtype: str, max_shard_size: str | No
         if name not in found or _digest(tensor.pieces(name)) != _digest([found[name].raw]):
             raise CheckpointError(f"{output}: {name} does not read as it was written; check the disk, and export again")
     _check_tokenizer(source, output)
-
-
-def _generation(source: Source) -> dict[str, str]:
-    """Return a generation_config.json for a model that has none, if anything says where its texts end."""
-    codec, ends = source.tokenizer, special_token_ids(source.loaded.directory, "eos")
-    own = None if codec is None or codec.eos_id is None else (codec.eos_id,)
-    ids = {role: getattr(codec, f"{role}_id", None) for role in ("bos", "pad")}
-    stops = ends or own
-    if stops is None:
-        return {}
-    content = {f"{role}_token_id": value for role, value in ids.items() if value is not None}
-    content["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)  # type: ignore[assignment]
-    return {GENERATION: json_text(content)}
 
 
 def _digest(pieces: Iterable[Any]) -> str:
@@ -234,18 +249,13 @@ def _check_tokenizer(source: Source, output: Path) -> None:
 def _write_deepzig(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
     model, codec = _widened(source), source.tokenizer
     special = {role: getattr(codec, f"{role}_id", None) for role in ("bos", "eos", "pad")}
-    stops = special_token_ids(source.loaded.directory, "eos") or ()
-    eos = special["eos"]
-    stops = stops or (() if eos is None else (eos,))
-    beside = source.loaded.directory / GENERATION
-    settings = beside.read_text(encoding="utf-8") if beside.is_file() else json_text(
-        generation_config(source.shape.max_seq_len, special, stops)
-    )  # fmt: skip
+    files = {name: text.decode() for name, text in source.companions.files.items()}
+    if GENERATION not in source.loaded.model.companions.files:
+        stops = token_ids(json.loads(files.get(GENERATION, "{}")).get(END, []), END, GENERATION)
+        files[GENERATION] = json_text(generation_config(source.shape.max_seq_len, special, stops))
     output.mkdir(exist_ok=True)
-    if codec is not None:
-        codec.save(output)
     weights = to_stored(tensor_table(model.config), model.weights)
-    write_model(output, weights, write_config(model.config), special, {GENERATION: settings})
+    write_model(output, weights, write_config(model.config), special, files)
     again = load_model(output).model
     if again.collect_weights().tobytes() != model.collect_weights().tobytes():
         raise CheckpointError(f"{output} does not read as it was written; check the disk, and export again")

@@ -75,7 +75,7 @@ class Run:
         model = TrainableModel(shape) if begins is None else begins.make_model(shape)
         trainer = LlamaTrainer(model, self.config.training)
         if begins is not None:
-            model.companions = begins.companions(self.directory)
+            model.companions = begins.companions(self.directory, self.train.conversations)
             trainer.state.evaluation_due = self.valid is not None and self.config.training.eval_interval > 0
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)

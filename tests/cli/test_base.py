@@ -120,6 +120,16 @@ def test_another_template_takes_the_place_of_the_base_s(abi_train, base, tmp_pat
     assert not (last(tmp_path / "r") / "chat_template.jinja").exists()
 
 
+def test_a_text_ends_where_the_answers_ended_that_were_trained(abi_train, base, tmp_path):
+    """The base's ends, and those of the template that the run was given; other settings stay."""
+    ends = {"eos_token_id": 0, "pad_token_id": 0, "temperature": 0.7}
+    (base / "generation_config.json").write_text(json.dumps(ends))
+    run(abi_train, "--base", base, "--out", "r", "--template", "chatml", "--max-steps", "1")
+    end = make_tokenizer().id_of("<|im_end|>")
+    written = json.loads((last(tmp_path / "r") / "generation_config.json").read_text())
+    assert written == {**ends, "eos_token_id": [0, end]}
+
+
 def test_texts_are_read_by_the_base_s_tokenizer_and_token_files_of_another_are_refused(abi_train, base, tmp_path):
     (tmp_path / "texts.txt").write_text("What is 3 plus 4? It is 7. " * 200)
     words = ["--data", "texts.txt", "--sample-tokens", "4", "--max-steps", "2", "--valid-fraction", "0.2"]

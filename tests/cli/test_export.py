@@ -13,6 +13,7 @@ from abi_py.formats.safetensors import map_safetensors, read_safetensors
 from abi_py.formats.zig import load_abic
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.runs import exporting
+from abi_py.runs.conversations import ends_of_answers
 from abi_py.shape import ModelFamily
 from abi_py.training.loading import load_model
 
@@ -89,8 +90,11 @@ def test_a_run_from_scratch_brings_its_tokenizer_and_where_a_text_ends(abi_train
     codec = Tokenizer.load(tmp_path / "model")
     assert codec.hash == Tokenizer.load(tmp_path / "tok").hash
     assert codec.chat_template == Tokenizer.load(tmp_path / "r").chat_template is not None
-    for name in ("config.json", "generation_config.json"):
-        assert json.loads((tmp_path / "model" / name).read_text())["eos_token_id"] == codec.eos_id
+    ends = ends_of_answers(tmp_path / "r")
+    assert codec.eos_id in ends
+    assert len(ends) > 1
+    assert json.loads((tmp_path / "model/config.json").read_text())["eos_token_id"] == codec.eos_id
+    assert set(json.loads((tmp_path / "model/generation_config.json").read_text())["eos_token_id"]) == set(ends)
     for form in ("deepzig", "zig"):
         code, _, err = abi_train("export", "r", "--to", form, "-o", form)
         assert (code, err) == (0, ""), err
@@ -99,6 +103,7 @@ def test_a_run_from_scratch_brings_its_tokenizer_and_where_a_text_ends(abi_train
     written = load_abic(tmp_path / "zig")
     assert (written.step, written.weights.tobytes()) == (2, weights.tobytes())
     assert json.loads((tmp_path / "deepzig/config.json").read_text())["model_type"] == "deepzig_conversational"
+    assert set(json.loads((tmp_path / "deepzig/generation_config.json").read_text())["eos_token_id"]) == set(ends)
 
 
 def test_adapters_are_merged(abi_train, tmp_path):
@@ -112,6 +117,26 @@ def test_adapters_are_merged(abi_train, tmp_path):
     merged = lora.merged()
     assert load_model(tmp_path / "model").model.collect_weights().tobytes() == merged.collect_weights().tobytes()
     assert Companions.of(tmp_path / "model").files.keys() == Companions.of(tmp_path / "base").files.keys()
+
+
+def test_adapters_with_a_tokenizer_keep_how_their_base_writes(abi_train, tmp_path):
+    """PEFT and TRL save a tokenizer beside adapters; its end is one of those that the base knows."""
+    base = make_folder(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "eos_token_id": [2, 0]}))
+    settings = {"eos_token_id": [2, 0], "temperature": 0.7, "do_sample": True}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    LoraModel(load_model(base).model, LoraConfig(rank=2), str(base)).save(tmp_path / "adapter")
+    for path in (base / "added_tokens.json", base / "chat_template.jinja", base / "tokenizer.json"):
+        (tmp_path / "adapter" / path.name).write_bytes(path.read_bytes() + b"\n")
+    settings_of_tokenizer = (base / "tokenizer_config.json").read_bytes()
+    (tmp_path / "adapter/tokenizer_config.json").write_bytes(settings_of_tokenizer)
+    code, _, err = abi_train("export", "adapter", "-o", "model")
+    assert (code, err) == (0, ""), err
+    assert json.loads((tmp_path / "model/generation_config.json").read_text()) == settings
+    assert json.loads((tmp_path / "model/config.json").read_text())["eos_token_id"] == [2, 0]
+    for name in ("added_tokens.json", "tokenizer.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "adapter" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
