@@ -32,11 +32,11 @@ VALUES = {
     **{"initial_loss_scale": 1024.0, "min_loss_scale": 2.0, "max_loss_scale": 2.0**20, "special": "<x>"},
     **{"loss_scale_growth_factor": 4.0, "loss_scale_backoff_factor": 0.25, "warmup_steps": 3, "stop_ids": 3},
     **{"rope_scaling": "linear:2", "layer_types": ("full_attention", "sliding_attention")},
-    **{"momentum": 0.5, "muon_momentum": 0.5, "top_p": 0.5, "min_p": 0.1},
+    **{"momentum": 0.5, "muon_momentum": 0.5, "top_p": 0.5, "min_p": 0.1, "mlp_only_layers": (0,)},
     **{"logprobs": 2, "category": "x", "mix": "m.jsonl"},
 }
 BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "valid_split": {"tokenizer": "tok"}}
-BESIDE["layer_types"] = {"num_layers": 2}
+BESIDE |= dict.fromkeys(("layer_types", "mlp_only_layers", "decoder_sparse_step"), {"num_layers": 2})
 # Options that are no fields: the test file of this directory that uses each and looks at what it does.
 OTHERS = {
     "run": {"--out": "run", "--config": "run", "--dry-run": "run"},

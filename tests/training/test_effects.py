@@ -122,6 +122,14 @@ MODEL = {
     "checkpoint_interval": ({"checkpointing": "every_n_layers"}, 2, "memory"),
     "head_dim": ({}, 4, "shapes"),
     "activation": ({"family": "gpt2", "num_kv_heads": None}, "gelu", "logits"),
+    "num_experts": ({"family": "mixtral"}, 4, "shapes"),
+    "experts_per_token": ({"family": "mixtral"}, 1, "logits"),
+    "expert_dim": ({"family": "qwen3_moe"}, 8, "shapes"),
+    "norm_topk_prob": ({"family": "qwen3_moe"}, True, "logits"),
+    "decoder_sparse_step": ({"family": "qwen3_moe"}, 2, "shapes"),
+    "mlp_only_layers": ({"family": "qwen3_moe"}, (0,), "shapes"),
+    "router_aux_loss_coef": ({"family": "mixtral"}, 0.5, "gradients"),
+    "router_z_loss_coef": ({"family": "mixtral"}, 0.5, "gradients"),
     "seed": ({}, 1, "logits"),
 }
 LORA = {
@@ -323,8 +331,14 @@ def facts(config):
         logits, longest = model.forward(ids).tobytes(), 12
     except ValueError:
         logits, longest = b"", 8
-    shapes = {name: view.shape for name, view in model.weights.items()}
-    return {"shapes": shapes, "logits": logits, "longest": longest, "memory": memory_plan(config, 2, 8)}
+    model.compute_loss(ids[:, :8], ids[:, :8], backward=True)
+    return {
+        "shapes": {name: view.shape for name, view in model.weights.items()},
+        "logits": logits,
+        "gradients": model.parameters.gradients_flat.tobytes(),
+        "longest": longest,
+        "memory": memory_plan(config, 2, 8),
+    }
 
 
 @pytest.mark.parametrize("name", MODEL)
