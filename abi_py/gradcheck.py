@@ -2,10 +2,14 @@
 
 For a function f of an array x with the claimed gradient dx, and a random direction u,
 
-    (f(x + h u) - f(x - h u)) / 2h   must be   sum(dx u)
+    (8 (f(x + h u) - f(x - h u)) - (f(x + 2 h u) - f(x - 2 h u))) / 12 h   must be   sum(dx u)
 
-in float64 with h = 1e-6: three directions see every element of dx, at the price of six calls of f.  `gradient_error`
-and `relative_error` measure; `check_gradient` and `check_close` raise AssertionError, as `numpy.testing` does.
+in float64 with h = 1e-6: three directions see every element of dx, at the price of twelve calls of f.  The difference
+over 2 h takes away what the third derivative adds to the one over h, which is not small where a norm divides by the
+length of a short vector: the error falls with h⁴ (Fornberg 1988, table 1).
+
+`gradient_error` and `relative_error` measure; `check_gradient` and `check_close` raise AssertionError, as
+`numpy.testing` does.
 """
 
 from collections.abc import Callable
@@ -34,7 +38,8 @@ def gradient_error(
     size, worst = float(np.linalg.norm(dx)), 0.0
     for _ in range(directions):
         u = rng.standard_normal(x.shape)
-        numeric = (f(x + STEP * u) - f(x - STEP * u)) / (2 * STEP)
+        one, two = (f(x + h * u) - f(x - h * u) for h in (STEP, 2 * STEP))
+        numeric = (8 * one - two) / (12 * STEP)
         error = abs(numeric - float((dx * u).sum())) / max(size, abs(numeric), 1e-6)
         worst = max(worst, error if np.isfinite(error) else np.inf)
     return worst

@@ -59,6 +59,12 @@ def test_single_precision_and_wrong_shapes_are_refused(rng):
         gradient_error(f, x, gradient(x)[0], rng)
 
 
+def test_a_third_derivative_is_no_fault(rng):
+    """The length of a short vector, which a norm divides by: its third derivative is a million times the first."""
+    x = 1e-3 * rng.standard_normal(5)
+    check_gradient(lambda x: float(np.sqrt((x * x).sum())), x, x / np.linalg.norm(x), rng, 1e-8)
+
+
 def test_close_arrays():
     a = np.array([1.0, -2.0, 1000.0])
     check_close(a + 1e-3, a, 1.1e-6)

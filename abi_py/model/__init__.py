@@ -1,6 +1,7 @@
 """The model: parameters in, logits or loss and gradients out.
 
     reference.py     the whole model on a page, forward and backward, in float64 NumPy: read this first
+    reference_experts.py  the same of a mixture of experts
     transformer.py   the model as its users see it; TrainableModel: all of its weights are trained
     lora.py          LoraModel: low-rank adapters on a frozen model
     stack.py         the two passes over the list of layers

@@ -13,8 +13,9 @@
 H query heads, G key/value heads of width D; feed-forward width F; vocabulary V.  Weights are (out, in): y = x wᵀ (+ b,
 where a family has biases), dx = dy w, dw = dyᵀ x: `forward_ref` and `backward_ref` of `layers/linear.py`; embedding,
 norm and activation are files with such a pair, too.  Each other operation is a reference of `kernels/`, derived there.
-A branch is a pair of functions; the class in `layers/` that names them computes the same in float32.  Ids are (B, T),
-or flat; labels of the same shape, -100 where none is trained; options those of `TrainableModel.compute_loss`.
+A branch is a pair of functions (that of experts is in `reference_experts.py`); the class in `layers/` that names them
+computes the same in float32.  Ids are (B, T), or flat; labels of the same shape, -100 where none is trained; options
+those of `TrainableModel.compute_loss`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,9 @@ import numpy.typing as npt
 
 from ..kernels.attention import attention_backward_ref, attention_forward_ref, starts_within
 from ..kernels.cross_entropy import head_loss_ref
-from ..kernels.experts import expert_gradients_ref, from_experts_ref, to_experts_ref
 from ..kernels.rope import rope_backward_ref, rope_forward_ref
-from ..kernels.router import dispatch_ref, load_balancing, route_backward_ref, route_forward_ref, z_loss
-from ..kernels.swiglu import weighted_swiglu_backward_ref, weighted_swiglu_forward_ref
 from .inputs import as_ids, as_labels, check_ids, segment_starts
+from .reference_experts import router_penalties
 
 Array = np.ndarray
 Weights = Mapping[str, Array]
@@ -105,62 +104,6 @@ def feed_forward_backward(layer: Any, w: Weights, dx: Array, saved: Any, _: Batc
     return dx + share, of_gate_up | of_down | of_norm | of_after
 
 
-def experts_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[Array, Any]:
-    """Return x + the sum of the chosen experts' outputs (N, C), each times its gate; in S = N K rows."""
-    n, r = layer.norm.forward_ref(w, x)  # (N, C), (N,)
-    route = route_forward_ref(n @ w["w_router"].T, layer.chosen, layer.renormalised)
-    chosen, gates, *_ = route  # (N, K) both
-    token, slot, offsets = dispatch_ref(chosen, layer.experts)  # (S,), (N, K), (E + 1,)
-    weights = np.empty(token.size)
-    weights[slot] = gates  # (S,)
-    gate_up = to_experts_ref(n, token, offsets, w["experts_gate"], w["experts_up"])  # (S, 2F)
-    h = weighted_swiglu_forward_ref(gate_up, weights)  # (S, F)
-    out = from_experts_ref(x, h, token, offsets, w["experts_down"])
-    saved = {"x": x, "n": n, "r": r, "route": route, "rows": (token, offsets), "slot": slot, "weights": weights}
-    return out, {**saved, "gate_up": gate_up, "h": h, "penalty": (1.0, 0.0, 0.0)}
-
-
-def experts_backward(layer: Any, w: Weights, dx: Array, saved: Any, _: Batch) -> tuple[Array, dict[str, Array]]:
-    """Return dx (N, C) of the input for dx of the output, and the gradients of the branch's weights."""
-    n, (token, offsets), gate_up = saved["n"], saved["rows"], saved["gate_up"]
-    gate, up, down = (w[f"experts_{name}"] for name in ("gate", "up", "down"))
-    # forward: out = x + Σ h experts_downᵀ; dx is also the first share of the input's gradient
-    dh = to_experts_ref(dx, token, offsets, down, transposed=False)  # (S, F)
-    # forward: h = g swiglu(gate_up)
-    dgate_up, dweights = weighted_swiglu_backward_ref(dh, gate_up, saved["weights"])  # (S, 2F), (S,)
-    # forward: g = gates(logits)
-    (chosen, gates, p, lse), (counted, balance, z) = saved["route"], saved["penalty"]
-    options = layer.renormalised, counted, balance, z
-    dlogits = route_backward_ref(dweights[saved["slot"]], chosen, gates, p, lse, *options)
-    # forward: gate_up = n [experts_gate experts_up]ᵀ, logits = n w_routerᵀ
-    dn = from_experts_ref(dlogits @ w["w_router"], dgate_up, token, offsets, gate, up, transposed=False)  # (N, C)
-    # forward: n = norm(x)
-    share, of_norm = layer.norm.backward_ref(w, dn, saved["x"], saved["r"])  # (N, C)
-    dgate, dup = np.split(dgate_up, 2, axis=1)  # (S, F) each
-    return dx + share, of_norm | {
-        "w_router": dlogits.T @ n,
-        "experts_gate": expert_gradients_ref(dgate, n[token], offsets),
-        "experts_up": expert_gradients_ref(dup, n[token], offsets),
-        "experts_down": expert_gradients_ref(dx[token], saved["h"], offsets),
-    }
-
-
-def router_penalties(layers: Sequence[Any], saved: Any, attention_mask: Any = None) -> float:
-    """Return what the routers of all layers together add to the loss; their gradients are put into `saved`."""
-    routers = [(layer, kept) for layer, kept in zip(layers[1:-1], saved[1], strict=True) if hasattr(layer, "routing")]
-    rows = saved[0][0].size
-    counted = np.ones(rows) if attention_mask is None else (np.asarray(attention_mask).ravel() != 0).astype(float)
-    pairs, value = max(counted.sum() * len(routers), 1), 0.0
-    masked = [(kept["route"][0], counted[:, None] * kept["route"][2], kept["route"][3]) for _, kept in routers]
-    load = sum(np.bincount(chosen[counted > 0].ravel(), minlength=p.shape[1]) for chosen, p, _ in masked)
-    for (layer, kept), (_, p, lse) in zip(routers, masked, strict=True):
-        part, b = load_balancing(load, p.sum(0), pairs)
-        squared, z = z_loss((counted * lse**2).sum(), pairs)
-        value += layer.routing.balance * part + layer.routing.z * squared
-        kept["penalty"] = counted, layer.routing.balance * b, layer.routing.z * z
-    return value
-
-
 # -- the model: the list of its layers, and the same list in reverse ------------------------------------------
 
 
@@ -195,17 +138,32 @@ def loss_and_gradients(
     layers: Any, weights: Weights, ids: Any, labels: Any, *, label_smoothing: float = 0, z_loss: float = 0, **marks: Any
 ) -> tuple[float, dict[str, Array]]:
     """Return the mean loss and z-loss over the trained labels, with the routers' penalties, and the gradients."""
-    (embedding, *_, head), weights = layers, widened(weights)
+    weights, head = widened(weights), layers[-1]
+    value, dx, dhead, saved = _loss(layers, weights, ids, labels, label_smoothing, z_loss, marks)
+    gradients = backward(layers, weights, dx, saved)
+    gradients[head.name] = gradients.get(head.name, 0) + dhead  # tied: one matrix with two uses, and a sum of gradients
+    return value, {name: gradients[name] for name in weights}
+
+
+def loss(
+    layers: Any, weights: Weights, ids: Any, labels: Any, *, label_smoothing: float = 0, z_loss: float = 0, **marks: Any
+) -> float:
+    """Return that loss alone."""
+    return _loss(layers, widened(weights), ids, labels, label_smoothing, z_loss, marks)[0]
+
+
+def _loss(
+    layers: Any, weights: Weights, ids: Any, labels: Any, label_smoothing: float, z_loss: float, marks: Any
+) -> tuple[float, Array, Array, Any]:
+    """Return the loss, its gradients by the hidden rows and by the head's matrix, and what backward needs."""
+    embedding, *_, head = layers
     hidden, saved = forward(layers, weights, ids, **marks)
     targets = as_labels(labels, saved[0][0].shape, embedding).ravel()  # (N,)
     count = max(int(np.count_nonzero(targets >= 0)), 1)
     # losses (N,) = cross_entropy(hidden headᵀ, targets), 0 where none is trained; gradients of their mean
     losses, _, lse, dx, dhead = head_loss_ref(hidden, weights[head.name], targets, 1 / count, label_smoothing, z_loss)
     penalty = router_penalties(layers, saved, marks.get("attention_mask"))
-    gradients = backward(layers, weights, dx, saved)
-    gradients[head.name] = gradients.get(head.name, 0) + dhead  # tied: one matrix with two uses, and a sum of gradients
-    loss = float((losses.sum() + z_loss * (lse**2).sum()) / count) + penalty
-    return loss, {name: gradients[name] for name in weights}
+    return float((losses.sum() + z_loss * (lse**2).sum()) / count) + penalty, dx, dhead, saved
 
 
 def logits(layers: Sequence[Any], weights: Weights, input_ids: npt.ArrayLike, **marks: Any) -> Array:

@@ -36,7 +36,7 @@ VALUES = {
     **{"logprobs": 2, "category": "x", "mix": "m.jsonl"},
 }
 BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "valid_split": {"tokenizer": "tok"}}
-BESIDE |= dict.fromkeys(("layer_types", "mlp_only_layers", "decoder_sparse_step"), {"num_layers": 2})
+BESIDE |= {name: {"num_layers": 2} for name in ("layer_types", "mlp_only_layers", "decoder_sparse_step")}
 # Options that are no fields: the test file of this directory that uses each and looks at what it does.
 OTHERS = {
     "run": {"--out": "run", "--config": "run", "--dry-run": "run"},

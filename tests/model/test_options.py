@@ -85,7 +85,7 @@ def test_every_gradient_equals_the_reference_and_that_finite_differences(rng, ti
         check_close(model.gradients[name], gradient, 1e-4, name=name)
 
         def f(value, name=name):
-            return reference.loss_and_gradients(model.layers, {**weights, name: value}, ids, labels, **marks)[0]
+            return reference.loss(model.layers, {**weights, name: value}, ids, labels, **marks)
 
         check_gradient(f, weights[name], gradient, rng)
 

@@ -46,19 +46,14 @@ def test_logits_loss_and_every_gradient_equal_pytorch(golden, name):
         check_close(gradient, g[f"gradient/{tensor}"], 1e-7, tensor)
 
 
-def loss_of(*args, **options):
-    """Return the loss alone."""
-    return reference.loss_and_gradients(*args, **options)[0]
-
-
 def gradients_and_losses(model, ids, labels, **options):
     """Return the gradients, and for each tensor the loss as a function of it."""
     weights = reference.widened(model.weights)
     value, gradients = reference.loss_and_gradients(model.layers, weights, ids, labels, **options)
-    assert value == loss_of(model.layers, weights, ids, labels, **options)
+    assert value == reference.loss(model.layers, weights, ids, labels, **options)
 
     def by(name):
-        return lambda w: loss_of(model.layers, weights | {name: w}, ids, labels, **options)
+        return lambda w: reference.loss(model.layers, weights | {name: w}, ids, labels, **options)
 
     return gradients, {name: (weights[name], by(name)) for name in weights}
 
@@ -102,7 +97,7 @@ def test_the_loss_is_that_of_the_logits(rng, smoothing):
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))  # (B, T, V)
     named = np.take_along_axis(log_p, np.maximum(labels, 0)[..., None], -1)[..., 0]
     losses = -(1 - smoothing) * named - smoothing * log_p.mean(-1)
-    value = loss_of(model.layers, model.weights, ids, labels, label_smoothing=smoothing)
+    value = reference.loss(model.layers, model.weights, ids, labels, label_smoothing=smoothing)
     assert abs(value - losses[labels >= 0].mean()) < 1e-12
 
 
@@ -139,7 +134,7 @@ def test_what_comes_in_is_what_the_model_takes(rng):
     assert model.collect_weights().tobytes() == before.tobytes()
     assert all(gradient.dtype == np.float64 for gradient in gradients.values())
     assert (labels < 0).any()
-    assert loss_of(model.layers, model.weights, ids.tolist(), labels.view(np.uint32)) == loss
+    assert reference.loss(model.layers, model.weights, ids.tolist(), labels.view(np.uint32)) == loss
     nothing, zero = reference.loss_and_gradients(model.layers, model.weights, ids, np.full_like(labels, -100))
     assert nothing == 0
     assert not any(gradient.any() for gradient in zero.values())

@@ -30,7 +30,7 @@ from ...kernels.unchecked import (
     weighted_swiglu_forward_rounded,
 )
 from ...parameters import TensorSpec, Weight
-from .. import reference
+from .. import reference_experts
 from .layer import Branch
 from .linear import Linear, Projection
 from .norm import Norm
@@ -125,7 +125,7 @@ class Experts(Branch):
         slot: np.ndarray
         token: np.ndarray
 
-    reference = reference.experts_forward, reference.experts_backward
+    reference = reference_experts.experts_forward, reference_experts.experts_backward
 
     def __init__(
         self,
