@@ -30,6 +30,7 @@ FLOORS = [
     {"parameters"},
     {"formats"},
     {"model/inputs"},
+    {"model/reference_experts"},
     {"model/reference"},
     {"model/layers"},
     {"families"},
