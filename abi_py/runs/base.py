@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Base", "with_tokenizer"]
 
 # What is no property of the weights: a run may choose it.
-FREE = ("checkpointing", "checkpoint_interval")
+FREE = ("checkpointing", "checkpoint_interval", "router_aux_loss_coef", "router_z_loss_coef")
 WITHOUT_EFFECT = ("seed",)
 
 

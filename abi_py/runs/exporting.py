@@ -156,14 +156,25 @@ def check_format(form: str, shape: TrainableModelConfig, dtype: str | None, max_
 
 
 def _check_output(source: Source, output: Path, form: str, force: bool) -> None:
-    directory = source.loaded.directory
-    if output.resolve() in (directory.resolve(), *directory.resolve().parents):
-        raise ConfigError(f"output ({output}) must be another place than the model's own, {directory}")
+    place, loaded = output.resolve(), source.loaded
+    owners = {"the model's own": loaded.directory, "that of the base under the adapters": loaded.base}
+    for whose, directory in owners.items():
+        if directory is not None and place in (directory.resolve(), *directory.resolve().parents):
+            raise ConfigError(f"output ({output}) must be another place than {whose}, {directory}")
+    inside = next((each for each in (loaded.directory, loaded.base, loaded.run) if each and _is_in(place, each)), None)
+    if inside is not None and os.path.lexists(output):
+        raise ConfigError(f"output ({output}) must not replace what belongs to {inside}; choose another")
+    if os.path.lexists(output) and not output.is_dir() and form != "zig":
+        raise ConfigError(f"output ({output}) must be a directory for {form}, and is a file; choose another name")
     filled = output.is_dir() and any(output.iterdir())
     if output.is_dir() and form == "zig":
         raise ConfigError(f"output ({output}) must be a file for zig, and is a directory; give a name, as in model.bin")
     if os.path.lexists(output) and (filled or not output.is_dir()) and not force:
         raise ConfigError(f"output ({output}) is there already; --force replaces it, or choose another")
+
+
+def _is_in(place: Path, directory: Path) -> bool:
+    return directory.is_dir() and directory.resolve() in place.parents
 
 
 # -- writing and reading again -----------------------------------------------------------------------
@@ -220,7 +231,7 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
 def _write_hf(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
     model = source.loaded.model
     model.companions = source.companions
-    model.save_pretrained(output, dtype, max_shard_size or "5GB")
+    model.save_pretrained(output, dtype, "5GB" if max_shard_size is None else max_shard_size)
     shape = read_config(output)
     open_weights(output, shape)  # raises for what does not fit
     wanted = to_stored(*model.merged().stored_tensors(), DTYPES[dtype])

@@ -1,5 +1,6 @@
 """The learning-rate schedule of a run that begins or goes on: where it ends, and what becomes of it."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,8 @@ class Reschedule:
         if not ends(config) or total <= end or self.choice == "continue":
             return lines
         higher = [f"stretch ({learning_rate(stretched(config, total, total), step):.3g} at step {step + 1})"]
-        anew = restarted(config, step, total)
-        higher.append(f"restart ({anew.learning_rate:.3g} at step {step + max(1, anew.warmup_steps)})")
+        with contextlib.suppress(ConfigError):  # what is left may be too short for a cooldown of so many steps
+            anew = restarted(config, step, total)
+            higher.append(f"restart ({anew.learning_rate:.3g} at step {step + max(1, anew.warmup_steps)})")
         text = f"{_ends_apart(config, total)}: {_at_minimum(config)}; for more: --schedule {' or '.join(higher)}"
         return [*lines, ("note", text)]

@@ -20,7 +20,7 @@ class LoadedModel:
     """A model, the directory that its weights came from, and what a search passed over and why.
 
     `eos_ids` end a text, as the files of the directory say; None if they say nothing.  `run` is the directory of the
-    run, where that is known to be elsewhere.
+    run, where that is known to be elsewhere, and `base` that of the model under adapters.
     """
 
     model: TrainableModel | FrozenModel | LoraModel
@@ -28,6 +28,7 @@ class LoadedModel:
     skipped: tuple[str, ...] = ()
     eos_ids: tuple[int, ...] | None = None
     run: Path | None = None
+    base: Path | None = None
 
 
 def load_model(path: str | Path, *, frozen: bool = False, allow_nonfinite: bool = False) -> LoadedModel:
@@ -77,7 +78,7 @@ def _load(where: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> L
         if isinstance(base.model, LoraModel):
             raise CheckpointError(f"{path} names as its base model {base.directory}, which holds adapters itself")
         adapted = LoraModel.load(base.model, path, allow_nonfinite=allow_nonfinite)
-        return LoadedModel(adapted, path, skipped, base.eos_ids)
+        return LoadedModel(adapted, path, skipped, base.eos_ids, base=base.directory)
     config = read_config(path)
     read = read_frozen if frozen else TrainableModel.from_pretrained
     model = read(path, config, allow_nonfinite=allow_nonfinite)

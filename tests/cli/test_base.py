@@ -120,6 +120,15 @@ def test_another_template_takes_the_place_of_the_base_s(abi_train, base, tmp_pat
     assert not (last(tmp_path / "r") / "chat_template.jinja").exists()
 
 
+def test_what_is_no_property_of_the_weights_may_be_chosen(abi_train, base, tmp_path):
+    make_folder(tmp_path / "experts", family="mixtral")
+    chosen = {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.25}
+    words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    run(abi_train, "--base", "experts", "--out", "r", "--max-steps", "1", *words)
+    config = yaml.safe_load((tmp_path / "r/config.yaml").read_text())["model"]
+    assert {name: config[name] for name in chosen} == chosen
+
+
 def test_a_text_ends_where_the_answers_ended_that_were_trained(abi_train, base, tmp_path):
     """The base's ends, and those of the template that the run was given; other settings stay."""
     ends = {"eos_token_id": 0, "pad_token_id": 0, "temperature": 0.7}

@@ -195,6 +195,27 @@ def test_force_replaces(abi_train, tmp_path):
     assert load_model(tmp_path / "old").model.config.hidden_dim == 16
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["adapter", "-o", "base"], "output (base) must be another place than that of the base under the adapters"),
+        (["plain", "--to", "zig", "-o", "plain/model.safetensors"], "must not replace what belongs to plain; choose"),
+        (["plain", "--to", "deepzig", "-o", "file"], "output (file) must be a directory for deepzig, and is a file"),
+        (["plain", "-o", "file"], "output (file) must be a directory for hf, and is a file"),
+    ],
+)
+def test_force_does_not_replace_what_the_model_is_made_of(abi_train, tmp_path, words, said):
+    base = make_folder(tmp_path / "base")
+    make_folder(tmp_path / "plain", family="llama")
+    (tmp_path / "file").write_text("kept")
+    LoraModel(load_model(base).model, LoraConfig(rank=2), str(base)).save(tmp_path / "adapter")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, _, err = abi_train("export", *words, "--force")
+    assert code == 2
+    assert said in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_disk_that_writes_something_else_is_found(abi_train, tmp_path, monkeypatch):
     make_folder(tmp_path / "base")
     read = exporting.read_tensors

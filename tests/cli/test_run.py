@@ -491,6 +491,20 @@ def test_a_period_is_stretched_in_the_ratio_of_the_runs():
     assert Reschedule("stretch", before, {}).apply(before.replace(epochs=2), 25, data).decay_steps == 20
 
 
+@pytest.mark.parametrize(("step", "more"), [(40, 5), (35, 2)])
+def test_a_note_suggests_only_what_is_possible(step, more):
+    """What is left is shorter than the cooldown, so the schedule cannot begin anew; it can still be stretched."""
+    data = TokenizedDataset.from_slice(np.zeros(9001, np.int64))
+    sizes = {"max_seq_len": 8, "batch_size": 2, "grad_accum_steps": 1}
+    before = LlmTrainingConfig(
+        **sizes, lr_schedule="wsd", warmup_steps=4, decay_steps=40, cooldown_steps=10, max_steps=40
+    )
+    after = before.replace(max_steps=40 + more)
+    told = dict(Reschedule(None, before, {}).describe(after, step, data))
+    assert "--schedule stretch (" in told["note"]
+    assert "restart" not in told["note"]
+
+
 def test_flags_that_would_change_nothing_are_refused_by_resume(abi_train, tmp_path, tiny):
     assert abi_train("run", *tiny, "--out", "r", "--epochs", 1)[0] == 0
     before = (tmp_path / "r/config.yaml").read_text()
