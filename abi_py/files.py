@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 PIECE = 1 << 22  # bytes hashed and written at once
-OLD = ".old-"  # what `atomic_directory` replaces has its name with this before it, for a moment
+OLD = ".abi-old-"  # what `atomic_directory` replaces has its name with this before it, for a moment
 TEMPORARY = re.compile(r"\.abi-\d+-[0-9a-f]{16}\.tmp")
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 

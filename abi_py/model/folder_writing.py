@@ -8,6 +8,8 @@ Weights are converted and written in pieces of some megabytes, so a model may be
 is mapped from files.
 """
 
+import contextlib
+import math
 import os
 import re
 import shutil
@@ -21,11 +23,14 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, shown
 from ..families import difference, write_config
 from ..fields import either
-from ..files import atomic_directory, finish_replacement, json_text, write_inside, write_synced
+from ..files import OLD, atomic_directory, finish_replacement, json_text, write_inside, write_synced
+from ..formats.checkpoint_names import SETTINGS, STATE, is_checkpoint_name
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
+from ..formats.deepzig import TRAINING_ARGS
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards
+from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..formats.safetensors import Joined, Stored, encoded_size, safetensors_pieces
 from ..parameters import Tensor
 
@@ -34,6 +39,9 @@ __all__ = ["DTYPES", "Savable", "config_content", "write_folder"]
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_CODE = ("auto_map",)  # names Python files, which are not carried along
 WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
+# What belongs to the model that is replaced, beside its weights, and goes with it.
+OF_A_MODEL = (CONFIG, "generation_config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin", TRAINING_ARGS)
+TEMPLATES, DOWNLOADS = "additional_chat_templates", ".cache/huggingface"  # directories of a model's folder
 ROLES = ("bos", "eos", "pad")
 MARGIN = 1 << 16  # bytes of free space besides, for the small files and whole blocks of the file system
 
@@ -52,15 +60,16 @@ class Savable(Protocol):
 def write_folder(
     folder: Path,
     model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]],
+    besides: tuple[Companions, Savable | None, Mapping[str, str]],
     *,
     dtype: str,
     max_shard_size: int | str,
-    companions: Companions,
-    tokenizer: Savable | None,
-    files: Mapping[str, str],
+    replace: bool,
 ) -> None:
-    """Write the folder of a model: its shape, table and tensors; errors of `Transformer.save_pretrained`."""
-    config, table, tensors = model
+    """Write the folder of a model (its shape, table and tensors), and what belongs to it: companions, a tokenizer in
+    place of theirs, texts by name; errors of `Transformer.save_pretrained`.
+    """
+    (config, table, tensors), (companions, tokenizer, files) = model, besides
     folder = Path(os.path.abspath(folder))  # a path like a/.. has no name of its own
     if dtype not in DTYPES:
         raise ConfigError(f"dtype ({shown(dtype)}) must be {either([*DTYPES])}")
@@ -73,19 +82,21 @@ def write_folder(
     # Version 5 of transformers says `dtype`, version 4 `torch_dtype`; each leaves the other's aside.
     texts = {**companions.files, **{name: text.encode() for name, text in files.items()}}
     texts[CONFIG] = json_text({**content, "dtype": dtype, "torch_dtype": dtype}).encode()
-    finish_replacement(folder)
     new_tokenizer = tokenizer is not None or any(is_one_of(name, TOKENIZER_FILES) for name in texts)
-    stay = _what_stays(folder, {*texts}, new_tokenizer)
+    stay = _what_stays(folder, {*texts}, no_tokenizer=new_tokenizer or replace)
     check_written(folder, written, "what was there is untouched")
     _check_space(folder, encoded_size(written))
+    finish_replacement(folder)
     with atomic_directory(folder) as new:
         _write_weights(new, written, largest, sum(entry.size for entry in table))
         for name in stay:
-            write_inside(new, name, [np.memmap(folder / name, np.uint8, "r")] if (folder / name).stat().st_size else [])
+            _take_along(folder / name, new / name)
         if tokenizer is not None:
             tokenizer.save(new)
         for name, text in texts.items():
             write_inside(new, name, [text])
+        if folder.is_dir():
+            shutil.copymode(folder, new)
 
 
 def config_content(config: TrainableModelConfig, theirs: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -105,36 +116,61 @@ def config_content(config: TrainableModelConfig, theirs: Mapping[str, Any], dtyp
     return {**content, **{name: dtype for name in ("dtype", "torch_dtype") if name in content}}
 
 
-def _what_stays(folder: Path, written: set[str], new_tokenizer: bool) -> list[str]:
-    """Return the files of a folder that is replaced which are neither written anew nor weights.
+def _what_stays(folder: Path, written: set[str], *, no_tokenizer: bool) -> list[str]:
+    """Return the files and links of a folder that is replaced which neither are written anew nor belong to its model.
 
-    A tokenizer stays where no new one takes its place.  ConfigError if there is no directory in its place, or one that
-    holds directories.
+    A tokenizer stays unless a new one takes its place, or none is to stay.  ConfigError if what is there is no folder
+    of a model, or one in which something else would be lost.
     """
-    if not os.path.lexists(folder):
+    if is_checkpoint_name(folder):
+        raise ConfigError(f"folder ({folder}) must not have the name of a checkpoint; choose another")
+    half_replaced = folder.with_name(OLD + folder.name)
+    there = half_replaced if half_replaced.is_dir() and not os.path.lexists(folder) else folder
+    if not os.path.lexists(there):
         return []
-    if not folder.is_dir():
+    if not there.is_dir():
         raise ConfigError(f"folder ({folder}) must be a directory, and a file is there; choose another name")
-    if folder.samefile("."):
+    if there.samefile("."):
         raise ConfigError(f"folder ({folder}) is the working directory, which would be replaced; choose another one")
-    inner = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "additional_chat_templates")
-    if inner:
+    training = next((name for name in (STATE, SETTINGS) if os.path.lexists(there / name)), None)
+    if training is not None:
         raise ConfigError(
-            f"folder ({folder}) must be new, or hold a model's files alone, and there is the directory {inner[0]}; "
-            "choose another"
+            f"folder ({folder}) must not be that of a run or a checkpoint, and there is {training}; choose another"
         )
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - written
-    names = {name for name in names if not WEIGHT_FILES.fullmatch(name)}
-    return sorted(name for name in names if not (new_tokenizer and is_one_of(name, TOKENIZER_FILES)))
+    names = {path.relative_to(there).as_posix(): path for path in there.rglob("*")}
+    names = {name: path for name, path in names.items() if not f"{name}/".startswith(f"{DOWNLOADS}/")}
+    holders = {TEMPLATES, *(DOWNLOADS.split("/")[:1] if (there / DOWNLOADS).is_dir() else ())}
+    for name, path in sorted(names.items()):
+        kind = "the directory" if path.is_dir() else "" if path.is_file() or path.is_symlink() else "the pipe or device"
+        if kind and not (name in holders and not path.is_symlink()):
+            raise ConfigError(
+                f"folder ({folder}) must be new, or hold a model's files alone, and there is {kind} {name}; "
+                "choose another"
+            )
+    gone = (*OF_A_MODEL, *(TOKENIZER_FILES if no_tokenizer else ()))
+    kept = {*names} - written - holders
+    return sorted(name for name in kept if not WEIGHT_FILES.fullmatch(name) and not is_one_of(name, gone))
+
+
+def _take_along(path: Path, new: Path) -> None:
+    """Let a file or link be in the new folder too, as it is: where the system allows it, the same file."""
+    new.parent.mkdir(exist_ok=True)
+    if path.is_symlink():
+        new.symlink_to(os.readlink(path))
+        return
+    with contextlib.suppress(OSError):  # no hard links here, or not of somebody else's file
+        os.link(path, new)
+        return
+    shutil.copy2(path, new)
 
 
 def _check_space(folder: Path, size: int) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
-    if free < size + MARGIN:
+    needed, free = size + MARGIN, shutil.disk_usage(there).free
+    if free < needed:
         raise CheckpointError(
-            f"{folder}: the weights need {size / 1e6:,.2f} MB, {free / 1e6:,.2f} MB are free; free some space, or take "
-            "a narrower dtype"
+            f"{folder}: {math.ceil(needed / 1e4) / 100:,.2f} MB are needed, {free // 10**4 / 100:,.2f} MB are free; "
+            "free some space, or take a narrower dtype"
         )
 
 

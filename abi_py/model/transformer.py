@@ -297,24 +297,20 @@ class Transformer(ABC):
         *,
         tokenizer: Savable | None = None,
         files: Mapping[str, str] | None = None,
+        replace: bool = False,
     ) -> None:
         """Write the model, adapters merged, as a Hugging Face folder, or leave what was there as it was.
 
         dtype is float32, bfloat16 or float16.  The `companions`, of the folder that it came from, go along: tokenizer,
         chat template, settings of generation, and the entries of config.json that others need.  `tokenizer` takes the
         place of theirs, and `files` are texts by name that are written besides.
+        Of a folder that is there, weights, adapters and settings of generation go; a tokenizer stays if the model has
+        none, as one that was saved before it, unless with `replace`; so does what belongs to no model, as a LICENSE.
         NonFiniteError for a weight that is NaN or infinite, or would be in this type; CheckpointError for a full disk;
-        ConfigError for other values, or a folder that holds directories.
+        ConfigError for other values, or a folder that holds directories, or is that of a checkpoint or a run.
         """
-        write_folder(
-            Path(folder),
-            (self.config, *self.stored_tensors()),
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            companions=self.companions,
-            tokenizer=tokenizer,
-            files=files or {},
-        )
+        model, besides = (self.config, *self.stored_tensors()), (self.companions, tokenizer, files or {})
+        write_folder(Path(folder), model, besides, dtype=dtype, max_shard_size=max_shard_size, replace=replace)
 
 
 def zeros(config: TrainableModelConfig) -> np.ndarray:

@@ -231,7 +231,7 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
 def _write_hf(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
     model = source.loaded.model
     model.companions = source.companions
-    model.save_pretrained(output, dtype, "5GB" if max_shard_size is None else max_shard_size)
+    model.save_pretrained(output, dtype, "5GB" if max_shard_size is None else max_shard_size, replace=True)
     shape = read_config(output)
     open_weights(output, shape)  # raises for what does not fit
     wanted = to_stored(*model.merged().stored_tensors(), DTYPES[dtype])

@@ -13,12 +13,11 @@ Of adapters on a frozen model (LoRA) the first two are adapter_model.safetensors
 A checkpoint is written under a temporary name beside its place, forced to the disk file by file, and renamed
 (`files.atomic_directory`); only then may older ones be removed.  So at every moment, whatever happens, the last good
 checkpoint is whole.  A second one of the same step takes the place of the first by way of the name
-`.old-llm_step_{step}`, which counts as the checkpoint while its own name is free.
+`.abi-old-llm_step_{step}`, which counts as the checkpoint while its own name is free.
 """
 
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -42,6 +41,7 @@ from ..files import (
     write_inside,
     write_synced,
 )
+from ..formats.checkpoint_names import NAME, SETTINGS, STATE, is_checkpoint_name
 from ..formats.companions import Companions, is_one_of
 from ..formats.finite import check_read, check_written
 from ..formats.forms import to_stored
@@ -54,10 +54,12 @@ from ..untrusted import check, read_json
 from .state import TrainingState
 
 __all__ = [
+    "STATE",
     "Checkpoint",
     "Found",
     "check_unused",
     "find_latest",
+    "is_checkpoint_name",
     "list_checkpoints",
     "locate",
     "prune",
@@ -67,10 +69,8 @@ __all__ = [
 ]
 
 FORMAT, VERSION = "abi_py checkpoint", 1
-FILES = OPTIMIZER, CONFIG = "optimizer.safetensors", "config.yaml"
+FILES = OPTIMIZER, CONFIG = "optimizer.safetensors", SETTINGS
 MODEL_FILES, ADAPTER_FILES = ("model.safetensors", "config.json"), (ADAPTER_WEIGHTS, ADAPTER_CONFIG)
-STATE = "state.json"
-NAME = re.compile(r"llm_step_(\d+)")
 SLACK = 1.05  # free space that must be there, in units of the checkpoint's size
 ADVICE = "; resume from the directory above it to use the newest whole checkpoint"
 RENAME = "; it was renamed or copied over another one: give it its own name, or use another checkpoint"
@@ -233,11 +233,6 @@ def list_checkpoints(root: str | Path) -> list[tuple[int, Path]]:
 def _step_of(path: Path) -> int:
     match = NAME.search(path.name)
     return int(match.group(1)) if match else -1
-
-
-def is_checkpoint_name(path: Path) -> bool:
-    """Say whether a directory has the name of a checkpoint, and so must be a whole one."""
-    return NAME.fullmatch(path.name.removeprefix(OLD)) is not None
 
 
 def verify(path: str | Path) -> dict[str, Any]:

@@ -193,6 +193,9 @@ def test_force_replaces(abi_train, tmp_path):
     make_folder(tmp_path / "old", hidden_dim=32)
     assert abi_train("export", "base", "-o", "old", "--force")[0] == 0
     assert load_model(tmp_path / "old").model.config.hidden_dim == 16
+    make_folder(tmp_path / "bare", tokenizer=False)
+    assert abi_train("export", "bare", "-o", "old", "--force")[0] == 0
+    assert not [*(tmp_path / "old").glob("*token*"), *(tmp_path / "old").glob("*template*")]
 
 
 @pytest.mark.parametrize(

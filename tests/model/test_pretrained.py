@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import tracemalloc
 
 import numpy as np
@@ -165,13 +166,13 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch):
 @pytest.mark.parametrize("took_its_place", [False, True])
 def test_a_kill_while_a_folder_takes_its_place(tmp_path, took_its_place):
     """Between the two renames the old one has another name, by which it is found; after them it is a left-over."""
-    folder, old = tmp_path / "m", tmp_path / ".old-m"
+    folder, old = tmp_path / "m", tmp_path / ".abi-old-m"
     make().save_pretrained(folder)
     if took_its_place:
         shutil.copytree(folder, old)
     else:
         folder.rename(old)
-        with pytest.raises(CheckpointError, match=r"m was being replaced .* was killed; rename .*\.old-m to m"):
+        with pytest.raises(CheckpointError, match=r"m was being replaced .* was killed; rename .*\.abi-old-m to m"):
             TrainableModel.from_pretrained(folder)
     make(tied=False).save_pretrained(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
@@ -179,8 +180,8 @@ def test_a_kill_while_a_folder_takes_its_place(tmp_path, took_its_place):
 
 
 def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(CheckpointError, match=r"m: the weights need 0\.\d+ MB, 0\.00 MB are free"):
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 16}))
+    with pytest.raises(CheckpointError, match=r"m: 0\.08 MB are needed, 0\.06 MB are free"):
         make().save_pretrained(tmp_path / "m")
 
 
@@ -197,6 +198,67 @@ def test_a_file_or_a_directory_of_the_users_is_not_replaced(tmp_path, monkeypatc
     with pytest.raises(ConfigError, match=r"home\) must be new, .* and there is the directory work"):
         make().save_pretrained(tmp_path / "home")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.yaml"])
+def test_a_run_and_a_checkpoint_are_not_replaced(tmp_path, name):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / name).write_text("{}")
+    with pytest.raises(ConfigError, match=rf"m\) must not be that of a run or a checkpoint, and there is {name};"):
+        make().save_pretrained(tmp_path / "m", replace=True)
+    with pytest.raises(ConfigError, match=r"llm_step_6\) must not have the name of a checkpoint; choose another"):
+        make().save_pretrained(tmp_path / "llm_step_6")
+    assert content_of(tmp_path) == {f"m/{name}": b"{}"}
+
+
+def test_a_directory_that_only_looks_half_replaced_is_the_users(tmp_path):
+    for old in (".old-m", ".old-n"):
+        (tmp_path / old / "sub").mkdir(parents=True)
+    make().save_pretrained(tmp_path / "m")
+    (tmp_path / "n").mkdir()
+    make().save_pretrained(tmp_path / "n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".old-m", ".old-n", "m", "n"]
+    (tmp_path / ".abi-old-o/sub").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"o\) must be new, .* and there is the directory sub"):
+        make().save_pretrained(tmp_path / "o")
+    assert (tmp_path / ".abi-old-o/sub").is_dir()  # nothing is renamed before all has been looked at
+
+
+def test_what_belongs_to_the_model_of_before_goes_with_it(tmp_path):
+    folder = tmp_path / "m"
+    make(vocab_size=12).save_pretrained(folder)
+    others = ("generation_config.json", "adapter_config.json", "adapter_model.safetensors", "training_args.json")
+    for name in (*others, "README.md", "tokenizer.json", "merges.txt"):
+        (folder / name).write_text("{}")
+    (folder / ".cache/huggingface/download").mkdir(parents=True)
+    (folder / ".cache/huggingface/download/config.json.metadata").write_text("of the hub's client")
+    make().save_pretrained(folder)
+    there = ["README.md", "config.json", "merges.txt", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in folder.iterdir()) == there
+    make().save_pretrained(folder, replace=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes, links and pipes")
+@pytest.mark.parametrize("hard", [True, False])
+def test_what_stays_is_as_it_was(tmp_path, monkeypatch, hard):
+    folder = tmp_path / "m"
+    make().save_pretrained(folder)
+    (folder / "convert.sh").write_text("true")
+    (folder / "convert.sh").chmod(0o750)
+    (folder / "gone").symlink_to("../elsewhere")
+    folder.chmod(0o700)
+    if not hard:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    make(tied=False).save_pretrained(folder)
+    assert stat.S_IMODE((folder / "convert.sh").stat().st_mode) == 0o750
+    assert (folder / "convert.sh").read_text() == "true"
+    assert os.readlink(folder / "gone") == "../elsewhere"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(ConfigError, match=r"and there is the pipe or device pipe; choose another"):
+        make().save_pretrained(folder)
+    assert not read_config(folder).tie_embeddings
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -264,7 +264,7 @@ def test_weights_of_nan_are_not_read(trainer, tmp_path, monkeypatch):
 
 def test_clearing_up_removes_only_names_that_are_made_here(trainer, data, tmp_path):
     root, left = tmp_path / "c", ".abi-99999-0123456789abcdef.tmp"
-    others = [".tmp-llm_step_9-4711", ".tmp-notes", ".abi-notes.tmp", ".abi-1-0123456789ABCDEF.tmp", ".old-notes"]
+    others = [".tmp-llm_step_9-4711", ".tmp-notes", ".abi-notes.tmp", ".abi-1-0123456789ABCDEF.tmp", ".abi-old-notes"]
     for name in [left, *others]:
         (root / name).mkdir()
         (root / name / "file").write_text("mine")
@@ -312,7 +312,7 @@ def test_links_are_kept_and_never_followed(make_model, make_config, data, tmp_pa
     trainer.save_checkpoint()
     shutil.move(root / "llm_step_1", elsewhere)
     (root / "llm_step_1").symlink_to(elsewhere)
-    (root / ".old-llm_step_2").symlink_to(elsewhere)
+    (root / ".abi-old-llm_step_2").symlink_to(elsewhere)
     (root / ".abi-99999-0123456789abcdef.tmp").symlink_to(elsewhere)
     content = {name: (elsewhere / name).read_bytes() for name in names(elsewhere)}
     for _ in range(2):
