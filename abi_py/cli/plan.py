@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import OptimizerType
+from ..config import LearningRateSchedule, LlmTrainingConfig, OptimizerType
 from ..runs.plan import available_memory, memory_by_part, seconds_of_micro_batch, seconds_of_run, share_of_muon
 from ..runs.run import Run
 from ..runs.settings import RunConfig
+from ..training.schedule import cooldown_start
 from .console import say, show_table
 from .describe import note_on_length, parameter_rows
 from .training import compile_for_training, show_head
@@ -44,11 +45,7 @@ def show_plan(run: Run, console: "Console") -> None:
         ("epochs", f"{config.epochs}"),
         ("steps", f"{total:,} ({epoch:,} an epoch), {tokens:,} tokens each"),
         ("tokens", f"{seen:,}" if not config.max_steps else f"at most {total * tokens:,}"),
-        (
-            "schedule",
-            f"{config.lr_schedule.value}: {config.learning_rate:g}, "
-            f"warm-up {config.warmup_steps}, end {config.decay_steps}",
-        ),
+        ("schedule", _schedule(config)),
         *_optimizer(run.config),
         ("a checkpoint", f"{megabytes(disk)} on the disk; {kept}; {megabytes(free_disk)} are free"),
     ]
@@ -66,6 +63,13 @@ def show_plan(run: Run, console: "Console") -> None:
     if text := note_on_length(run.train, config.max_seq_len):
         say(console, "note", text)
     say(console, "dry run", "nothing was written")
+
+
+def _schedule(config: LlmTrainingConfig) -> str:
+    """Return the learning rate and the steps at which it changes its course."""
+    falls = f"cooldown from {cooldown_start(config)}, " if config.lr_schedule is LearningRateSchedule.WSD else ""
+    course = f"warm-up {config.warmup_steps}, {falls}end {config.decay_steps}"
+    return f"{config.lr_schedule.value}: {config.learning_rate:g}, {course}"
 
 
 def _optimizer(config: RunConfig) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
+SETTINGS = "tokenizer_config.json"
 GENERATION, END = "generation_config.json", "eos_token_id"
 COMPANIONS = (*TOKENIZER_FILES, GENERATION)
 
@@ -64,6 +65,15 @@ class Companions:
         """Return the same with the files of the tokenizer in a folder, as they are there."""
         files = Companions.of(folder).files
         return self.with_tokenizer({name: text for name, text in files.items() if is_one_of(name, TOKENIZER_FILES)})
+
+    def with_chat_template(self, source: str) -> "Companions":
+        """Return the same with another chat template, in the one file that all readers of today look into first."""
+        files = {name: text for name, text in self.files.items() if name != "chat_template.json"}
+        if SETTINGS in files:
+            settings = json_in(files[SETTINGS], dict[str, Any], SETTINGS, error=DataError, remedy=REMEDY)
+            if settings.pop("chat_template", None) is not None:
+                files[SETTINGS] = json_text(settings).encode()
+        return Companions({**files, "chat_template.jinja": source.encode()}, self.config)
 
     def with_ends(self, ids: Iterable[int]) -> "Companions":
         """Return the same, whose generation_config.json ends a text at these ids too; unchanged where it does.

@@ -157,8 +157,8 @@ class Base:
     def companions(self, directory: Path, conversations: bool = False) -> Companions:
         """Return what the checkpoints of a run in `directory` carry along: the base's files as they are.
 
-        A tokenizer that the run was given, or another chat template, takes the place of the base's.  Where it trains on
-        `conversations`, a text ends at the ids that end an answer, too.
+        A tokenizer that the run was given takes the place of theirs, or its chat template that of theirs.  Where it
+        trains on `conversations`, a text ends at the ids that end an answer, too.
         """
         companions = self._companions(directory)
         return companions.with_ends(ends_of_answers(directory)) if conversations else companions
@@ -170,11 +170,14 @@ class Base:
         if not (directory / TOKENIZER_FILE).is_file():
             return companions
         kept = Tokenizer.load(directory)
-        if self.tokenizer is not None:
-            own = Tokenizer.load(self.tokenizer)
-            if (own.hash, own.chat_template) == (kept.hash, kept.chat_template):
-                return companions if self.tokenizer == self.folder else companions.with_tokenizer_of(self.tokenizer)
-        return companions.with_tokenizer_of(directory)
+        own = None if self.tokenizer is None else Tokenizer.load(self.tokenizer)
+        if self.tokenizer is None or own is None or own.hash != kept.hash:
+            return companions.with_tokenizer_of(directory)
+        if self.tokenizer != self.folder:
+            companions = companions.with_tokenizer_of(self.tokenizer)
+        if own.chat_template == kept.chat_template or kept.chat_template is None:
+            return companions
+        return companions.with_chat_template(kept.chat_template)
 
 
 def digest_of(folder: Path) -> str:

@@ -29,7 +29,7 @@ from ..formats.zig import load_abic, misfit, save_abic
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES
 from ..model.frozen import FrozenModel
-from ..training.checkpoint import STATE, is_checkpoint_name, locate
+from ..training.checkpoint import ADVICE, STATE, is_checkpoint_name, locate
 from ..training.loading import LoadedModel, load_model
 from ..untrusted import read_json
 from .conversations import ends_of_answers
@@ -69,7 +69,13 @@ class Source:
             place, said = _choose(place, which)
         elif which is not None:
             raise ConfigError(f"which ({which}) has no effect: {path} is one model, not a run; leave it out")
-        loaded = load_model(place, frozen=True)
+        try:
+            loaded = load_model(place, frozen=True)
+        except CheckpointError as error:
+            if said and which is None and (newest := locate(place.parent).path) != place:
+                problem = str(error).removesuffix(ADVICE)
+                raise CheckpointError(f"{problem}; --which last takes {newest.name}, which is whole") from None
+            raise
         if (loaded.directory / STATE).is_file():
             step = read_json(loaded.directory / STATE, {"state": dict[str, Any]})["state"].get("global_step", 0)
         if loaded.directory != path:
@@ -224,17 +230,17 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
     ours = f"abi-train {verb} {output}"
     if form == "deepzig":
         return (ours, "the Zig loader", "transformers, with model_type llama in config.json")
-    loads = "transformers: AutoModelForCausalLM.from_pretrained(PATH)"
-    return (ours, loads, "llama.cpp: convert_hf_to_gguf.py PATH")
+    converts = ("llama.cpp: convert_hf_to_gguf.py PATH",) if source.has_tokenizer else ()  # it needs one
+    return (ours, "transformers: AutoModelForCausalLM.from_pretrained(PATH)", *converts)
 
 
 def _write_hf(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
-    model = source.loaded.model
+    model = source.loaded.model.merged()
     model.companions = source.companions
     model.save_pretrained(output, dtype, "5GB" if max_shard_size is None else max_shard_size, replace=True)
     shape = read_config(output)
     open_weights(output, shape)  # raises for what does not fit
-    wanted = to_stored(*model.merged().stored_tensors(), DTYPES[dtype])
+    wanted = to_stored(*model.stored_tensors(), DTYPES[dtype])
     found = read_tensors(output)
     for name, tensor in wanted.items():
         if name not in found or _digest(tensor.pieces(name)) != _digest([found[name].raw]):

@@ -43,6 +43,8 @@ class Given:
 
     def __init__(self, flags: Values, file: Values) -> None:
         """Merge and check; ConfigError for what is wrong, or a flag without effect, whatever the data."""
+        if "path" in flags.get("base", {}):
+            file = {**file, "base": {}}  # the digest of a file is that of its own base
         base = merged(flags, file)["base"]
         asked = BaseConfig.from_dict(base, flags.get("base", ()))
         self.base = Base.open(asked) if asked.path is not None else None

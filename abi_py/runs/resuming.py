@@ -128,9 +128,10 @@ def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunCon
         around = [place for place in around if (place / METRICS).is_file()]  # else it is another config.yaml
         directory, source = (around[0], around[0]) if around else (checkpoint.parent, checkpoint)
     if "base" in flags:
+        name, value = next(iter(flags["base"].items()))
         raise ConfigError(
-            f"base ({next(iter(flags['base'].values()))}) has no effect on a run that goes on, which has its weights; "
-            "leave it out, or begin another: abi-train run --base"
+            f"{'base' if name == 'path' else name} ({value}) has no effect on a run that goes on, which has its "
+            "weights; leave it out, or begin another: abi-train run --base"
         )
     values = read_run_config(source / CONFIG)
     if "data" not in values and "data" not in flags:

@@ -82,6 +82,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_without_its_base(abi_train, base
     code, _, err = abi_train("resume", "part", "--base", "base")
     assert code == 2
     assert "base (base) has no effect on a run that goes on" in err
+    assert "digest (12345678) has no effect on" in abi_train("resume", "part", "--base-digest", "12345678")[2]
 
 
 def test_a_run_that_never_saved_begins_again_from_the_same_base_or_not_at_all(abi_train, base, tmp_path):
@@ -113,11 +114,19 @@ def test_a_run_and_a_checkpoint_are_bases_too(abi_train, base, tmp_path):
 def test_another_template_takes_the_place_of_the_base_s(abi_train, base, tmp_path):
     template = "{% for turn in messages %}<|im_start|>{{ turn['content'] }}<|im_end|>{% endfor %}"
     (tmp_path / "own.jinja").write_text(template)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
+    (base / "chat_template.json").write_text("{}")
     run(abi_train, "--base", base, "--out", "r", "--template", "own.jinja", "--max-steps", "1")
     kept = Tokenizer.load(last(tmp_path / "r"))
     assert kept.chat_template == Tokenizer.load(tmp_path / "r").chat_template != Tokenizer.load(base).chat_template
     assert kept.hash == Tokenizer.load(base).hash
-    assert not (last(tmp_path / "r") / "chat_template.jinja").exists()
+    assert (last(tmp_path / "r") / "chat_template.jinja").read_text() == template
+    assert "chat_template" not in json.loads((last(tmp_path / "r") / "tokenizer_config.json").read_text())
+    stays = {"tokenizer.json", "added_tokens.json", "generation_config.json"}
+    before, after = Companions.of(base).files, Companions.of(last(tmp_path / "r")).files
+    assert {name for name in before if before[name] == after.get(name)} == stays
+    assert after.keys() == before.keys() - {"chat_template.json"}
 
 
 def test_what_is_no_property_of_the_weights_may_be_chosen(abi_train, base, tmp_path):
@@ -201,6 +210,11 @@ def test_the_config_of_a_run_begins_another_from_the_same_base(abi_train, base, 
     assert (code, err) == (0, ""), err
     name = "checkpoints/llm_step_18/model.safetensors"
     assert (tmp_path / "r" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    other = make_folder(tmp_path / "other")
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    words = ["--base", other, "--config", "r/config.yaml", "--max-steps", "1", "--out", "third"]
+    code, _, err = abi_train("run", *words)  # the digest in the file is not of this base
+    assert (code, err) == (0, ""), err
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_the_best_checkpoint_or_the_last(abi_train, run, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "read_json", read)
     assert "taken    llm_step_2, the best checkpoint" in abi_train("export", run, "-o", "a")[1]
     assert "taken    llm_step_4, the last checkpoint" in abi_train("export", run, "--which", "last", "-o", "b")[1]
+    with open(run / "checkpoints/llm_step_2/model.safetensors", "ab") as file:
+        file.write(b"more")
+    code, _, err = abi_train("export", run, "-o", "c")
+    assert code == 1
+    assert "is damaged: " in err
+    assert err.endswith("; --which last takes llm_step_4, which is whole\n")
     first, last = (read_safetensors(tmp_path / name / "model.safetensors") for name in "ab")
     assert not np.array_equal(first["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
 
@@ -186,6 +192,13 @@ def test_every_family_comes_in_and_goes_out(abi_train, tmp_path, family):
     before, after = (load_model(tmp_path / place).model for place in ("base", "model"))
     assert before.config == after.config
     assert Companions.of(tmp_path / "model").files == Companions.of(tmp_path / "base").files
+
+
+def test_a_program_that_needs_a_tokenizer_is_not_said_to_open_a_model_without(abi_train, tmp_path):
+    make_folder(tmp_path / "whole")
+    make_folder(tmp_path / "bare", tokenizer=False)
+    assert "llama.cpp" in abi_train("export", "whole", "-o", "a")[1]
+    assert "llama.cpp" not in abi_train("export", "bare", "-o", "b")[1]
 
 
 def test_force_replaces(abi_train, tmp_path):

@@ -140,6 +140,13 @@ def test_dry_run_writes_nothing(abi_train, tmp_path, tiny):
         assert text in out
 
 
+def test_dry_run_says_where_a_cooldown_begins(abi_train, tiny):
+    words = ["--lr-schedule", "wsd", "--warmup-steps", 1, "--cooldown-steps", 3, "--max-steps", 9, "--dry-run"]
+    code, out, err = abi_train("run", *tiny, *words)
+    assert (code, err) == (0, "")
+    assert "wsd: 0.003, warm-up 1, cooldown from 6, end 9" in out
+
+
 def test_dry_run_says_what_muon_costs(abi_train, tiny):
     """One moment for its matrices, so less memory; its products are counted."""
     moments = []
