@@ -19,7 +19,7 @@ FORMATS, WHICH, DTYPES = ("hf", "deepzig", "zig"), ("best", "last"), ("float32",
 @click.argument("model", type=ModelPath())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="folder, for zig file, to write")
 @click.option("--to", type=click.Choice(FORMATS), default="hf", help="Hugging Face's folder, DeepZig's, or ABIC  [hf]")
-@click.option("--dtype", type=click.Choice(DTYPES), help="of the weights  [that of MODEL; of runs and adapters float32]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="of weights  [that of MODEL; of a run or adapters float32]")
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
 @click.option("--which", type=click.Choice(WHICH), help="checkpoint of a run  [best if it was evaluated, else last]")
 @click.option("--force", is_flag=True, help="replace what is there")

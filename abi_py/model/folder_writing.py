@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..formats.safetensors import Joined, Stored, encoded_size, safetensors_pieces
 from ..parameters import Tensor
 
-__all__ = ["DTYPES", "Savable", "config_content", "write_folder"]
+__all__ = ["DTYPES", "Savable", "config_content", "new_folder", "write_folder"]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_CODE = ("auto_map",)  # names Python files, which are not carried along
@@ -70,7 +70,6 @@ def write_folder(
     place of theirs, texts by name; errors of `Transformer.save_pretrained`.
     """
     (config, table, tensors), (companions, tokenizer, files) = model, besides
-    folder = Path(os.path.abspath(folder))  # a path like a/.. has no name of its own
     if dtype not in DTYPES:
         raise ConfigError(f"dtype ({shown(dtype)}) must be {either([*DTYPES])}")
     largest = bytes_of_size(max_shard_size)
@@ -83,18 +82,30 @@ def write_folder(
     texts = {**companions.files, **{name: text.encode() for name, text in files.items()}}
     texts[CONFIG] = json_text({**content, "dtype": dtype, "torch_dtype": dtype}).encode()
     new_tokenizer = tokenizer is not None or any(is_one_of(name, TOKENIZER_FILES) for name in texts)
-    stay = _what_stays(folder, {*texts}, no_tokenizer=new_tokenizer or replace)
     check_written(folder, written, "what was there is untouched")
-    _check_space(folder, encoded_size(written))
-    finish_replacement(folder)
-    with atomic_directory(folder) as new:
+    with new_folder(folder, {*texts}, encoded_size(written), no_tokenizer=new_tokenizer or replace) as new:
         _write_weights(new, written, largest, sum(entry.size for entry in table))
-        for name in stay:
-            _take_along(folder / name, new / name)
         if tokenizer is not None:
             tokenizer.save(new)
         for name, text in texts.items():
             write_inside(new, name, [text])
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, written: set[str], size: int, *, no_tokenizer: bool) -> Iterator[Path]:
+    """Yield a new folder, which takes the place of a model's when the block ends without an error.
+
+    What belongs to no model is in it already, unless it is among the `written`; of a tokenizer see `_what_stays`.
+    ConfigError for what is no folder of a model; CheckpointError if weights of `size` bytes have no room.
+    """
+    folder = Path(os.path.abspath(folder))  # a path like a/.. has no name of its own
+    stay = _what_stays(folder, written, no_tokenizer=no_tokenizer)
+    _check_space(folder, size)
+    finish_replacement(folder)
+    with atomic_directory(folder) as new:
+        for name in stay:
+            _take_along(folder / name, new / name)
+        yield new
         if folder.is_dir():
             shutil.copymode(folder, new)
 

@@ -19,15 +19,16 @@ from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..errors import CheckpointError, ConfigError
 from ..families import tensor_table, write_config
 from ..fields import either
-from ..files import json_text
+from ..files import json_text, write_inside
 from ..formats.companions import END, GENERATION, Companions
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, read_tensors
+from ..formats.safetensors import encoded_size
 from ..formats.special_tokens import token_ids
 from ..formats.zig import load_abic, misfit, save_abic
 from ..model.folder import open_weights, read_config
-from ..model.folder_writing import DTYPES
+from ..model.folder_writing import DTYPES, new_folder
 from ..model.frozen import FrozenModel
 from ..training.checkpoint import ADVICE, STATE, is_checkpoint_name, locate
 from ..training.loading import LoadedModel, load_model
@@ -245,7 +246,7 @@ def _write_hf(source: Source, output: Path, dtype: str, max_shard_size: str | No
     for name, tensor in wanted.items():
         if name not in found or _digest(tensor.pieces(name)) != _digest([found[name].raw]):
             raise CheckpointError(f"{output}: {name} does not read as it was written; check the disk, and export again")
-    _check_tokenizer(source, output)
+    _check_tokenizer(source, output, output)
 
 
 def _digest(pieces: Iterable[Any]) -> str:
@@ -255,10 +256,10 @@ def _digest(pieces: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _check_tokenizer(source: Source, output: Path) -> None:
+def _check_tokenizer(source: Source, place: Path, output: Path) -> None:
     if source.tokenizer is None:
         return
-    written = Tokenizer.load(output)
+    written = Tokenizer.load(place)
     if (written.hash, written.chat_template) != (source.tokenizer.hash, source.tokenizer.chat_template):
         raise CheckpointError(f"{output}: its tokenizer does not read as that of {source.loaded.directory}; report it")
 
@@ -266,17 +267,18 @@ def _check_tokenizer(source: Source, output: Path) -> None:
 def _write_deepzig(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
     model, codec = _widened(source), source.tokenizer
     special = {role: getattr(codec, f"{role}_id", None) for role in ("bos", "eos", "pad")}
-    files = {name: text.decode() for name, text in source.companions.files.items()}
+    files = dict(source.companions.files)
     if GENERATION not in source.loaded.model.companions.files:
         stops = token_ids(json.loads(files.get(GENERATION, "{}")).get(END, []), END, GENERATION)
-        files[GENERATION] = json_text(generation_config(source.shape.max_seq_len, special, stops))
-    output.mkdir(exist_ok=True)
+        files[GENERATION] = json_text(generation_config(source.shape.max_seq_len, special, stops)).encode()
     weights = to_stored(tensor_table(model.config), model.weights)
-    write_model(output, weights, write_config(model.config), special, files)
-    again = load_model(output).model
-    if again.collect_weights().tobytes() != model.collect_weights().tobytes():
-        raise CheckpointError(f"{output} does not read as it was written; check the disk, and export again")
-    _check_tokenizer(source, output)
+    with new_folder(output, {*files}, encoded_size(weights), no_tokenizer=True) as new:
+        for name, text in files.items():
+            write_inside(new, name, [text])
+        write_model(new, weights, write_config(model.config), special)
+        if load_model(new).model.collect_weights().tobytes() != model.collect_weights().tobytes():
+            raise CheckpointError(f"{output} does not read as it was written; check the disk, and export again")
+        _check_tokenizer(source, new, output)
 
 
 def _write_zig(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:

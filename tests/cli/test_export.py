@@ -1,5 +1,6 @@
 """`export`: a model in the form that another program opens, the same in every number, or a reason why not."""
 
+import errno
 import json
 
 import numpy as np
@@ -230,6 +231,27 @@ def test_force_does_not_replace_what_the_model_is_made_of(abi_train, tmp_path, w
     assert code == 2
     assert said in err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_deepzig_is_replaced_whole_or_not_at_all(abi_train, tmp_path, monkeypatch):
+    """Nothing of the model of before stays in it; what the user put there does; a full disk changes nothing."""
+    make_folder(tmp_path / "bare", family="llama", tokenizer=False)
+    old = make_folder(tmp_path / "old", family="llama")
+    (old / "LICENSE").write_text("free")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "write_model", full)
+        assert abi_train("export", "bare", "--to", "deepzig", "-o", "old", "--force")[0] == 1
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    code, _, err = abi_train("export", "bare", "--to", "deepzig", "-o", "old", "--force")
+    assert (code, err) == (0, ""), err
+    names = {path.name for path in old.iterdir()}
+    assert names == {"LICENSE", "config.json", "generation_config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {"bare", "old"}
 
 
 def test_a_disk_that_writes_something_else_is_found(abi_train, tmp_path, monkeypatch):
