@@ -91,6 +91,11 @@ class RopeScaling(Config):
             return
         if head_dim < 4:
             raise ConfigError(f"head_dim ({head_dim}) must be at least 4 with rope_scaling dynamic; use linear")
+        if self.factor > longest:
+            raise ConfigError(
+                f"rope_scaling's factor ({self.factor:g}) must be at most max_seq_len ({longest}), which is factor "
+                "times the longest row of training; lower it, or raise max_seq_len"
+            )
         fits = int(self.unscaled_length(longest) * self.factor)
         if fits != longest:
             raise ConfigError(

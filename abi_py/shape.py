@@ -227,6 +227,10 @@ class ModelShape(Config):
         if self.rope_scaling is not None:
             object.__setattr__(self, "rope_scaling", self.rope_scaling.resolved(self.max_seq_len))
             self.rope_scaling.check(self.max_seq_len, self.resolved_head_dim, self.rope_theta)
+            if self.family is ModelFamily.GEMMA3 and not self.rope_scaling.truncate:
+                raise ConfigError(  # transformers 5.24 looks for it in the table of both kinds, where it cannot be
+                    "rope_scaling's truncate (False) has no effect in transformers' gemma3; leave truncate out"
+                )
         if self.sliding_window is not None:
             self._require_at_least(1, "sliding_window")
             self._shorten_layer_types()

@@ -77,6 +77,14 @@ def test_frozen_and_keyword_only():
         ({"vocab_size": 2**31}, "at most"),
         ({"norm_eps": 0}, "norm_eps"),
         ({"rope_theta": float("nan")}, "rope_theta"),
+        (
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 1e5}},
+            r"factor \(100000\) must be at most max_seq_len \(\d+\), .*; lower it, or raise max_seq_len",
+        ),
+        (
+            {"family": "gemma3", "rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": False}},
+            r"truncate \(False\) has no effect in transformers' gemma3",
+        ),
         ({"checkpointing": "all"}, "checkpointing"),
         ({"seed": -1}, "seed"),
     ],

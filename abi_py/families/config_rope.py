@@ -5,6 +5,7 @@ Where two entries speak of one thing, transformers' choice holds (measured with 
     rope_scaling, if it says anything, hides rope_parameters; the rope_theta inside hides the one beside them
     rope_type hides type
     original_max_position_embeddings beside them hides the one inside
+    YaRN's factor follows from the two lengths where it is null, and must not be missing
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ __all__ = ["rope_fields", "write_rope"]
 THETA = ("rope_theta", "rope_base", "qk_rope_base")
 KINDS = ("default", *(kind.value for kind in RopeType))
 ORIGINAL = "original_max_position_embeddings"
+MAX_LENGTH = 1 << 31  # positions are 32-bit
 LLAMA3 = ("low_freq_factor", "high_freq_factor")  # what transformers has no defaults for
 
 
@@ -38,7 +40,8 @@ def rope_fields(content: Mapping[str, Any], place: str, part: str = "") -> dict[
         table, rope = f"{table}.{part}", rope[part]
     if not isinstance(rope, Mapping):
         raise CheckpointError(f"{place}: {table} is {shown(rope)}, but must be an object; it is damaged")
-    rope = {name: value for name, value in read_rope_scaling(rope).items() if value is not None}
+    given = read_rope_scaling(rope)
+    rope = {name: value for name, value in given.items() if value is not None}
     whole, share = f"{table}.partial_rotary_factor", rope.pop("partial_rotary_factor", 1)
     refuse_others({whole: share}, {whole: (1,)}, place)
     fields = {"rope_theta": rope.pop("rope_theta") if "rope_theta" in rope else _theta(content, place)}
@@ -53,8 +56,8 @@ def rope_fields(content: Mapping[str, Any], place: str, part: str = "") -> dict[
     if kind in (RopeType.YARN, RopeType.LLAMA3):
         original = content.get(ORIGINAL) or rope.get(ORIGINAL)
         rope |= {} if original is None else {ORIGINAL: original}
-        if kind == RopeType.YARN and "factor" not in rope and original:
-            rope["factor"] = longest / original
+        if kind == RopeType.YARN and "factor" in given and given["factor"] is None and original:
+            rope["factor"] = _length(longest, "max_position_embeddings", place) / _length(original, ORIGINAL, place)
     missing = [name for name in ("factor", *LLAMA3) if name not in rope and (name == "factor" or kind == "llama3")]
     if missing:
         raise CheckpointError(f"{place}: {table} lacks {', '.join(missing)}; rope_type {kind} needs it")
@@ -62,9 +65,21 @@ def rope_fields(content: Mapping[str, Any], place: str, part: str = "") -> dict[
         scaling = RopeScaling.from_dict(rope)
     except ConfigError as error:
         raise CheckpointError(f"{place}: {table}: {error}") from None
-    if kind == RopeType.DYNAMIC and isinstance(longest, int):
-        fields["max_seq_len"] = int(longest * scaling.factor)
+    if kind == RopeType.DYNAMIC:
+        scaled = _length(longest, "max_position_embeddings", place) * scaling.factor
+        if scaled >= MAX_LENGTH:
+            raise CheckpointError(
+                f"{place}: {table}.factor is {scaling.factor:g}, which makes rows too long; it is damaged"
+            )
+        fields["max_seq_len"] = int(scaled)
     return {**fields, "rope_scaling": scaling}
+
+
+def _length(value: Any, name: str, place: str) -> int:
+    """Return a length that the scaling is computed with; CheckpointError if it is none."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_LENGTH:
+        return value
+    raise CheckpointError(f"{place}: {name} is {shown(value)}, but must be a whole number from 1 on; it is damaged")
 
 
 def _theta(content: Mapping[str, Any], place: str) -> Any:

@@ -106,7 +106,11 @@ def layers(shape: ModelShape) -> list[Layer]:
 
 
 def _read(content: Mapping[str, Any], place: str) -> dict[str, Any]:
-    content = {**{ours: content[theirs] for ours, theirs in OTHER_NAMES.items() if theirs in content}, **content}
+    for name, other in OTHER_NAMES.items():
+        if name in content and other in content and content[name] != content[other]:
+            said = f"{name} ({shown(content[name])}) and {other} ({shown(content[other])})"
+            raise CheckpointError(f"{place}: {said} must be equal, because they are one thing; remove the wrong one")
+    content = {**{name: content[other] for name, other in OTHER_NAMES.items() if other in content}, **content}
     refuse_others(content, ONLY, place)
     kind = content.get("activation_function", "gelu_new")
     if not isinstance(kind, str) or kind not in ACTIVATIONS:

@@ -7,6 +7,7 @@ import pytest
 
 from abi_py.errors import CheckpointError
 from abi_py.families import FAMILIES
+from abi_py.families.gpt2 import OTHER_NAMES
 from abi_py.model.folder import config_from_huggingface
 
 LLAMA = {
@@ -18,6 +19,7 @@ LLAMA3 = {
     **LLAMA, "attention_bias": False, "attention_dropout": 0.0, "mlp_bias": False, "bos_token_id": 128000,
     "rope_theta": 500000.0, "vocab_size": 128256,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "original_max_position_embeddings": 1024}
 SCALED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 LLAMA_32_1B = {
     **LLAMA3, "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_size": 2048,
@@ -201,14 +203,41 @@ REFUSED = {
         r"rope_parameters\.sliding_attention\.rope_type is 'linear'",
     ),
     "two scalings": (
-        GEMMA3_1B
-        | {"rope_parameters": {"full_attention": {}}, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        GEMMA3_1B | {"rope_parameters": {"full_attention": {}}, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
         "rope_scaling and rope_parameters are one thing",
     ),
     "a scaling that version 5 does not see": (
         GEMMA3_1B | {"rope_scaling": {"type": "linear", "factor": 8.0}},
         r"rope_parameters\.full_attention\.factor is 8.0",
     ),
+    "YaRN without whole pairs, which transformers computes with them": (
+        GEMMA3_1B | {"rope_scaling": YARN | {"factor": 4.0, "truncate": False}},
+        r"rope_scaling's truncate \(False\) has no effect in transformers' gemma3",
+    ),
+    "YaRN without a factor": (PUBLISHED["Llama-2-7b"] | {"rope_scaling": YARN}, "rope_scaling lacks factor"),
+    "YaRN from a length in quotes": (
+        PUBLISHED["Llama-2-7b"] | {"rope_scaling": YARN | {"factor": None, "original_max_position_embeddings": "8"}},
+        "original_max_position_embeddings is '8', but must be a whole number",
+    ),
+    "YaRN to a length in quotes": (
+        PUBLISHED["Llama-2-7b"] | {"rope_scaling": YARN | {"factor": None}, "max_position_embeddings": "4096"},
+        "max_position_embeddings is '4096', but must be a whole number",
+    ),
+    "YaRN to no length": (
+        PUBLISHED["Llama-2-7b"] | {"rope_scaling": YARN | {"factor": None}, "max_position_embeddings": None},
+        "max_position_embeddings is None, but must be a whole number",
+    ),
+    "a dynamic RoPE without end": (
+        PUBLISHED["Llama-2-7b"] | {"rope_scaling": {"rope_type": "dynamic", "factor": 1e308}},
+        r"rope_scaling\.factor is 1e\+308, which makes rows too long",
+    ),
+    **{
+        f"a GPT-2 of two minds, {other}": (
+            GPT2 | {other: 7},
+            rf"{name} \(\d+\) and {other} \(7\) must be equal, because they are one thing",
+        )
+        for name, other in OTHER_NAMES.items()
+    },
     "a GPT-2 with other scales": (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
 }
 
