@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from ..errors import CheckpointError, shown
-from ..fields import either, plain
+from ..errors import CheckpointError, ConfigError, shown
+from ..fields import either
 from ..model.layers.layer import Layer
 from ..parameters import Tensor
 from ..shape import ModelFamily, ModelShape
@@ -57,12 +57,15 @@ def read_config(content: Mapping[str, Any], place: str = "config.json") -> dict[
 
 def difference(content: Mapping[str, Any], shape: ModelShape) -> str | None:
     """Return the first field that a config.json is read with another value of than a shape has, or what is wrong."""
-    own = {**shape.to_dict(), "head_dim": shape.resolved_head_dim}
     try:
-        back = read_config(content)
-    except CheckpointError as problem:
+        fields = read_config(content)
+        back = ModelShape.from_dict(fields)
+    except (CheckpointError, ConfigError) as problem:
         return str(problem)
-    return next((name for name, value in back.items() if plain(value) != own[name]), None)
+    if back.resolved_head_dim != shape.resolved_head_dim:  # None is a width too
+        return "head_dim"
+    found, own = back.to_dict(), shape.to_dict()
+    return next((name for name in fields if name != "head_dim" and found[name] != own[name]), None)
 
 
 def write_config(shape: ModelShape) -> dict[str, Any]:

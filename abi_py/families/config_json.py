@@ -110,7 +110,12 @@ def window_fields(content: Mapping[str, Any], place: str, *, chosen: bool) -> di
             )
         return {"sliding_window": window, "layer_types": ()}
     first = content.get("max_window_layers", 28)  # the default of Qwen2Config and Qwen3Config
-    if not kinds and isinstance(layers, int) and isinstance(first, int) and 0 < layers <= MAX_LAYERS:
+    if not kinds and type(first) is not int:
+        raise CheckpointError(
+            f"{place}: max_window_layers is {shown(first)}, but must be the number of the first block with the "
+            "sliding_window; set it, or name each block in layer_types"
+        )
+    if not kinds and isinstance(layers, int) and 0 < layers <= MAX_LAYERS:
         kinds = [LayerType.SLIDING if i >= first else LayerType.FULL for i in range(layers)]
     if LayerType.SLIDING not in kinds:
         return {"sliding_window": None, "layer_types": ()}

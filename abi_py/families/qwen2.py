@@ -20,7 +20,12 @@ from .family import Family
 
 __all__ = ["FAMILY"]
 
-DEFAULTS = {"use_sliding_window": False, "num_key_value_heads": 32, "max_position_embeddings": 32768}  # of Qwen2Config
+DEFAULTS = {  # of Qwen2Config
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}
 ONLY = {**NEUTRAL, "attention_bias": (True,), "qkv_bias": (True,), "use_qkv_bias": (True,)}
 
 

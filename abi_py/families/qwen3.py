@@ -26,6 +26,7 @@ NAMES = {
 }
 DEFAULTS = {  # of Qwen3Config
     "use_sliding_window": False,
+    "sliding_window": 4096,
     "num_key_value_heads": 32,
     "head_dim": 128,
     "max_position_embeddings": 32768,

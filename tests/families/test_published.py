@@ -9,6 +9,7 @@ from abi_py.errors import CheckpointError
 from abi_py.families import FAMILIES
 from abi_py.families.gpt2 import OTHER_NAMES
 from abi_py.model.folder import config_from_huggingface
+from abi_py.model.folder_writing import config_content
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "initializer_range": 0.02,
@@ -165,6 +166,10 @@ WEIGHTS = {  # as their pages count them; the head of a tied model once
     "distilgpt2": 81_912_576,
 }
 REFUSED = {
+    "a window that begins nowhere": (
+        PUBLISHED["Qwen2.5-0.5B"] | {"use_sliding_window": True, "max_window_layers": None},
+        "max_window_layers is None, but must be the number of the first block with the sliding_window",
+    ),
     "a damaged GPT-2": (GPT2 | {"activation_function": []}, r"activation_function is \[\]"),
     "a damaged Mixtral": (
         PUBLISHED["Mixtral-8x7B-v0.1"] | {"num_experts": {"a": 1}},
@@ -249,6 +254,21 @@ def test_it_is_read(name):
     assert content["model_type"] in FAMILIES[config.family].model_types
     if name in WEIGHTS:
         assert config.num_params() == WEIGHTS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_is_written_again_as_it_was(name):
+    """With or without `head_dim` and in either version's spelling; a made-up value shows that none is a default."""
+    content = PUBLISHED[name] | {"initializer_range": 0.006}
+    written = config_content(config_from_huggingface(content), content, "float32")
+    dtype = {key: "float32" for key in ("dtype", "torch_dtype") if key in content}
+    assert written == {**content, **dtype}
+
+
+def test_a_window_of_no_size_is_that_of_qwen2config():
+    content = PUBLISHED["Qwen2.5-0.5B"] | {"use_sliding_window": True, "max_window_layers": 3}
+    del content["sliding_window"]
+    assert config_from_huggingface(content).sliding_window == 4096
 
 
 @pytest.mark.parametrize("name", REFUSED)
