@@ -56,7 +56,7 @@ def compile_for_decoding(model: "Transformer", *more: str) -> None:
 
     `more` kernels are compiled too, if need be: those of a verb that does not only write.
     """
-    compiling.compile_missing(compiling.kernels_of_generation(*more), note)
+    compiling.compile_missing(compiling.kernels_of_generation(model.config, *more), note)
     compiling.decode_like(model)  # so that no speed that is shown later has compiling or loading in it
 
 

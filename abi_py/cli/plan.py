@@ -52,7 +52,7 @@ def show_plan(run: Run, console: "Console") -> None:
     if free is not None and needed > free:
         rows.append(("time", "not measured: the run does not fit into the free memory"))
     else:
-        compile_for_training(config, console)
+        compile_for_training(run.config.model, config, console)
         each = seconds_of_micro_batch(run)
         speed = config.batch_size * config.max_seq_len / each
         measured = f"{1000 * each:,.0f} ms for a micro-batch, {speed:,.0f} tokens/s; two were measured"

@@ -18,6 +18,7 @@ from ..runs.run import Run
 from ..runs.samples import sample_sinks
 from ..runs.schedule import note_on_schedule
 from ..runs.settings import DataConfig
+from ..shape import ModelShape
 from .console import printable, say, show_table, silence
 from .describe import describe_base, describe_data, describe_machine, describe_model, note_on_length, report_rows
 
@@ -53,9 +54,9 @@ def start(run: Run, console: "Console") -> int:
     return train(run.make_trainer(), run, console)
 
 
-def compile_for_training(config: LlmTrainingConfig, console: "Console") -> None:
-    """Compile the kernels of a step that are not in the cache, and say so."""
-    names = compiling.kernels_of_training(config.optimizer.value, config.mixed_precision.value)
+def compile_for_training(shape: ModelShape, config: LlmTrainingConfig, console: "Console") -> None:
+    """Compile the kernels of a step of such a model that are not in the cache, and say so."""
+    names = compiling.kernels_of_training(shape, config.optimizer.value, config.mixed_precision.value)
     compiling.compile_missing(names, lambda text: say(console, "compile", text))
 
 
@@ -128,7 +129,7 @@ def fit_and_show(
     from ..training.stop import HANG_UP, GracefulStop
 
     config = trainer.config
-    compile_for_training(config, console)
+    compile_for_training(trainer.model.config, config, console)
     trainer.add_sink(JsonlSink(directory / METRICS))
     peak = measured_peak(bf16=config.mixed_precision is Precision.BF16) / 1e9
     in_terminal = console.is_terminal  # asked later, one that has gone says no

@@ -3,9 +3,11 @@
 A process runs tiny training steps in which only *its* kernels are real and all others do nothing; so each is compiled
 with exactly the types that training gives it, and the disk cache holds it for every later process.
 
-A kernel that a reduced precision calls with other types is compiled for it apart: `swiglu_backward` is that of float32,
-`swiglu_backward:bf16` that of bfloat16.  The routines of each precision (`kernels/engine/routines.py`) count as a
-kernel named `routines`.
+Which kernels a model runs, its layers say (`Layer.kernels`); those that no layer speaks of, all models run.
+
+A kernel that is called with other types is compiled for them apart: `swiglu_backward` is that of float32,
+`swiglu_backward:bf16` that of bfloat16, `rms_norm_forward:heads` that of the norms of queries and keys.  The routines
+of each precision (`kernels/engine/routines.py`) count as a kernel named `routines`.
 """
 
 import contextlib
@@ -22,9 +24,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import AbiError
-from ..shape import ModelFamily, Precision
+from ..shape import ModelFamily, ModelShape, Precision
 
 if TYPE_CHECKING:
+    from ..config import TrainableModelConfig
     from ..kernels.engine.number_formats import AnyFormat
     from ..model import TrainableModel
     from ..model.frozen import FrozenModel
@@ -48,19 +51,19 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "muon": ("adamw_", "_muon_direction", "_muon_polynomial", "_muon_step"),
 }
 GENERATION = ("cache_append", "_cached_attention", "_product_of_few_rows")
-FORWARD = (
-    *("embedding_forward", "rms_norm_forward", "rope_forward", "swiglu_forward"),
-    *("_attention_forward", "_product"),  # these two where a prompt is long
-)
+FORWARD = ("embedding_forward", "_attention_forward", "_product")  # the last two where a prompt is long
+TRAINS = ("_backward", "_rounded", "_gradients", "_in_place")  # end the names of layers' kernels that generation lacks
 NOT_IN_A_STEP = ("_dropout", *GENERATION)
 ONLY_NARROW = (  # not in float32
     *("rope_forward_rounded", "swiglu_forward_rounded", "gelu_forward_rounded"),
     "weighted_swiglu_forward_rounded",
 )
 ROUTINES = "routines"
+HEADS = "heads"
 # Kernels that a precision calls with other types.
 OTHER_TYPES = {Precision.BF16: ("swiglu_backward", "weighted_swiglu_backward", "gelu_backward", *ONLY_NARROW)}
 VARIANTS = {"fp32": ()} | {p.value: (ROUTINES, *OTHER_TYPES.get(p, ())) for p in Precision if p is not Precision.FP32}
+VARIANTS[HEADS] = ("rms_norm_forward", "rms_norm_backward")
 
 
 def _dispatchers() -> dict[str, tuple[str, Any]]:
@@ -83,7 +86,7 @@ def kernel_names() -> list[str]:
     if not plain:
         return []
     names = [ROUTINES, *(name for name in plain if name not in ONLY_NARROW)]
-    names += [f"{name}:{precision}" for precision, kernels in VARIANTS.items() for name in kernels]
+    names += [f"{name}:{variant}" for variant, kernels in VARIANTS.items() for name in kernels]
     return sorted(names, key=_order)
 
 
@@ -96,18 +99,34 @@ def _order(name: str) -> tuple[bool, float, str]:
     return name.partition(":")[0] != ROUTINES, -_seconds(name), name
 
 
-def kernels_of_training(optimizer: str, precision: str = "fp32") -> list[str]:
-    """Return the kernels that a training step with this optimizer and precision runs."""
+def _of_layers(shape: ModelShape) -> set[str]:
+    """Return the kernels that the layers of such a model speak of."""
+    from ..families import layers
+
+    return {kernel for layer in layers(shape) for kernel in layer.kernels()}
+
+
+def _of_other_layers(own: set[str]) -> set[str]:
+    """Return the kernels of which only layers of other models speak."""
+    return {kernel for family in ModelFamily for kernel in _of_layers(_tiny_shape(family))} - own
+
+
+def kernels_of_training(shape: ModelShape, optimizer: str, precision: str = "fp32") -> list[str]:
+    """Return the kernels that a training step of such a model with this optimizer and precision runs."""
+    own = _of_layers(shape)
     rules = {name for names in OPTIMIZERS.values() for name in names} - {*OPTIMIZERS[optimizer]}
-    others = rules | {*NOT_IN_A_STEP, *VARIANTS[precision]}
+    elsewhere = _of_other_layers(own)
+    others = rules | elsewhere | {*NOT_IN_A_STEP, *VARIANTS[precision]}
     others.discard(ROUTINES)  # of float32: a kernel that all precisions share is compiled in a step of float32
-    plain = [name for name in kernel_names() if ":" not in name and name not in others]
-    return [name for name in kernel_names() if name in plain or name.endswith(f":{precision}")]
+    wanted = {name for name in kernel_names() if ":" not in name and name not in others}
+    wanted |= {f"{kernel}:{precision}" for kernel in VARIANTS[precision] if kernel not in elsewhere} | own
+    return [name for name in kernel_names() if name in wanted and name not in others]
 
 
-def kernels_of_generation(*more: str) -> list[str]:
-    """Return the kernels that reading a prompt and writing a text run, and `more`."""
-    wanted = {ROUTINES, *FORWARD, *GENERATION, *more}
+def kernels_of_generation(shape: ModelShape, *more: str) -> list[str]:
+    """Return the kernels that reading a prompt and writing a text with such a model run, and `more`."""
+    own = {name for name in _of_layers(shape) if not name.partition(":")[0].endswith(TRAINS)}
+    wanted = {ROUTINES, *FORWARD, *GENERATION, *own, *more}
     return [name for name in kernel_names() if name in wanted]
 
 
@@ -118,10 +137,10 @@ def is_cached(name: str) -> bool:
     def whole(file: str) -> bool:
         return STORE.read(file) is not None
 
-    kernel, _, precision = name.partition(":")
+    kernel, _, variant = name.partition(":")
     if kernel == ROUTINES:
-        return whole(_number_format(precision).file)
-    if not precision:
+        return whole(_number_format(variant).file)
+    if not variant:
         return any(map(whole, STORE.names(_dispatchers()[kernel][1]._cache.beginning)))
     files = bytes(STORE.read(_list_of(name)) or b"").decode().split()  # the names of files do not show types
     return bool(files) and all(map(whole, files))
@@ -264,24 +283,28 @@ def worker(names: list[str]) -> None:
 
     dispatchers = _dispatchers()
     switches = {}
+    files = [module for name, module in sys.modules.items() if name.startswith("abi_py.kernels.")]
     for name, (module, real) in dispatchers.items():  # before anything else imports them
         switches[name] = _Switch(real)
-        setattr(importlib.import_module(module), name, switches[name])
+        known = getattr(sys.modules[module], name)
+        for file in files:  # a kernel's file may have another's, as Muon has the norm
+            if vars(file).get(name) is known:
+                setattr(file, name, switches[name])
     for name in names:
-        kernel, _, precision = name.partition(":")
+        kernel, _, variant = name.partition(":")
         began = time.perf_counter()
         if kernel == ROUTINES:
-            _ = _number_format(precision).table
+            _ = _number_format(variant).table
         else:
             switch = switches[kernel]
             before = set(switch.real.overloads)
             switch.on = True
-            _exercise(kernel, precision or "fp32")
+            _exercise(kernel, variant)
             switch.on = False
             new = [types for types in switch.real.overloads if types not in before]
             if not new:
-                raise AbiError(f"{name}: nothing that is run with this precision calls it")
-            if precision:
+                raise AbiError(f"{name}: nothing that is run for it calls it")
+            if variant:
                 STORE.write(_list_of(name), "\n".join(map(switch.real._cache.name, new)).encode())
         if STORE.problem is not None:
             raise OSError(STORE.problem)
@@ -305,8 +328,14 @@ class _Switch:
         return self.real(*arguments) if self.on else 0.0
 
 
-def _exercise(name: str, precision: str) -> None:
-    """Run whatever calls a kernel, with the types of training: a step of each family."""
+def _family_of(name: str) -> ModelFamily:
+    """Return the first family whose layers run a kernel."""
+    speak = (family for family in ModelFamily if name in _of_layers(_tiny_shape(family)))
+    return next(speak, ModelFamily.LLAMA)
+
+
+def _exercise(name: str, variant: str = "", family: ModelFamily | None = None) -> None:
+    """Run what calls a kernel, with the types of training: a step of a family, or of the first that has it."""
     import numpy as np
 
     from ..config import LlmTrainingConfig, OptimizerType
@@ -314,6 +343,8 @@ def _exercise(name: str, precision: str) -> None:
     from ..kernels.engine.peak import measured_peak
     from ..training.trainer import LlamaTrainer
 
+    precision = variant if variant in {*Precision} else Precision.FP32.value
+    family = family or _family_of(f"{name}:{HEADS}" if variant == HEADS else name)
     x = np.zeros((2, 2), np.float32)
     alone: dict[str, Callable[[], object]] = {  # what no step of a model without adapters calls
         "_dropout": lambda: dropout.dropout_forward(x, x, 0.5, 1),
@@ -323,7 +354,7 @@ def _exercise(name: str, precision: str) -> None:
         alone[name]()
         return
     if name in GENERATION:
-        decode_once(map(_tiny, ModelFamily))
+        decode_once([_tiny(family)])
         return
     kinds = {kernel: kind for kind, kernels in reversed(OPTIMIZERS.items()) for kernel in kernels}
     # No NaN guard: what the silent kernels leave unwritten may be anything.
@@ -331,24 +362,30 @@ def _exercise(name: str, precision: str) -> None:
         optimizer=OptimizerType(kinds.get(name, "adamw")), grad_accum_steps=1, max_seq_len=8, nan_guard=False
     )
     ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
-    for family in ModelFamily:
-        model = _tiny(family)
-        for array in model.stack.arena.saved(ids.size, precision == "bf16"):
-            array.fill(0)  # rows of experts, which a kernel would look for where silent ones left anything
-        if precision == "fp32":
-            LlamaTrainer(model, config).train_step(ids, ids)
-            model.forward(ids)
-        else:
-            model.compute_loss(ids, ids, backward=True, precision=Precision(precision))
+    model = _tiny(family)
+    for array in model.stack.arena.saved(ids.size, precision == "bf16"):
+        array.fill(0)  # rows of experts, which a kernel would look for where silent ones left anything
+    if precision == "fp32":
+        LlamaTrainer(model, config).train_step(ids, ids)
+        model.forward(ids)
+        if variant == HEADS:
+            decode_once([model])
+    else:
+        model.compute_loss(ids, ids, backward=True, precision=Precision(precision))
 
 
-def _tiny(family: ModelFamily) -> "TrainableModel":
+def _tiny_shape(family: ModelFamily) -> "TrainableModelConfig":
     from ..config import TrainableModelConfig
-    from ..model import TrainableModel
 
     heads = {"num_heads": 2, "num_kv_heads": 1}
     sizes = {"hidden_dim": 16, "num_layers": 1, "intermediate_dim": 16, "vocab_size": 32, "max_seq_len": 8}
-    return TrainableModel(TrainableModelConfig.from_dict({**heads, **sizes}).replace(family=family))
+    return TrainableModelConfig.from_dict({**heads, **sizes}).replace(family=family)
+
+
+def _tiny(family: ModelFamily) -> "TrainableModel":
+    from ..model import TrainableModel
+
+    return TrainableModel(_tiny_shape(family))
 
 
 def _tiny_frozen(family: ModelFamily, storage: str) -> "FrozenModel":

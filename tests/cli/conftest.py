@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from abi_py.cli import main
+from abi_py.model.presets import preset
 from abi_py.runs.compiling import compile_missing, kernels_of_generation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +21,7 @@ SHAPE = (
 @pytest.fixture(scope="session", autouse=True)
 def warm():
     """Compile what generation needs before the first test, so that none finds a line about it in its output."""
-    compile_missing(kernels_of_generation(), lambda text: None)
+    compile_missing(kernels_of_generation(preset("test")), lambda text: None)
 
 
 @pytest.fixture

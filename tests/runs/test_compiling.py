@@ -16,7 +16,9 @@ import abi_py.cli
 from abi_py.errors import AbiError
 from abi_py.kernels.engine import cache
 from abi_py.kernels.engine.cache import CacheWarning, Store
+from abi_py.model.presets import preset
 from abi_py.runs import compiling
+from abi_py.shape import ModelFamily
 
 ROOT = Path(__file__).resolve().parents[2]
 compiled_only = pytest.mark.skipif(not compiling.kernel_names(), reason="nothing is compiled without JIT")
@@ -139,11 +141,12 @@ def test_generation_needs_no_other_kernels(tmp_path):
         "from abi_py.generation.decoder import Decoder\n"
         "from abi_py.model import TrainableModel\n"
         "shape = dict(hidden_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_dim=16, vocab_size=32)\n"
-        "decoder = Decoder(TrainableModel(TrainableModelConfig(**shape, max_seq_len=300)))\n"
+        "config = TrainableModelConfig(**shape, max_seq_len=300)\n"
+        "decoder = Decoder(TrainableModel(config))\n"
         "decoder.prefill(0, np.arange(256, dtype=np.int32) % 32)\n"
         "decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))\n"
         "used = {name for name, (_, kernel) in compiling._dispatchers().items() if kernel.overloads}\n"
-        "print(sorted(used ^ {*compiling.kernels_of_generation()}))\n"
+        "print(sorted(used ^ {*compiling.kernels_of_generation(config)}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, str(tmp_path / "t.py")]
@@ -215,12 +218,17 @@ def test_every_kernel_is_compiled_by_what_runs_it_and_once():
     """
     code = """
 from abi_py.runs import compiling
+from abi_py.shape import ModelFamily
 for name in compiling.kernel_names():
-    kernel, _, precision = name.partition(":")
+    kernel, _, variant = name.partition(":")
     if kernel != compiling.ROUTINES:
-        compiling._exercise(kernel, precision or "fp32")
-# For saved bfloat16; for the columns of one row and of several.
+        compiling._exercise(kernel, variant)
+for family in ModelFamily:  # no other family takes other types than the one that each was compiled with
+    for kernel, variant in (("global_norm", ""), ("_attention_forward", "bf16"), ("cache_append", "")):
+        compiling._exercise(kernel, variant, family)
+# For saved bfloat16; for the columns of one row and of several; for whole rows and rows of heads.
 twice = {"swiglu_backward": 2, "weighted_swiglu_backward": 2, "gelu_backward": 2, "cache_append": 2}
+twice |= {"rms_norm_forward": 2, "rms_norm_backward": 2}
 for name, (_, kernel) in compiling._dispatchers().items():
     if len(kernel.overloads) != twice.get(name, 1):
         print(name, len(kernel.overloads))
@@ -230,17 +238,48 @@ for name, (_, kernel) in compiling._dispatchers().items():
 
 
 def test_kernels_of_training_leave_other_optimizers_out():
-    names = compiling.kernels_of_training("sgd")
+    shape = preset("test")
+    names = compiling.kernels_of_training(shape, "sgd")
     assert "adam_" not in names
     assert "_dropout" not in names
     if compiling.kernel_names():
         assert "sgd_" in names
         assert "_attention_forward" in names
         assert not any(":" in name for name in names)
-        narrow = compiling.kernels_of_training("sgd", "bf16")
+        narrow = compiling.kernels_of_training(shape, "sgd", "bf16")
         assert {"swiglu_backward:bf16", "routines:bf16", "_product", "_attention_forward"} <= set(narrow)
         assert "swiglu_backward" not in narrow
         assert "routines" in narrow  # whatever else compiles runs in a step of float32
+
+
+STEPS = """
+import sys
+from abi_py.runs import compiling
+from abi_py.shape import ModelFamily
+for precision in ("fp32", "bf16"):
+    compiling._exercise("global_norm", "" if precision == "fp32" else precision, ModelFamily(sys.argv[1]))
+shape = compiling._tiny_shape(ModelFamily(sys.argv[1]))
+used = {name for name, (_, kernel) in compiling._dispatchers().items() if kernel.overloads}
+listed = {name.partition(":")[0] for each in ("fp32", "bf16")
+          for name in compiling.kernels_of_training(shape, "adamw", each)}
+print(*sorted(used ^ listed - {"routines", "_repeat_tile"}))
+"""
+
+
+@compiled_only
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_a_run_compiles_what_its_model_runs_and_no_more(family):
+    words = [sys.executable, "-c", STEPS, family]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+@compiled_only
+def test_every_kernel_belongs_to_a_model():
+    """`Layer.kernels` names none that is not there."""
+    known = {name.partition(":")[0] for name in compiling.kernel_names()}
+    for family in ModelFamily:
+        assert {name.partition(":")[0] for name in compiling._of_layers(compiling._tiny_shape(family))} <= known
 
 
 def test_compiling_says_what_failed(monkeypatch, empty_cache):
@@ -253,6 +292,6 @@ def test_a_run_compiles_alone_where_no_process_can_be_started(monkeypatch, empty
     said = []
     monkeypatch.setattr(compiling.sys, "executable", "/no/such/python")
     monkeypatch.setattr(compiling, "is_cached", lambda name: False)
-    compiling.compile_missing(compiling.kernels_of_training("adamw", "bf16"), said.append)
+    compiling.compile_missing(compiling.kernels_of_training(preset("test"), "adamw", "bf16"), said.append)
     if compiling.kernel_names():
         assert "one by one instead" in said[-1]

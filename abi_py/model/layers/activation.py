@@ -7,6 +7,7 @@ Each has a form that saves u in bfloat16, a backward that leaves h where dh was,
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class Activation(ABC):
     """An activation, gated or plain."""
 
     gated: bool
+    kernels: ClassVar[tuple[str, ...]]  # those that its passes run
 
     @abstractmethod
     def forward(self, h: np.ndarray, u: np.ndarray) -> None:
@@ -54,6 +56,7 @@ class Swiglu(Activation):
     """silu(gate) up (`kernels/swiglu.py`)."""
 
     gated = True
+    kernels = "swiglu_forward", "swiglu_forward_rounded", "swiglu_backward"
 
     def forward(self, h: np.ndarray, u: np.ndarray) -> None:
         """Write h (N, F) from gate and up (N, 2 F)."""
@@ -78,6 +81,8 @@ class Swiglu(Activation):
 
 class Gelu(Activation):
     """gelu(u), or gelu(gate) up if `gated` (`kernels/gelu.py`); by a tanh, unless it is `exact`."""
+
+    kernels = "gelu_forward", "gelu_forward_rounded", "gelu_backward"
 
     def __init__(self, *, exact: bool = False, gated: bool = False) -> None:
         """Choose one of the four."""

@@ -147,6 +147,15 @@ class Attention(Branch):
         norms = (spec for norm in (self.norm, *self.inner_norms) for spec in norm.tensors())
         return (*self.qkv.tensors(), *self.o.tensors(), *norms)
 
+    def kernels(self) -> set[str]:
+        """Return those of its norms, biases and angles; rows of heads are another layout of what a norm takes."""
+        found = super().kernels()
+        if self.angles is not None:
+            found |= {"rope_forward", "rope_backward"}
+        if self.qk_norm:
+            found |= {"rms_norm_in_place", "rms_norm_forward:heads", "rms_norm_backward:heads"}
+        return found
+
     def saved(self) -> dict[str, Entry]:
         """Return what forward keeps."""
         return {

@@ -46,6 +46,10 @@ class Embedding(Layer):
                 self._positions = np.empty((self.max_seq_len, self.width), np.float32)
                 each.storage.decode(self._positions, each.w, 0)
 
+    def kernels(self) -> set[str]:
+        """Return that of learned positions."""
+        return {"embedding_forward_adding"} if self.learned_positions else set()
+
     def flops(self, seq_len: int, below: bool) -> float:
         """Return 0: rows are copied."""
         return 0.0

@@ -157,6 +157,12 @@ class Experts(Branch):
         router = (replace(each, hidden=False) for each in self._linear.tensors())  # a choice
         return (*router, *matrices, *self.norm.tensors())
 
+    def kernels(self) -> set[str]:
+        """Return those of its norm, router and experts."""
+        swiglu = {f"weighted_swiglu_{each}" for each in ("forward", "forward_rounded", "backward")}
+        routed = {"_route", "_route_backward", "_to_experts", "_from_experts", "_expert_gradients"}
+        return super().kernels() | swiglu | routed
+
     def saved(self) -> dict[str, Entry]:
         """Return what forward keeps."""
         K = self.chosen

@@ -100,6 +100,10 @@ class FeedForward(Branch):
         norms = (spec for norm in (self.norm, *self.inner_norms) for spec in norm.tensors())
         return (*self.gate_up.tensors(), *self.down.tensors(), *norms)
 
+    def kernels(self) -> set[str]:
+        """Return those of its norms, biases and activation."""
+        return super().kernels() | {*self.activation.kernels}
+
     def saved(self) -> dict[str, Entry]:
         """Return what forward keeps."""
         return {

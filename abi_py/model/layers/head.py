@@ -79,6 +79,10 @@ class Head(Layer):
         """Return its matrix; a tied one too: of its two uses, this is the first in a backward pass."""
         return {self.name}
 
+    def kernels(self) -> set[str]:
+        """Return those of its norm."""
+        return {*self.norm.kernels}
+
     def flops(self, seq_len: int, below: bool) -> float:
         """Return those of the logits, their gradient, and the matrix's: in one operation, which makes dx anyway."""
         frozen = bool(self.weights) and self.weight.dw is None

@@ -9,6 +9,7 @@ targets, the decoder, the reference, the trace.
     linears            its linear layers, which may get adapters
     bind(weights)      take views of the weights; before, a layer is a description, costs nothing, and counts as trained
     flops(...)         operations for each token
+    kernels()          those that not every model runs: what is compiled ahead follows from it
 
 A branch works in place: its input x is saved for backward, and its backward turns dx, the gradient of its output, into
 that of its input.
@@ -56,6 +57,10 @@ class Layer(ABC):
         """Return the tensors whose gradients backward overwrites unless it must add to them; it adds to all others."""
         return {part.name for linear in self.linears for part in linear.parts}
 
+    def kernels(self) -> set[str]:
+        """Return the kernels that not every layer of its kind runs."""
+        return set()
+
     def idle(self) -> int:
         """Return how many of its weights a token is not computed with."""
         return 0
@@ -88,6 +93,12 @@ class Branch(Layer):
         for part in parts:
             part.bind(self.at, weights)
         self.weights = [weight for part in parts for weight in part.weights]
+
+    def kernels(self) -> set[str]:
+        """Return those of its norms and biases."""
+        found = {kernel for norm in (self.norm, *self.inner_norms) for kernel in norm.kernels}
+        biased = any(linear.biases() for linear in self.linears)
+        return found | {"bias_forward", "bias_backward"} if biased else found
 
     @abstractmethod
     def saved(self) -> dict[str, Entry]:

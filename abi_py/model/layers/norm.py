@@ -6,6 +6,7 @@ each row, r (N,); what else its backward needs it computes again from x.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ Weights = Mapping[str, np.ndarray]
 
 class Norm(ABC):
     """A norm of rows (N, C) whose weight is called `name`; y may be x, and dx dy where it is not added to."""
+
+    kernels: ClassVar[tuple[str, ...]]  # those that its two passes run
 
     def __init__(self, name: str, width: int, eps: float) -> None:
         """Describe it."""
@@ -67,6 +70,8 @@ class RmsNorm(Norm):
 
     It also takes rows of heads, x (N, H C) and r (N H,): each head is normed for itself.
     """
+
+    kernels = "rms_norm_forward", "rms_norm_backward"
 
     def __init__(self, name: str, width: int, eps: float, *, above_one: bool = False) -> None:
         """Describe it."""
@@ -109,6 +114,8 @@ class RmsNorm(Norm):
 
 class LayerNorm(Norm):
     """LayerNorm (`kernels/layer_norm.py`): y = (x - mean) r w + b, with b called `NAME_bias`."""
+
+    kernels = "layer_norm_forward", "layer_norm_backward"
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
