@@ -25,12 +25,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import AbiError
 from ..shape import ModelFamily, ModelShape, Precision
+from .tiny_models import tiny, tiny_frozen, tiny_shape
 
 if TYPE_CHECKING:
-    from ..config import TrainableModelConfig
     from ..kernels.engine.number_formats import AnyFormat
-    from ..model import TrainableModel
-    from ..model.frozen import FrozenModel
     from ..model.transformer import Transformer
 
 __all__ = [
@@ -108,7 +106,7 @@ def _of_layers(shape: ModelShape) -> set[str]:
 
 def _of_other_layers(own: set[str]) -> set[str]:
     """Return the kernels of which only layers of other models speak."""
-    return {kernel for family in ModelFamily for kernel in _of_layers(_tiny_shape(family))} - own
+    return {kernel for family in ModelFamily for kernel in _of_layers(tiny_shape(family))} - own
 
 
 def kernels_of_training(shape: ModelShape, optimizer: str, precision: str = "fp32") -> list[str]:
@@ -330,7 +328,7 @@ class _Switch:
 
 def _family_of(name: str) -> ModelFamily:
     """Return the first family whose layers run a kernel."""
-    speak = (family for family in ModelFamily if name in _of_layers(_tiny_shape(family)))
+    speak = (family for family in ModelFamily if name in _of_layers(tiny_shape(family)))
     return next(speak, ModelFamily.LLAMA)
 
 
@@ -354,7 +352,7 @@ def _exercise(name: str, variant: str = "", family: ModelFamily | None = None) -
         alone[name]()
         return
     if name in GENERATION:
-        decode_once([_tiny(family)])
+        decode_once([tiny(family)])
         return
     kinds = {kernel: kind for kind, kernels in reversed(OPTIMIZERS.items()) for kernel in kernels}
     # No NaN guard: what the silent kernels leave unwritten may be anything.
@@ -362,7 +360,7 @@ def _exercise(name: str, variant: str = "", family: ModelFamily | None = None) -
         optimizer=OptimizerType(kinds.get(name, "adamw")), grad_accum_steps=1, max_seq_len=8, nan_guard=False
     )
     ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
-    model = _tiny(family)
+    model = tiny(family)
     for array in model.stack.arena.saved(ids.size, precision == "bf16"):
         array.fill(0)  # rows of experts, which a kernel would look for where silent ones left anything
     if precision == "fp32":
@@ -374,30 +372,6 @@ def _exercise(name: str, variant: str = "", family: ModelFamily | None = None) -
         model.compute_loss(ids, ids, backward=True, precision=Precision(precision))
 
 
-def _tiny_shape(family: ModelFamily) -> "TrainableModelConfig":
-    from ..config import TrainableModelConfig
-
-    heads = {"num_heads": 2, "num_kv_heads": 1}
-    sizes = {"hidden_dim": 16, "num_layers": 1, "intermediate_dim": 16, "vocab_size": 32, "max_seq_len": 8}
-    return TrainableModelConfig.from_dict({**heads, **sizes}).replace(family=family)
-
-
-def _tiny(family: ModelFamily) -> "TrainableModel":
-    from ..model import TrainableModel
-
-    return TrainableModel(_tiny_shape(family))
-
-
-def _tiny_frozen(family: ModelFamily, storage: str) -> "FrozenModel":
-    from ..formats.safetensors import Stored
-    from ..kernels.storage import STORAGES
-    from ..model.frozen import FrozenModel
-
-    model, keep = _tiny(family), STORAGES[storage].encode_ref
-    kept = {name: Stored(keep(w), storage == "bf16") if w.ndim == 2 else Stored(w) for name, w in model.weights.items()}
-    return FrozenModel(model.config, kept)
-
-
 def decode_like(model: "Transformer") -> None:
     """Decode with tiny models of a model's family, whose matrices are kept as its own are: all it needs is compiled."""
     from ..model import LoraModel
@@ -405,7 +379,7 @@ def decode_like(model: "Transformer") -> None:
 
     family, base = model.config.family, model.model if isinstance(model, LoraModel) else model
     storages = base.storages() if isinstance(base, FrozenModel) else ()
-    decode_once([_tiny_frozen(family, storage) for storage in storages] or [_tiny(family)])
+    decode_once([tiny_frozen(family, storage) for storage in storages] or [tiny(family)])
 
 
 def decode_once(models: "Iterable[Transformer]") -> None:

@@ -258,7 +258,7 @@ from abi_py.runs import compiling
 from abi_py.shape import ModelFamily
 for precision in ("fp32", "bf16"):
     compiling._exercise("global_norm", "" if precision == "fp32" else precision, ModelFamily(sys.argv[1]))
-shape = compiling._tiny_shape(ModelFamily(sys.argv[1]))
+shape = compiling.tiny_shape(ModelFamily(sys.argv[1]))
 used = {name for name, (_, kernel) in compiling._dispatchers().items() if kernel.overloads}
 listed = {name.partition(":")[0] for each in ("fp32", "bf16")
           for name in compiling.kernels_of_training(shape, "adamw", each)}
@@ -279,7 +279,7 @@ def test_every_kernel_belongs_to_a_model():
     """`Layer.kernels` names none that is not there."""
     known = {name.partition(":")[0] for name in compiling.kernel_names()}
     for family in ModelFamily:
-        assert {name.partition(":")[0] for name in compiling._of_layers(compiling._tiny_shape(family))} <= known
+        assert {name.partition(":")[0] for name in compiling._of_layers(compiling.tiny_shape(family))} <= known
 
 
 def test_compiling_says_what_failed(monkeypatch, empty_cache):

@@ -1,0 +1,39 @@
+"""Tiny models of each family, for compiling what larger ones run."""
+
+from typing import TYPE_CHECKING
+
+from ..shape import ModelFamily
+
+if TYPE_CHECKING:
+    from ..config import TrainableModelConfig
+    from ..model import TrainableModel
+    from ..model.frozen import FrozenModel
+
+__all__ = ["tiny", "tiny_frozen", "tiny_shape"]
+
+
+def tiny_shape(family: ModelFamily) -> "TrainableModelConfig":
+    """Return a shape with the family's own defaults."""
+    from ..config import TrainableModelConfig
+
+    heads = {"num_heads": 2, "num_kv_heads": 1}
+    sizes = {"hidden_dim": 16, "num_layers": 1, "intermediate_dim": 16, "vocab_size": 32, "max_seq_len": 8}
+    return TrainableModelConfig.from_dict({**heads, **sizes}).replace(family=family)
+
+
+def tiny(family: ModelFamily) -> "TrainableModel":
+    """Return a model of it."""
+    from ..model import TrainableModel
+
+    return TrainableModel(tiny_shape(family))
+
+
+def tiny_frozen(family: ModelFamily, storage: str) -> "FrozenModel":
+    """Return one whose matrices are kept in a storage."""
+    from ..formats.safetensors import Stored
+    from ..kernels.storage import STORAGES
+    from ..model.frozen import FrozenModel
+
+    model, keep = tiny(family), STORAGES[storage].encode_ref
+    kept = {name: Stored(keep(w), storage == "bf16") if w.ndim == 2 else Stored(w) for name, w in model.weights.items()}
+    return FrozenModel(model.config, kept)
