@@ -11,6 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a write, which says no file name
+_FORBIDDEN = "give another path, or change the permissions"
+# What helps against an error of the system, by its number.
+REMEDIES = {
+    **dict.fromkeys(DISK_FULL, "free some space, or write somewhere else"),
+    errno.EROFS: "nothing can be written there; give another path",
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.ENOTDIR: "a part of this path is a file and no directory; give another path",
+    errno.EISDIR: "give the path of a file",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOENT: "give a path that is there",
+}
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxdict, _short.maxlist, _short.maxtuple = 2, 4, 4, 4
@@ -37,6 +49,13 @@ def on_one_line(text: str, longest: int = 300) -> str:
     """Return a text that is not ours (a template's complaint, a question) without line ends, cut where it is long."""
     text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def of_the_system(error: OSError) -> str:
+    """Return what an error of the system says, in our form: where, what, and what helps."""
+    where = error.filename or "writing failed"  # the standard output: a file's error has its name (files.py)
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{where}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
 
 
 class AbiError(Exception):

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import DISK_FULL, AbiError, ConfigError
+from ..errors import DISK_FULL, AbiError, ConfigError, of_the_system
 from .console import silence_stdout
 from .options import Verbs
 
@@ -73,20 +73,6 @@ class Group(Verbs):
             ctx.exit(2 if wrong_call else 1)
 
 
-_FORBIDDEN = "give another path, or change the permissions"
-# What helps against an error of the system, by its number.
-REMEDIES = {
-    **dict.fromkeys(DISK_FULL, "free some space, or write somewhere else"),
-    errno.EROFS: "nothing can be written there; give another path",
-    errno.EACCES: _FORBIDDEN,
-    errno.EPERM: _FORBIDDEN,
-    errno.ENOTDIR: "a part of this path is a file and no directory; give another path",
-    errno.EISDIR: "give the path of a file",
-    errno.ENAMETOOLONG: "give a shorter path",
-    errno.ENOENT: "give a path that is there",
-}
-
-
 def _complain(error: Exception) -> None:
     if isinstance(error, click.ClickException):
         text = error.format_message().removesuffix(".")
@@ -96,9 +82,7 @@ def _complain(error: Exception) -> None:
     elif isinstance(error, MemoryError):
         text = f"not enough memory ({error}); lower batch_size or max_seq_len, or set checkpointing to full"
     elif isinstance(error, OSError) and (error.filename is not None or error.errno in (*DISK_FULL, errno.EROFS)):
-        where = error.filename or "writing failed"  # the standard output: a file's error has its name (files.py)
-        remedy = REMEDIES.get(error.errno or 0)
-        text = f"{where}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
+        text = of_the_system(error)
     else:
         text = str(error)
     _tell("error:", "red", text)

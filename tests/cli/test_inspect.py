@@ -1,6 +1,8 @@
 """`inspect`: every kind of file and folder is told by what it is, and what is wrong with it, without its weights."""
 
+import errno
 import json
+import os
 import struct
 
 import numpy as np
@@ -13,6 +15,7 @@ from abi_py.formats.zig import save_abic, save_ablc
 from abi_py.model import LoraModel
 from abi_py.runs import inspecting
 from abi_py.runs.inspecting import models
+from abi_py.shape import ModelFamily
 from abi_py.training.loading import load_model
 
 
@@ -235,6 +238,37 @@ def test_odd_files(abi_train, facts, tmp_path, name):
     assert problem in found["problems"][0]
     out = abi_train("inspect", name)[1]
     assert "problem" in out
+
+
+@pytest.mark.parametrize("family", ModelFamily)
+def test_only_fields_that_the_family_has_are_shown(facts, tmp_path, family):
+    _, found = facts(make_folder(tmp_path / "base", family=family.value, tokenizer=False))
+    own = {name for each in ModelFamily for name in each.fields}
+    assert own & {*found["shape"]} <= {*family.fields}
+    if family is ModelFamily.GPT2:
+        assert not {"rope_theta", "num_kv_heads", "head_dim"} & {*found["shape"]}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices")
+def test_what_is_no_file_is_not_read(facts, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "/dev/zero"):
+        code, found = facts(name)
+        assert (code, found["kind"]) == (1, "pipe, socket or device")
+        assert found["problems"][0].endswith("is no file; write what comes out of it into one, and give that")
+
+
+def test_what_may_not_be_read_is_named_with_a_remedy(facts, tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "base")
+
+    def forbidden(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path / "model.safetensors"))
+
+    monkeypatch.setattr(models, "read_tensors", forbidden)
+    code, found = facts(folder)
+    assert code == 1
+    said = "model.safetensors: Permission denied; give another path, or change the permissions"
+    assert found["problems"][0].endswith(said)
 
 
 def test_an_empty_directory_and_no_path(abi_train, facts, tmp_path):

@@ -9,6 +9,7 @@ is among the problems, and everything that can be read beside it is told all the
 """
 
 import shlex
+import stat
 from pathlib import Path
 
 from ...errors import AbiError
@@ -26,7 +27,8 @@ def inspect(path: Path) -> Inspection:
     """Say what `path` is, and what it can be used for; FileNotFoundError if there is nothing."""
     found = Inspection(path)
     try:
-        (_directory if path.is_dir() else _file)(found)
+        kind = path.stat().st_mode
+        (_directory if stat.S_ISDIR(kind) else _file if stat.S_ISREG(kind) else _stream)(found)
     except AbiError as problem:
         found.problems.append(str(problem))
     if not found.kind:
@@ -52,6 +54,12 @@ def _directory(found: Inspection) -> None:
         data.tokenizer_directory(found)
     else:
         data.directory(found)
+
+
+def _stream(found: Inspection) -> None:
+    """What is read once, or has no end: neither its size nor its kind can be told without taking it from its reader."""
+    found.kind = "pipe, socket or device"
+    found.problems.append(f"{found.path} is no file; write what comes out of it into one, and give that")
 
 
 # What a file begins with, and what inspects it.

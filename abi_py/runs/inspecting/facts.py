@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import AbiError
+from ...errors import AbiError, of_the_system
 
 __all__ = ["Inspection", "TensorFacts"]
 
@@ -50,7 +50,7 @@ class Inspection:
         try:
             return make(*given)
         except (AbiError, OSError) as problem:
-            self.problems.append(str(problem))
+            self.problems.append(of_the_system(problem) if isinstance(problem, OSError) else str(problem))
             return None
 
     def dtypes(self) -> dict[str, dict[str, int]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...config import TrainableModelConfig
 from ...errors import CheckpointError, counted, shown
+from ...fields import acting
 from ...formats.deepzig import TRAINING_ARGS
 from ...formats.huggingface import CONFIG, INDEX, WEIGHTS, read_tensors
 from ...formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
@@ -132,7 +133,8 @@ def _sizes(found: Inspection) -> None:
 def _describe_shape(found: Inspection, shape: TrainableModelConfig) -> None:
     found.facts["family"] = shape.family.value
     fields = {**shape.to_dict(), "head_dim": shape.resolved_head_dim}
-    found.facts["shape"] = {name: value for name, value in fields.items() if name not in HIDDEN and value is not None}
+    shown_fields = acting(type(shape), shape.to_dict()) - {*HIDDEN}
+    found.facts["shape"] = {name: fields[name] for name in fields if name in shown_fields and fields[name] is not None}
     found.facts["parameters"] = shape.num_params()
     active = shape.num_active_params()
     if active != found.facts["parameters"]:
