@@ -312,10 +312,12 @@ def _few(transposed, number_format):
     return FEW if transposed and number_format is FLOAT32 else 0
 
 
-def _check(sizes, offsets, v, inner, outer):
+def _check(sizes, offsets, w, v, inner, outer):
     """Hold what a signature cannot say against the sizes: E + 1 offsets, and what one or two matrices multiply."""
     if len(offsets) != sizes["E"] + 1 or offsets[0] != 0 or offsets[-1] != sizes["S"] or (np.diff(offsets) < 0).any():
         raise ValueError(f"offsets must be {sizes['E']} + 1 rising numbers from 0 to {sizes['S']}, the number of rows")
+    if v is not None and v.dtype != w.dtype:
+        raise TypeError(f"v is {v.dtype} and w {w.dtype}; both matrices of an expert are kept in one type")
     for name, given, wanted in (inner, outer):
         if given != wanted:
             raise ValueError(f"{name} has rows of {given} numbers; {1 if v is None else 2} matrices take {wanted}")
@@ -323,25 +325,31 @@ def _check(sizes, offsets, v, inner, outer):
 
 def _to_fits(sizes, y, x, offsets, w, v, transposed, **_):
     inner, outer = ("x", x.shape[1], w.shape[1 + transposed]), ("y", y.shape[1], w.shape[2 - transposed])
-    _check(sizes, offsets, v, inner, (*outer[:2], outer[2] * _matrices(w, v)[2]))
+    _check(sizes, offsets, w, v, inner, (*outer[:2], outer[2] * _matrices(w, v)[2]))
     check_apart("y", y, None, x=x)
 
 
-def _from_fits(sizes, out, y, offsets, w, v, transposed, addend, **_):
+def _from_fits(sizes, out, y, token, offsets, w, v, transposed, addend, **_):
     inner, outer = ("y", y.shape[1], w.shape[1 + transposed]), ("out", out.shape[1], w.shape[2 - transposed])
-    _check(sizes, offsets, v, (*inner[:2], inner[2] * _matrices(w, v)[2]), outer)
+    _check(sizes, offsets, w, v, (*inner[:2], inner[2] * _matrices(w, v)[2]), outer)
+    falls = np.setdiff1d(np.flatnonzero(np.diff(token) < 0) + 1, offsets)
+    if falls.size:
+        s = falls[0]
+        raise ValueError(f"token[{s}] is {token[s]}, after {token[s - 1]}; an expert takes its rows in order of tokens")
     check_apart("out", out, addend, y=y)
 
 
 def _gradients_fit(sizes, dw, left, right, token, offsets, dv, gather_left, **_):
     sizes = {**sizes, "S": len(token)}
     outer = "left", left.shape[1], dw.shape[1] * _matrices(dw, dv)[2]
-    _check(sizes, offsets, dv, ("right", right.shape[1], dw.shape[2]), outer)
+    _check(sizes, offsets, dw, dv, ("right", right.shape[1], dw.shape[2]), outer)
     whole, name = (right, "right") if gather_left else (left, "left")
     if len(whole) != len(token):
         raise ValueError(f"{name} has {len(whole)} rows, token {len(token)}; it must have a row for each")
-    if len(token) and token.max() >= len(left if gather_left else right):
-        raise ValueError(f"token names row {token.max()} of {len(left if gather_left else right)}")
+    others = len(left if gather_left else right)
+    outside = token[(token < 0) | (token >= others)]
+    if outside.size:
+        raise ValueError(f"token names row {outside[0]}; there are 0 ... {others - 1}")
 
 
 @checked(
@@ -367,7 +375,10 @@ def to_experts(y, x, token, offsets, w, v=None, transposed=True, number_format=F
     number_format=AnyFormat,
 )
 def from_experts(out, y, token, offsets, w, v=None, transposed=True, addend=None, number_format=FLOAT32):
-    """Overwrite out (N, .) with the sum of y_s op(W_e) over each token's rows (+ addend, which may be out)."""
+    """Overwrite out (N, .) with the sum of y_s op(W_e) over each token's rows (+ addend, which may be out).
+
+    The rows of an expert are in the order of their tokens.
+    """
     w, v, matrices = _matrices(w, v)
     if not out.size:
         return

@@ -104,7 +104,12 @@ def _activated(h, u, exact):
             h[j] *= as_float(u[F + j])
 
 
-@checked("h! (N, F); u (N, W) float32|uint16; W = parts F")
+def _gated_or_not(sizes, **_):
+    if sizes["F"] and sizes["parts"] > 2:
+        raise ValueError(f"u has {sizes['parts']} numbers for each of h; it takes one, or two of which one is a gate")
+
+
+@checked("h! (N, F); u (N, W) float32|uint16; W = parts F", _gated_or_not)
 @kernel
 def gelu_forward(h, u, exact):
     """Overwrite h (N, F) from u (N, F), or gate and up (N, 2F), float32 or bfloat16."""
@@ -112,7 +117,7 @@ def gelu_forward(h, u, exact):
         _activated(h[n], u[n], exact)
 
 
-@checked("h! (N, F); saved! (N, W) uint16; u (N, W); W = parts F")
+@checked("h! (N, F); saved! (N, W) uint16; u (N, W); W = parts F", _gated_or_not)
 @kernel
 def gelu_forward_rounded(h, saved, u, exact):
     """Overwrite saved, uint16 of the shape of u, with u rounded to bfloat16, and h (N, F) from that."""
@@ -139,7 +144,7 @@ def _backward(du, dh, u, exact):
             dh[j] = a * s
 
 
-@checked("du! (N, W); dh! (N, F); u (N, W) float32|uint16; W = parts F")
+@checked("du! (N, W); dh! (N, F); u (N, W) float32|uint16; W = parts F", _gated_or_not)
 @kernel
 def gelu_backward(du, dh, u, exact):
     """Overwrite du from dh (N, F) and u, float32 or bfloat16, of the shape of du; then turn dh into h.

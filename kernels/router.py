@@ -123,17 +123,18 @@ def _choose(chosen, values, logits):
 
 
 @kernel
-def _route(chosen, weights, lse, token, slot, offsets, load, share, squares, logits, counted, renormalised, places, p):
+def _route(
+    chosen, weights, lse, token, slot, offsets, load, share, squares, logits, counted, renormalised,
+    places, p, loads, shares, parts, gates,
+):
     N, E = logits.shape
     K = chosen.shape[1]
-    loads, shares = np.zeros((PARTS, E), np.float64), np.zeros((PARTS, E), np.float64)
-    parts = np.zeros(PARTS, np.float64)
-    gates = np.empty((N, K), np.float32)
     for q in prange(PARTS):
         part = np.int64(q)
         row = p[part]
+        parts[part] = 0.0
         for e in range(E):
-            places[part, e] = 0
+            places[part, e], loads[part, e], shares[part, e] = 0, 0.0, 0.0
         for n in range(N * part // PARTS, N * (part + 1) // PARTS):
             _choose(chosen[n], gates[n], logits[n])
             high = gates[n, 0]
@@ -238,10 +239,13 @@ def route_forward(
     offsets (E + 1,).  load, share (E,) and squares (1,) are sums over tokens: of chosen experts, of p, of lse².
     NaN in a row makes its lse and its weights NaN.
     """
-    E = logits.shape[1]
-    places, p = scratch("router", (PARTS, E), (PARTS, E))
+    (N, E), K = logits.shape, chosen.shape[1]
+    wide = (PARTS, 2 * E), (PARTS, 2 * E), (2 * PARTS,)  # float64
+    places, p, gates, *sums = scratch("router", (PARTS, E), (PARTS, E), (N, K), *wide)
     outputs = chosen, weights, lse, token, slot, offsets, load, share, squares
-    _route(*outputs, logits, _EVERY if counted is None else counted, renormalised, places.view(np.int32), p)
+    every = _EVERY if counted is None else counted
+    between = places.view(np.int32), p, *(each.view(np.float64) for each in sums), gates
+    _route(*outputs, logits, every, renormalised, *between)
 
 
 @checked(

@@ -196,3 +196,16 @@ def test_what_does_not_fit_is_named(rng):
         from_experts(h[:6], h, token, offsets, np.zeros((3, 5, 5), np.float32))
     with pytest.raises(ValueError, match="left has 11 rows, token 12"):
         expert_gradients(w["gate"], u[:11], x, token, offsets, w["up"])
+    for outside in (-1, 6):
+        wrong = token.copy()
+        wrong[3] = outside
+        with pytest.raises(ValueError, match=rf"token names row {outside}; there are 0 \.\.\. 5"):
+            expert_gradients(w["gate"], u, x, wrong, offsets, w["up"])
+    with pytest.raises(TypeError, match="v is uint16 and w float32"):
+        to_experts(u, x, token, offsets, w["gate"], w["up"].astype(np.uint16))
+    busy = int(np.diff(offsets).argmax())
+    first = offsets[busy]
+    wrong = token.copy()
+    wrong[[first, first + 1]] = token[[first + 1, first]]
+    with pytest.raises(ValueError, match=rf"token\[{first + 1}\] is .*; an expert takes its rows in order of tokens"):
+        from_experts(x, h, wrong, offsets, w["down"])

@@ -93,3 +93,10 @@ def test_rounded_forward_saves_what_it_computed_from(rng, exact, gated):
     gelu_backward(du, dh.copy(), saved, exact)
     expected = run_kernels(round_to_bf16_ref(u), dh, exact)
     assert all(np.array_equal(x, y) for x, y in zip((h, again, du), (expected[0], *expected), strict=True))
+
+
+def test_three_parts_are_refused(exact, gated):
+    h, u = np.zeros((2, 5), np.float32), np.zeros((2, 15), np.float32)
+    h, u = (u, np.zeros((2, 45), np.float32)) if gated else (h, u)
+    with pytest.raises(ValueError, match="u has 3 numbers for each of h"):
+        gelu_forward(h, u, exact)

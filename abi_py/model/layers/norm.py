@@ -77,6 +77,7 @@ class RmsNorm(Norm):
         """Describe it."""
         super().__init__(name, width, eps)
         self.above_one = above_one
+        self._whole = np.empty(width if above_one else 0, np.float32)  # w, where the tensor is w - 1
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
@@ -84,7 +85,7 @@ class RmsNorm(Norm):
 
     def _w(self) -> np.ndarray:
         (weight,) = self.weights
-        return weight.w + np.float32(1) if self.above_one else weight.w
+        return np.add(weight.w, np.float32(1), out=self._whole) if self.above_one else weight.w
 
     def forward(self, y: np.ndarray, r: np.ndarray, x: np.ndarray) -> None:
         """Write y (N, C) and r = 1 / rms (N,) from x (N, C)."""
