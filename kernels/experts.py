@@ -23,6 +23,8 @@ tokens; of the rows of dW, weighed by the rows that are summed.  What an element
 
 An expert with at most FEW rows multiplies them with W as it is in memory, like a token in generation (`matmul.py`): so
 decoding reads the weights of the chosen experts, once, and nothing else.
+
+Longer than 400 lines because the three products, in reference and kernel, are read side by side.
 """
 
 import numba

@@ -48,12 +48,18 @@ def config_from_huggingface(content: Mapping[str, Any], place: str = CONFIG) -> 
 
 
 def read_config(folder: Path) -> TrainableModelConfig:
-    """Read the shape of a folder's model; CheckpointError if config.json is damaged or of another kind of model."""
+    """Read the shape of a folder's model.
+
+    CheckpointError if there is none, or its config.json is damaged or of another kind of model.
+    """
     path = folder / CONFIG
     place = folder.absolute()
     old = place.parent / (OLD + place.name)
     if old.is_dir() and not folder.exists():
         raise CheckpointError(f"{folder} was being replaced when its process was killed; rename {old} to {folder.name}")
+    if not path.is_file():
+        what = "does not exist" if not folder.exists() else f"has no {CONFIG}" if folder.is_dir() else "is a file"
+        raise CheckpointError(f"{folder} {what}; give the folder of a model ({CONFIG} and weights)")
     return config_from_huggingface(read_json(path), str(path))
 
 

@@ -51,13 +51,13 @@ class Base:
 
     @classmethod
     def open(cls, given: BaseConfig) -> "Base":
-        """Find it and read its shape, not its weights.
+        """Find it, read its shape, and see that its files hold the weights; these are not read.
 
         ConfigError if there is no such model, or it has another digest than was asked for; CheckpointError if its
         files are damaged, or of a model that this package does not compute.
         """
         from ..data.tokenizer import Tokenizer
-        from ..model.folder import read_config
+        from ..model.folder import open_weights, read_config
         from ..training.checkpoint import STATE
         from ..training.loading import find_folder
 
@@ -78,6 +78,7 @@ class Base:
                 "-o MERGED"
             )
         shape = read_config(found.path)
+        open_weights(found.path, shape)  # before a run writes anything: what is missing is told
         digest = digest_of(found.path)
         if given.digest and not digest.startswith(given.digest.lower()):
             raise ConfigError(

@@ -236,6 +236,8 @@ def test_the_config_of_a_run_begins_another_from_the_same_base(abi_train, base, 
         (["--base", "base", "--tokenizer", "other"], "other) is another one (hash "),
         (["--base", "wide"], "ids, its model 260; the two do not belong together"),
         (["--base", "deaf"], "talks.jsonl: base ("),
+        (["--base", "torn"], "torn has neither model.safetensors nor model.safetensors.index.json"),
+        (["--base", "torn", "--dry-run"], "torn has neither model.safetensors nor model.safetensors.index.json"),
         (["--base", "base", "--valid-fraction", "0", "--early-stopping"], "valid_fraction (0) must be above 0"),
     ],
 )
@@ -244,6 +246,8 @@ def test_what_does_not_go_with_a_base_is_said_before_anything_is_written(abi_tra
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text("{}")
     make_folder(tmp_path / "deaf", tokenizer=False)
+    shutil.copytree(base, tmp_path / "torn")
+    (tmp_path / "torn/model.safetensors").unlink()
     if "wide" in words:
         make_folder(tmp_path / "wide", vocab_size=260)
     other = make_tokenizer()

@@ -418,3 +418,10 @@ def test_a_tokenizer_that_is_given_takes_the_place_of_the_other(folder, tmp_path
     assert set(found) == {*texts, "tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"}
     assert found["generation_config.json"].decode() == texts["generation_config.json"]
     assert Tokenizer.load(tmp_path / "out").eos_id == tokenizer.eos_id == config_of(tmp_path / "out")["eos_token_id"]
+
+
+def test_a_path_without_a_model_is_named(tmp_path):
+    (tmp_path / "text.txt").write_text("words")
+    for name, what in {"nowhere": "does not exist", "text.txt": "is a file", "": "has no config.json"}.items():
+        with pytest.raises(CheckpointError, match=f"{what}; give the folder of a model"):
+            TrainableModel.from_pretrained(tmp_path / name)
