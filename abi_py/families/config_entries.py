@@ -30,7 +30,8 @@ WITHOUT_EFFECT = {
     *("return_dict_in_generate", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
     *("begin_suppress_tokens", "cache_implementation"),
     # training
-    *("router_aux_loss_coef", "router_z_loss_coef", "hidden_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
+    *("router_aux_loss_coef", "router_z_loss_coef", "attention_dropout", "hidden_dropout", "hidden_dropout_prob"),
+    *("attn_pdrop", "embd_pdrop", "resid_pdrop"),
     # the same arithmetic in another order, and names for what other entries say
     *("reorder_and_upcast_attn", "n_ctx", "is_llama_config", "model_max_length"),
     # marks of tools

@@ -38,7 +38,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("qk_norm", "use_qk_norm", "qk_layernorm", "alibi", "rope_interleaved"), (False,)),
     **dict.fromkeys(("is_encoder_decoder", "add_cross_attention", "use_bidirectional_attention"), (False,)),
     "is_causal": (True,),
-    **dict.fromkeys(("attention_dropout", "hidden_dropout", "hidden_dropout_prob"), (0,)),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct", "rope_pct"), (1,)),
     **dict.fromkeys(("logit_scale", "logits_scaling", "logit_scaling", "lm_head_multiplier", "scale_emb"), (1,)),
     **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "attention_multiplier", "scale_depth"), (1,)),

@@ -1,10 +1,10 @@
 """FrozenModel: weights that are only read, as they lie in a folder: memory-mapped, each in its own storage.
 
-It has neither gradients nor moments.  It evaluates, it decodes, and adapters can be trained on it; a folder in bfloat16
+It has neither gradients nor moments.  It evaluates, it decodes, and adapters can be trained on it; a matrix in bfloat16
 so takes two bytes for each weight, which the system reads when they are first used.  What is no matrix (norms, biases,
-the stacked weights of experts) is a float32 copy.  Losses and logits have the bits of the model with all weights
-widened to float32; in the gradients of adapters the sums over q, k and v are in another order, because only float32
-neighbours are one product.
+the stacked weights of experts, which are most of such a model) is a float32 copy.  Losses and logits have the bits of
+the model with all weights widened to float32; in the gradients of adapters the sums over q, k and v are in another
+order, because only float32 neighbours are one product.
 """
 
 from collections.abc import Mapping

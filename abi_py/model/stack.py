@@ -55,7 +55,10 @@ class Stack:
         return [range(number.index(i), len(number) - number[::-1].index(i)) for i in sorted(set(number))]
 
     def loads(self) -> np.ndarray | None:
-        """Return how many tokens chose each expert in the last forward, int64 (layers with any, E); None without."""
+        """Return how many tokens that are not masked chose each expert in the last forward; None without experts.
+
+        int64 (layers with experts, E).
+        """
         routing = next((layer.routing for layer in self.branches if isinstance(layer, Experts)), None)
         return routing.loads() if routing is not None else None
 

@@ -49,7 +49,8 @@ class LossOutput:
     token_losses: np.ndarray  # (B, T) float32, 0 where the label does not count
     # What a backward pass added to the loss, by name: coefficient times a mean over the batch's tokens; not in `loss`.
     penalties: Mapping[str, float] = field(default_factory=dict)
-    expert_loads: np.ndarray | None = None  # (layers with experts, E) int64: tokens that chose each; of a backward pass
+    # (layers with experts, E) int64: how many tokens that the attention mask keeps chose each; of a backward pass
+    expert_loads: np.ndarray | None = None
 
 
 class Transformer(ABC):

@@ -25,7 +25,7 @@ def expert_figures(loads: list[list[int]]) -> dict[str, float]:
     """Return how the tokens of a step were shared among the experts of all layers; {} for a model without any.
 
     experts        how many there are
-    idle_experts   those that no token chose: they get no gradient
+    idle_experts   those that no token chose, but for masked ones: they get no gradient
     expert_load    the largest load of a layer over its mean, in the layer where that is most: 1 if all are equal
     """
     if not loads:

@@ -41,7 +41,7 @@ class TrainingState:
     window_correct: int = 0
     window_tokens: int = 0
     window_penalties: dict[str, float] = field(default_factory=dict)  # by name, times the tokens of its micro-batch
-    window_loads: list[list[int]] = field(default_factory=list)  # tokens that chose each expert, of each layer with any
+    window_loads: list[list[int]] = field(default_factory=list)  # unmasked tokens that chose each expert, by layer
     epoch_loss: float = 0.0  # sum of token losses in the epoch
     epoch_tokens: int = 0
     tokens_processed: int = 0

@@ -1,5 +1,7 @@
 """Every family beside the figures of the Transformers library (tests/golden/make_families.py)."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from golden_figures import Figures, names, stored
@@ -19,6 +21,12 @@ from abi_py.training.trainer import LlamaTrainer
 def figures(request, tmp_path):
     """Return the figures of each file."""
     return Figures(stored(request.param), tmp_path)
+
+
+def test_the_page_has_a_line_for_each():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "3-model.md").read_text(encoding="utf-8")
+    lines = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and line.count("e-0") == 5}
+    assert lines == set(names())
 
 
 # -- the passes ----------------------------------------------------------------------------------

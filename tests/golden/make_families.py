@@ -152,8 +152,8 @@ TABLE = {
     ),
     "mixtral": Case(
         "MixtralConfig",
-        EXPERTS | {"num_local_experts": 4, "sliding_window": None, "router_aux_loss_coef": 0.05},
-        1,
+        EXPERTS | {"num_local_experts": 4, "sliding_window": 5, "router_aux_loss_coef": 0.05},
+        2,
     ),
     "qwen3_moe": Case(
         "Qwen3MoeConfig",
@@ -163,8 +163,9 @@ TABLE = {
     "qwen3_moe_plain": Case(
         "Qwen3MoeConfig",
         QWEN3_MOE
-        | {"norm_topk_prob": False, "router_aux_loss_coef": 0.05, "mlp_only_layers": [0], "tie_word_embeddings": False},
-        2,
+        | {"norm_topk_prob": False, "router_aux_loss_coef": 0.05, "mlp_only_layers": [0], "tie_word_embeddings": False}
+        | {"use_sliding_window": True, "sliding_window": 4, "attention_bias": True},
+        1,
     ),
 }
 

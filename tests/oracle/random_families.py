@@ -61,6 +61,11 @@ def windows(rng):
     }  # fmt: skip
 
 
+def window(rng):
+    """Return the window of all blocks, or none."""
+    return {"sliding_window": draw(rng, 2, 12) if draw(rng, 0, 1) else None}
+
+
 def experts(rng):
     """Return the experts of a block."""
     top = draw(rng, 1, 4)
@@ -97,12 +102,14 @@ FAMILIES = {
     "qwen3": ("Qwen3Config", lambda rng: decoder(rng) | windows(rng)),
     "gpt2": ("GPT2Config", gpt2),
     "gemma3": ("Gemma3TextConfig", gemma3),
-    "mixtral": ("MixtralConfig", lambda rng: decoder(rng) | experts(rng)),
+    "mixtral": ("MixtralConfig", lambda rng: decoder(rng) | experts(rng) | window(rng)),
     "qwen3_moe": (
         "Qwen3MoeConfig",
         lambda rng: (
             decoder(rng)
             | experts(rng)
+            | {"use_sliding_window": bool(draw(rng, 0, 1)), "sliding_window": draw(rng, 2, 12)}
+            | {"attention_bias": bool(draw(rng, 0, 1))}
             | {"moe_intermediate_size": draw(rng, 5, 23), "norm_topk_prob": bool(draw(rng, 0, 1))}
         ),
     ),

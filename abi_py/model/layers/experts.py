@@ -64,7 +64,7 @@ class Routing:
         return self.layers[block]
 
     def loads(self) -> np.ndarray:
-        """Return how many tokens chose each expert in the last forward, int64 (layers, E)."""
+        """Return how many tokens that are not masked chose each expert in the last forward, int64 (layers, E)."""
         return np.array([self.layers[block].load for block in sorted(self.layers)], np.int64)
 
     def add_penalties(self, routed: Routed, tokens: int, penalties: Penalties | None) -> tuple[np.ndarray, float]:
