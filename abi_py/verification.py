@@ -42,13 +42,22 @@ from .kernels import (
 from .model import reference
 from .model.reference_experts import closest_choice
 from .model.transformer import TrainableModel
-from .shape import EXPERTS, ModelFamily
+from .shape import LayerType, ModelFamily
 
 __all__ = ["Check", "checks"]
 
 FORWARD, BACKWARD = 1e-5, 1e-4  # tolerances, with DERIVATION
 SEED = 20240229
 CLOSEST = 1e-3  # logits of routers: no step of a difference changes what a token chose
+# What a model of the families that have these is checked with; some rows are longer than the window.
+CHOICES: dict[str, Any] = {
+    "sliding_window": 4,
+    "layer_types": (LayerType.SLIDING, LayerType.FULL),
+    "query_pre_attn_scalar": 3,  # small: with flat scores the heads' norms have next to no gradient
+    "rope_local_theta": 50.0,
+    "router_aux_loss_coef": 0.1,
+    "router_z_loss_coef": 0.01,
+}
 
 
 @dataclass(frozen=True)
@@ -131,19 +140,21 @@ def _embedding(rng: np.random.Generator) -> Iterator[Check]:
 
 
 def _rms_norm(rng: np.random.Generator) -> Iterator[Check]:
-    x, dy, w = _single(rng.standard_normal((29, 67)), rng.standard_normal((29, 67)), 1 + 0.3 * rng.standard_normal(67))
-    y, r, dx, dw = np.empty_like(x), np.empty(29, np.float32), np.empty_like(x), np.zeros_like(w)
-    rms_norm.rms_norm_forward(y, r, x, w, 1e-5)
-    rms_norm.rms_norm_backward(dx, dw, dy, x, w, r, False)
-    x, dy, w = _wide(x, dy, w)
-    y_ref, r_ref = rms_norm.rms_norm_forward_ref(x, w, 1e-5)
-    dx_ref, dw_ref = rms_norm.rms_norm_backward_ref(dy, x, w, r_ref)
-    yield _speed("rms_norm", "forward", y, y_ref)
-    yield _speed("rms_norm", "dx", dx, dx_ref)
-    yield _speed("rms_norm", "dw", dw, dw_ref)
-    loss = lambda x, w: float((rms_norm.rms_norm_forward_ref(x, w, 1e-5)[0] * dy).sum())  # noqa: E731
-    yield _derivation("rms_norm", "dx", lambda v: loss(v, w), x, dx_ref, rng)
-    yield _derivation("rms_norm", "dw", lambda v: loss(x, v), w, dw_ref, rng)
+    for heads in (1, 3):
+        name, C = "rms_norm" if heads == 1 else "rms_norm of heads", 67
+        x, dy, w = _single(*rng.standard_normal((2, 29, heads * C)), 1 + 0.3 * rng.standard_normal(C))
+        y, r, dx, dw = np.empty_like(x), np.empty(29 * heads, np.float32), np.empty_like(x), np.zeros_like(w)
+        rms_norm.rms_norm_forward(y, r, x, w, 1e-5)
+        rms_norm.rms_norm_backward(dx, dw, dy, x, w, r, False)
+        x, dy, w = _wide(x.reshape(-1, C), dy.reshape(-1, C), w)
+        y_ref, r_ref = rms_norm.rms_norm_forward_ref(x, w, 1e-5)
+        dx_ref, dw_ref = rms_norm.rms_norm_backward_ref(dy, x, w, r_ref)
+        yield _speed(name, "forward", y.reshape(-1, C), y_ref)
+        yield _speed(name, "dx", dx.reshape(-1, C), dx_ref)
+        yield _speed(name, "dw", dw, dw_ref)
+        loss = lambda x, w: float((rms_norm.rms_norm_forward_ref(x, w, 1e-5)[0] * dy).sum())  # noqa: B023, E731
+        yield _derivation(name, "dx", lambda v: loss(v, w), x, dx_ref, rng)  # noqa: B023
+        yield _derivation(name, "dw", lambda v: loss(x, v), w, dw_ref, rng)  # noqa: B023
 
 
 def _layer_norm(rng: np.random.Generator) -> Iterator[Check]:
@@ -204,34 +215,41 @@ def _rope(rng: np.random.Generator) -> Iterator[Check]:
 
 
 def _attention(rng: np.random.Generator) -> Iterator[Check]:
+    yield from _attention_of(rng, "attention", None, None)
+    yield from _attention_of(rng, "attention, window and scale", 9, 0.2)
+
+
+def _attention_of(rng: np.random.Generator, name: str, window: int | None, scale: float | None) -> Iterator[Check]:
     batch, length, heads, kv_heads, width = 2, 37, 4, 2, 10
     rows, sizes = batch * length, (heads * width, kv_heads * width)
     joined = _single(rng.standard_normal((rows, sizes[0] + 2 * sizes[1])))[0]  # q, k, v side by side, as in the model
     q, k, v = np.split(joined, (sizes[0], sum(sizes)), axis=1)
     (do,) = _single(rng.standard_normal((rows, sizes[0])))
     starts = np.tile(np.where(np.arange(length) < 20, 0, 20).astype(np.int32), batch)  # two segments in a row
+    starts = attention.starts_within(starts, length, window)
+    sizes_and_scale = batch, heads, kv_heads, scale
     o, lse, delta = np.empty_like(do), np.empty((heads, rows), np.float32), np.empty((heads, rows), np.float32)
     d_joined = np.empty_like(joined)
     dq, dk, dv = gradients = np.split(d_joined, (sizes[0], sum(sizes)), axis=1)
-    attention.attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads)
-    attention.attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads)
+    attention.attention_forward(o, lse, q, k, v, starts, *sizes_and_scale)
+    attention.attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, *sizes_and_scale)
     inputs, do = _wide(q, k, v), do.astype(np.float64)
 
     def reference(q: Any, k: Any, v: Any) -> Any:
-        return attention.attention_forward_ref(q, k, v, starts, batch, heads, kv_heads)[0]
+        return attention.attention_forward_ref(q, k, v, starts, *sizes_and_scale)[0]
 
     q, k, v = inputs
-    expected = attention.attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads)
-    yield _speed("attention", "forward", o, reference(q, k, v))
+    expected = attention.attention_backward_ref(do, q, k, v, starts, *sizes_and_scale)
+    yield _speed(name, "forward", o, reference(q, k, v))
     for index, what in enumerate(("dq", "dk", "dv")):
-        yield _speed("attention", what, gradients[index], expected[index])
+        yield _speed(name, what, gradients[index], expected[index])
     for index, what in enumerate(("dq", "dk", "dv")):
 
         def loss(value: Any, index: int = index) -> float:
             changed = [*inputs[:index], value, *inputs[index + 1 :]]
             return float((reference(*changed) * do).sum())
 
-        yield _derivation("attention", what, loss, inputs[index], expected[index], rng)
+        yield _derivation(name, what, loss, inputs[index], expected[index], rng)
 
 
 def _swiglu(rng: np.random.Generator) -> Iterator[Check]:
@@ -418,8 +436,7 @@ def _model(rng: np.random.Generator, family: ModelFamily) -> Iterator[Check]:
         tie_embeddings=False,
         seed=int(rng.integers(1 << 31)),
     ).replace(family=family)
-    if family in EXPERTS:
-        config = config.replace(router_aux_loss_coef=0.1, router_z_loss_coef=0.01)
+    config = config.replace(**{name: value for name, value in CHOICES.items() if name in family.fields})
     model = TrainableModel(config)
     model.parameters.weights_flat *= np.float32(3)  # away from the initial, almost linear, state; not too curved
     for tensor in model.parameters.table:

@@ -6,14 +6,17 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from waiting import PATIENCE
 
+from abi_py import verification
 from abi_py.cli import trace
 from abi_py.cli.describe import BF16_METHODS
 from abi_py.config import TrainableModelConfig
-from abi_py.kernels import rms_norm
+from abi_py.kernels import attention, rms_norm
 from abi_py.kernels.engine.number_formats import BFLOAT16
 from abi_py.model import TrainableModel
+from abi_py.model.layers.run import Run
 from abi_py.runs import compiling
 from abi_py.shape import ModelFamily
 
@@ -132,8 +135,23 @@ def test_verify_passes_and_names_every_tensor(abi_train):
     code, out, _ = abi_train("verify")
     assert code == 0
     assert "FAIL" not in out
-    for name in ("layers.1.w_down", "token_embedding", "output_proj", "attention", "bias", "adamw"):
+    for name in ("layers.1.w_down", "token_embedding", "output_proj", "rms_norm of heads", "bias", "adamw"):
         assert name in out
+
+
+@pytest.mark.parametrize("family", [family for family in ModelFamily if "sliding_window" in family.fields])
+def test_verify_sees_the_window_of_each_family(family, monkeypatch):
+    monkeypatch.setattr(Run, "starts_within", lambda run, window: run.starts)
+    checks = verification._model(np.random.default_rng(0), family)
+    assert not next(check for check in checks if check.name == "loss").passed
+
+
+def test_verify_sees_the_window_and_the_scale_of_attention(monkeypatch):
+    right = attention.attention_forward
+    plain = lambda *arguments: right(*arguments[:9], None)  # noqa: E731
+    monkeypatch.setattr(attention, "attention_forward", plain)
+    failed = {check.name for check in verification._attention(np.random.default_rng(0)) if not check.passed}
+    assert failed == {"attention, window and scale"}
 
 
 def test_verify_catches_a_wrong_gradient(abi_train, monkeypatch):
