@@ -255,7 +255,7 @@ def test_what_does_not_go_with_a_base_is_said_before_anything_is_written(abi_tra
     Tokenizer(other.backend).save(tmp_path / "other")
     before = sorted(path.name for path in tmp_path.iterdir())
     code, out, err = abi_train("run", "--data", "talks.jsonl", *words, "--out", "r")
-    assert (code, out) == (2, ""), err
+    assert (code, out) == (1 if "torn" in words else 2, ""), err
     assert said in err
     assert err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
