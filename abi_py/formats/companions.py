@@ -28,7 +28,7 @@ GENERATION, END = "generation_config.json", "eos_token_id"
 COMPANIONS = (*TOKENIZER_FILES, GENERATION)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Companions:
     """The files by name, and the content of config.json."""
 
@@ -41,6 +41,10 @@ class Companions:
         found = (path for pattern in COMPANIONS for path in sorted(folder.glob(pattern)) if path.is_file())
         files = {path.relative_to(folder).as_posix(): read_bytes(path, error=CheckpointError) for path in found}
         return cls(files, read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {})
+
+    def __repr__(self) -> str:
+        """Return the names of the files, not their bytes."""
+        return f"Companions({', '.join([*self.files, *([CONFIG] if self.config else [])])})"
 
     def __bool__(self) -> bool:
         """Say whether there is anything."""

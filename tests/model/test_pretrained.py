@@ -425,3 +425,8 @@ def test_a_path_without_a_model_is_named(tmp_path):
     for name, what in {"nowhere": "does not exist", "text.txt": "is a file", "": "has no config.json"}.items():
         with pytest.raises(CheckpointError, match=f"{what}; give the folder of a model"):
             TrainableModel.from_pretrained(tmp_path / name)
+
+
+def test_companions_are_shown_by_name():
+    shown = repr(Companions({"tokenizer.json": b"{}" * 1000}, {"eos_token_id": 2}))
+    assert shown == "Companions(tokenizer.json, config.json)"
