@@ -371,3 +371,9 @@ def test_every_package_is_listed():
     listed = set(setup["options"]["packages"].split())
     files = [path for folder in ("abi_py", "kernels") for path in (ROOT / folder).rglob("__init__.py")]
     assert listed == {dotted(path) for path in files}
+
+
+def test_no_two_files_of_tests_have_one_name():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]  # pytest imports them by it
+    twice = sorted({name for name in names if names.count(name) > 1})
+    assert not twice, f"{', '.join(twice)}: give each file of tests a name of its own"
