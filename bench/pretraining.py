@@ -16,15 +16,15 @@ import numpy as np
 from _bench import header, run_script, save_rows
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN_SHARE, STEPS, INTERVAL = 0.9, 200, 20
-RATES = 0.002, 0.006
+TRAIN_SHARE, STEPS, INTERVAL = 0.9, 400, 40
+RATES = 0.001, 0.003, 0.01, 0.03
 CHOICES = tuple(itertools.product(("adamw", "muon"), ("cosine", "wsd")))
 SHAPE = {
     "hidden_dim": 96, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "intermediate_dim": 256, "vocab_size": 256,
     "max_seq_len": 128, "seed": 0,
 }  # fmt: skip
 SETTINGS = {
-    "batch_size": 8, "max_seq_len": 128, "grad_accum_steps": 1, "warmup_steps": 20, "decay_steps": STEPS,
+    "batch_size": 8, "max_seq_len": 128, "grad_accum_steps": 1, "warmup_steps": 40, "decay_steps": STEPS,
     "weight_decay": 0.1, "beta2": 0.95, "eval_interval": 0, "log_interval": 0, "checkpoint_interval": 0,
 }  # fmt: skip
 WSD = {"cooldown_share": 0.2}
