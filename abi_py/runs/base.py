@@ -14,15 +14,13 @@ from ..config import TrainableModelConfig, convert, fields_of
 from ..errors import ConfigError
 from ..fields import plain
 from ..files import sha256_of
-from ..formats.companions import Companions
-from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
-from ..formats.peft import ADAPTER_CONFIG
 from .conversations import ends_of_answers
 from .directory import has_checkpoint, place_of_model
 from .models import find_tokenizer_beside
 from .settings import BaseConfig, DataConfig
 
 if TYPE_CHECKING:
+    from ..formats.companions import Companions
     from ..model import TrainableModel
 
 __all__ = ["Base", "with_tokenizer"]
@@ -57,6 +55,8 @@ class Base:
         files are damaged, or of a model that this package does not compute.
         """
         from ..data.tokenizer import Tokenizer
+        from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
+        from ..formats.peft import ADAPTER_CONFIG
         from ..model.folder import open_weights, read_config
         from ..training.checkpoint import STATE
         from ..training.loading import find_folder
@@ -155,7 +155,7 @@ class Base:
 
         return TrainableModel.from_pretrained(self.folder, config)
 
-    def companions(self, directory: Path, conversations: bool = False) -> Companions:
+    def companions(self, directory: Path, conversations: bool = False) -> "Companions":
         """Return what the checkpoints of a run in `directory` carry along: the base's files as they are.
 
         A tokenizer that the run was given takes the place of theirs, or its chat template that of theirs.  Where it
@@ -164,8 +164,9 @@ class Base:
         companions = self._companions(directory)
         return companions.with_ends(ends_of_answers(directory)) if conversations else companions
 
-    def _companions(self, directory: Path) -> Companions:
+    def _companions(self, directory: Path) -> "Companions":
         from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+        from ..formats.companions import Companions
 
         companions = Companions.of(self.folder)
         if not (directory / TOKENIZER_FILE).is_file():
@@ -183,6 +184,8 @@ class Base:
 
 def digest_of(folder: Path) -> str:
     """Return the SHA-256 of a folder's model: of the names and hashes of config.json and the files of weights."""
+    from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
+
     names = {CONFIG, WEIGHTS, INDEX} | {path.name for path in folder.glob("*.safetensors")}
     names -= {"optimizer.safetensors"}  # of a checkpoint: it is no part of the model
     lines = [f"{name} {sha256_of(folder / name)[1]}\n" for name in sorted(names) if (folder / name).is_file()]

@@ -183,7 +183,7 @@ def test_ids_outside_the_vocabulary_are_told_before_compiling(abi_train, model, 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"model_type": "gpt2"}, "model_type"),
+        ({"model_type": "bert"}, "model_type"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
