@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -291,9 +291,10 @@ class LlmTrainingConfig(Config):
 class EarlyStoppingConfig(Config):
     """When to stop because the validation metric no longer falls."""
 
-    patience: int = opt(3, "evaluations without improvement after which training stops", acts={"enabled": ON})
-    min_delta: float = opt(0.001, "smallest fall of the metric that counts as an improvement", acts={"enabled": ON})
-    monitor_loss: bool = opt(True, "watch the validation loss; false watches its perplexity", acts={"enabled": ON})
+    switch: ClassVar[str] = "enabled"
+    patience: int = opt(3, "evaluations without improvement after which training stops")
+    min_delta: float = opt(0.001, "smallest fall of the metric that counts as an improvement")
+    monitor_loss: bool = opt(True, "watch the validation loss; false watches its perplexity")
     enabled: bool = opt(True, "stop early at all", flag="early-stopping")
 
     def validate(self) -> None:

@@ -7,7 +7,8 @@ Every class is frozen and keyword-only, checks its values when it is made, and s
 `fields_of(cls)` lists name, type, default, help and choices for the command line, YAML and documentation.  `acts` says
 what other fields must be for this one to have an effect; where they are not, a value is refused, not ignored: in a
 constructor any value other than the default (and than None, 0, false, which switch a thing off), on the command line
-every flag that is given.  A bad value is a `ConfigError` that names field, value, rule and remedy.
+every flag that is given.  A class with a `switch`, a field that turns all of it on, need not say so of each other one.
+A bad value is a `ConfigError` that names field, value, rule and remedy.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ __all__ = [
     "acting",
     "convert",
     "fields_of",
+    "in_words",
     "joined",
     "needs",
     "opt",
@@ -74,7 +76,7 @@ class Option:
 
 def fields_of(cls: type) -> tuple[Option, ...]:
     """Return the options of a config class in the order in which they are declared."""
-    hints = typing.get_type_hints(cls)
+    hints, switch = typing.get_type_hints(cls), getattr(cls, "switch", None)
     options = []
     for each in dataclasses.fields(cls):
         hint, optional = hints[each.name], False
@@ -96,7 +98,7 @@ def fields_of(cls: type) -> tuple[Option, ...]:
                 help=each.metadata.get("help", ""),
                 many=many,
                 choices=choices,
-                metadata=each.metadata,
+                metadata=each.metadata if switch in (None, each.name) else {"acts": {switch: ON}, **each.metadata},
             )
         )
     return tuple(options)
@@ -236,9 +238,9 @@ def needs(cls: type, option: "Option") -> str:
             number = kind.type in (int, float) and not kind.many
             value = " above 0" if number else " true" if kind.type is bool else ""
         elif isinstance(wanted, Other):
-            value = f" other than {_plain(wanted.value)}"
+            value = f" other than {in_words(wanted.value)}"
         else:
-            value = " " + either([_plain(each) for each in (wanted if isinstance(wanted, tuple) else (wanted,))])
+            value = " " + either([in_words(each) for each in (wanted if isinstance(wanted, tuple) else (wanted,))])
         return f"with {name}{value}{flag}"
 
     groups = _conditions(option)
@@ -255,9 +257,10 @@ def plain(value: Any) -> Any:
     return value.said() if isinstance(value, Config) else value.value if isinstance(value, Enum) else value
 
 
-def _plain(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """Return a field's value as messages have it."""
     if isinstance(value, tuple):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(in_words, value))
     return str(plain(value))
 
 
@@ -292,6 +295,7 @@ class Config:
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     idle_is_error: ClassVar[bool] = True  # a value that does not act is refused, wherever it comes from
+    switch: ClassVar[str | None] = None  # the field beside which alone the others act
 
     def __post_init__(self) -> None:
         """Bring every value to its declared type, then check the rules."""
@@ -320,7 +324,7 @@ class Config:
             said = bool(value) and value != usual if given is None else option.name in given
             if said and not _acts(option, values):
                 raise ConfigError(
-                    f"{option.name} ({_plain(value)}) acts only {needs(type(self), option)}; change that, or leave "
+                    f"{option.name} ({in_words(value)}) acts only {needs(type(self), option)}; change that, or leave "
                     f"{option.name} out"
                 )
 

@@ -323,6 +323,7 @@ def _targets(value: Any) -> Any:
     if isinstance(value, Mapping):
         value = [name for name, chosen in value.items() if chosen]
     names = value if isinstance(value, list | tuple) else (value,)
+    names = [part.strip() for name in names for part in (name.split(",") if isinstance(name, str) else (name,))]
     return tuple(f"{name}_proj" if name in SHORT else name for name in names)
 
 
@@ -336,8 +337,8 @@ class LoraConfig(Config):
     target_modules: tuple[str, ...] | None = opt(
         None,
         "projections that get an adapter, all if not given: ends of their names in Hugging Face's files, as in q_proj "
-        "or attn.c_proj; also q, k, v, o, gate, up, down; repeat the flag for each",
-        flag="lora-target",
+        "or attn.c_proj; also q, k, v, o, gate, up, down; several with commas, or the flag again",
+        flag="lora-targets",
         read=_targets,
     )
     bias: str = opt("none", "PEFT field; must stay none, biases are frozen like the other weights", flag="lora-bias")

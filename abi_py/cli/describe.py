@@ -11,7 +11,7 @@ from ..errors import counted
 
 if TYPE_CHECKING:
     from ..runs.opening import RunData
-    from ..runs.settings import BaseConfig
+    from ..runs.settings import RunConfig
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
@@ -20,6 +20,7 @@ __all__ = [
     "cpu_name",
     "describe_base",
     "describe_data",
+    "describe_lora",
     "describe_machine",
     "describe_model",
     "note_on_length",
@@ -87,9 +88,28 @@ def parameter_rows(model: TrainableModelConfig) -> list[tuple[str, str, str]]:
     ]
 
 
-def describe_base(base: "BaseConfig", rate: float) -> str:
+def describe_base(config: "RunConfig") -> str:
     """Return one line about the model that a run started from."""
-    return f"{base.path}, digest {(base.digest or '')[:12]}; all of its weights are trained, learning rate {rate:g}"
+    base = config.base
+    text = f"{base.path}, digest {(base.digest or '')[:12]}" if base is not None else ""
+    trained = "all of its weights are trained" if config.lora is None else "its weights stay as they are"
+    return f"{text}; {trained}, learning rate {config.training.learning_rate:g}"
+
+
+def describe_lora(config: "RunConfig") -> list[tuple[str, str]]:
+    """Return the lines about a run's adapters, if it trains them."""
+    if config.lora is None:
+        return []
+    from ..model.lora import report
+
+    lines = [("lora", report(config.model, config.lora))]
+    if config.model.num_experts:
+        lines.append(("note", "experts and their routers get no adapters: their weights stay as they are"))
+    if config.base is None:
+        lines.append(
+            ("warning", "the frozen weights are random, so adapters can do little; --base names a trained model")
+        )
+    return lines
 
 
 def describe_data(train: "RunData", valid: "RunData | None") -> str:

@@ -20,7 +20,15 @@ from ..runs.schedule import note_on_schedule
 from ..runs.settings import DataConfig
 from ..shape import ModelShape
 from .console import printable, say, show_table, silence
-from .describe import describe_base, describe_data, describe_machine, describe_model, note_on_length, report_rows
+from .describe import (
+    describe_base,
+    describe_data,
+    describe_lora,
+    describe_machine,
+    describe_model,
+    note_on_length,
+    report_rows,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +73,9 @@ def show_head(run: Run, console: "Console") -> None:
     say(console, "machine", describe_machine(run.config.training.mixed_precision))
     say(console, "model", describe_model(run.config.model))
     if run.config.base is not None:
-        say(console, "base", describe_base(run.config.base, run.config.training.learning_rate))
+        say(console, "base", describe_base(run.config))
+    for label, text in describe_lora(run.config):
+        say(console, label, text)
     for reason in run.base.skipped if run.base is not None else ():
         say(console, "note", f"passed over: {reason}")
     say(console, "data", describe_data(run.train, run.valid))

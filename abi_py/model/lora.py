@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,7 +36,9 @@ from .layers.linear import Adapter, Group, Linear, Part
 from .stack import Stack
 from .transformer import TrainableModel, Transformer
 
-__all__ = ["LoraConfig", "LoraModel"]
+__all__ = ["LoraConfig", "LoraModel", "named", "num_trained", "report"]
+
+AnyLora = TypeVar("AnyLora", bound=LoraConfig)
 
 MASKS = 7  # with the configuration's seed, the seed of all masks: another than that of the adapters
 
@@ -61,7 +63,7 @@ class LoraModel(Transformer):
         """
         if not isinstance(model, TrainableModel | FrozenModel):
             raise TypeError(f"model is a {type(model).__name__}; adapters are put on a TrainableModel or a FrozenModel")
-        self.model, self.lora = model, _named(model.config, config if config is not None else LoraConfig())
+        self.model, self.lora = model, named(model.config, config if config is not None else LoraConfig())
         self.parameters = Buffers(_adapter_table(model.config, self.lora))
         _initialize(self.parameters, self.lora)
         self.base_model = str(base_model) if base_model is not None else None
@@ -82,10 +84,7 @@ class LoraModel(Transformer):
 
     def report(self) -> str:
         """Return how much is trained, in one line."""
-        trained, whole = self.num_params(), self.config.num_params()
-        targets = ", ".join(self.lora.target_modules or ())
-        share = f"{100 * trained / whole:.2f} % of {whole:,}"
-        return f"{trained:,} trained parameters, {share} (rank {self.lora.rank}: {targets})"
+        return report(self.config, self.lora)
 
     def sections(self) -> dict[str, Config]:
         """Return the sections of a run's config.yaml that describe this model."""
@@ -185,7 +184,7 @@ class LoraModel(Transformer):
         """
         config, tensors, base_model = read_adapter(Path(folder), allow_nonfinite=allow_nonfinite)
         try:
-            config = _named(model.config, config)
+            config = named(model.config, config)
         except ConfigError as error:
             raise CheckpointError(f"{folder}: {error}") from None
         table = _adapter_table(model.config, config)
@@ -198,6 +197,18 @@ class LoraModel(Transformer):
     def save_checkpoint(self, path: str | Path, step: int = 0) -> None:
         """Write the merged weights as a Zig `ABIC` file, which knows no adapters."""
         save_abic(path, self.merged().parameters.weights_flat, step)
+
+
+def report(shape: TrainableModelConfig, config: LoraConfig) -> str:
+    """Return how much is trained of adapters on such a model, in one line; no model is needed."""
+    trained, whole = num_trained(shape, config), shape.num_params()
+    targets = ", ".join(named(shape, config).target_modules or ())
+    return f"{trained:,} trained parameters, {100 * trained / whole:.2f} % of {whole:,} (rank {config.rank}: {targets})"
+
+
+def num_trained(shape: TrainableModelConfig, config: LoraConfig) -> int:
+    """Return the number of weights of all adapters."""
+    return sum(entry.size for entry in _adapter_table(shape, config))
 
 
 # -- what the adapters are made of ------------------------------------------------------------------
@@ -247,7 +258,7 @@ def _chosen(shape: TrainableModelConfig, config: LoraConfig) -> list[_Target]:
     return [target for _, targets in _targets(shape, layers(shape), config) for target in targets]
 
 
-def _named(shape: TrainableModelConfig, config: LoraConfig) -> LoraConfig:
+def named(shape: TrainableModelConfig, config: AnyLora) -> AnyLora:
     """Return the configuration with the targets that this model has, in the order of its layers.
 
     ConfigError for a target that it has not.

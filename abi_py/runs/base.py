@@ -22,6 +22,7 @@ from .settings import BaseConfig, DataConfig
 if TYPE_CHECKING:
     from ..formats.companions import Companions
     from ..model import TrainableModel
+    from ..model.frozen import FrozenModel
 
 __all__ = ["Base", "with_tokenizer"]
 
@@ -154,6 +155,12 @@ class Base:
         from ..model.transformer import TrainableModel
 
         return TrainableModel.from_pretrained(self.folder, config)
+
+    def make_frozen(self, config: TrainableModelConfig) -> "TrainableModel | FrozenModel":
+        """Read the weights for adapters on them: as they lie in the folder, mapped, where they are narrow."""
+        from ..model.frozen import read_frozen
+
+        return read_frozen(self.folder, config)
 
     def companions(self, directory: Path, conversations: bool = False) -> "Companions":
         """Return what the checkpoints of a run in `directory` carry along: the base's files as they are.

@@ -8,7 +8,7 @@ from ..config import WITH_WARMUP, LlmTrainingConfig
 from ..untrusted import MAX_INT
 from .derived import Derived, rules
 
-__all__ = ["DEFAULTS", "DERIVED", "FINE_TUNING", "SHOWN", "Facts"]
+__all__ = ["ADAPTERS", "DEFAULTS", "DERIVED", "FINE_TUNING", "SHOWN", "Facts", "training_defaults"]
 
 # What is not here has the default of its config class.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -25,6 +25,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 # Of a run that starts from a trained model.  Rate and epochs are those of TRL's SFTConfig; a rate of pre-training would
 # wash out in a few steps what the weights know.
 FINE_TUNING: dict[str, Any] = {"learning_rate": 2e-5, "epochs": 3, "weight_decay": 0.01, "max_seq_len": 512}
+# Of a run that trains adapters alone.  The rate is that of LoRA in TRL's script sft.py, ten times that of all weights,
+# and of QLoRA (Dettmers et al. 2023) up to 13 billion weights; TRL and transformers decay no weights by default.
+ADAPTERS: dict[str, Any] = {"learning_rate": 2e-4, "weight_decay": 0.0}
+
+
+def training_defaults(context: int | None, adapters: bool) -> dict[str, Any]:
+    """Return how a run is trained that is told nothing.
+
+    context   the most tokens that the model of its base reads; None: it begins with fresh weights
+    adapters  whether these are trained alone
+    """
+    values = dict(DEFAULTS["training"])
+    if context is not None:
+        values |= {**FINE_TUNING, "max_seq_len": min(FINE_TUNING["max_seq_len"], context)}
+    return values | (ADAPTERS if adapters else {})
 
 
 @dataclass(frozen=True)
@@ -85,4 +100,5 @@ SHOWN: dict[str, dict[str, Any]] = {
 for _name, _value in FINE_TUNING.items():
     _usual = DEFAULTS["training"].get(_name, getattr(LlmTrainingConfig(), _name))
     _limit = ", at most its context" if _name == "max_seq_len" else ""
-    SHOWN["training"][_name] = f"{_usual:g}; with base {_value:g}{_limit}"
+    _with_lora = f"; with lora {ADAPTERS[_name]:g}" if _name in ADAPTERS else ""
+    SHOWN["training"][_name] = f"{_usual:g}; with base {_value:g}{_limit}{_with_lora}"

@@ -1,17 +1,18 @@
 """From what was given for a run to its settings: flags beat file beats defaults, and what is derived follows."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import Config, EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig, joined
+from ..config import Config, EarlyStoppingConfig, LlmTrainingConfig, OptimizerType, TrainableModelConfig, joined
 from ..errors import ConfigError
 from .base import Base, with_tokenizer
 from .conversations import no_conversations
-from .defaults import DEFAULTS, DERIVED, FINE_TUNING, Facts
+from .defaults import DEFAULTS, DERIVED, Facts, training_defaults
 from .derived import derive
 from .opening import Progress, RunData, open_data, unseen
 from .run import Run, count_steps
-from .settings import RUN_SECTIONS, BaseConfig, ChatConfig, DataConfig, RunConfig, Values, absolute
+from .settings import RUN_SECTIONS, BaseConfig, ChatConfig, DataConfig, RunConfig, RunLoraConfig, Values, absolute
 
 __all__ = ["Given", "check_early_stopping", "check_samples", "check_use", "merged", "prepare"]
 
@@ -21,24 +22,29 @@ Section = TypeVar("Section", bound=Config)
 def merged(flags: Values, file: Values, defaults: Values | None = None) -> dict[str, dict[str, Any]]:
     """Return the values by section: flag beats file beats default.
 
-    Early stopping is off; who sets its patience, say, wants it used, unless it is also switched off.
+    Early stopping is off, and so are adapters; who sets the patience of the one, say, or the rank of the others, wants
+    them used, unless they are also switched off.
     """
     under = defaults or {"early_stopping": DEFAULTS["early_stopping"]}
-    values = {
-        name: joined(cls, {**under.get(name, {}), **file.get(name, {})}, flags.get(name, {}))
+    return {
+        name: joined(
+            cls,
+            {**under.get(name, {}), **_switched_on(cls, file.get(name, {}))},
+            _switched_on(cls, flags.get(name, {})),
+        )
         for name, cls in RUN_SECTIONS.items()
     }
-    asked = flags.get("early_stopping") or file.get("early_stopping")
-    if asked:
-        values["early_stopping"]["enabled"] = asked.get("enabled", True)
-    return values
+
+
+def _switched_on(cls: type[Config], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {cls.switch: True, **values} if cls.switch is not None and values else values
 
 
 class Given:
     """What a new run was given, and the defaults of the rest: right, as far as that can be told without the data.
 
-    `training`, `data` and `chat` are as the run will have them, but for what is derived; `base` is the model that it
-    starts from, or None.
+    `training`, `data` and `chat` are as the run will have them, but for what is derived; `lora` is what it trains on
+    frozen weights, and `base` the model that it starts from, or None.
     """
 
     def __init__(self, flags: Values, file: Values) -> None:
@@ -48,9 +54,12 @@ class Given:
         base = merged(flags, file)["base"]
         asked = BaseConfig.from_dict(base, flags.get("base", ()))
         self.base = Base.open(asked) if asked.path is not None else None
-        self._flags, self._file, self._values = flags, file, merged(flags, file, DEFAULTS)
+        self._flags, asked_of = flags, merged(flags, file)
+        context = None if self.base is None else self.base.shape.max_seq_len
+        training = training_defaults(context, adapters=bool(asked_of["lora"].get("enabled")))
+        self._values = merged(flags, file, {**DEFAULTS, "training": training})
         if self.base is not None:
-            self._start_from(self.base, merged(flags, file)["model"])
+            self._values["model"] = self.base.model_values(asked_of["model"], flags.get("model", ()))
         self.training = self._section("training", LlmTrainingConfig)
         model = self._section("model", TrainableModelConfig)
         if "max_seq_len" in self._values["model"] and self.training.max_seq_len > model.max_seq_len:
@@ -63,15 +72,19 @@ class Given:
         self.data = self._section("data", DataConfig)
         self.chat = self._section("chat", ChatConfig)
         check_early_stopping(self._early_stopping, self.data, self.training)
+        self.lora = self._adapters(model)
         if self.base is not None:
             self.base.check_data(self.data)
 
-    def _start_from(self, base: Base, model: Values | dict[str, Any]) -> None:
-        """Take shape and defaults from a base; `model` is what was given of the shape."""
-        self._values["model"] = base.model_values(model, self._flags.get("model", ()))
-        usual = {**FINE_TUNING, "max_seq_len": min(FINE_TUNING["max_seq_len"], base.shape.max_seq_len)}
-        training = {**DEFAULTS["training"], **usual}
-        self._values["training"] = merged(self._flags, self._file, {"training": training})["training"]
+    def _adapters(self, model: TrainableModelConfig) -> RunLoraConfig | None:
+        """Return the adapters with the targets of such a model by name, or None; ConfigError for what it has not."""
+        lora = self._section("lora", RunLoraConfig)
+        if not lora.enabled:
+            return None
+        from ..model.lora import named
+
+        check_adapters(self.training)
+        return named(model, lora)
 
     @property
     def opened(self) -> DataConfig:
@@ -105,6 +118,7 @@ class Given:
             data=self.data,
             chat=self.chat if has_rows else None,
             base=self.base.given if self.base is not None else None,
+            lora=self.lora,
         )
         run = Run(config, train, valid, directory, self.opened, self.base)
         check_use(run, self._flags)
@@ -120,13 +134,21 @@ def check_early_stopping(early: EarlyStoppingConfig, data: DataConfig, training:
         raise ConfigError("eval_interval (0) must be above 0 for early stopping; try 100, or --no-early-stopping")
 
 
+def check_adapters(training: LlmTrainingConfig) -> None:
+    """Raise ConfigError for what adapters cannot be trained with."""
+    if training.optimizer is OptimizerType.MUON:
+        raise ConfigError(
+            "optimizer (muon) is for hidden matrices, and an adapter is half of one; take adamw, or leave --lora out"
+        )
+
+
 def check_use(run: Run, flags: Values) -> None:
     """Raise ConfigError for a flag that has no effect on this run: of conversations, or of evaluations."""
     for section, given in flags.items():
         config = getattr(run.config, section)
         if config is not None:
             config.require_acting(given)
-        elif given:
+        elif given and section == "chat":
             raise no_conversations(next(iter(given)), run.config.data.path)
     if run.valid is not None:
         return

@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
+from ..fields import in_words
 from ..training.metrics import METRICS
 from ..training.schedule import ends
 from .base import Base, with_tokenizer
@@ -17,7 +18,7 @@ from .opening import Progress, open_data, unseen
 from .resolve import check_early_stopping, check_use, merged
 from .run import Run
 from .schedule import Reschedule
-from .settings import BaseConfig, ChatConfig, DataConfig, RunConfig, Values, absolute, read_run_config
+from .settings import BaseConfig, ChatConfig, DataConfig, RunConfig, RunLoraConfig, Values, absolute, read_run_config
 
 if TYPE_CHECKING:
     from ..training.state import TrainingState
@@ -110,7 +111,8 @@ class Resumed:
         chat = config.chat or ChatConfig()
         opened = with_tokenizer(config.data, _kept_tokenizer(self.directory, config))
         train, valid, _ = open_data(opened, chat, config.model.vocab_size, **sizes, progress=progress)
-        base = Base.open(config.base) if self.checkpoint is None and config.base is not None else None
+        needed = self.checkpoint is None or config.lora is not None  # what is under adapters is in no checkpoint
+        base = Base.open(config.base) if needed and config.base is not None else None
         run = Run(config, train, valid, self.directory, opened, base)
         check_use(run, self.flags)
         training = reschedule.apply(training, self.state.global_step, train)
@@ -146,9 +148,34 @@ def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunCon
         data=DataConfig.from_dict(absolute(wanted["data"])),
         chat=ChatConfig.from_dict(absolute(wanted["chat"])) if values.get("chat") else None,
         base=BaseConfig.from_dict(wanted["base"]) if values.get("base") else None,
+        lora=RunLoraConfig.from_dict(wanted["lora"]) if values.get("lora") else None,
     )
+    own = merged({}, values)["lora"]
+    _check_adapters(RunLoraConfig.from_dict(own) if own else None, flags.get("lora", {}), run.model)
     check_early_stopping(run.early_stopping, run.data, run.training)
     return run, directory, LlmTrainingConfig.from_dict(values["training"])
+
+
+def _check_adapters(own: RunLoraConfig | None, flags: Mapping[str, Any], shape: TrainableModelConfig) -> None:
+    """Raise ConfigError for a flag that says something else of a run's adapters than its config.yaml."""
+    anew = "begin another run for that: abi-train run --base RUN"
+    if own is None:
+        if flags.get("enabled", bool(flags)):
+            name, value = next(iter(flags.items()))
+            what = "has no effect: this run trains all weights"
+            raise ConfigError(f"{name} ({in_words(value)}) of lora {what}; {anew} --lora")
+        return
+    if not flags.get("enabled", True):
+        raise ConfigError(f"enabled (false) of lora has no effect: this run trains adapters; {anew}")
+    from ..model.lora import named
+
+    wanted = named(shape, own.replace(**flags)).to_dict()
+    for name, value in own.to_dict().items():
+        if wanted[name] != value:
+            raise ConfigError(
+                f"{name} ({in_words(wanted[name])}) of lora must stay {in_words(value)}, with which the run's adapters "
+                f"are trained; leave it out, or {anew}"
+            )
 
 
 def _without_data(source: Path) -> CheckpointError:

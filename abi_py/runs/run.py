@@ -14,6 +14,7 @@ from .settings import DataConfig, RunConfig
 
 if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
+    from ..model import LoraModel, TrainableModel
     from ..training.trainer import LlamaTrainer
 
 __all__ = ["Run", "count_steps"]
@@ -32,7 +33,7 @@ class Run:
     """Settings of which none is left open, data for training and validation, and the directory of it all.
 
     opened  how the data were opened: as the settings say, with the tokenizer of the base where they name none
-    base    the model to start from, where the run begins with one
+    base    the model to start from, where the run begins with one; with LoRA that under the adapters, at any time
     """
 
     config: RunConfig
@@ -61,21 +62,28 @@ class Run:
         """Write the run's config.yaml: from here on it can be begun again, or gone on with."""
         atomic_text(self.directory / CONFIG, self.config.to_yaml(self.directory))
 
+    def make_model(self) -> "TrainableModel | LoraModel":
+        """Return the model that is trained: fresh weights or those of the base; with LoRA, adapters on them."""
+        from ..model import LoraModel, TrainableModel
+
+        shape, lora, base = self.config.model, self.config.lora, self.base
+        if lora is None:
+            return TrainableModel(shape) if base is None else base.make_model(shape)
+        frozen = TrainableModel(shape) if base is None else base.make_frozen(shape)
+        return LoraModel(frozen, lora.adapters(), base_model=None if base is None else base.folder)
+
     def make_trainer(self, checkpoint: Path | None = None) -> "LlamaTrainer":
         """Return the trainer, with fresh weights, those of the base, or the state of a checkpoint, which must be of
         these data.
 
         A run with a base begins with an evaluation: what the weights could do before.
         """
-        from ..model import TrainableModel
         from ..training.trainer import LlamaTrainer
 
-        begins = self.base if checkpoint is None else None
-        shape = self.config.model
-        model = TrainableModel(shape) if begins is None else begins.make_model(shape)
+        model = self.make_model()
         trainer = LlamaTrainer(model, self.config.training)
-        if begins is not None:
-            model.companions = begins.companions(self.directory, self.train.conversations)
+        if self.base is not None:
+            model.companions = self.base.companions(self.directory, self.train.conversations)
             trainer.state.evaluation_due = self.valid is not None and self.config.training.eval_interval > 0
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..config import (
     OFF,
@@ -15,8 +15,10 @@ from ..config import (
     Config,
     EarlyStoppingConfig,
     LlmTrainingConfig,
+    LoraConfig,
     LossOn,
     TrainableModelConfig,
+    fields_of,
     load_yaml,
     opt,
     to_yaml,
@@ -28,6 +30,7 @@ __all__ = [
     "ChatConfig",
     "DataConfig",
     "RunConfig",
+    "RunLoraConfig",
     "Values",
     "absolute",
     "read_run_config",
@@ -42,8 +45,8 @@ class BaseConfig(Config):
 
     path: str | None = opt(
         None,
-        "start from this model and train all of its weights: a folder of Hugging Face's kind, a run, a checkpoint; "
-        "shape, tokenizer and chat template are its own",
+        "start from this model: a folder of Hugging Face's kind, a run, a checkpoint; shape, tokenizer and chat "
+        "template are its own",
         flag="base",
     )
     digest: str | None = opt(
@@ -133,6 +136,18 @@ class ChatConfig(Config):
         self._require_at_least(0, "max_samples")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunLoraConfig(LoraConfig):
+    """Whether a run trains adapters on weights that stay as they are, and which."""
+
+    switch: ClassVar[str] = "enabled"
+    enabled: bool = opt(False, "train adapters (LoRA) on frozen weights, those of --base, not the weights", flag="lora")
+
+    def adapters(self) -> LoraConfig:
+        """Return what a `LoraModel` takes."""
+        return LoraConfig(**{option.name: getattr(self, option.name) for option in fields_of(LoraConfig)})
+
+
 RUN_SECTIONS: dict[str, type[Config]] = {
     "data": DataConfig,
     "base": BaseConfig,
@@ -140,6 +155,7 @@ RUN_SECTIONS: dict[str, type[Config]] = {
     "model": TrainableModelConfig,
     "early_stopping": EarlyStoppingConfig,
     "chat": ChatConfig,
+    "lora": RunLoraConfig,
 }
 
 
@@ -153,6 +169,7 @@ class RunConfig:
     data: DataConfig
     chat: ChatConfig | None  # None: the data are no conversations, and no bad row is left out
     base: BaseConfig | None = None  # None: fresh weights
+    lora: RunLoraConfig | None = None  # None: all weights are trained
 
     @property
     def is_byte_level(self) -> bool:
@@ -168,7 +185,8 @@ class RunConfig:
         if training.checkpoint_path is not None:  # absolute, as the data are: the run is resumed from any directory
             training = training.replace(checkpoint_path=os.path.abspath(training.checkpoint_path))
         usual = training.checkpoint_path == os.path.abspath(directory / "checkpoints")
-        rest = {"early_stopping": self.early_stopping, "data": self.data, "chat": self.chat, "base": self.base}
+        names = ("early_stopping", "data", "chat", "base", "lora")
+        rest: dict[str, Config | None] = {name: getattr(self, name) for name in names}
         return to_yaml(("checkpoint_path",) if usual else (), model=self.model, training=training, **rest)
 
 

@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 CLASSES = {**RUN_SECTIONS, "deepzig": DeepZigConfig, "generation": GenerationConfig, "tokenize": TokenizeConfig}
 CLASSES["tokenizer"] = TokenizerTrainingConfig
 # Fields of other versions: any value but the default is refused (tests/training/test_effects.py has them all).
-LEFT = {"export_gguf_path", "export_name", "use_gpu", "gpu_backend", "gpu_batch_threshold", "gpu_device_buffer_mb"}
+LEFT = {"bias"}
+LEFT |= {"export_gguf_path", "export_name", "use_gpu", "gpu_backend", "gpu_batch_threshold", "gpu_device_buffer_mb"}
 SHAPE = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_dim": 24}
 SHAPE["vocab_size"] = 300
 # Values that fit where "one more" or "half" does not.

@@ -20,6 +20,7 @@ from abi_py.runs.directory import new_directory
 from abi_py.runs.resolve import Given
 from abi_py.runs.resuming import changed
 from abi_py.runs.settings import RUN_SECTIONS, read_run_config
+from abi_py.shape import LoraConfig
 
 HERE = Path("r")
 
@@ -64,6 +65,39 @@ def test_flag_beats_file_beats_default(section, field, default, file, flag):
     assert value({}, {section: {field: file}}) == file
     assert value({section: {field: flag}}, {section: {field: file}}) == flag
     assert value({section: {field: flag}}, {}) == flag
+
+
+LORA = {"rank": 4, "target_modules": ("q", "o_proj")}
+
+
+@pytest.mark.parametrize("flags", [{}, {"epochs": 3}], ids=str)
+def test_adapters_are_off_unless_something_of_them_is_set(flags):
+    assert resolved({"training": flags}).lora is None
+    assert resolved({"lora": {"enabled": False}, "training": flags}, {"lora": LORA}).lora is None
+    for given, file in (({"lora": LORA}, {}), ({}, {"lora": LORA}), ({"lora": {"enabled": True}}, {"lora": LORA})):
+        made = resolved({**given, "training": flags}, file)
+        assert made.lora.enabled
+        assert (made.lora.rank, made.lora.target_modules) == (4, ("q_proj", "o_proj"))
+        assert made.lora.adapters() == LoraConfig(rank=4, target_modules=("q_proj", "o_proj"))
+        assert (made.training.learning_rate, made.training.weight_decay) == (2e-4, 0)
+    every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert resolved({"lora": {"enabled": True}}).lora.target_modules == every
+    assert resolved({"lora": LORA, "training": {"learning_rate": 0.5}}).training.learning_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"lora": {"enabled": False, "rank": 4}}, r"rank \(4\) acts only with enabled true \(--lora\)"),
+        ({"lora": {"target_modules": ("c_attn",)}}, r"target_modules \('c_attn'\): this model has no such projection"),
+        ({"lora": {"rank": 0}}, r"rank \(0\) must be at least 1"),
+        ({"lora": LORA, "training": {"optimizer": "muon"}}, r"optimizer \(muon\) .* leave --lora out"),
+    ],
+    ids=str,
+)
+def test_adapters_that_cannot_be_are_refused(flags, said):
+    with pytest.raises(ConfigError, match=said):
+        Given(flags, {})
 
 
 def test_paths_are_absolute_wherever_they_come_from(tmp_path, monkeypatch):
