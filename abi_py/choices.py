@@ -2,7 +2,16 @@
 
 from enum import Enum
 
-__all__ = ["CooldownShape", "LearningRateSchedule", "LossOn", "MuonScale", "OptimizerType"]
+__all__ = [
+    "CooldownShape",
+    "ExportFormat",
+    "LearningRateSchedule",
+    "LossOn",
+    "MuonScale",
+    "OptimizerType",
+    "WeightType",
+    "Which",
+]
 
 
 class OptimizerType(str, Enum):
@@ -46,3 +55,25 @@ class LossOn(str, Enum):
 
     ASSISTANT = "assistant"
     ALL = "all"
+
+
+class ExportFormat(str, Enum):
+    """The form of the folder that a run leaves."""
+
+    HF = "hf"
+    ZIG = "zig"
+
+
+class WeightType(str, Enum):
+    """The type of its weights."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Which(str, Enum):
+    """Which weights of a run are taken."""
+
+    BEST = "best"
+    LAST = "last"

@@ -3,6 +3,7 @@
 No library of Hugging Face's is needed to make one.  And conversations to train it on.
 """
 
+import hashlib
 import json
 
 import numpy as np
@@ -69,3 +70,13 @@ def make_folder(folder, tokenizer=True, **changes):
         (folder / "chat_template.jinja").write_text(TEMPLATE)
         (folder / "added_tokens.json").write_text(json.dumps({name: codec.id_of(name) for name in SPECIAL}))
     return folder
+
+
+def write_state(checkpoint, **changes):
+    """Change a checkpoint's state, and its checksum, so that it is whole."""
+    path = checkpoint / "state.json"
+    content = json.loads(path.read_text())
+    content["state"] |= changes
+    del content["checksum"]
+    content["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(content))

@@ -12,7 +12,15 @@ from ..errors import AbiError, ConfigError, DataError
 from ..generation.settings import GenerationConfig
 from ..runs.models import generation_settings, load_tokenizer
 from .console import note, utf8_output, write
-from .models import INTERRUPTED, TOKENIZER_HELP, ModelPath, compile_for_decoding, open_model, set_threads_option
+from .models import (
+    INTERRUPTED,
+    TOKENIZER_HELP,
+    ModelPath,
+    compile_for_decoding,
+    open_model,
+    set_threads_option,
+    which_options,
+)
 from .options import Verb, config_options, given_values
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
     short_help="Talk with a trained model.",
 )
 @click.argument("model", type=ModelPath())
+@which_options
 @click.option("--system", help="text of a system turn before the conversation")
 @click.option("--once", help="ask this one question, print the answer, and end")
 @click.option("--template", help="name or Jinja file of the chat template  [the tokenizer's own]")
@@ -38,6 +47,7 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
 def command(
     ctx: click.Context,
     model: Path,
+    which: str | None,
     system: str | None,
     once: str | None,
     template: str | None,
@@ -61,7 +71,7 @@ def command(
             f"logprobs ({flags['logprobs']}) has no effect in a conversation; abi-train generate --json shows them"
         )
     set_threads_option(threads)
-    loaded = open_model(model)
+    loaded = open_model(model, which)
     codec = load_tokenizer(loaded, tokenizer)
     if codec is None:
         raise ConfigError(

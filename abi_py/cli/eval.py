@@ -15,7 +15,15 @@ from ..runs.measuring import CONTEXT, of_conversations, of_text
 from ..runs.models import load_tokenizer
 from ..runs.settings import ChatConfig
 from .console import note
-from .models import INTERRUPTED, TOKENIZER_HELP, ModelPath, compile_for_decoding, open_model, set_threads_option
+from .models import (
+    INTERRUPTED,
+    TOKENIZER_HELP,
+    ModelPath,
+    compile_for_decoding,
+    open_model,
+    set_threads_option,
+    which_options,
+)
 from .options import Verb
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
     short_help="Measure perplexity and bits per byte on a text, or perplexity on conversations.",
 )
 @click.argument("model", type=ModelPath())
+@which_options
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--context", type=int, help=f"tokens of a window  [{CONTEXT}, or the model's max_seq_len]")
 @click.option("--stride", type=int, help="count every token once, windows so far apart  [second halves of windows]")
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context,
     model: Path,
+    which: str | None,
     data: Path,
     context: int | None,
     stride: int | None,
@@ -58,7 +68,7 @@ def command(
     files = find_files([str(data)], ChatConfig(template=template))
     if files and stride is not None:
         raise ConfigError(f"stride ({stride}) must be left out: {data} holds conversations, of which a row is a window")
-    loaded = open_model(model)
+    loaded = open_model(model, which)
     codec = load_tokenizer(loaded, tokenizer)
     shown = Progress()
     if files:

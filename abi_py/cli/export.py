@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from .console import make_console, say
-from .models import ModelPath
+from .models import ModelPath, which_options
 from .options import Verb
 
-FORMATS, WHICH, DTYPES = ("hf", "deepzig", "zig"), ("best", "last"), ("float32", "bfloat16", "float16")
+FORMATS, DTYPES = ("hf", "deepzig", "zig"), ("float32", "bfloat16", "float16")
 
 
 @click.command(
@@ -21,7 +21,7 @@ FORMATS, WHICH, DTYPES = ("hf", "deepzig", "zig"), ("best", "last"), ("float32",
 @click.option("--to", type=click.Choice(FORMATS), default="hf", help="Hugging Face's folder, DeepZig's, or ABIC  [hf]")
 @click.option("--dtype", type=click.Choice(DTYPES), help="of weights  [that of MODEL; of a run or adapters float32]")
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
-@click.option("--which", type=click.Choice(WHICH), help="checkpoint of a run  [best if it was evaluated, else last]")
+@which_options
 @click.option("--force", is_flag=True, help="replace what is there")
 def command(
     model: Path,

@@ -10,7 +10,15 @@ from ..errors import ConfigError
 from ..generation.settings import GenerationConfig
 from ..runs.models import find_codec, generation_settings
 from .console import note, read_stdin, utf8_output, write
-from .models import INTERRUPTED, TOKENIZER_HELP, ModelPath, compile_for_decoding, open_model, set_threads_option
+from .models import (
+    INTERRUPTED,
+    TOKENIZER_HELP,
+    ModelPath,
+    compile_for_decoding,
+    open_model,
+    set_threads_option,
+    which_options,
+)
 from .options import Verb, config_options, given_values
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     short_help="Let a trained model write.",
 )
 @click.argument("model", type=ModelPath())
+@which_options
 @click.option("-p", "--prompt", "prompts", multiple=True, help="text to go on from; may be repeated  [stdin]")
 @click.option("--ids", "id_prompts", multiple=True, metavar="IDS", help='token ids instead of text, as in "5 17 3"')
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context,
     model: Path,
+    which: str | None,
     prompts: tuple[str, ...],
     id_prompts: tuple[str, ...],
     tokenizer: Path | None,
@@ -55,7 +65,7 @@ def command(
         raise ConfigError(f"logprobs ({flags['logprobs']}) acts only with --json, which shows them; give it too")
     asked: list[Any] = [*prompts, *map(parse_ids, id_prompts)]
     set_threads_option(threads)
-    loaded = open_model(model)
+    loaded = open_model(model, which)
     settings = generation_settings(loaded, config, flags)
     if settings.stop_ids is None and loaded.eos_ids is not None:
         settings = settings.replace(stop_ids=loaded.eos_ids)

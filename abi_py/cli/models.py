@@ -1,14 +1,16 @@
 """What the verbs that use a trained model share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..errors import ConfigError
 from ..runs import compiling
 from ..runs.models import find_model
+from ..training.finding import BEST, LAST
 from .console import note
 
 if TYPE_CHECKING:
@@ -20,10 +22,13 @@ __all__ = [
     "TOKENIZER_HELP",
     "ModelPath",
     "compile_for_decoding",
+    "described",
     "open_model",
     "set_threads_option",
+    "which_options",
 ]
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130  # the exit code after Ctrl-C
 TOKENIZER_HELP = "tokenizer.json, or its directory  [the model's own]"
 
@@ -43,12 +48,31 @@ class ModelPath(click.Path):
         return super().convert(value if ours is None else ours, param, ctx)
 
 
-def open_model(path: Path) -> "LoadedModel":
-    """Load the model that `path` means; tell what a search passed over."""
-    loaded = find_model(path)
+def which_options(command: Command) -> Command:
+    """Add --best and --last to a verb, the parameter `which`: what is taken of a run."""
+    best = click.option(
+        *("--best", "which"), flag_value=BEST, default=None,
+        help="of a run, its best checkpoint by validation loss, even while it is trained",
+    )  # fmt: skip
+    last = click.option("--last", "which", flag_value=LAST, help="of a run, its newest checkpoint  [its model/]")
+    return best(last(command))
+
+
+def open_model(path: Path, which: str | None = None) -> "LoadedModel":
+    """Load the model that `path` means; tell which step of a run that is, and what a search passed over."""
+    loaded = find_model(path, which)
     for reason in loaded.skipped:
         note(f"passed over: {reason}")
+    if loaded.said:
+        note(f"model: {loaded.said}")
     return loaded
+
+
+def described(loaded: "LoadedModel") -> dict[str, Any]:
+    """Return what --json says about the model: its folder, and which step of a run it is, where that is known."""
+    origin = loaded.origin
+    known = {} if origin is None else {"step": origin.step, "steps": origin.steps, "best": origin.is_best}
+    return {"model": str(loaded.directory), **known}
 
 
 def compile_for_decoding(model: "Transformer", *more: str) -> None:

@@ -12,6 +12,7 @@ from ..config import EarlyStoppingConfig, LlmTrainingConfig, Precision
 from ..errors import counted
 from ..runs import compiling
 from ..runs.conversations import encoder_of_run
+from ..runs.finishing import leave_model
 from ..runs.models import codec_of_run
 from ..runs.resuming import finished
 from ..runs.run import Run
@@ -170,7 +171,7 @@ def fit_and_show(
 
 
 def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console") -> None:
-    """Print the report, the loss that fell, a sample, and how to go on."""
+    """Print the report, the loss that fell, a sample, and how to go on; write the model that the run leaves."""
     show_table(console, "Report", report_rows(trainer, report))
     example = (run.train if run.valid is None else run.valid).example()
     if run.config.data.sample_tokens and not report.interrupted:
@@ -184,6 +185,8 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
         return
     if report.checkpoint is not None:
         say(console, "saved", f"{report.checkpoint}")
+    left = leave_model(run, trainer, report)
+    say(console, "model", f"{left.folder}: {left.said}")
     end = finished(trainer.state, run.config)
     if end is not None:
         say(console, "go on", f"{again} {end[1]}")

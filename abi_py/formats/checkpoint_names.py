@@ -5,9 +5,11 @@ from pathlib import Path
 
 from ..files import OLD
 
-__all__ = ["NAME", "SETTINGS", "STATE", "is_checkpoint_name"]
+__all__ = ["CARD", "MODEL", "NAME", "ORIGIN", "SETTINGS", "STATE", "is_checkpoint_name"]
 
 STATE, SETTINGS = "state.json", "config.yaml"  # of a checkpoint; of a checkpoint and of a run
+MODEL, ORIGIN = "model", "origin.json"  # the folder that a run leaves; in it, which step of the run it is
+CARD = "README.md"  # the model card, of that folder and of a checkpoint
 NAME = re.compile(r"llm_step_(\d+)")
 
 

@@ -24,7 +24,7 @@ from ..errors import CheckpointError, ConfigError, shown
 from ..families import difference, write_config
 from ..fields import either
 from ..files import OLD, atomic_directory, finish_replacement, json_text, write_inside, write_synced
-from ..formats.checkpoint_names import SETTINGS, STATE, is_checkpoint_name
+from ..formats.checkpoint_names import ORIGIN, SETTINGS, STATE, is_checkpoint_name
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
 from ..formats.deepzig import TRAINING_ARGS
 from ..formats.finite import check_written
@@ -40,7 +40,10 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_CODE = ("auto_map",)  # names Python files, which are not carried along
 WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 # What belongs to the model that is replaced, beside its weights, and goes with it.
-OF_A_MODEL = (CONFIG, "generation_config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin", TRAINING_ARGS)
+OF_A_MODEL = (
+    *(CONFIG, "generation_config.json", TRAINING_ARGS, ORIGIN),
+    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"),
+)
 TEMPLATES, DOWNLOADS = "additional_chat_templates", ".cache/huggingface"  # directories of a model's folder
 ROLES = ("bos", "eos", "pad")
 MARGIN = 1 << 16  # bytes of free space besides, for the small files and whole blocks of the file system

@@ -13,6 +13,7 @@
     plan.py           the memory and the time that it will need
     samples.py        what a model writes while it is trained
     models.py         a trained model, its tokenizer, the settings of generation
+    finishing.py      what a run leaves at its end: RUN/model
     exporting.py      a model in another form
     measuring.py      how well it predicts
     inspecting/       what a file or folder is, of ours or of others

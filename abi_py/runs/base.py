@@ -1,4 +1,4 @@
-"""The model that a run starts from: any folder of Hugging Face's kind, the newest checkpoint of a run, a checkpoint.
+"""The model that a run starts from: any folder of Hugging Face's kind, what a run left, a checkpoint.
 
 Its shape, its tokenizer and its chat template are the run's.  Where it is and its digest are recorded in config.yaml;
 a run that goes on needs it no more.
@@ -15,7 +15,6 @@ from ..errors import ConfigError
 from ..fields import plain
 from ..files import sha256_of
 from .conversations import ends_of_answers
-from .directory import has_checkpoint, place_of_model
 from .models import find_tokenizer_beside
 from .settings import BaseConfig, DataConfig
 
@@ -40,6 +39,7 @@ class Base:
     shape      as its config.json has it
     tokenizer  the directory of its tokenizer, or None
     skipped    what a search passed over, and why
+    said       which step of a run it is, and why that was taken; "" of a folder that does not say so
     """
 
     given: BaseConfig
@@ -47,6 +47,7 @@ class Base:
     shape: TrainableModelConfig
     tokenizer: Path | None
     skipped: tuple[str, ...] = ()
+    said: str = ""
 
     @classmethod
     def open(cls, given: BaseConfig) -> "Base":
@@ -60,19 +61,20 @@ class Base:
         from ..formats.peft import ADAPTER_CONFIG
         from ..model.folder import open_weights, read_config
         from ..training.checkpoint import STATE
+        from ..training.finding import find_place, has_checkpoint
         from ..training.loading import find_folder
 
         path = Path(given.path or "")
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
             raise ConfigError(f"base ({path}) {what}; give the folder of a model (config.json and model.safetensors)")
-        place = place_of_model(path)
+        place = find_place(path)
         files = (CONFIG, WEIGHTS, INDEX, ADAPTER_CONFIG, STATE)
-        if not any((place / name).is_file() for name in files) and not has_checkpoint(path):
+        if not any((place.folder / name).is_file() for name in files) and not has_checkpoint(path):
             raise ConfigError(
                 f"base ({path}) holds no model: neither {CONFIG} and weights nor a checkpoint; give the folder of one"
             )
-        found = find_folder(place)
+        found = find_folder(place.folder)
         if (found.path / ADAPTER_CONFIG).is_file() and not (found.path / CONFIG).is_file():
             raise ConfigError(
                 f"base ({path}) holds adapters, not a whole model; merge them first: abi-train export {path} --to hf "
@@ -86,7 +88,7 @@ class Base:
                 f"base ({path}) has the digest {digest[:12]}, but {given.digest[:12]} is asked for: these are other "
                 "weights; give the folder with that digest, or leave digest out"
             )
-        tokenizer = find_tokenizer_beside(found.path, path if place != path else None)
+        tokenizer = find_tokenizer_beside(found.path, place.run)
         if tokenizer is not None:
             ids = Tokenizer.load(tokenizer).vocab_size
             if ids > shape.vocab_size:
@@ -95,7 +97,7 @@ class Base:
                     "belong together"
                 )
         recorded = BaseConfig(path=str(path.absolute()), digest=digest)
-        return cls(recorded, found.path, shape, tokenizer, found.skipped)
+        return cls(recorded, found.path, shape, tokenizer, (*place.skipped, *found.skipped), place.said)
 
     @property
     def is_byte_level(self) -> bool:

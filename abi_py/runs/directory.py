@@ -4,6 +4,8 @@ RUN_DIR/config.yaml      the final configuration: model, training, early stoppin
 RUN_DIR/metrics.jsonl    one record for each logged step, evaluation, checkpoint
 RUN_DIR/report.json      the report of the end
 RUN_DIR/checkpoints/     llm_step_{n}/, and `latest`
+RUN_DIR/model/           what the run leaves: a whole model, for others too (finishing.py)
+RUN_DIR/adapter/         of a run of LoRA, its adapters
 """
 
 import contextlib
@@ -17,17 +19,21 @@ from typing import TYPE_CHECKING, Any
 from ..config import LlmTrainingConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import check_free as check_no_files
+from ..formats.checkpoint_names import MODEL
+from ..formats.checkpoint_names import SETTINGS as CONFIG
 from ..locks import DirectoryLock, check_unlocked
+from ..training.finding import has_checkpoint, is_run, place_of_checkpoints, root_of_checkpoints
 from ..training.metrics import METRICS
 from ..training.report import REPORT
 from ..untrusted import read_json
-from .settings import read_run_config
 
 if TYPE_CHECKING:
     from ..training.state import TrainingState
 
 __all__ = [
+    "ADAPTER",
     "CONFIG",
+    "MODEL",
     "check_free",
     "has_checkpoint",
     "has_report",
@@ -35,64 +41,17 @@ __all__ = [
     "is_run",
     "new_directory",
     "place_of_checkpoints",
-    "place_of_model",
+    "root_of_checkpoints",
 ]
 
-CONFIG = "config.yaml"
+ADAPTER = "adapter"  # the folder of the adapters that a run of LoRA leaves, in PEFT's layout
 
 
 def run_files() -> tuple[str, ...]:
     """Return the names of all that a run writes into its directory."""
     from ..data.tokenizer import FILES
 
-    return (CONFIG, "checkpoints", METRICS, REPORT, *FILES)
-
-
-def is_run(directory: Path) -> bool:
-    """Say whether a directory is that of a run, not that of a checkpoint, which has a config.yaml too."""
-    from ..training.checkpoint import STATE, is_checkpoint_name
-
-    is_checkpoint = (directory / STATE).is_file() or is_checkpoint_name(directory.absolute())
-    return (directory / CONFIG).is_file() and not is_checkpoint
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Say whether there is anything in a run's directory to go on from."""
-    return _holds_checkpoints(place_of_checkpoints(directory))
-
-
-def _holds_checkpoints(place: Path) -> bool:
-    from ..training.checkpoint import list_checkpoints
-
-    return bool(list_checkpoints(place / "checkpoints") or list_checkpoints(place))
-
-
-def place_of_model(path: Path) -> Path:
-    """Return where the model is that `path` means: there, or where the run in it keeps its checkpoints.
-
-    A config.json makes a folder a model's, even beside another program's config.yaml; a run has its metrics too.
-    """
-    from ..formats.huggingface import CONFIG as SHAPE
-
-    if not (path / SHAPE).is_file():
-        return place_of_checkpoints(path)
-    if not (is_run(path) and (path / METRICS).is_file()):
-        return path
-    place = place_of_checkpoints(path)
-    return path / "checkpoints" if place == path else place
-
-
-def place_of_checkpoints(directory: Path) -> Path:
-    """Return the checkpoint_path that the run in a directory was given, or the directory itself.
-
-    A run that was given another place, and was killed before it saved there, has its checkpoints in the old one still.
-    """
-    if not is_run(directory):
-        return directory
-    named = read_run_config(directory / CONFIG).get("training", {}).get("checkpoint_path")
-    if not named or (_holds_checkpoints(directory) and not _holds_checkpoints(Path(named))):
-        return directory
-    return Path(named)
+    return (CONFIG, "checkpoints", METRICS, REPORT, *FILES, MODEL, ADAPTER)
 
 
 def has_report(directory: Path, state: "TrainingState") -> bool:

@@ -9,8 +9,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,24 @@ from ..errors import CheckpointError, ConfigError
 from ..families import tensor_table, write_config
 from ..fields import either
 from ..files import json_text, write_inside
+from ..formats.checkpoint_names import CARD, ORIGIN
 from ..formats.companions import END, GENERATION, Companions
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
-from ..formats.huggingface import CONFIG, read_tensors
+from ..formats.huggingface import read_tensors
 from ..formats.safetensors import encoded_size
 from ..formats.special_tokens import token_ids
 from ..formats.zig import load_abic, misfit, save_abic
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
 from ..model.frozen import FrozenModel
-from ..training.checkpoint import ADVICE, STATE, is_checkpoint_name, locate
 from ..training.loading import LoadedModel, load_model
-from ..untrusted import read_json
 from .conversations import ends_of_answers
-from .directory import place_of_model
-from .models import find_tokenizer_beside
+from .models import find_model, find_tokenizer_beside
 
-__all__ = ["FORMATS", "WHICH", "Exported", "Source", "check_format", "export"]
+__all__ = ["FORMATS", "Exported", "Source", "check_format", "export", "write"]
 
-FORMATS, WHICH = ("hf", "deepzig", "zig"), ("best", "last")
+FORMATS = ("hf", "deepzig", "zig")
 STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
 
 
@@ -48,7 +46,7 @@ class Source:
     """What is exported.
 
     loaded     the model, its weights mapped where they are narrow
-    said       which of several checkpoints that is, and why; "" where there is no choice
+    said       which step of a run it is, and why that is taken; "" where nothing says so
     place      the directory of its tokenizer: its own, or its run's; None where there is none
     step       optimizer steps that made the weights; 0 where nothing says so
     """
@@ -60,27 +58,13 @@ class Source:
 
     @classmethod
     def open(cls, path: Path, which: str | None = None) -> "Source":
-        """Load what `path` means: of a run the best checkpoint if it was evaluated, else the last, or as `which` says.
+        """Load what `path` means: of a run what it left, or its newest checkpoint, or as `which` says (`find_model`).
 
         ConfigError for a choice where there is none; errors of `load_model`.
         """
-        place, said, step = place_of_model(path), "", 0
-        is_one = (place / CONFIG).is_file() or (place / STATE).is_file() or is_checkpoint_name(place)
-        if place.is_dir() and not is_one and not (place / "adapter_config.json").is_file():
-            place, said = _choose(place, which)
-        elif which is not None:
-            raise ConfigError(f"which ({which}) has no effect: {path} is one model, not a run; leave it out")
-        try:
-            loaded = load_model(place, frozen=True)
-        except CheckpointError as error:
-            if said and which is None and (newest := locate(place.parent).path) != place:
-                problem = str(error).removesuffix(ADVICE)
-                raise CheckpointError(f"{problem}; --which last takes {newest.name}, which is whole") from None
-            raise
-        if (loaded.directory / STATE).is_file():
-            step = read_json(loaded.directory / STATE, {"state": dict[str, Any]})["state"].get("global_step", 0)
-        if loaded.directory != path:
-            loaded = replace(loaded, run=path)
+        loaded = find_model(path, which)
+        step = loaded.origin.step if loaded.origin is not None else 0
+        said = loaded.origin.said if loaded.origin is not None else ""
         return cls(loaded, said, find_tokenizer_beside(loaded.directory, loaded.run), step)
 
     @functools.cached_property
@@ -113,6 +97,13 @@ class Source:
         return Companions(files, {**nothing, **of_model, **stated}).with_ends(ends)
 
     @property
+    def texts(self) -> dict[str, str]:
+        """What goes along besides: the model card of a run's model, and which step of the run it is."""
+        card = self.loaded.directory / CARD
+        found = {CARD: card.read_text("utf-8")} if self.loaded.origin is not None and card.is_file() else {}
+        return found if self.loaded.origin is None else {**found, ORIGIN: self.loaded.origin.to_json()}
+
+    @property
     def shape(self) -> TrainableModelConfig:
         """The shape of the model."""
         return self.loaded.model.config
@@ -128,20 +119,6 @@ class Source:
         model = self.loaded.model
         kinds = model.storages() if isinstance(model, FrozenModel) else ()
         return STORAGES.get(kinds[0], "float32") if len(kinds) == 1 else "float32"
-
-
-def _choose(place: Path, which: str | None) -> tuple[Path, str]:
-    """Return the checkpoint of a run that is taken, and why."""
-    newest = locate(place)
-    state = read_json(newest.path / STATE, {"state": dict[str, Any]})["state"]
-    best = newest.path.with_name(f"llm_step_{state.get('best_step', -1)}")
-    there = best.is_dir()
-    if which == "best" and not there:
-        raise ConfigError(f"which (best): {place} was never evaluated, so none is known to be best; take --which last")
-    if which == "last" or not there:
-        return newest.path, f"{newest.path.name}, the last checkpoint"
-    loss = state.get("best_val_loss")
-    return best, f"{best.name}, the best checkpoint" + (f" (validation loss {loss:.4f})" if loss is not None else "")
 
 
 # -- what can hold what ------------------------------------------------------------------------------
@@ -217,11 +194,24 @@ def export(
     _check_output(source, output, form, force)
     kind = dtype or (source.dtype if form == "hf" else "float32")
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    {"hf": _write_hf, "deepzig": _write_deepzig, "zig": _write_zig}[form](source, output, kind, max_shard_size)
+    write(source, output, form, kind, max_shard_size, source.texts)
     files = {output.name: output.stat().st_size} if output.is_file() else {
         path.relative_to(output).as_posix(): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()
     }  # fmt: skip
     return Exported(files, kind, source.shape.num_params(), _opens(source, output, form))
+
+
+def write(
+    source: Source,
+    output: Path,
+    form: str,
+    dtype: str,
+    max_shard_size: str | None = None,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write a model, and texts by name beside it, and read it again; the rest of what `export` does is the caller's."""
+    writers = {"hf": _write_hf, "deepzig": _write_deepzig, "zig": _write_zig}
+    writers[form](source, output, dtype, max_shard_size, files or {})
 
 
 def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
@@ -235,10 +225,13 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
     return (ours, "transformers: AutoModelForCausalLM.from_pretrained(PATH)", *converts)
 
 
-def _write_hf(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
+def _write_hf(
+    source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
+) -> None:
     model = source.loaded.model.merged()
     model.companions = source.companions
-    model.save_pretrained(output, dtype, "5GB" if max_shard_size is None else max_shard_size, replace=True)
+    largest = "5GB" if max_shard_size is None else max_shard_size
+    model.save_pretrained(output, dtype, largest, files=texts, replace=True)
     shape = read_config(output)
     open_weights(output, shape)  # raises for what does not fit
     wanted = to_stored(*model.stored_tensors(), DTYPES[dtype])
@@ -264,7 +257,9 @@ def _check_tokenizer(source: Source, place: Path, output: Path) -> None:
         raise CheckpointError(f"{output}: its tokenizer does not read as that of {source.loaded.directory}; report it")
 
 
-def _write_deepzig(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
+def _write_deepzig(
+    source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
+) -> None:
     model, codec = _widened(source), source.tokenizer
     special = {role: getattr(codec, f"{role}_id", None) for role in ("bos", "eos", "pad")}
     files = dict(source.companions.files)
@@ -272,6 +267,7 @@ def _write_deepzig(source: Source, output: Path, dtype: str, max_shard_size: str
         stops = token_ids(json.loads(files.get(GENERATION, "{}")).get(END, []), END, GENERATION)
         files[GENERATION] = json_text(generation_config(source.shape.max_seq_len, special, stops)).encode()
     weights = to_stored(tensor_table(model.config), model.weights)
+    files |= {name: text.encode() for name, text in texts.items()}
     with new_folder(output, {*files}, encoded_size(weights), no_tokenizer=True) as new:
         for name, text in files.items():
             write_inside(new, name, [text])
@@ -281,7 +277,9 @@ def _write_deepzig(source: Source, output: Path, dtype: str, max_shard_size: str
         _check_tokenizer(source, new, output)
 
 
-def _write_zig(source: Source, output: Path, dtype: str, max_shard_size: str | None) -> None:
+def _write_zig(
+    source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
+) -> None:
     flat = _widened(source).collect_weights()
     save_abic(output, flat, source.step)
     if load_abic(output).weights.tobytes() != flat.tobytes():

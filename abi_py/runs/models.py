@@ -1,11 +1,10 @@
 """A trained model for use: finding it, its tokenizer, and the settings of generation."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .directory import CONFIG, place_of_model
+from .directory import CONFIG
 
 if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
@@ -23,13 +22,13 @@ __all__ = [
 ]
 
 
-def find_model(path: Path) -> "LoadedModel":
-    """Load the model that `path` means, of a run wherever its checkpoints are."""
+def find_model(path: Path, which: str | None = None) -> "LoadedModel":
+    """Load the model that `path` means, of a run the "best" checkpoint, the "last", or what the rule says (`which`);
+    weights that are not trained stay as they are stored.
+    """
     from ..training.loading import load_model
 
-    place = place_of_model(path)
-    loaded = load_model(place, frozen=True)
-    return loaded if place == path else dataclasses.replace(loaded, run=path)
+    return load_model(path, which, frozen=True)
 
 
 def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":

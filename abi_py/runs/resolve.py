@@ -10,9 +10,20 @@ from .base import Base, with_tokenizer
 from .conversations import no_conversations
 from .defaults import DEFAULTS, DERIVED, Facts, training_defaults
 from .derived import derive
+from .finishing import check_export
 from .opening import Progress, RunData, open_data, unseen
 from .run import Run, count_steps
-from .settings import RUN_SECTIONS, BaseConfig, ChatConfig, DataConfig, RunConfig, RunLoraConfig, Values, absolute
+from .settings import (
+    RUN_SECTIONS,
+    BaseConfig,
+    ChatConfig,
+    DataConfig,
+    ExportConfig,
+    RunConfig,
+    RunLoraConfig,
+    Values,
+    absolute,
+)
 
 __all__ = ["Given", "check_early_stopping", "check_samples", "check_use", "merged", "prepare"]
 
@@ -119,10 +130,12 @@ class Given:
             chat=self.chat if has_rows else None,
             base=self.base.given if self.base is not None else None,
             lora=self.lora,
+            export=self._section("export", ExportConfig),
         )
         run = Run(config, train, valid, directory, self.opened, self.base)
         check_use(run, self._flags)
         check_samples(run)
+        check_export(config.export, config.model, run.evaluates)
         return run
 
 

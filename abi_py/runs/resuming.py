@@ -14,11 +14,22 @@ from ..training.metrics import METRICS
 from ..training.schedule import ends
 from .base import Base, with_tokenizer
 from .directory import CONFIG, has_checkpoint, has_report, is_run, place_of_checkpoints
+from .finishing import check_export, has_left_model
 from .opening import Progress, open_data, unseen
 from .resolve import check_early_stopping, check_use, merged
 from .run import Run
 from .schedule import Reschedule
-from .settings import BaseConfig, ChatConfig, DataConfig, RunConfig, RunLoraConfig, Values, absolute, read_run_config
+from .settings import (
+    BaseConfig,
+    ChatConfig,
+    DataConfig,
+    ExportConfig,
+    RunConfig,
+    RunLoraConfig,
+    Values,
+    absolute,
+    read_run_config,
+)
 
 if TYPE_CHECKING:
     from ..training.state import TrainingState
@@ -67,8 +78,9 @@ class Resumed:
         ConfigError for a flag, or a choice of the schedule, without effect.
         """
         end = finished(self.state, self.config)
-        if not has_report(self.directory, self.state) and is_run(self.directory):
-            end = None  # the last evaluation, or the report, is still to come
+        whole = is_run(self.directory)
+        if whole and not (has_report(self.directory, self.state) and has_left_model(self.directory)):
+            end = None  # the last evaluation, the report, or the model is still to come
         changes = [name for given in self.flags.values() for name in given] + (["schedule"] if schedule else [])
         if end is not None and changes:
             raise ConfigError(
@@ -115,6 +127,7 @@ class Resumed:
         base = Base.open(config.base) if needed and config.base is not None else None
         run = Run(config, train, valid, self.directory, opened, base)
         check_use(run, self.flags)
+        check_export(config.export, config.model, run.evaluates)
         training = reschedule.apply(training, self.state.global_step, train)
         return dataclasses.replace(run, config=dataclasses.replace(config, training=training))
 
@@ -149,6 +162,7 @@ def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunCon
         chat=ChatConfig.from_dict(absolute(wanted["chat"])) if values.get("chat") else None,
         base=BaseConfig.from_dict(wanted["base"]) if values.get("base") else None,
         lora=RunLoraConfig.from_dict(wanted["lora"]) if values.get("lora") else None,
+        export=ExportConfig.from_dict(wanted["export"]),
     )
     own = merged({}, values)["lora"]
     _check_adapters(RunLoraConfig.from_dict(own) if own else None, flags.get("lora", {}), run.model)

@@ -54,6 +54,11 @@ class Run:
         early = self.config.early_stopping
         return early if early.enabled and self.valid is not None else None
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are evaluations while it trains."""
+        return self.valid is not None and self.config.training.eval_interval > 0
+
     def find_tokenizer(self) -> tuple["Tokenizer | None", str]:
         """Return the tokenizer of the data, or None, and what is to be said about it."""
         return find_tokenizer(self.opened, self.config.chat, self.train)
@@ -84,7 +89,7 @@ class Run:
         trainer = LlamaTrainer(model, self.config.training)
         if self.base is not None:
             model.companions = self.base.companions(self.directory, self.train.conversations)
-            trainer.state.evaluation_due = self.valid is not None and self.config.training.eval_interval > 0
+            trainer.state.evaluation_due = self.evaluates
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
             trainer.check_data(self.train)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..choices import ExportFormat, WeightType, Which
 from ..config import (
     OFF,
     ON,
@@ -29,6 +30,7 @@ __all__ = [
     "BaseConfig",
     "ChatConfig",
     "DataConfig",
+    "ExportConfig",
     "RunConfig",
     "RunLoraConfig",
     "Values",
@@ -148,6 +150,21 @@ class RunLoraConfig(LoraConfig):
         return LoraConfig(**{option.name: getattr(self, option.name) for option in fields_of(LoraConfig)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Config):
+    """The folder that a run leaves at its end: RUN/model."""
+
+    format: ExportFormat = opt(
+        ExportFormat.HF,
+        "form of RUN/model: hf opens in transformers and here, zig in the Zig loader (a plain Llama alone)",
+    )
+    dtype: WeightType = opt(WeightType.FLOAT32, "type of its weights", acts={"format": ExportFormat.HF})
+    which: Which | None = opt(None, "which weights it has  [the best if there were evaluations, else the last]")
+
+    def validate(self) -> None:
+        """Find nothing wrong: there is no value that types and `acts` do not check."""
+
+
 RUN_SECTIONS: dict[str, type[Config]] = {
     "data": DataConfig,
     "base": BaseConfig,
@@ -156,6 +173,7 @@ RUN_SECTIONS: dict[str, type[Config]] = {
     "early_stopping": EarlyStoppingConfig,
     "chat": ChatConfig,
     "lora": RunLoraConfig,
+    "export": ExportConfig,
 }
 
 
@@ -170,6 +188,7 @@ class RunConfig:
     chat: ChatConfig | None  # None: the data are no conversations, and no bad row is left out
     base: BaseConfig | None = None  # None: fresh weights
     lora: RunLoraConfig | None = None  # None: all weights are trained
+    export: ExportConfig = ExportConfig()
 
     @property
     def is_byte_level(self) -> bool:
@@ -185,7 +204,7 @@ class RunConfig:
         if training.checkpoint_path is not None:  # absolute, as the data are: the run is resumed from any directory
             training = training.replace(checkpoint_path=os.path.abspath(training.checkpoint_path))
         usual = training.checkpoint_path == os.path.abspath(directory / "checkpoints")
-        names = ("early_stopping", "data", "chat", "base", "lora")
+        names = ("early_stopping", "data", "chat", "base", "lora", "export")
         rest: dict[str, Config | None] = {name: getattr(self, name) for name in names}
         return to_yaml(("checkpoint_path",) if usual else (), model=self.model, training=training, **rest)
 

@@ -1,4 +1,4 @@
-"""A model from the disk: a checkpoint of a run, the newest one of a run, or a folder of Hugging Face's kind."""
+"""A model from the disk: a folder of Hugging Face's kind, a checkpoint, or what a run left (finding.py)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,8 @@ from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from ..model.folder import read_config
 from ..model.frozen import FrozenModel, read_frozen
-from .checkpoint import STATE, Found, is_checkpoint_name, locate, verify
+from .checkpoint import ADVICE, STATE, Found, is_checkpoint_name, locate, verify
+from .finding import BEST, Origin, find_place
 
 __all__ = ["LoadedModel", "find_folder", "load_model"]
 
@@ -20,7 +21,8 @@ class LoadedModel:
     """A model, the directory that its weights came from, and what a search passed over and why.
 
     `eos_ids` end a text, as the files of the directory say; None if they say nothing.  `run` is the directory of the
-    run, where that is known to be elsewhere, and `base` that of the model under adapters.
+    run, where one was asked for, and `base` that of the model under adapters; `origin` says which step of a run it is,
+    where that is known.
     """
 
     model: TrainableModel | FrozenModel | LoraModel
@@ -29,11 +31,21 @@ class LoadedModel:
     eos_ids: tuple[int, ...] | None = None
     run: Path | None = None
     base: Path | None = None
+    origin: Origin | None = None
+
+    @property
+    def said(self) -> str:
+        """Which step of a run that is, why it was taken, and where it is; "" where nothing says so."""
+        return "" if self.origin is None else f"{self.origin.said}: {self.directory}"
 
 
-def load_model(path: str | Path, *, frozen: bool = False, allow_nonfinite: bool = False) -> LoadedModel:
-    """Load a model from a checkpoint, a run directory (its newest whole checkpoint), or a folder with a config.json.
+def load_model(
+    path: str | Path, which: str | None = None, *, frozen: bool = False, allow_nonfinite: bool = False
+) -> LoadedModel:
+    """Load the model that `path` means: a folder with a config.json, a checkpoint, or a run.
 
+    Of a run its RUN/model is taken, or the newest whole checkpoint where that is newer; `which` is "best" or "last"
+    for the best or the newest checkpoint (`finding.find_place`).
     With `frozen` the weights of a folder in bfloat16 or float16 stay as they lie, memory-mapped, and only adapters can
     be trained on them (`FrozenModel`); losses and logits have the same bits.
     Adapters, of a LoRA run or of PEFT, bring the model along that their adapter_config.json names.
@@ -41,7 +53,7 @@ def load_model(path: str | Path, *, frozen: bool = False, allow_nonfinite: bool 
     CheckpointError if there is no model in it, or a damaged one, one of another architecture, or one with NaN or
     infinity among its weights and not `allow_nonfinite`; DataError if a file of it says nonsense about the end token.
     """
-    return _load(Path(path), adapters=True, frozen=frozen, allow_nonfinite=allow_nonfinite)
+    return _load(Path(path), which, adapters=True, frozen=frozen, allow_nonfinite=allow_nonfinite)
 
 
 def find_folder(path: Path) -> Found:
@@ -68,9 +80,16 @@ def find_folder(path: Path) -> Found:
     return found
 
 
-def _load(where: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
-    found = find_folder(where)
-    path, skipped = found.path, found.skipped
+def _load(where: Path, which: str | None, adapters: bool, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
+    place = find_place(where, which)
+    try:
+        found = find_folder(place.folder)
+    except CheckpointError as error:
+        if which != BEST:
+            raise
+        problem = str(error).removesuffix(ADVICE)
+        raise CheckpointError(f"{problem}; --last takes the newest checkpoint that is whole") from None
+    path, skipped = found.path, (*place.skipped, *found.skipped)
     if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
         if not adapters:
             raise CheckpointError(f"{path} is named as a base model but holds adapters itself; merge them into theirs")
@@ -78,11 +97,11 @@ def _load(where: Path, adapters: bool, frozen: bool, allow_nonfinite: bool) -> L
         if isinstance(base.model, LoraModel):
             raise CheckpointError(f"{path} names as its base model {base.directory}, which holds adapters itself")
         adapted = LoraModel.load(base.model, path, allow_nonfinite=allow_nonfinite)
-        return LoadedModel(adapted, path, skipped, base.eos_ids, base=base.directory)
+        return LoadedModel(adapted, path, skipped, base.eos_ids, place.run, base.directory, place.origin)
     config = read_config(path)
     read = read_frozen if frozen else TrainableModel.from_pretrained
     model = read(path, config, allow_nonfinite=allow_nonfinite)
-    return LoadedModel(model, path, skipped, special_token_ids(path, "eos"))
+    return LoadedModel(model, path, skipped, special_token_ids(path, "eos"), place.run, origin=place.origin)
 
 
 def _base_of(path: Path, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
@@ -92,5 +111,5 @@ def _base_of(path: Path, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
         raise CheckpointError(f"{place} names no base model; set base_model_name_or_path to the folder of the model")
     for base in (Path(name), path / name):
         if base.exists():
-            return _load(base, adapters=False, frozen=frozen, allow_nonfinite=allow_nonfinite)
+            return _load(base, None, adapters=False, frozen=frozen, allow_nonfinite=allow_nonfinite)
     raise CheckpointError(f"{place}: the base model {name} does not exist here; set base_model_name_or_path")

@@ -2,10 +2,11 @@
 
 import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
-from world import make_folder, write_talks
+from world import make_folder, write_state, write_talks
 
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.data import Tokenizer
@@ -34,7 +35,7 @@ def test_a_run_becomes_a_folder_that_is_whole(abi_train, run, tmp_path):
     code, out, err = abi_train("export", run, "-o", "model")
     assert (code, err) == (0, ""), err
     best = run / "checkpoints/llm_step_4"
-    assert "taken    llm_step_4, the best checkpoint (validation loss " in out
+    assert "taken    step 4, the last and the best by validation loss" in out
     assert "weights in float32, read again: as they were written" in out
     assert "abi-train chat model" in out
     wanted, found = (read_safetensors(place / "model.safetensors") for place in (best, tmp_path / "model"))
@@ -47,21 +48,18 @@ def test_a_run_becomes_a_folder_that_is_whole(abi_train, run, tmp_path):
     assert not (tmp_path / "model/state.json").exists()
 
 
-def test_the_best_checkpoint_or_the_last(abi_train, run, tmp_path, monkeypatch):
-    state = json.loads((run / "checkpoints/llm_step_4/state.json").read_text())
-
-    def read(path, *schema):
-        return {**state, "state": {**state["state"], "best_step": 2}}
-
-    monkeypatch.setattr(exporting, "read_json", read)
-    assert "taken    llm_step_2, the best checkpoint" in abi_train("export", run, "-o", "a")[1]
-    assert "taken    llm_step_4, the last checkpoint" in abi_train("export", run, "--which", "last", "-o", "b")[1]
+def test_the_best_checkpoint_or_the_last(abi_train, run, tmp_path):
+    """As if it was still being trained: there is no model/ yet."""
+    shutil.rmtree(run / "model")
+    write_state(run / "checkpoints/llm_step_4", best_step=2)
+    assert "taken    step 2 of 4, the best by validation loss" in abi_train("export", run, "--best", "-o", "a")[1]
+    assert "taken    step 4, the last" in abi_train("export", run, "-o", "b")[1]
     with open(run / "checkpoints/llm_step_2/model.safetensors", "ab") as file:
         file.write(b"more")
-    code, _, err = abi_train("export", run, "-o", "c")
+    code, _, err = abi_train("export", run, "--best", "-o", "c")
     assert code == 1
     assert "is damaged: " in err
-    assert err.endswith("; --which last takes llm_step_4, which is whole\n")
+    assert err.endswith("; --last takes the newest checkpoint that is whole\n")
     first, last = (read_safetensors(tmp_path / name / "model.safetensors") for name in "ab")
     assert not np.array_equal(first["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
 
@@ -157,7 +155,7 @@ def test_adapters_with_a_tokenizer_keep_how_their_base_writes(abi_train, tmp_pat
         (["plain", "--to", "zig", "-o", "base"], "output (base) must be a file for zig"),
         (["base", "-o", "plain"], "output (plain) is there already; --force replaces it"),
         (["base", "-o", "base"], "output (base) must be another place than the model's own"),
-        (["base", "--which", "best", "-o", "x"], "which (best) has no effect: base is one model"),
+        (["base", "--best", "-o", "x"], "best has no effect: base is one model, not a run; leave --best out"),
         (["base", "--max-shard-size", "some", "-o", "x"], "max_shard_size ('some')"),
         (["base", "--to", "gguf", "-o", "x"], "'gguf' is not one of 'hf', 'deepzig', 'zig'"),
         (["nowhere", "-o", "x"], "does not exist"),
@@ -182,7 +180,7 @@ def test_every_family_comes_in_and_goes_out(abi_train, tmp_path, family):
     make_folder(tmp_path / "base", family=family)
     words = ["--data", "talks.jsonl", "--max-steps", "2", "--sample-tokens", "0", "--out", "r"]
     assert abi_train("run", "--base", "base", *words)[0] == 0
-    code, _, err = abi_train("export", "r", "--which", "last", "-o", "model", "--dtype", "bfloat16")
+    code, _, err = abi_train("export", "r", "--last", "-o", "model", "--dtype", "bfloat16")
     assert (code, err) == (0, ""), err
     assert abi_train("inspect", "model", "--json")[0] == 0
     for model in ("r", "model"):

@@ -12,8 +12,8 @@ from abi_py.data import TokenizedDataset, Tokenizer
 from abi_py.formats.companions import Companions
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.runs.base import digest_of
-from abi_py.runs.directory import place_of_model
 from abi_py.training.checkpoint import verify
+from abi_py.training.finding import find_place
 
 SETTINGS = {"data": "talks.jsonl", "batch-size": 4, "epochs": 2, "learning-rate": 2e-3, "sample-tokens": 0}
 RUN = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
@@ -170,7 +170,7 @@ def test_a_byte_level_base_reads_bytes(abi_train, tmp_path):
     code, out, err = abi_train("run", "--base", "bytes", "--corpus-bytes", "3000", "--epochs", "1", "--out", "r")
     assert (code, err) == (0, ""), err
     assert "sample" in out
-    assert not (last(tmp_path / "r") / "tokenizer.json").exists()
+    assert not (tmp_path / "r/tokenizer.json").exists()
 
 
 def test_a_run_is_not_hidden_by_a_model_in_its_directory(abi_train, base, tmp_path):
@@ -184,14 +184,15 @@ def test_a_run_is_not_hidden_by_a_model_in_its_directory(abi_train, base, tmp_pa
     run(abi_train, "--base", "other", "--out", "r", "--max-steps", "1")
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tmp_path / "other" / name, tmp_path / "r")
-    assert place_of_model(tmp_path / "r") == tmp_path / "r/checkpoints"
+    assert find_place(tmp_path / "r").folder == tmp_path / "r/model"
+    assert find_place(tmp_path / "r", "last").folder == last(tmp_path / "r")
     code, _, err = abi_train("export", "r", "-o", "model")
     assert (code, err) == (0, ""), err
     places = (last(tmp_path / "r"), tmp_path / "model")
     trained, after = (read_safetensors(place / "model.safetensors") for place in places)
     assert all(np.array_equal(trained[name], after[name]) for name in trained)
     (tmp_path / "other/config.yaml").write_text("axolotl: true\n")  # of another program: no run
-    assert place_of_model(tmp_path / "other") == tmp_path / "other"
+    assert find_place(tmp_path / "other").folder == tmp_path / "other"
 
 
 def test_the_plan_is_that_of_the_base(abi_train, base, tmp_path):

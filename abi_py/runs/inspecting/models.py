@@ -21,7 +21,7 @@ from ...training.checkpoint import list_checkpoints, verify
 from ...training.report import REPORT
 from ...untrusted import read_json
 from ..directory import CONFIG as RUN_CONFIG
-from ..directory import place_of_checkpoints
+from ..directory import root_of_checkpoints
 from ..models import find_tokenizer_beside
 from ..settings import read_run_config
 from .data import describe_tokenizer
@@ -309,8 +309,7 @@ def run(found: Inspection) -> None:
         found.facts["ended"] = "stopped by a signal" if report.get("interrupted") else "at its end"
     else:
         found.facts["ended"] = "not yet, or killed: there is no report.json"
-    places = [place for _, place in list_checkpoints(place_of_checkpoints(path) / "checkpoints")]
-    places = places or [place for _, place in list_checkpoints(place_of_checkpoints(path))]
+    places = [place for _, place in list_checkpoints(root_of_checkpoints(path))]
     if not places:
         found.facts["checkpoints"] = []
         found.uses.append(f"abi-train resume {_quoted(path)}, which begins it again")

@@ -1,0 +1,85 @@
+"""What a run leaves at its end: RUN/model, a whole model that others open.
+
+The weights are those of the best checkpoint where there were evaluations, else of the last (`export.which` says
+otherwise).  They are read from the checkpoint, so what is written is what a resumed run would have, and a run that was
+killed before this writes the same later.
+"""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..choices import ExportFormat, Which
+from ..config import TrainableModelConfig
+from ..errors import CheckpointError, ConfigError
+from ..formats.checkpoint_names import ORIGIN
+from ..training.finding import BEST, LAST, Origin, find_place, list_checkpoints, root_of_checkpoints
+from .directory import MODEL
+from .settings import ExportConfig
+
+if TYPE_CHECKING:
+    from ..training.report import TrainingReport
+    from ..training.trainer import LlamaTrainer
+    from .run import Run
+
+__all__ = ["Left", "check_export", "has_left_model", "leave_model"]
+
+FORMS = {ExportFormat.HF: "hf", ExportFormat.ZIG: "deepzig"}  # as `exporting` calls them
+
+
+@dataclass(frozen=True)
+class Left:
+    """The folder that a run left, the optimizer steps that made its weights, and whether no evaluation was better."""
+
+    folder: Path
+    step: int
+    is_best: bool
+    said: str  # the step, and why that one
+
+
+def check_export(export: ExportConfig, shape: TrainableModelConfig, evaluates: bool) -> None:
+    """Raise ConfigError, before training, for a form that cannot hold the model, or weights that there will not be."""
+    from ..formats.zig import misfit
+
+    if export.format is ExportFormat.ZIG and (reason := misfit(shape)):
+        raise ConfigError(
+            f"format (zig) holds plain Llama models alone, because the Zig code computes no other, and this has "
+            f"{reason}; use --format hf"
+        )
+    if export.which is Which.BEST and not evaluates:
+        raise ConfigError(
+            "which (best) must come with evaluations; set valid_fraction and eval_interval above 0, or take --which "
+            "last"
+        )
+
+
+def has_left_model(directory: Path) -> bool:
+    """Say whether the model of a run is there, and none of its checkpoints is newer."""
+    return find_place(directory).folder == directory / MODEL
+
+
+def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -> Left:
+    """Write RUN/model at the end of a run, in place of what an earlier end left there, and say what it is.
+
+    CheckpointError, with the remedy, if it cannot be written: the checkpoints are whole all the same.
+    """
+    from .exporting import Source, write
+
+    export, directory, output = run.config.export, run.directory, run.directory / MODEL
+    usual = Which.BEST if trainer.state.best_step >= 0 else Which.LAST
+    which = BEST if (export.which or usual) is Which.BEST else LAST
+    try:
+        source = Source.open(directory, which)
+        known = source.loaded.origin or Origin(step=trainer.state.global_step, steps=None, is_best=False)
+        newest = max(order for order, _ in list_checkpoints(root_of_checkpoints(directory)))
+        origin = dataclasses.replace(known, order=newest)
+        write(source, output, FORMS[export.format], export.dtype.value, files={ORIGIN: origin.to_json()})
+    except (OSError, CheckpointError, ConfigError) as error:
+        name = shlex.quote(str(directory))
+        raise CheckpointError(
+            f"{output} was not written: {error}; the checkpoints are safe: once that is mended, abi-train resume "
+            f"{name} writes it, or abi-train export {name} --{which} -o FOLDER another one"
+        ) from None
+    return Left(output, origin.step, origin.is_best, origin.said)
