@@ -126,35 +126,41 @@ _GPU_REMEDY = "this trainer runs on the CPU, so leave it at its default"
 class LlmTrainingConfig(Config):
     """How a model is trained; names and defaults are the ABI's, the last group is ours."""
 
-    epochs: int = opt(10, "passes over the data")
-    batch_size: int = opt(4, "sequences in one micro-batch")
-    max_seq_len: int = opt(512, "tokens in one sequence")
-    learning_rate: float = opt(1e-5, "peak learning rate")
-    lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "learning-rate schedule")
+    epochs: int = opt(10, "passes over the data", common=True)
+    batch_size: int = opt(4, "sequences in one micro-batch", common=True)
+    max_seq_len: int = opt(512, "tokens in one sequence", common=True)
+    learning_rate: float = opt(1e-5, "peak learning rate", common=True)
+    lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "how the rate goes", common=True)
     warmup_steps: int = opt(
-        None, "optimizer steps of linear warm-up (100 for warmup_cosine and wsd, else 0)", derive=_usual_warmup
+        None, "steps of linear warm-up; 100 for warmup_cosine and wsd when not given, else 0", derive=_usual_warmup
     )
     decay_steps: int = opt(
         10000, "optimizer step at which the schedule ends (period of step and restarts)", acts=_DECAYS
     )
     min_learning_rate: float = opt(1e-7, "learning rate at which the schedules end", acts=_DECAYS)
-    grad_accum_steps: int = opt(8, "micro-batches in one optimizer step")
+    grad_accum_steps: int = opt(8, "micro-batches in one optimizer step", common=True)
     max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
     weight_decay: float = opt(0.01, "weight decay: decoupled, or for sgd and adam added to the gradient")
-    optimizer: OptimizerType = opt(OptimizerType.ADAMW, "update rule; muon: of hidden matrices, adamw of the rest")
+    optimizer: OptimizerType = opt(
+        OptimizerType.ADAMW, "update rule; muon: of hidden matrices, adamw of the rest", common=True
+    )
     label_smoothing: float = opt(0.0, "share of the target spread evenly over the vocabulary")
-    checkpoint_interval: int = opt(1000, "optimizer steps between checkpoints (0 = off)", acts=_SAVES)
-    checkpoint_path: str | None = opt(None, "directory of the checkpoints; nothing is saved without it")
+    checkpoint_interval: int = opt(1000, "steps between checkpoints (0 = off)", acts=_SAVES)
+    checkpoint_path: str | None = opt(None, "directory of the checkpoints; nothing is saved without it", path=True)
     max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept too (0 = keep all)", acts=_SAVES)
     log_interval: int = opt(10, "optimizer steps between log records (0 = off)")
-    eval_interval: int = opt(500, "optimizer steps between evaluations on the validation data (0 = off)")
+    eval_interval: int = opt(500, "steps between evaluations (0 = off); on the validation data", common=True)
     mixed_precision: Precision = opt(
-        Precision.FP32, "number format that products round their operands to", aliases=_PRECISION_ALIASES
+        Precision.FP32,
+        "number format; products round their operands to it",
+        aliases=_PRECISION_ALIASES,
+        common=True,
     )
     log_dir: str | None = opt(
         None,
         "directory of the TensorBoard, W&B and metrics-stream files",
         acts=tuple({name: ON} for name in _LOGGERS),
+        path=True,
     )
     enable_tensorboard: bool = opt(False, "write TensorBoard event files (needs log_dir)")
     enable_wandb: bool = opt(False, "log to Weights & Biases (needs log_dir)")
@@ -162,12 +168,12 @@ class LlmTrainingConfig(Config):
     wandb_project: str | None = opt(None, "W&B project ('abi' when not given)", acts={"enable_wandb": ON})
     wandb_run_name: str | None = opt(None, "W&B run name ('run' when not given)", acts={"enable_wandb": ON})
     wandb_entity: str | None = opt(None, "W&B entity (the account's default when not given)", acts={"enable_wandb": ON})
-    export_gguf_path: str | None = opt(None, "GGUF file to write after training")
-    export_name: str = opt("abi-llama", "model name inside the GGUF file")
-    use_gpu: bool = opt(False, "ABI field; must stay false, the trainer runs on the CPU")
-    gpu_backend: str | None = opt(None, "ABI field; must stay unset, the trainer runs on the CPU")
-    gpu_batch_threshold: int = opt(8, "ABI field; must keep its default, the trainer runs on the CPU")
-    gpu_device_buffer_mb: int = opt(256, "ABI field; must keep its default, the trainer runs on the CPU")
+    export_gguf_path: str | None = opt(None, "GGUF file to write after training", path=True, refused=True)
+    export_name: str = opt("abi-llama", "model name inside the GGUF file", refused=True)
+    use_gpu: bool = opt(False, "ABI field; must stay false, the trainer runs on the CPU", refused=True)
+    gpu_backend: str | None = opt(None, "ABI field; must stay unset, the trainer runs on the CPU", refused=True)
+    gpu_batch_threshold: int = opt(8, "ABI field; must stay 8, the trainer runs on the CPU", refused=True)
+    gpu_device_buffer_mb: int = opt(256, "ABI field; must stay 256, the trainer runs on the CPU", refused=True)
     schedule_start: int = opt(
         0,
         "optimizer step at which the schedule begins, above 0 where it was begun anew",
@@ -181,7 +187,7 @@ class LlmTrainingConfig(Config):
     )
     cooldown_steps: int | None = opt(None, "steps in which wsd decays, instead of a share (0 = the share)", acts=_WSD)
     cooldown_shape: CooldownShape = opt(CooldownShape.ONE_MINUS_SQRT, "how the rate of wsd decays", acts=_WSD)
-    seed: int = opt(0, "seed of the data order")
+    seed: int = opt(0, "seed of the data order", common=True)
     shuffle: bool = opt(True, "shuffle the rows of the data anew in each epoch")
     beta1: float = opt(0.9, "decay of Adam's mean of gradients", acts=_ADAM)
     beta2: float = opt(0.999, "decay of Adam's mean of squared gradients", acts=_ADAM)
@@ -202,8 +208,8 @@ class LlmTrainingConfig(Config):
     decay_norms_and_biases: bool = opt(False, "let weight decay reach norms and biases too", acts={"weight_decay": ON})
     nan_guard: bool = opt(True, "skip updates whose loss or gradient is not finite")
     max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops", acts={"nan_guard": ON})
-    max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)")
-    num_threads: int | None = opt(None, "threads of the kernels (0 = all)")
+    max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)", common=True)
+    num_threads: int | None = opt(None, "threads of the kernels (0 = all)", common=True)
     initial_loss_scale: float = opt(65536.0, "factor of the loss at the beginning", acts=_SCALES)
     loss_scale_growth_factor: float = opt(
         2.0, "factor of the loss scale after loss_scale_growth_interval", acts=_SCALES
@@ -291,11 +297,13 @@ class LlmTrainingConfig(Config):
 class EarlyStoppingConfig(Config):
     """When to stop because the validation metric no longer falls."""
 
+    heading: ClassVar[str] = "Training"
     switch: ClassVar[str] = "enabled"
+
     patience: int = opt(3, "evaluations without improvement after which training stops")
     min_delta: float = opt(0.001, "smallest fall of the metric that counts as an improvement")
     monitor_loss: bool = opt(True, "watch the validation loss; false watches its perplexity")
-    enabled: bool = opt(True, "stop early at all", flag="early-stopping")
+    enabled: bool = opt(True, "stop when validation no longer improves", flag="early-stopping", common=True)
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

@@ -55,6 +55,9 @@ def opt(default: Any, help: str, **meta: Any) -> Any:
     derive  with the default None: a function that works the value out from the fields above
     read    a function that brings other spellings to the usual one, for many values or a config class of their own
     flag    the name on the command line, if it is another one
+    common  people use it: the first screen of the help has it
+    path    it names a file or a directory
+    refused any value but the default is refused: no help lists it
     """
     return field(default=default, metadata={"help": help, **meta})
 
@@ -225,13 +228,20 @@ def _acts(option: "Option", values: Mapping[str, Any]) -> bool:
     return not groups or any(all(_fits(wanted, values[name]) for name, wanted in group.items()) for group in groups)
 
 
-def needs(cls: type, option: "Option") -> str:
-    """Return what a field needs in order to act, as in `with optimizer adam, adamw or muon`; '' if it always acts."""
+def needs(cls: type, option: "Option", flags: Mapping[str, str] | None = None) -> str:
+    """Return what a field needs in order to act, as in `with optimizer adam, adamw or muon`; '' if it always acts.
+
+    flags  name -> flag: what a command line calls the fields, for `with --optimizer adam, adamw or muon`
+    """
     kinds = {each.name: each for each in fields_of(cls)}
 
     def phrase(name: str, wanted: Any) -> str:
         kind = kinds[name]
         flag = f" (--{kind.metadata['flag']})" if "flag" in kind.metadata else ""
+        if flags is not None:
+            name, flag = flags[name], ""
+            if wanted is ON and kind.type is bool:
+                return f"with {name}"
         if wanted is OFF:
             return f"without {name}{flag}"
         if wanted is ON:
@@ -294,6 +304,7 @@ class Config:
     """What all config classes share; a subclass is a frozen keyword-only dataclass with a `validate` method."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    heading: ClassVar[str] = ""  # of its flags in the help; without one, the section's name
     idle_is_error: ClassVar[bool] = True  # a value that does not act is refused, wherever it comes from
     switch: ClassVar[str | None] = None  # the field beside which alone the others act
 

@@ -105,16 +105,17 @@ def _of_experts(value: int) -> Callable[[Any], int | None]:
 class ModelShape(Config):
     """Shape of a model; names and defaults are the ABI's."""
 
-    hidden_dim: int = opt(REQUIRED, "width of the model")
-    num_layers: int = opt(REQUIRED, "number of transformer blocks")
-    num_heads: int = opt(REQUIRED, "number of query heads")
+    hidden_dim: int = opt(REQUIRED, "width of the model", common=True)
+    num_layers: int = opt(REQUIRED, "number of transformer blocks", common=True)
+    num_heads: int = opt(REQUIRED, "number of query heads", common=True)
     num_kv_heads: int = opt(
         None,
         "number of key/value heads; a divisor of num_heads, and num_heads when not given",
+        common=True,
         acts={"family": Other(ModelFamily.GPT2)},
         derive=lambda shape: shape.num_heads,
     )
-    intermediate_dim: int = opt(REQUIRED, "inner width of the feed-forward layer")
+    intermediate_dim: int = opt(REQUIRED, "inner width of the feed-forward layer", common=True)
     vocab_size: int = opt(REQUIRED, "number of token ids")
     max_seq_len: int = opt(2048, "longest sequence the model can read")
     rope_theta: float = opt(10000.0, "base of the RoPE frequencies", acts={"family": Other(ModelFamily.GPT2)})
@@ -167,7 +168,7 @@ class ModelShape(Config):
         Activation.GELU_TANH, "GELU by a tanh, or exact", acts={"family": having("activation")}
     )
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
-    family: ModelFamily = opt(ModelFamily.LLAMA, "family of the model: what its layers are")
+    family: ModelFamily = opt(ModelFamily.LLAMA, "what the layers are", common=True)
     num_experts: int | None = opt(
         None, "experts of a layer (8 in a family with experts)", acts={"family": EXPERTS}, derive=_of_experts(8)
     )
@@ -341,7 +342,9 @@ class LoraConfig(Config):
         flag="lora-targets",
         read=_targets,
     )
-    bias: str = opt("none", "PEFT field; must stay none, biases are frozen like the other weights", flag="lora-bias")
+    bias: str = opt(
+        "none", "PEFT field; must stay none, biases are frozen like the other weights", flag="lora-bias", refused=True
+    )
     use_rslora: bool = opt(False, "multiply by alpha / sqrt(rank) instead", flag="rslora")
     seed: int = opt(0, "seed of the adapters and of their dropout", flag="lora-seed")
 

@@ -12,8 +12,11 @@ Errors are one line on stderr; `--debug` adds the traceback.
 import errno
 import importlib
 import os
+import shlex
 import sys
 import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -25,11 +28,13 @@ from .options import Verbs
 
 __all__ = ["VERBS", "Group", "cli", "main"]
 
-VERBS = (
-    *("run", "resume", "deepzig", "generate", "chat", "eval"),
-    *("export", "preview", "tokenizer", "tokenize"),
-    *("inspect", "info", "trace", "verify", "warmup"),
-)
+HEADINGS = {
+    "Train": ("run", "resume", "deepzig"),
+    "Use": ("generate", "chat", "eval", "export"),
+    "Prepare": ("preview", "tokenizer", "tokenize"),
+    "Look and check": ("inspect", "info", "trace", "verify", "warmup"),
+}
+VERBS = tuple(verb for verbs in HEADINGS.values() for verb in verbs)
 
 
 class Group(Verbs):
@@ -38,6 +43,20 @@ class Group(Verbs):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs in the order in which a user meets them."""
         return list(VERBS)
+
+    def headings(self, ctx: click.Context) -> Mapping[str, Collection[str]]:
+        """Return the verbs under their headings."""
+        return HEADINGS
+
+    def verb_for(self, word: str) -> str:
+        """Return what to say where a file or folder comes first: which verb was left out."""
+        if not os.path.exists(word):
+            return ""
+        from ..runs.directory import is_run
+
+        if is_run(Path(word)) or Path(word, "config.json").is_file():
+            return f"{word} is a run or a model: abi-train inspect {shlex.quote(word)} says what can be done with it"
+        return f"to train on {word}: abi-train run {shlex.quote(word)}"
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a verb, or None."""
@@ -99,13 +118,14 @@ def _show_warning(message: Warning | str, *place: Any, **line: Any) -> None:
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="abi-train")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="abi-train", help="show the version")
+@click.option("--debug", is_flag=True, help="show the traceback of an error")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Train Llama, Mistral, Mixtral, Qwen and GPT-2 language models on this machine's CPU.
+    """Train Llama, Mistral, Mixtral, Qwen, Gemma and GPT-2 language models on this machine's CPU.
 
-    abi-train run needs no arguments: it trains a small model on text that every machine has.
+    abi-train run needs no arguments: it trains a small model on text that every machine has. abi-train VERB --help
+    shows what a verb takes.
     """
     ctx.meta["debug"] = debug
 

@@ -94,7 +94,7 @@ def command(
     ctx.exit(talk(chat))
 
 
-config_options({"generation": GenerationConfig}, {})(command)
+config_options({"generation": GenerationConfig}, {}, refused=("logprobs",))(command)
 
 
 class Chat:

@@ -3,24 +3,30 @@
     flag beats file beats default        --config FILE.yaml, a file with the sections of a run's config.yaml
 
 A field `learning_rate` is the flag `--learning-rate`; a name that two sections share belongs to the first, and the
-other carries its section's name (`--model-max-seq-len`).  Some flags have the ABI's short spelling too.
+other carries its section's name (`--model-max-seq-len`).  `SHORT` has the other spellings of flags, for all verbs.
+What a flag says of itself comes from its field too: help, default, whether it is `common` and stands on the first
+screen, whether any value is refused, so that no help lists it, and what else must be given for it to act.
 """
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..config import Config, Option, convert, fields_of
 from ..errors import ConfigError
 from ..fields import needs, plain
+from .help import ALL, HelpContext, Row, help_all_option, lines_of, write_columns
 
-__all__ = ["Verb", "VerbGroup", "Verbs", "config_options", "from_flags", "given_values"]
+__all__ = ["Verb", "VerbGroup", "Verbs", "config_options", "data_argument", "from_flags", "given_values"]
 
 Chosen = TypeVar("Chosen", bound=Config)
 
+# Other spellings of a field's flag, shown beside it.
 SHORT = {
     "epochs": ("-e",),
     "batch_size": ("-b",),
@@ -35,10 +41,13 @@ class FieldType(click.ParamType):
 
     def __init__(self, option: Option) -> None:
         """Take the type from the field."""
-        self.option = option
-        self.name = (
-            "|".join(option.choices) if option.choices else {int: "int", float: "float"}.get(option.type, "text")
-        )
+        self.option, self.choices = option, option.choices
+        self.name = option.type.__name__.lower()
+
+    @property
+    def value_name(self) -> str:
+        """What stands for a value in the help."""
+        return "PATH" if self.option.metadata.get("path") else {int: "N", float: "X"}.get(self.option.type, "TEXT")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value in the field's type."""
@@ -47,20 +56,31 @@ class FieldType(click.ParamType):
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return what is shown for a value in the help."""
-        return self.name
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the values that a shell offers: choices, or the names of files, which it finds itself."""
+        if self.option.metadata.get("path"):
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(choice) for choice in self.choices if choice.startswith(incomplete)]
 
 
 class FieldOption(click.Option):
     """A flag that knows its section and field."""
 
-    section = ""
-    field = ""
+    section = field = heading = ""
+    common = False  # on the first screen of the help
+    text = default_text = ""  # what it says, and the default of its verb
+
+
+class FieldArgument(click.Argument):
+    """Words without a flag in front of them that set a field, as its flag does."""
+
+    section = field = ""
 
 
 class _Example(click.Command):
-    """A command whose help opens with a call that works."""
+    """A command whose help has a call that works."""
+
+    context_class = HelpContext
 
     def __init__(self, *arguments: Any, example: str = "", **settings: Any) -> None:
         """Take click's settings and the example."""
@@ -68,9 +88,9 @@ class _Example(click.Command):
         self.example = example
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example, then the usage."""
-        formatter.write_usage(self.example, prefix="Example: ")
+        """Write the usage, then the example."""
         super().format_usage(ctx, formatter)
+        formatter.write_usage(self.example, prefix="Example: ")
 
 
 class Verb(_Example):
@@ -85,26 +105,61 @@ class Verb(_Example):
                 is_flag=True,
                 expose_value=False,
                 callback=_remember_debug,
-                help="Show the traceback of an error.",
+                help="show the traceback of an error",
             )
         )
 
+    @property
+    def has_sections(self) -> bool:
+        """Whether there is more to show than fits a screen."""
+        return any(isinstance(param, FieldOption) for param in self.params)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters: of a verb with sections also the flag for all of its help."""
+        params = super().get_params(ctx)
+        return [*params[:-1], help_all_option(), params[-1]] if self.has_sections else params
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the flags by section."""
-        sections: dict[str, list[tuple[str, str]]] = {}
+        """Write the flags by heading: those that people use, or all of them."""
+        everything = not self.has_sections or bool(ctx.meta.get(ALL))
+        fallen = set() if everything else {"--debug", "--help"}
+        sections: dict[str, list[Row]] = {}
+        last: list[Row] = []
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                section = param.section if isinstance(param, FieldOption) else ""
-                sections.setdefault(section, []).append(record)
-        for section in sorted(sections, key=lambda name: name != ""):
-            title = f"{section.replace('_', ' ').capitalize()} options" if section else "Options"
-            with formatter.section(title):
-                formatter.write_dl(sections[section], col_max=34)
+            if not isinstance(param, click.Option) or param.hidden:
+                continue
+            if isinstance(param, FieldOption):
+                if everything or param.common:
+                    row = lines_of(param, everything, param.text, param.default_text)
+                    sections.setdefault(param.heading, []).append(row)
+                continue
+            if fallen & set(param.opts):
+                continue
+            text, _, default = (param.help or "").partition("  [")
+            row = lines_of(param, everything, text, default.removesuffix("]"))
+            (last if {"--debug", "--help", "--help-all"} & set(param.opts) else sections.setdefault("", [])).append(row)
+        own = sections.pop("", [])
+        write_columns(formatter, [("Options", [*own, *last]), *sections.items()])
 
 
 class Verbs(click.Group):
     """Several verbs: without one there is the help, for an unknown one a suggestion."""
+
+    context_class = HelpContext
+
+    def headings(self, ctx: click.Context) -> Mapping[str, Collection[str]]:
+        """Return the verbs under their headings."""
+        return {"Verbs": self.list_commands(ctx)}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the verbs by heading, and the flags."""
+        groups: list[tuple[str, list[Row]]] = []
+        for heading, names in self.headings(ctx).items():
+            verbs = [(name, self.get_command(ctx, name)) for name in names]
+            groups.append((heading, [(name, verb.get_short_help_str(100)) for name, verb in verbs if verb is not None]))
+        flags = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        groups.append(("Options", [lines_of(param, True, param.help or "") for param in flags]))
+        write_columns(formatter, groups)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Show the help where nothing is asked for."""
@@ -116,8 +171,12 @@ class Verbs(click.Group):
         if name not in known and not name.startswith("-"):
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
             hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(known)}"
-            raise click.UsageError(f"unknown verb {name!r}; {hint}", ctx)
+            raise click.UsageError(f"unknown verb {name!r}; {self.verb_for(name) or hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def verb_for(self, word: str) -> str:
+        """Return what to say where a verb was left out before this word; '' if none was."""
+        return ""
 
 
 class VerbGroup(_Example, Verbs):
@@ -130,24 +189,47 @@ def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> 
 
 
 def config_options(
-    sections: Mapping[str, type[Config]], defaults: Mapping[str, Mapping[str, Any]]
+    sections: Mapping[str, type[Config]],
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    rare: Collection[str] = (),
+    refused: Collection[str] = (),
 ) -> Callable[[click.Command], click.Command]:
     """Return a decorator that adds the flags of all fields of `sections` to a verb.
 
-    defaults[section][field] is what the help shows instead of the class's default; the flags themselves have none.
+    defaults  [section][field] is what the help shows instead of the class's default, which the flags never have; None
+              shows none: what is not given stays as it is
+    rare      sections, or fields, which this verb does not show on the first screen
+    refused   those of which this verb refuses any value: they answer, and no help lists them
     """
 
     def decorate(command: click.Command) -> click.Command:
         taken = {name for param in command.params for name in param.opts}
         for section, cls in sections.items():
+            made = {option.name: _flag(section, option, taken) for option in fields_of(cls)}
+            spelled = {name: each.opts[-1] for name, each in made.items()}
             for option in fields_of(cls):
-                command.params.append(_flag(section, cls, option, defaults.get(section, {}), taken))
+                flag, names = made[option.name], {section, option.name}
+                default = "" if defaults is None else _default(option, defaults.get(section, {}))
+                needed = needs(cls, option, spelled)
+                flag.text = in_flags(option.help, spelled) + (f"; acts only {needed}" if needed else "")
+                flag.default_text = in_flags(default, spelled)
+                flag.help = flag.text + (f"  [{flag.default_text}]" if default else "")
+                flag.heading = cls.heading or f"{section.replace('_', ' ').capitalize()}"
+                flag.hidden = bool(option.metadata.get("refused") or names & set(refused))
+                flag.common = bool(option.metadata.get("common")) and not flag.hidden and not names & set(rare)
+                command.params.append(flag)
         return command
 
     return decorate
 
 
-def _flag(section: str, cls: type[Config], option: Option, defaults: Mapping[str, Any], taken: set[str]) -> FieldOption:
+def in_flags(text: str, spelled: Mapping[str, str]) -> str:
+    """Return a text about fields in the words of a command line: `--hidden-dim / --num-heads`."""
+    return re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda match: spelled.get(match[0], match[0]), text)
+
+
+def _flag(section: str, option: Option, taken: set[str]) -> FieldOption:
     name = option.metadata.get("flag", option.name.replace("_", "-"))
     if f"--{name}" in taken:
         name = f"{section.replace('_', '-')}-{name}"
@@ -160,15 +242,31 @@ def _flag(section: str, cls: type[Config], option: Option, defaults: Mapping[str
     else:
         settings["type"] = FieldType(dataclasses.replace(option, many=False))
         settings["multiple"] = option.many
-    default = defaults.get(option.name, option.default)
-    shown = plain(default)
-    shown = str(shown).lower() if shown in (True, False) else shown
-    shown = " ".join(map(str, shown)) or None if isinstance(shown, tuple) else shown
-    needed = needs(cls, option)
-    help_text = option.help + (f"; acts only {needed}" if needed else "") + ("" if shown is None else f"  [{shown}]")
-    made = FieldOption([*short, flag, f"{section}__{option.name}"], default=None, help=help_text, **settings)
+    made = FieldOption([*short, flag, f"{section}__{option.name}"], default=None, **settings)
     made.section, made.field = section, option.name
     return made
+
+
+def _default(option: Option, defaults: Mapping[str, Any]) -> str:
+    """Return what the help shows for a flag that is not given."""
+    value = plain(defaults.get(option.name, option.default))
+    if option.type is bool and isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value).removesuffix(".0")
+
+
+def data_argument(section: str, field: str) -> Callable[[click.Command], click.Command]:
+    """Return a decorator that lets words without a flag set a field of many values: `run a.txt b.txt`."""
+
+    def decorate(command: click.Command) -> click.Command:
+        made = FieldArgument([f"{section}__{field}__words"], nargs=-1, metavar="[DATA]...", type=click.Path())
+        made.section, made.field = section, field
+        command.params.insert(0, made)
+        return command
+
+    return decorate
 
 
 def from_flags(ctx: click.Context, section: str, cls: type[Chosen]) -> Chosen:
@@ -178,11 +276,23 @@ def from_flags(ctx: click.Context, section: str, cls: type[Chosen]) -> Chosen:
 
 
 def given_values(ctx: click.Context) -> dict[str, dict[str, Any]]:
-    """Return section -> field -> value of the flags that are on the command line."""
+    """Return section -> field -> value of what is on the command line; ConfigError for what is there in two ways."""
     values: dict[str, dict[str, Any]] = {}
     for param in ctx.command.params:
         name = param.name or ""
         given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         if given and isinstance(param, FieldOption):
             values.setdefault(param.section, {})[param.field] = ctx.params[name]
+    for param in ctx.command.params:
+        words = ctx.params.get(param.name or "")
+        if words and isinstance(param, FieldArgument):
+            section = values.setdefault(param.section, {})
+            if param.field in section:
+                flag = next(each.opts[-1] for each in ctx.command.params
+                            if isinstance(each, FieldOption) and each.field == param.field)  # fmt: skip
+                raise ConfigError(
+                    f"data must be given in one way: {' '.join(words)} is there as words, "
+                    f"{' '.join(section[param.field])} by {flag}; leave {flag} out, and name all of them"
+                )
+            section[param.field] = words
     return values

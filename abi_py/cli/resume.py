@@ -32,8 +32,8 @@ SCHEDULES = ("continue", "stretch", "restart")
 @click.option(
     "--schedule",
     type=click.Choice(SCHEDULES),
-    help="what the learning rate does: continue (as it is), stretch (the same shape, to the run's new end) or restart "
-    "(a new warm-up and decay from here); the run remembers it  [continue]",
+    help="what the learning rate does; continue: it goes on as it is; stretch: the same shape, to the run's new end; "
+    "restart: a new warm-up and decay from here; the run remembers it  [continue]",
 )
 @click.pass_context
 def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> None:
@@ -70,10 +70,8 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
         ctx.exit(train(trainer, run, console))
 
 
-config_options(RUN_SECTIONS, {name: {} for name in RUN_SECTIONS})(command)
-for _param in command.params:  # here, what is not given stays as it was: the classes' defaults would be misleading
-    if isinstance(_param, click.Option) and _param.help and "  [" in _param.help:
-        _param.help = _param.help[: _param.help.rindex("  [")]
+# What is not given stays as it was.  The weights are there, so they have a shape, and no base.
+config_options(RUN_SECTIONS, rare=("model",), refused=("base",))(command)
 
 
 def _about_file(path: Path) -> str:

@@ -14,7 +14,7 @@ from ..runs.resolve import Given, prepare
 from ..runs.settings import RUN_SECTIONS, read_run_config
 from .console import make_console, say
 from .describe import describe_machine
-from .options import Verb, config_options, given_values
+from .options import Verb, config_options, data_argument, given_values
 from .plan import show_plan
 from .progress import bytes_progress
 from .training import start
@@ -22,7 +22,7 @@ from .training import start
 
 @click.command(
     cls=Verb,
-    example="abi-train run --data texts/ --epochs 3",
+    example="abi-train run texts/ --epochs 3",
     short_help="Train a model; needs no arguments.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="directory of the run  [runs/DATE-TIME]")
@@ -30,12 +30,9 @@ from .training import start
 @click.option("--dry-run", is_flag=True, help="show the plan (memory, steps, time) and stop; nothing is written")
 @click.pass_context
 def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: bool, **_: Any) -> None:
-    """Train a model, from scratch or from --base, and keep everything in one directory.
-
-    Without arguments: ten epochs of a small byte-level model on the help pages of Python's standard library,
-    about a minute. Text is read as bytes, or with --tokenizer; a .bin file holds u32 token ids (abi-train tokenize
-    makes one); of a .jsonl, .json or .parquet file of conversations the answers are trained (abi-train preview shows
-    which). --base goes on from a trained model, a folder of Hugging Face's kind, with its tokenizer and chat template.
+    """Train a model on DATA, from scratch or from --base. Without arguments: ten epochs of a small byte-level model on
+    Python's help pages, about a minute. Text is read as bytes, or with --tokenizer; of conversations the answers are
+    trained.
     """
     from ..training.checkpoint import check_unused
 
@@ -65,3 +62,4 @@ def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: 
 
 
 config_options(RUN_SECTIONS, SHOWN)(command)
+data_argument("data", "path")(command)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(
     cls=Verb, example="abi-train tokenize texts/ -o train.bin", short_help="Turn text into a file of token ids."
 )
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...", type=click.Path(exists=True, allow_dash=True))
+@click.argument("inputs", nargs=-1, required=True, metavar="DATA...", type=click.Path(exists=True, allow_dash=True))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="file to write")
 @click.option("--force", is_flag=True, help="make the file even if it is there")
 @click.pass_context
@@ -34,7 +34,7 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
     .gz is unpacked on the way. The text of a row is its key --field; of a conversation, what is said in it.
 
     With --tokenizer, the ids are those of a tokenizer.json; without, an id is a byte, and 256 follows each document.
-    INPUT - is standard input. OUTPUT.json tells abi-train run what OUTPUT is; if it says that OUTPUT was made from the
+    DATA - is standard input. OUTPUT.json tells abi-train run what OUTPUT is; if it says that OUTPUT was made from the
     same data in the same way, nothing is done.
     """
 

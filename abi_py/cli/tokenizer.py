@@ -37,7 +37,7 @@ def command() -> None:
     example="abi-train tokenizer train texts/ -o tokenizer/ --vocab-size 4096",
     short_help="Train a byte-level BPE tokenizer on texts.",
 )
-@click.argument("corpus", nargs=-1, required=True, metavar="CORPUS...", type=click.Path(exists=True, allow_dash=True))
+@click.argument("corpus", nargs=-1, required=True, metavar="DATA...", type=click.Path(exists=True, allow_dash=True))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="directory to write"
 )

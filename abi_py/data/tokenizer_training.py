@@ -57,14 +57,18 @@ MIN_FREQUENCY = {TokenizerStyle.QWEN2: 2, TokenizerStyle.DEEPZIG: 2, TokenizerSt
 class TokenizerTrainingConfig(Config):
     """The settings of a tokenizer's training."""
 
-    vocab_size: int = opt(32_000, "largest number of tokens, special ones and bytes among them")
+    vocab_size: int = opt(32_000, "largest number of tokens, special ones and bytes among them", common=True)
     min_frequency: int | None = opt(
-        None, "least number of times a pair must occur to become a token: 2, or 3 for deepzig-ws, when not given"
+        None,
+        "least number of times a pair must occur to become a token; 2, or 3 for deepzig-ws, when not given",
+        common=True,
     )
     special: tuple[str, ...] = opt(
-        SPECIAL_TOKENS, "special token; repeat for more: their ids are 0, 1, ... in this order"
+        SPECIAL_TOKENS, "special token; repeat for more: their ids are 0, 1, ... in this order", common=True
     )
-    style: TokenizerStyle = opt(TokenizerStyle.QWEN2, "recipe; the deepzig ones lose white space: for comparison only")
+    style: TokenizerStyle = opt(
+        TokenizerStyle.QWEN2, "recipe; the deepzig ones lose white space: for comparison only", common=True
+    )
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""

@@ -36,17 +36,21 @@ READING = 2  # changes when the same files and settings give other documents tha
 class TokenizeConfig(Config):
     """What decides which ids come of the inputs."""
 
-    tokenizer: str | None = opt(None, "tokenizer.json, or a directory with one; text becomes bytes when not given")
+    tokenizer: str | None = opt(
+        None, "tokenizer.json, or a directory with one; text becomes bytes when not given", common=True, path=True
+    )
     end_of_document: str | None = opt(
         None, "token after each document; the tokenizer's own when not given", acts={"tokenizer": ON}
     )
     plain: bool = opt(
         False, "special tokens that are written in the text are ordinary characters", acts={"tokenizer": ON}
     )
-    format: TextFormat = opt(TextFormat.AUTO, "text, jsonl (a document in each row), or by the file's name")
-    field: str = opt("text", "key of the text in a row")
-    skip_bad_rows: bool = opt(False, "leave out rows that are damaged or lack the key; they are counted")
-    valid_split: float = opt(0.0, "share of the documents for a second file, for validation (0 = none)")
+    format: TextFormat = opt(
+        TextFormat.AUTO, "what files hold; jsonl: a document in each row; auto: by the file's name", common=True
+    )
+    field: str = opt("text", "key of the text in a row", common=True)
+    skip_bad_rows: bool = opt(False, "leave out rows that are damaged or lack the key; they are counted", common=True)
+    valid_split: float = opt(0.0, "share of the documents for a second file, for validation (0 = none)", common=True)
     seed: int = opt(0, "which documents these are", acts={"valid_split": ON})
 
     def validate(self) -> None:

@@ -58,18 +58,24 @@ def _as_text(words: Any) -> Any:
 class GenerationConfig(Config):
     """Settings of generation; the defaults are the ABI's."""
 
-    max_new_tokens: int | None = opt(256, "longest continuation (none: up to max_length, or to the end of the context)")
+    max_new_tokens: int | None = opt(
+        256, "longest continuation (none: up to max_length, or to the end of the context)", common=True
+    )
     max_length: int | None = opt(None, "longest prompt and continuation together", acts={"max_new_tokens": OFF})
-    temperature: float = opt(0.7, "sharpness of the draw: below 1 prefers likely tokens, 0 always takes the likeliest")
-    top_k: int = opt(40, "draw among the k likeliest tokens (0 = all)", acts=_DRAWS)
-    top_p: float = opt(0.9, "draw among the likeliest that together have this probability (1 = all)", acts=_DRAWS)
+    temperature: float = opt(
+        0.7, "sharpness of the draw; below 1 prefers likely tokens, 0 always takes the likeliest", common=True
+    )
+    top_k: int = opt(40, "draw among the k likeliest tokens (0 = all)", acts=_DRAWS, common=True)
+    top_p: float = opt(
+        0.9, "draw among the likeliest that together have this probability (1 = all)", acts=_DRAWS, common=True
+    )
     min_p: float = opt(
         0.0, "draw among tokens at least this many times as likely as the likeliest (0 = all)", acts=_DRAWS
     )
     typical_p: float = opt(1.0, "draw among the most typical with this probability together (1 = all)", acts=_DRAWS)
     epsilon_cutoff: float = opt(0.0, "draw among tokens at least so likely (0 = all)", acts=_DRAWS)
     eta_cutoff: float = opt(0.0, "the same, but less where all are unlikely (0 = all)", acts=_DRAWS)
-    repetition_penalty: float = opt(1.0, "divide positive logits of earlier tokens by it (1 = off)")
+    repetition_penalty: float = opt(1.0, "divide positive logits of earlier tokens by it (1 = off)", common=True)
     no_repeat_ngram_size: int = opt(0, "never repeat so many tokens in a row (0 = off)")
     bad_words_ids: tuple[str, ...] = opt((), 'ids that never follow each other, as in "5 17 3"', read=_as_text)
     suppress_tokens: tuple[int, ...] = opt((), "ids that never come")
@@ -77,9 +83,9 @@ class GenerationConfig(Config):
     min_new_tokens: int | None = opt(None, "no stop id before so many tokens")
     min_length: int = opt(0, "no stop id before prompt and continuation have so many", acts={"min_new_tokens": OFF})
     forced_eos_token_id: tuple[int, ...] = opt((), "ids of which the last token before a limit is one")
-    seed: int = opt(0, "seed of the draws, for every prompt of a batch anew", acts=_DRAWS)
+    seed: int = opt(0, "seed of the draws; for every prompt of a batch anew", acts=_DRAWS, common=True)
     stop_ids: tuple[int, ...] | None = opt(None, "ids that end the text  [the tokenizer's end token]")
-    stop_strings: tuple[str, ...] = opt((), "strings that end the text")
+    stop_strings: tuple[str, ...] = opt((), "strings that end the text", common=True)
     logprobs: int | None = opt(None, "tell log-probabilities: of each token, and of so many likeliest")
 
     # A file of Hugging Face's states values that do not act, and a seed beside temperature 0 does no harm.

@@ -45,11 +45,15 @@ Values = Mapping[str, Mapping[str, Any]]  # section -> field -> plain value
 class BaseConfig(Config):
     """What a run starts from, and that it was exactly that."""
 
+    heading: ClassVar[str] = "Data"
+
     path: str | None = opt(
         None,
-        "start from this model: a folder of Hugging Face's kind, a run, a checkpoint; shape, tokenizer and chat "
+        "start from this model; a folder of Hugging Face's kind, a run, a checkpoint; shape, tokenizer and chat "
         "template are its own",
         flag="base",
+        common=True,
+        path=True,
     )
     digest: str | None = opt(
         None,
@@ -71,24 +75,31 @@ class DataConfig(Config):
 
     path: tuple[str, ...] = opt(
         (),
-        "text file, directory of texts, .bin file of u32 ids, or conversations (.jsonl, .json, .parquet); "
-        "repeat for more; Python's standard library when not given",
+        "texts, token ids, conversations, or a directory; ids: a .bin file of u32; conversations: .jsonl, .json or "
+        ".parquet; repeat for more; Python's standard library when not given",
         flag="data",
+        common=True,
+        path=True,
     )
     valid_path: tuple[str, ...] = opt(
         (),
         "data of the same kind for validation; --data is then used for training alone",
         flag="valid-data",
+        common=True,
+        path=True,
         acts={"path": ON},
     )
     valid_fraction: float = opt(
         0.05,
-        "share of the tokens or conversations, at the end, kept for validation (0 = none)",
+        "share kept for validation (0 = none); of tokens or conversations, those at the end",
+        common=True,
         acts={"valid_path": OFF},
     )
     tokenizer: str | None = opt(
         None,
-        "tokenizer.json, or a directory with one, for texts and conversations; a .bin file's .json names it",
+        "tokenizer.json, or a directory with one; for texts and conversations; a .bin file's .json names it",
+        common=True,
+        path=True,
         acts={"path": ON},
     )
     corpus_bytes: int = opt(300_000, "bytes of the standard library to train on", acts={"path": OFF})
@@ -120,16 +131,19 @@ class DataConfig(Config):
 class ChatConfig(Config):
     """How files of conversations become rows; of no effect on texts and token files, and refused there."""
 
+    heading: ClassVar[str] = "Conversations"
+
     template: str | None = opt(
         None,
-        "deepzig, chatml, qwen, alpaca, llama2, llama3, or a Jinja file; when not given, the tokenizer's own, or "
-        "the one whose tokens it has",
+        "name or Jinja file of the chat template; deepzig, chatml, qwen, alpaca, llama2 or llama3; when not given, the "
+        "tokenizer's own, or the one whose tokens it has",
+        common=True,
     )
-    loss_on: LossOn = opt(LossOn.ASSISTANT, "train on the answers, or on all tokens")
-    packing: bool = opt(False, "several conversations in a row, each by itself, instead of padding")
+    loss_on: LossOn = opt(LossOn.ASSISTANT, "what is trained; the answers, or all tokens")
+    packing: bool = opt(False, "several conversations in a row; each by itself, instead of padding", common=True)
     skip_bad_rows: bool = opt(False, "leave out rows that cannot be read, and count them, instead of stopping")
-    mix: tuple[str, ...] = opt((), "another file, or directory, of conversations to mix in; may be repeated")
-    max_samples: int = opt(0, "at most so many conversations, of every file its share, tools always (0 = all)")
+    mix: tuple[str, ...] = opt((), "another file, or directory, of conversations to mix in; may be repeated", path=True)
+    max_samples: int = opt(0, "most conversations to take (0 = all); of every file its share, tools always")
     category: tuple[str, ...] = opt((), "only rows whose category fits, as in 'memory_*'; may be repeated")
     match: str | None = opt(None, "only rows with a text in which this regular expression is found")
 

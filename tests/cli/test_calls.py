@@ -12,7 +12,7 @@ from waiting import PATIENCE
 
 from abi_py import __version__
 from abi_py.cli import VERBS, cli
-from abi_py.cli.options import FieldOption
+from abi_py.cli.options import FieldOption, in_flags
 from abi_py.config import fields_of
 from abi_py.runs.settings import RUN_SECTIONS
 
@@ -62,7 +62,7 @@ def one_line(err):
         (["resume"], "RUN|CHECKPOINT"),
         (["resume", "missing"], "missing"),
         (["tokenize", "missing.txt", "-o", "x.bin"], "missing.txt"),
-        (["tokenize"], "INPUT"),
+        (["tokenize"], "DATA"),
         (["info", "extra"], "extra"),
         (["verify", "--seed", "-1"], "--seed"),
     ],
@@ -124,9 +124,10 @@ def test_version(abi_train):
 def test_help_opens_with_a_command_that_is_accepted(abi_train, monkeypatch, name):
     code, out, _ = abi_train(name, "--help")
     assert code == 0
-    first = out.splitlines()[0]
-    assert first == f"Example: {verb(name).example}"
-    words = first.split()[2:]
+    usage, example = " ".join(out.partition("\n\n")[0].split()).split(" Example: ")
+    assert usage.startswith(f"Usage: abi-train {name} ")
+    assert example == verb(name).example
+    words = example.split()[1:]
     assert words[0] == name
     monkeypatch.setattr("click.Path.convert", lambda self, value, param, ctx: value)  # its files need not exist
     verb(name).make_context(name, words[1:])
@@ -141,13 +142,15 @@ def test_every_field_is_one_flag(name):
     assert len(spelled) == len(set(spelled))
     for flag in flags:
         option = next(o for o in fields_of(RUN_SECTIONS[flag.section]) if o.name == flag.field)
-        assert option.help in flag.help
+        assert in_flags(option.help, {each.field: each.opts[-1] for each in flags if each.section == flag.section}) in (
+            flag.help
+        )
 
 
 def test_help_tells_the_defaults(abi_train):
-    out = " ".join(abi_train("run", "--help")[1].split())
+    out = " ".join(abi_train("run", "--help-all")[1].split())
     tuned = "passes over the data [10; with base 3]"
-    for text in ("[steps of the whole run]", tuned, "Model options:", "--lr, --learning-rate"):
+    for text in ("[steps of the whole run]", tuned, "Model:", "--lr, --learning-rate"):
         assert text in out
 
 

@@ -22,8 +22,7 @@ HERE = Path(__file__).parent
 CLASSES = {**RUN_SECTIONS, "deepzig": DeepZigConfig, "generation": GenerationConfig, "tokenize": TokenizeConfig}
 CLASSES["tokenizer"] = TokenizerTrainingConfig
 # Fields of other versions: any value but the default is refused (tests/training/test_effects.py has them all).
-LEFT = {"bias"}
-LEFT |= {"export_gguf_path", "export_name", "use_gpu", "gpu_backend", "gpu_batch_threshold", "gpu_device_buffer_mb"}
+LEFT = {each.name for cls in CLASSES.values() for each in fields_of(cls) if each.metadata.get("refused")}
 SHAPE = {"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "intermediate_dim": 24}
 SHAPE["vocab_size"] = 300
 # Values that fit where "one more" or "half" does not.
@@ -167,7 +166,7 @@ def test_every_flag_arrives_and_acts_or_is_refused(command, param):
     cls = CLASSES[param.section]
     option = next(each for each in fields_of(cls) if each.name == param.field)
     value = other_value(option)
-    places = ["x" for each in command.params if isinstance(each, click.Argument)]
+    places = ["x" for each in command.params if isinstance(each, click.Argument) and each.required]
     words = [*places, *flag_of(command, param, value)]
     required = [word for each in command.params if each.required and isinstance(each, click.Option)
                 for word in (each.opts[-1], "out")]  # fmt: skip
@@ -198,7 +197,8 @@ def test_every_flag_arrives_and_acts_or_is_refused(command, param):
         message = str(caught.value)
         assert message.startswith(option.name), message
         assert f"acts only {needs(cls, option)}; change that, or leave {option.name} out" in message
-        assert needs(cls, option) in param.help
+        flags = {each.field: each.opts[-1] for each in command.params if getattr(each, "section", "") == param.section}
+        assert needs(cls, option, flags) in param.help
 
 
 def test_options_that_are_no_fields():
