@@ -127,8 +127,8 @@ class LlmTrainingConfig(Config):
     """How a model is trained; names and defaults are the ABI's, the last group is ours."""
 
     epochs: int = opt(10, "passes over the data", common=True)
-    batch_size: int = opt(4, "sequences in one micro-batch", common=True)
-    max_seq_len: int = opt(512, "tokens in one sequence", common=True)
+    batch_size: int = opt(4, "sequences in a micro-batch", common=True)
+    max_seq_len: int = opt(512, "tokens in a sequence", common=True)
     learning_rate: float = opt(1e-5, "peak learning rate", common=True)
     lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "how the rate goes", common=True)
     warmup_steps: int = opt(
@@ -138,7 +138,7 @@ class LlmTrainingConfig(Config):
         10000, "optimizer step at which the schedule ends (period of step and restarts)", acts=_DECAYS
     )
     min_learning_rate: float = opt(1e-7, "learning rate at which the schedules end", acts=_DECAYS)
-    grad_accum_steps: int = opt(8, "micro-batches in one optimizer step", common=True)
+    grad_accum_steps: int = opt(8, "micro-batches in an optimizer step", common=True)
     max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
     weight_decay: float = opt(0.01, "weight decay: decoupled, or for sgd and adam added to the gradient")
     optimizer: OptimizerType = opt(
@@ -209,7 +209,7 @@ class LlmTrainingConfig(Config):
     nan_guard: bool = opt(True, "skip updates whose loss or gradient is not finite")
     max_bad_steps: int = opt(5, "skipped updates in a row after which the run stops", acts={"nan_guard": ON})
     max_steps: int | None = opt(None, "stop after so many optimizer steps (0 = no limit)", common=True)
-    num_threads: int | None = opt(None, "threads of the kernels (0 = all)", common=True)
+    num_threads: int | None = opt(None, "threads of the kernels (0 = all)")
     initial_loss_scale: float = opt(65536.0, "factor of the loss at the beginning", acts=_SCALES)
     loss_scale_growth_factor: float = opt(
         2.0, "factor of the loss scale after loss_scale_growth_interval", acts=_SCALES

@@ -332,7 +332,7 @@ def _targets(value: Any) -> Any:
 class LoraConfig(Config):
     """Low-rank adapters on a frozen model (LoRA); the defaults of rank, alpha and dropout are the ABI's."""
 
-    rank: int = opt(8, "inner width of an adapter", flag="lora-rank")
+    rank: int = opt(8, "inner width of an adapter", flag="lora-rank", common=True)
     alpha: float = opt(16.0, "the adapters' output is multiplied by alpha / rank", flag="lora-alpha")
     dropout: float = opt(0.0, "share of an adapter's input that is dropped in training", flag="lora-dropout")
     target_modules: tuple[str, ...] | None = opt(

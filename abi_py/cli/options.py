@@ -208,7 +208,7 @@ def config_options(
         for section, cls in sections.items():
             made = {option.name: _flag(section, option, taken) for option in fields_of(cls)}
             spelled = {name: each.opts[-1] for name, each in made.items()}
-            for option in fields_of(cls):
+            for option in sorted(fields_of(cls), key=lambda option: option.name != cls.switch):
                 flag, names = made[option.name], {section, option.name}
                 default = "" if defaults is None else _default(option, defaults.get(section, {}))
                 needed = needs(cls, option, spelled)

@@ -100,5 +100,5 @@ SHOWN: dict[str, dict[str, Any]] = {
 for _name, _value in FINE_TUNING.items():
     _usual = DEFAULTS["training"].get(_name, getattr(LlmTrainingConfig(), _name))
     _most = "at most " if _name == "max_seq_len" else ""  # the base's context may be shorter
-    _with_lora = f"; with lora {ADAPTERS[_name]:g}" if _name in ADAPTERS else ""
-    SHOWN["training"][_name] = f"{_usual:g}; with base {_most}{_value:g}{_with_lora}"
+    _with_lora = f"; with --lora {ADAPTERS[_name]:g}" if _name in ADAPTERS else ""
+    SHOWN["training"][_name] = f"{_usual:g}; with --base {_most}{_value:g}{_with_lora}"

@@ -140,7 +140,7 @@ class ChatConfig(Config):
         common=True,
     )
     loss_on: LossOn = opt(LossOn.ASSISTANT, "what is trained; the answers, or all tokens")
-    packing: bool = opt(False, "several conversations in a row; each by itself, instead of padding", common=True)
+    packing: bool = opt(False, "several conversations in a row; each by itself, instead of padding")
     skip_bad_rows: bool = opt(False, "leave out rows that cannot be read, and count them, instead of stopping")
     mix: tuple[str, ...] = opt((), "another file, or directory, of conversations to mix in; may be repeated", path=True)
     max_samples: int = opt(0, "most conversations to take (0 = all); of every file its share, tools always")
@@ -156,8 +156,12 @@ class ChatConfig(Config):
 class RunLoraConfig(LoraConfig):
     """Whether a run trains adapters on weights that stay as they are, and which."""
 
+    heading: ClassVar[str] = "Training"
     switch: ClassVar[str] = "enabled"
-    enabled: bool = opt(False, "train adapters (LoRA) on frozen weights, those of --base, not the weights", flag="lora")
+
+    enabled: bool = opt(
+        False, "train adapters on frozen weights; LoRA, on the weights of --base", flag="lora", common=True
+    )
 
     def adapters(self) -> LoraConfig:
         """Return what a `LoraModel` takes."""
