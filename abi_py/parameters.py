@@ -174,6 +174,7 @@ class Buffers:
         self._gradients_flat = np.zeros(self.size, np.float32)
         self._gradients = Views(self._gradients_flat, self.table)
         self._stale = False
+        self.passes = 0  # backward passes that have begun
 
     # Zeroing the gradients is put off: a backward that comes next overwrites them, which saves a pass over memory.
 
@@ -200,6 +201,7 @@ class Buffers:
     def gradients_to_write(self) -> tuple[Views, bool]:
         """Return the gradients for a backward pass, and whether it must add to them; if not, it overwrites them all."""
         accumulate, self._stale = not self._stale, False
+        self.passes += 1
         return self._gradients, accumulate
 
     def weight(self, name: str) -> Weight:

@@ -158,13 +158,14 @@ def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.
     number_format=AnyFormat,
     storage=Storage | None,
 )
-def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32, storage=None):
+def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32, storage=None, check=None):
     """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32.
 
-    With a `storage`, w is the raw array of a matrix that is not trained (`stored_matmul.py`).
+    With a `storage`, w is the raw array of a matrix that is not trained (`stored_matmul.py`).  `check` is called after
+    each chunk of rows; what it raises gives the pass up.
     """
     outputs = losses, hits, None, None, None
-    _head(*outputs, x, w, labels, scratch, 1.0, smoothing, 0.0, False, number_format, storage)
+    _head(*outputs, x, w, labels, scratch, 1.0, smoothing, 0.0, False, number_format, storage, check)
 
 
 @checked(
@@ -190,14 +191,15 @@ def head_loss_backward(
     storage=None,
     z_loss=0.0,
     lse=None,
+    check=None,
 ):
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
-    Forward and backward in one pass.  `storage` as in `head_loss`; dw is then None.  With z_loss, dx and dw have its
+    Forward and backward in one pass.  `storage` and `check` as in `head_loss`; with a storage, dw is None.  With z_loss, dx and dw have its
     part, and losses do not; lse (N,) is written where it is given.
     """
     outputs = losses, hits, lse, dx, dw
-    _head(*outputs, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage)
+    _head(*outputs, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage, check)
 
 
 def _products(w, storage, number_format):
@@ -214,7 +216,7 @@ def _products(w, storage, number_format):
 
 
 def _head(
-    losses, hits, lse, dx, dw, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage
+    losses, hits, lse, dx, dw, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage, check
 ):
     write_logits, write_dx = _products(w, storage, number_format)
     lse = np.empty(len(losses), np.float32) if lse is None else lse
@@ -244,6 +246,8 @@ def _head(
         elif dx is not None:
             write_dx(x_rows, z)  # x_rows is a copy and no longer needed
             dx[chunk] = x_rows
+        if check is not None:
+            check()
     if not whole:
         for out in (losses, hits, lse, dx):
             if out is not None:

@@ -145,7 +145,7 @@ def fit_and_show(
     peak = measured_peak(bf16=config.mixed_precision is Precision.BF16) / 1e9
     in_terminal = console.is_terminal  # asked later, one that has gone says no
     trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if in_terminal else LINE_SECONDS))
-    with GracefulStop() as stop:
+    with GracefulStop(tell=lambda text: console.print(text, soft_wrap=True)) as stop:
 
         class StopWhenNobodyReads:
             """The reader of our output has gone: stop like Ctrl-C, and save."""

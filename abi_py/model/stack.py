@@ -83,6 +83,7 @@ class Stack:
             if redo and i == segment[-1]:
                 out = arrays.unread  # not needed again, and its place may hold what is
             self.branches[i].forward(out, arrays.saved[i], arrays.scratch[i], run)
+            run.between_layers()
 
     def backward(self, ids: np.ndarray, run: Run) -> None:
         """Go from the gradient of hidden, in the head's scratch, to the gradients of what is trained."""
@@ -98,6 +99,7 @@ class Stack:
                 if self._is_shared(branch):
                     branch.fill(a, s, run)
                 branch.backward(dx, a, s, run, self._below[i + 1])
+                run.between_layers()
         self.embedding.backward(dx, ids, run)
 
     def _is_shared(self, branch: Branch) -> bool:

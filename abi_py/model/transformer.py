@@ -32,7 +32,7 @@ from .folder import open_weights, read_config
 from .folder_writing import Savable, write_folder
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
-from .layers.run import Penalties, Run
+from .layers.run import Check, Penalties, Run
 from .stack import Runs, Stack, flops_per_token
 
 __all__ = ["LossOutput", "TrainableModel", "Transformer"]
@@ -203,6 +203,7 @@ class Transformer(ABC):
         reduction: str = "mean",
         precision: Precision = Precision.FP32,
         loss_scale: float = 1.0,
+        check: Check | None = None,
     ) -> LossOutput:
         """Return the cross-entropy of a batch; with `backward`, add the gradients of its mean (or "sum") as well.
 
@@ -211,6 +212,8 @@ class Transformer(ABC):
         everything else stay float32.  The gradients, but not the losses, are multiplied by loss_scale.  Penalties act
         with `backward` only, and are told apart from the loss: z_loss times the mean of the squared log-sum-exp of the
         logits (1e-4 in PaLM; `kernels/cross_entropy.py`), and what layers add (`layers/run.py`).
+        `check` is called between layers; what it raises gives the pass up, after which the gradients are undefined if
+        `parameters.passes` has grown.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """
@@ -230,8 +233,8 @@ class Transformer(ABC):
         plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         draw = self._next_draw() if backward else None
         number_format = PRECISIONS[precision]
-        same = draw is plain.draw and number_format is plain.number_format
-        run = plain if same else replace(plain, number_format=number_format, draw=draw)
+        same = draw is plain.draw and number_format is plain.number_format and check is None
+        run = plain if same else replace(plain, number_format=number_format, draw=draw, check=check)
         count = int(np.count_nonzero(targets >= 0))
         scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
         penalties = Penalties(scale * count)

@@ -12,6 +12,7 @@ from ..errors import DataError
 from ..model.transformer import Transformer
 from .report import EvalResult, perplexity
 from .state import TrainingState
+from .stop import GracefulStop, Stopped
 
 __all__ = ["CountBytes", "bits_per_byte", "counted_bytes", "evaluate_batches", "judge"]
 
@@ -33,12 +34,12 @@ def counted_bytes(batch: Batch, count_bytes: CountBytes) -> int:
 def evaluate_batches(
     model: Transformer,
     batches: Iterable[Batch],
-    should_stop: Callable[[], bool] = lambda: False,
+    stop: GracefulStop | None = None,
     precision: Precision = Precision.FP32,
     count_bytes: CountBytes | None = None,
 ) -> EvalResult | None:
     """Return loss, perplexity and accuracy over every trained token of the batches, and with `count_bytes` bits per
-    byte; None if `should_stop` became true.
+    byte; None if `stop` was requested.
 
         loss = sum of all token losses / their number         (not a mean of means, no label smoothing)
 
@@ -46,16 +47,20 @@ def evaluate_batches(
     """
     loss, correct, tokens, count, size = 0.0, 0, 0, 0, 0
     for batch in batches:
-        if should_stop():
+        if stop is not None and stop.requested:
             return None
-        out = model.compute_loss(
-            batch.input_ids,
-            batch.labels,
-            attention_mask=batch.attention_mask,
-            segment_ids=batch.segment_ids,
-            reduction="sum",
-            precision=precision,
-        )
+        try:
+            out = model.compute_loss(
+                batch.input_ids,
+                batch.labels,
+                attention_mask=batch.attention_mask,
+                segment_ids=batch.segment_ids,
+                reduction="sum",
+                precision=precision,
+                check=None if stop is None else stop.watch_pass(),
+            )
+        except Stopped:
+            return None
         loss += float(out.loss_sum)
         correct += int(out.num_correct)
         tokens += int(out.num_tokens)

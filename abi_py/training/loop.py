@@ -23,7 +23,7 @@ from .report import TrainingReport, perplexity
 from .saving import Saver
 from .session import Session, set_threads
 from .step import Step
-from .stop import GracefulStop
+from .stop import GracefulStop, Stopped
 
 __all__ = ["Loop"]
 
@@ -108,7 +108,7 @@ class Loop:
     def end(self) -> None:
         """Stop the clock and give checkpoint_path back."""
         self.session.clock.stop()
-        self.step.feed = None
+        self.step.feed = self.step.stop = None
         self.saver.release()
 
     def wind_up(self) -> None:
@@ -135,9 +135,13 @@ class Loop:
         self.between_batches(updated=False)  # an evaluation that was interrupted is still due
         if self._is_over():
             return state.mean_epoch_loss
-        self.step.feed = feed
+        self.step.feed, self.step.stop = feed, self.stop
         for batch in feed:
-            metrics = self.step.train(batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids)
+            try:
+                metrics = self.step.train(batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids)
+            except Stopped:  # the batch was given up: it is the first after a resume
+                self.interrupted = True
+                return state.mean_epoch_loss
             state.batch_position = feed.position
             self.between_batches(metrics.updated)
             if self._is_over():
@@ -179,7 +183,7 @@ class Loop:
         result = evaluate_batches(
             session.model,
             open_feed(self.validation, session.config, session.model.config, training=False),
-            lambda: stop is not None and stop.requested,
+            stop,
             session.config.mixed_precision,
             session.count_bytes,
         )

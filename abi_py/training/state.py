@@ -14,7 +14,7 @@ __all__ = ["ADDED", "Position", "TrainingState"]
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
 ADDED |= {"best_val_bits_per_byte", "bf16_method", "window_penalties", "penalties", "initial_val_loss"}
-ADDED |= {"window_loads", "experts"}
+ADDED |= {"window_loads", "experts", "window_opened_at"}
 
 
 class Position(NamedTuple):
@@ -42,6 +42,7 @@ class TrainingState:
     window_tokens: int = 0
     window_penalties: dict[str, float] = field(default_factory=dict)  # by name, times the tokens of its micro-batch
     window_loads: list[list[int]] = field(default_factory=list)  # unmasked tokens that chose each expert, by layer
+    window_opened_at: float | None = None  # epoch_loss when the window was opened; None: not known
     epoch_loss: float = 0.0  # sum of token losses in the epoch
     epoch_tokens: int = 0
     tokens_processed: int = 0
@@ -90,6 +91,16 @@ class TrainingState:
         """Begin an accumulation window."""
         self.micro_step, self.window_loss, self.window_correct, self.window_tokens = 0, 0.0, 0, 0
         self.window_penalties, self.window_loads = {}, []
+        self.window_opened_at = None
+
+    def repeat_window(self) -> None:
+        """Go back to where the open window began: its micro-batches, which follow on each other, are not yet done."""
+        before = self.window_opened_at
+        self.epoch_loss = self.epoch_loss - self.window_loss if before is None else before
+        self.batch_position = max(0, self.batch_position - self.micro_step)  # 0 in a loop of the user's own
+        self.epoch_tokens -= self.window_tokens
+        self.tokens_processed -= self.window_tokens
+        self.open_window()
 
     def open_epoch(self, epoch: int) -> None:
         """Begin an epoch at its first batch."""

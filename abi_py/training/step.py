@@ -24,6 +24,8 @@ pass.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -39,6 +41,7 @@ from .precision import gradient_factor
 from .report import StepMetrics, expert_figures, perplexity
 from .schedule import learning_rate
 from .session import Session
+from .stop import GracefulStop
 
 __all__ = ["Step"]
 
@@ -46,13 +49,15 @@ __all__ = ["Step"]
 class Step:
     """Trains the model of a session on one micro-batch after the other.
 
-    `feed` is where they come from, for messages; None in a loop of the user's own.
+    `feed` is where they come from, for messages, and `stop` what may give one up (by `Stopped`); both are None in a
+    loop of the user's own.
     """
 
     def __init__(self, session: Session, guard: Guard) -> None:
         """Begin with an empty window."""
         self.session, self.guard = session, guard
         self.feed: Feed | None = None
+        self.stop: GracefulStop | None = None
         self._seq_len = session.config.max_seq_len
 
     def train(
@@ -94,18 +99,40 @@ class Step:
         self._seq_len = input_ids.shape[-1]
         if state.micro_step == 0:  # an open window keeps its factor, also when it was resumed with another format
             state.window_scale = gradient_factor(session.scaler, config)
-        return session.model.compute_loss(
-            input_ids,
-            labels,
-            attention_mask=attention_mask,
-            segment_ids=segment_ids,
-            label_smoothing=config.label_smoothing,
-            z_loss=config.z_loss,
-            backward=True,
-            reduction="sum",
-            precision=config.mixed_precision,
-            loss_scale=state.window_scale,
-        )
+            state.window_opened_at = state.epoch_loss
+        with self._whole_or_not_at_all():
+            return session.model.compute_loss(
+                input_ids,
+                labels,
+                attention_mask=attention_mask,
+                segment_ids=segment_ids,
+                label_smoothing=config.label_smoothing,
+                z_loss=config.z_loss,
+                backward=True,
+                reduction="sum",
+                precision=config.mixed_precision,
+                loss_scale=state.window_scale,
+                check=None if self.stop is None else self.stop.watch_pass(),
+            )
+
+    @contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Undo a micro-batch that ends by an exception (a stop, Ctrl-C).
+
+        If its backward pass had begun, the gradients are no longer those of the window's earlier micro-batches, so
+        these are undone with it: the window is repeated.
+        """
+        session, model = self.session, self.session.model
+        draws, passes = model.draws, model.parameters.passes
+        try:
+            yield
+        except BaseException:
+            drawn, model.draws = model.draws - draws, draws
+            if model.parameters.passes != passes:
+                model.draws -= drawn * session.state.micro_step
+                session.state.repeat_window()
+                model.zero_gradients()
+            raise
 
     def _add_to_window(self, out: LossOutput, input_ids: npt.ArrayLike) -> bool:
         """Count a micro-batch; return False if its loss is not finite and the window was dropped."""

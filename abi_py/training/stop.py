@@ -1,15 +1,36 @@
-"""Stopping on request: SIGINT, SIGTERM and SIGHUP ask the training loop to end after the micro-batch in hand."""
+"""Stopping on request: SIGINT, SIGTERM and SIGHUP ask the training loop to end, and are heard at once.
 
+Python's own handlers run in the main thread between two of its instructions, so one that comes while a kernel runs
+would wait for the kernel.  The system, however, writes the number of each signal to a socket at once
+(`signal.set_wakeup_fd`), and kernels let other threads run: a watcher thread reads the socket, says that it has heard,
+and ends the process when a second signal insists.
+
+What a request does: a micro-batch that takes no longer than SHORT_SECONDS is finished; a longer one is given up between
+two layers (`watch_pass`), as if it had not begun, and comes first after a resume.
+"""
+
+import contextlib
 import os
+import selectors
 import signal
+import socket
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["HANG_UP", "SIGNALS", "GracefulStop"]
+__all__ = ["HANG_UP", "SHORT_SECONDS", "SIGNALS", "GracefulStop", "Stopped"]
 
 HANG_UP = getattr(signal, "SIGHUP", None)
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SHORT_SECONDS = 0.5  # a micro-batch that ends within them is not computed twice, and nobody waits for it
+HEARD = "stopping after this step, or in the middle of a long one; once more to stop at once, without saving"
+WAKE = b"\0"  # no signal has this number
+
+
+class Stopped(Exception):
+    """A pass was given up because a stop was requested; it never leaves the training loop."""
 
 
 class GracefulStop:
@@ -20,16 +41,21 @@ class GracefulStop:
         if report.interrupted:
             sys.exit(stop.exit_code)    # 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP
 
-    Signals can be caught in the main thread only; elsewhere, `request()` does the same by hand.  A SIGHUP that is
-    ignored, as under nohup, stays ignored; and as a closed terminal sends it twice (the shell, then the system), it
-    never is the second signal.
+    `tell` is called with one line as soon as a signal is heard, by another thread.  Signals can be caught in the main
+    thread only; elsewhere, `request()` does the same by hand.  A SIGHUP that is ignored, as under nohup, stays ignored;
+    and as a closed terminal sends it twice (the shell, then the system), it never is the second signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object] | None = None) -> None:
         """Begin without a request."""
         self.signal: int | None = None
+        self.tell = tell
         self.requested = False
         self._before: dict[int, Any] = {}
+        self._sockets: tuple[socket.socket, socket.socket] | None = None  # where numbers arrive, where they are written
+        self._fd_before = -1
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.RLock()  # a handler may interrupt another one
 
     @property
     def exit_code(self) -> int:
@@ -40,12 +66,28 @@ class GracefulStop:
         """Ask the loop to stop, as a signal would."""
         self.requested = True
 
+    def watch_pass(self) -> Callable[[], None]:
+        """Return what a pass that begins now calls between two layers; it raises Stopped where a stop was requested."""
+        began = time.monotonic()
+
+        def check() -> None:
+            if self.requested and time.monotonic() - began > SHORT_SECONDS:
+                raise Stopped
+
+        return check
+
     def __enter__(self) -> "GracefulStop":
-        """Install the handlers."""
+        """Install the handlers, and begin to watch."""
         if threading.current_thread() is threading.main_thread():
+            self._sockets = receiver, sender = socket.socketpair()
+            for end in self._sockets:
+                end.setblocking(False)
+            self._fd_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
             for number in SIGNALS:
                 if number != HANG_UP or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
+            self._watcher = threading.Thread(target=self._watch, args=(receiver,), daemon=True)
+            self._watcher.start()
         return self
 
     def __exit__(
@@ -55,9 +97,62 @@ class GracefulStop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        if self._sockets is not None and self._watcher is not None:
+            signal.set_wakeup_fd(self._fd_before)
+            receiver, sender = self._sockets
+            sender.close()  # which ends the watcher
+            self._watcher.join()
+            receiver.close()
+            self._sockets = self._watcher = None
+
+    def _watch(self, receiver: socket.socket) -> None:
+        """Wait for signals until the other end is closed."""
+        alive, told = True, False
+        with selectors.DefaultSelector() as selector:
+            selector.register(receiver, selectors.EVENT_READ)
+            while alive:
+                selector.select()
+                alive = self._take(receiver)
+                if self.signal in (None, HANG_UP) or told or self.tell is None:  # a terminal that has gone hears nothing
+                    continue
+                told = True
+                with contextlib.suppress(OSError, ValueError):  # closed
+                    self.tell(HEARD)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Python's turn, which comes after the system has written: what the watcher has not taken yet is taken here.
+
+        It is left to the watcher to tell: the main thread may be in the middle of a line that it writes.
+        """
+        if self._sockets is not None:
+            receiver, sender = self._sockets
+            self._take(receiver)
+            with contextlib.suppress(OSError):
+                sender.send(WAKE)
+
+    def _take(self, receiver: socket.socket) -> bool:
+        """Take in all signals that have arrived; return False when none can come any more."""
+        with self._lock:
+            while True:
+                try:
+                    numbers = receiver.recv(64)
+                except BlockingIOError:
+                    return True
+                except OSError:
+                    return False
+                if not numbers:
+                    return False
+                for number in numbers:
+                    self._hear(number)
+
+    def _hear(self, number: int) -> None:
+        if self._fd_before >= 0 and number:
+            with contextlib.suppress(OSError):  # who listened before, an event loop, still does
+                os.write(self._fd_before, bytes([number]))
+        if number not in SIGNALS:
+            return
         if self.signal is None:
-            self.signal, self.requested = number, True
+            self.signal = number
+            self.request()
         elif number != HANG_UP:
             os._exit(128 + number)  # the user insists: no clean-up, the last checkpoint is whole anyway

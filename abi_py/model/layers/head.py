@@ -111,7 +111,7 @@ class Head(Layer):
 
     def loss(self, labels: np.ndarray, s: HeadScratch, smoothing: float, run: Run) -> None:
         """Write s.losses and s.hits of s.hidden for labels (N,), negative where none is trained."""
-        options = smoothing, run.number_format, self._storage
+        options = smoothing, run.number_format, self._storage, run.check
         head_loss(s.losses, s.hits, s.hidden, self.weight.w, labels, s.logits, *options)
 
     def loss_backward(
@@ -121,7 +121,7 @@ class Head(Layer):
 
         The z-loss is in the gradients, and among the penalties of the run.
         """
-        options = scale, smoothing, run.accumulate, run.number_format, self._storage, z_loss, s.lse
+        options = scale, smoothing, run.accumulate, run.number_format, self._storage, z_loss, s.lse, run.check
         results = s.losses, s.hits, s.dhidden, self.weight.dw
         head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options)
         if z_loss and run.penalties is not None:

@@ -11,7 +11,10 @@ from ...kernels.attention import starts_within
 from ...kernels.engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
 from ...kernels.rope import rope_angles, rope_frequencies, rope_table
 
-__all__ = ["Angles", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
+__all__ = ["Angles", "Check", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
+
+
+Check = Callable[[], object]
 
 
 class Form(Enum):
@@ -67,6 +70,7 @@ class Run:
     penalties: Penalties | None = None  # backward of a loss; None: only the gradient of what forward returned
     counted: np.ndarray | None = None  # (N,) uint8: 0 where the attention mask is, which penalties leave out; None: all
     slots: np.ndarray | None = None  # (N,) int32: where a decoder's cache keeps the sequence of a row
+    check: Check | None = None  # called between layers and pieces of the head; what it raises gives the pass up
     _windows: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def starts_within(self, window: int | None) -> np.ndarray:
@@ -78,6 +82,11 @@ class Run:
         if window not in self._windows:
             self._windows[window] = starts_within(self.starts, self.length, window)
         return self._windows[window]
+
+    def between_layers(self) -> None:
+        """Give the pass up, if whoever asked for it wants that."""
+        if self.check is not None:
+            self.check()
 
     @property
     def narrow(self) -> bool:
