@@ -18,6 +18,7 @@ d lse_n / dz_nv = p_nv, so that d(λ lse_n²) / dz_nv = 2 λ lse_n p_nv.  A W th
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -157,6 +158,7 @@ def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.
     _head_fits,
     number_format=AnyFormat,
     storage=Storage | None,
+    check=Callable | None,
 )
 def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32, storage=None, check=None):
     """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32.
@@ -174,6 +176,7 @@ def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=
     _head_fits,
     number_format=AnyFormat,
     storage=Storage | None,
+    check=Callable | None,
 )
 def head_loss_backward(
     losses,
@@ -195,8 +198,8 @@ def head_loss_backward(
 ):
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
-    Forward and backward in one pass.  `storage` and `check` as in `head_loss`; with a storage, dw is None.  With z_loss, dx and dw have its
-    part, and losses do not; lse (N,) is written where it is given.
+    Forward and backward in one pass.  `storage` (dw is then None) and `check` as in `head_loss`.  With z_loss,
+    dx and dw have its part, and losses do not; lse (N,) is written where it is given.
     """
     outputs = losses, hits, lse, dx, dw
     _head(*outputs, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage, check)
@@ -216,7 +219,22 @@ def _products(w, storage, number_format):
 
 
 def _head(
-    losses, hits, lse, dx, dw, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage, check
+    losses,
+    hits,
+    lse,
+    dx,
+    dw,
+    x,
+    w,
+    labels,
+    scratch,
+    scale,
+    smoothing,
+    z_loss,
+    accumulate,
+    number_format,
+    storage,
+    check,
 ):
     write_logits, write_dx = _products(w, storage, number_format)
     lse = np.empty(len(losses), np.float32) if lse is None else lse

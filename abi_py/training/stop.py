@@ -1,9 +1,9 @@
 """Stopping on request: SIGINT, SIGTERM and SIGHUP ask the training loop to end, and are heard at once.
 
 Python's own handlers run in the main thread between two of its instructions, so one that comes while a kernel runs
-would wait for the kernel.  The system, however, writes the number of each signal to a socket at once
-(`signal.set_wakeup_fd`), and kernels let other threads run: a watcher thread reads the socket, says that it has heard,
-and ends the process when a second signal insists.
+would wait for the kernel.  The system, however, writes the number of each signal to a pipe at once
+(`signal.set_wakeup_fd`), and kernels let other threads run: a watcher thread reads the pipe, says that it has heard,
+and ends the process when a second signal insists.  Where pipes cannot be waited for (Windows), the handlers do it.
 
 What a request does: a micro-batch that takes no longer than SHORT_SECONDS is finished; a longer one is given up between
 two layers (`watch_pass`), as if it had not begun, and comes first after a resume.
@@ -13,7 +13,6 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -52,7 +51,7 @@ class GracefulStop:
         self.tell = tell
         self.requested = False
         self._before: dict[int, Any] = {}
-        self._sockets: tuple[socket.socket, socket.socket] | None = None  # where numbers arrive, where they are written
+        self._pipe: tuple[int, int] | None = None  # where the numbers of signals are read, where they are written
         self._fd_before = -1
         self._watcher: threading.Thread | None = None
         self._lock = threading.RLock()  # a handler may interrupt another one
@@ -79,16 +78,20 @@ class GracefulStop:
     def __enter__(self) -> "GracefulStop":
         """Install the handlers, and begin to watch."""
         if threading.current_thread() is threading.main_thread():
-            self._sockets = receiver, sender = socket.socketpair()
-            for end in self._sockets:
-                end.setblocking(False)
-            self._fd_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+            if os.name == "posix":
+                self._watch_signals()
             for number in SIGNALS:
                 if number != HANG_UP or signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
-            self._watcher = threading.Thread(target=self._watch, args=(receiver,), daemon=True)
-            self._watcher.start()
         return self
+
+    def _watch_signals(self) -> None:
+        self._pipe = reader, writer = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        self._watcher = threading.Thread(target=self._watch, args=(reader,), daemon=True)
+        self._watcher.start()
+        self._fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -97,23 +100,23 @@ class GracefulStop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if self._sockets is not None and self._watcher is not None:
+        if self._pipe is not None and self._watcher is not None:
             signal.set_wakeup_fd(self._fd_before)
-            receiver, sender = self._sockets
-            sender.close()  # which ends the watcher
+            reader, writer = self._pipe
+            os.close(writer)  # which ends the watcher
             self._watcher.join()
-            receiver.close()
-            self._sockets = self._watcher = None
+            os.close(reader)
+            self._pipe = self._watcher = None
 
-    def _watch(self, receiver: socket.socket) -> None:
+    def _watch(self, reader: int) -> None:
         """Wait for signals until the other end is closed."""
         alive, told = True, False
         with selectors.DefaultSelector() as selector:
-            selector.register(receiver, selectors.EVENT_READ)
+            selector.register(reader, selectors.EVENT_READ)
             while alive:
                 selector.select()
-                alive = self._take(receiver)
-                if self.signal in (None, HANG_UP) or told or self.tell is None:  # a terminal that has gone hears nothing
+                alive = self._take(reader)
+                if told or self.tell is None or self.signal in (None, HANG_UP):  # a terminal that has gone is deaf
                     continue
                 told = True
                 with contextlib.suppress(OSError, ValueError):  # closed
@@ -124,18 +127,20 @@ class GracefulStop:
 
         It is left to the watcher to tell: the main thread may be in the middle of a line that it writes.
         """
-        if self._sockets is not None:
-            receiver, sender = self._sockets
-            self._take(receiver)
-            with contextlib.suppress(OSError):
-                sender.send(WAKE)
+        if self._pipe is None:
+            self._hear(number)
+            return
+        reader, writer = self._pipe
+        self._take(reader)
+        with contextlib.suppress(OSError):
+            os.write(writer, WAKE)
 
-    def _take(self, receiver: socket.socket) -> bool:
+    def _take(self, reader: int) -> bool:
         """Take in all signals that have arrived; return False when none can come any more."""
         with self._lock:
             while True:
                 try:
-                    numbers = receiver.recv(64)
+                    numbers = os.read(reader, 64)
                 except BlockingIOError:
                     return True
                 except OSError:
