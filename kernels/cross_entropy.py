@@ -18,7 +18,6 @@ d lse_n / dz_nv = p_nv, so that d(λ lse_n²) / dz_nv = 2 λ lse_n p_nv.  A W th
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -158,7 +157,7 @@ def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.
     _head_fits,
     number_format=AnyFormat,
     storage=Storage | None,
-    check=Callable | None,
+    check=object,
 )
 def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32, storage=None, check=None):
     """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32.
@@ -176,7 +175,7 @@ def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=
     _head_fits,
     number_format=AnyFormat,
     storage=Storage | None,
-    check=Callable | None,
+    check=object,
 )
 def head_loss_backward(
     losses,
