@@ -257,7 +257,11 @@ def _deeper(value: Any) -> bool:
 # -- YAML ----------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml reads a run's config.yaml in 2 ms, Python in 25: a list of hundreds of runs reads hundreds of them.
+_SafeLoader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
     """PyYAML's safe loader, but a key that is given twice in a mapping is an error."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -294,9 +298,9 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path} is not a text file: byte {error.start} is not UTF-8; convert it to UTF-8") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: lists and mappings are nested too deeply; write them flat") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a date or a number that is impossible
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: an impossible date
+        if isinstance(error, RecursionError) or "nesting depth" in str(error):  # libyaml's words
+            raise ConfigError(f"{path}: lists and mappings are nested too deeply; write them flat") from None
         raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}; correct that line") from None
 
 

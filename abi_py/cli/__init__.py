@@ -32,7 +32,7 @@ HEADINGS = {
     "Train": ("run", "resume", "deepzig"),
     "Use": ("generate", "chat", "eval", "export"),
     "Prepare": ("preview", "tokenizer", "tokenize"),
-    "Look and check": ("inspect", "info", "trace", "verify", "warmup"),
+    "Look and check": ("runs", "compare", "inspect", "info", "trace", "verify", "warmup"),
 }
 VERBS = tuple(verb for verbs in HEADINGS.values() for verb in verbs)
 

@@ -16,6 +16,8 @@
     finishing.py      what a run leaves at its end: RUN/model
     exporting.py      a model in another form
     measuring.py      how well it predicts
+    recorded.py       what a run's directory tells about it         comparing.py  several runs side by side
+    curves.py         curves in a picture
     inspecting/       what a file or folder is, of ours or of others
     compiling.py      kernels compiled ahead, in parallel processes
 

@@ -1,7 +1,7 @@
 """Events: what the trainer says happened, and the hub that hands it to the sinks of `metrics.py`.
 
     event           when                                               goes to metrics.jsonl as type
-    StartEvent      training begins or goes on                         -
+    StartEvent      training begins or goes on                         start (the first record, renewed by a resume)
     StepEvent       after each optimizer step                          step (only if `logged`)
     EvaluationEvent after each evaluation                              evaluation
     SampleEvent     text of the model, after an evaluation             sample
@@ -21,6 +21,7 @@ stops training: the error is reported once, later failures are counted, and the 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ..errors import ConfigError
@@ -35,6 +36,7 @@ __all__ = [
     "Event",
     "EventHub",
     "LossScaleEvent",
+    "RunLabel",
     "SampleEvent",
     "ScalarEvent",
     "Sink",
@@ -81,6 +83,15 @@ class CheckpointEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunLabel:
+    """What loggers are told of the run that they log: its name, the sections of its config.yaml, its directory."""
+
+    name: str
+    settings: Mapping[str, Mapping[str, Any]]
+    directory: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartEvent(Event):
     """Training begins (step 0), or goes on after `step`."""
 
@@ -94,6 +105,21 @@ class StartEvent(Event):
     resumed_from: str | None = None
     checkpoint: CheckpointEvent | None = None  # the one that was resumed from
     losses: tuple[float, ...] = ()  # of the steps before, one for each
+    total_params: int | None = None  # of the whole model, where num_params are those of its adapters
+    label: RunLabel | None = None  # None: a trainer of one's own, which belongs to no run
+
+    def record(self) -> dict[str, Any]:
+        """Return what is known of the whole run as a JSON object: the same whether it begins here or goes on."""
+        return {
+            "type": self.type,
+            "step": 0,
+            "time": 0.0,
+            "epochs": self.epochs,
+            "total_steps": self.total_steps,
+            "tokens_per_step": self.tokens_per_step,
+            "num_params": self.total_params or self.num_params,
+            "trained_params": self.num_params,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

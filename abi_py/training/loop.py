@@ -228,6 +228,8 @@ class Loop:
             resumed_from=str(resumed_from) if resumed_from else None,
             checkpoint=self.saver.resumed_event(),
             losses=tuple(session.loss_history),
+            total_params=session.model.config.num_params(),
+            label=session.label,
         )
         session.events.emit(event)
 

@@ -49,17 +49,26 @@ class _Lines:
         self.path = Path(path).absolute()
         self._file: TextIO | None = None
 
-    def forget_after(self, step: int, time: float = math.inf) -> dict[str, Any] | None:
+    def forget_after(
+        self, step: int, time: float = math.inf, start: dict[str, Any] | None = None
+    ) -> dict[str, Any] | None:
         """Remove the records of later steps or of a later time of the run, and a half-written last line.
 
+        `start` becomes the first record, in place of the one that is there.
         Return the last record of a checkpoint that stays; None if there is none, {} if there was no file.
         """
         self.close()
         if not self.path.exists():
+            if start is not None:
+                self.write(start)
             return {}
         checkpoint = None
         with atomic_file(self.path) as new:
+            if start is not None:
+                new.write(_line(start).encode("utf-8"))
             for line, record in records_until(self.path, step, time):
+                if start is not None and record.get("type") == start["type"]:
+                    continue
                 new.write(line.encode("utf-8"))
                 checkpoint = record if record.get("type") == "checkpoint" else checkpoint
         return checkpoint
@@ -69,7 +78,7 @@ class _Lines:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (stays open for the whole run)
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.write(_line(record))
         self._file.flush()
 
     def close(self) -> None:
@@ -77,6 +86,10 @@ class _Lines:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def records_until(path: Path, step: int, time: float = math.inf) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -110,7 +123,7 @@ class JsonlSink:
     def handle(self, event: Event) -> None:
         """Append the event's record."""
         if isinstance(event, StartEvent):
-            last, checkpoint = self._lines.forget_after(event.step, event.time), event.checkpoint
+            last, checkpoint = self._lines.forget_after(event.step, event.time, event.record()), event.checkpoint
             if checkpoint is not None and (last is None or last.get("time", checkpoint.time) != checkpoint.time):
                 self._lines.write(checkpoint.record())
         elif isinstance(event, EndEvent):

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..model import LoraModel, TrainableModel
 from .clock import Clock
 from .evaluation import CountBytes
-from .events import EventHub, Sink, WarningEvent
+from .events import EventHub, RunLabel, Sink, WarningEvent
 from .metrics import configured_sinks
 from .optimizer import Optimizer
 from .precision import scaler_for
@@ -41,6 +41,7 @@ class Session:
         self.loss_history: list[float] = []
         self.early_stopping: EarlyStoppingConfig | None = None  # None: off
         self.count_bytes: CountBytes | None = None
+        self.label: RunLabel | None = None  # what loggers call this run
         self.events = EventHub()
         for sink in (*configured_sinks(config), *sinks):
             self.events.add(sink)

@@ -61,6 +61,8 @@ OTHERS = {
     ),
     "tokenizer info": {"--text": "tokenizing_verbs"},
     "tokenize": {"--output": "verbs", "--force": "verbs"},
+    "runs": {"--json": "comparing_verbs"},
+    "compare": dict.fromkeys(("--plot", "--by", "--json"), "comparing_verbs"),
     "inspect": {"--tensors": "inspect", "--json": "inspect"},
     "info": {"--json": "verbs"},
     "trace": {"--no-times": "verbs", "--family": "verbs"},
