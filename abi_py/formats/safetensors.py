@@ -15,7 +15,6 @@ import numpy as np
 
 from ..errors import CheckpointError, NonFiniteError, shown
 from ..files import atomic_file, write_pieces
-from ..kernels.storage import STORAGES
 from ..untrusted import LFS_POINTER, check, parse_json, refuse_lfs_pointer
 
 __all__ = [
@@ -168,6 +167,8 @@ def _encode(numbers: np.ndarray, code: str) -> np.ndarray:
     """Return floats as numbers of another type, each the nearest."""
     with np.errstate(over="ignore"):
         if code == "BF16":
+            from ..kernels.storage import STORAGES  # brings the compiler, which who only reads does not need
+
             return STORAGES["bf16"].encode_ref(numbers.astype(np.float32, copy=False))
         return numbers.astype(DTYPES[code], copy=False)
 
