@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import abi as abi
+    from . import config as config
+    from . import data as data
     from . import errors as errors
+    from . import formats as formats
+    from . import generation as generation
+    from . import gradcheck as gradcheck
     from . import kernels as kernels
+    from . import model as model
+    from . import parameters as parameters
+    from . import trainable_model as trainable_model
+    from . import training as training
+    from . import verification as verification
     from .abi import Checkpoint as Checkpoint
     from .abi import CheckpointStore as CheckpointStore
     from .abi import CrossEntropyLoss as CrossEntropyLoss
@@ -59,7 +70,7 @@ if TYPE_CHECKING:
     from .generation import generate as generate
     from .generation import generate_stream as generate_stream
     from .model.lora import LoraModel as LoraModel
-    from .model.transformer import LossOutput as LossOutput
+    from .model.loss_output import LossOutput as LossOutput
     from .model.transformer import TrainableModel as TrainableModel
     from .training.precision import LossScaler as LossScaler
     from .training.precision import LossScalerStats as LossScalerStats
@@ -91,7 +102,7 @@ _HOMES = {
     "LlmTrainingConfig": "config",
     "LoraConfig": "config",
     "LoraModel": "model.lora",
-    "LossOutput": "model.transformer",
+    "LossOutput": "model.loss_output",
     "LossScaler": "training.precision",
     "LossScalerStats": "training.precision",
     "MixedPrecisionConfig": "training.precision",
@@ -232,7 +243,7 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     """Import what was asked for, at its first use (PEP 562)."""
     if name in _HOMES:
         value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
@@ -242,6 +253,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"abi_py has no {name!r}; dir(abi_py) lists what it has")
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and would take any other for one of these
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

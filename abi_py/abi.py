@@ -26,6 +26,7 @@ from .formats.zig import save_ablc as save_llm_checkpoint
 from .kernels.cross_entropy import cross_entropy
 from .kernels.global_norm import global_norm
 from .kernels.matmul import matmul
+from .reprs import Shown
 from .training.events import CheckpointEvent, EventHub, ScalarEvent
 from .training.metrics import configured_sinks
 from .training.precision import LossScaler, LossScalerStats, MixedPrecisionConfig
@@ -64,7 +65,7 @@ REDUCTIONS = ("none", "mean", "sum")
 # -- losses --------------------------------------------------------------------------------------
 
 
-class CrossEntropyLoss:
+class CrossEntropyLoss(Shown):
     """Cross-entropy of logits, by the kernel of the head (`kernels/cross_entropy.py`).
 
     reduction  mean over the labels that count, sum, or none: then `forward` still returns the sum, and `losses` has the
@@ -125,7 +126,7 @@ class CrossEntropyLoss:
         return perplexity(self.last_loss)
 
 
-class MSELoss:
+class MSELoss(Shown):
     """Mean squared error."""
 
     def forward(self, prediction: npt.ArrayLike, target: npt.ArrayLike) -> float:
@@ -138,7 +139,7 @@ class MSELoss:
         return 2 * difference / difference.size
 
 
-class FocalLoss:
+class FocalLoss(Shown):
     """-alpha (1 - p)^gamma log p of the right class, mean over rows (Lin et al. 2017, arXiv:1708.02002)."""
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
@@ -162,7 +163,7 @@ def kl_divergence(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
 # -- gradients -----------------------------------------------------------------------------------
 
 
-class GradientAccumulator:
+class GradientAccumulator(Shown):
     """A running sum of gradients (P,) and how many were added."""
 
     def __init__(self, size: int) -> None:
@@ -207,7 +208,7 @@ def calculate_learning_rate(config: LlmTrainingConfig, step: int, base_lr: float
     return learning_rate(config if base_lr is None else config.replace(learning_rate=base_lr), step)
 
 
-class MixedPrecisionContext:
+class MixedPrecisionContext(Shown):
     """A `LossScaler` that scales, unscales and follows in the ABI's two calls; passes everything on if not enabled."""
 
     def __init__(self, config: MixedPrecisionConfig) -> None:
@@ -238,7 +239,7 @@ class MixedPrecisionContext:
 # -- an adapter by itself ------------------------------------------------------------------------
 
 
-class LoraAdapter:
+class LoraAdapter(Shown):
     """The low-rank change of one linear layer: y = scaling x aᵀ bᵀ, with a (R, in) and b (out, R), as in the paper.
 
     The ABI calls the two the other way round.  `LoraModel` puts adapters into a whole model.
@@ -291,12 +292,15 @@ class LoraAdapter:
 # -- checkpoints in memory, tokens in files, a logger ----------------------------------------------
 
 
-class CheckpointStore:
+class CheckpointStore(Shown):
     """The newest weights of a training, in memory, and as an `ABIC` file when asked for."""
 
     def __init__(self, max_checkpoints: int = 0) -> None:
         """Keep so many; 0 keeps all."""
         self._kept: deque[Checkpoint] = deque(maxlen=max_checkpoints or None)
+
+    def _says(self) -> str:
+        return f"{self.count()} kept, the newest of step {self._kept[-1].step}" if self._kept else "nothing kept"
 
     def add(self, step: int, weights: Array32) -> None:
         """Keep a copy of the weights (P,)."""
@@ -328,14 +332,14 @@ def write_token_bin_file(path: str | Path, tokens: npt.ArrayLike) -> None:
 
 
 @dataclass(frozen=True)
-class TrainingLogMetric:
+class TrainingLogMetric(Shown):
     """A name and a number."""
 
     key: str
     value: float
 
 
-class TrainingLogger:
+class TrainingLogger(Shown):
     """The sinks that a configuration's `log_dir` and `enable_` fields ask for, for a loop of your own."""
 
     def __init__(self, config: LlmTrainingConfig) -> None:
@@ -343,6 +347,9 @@ class TrainingLogger:
         self.events = EventHub()
         for sink in configured_sinks(config):
             self.events.add(sink)
+
+    def _says(self) -> str:
+        return ", ".join(type(sink).__name__ for sink in self.events.sinks) or "no sinks"
 
     def log_scalar(self, tag: str, value: float, step: int) -> None:
         """Log one number under a tag, as in "train/loss"."""

@@ -18,6 +18,7 @@ from .errors import ConfigError, shown
 from .fields import (
     OFF,
     ON,
+    Accepts,
     Config,
     Option,
     Other,
@@ -28,6 +29,7 @@ from .fields import (
     fields_of,
     joined,
     opt,
+    without_fields,
 )
 from .shape import IGNORE_INDEX, CheckpointingStrategy, LoraConfig, ModelShape, Precision
 from .untrusted import read_yaml
@@ -63,7 +65,7 @@ __all__ = [
 # -- the model ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+@without_fields
 class TrainableModelConfig(ModelShape):
     """Shape of a model; names and defaults are the ABI's."""
 
@@ -130,8 +132,10 @@ class LlmTrainingConfig(Config):
     batch_size: int = opt(4, "sequences in a micro-batch", common=True)
     max_seq_len: int = opt(512, "tokens in a sequence", common=True)
     learning_rate: float = opt(1e-5, "peak learning rate", common=True)
-    lr_schedule: LearningRateSchedule = opt(LearningRateSchedule.WARMUP_COSINE, "how the rate goes", common=True)
-    warmup_steps: int = opt(
+    lr_schedule: Accepts[LearningRateSchedule, str] = opt(
+        LearningRateSchedule.WARMUP_COSINE, "how the rate goes", common=True
+    )
+    warmup_steps: Accepts[int, None] = opt(
         None, "steps of linear warm-up; 100 for warmup_cosine and wsd when not given, else 0", derive=_usual_warmup
     )
     decay_steps: int = opt(
@@ -141,22 +145,24 @@ class LlmTrainingConfig(Config):
     grad_accum_steps: int = opt(8, "micro-batches in an optimizer step", common=True)
     max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
     weight_decay: float = opt(0.01, "weight decay: decoupled, or for sgd and adam added to the gradient")
-    optimizer: OptimizerType = opt(
+    optimizer: Accepts[OptimizerType, str] = opt(
         OptimizerType.ADAMW, "update rule; muon: of hidden matrices, adamw of the rest", common=True
     )
     label_smoothing: float = opt(0.0, "share of the target spread evenly over the vocabulary")
     checkpoint_interval: int = opt(1000, "steps between checkpoints (0 = off)", acts=_SAVES)
-    checkpoint_path: str | None = opt(None, "directory of the checkpoints; nothing is saved without it", path=True)
+    checkpoint_path: Accepts[str | None, Path] = opt(
+        None, "directory of the checkpoints; nothing is saved without it", path=True
+    )
     max_checkpoints: int = opt(3, "newest checkpoints to keep; the best is kept too (0 = keep all)", acts=_SAVES)
     log_interval: int = opt(10, "optimizer steps between log records (0 = off)")
     eval_interval: int = opt(500, "steps between evaluations (0 = off); on the validation data", common=True)
-    mixed_precision: Precision = opt(
+    mixed_precision: Accepts[Precision, str | bool] = opt(
         Precision.FP32,
         "number format; products round their operands to it",
         aliases=_PRECISION_ALIASES,
         common=True,
     )
-    log_dir: str | None = opt(
+    log_dir: Accepts[str | None, Path] = opt(
         None,
         "directory of the TensorBoard, W&B and metrics-stream files",
         acts=tuple({name: ON} for name in _LOGGERS),
@@ -186,7 +192,9 @@ class LlmTrainingConfig(Config):
         0.1, "share of the steps after the warm-up in which wsd decays", acts={**_WSD, "cooldown_steps": OFF}
     )
     cooldown_steps: int | None = opt(None, "steps in which wsd decays, instead of a share (0 = the share)", acts=_WSD)
-    cooldown_shape: CooldownShape = opt(CooldownShape.ONE_MINUS_SQRT, "how the rate of wsd decays", acts=_WSD)
+    cooldown_shape: Accepts[CooldownShape, str] = opt(
+        CooldownShape.ONE_MINUS_SQRT, "how the rate of wsd decays", acts=_WSD
+    )
     seed: int = opt(0, "seed of the data order", common=True)
     shuffle: bool = opt(True, "shuffle the rows of the data anew in each epoch")
     beta1: float = opt(0.9, "decay of Adam's mean of gradients", acts=_ADAM)
@@ -199,7 +207,7 @@ class LlmTrainingConfig(Config):
     muon_momentum: float = opt(0.95, "momentum of muon", acts=_MUON)
     muon_nesterov: bool = opt(True, "Nesterov's form of muon's momentum", acts=_MUON)
     muon_steps: int = opt(5, "Newton-Schulz iterations of muon", acts=_MUON)
-    muon_scale: MuonScale = opt(
+    muon_scale: Accepts[MuonScale, str] = opt(
         MuonScale.MATCH_RMS_ADAMW,
         "how muon's rate follows the shape: to match adamw's update, or as first published",
         acts=_MUON,
@@ -310,7 +318,6 @@ class EarlyStoppingConfig(Config):
         self._require_at_least(1, "patience")
         good = math.isfinite(self.min_delta) and self.min_delta >= 0
         self._require("min_delta", good, "be zero or more", "the ABI's default is 0.001")
-
 
 
 # -- the file of a run --------------------------------------------------------------------------

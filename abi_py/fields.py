@@ -1,4 +1,4 @@
-"""What a config class is made of: declared fields, conversion, rules, and when a field acts.
+"""What a config class is made of: declared fields (`declared.py`), conversion, rules.
 
 Every class is frozen and keyword-only, checks its values when it is made, and states each field once:
 
@@ -13,98 +13,53 @@ A bad value is a `ConfigError` that names field, value, rule and remedy.
 
 import dataclasses
 import difflib
-import types
-import typing
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from .declared import (
+    OFF,
+    ON,
+    REQUIRED,
+    Accepts,
+    Option,
+    Other,
+    acts_beside,
+    either,
+    fields_of,
+    in_words,
+    needs,
+    opt,
+    plain,
+)
 from .errors import ConfigError, shown
+from .field_help import FieldsDoc, ShortSignature
+from .reprs import Shown
 from .untrusted import MAX_INT
 
 __all__ = [
     "OFF",
     "ON",
+    "REQUIRED",
+    "Accepts",
     "Config",
     "Option",
     "Other",
     "acting",
     "convert",
+    "either",
     "fields_of",
     "in_words",
     "joined",
     "needs",
     "opt",
     "plain",
+    "without_fields",
 ]
 
-REQUIRED: Any = dataclasses.MISSING
 ConfigType = TypeVar("ConfigType", bound="Config")
-
-
-# -- declared fields ----------------------------------------------------------------------------
-
-
-def opt(default: Any, help: str, **meta: Any) -> Any:
-    """Declare a field of a config class: default (`REQUIRED` for none), help text, and more metadata for readers.
-
-    acts    {field: value, tuple of values, `Other(value)`, `ON` or `OFF`}: what the others must be for this one to
-            have an effect; a tuple of such mappings if one of them is enough
-    derive  with the default None: a function that works the value out from the fields above
-    read    a function that brings other spellings to the usual one, for many values or a config class of their own
-    flag    the name on the command line, if it is another one
-    common  people use it: the first screen of the help has it
-    path    it names a file or a directory
-    refused any value but the default is refused: no help lists it
-    """
-    return field(default=default, metadata={"help": help, **meta})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """What a reader (command line, YAML, documentation) has to know about one field."""
-
-    name: str
-    type: type  # bool, int, float, str, an Enum or a `Config`, without the `| None` and the tuple around it
-    optional: bool  # None is allowed
-    required: bool  # there is no default
-    default: Any  # None when required
-    help: str
-    many: bool  # the field is a tuple of values of that type
-    choices: tuple[str, ...]  # () when any value of the type is allowed
-    metadata: Mapping[str, Any]
-
-
-def fields_of(cls: type) -> tuple[Option, ...]:
-    """Return the options of a config class in the order in which they are declared."""
-    hints, switch = typing.get_type_hints(cls), getattr(cls, "switch", None)
-    options = []
-    for each in dataclasses.fields(cls):
-        hint, optional = hints[each.name], False
-        if typing.get_origin(hint) in (typing.Union, types.UnionType):
-            inner = [part for part in typing.get_args(hint) if part is not type(None)]
-            hint, optional = inner[0], True
-        many = typing.get_origin(hint) is tuple
-        if many:
-            hint = typing.get_args(hint)[0]
-        choices = tuple(str(member.value) for member in hint) if issubclass(hint, Enum) else ()
-        required = each.default is dataclasses.MISSING
-        options.append(
-            Option(
-                name=each.name,
-                type=hint,
-                optional=optional,
-                required=required,
-                default=None if required else each.default,
-                help=each.metadata.get("help", ""),
-                many=many,
-                choices=choices,
-                metadata=each.metadata if switch in (None, each.name) else {"acts": {switch: ON}, **each.metadata},
-            )
-        )
-    return tuple(options)
 
 
 def suggested(word: str, possible: list[str]) -> str:
@@ -189,102 +144,12 @@ def _whole(value: Any) -> int:
     return number
 
 
-# -- when a field acts --------------------------------------------------------------------------
-
-
-class Switch(Enum):
-    """What another field must be: anything but None, 0, false and empty, or one of these."""
-
-    ON = "on"
-    OFF = "off"
-
-
-ON, OFF = Switch.ON, Switch.OFF
-
-
-@dataclass(frozen=True)
-class Other:
-    """Another field must have any value but this one."""
-
-    value: Any
-
-
-def _conditions(option: "Option") -> tuple[Mapping[str, Any], ...]:
-    """Return what must hold for a field to act: one of several groups of conditions, all of a group; () = always."""
-    acts = option.metadata.get("acts", ())
-    return (acts,) if isinstance(acts, Mapping) else tuple(acts)
-
-
-def _fits(wanted: Any, value: Any) -> bool:
-    if isinstance(wanted, Switch):
-        return bool(value) is (wanted is ON)
-    if isinstance(wanted, Other):
-        return bool(value != wanted.value)
-    return value in (wanted if isinstance(wanted, tuple) else (wanted,))
-
-
-def _acts(option: "Option", values: Mapping[str, Any]) -> bool:
-    groups = _conditions(option)
-    return not groups or any(all(_fits(wanted, values[name]) for name, wanted in group.items()) for group in groups)
-
-
-def needs(cls: type, option: "Option", flags: Mapping[str, str] | None = None) -> str:
-    """Return what a field needs in order to act, as in `with optimizer adam, adamw or muon`; '' if it always acts.
-
-    flags  name -> flag: what a command line calls the fields, for `with --optimizer adam, adamw or muon`
-    """
-    kinds = {each.name: each for each in fields_of(cls)}
-
-    def phrase(name: str, wanted: Any) -> str:
-        kind = kinds[name]
-        flag = f" (--{kind.metadata['flag']})" if "flag" in kind.metadata else ""
-        if flags is not None:
-            name, flag = flags[name], ""
-            if wanted is ON and kind.type is bool:
-                return f"with {name}"
-        if wanted is OFF:
-            return f"without {name}{flag}"
-        if wanted is ON:
-            number = kind.type in (int, float) and not kind.many
-            value = " above 0" if number else " true" if kind.type is bool else ""
-        elif isinstance(wanted, Other):
-            value = f" other than {in_words(wanted.value)}"
-        else:
-            value = " " + either([in_words(each) for each in (wanted if isinstance(wanted, tuple) else (wanted,))])
-        return f"with {name}{value}{flag}"
-
-    groups = _conditions(option)
-    text = either([" and ".join(phrase(name, wanted) for name, wanted in group.items()) for group in groups])
-    for word in (" and", " or", ","):
-        text = text.replace(f"{word} with ", f"{word} ")
-    return text
-
-
-def plain(value: Any) -> Any:
-    """Return a field's value as YAML and JSON have it."""
-    if isinstance(value, tuple):
-        return tuple(map(plain, value))
-    return value.said() if isinstance(value, Config) else value.value if isinstance(value, Enum) else value
-
-
-def in_words(value: Any) -> str:
-    """Return a field's value as messages have it."""
-    if isinstance(value, tuple):
-        return ", ".join(map(in_words, value))
-    return str(plain(value))
-
-
-def either(values: list[str]) -> str:
-    """Return 'a, b or c'."""
-    return " or ".join([", ".join(values[:-1]), values[-1]]) if len(values) > 1 else "".join(values)
-
-
 def acting(cls: type["Config"], values: Mapping[str, Any]) -> set[str]:
     """Return the names of the fields that act beside these plain values; what is not among them has its default."""
     options = {option.name: option for option in fields_of(cls)}
     given = {name: convert(options[name], value) for name, value in values.items() if name in options}
     complete = {**{name: option.default for name, option in options.items()}, **given}
-    return {name for name, option in options.items() if _acts(option, complete)}
+    return {name for name, option in options.items() if acts_beside(option, complete)}
 
 
 def joined(cls: type["Config"], recorded: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -300,13 +165,19 @@ def joined(cls: type["Config"], recorded: Mapping[str, Any], changes: Mapping[st
 # -- classes ------------------------------------------------------------------------------------
 
 
-class Config:
+class Config(Shown):
     """What all config classes share; a subclass is a frozen keyword-only dataclass with a `validate` method."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     heading: ClassVar[str] = ""  # of its flags in the help; without one, the section's name
+    __signature__ = ShortSignature()
     idle_is_error: ClassVar[bool] = True  # a value that does not act is refused, wherever it comes from
     switch: ClassVar[str | None] = None  # the field beside which alone the others act
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Let `help()` show the fields."""
+        super().__init_subclass__(**more)
+        cls.__doc__ = FieldsDoc(cls.__doc__)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Bring every value to its declared type, then check the rules."""
@@ -318,6 +189,9 @@ class Config:
         self.validate()
         if self.idle_is_error:
             self.require_acting()
+
+    def _says(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.said().items())
 
     def validate(self) -> None:
         """Raise `ConfigError` at the first broken rule."""
@@ -333,7 +207,7 @@ class Config:
             value, derive = values[option.name], option.metadata.get("derive")
             usual = option.default if derive is None else derive(self)
             said = bool(value) and value != usual if given is None else option.name in given
-            if said and not _acts(option, values):
+            if said and not acts_beside(option, values):
                 raise ConfigError(
                     f"{option.name} ({in_words(value)}) acts only {needs(type(self), option)}; change that, or leave "
                     f"{option.name} out"
@@ -387,6 +261,14 @@ class Config:
     def _require_at_least(self, least: int, *names: str) -> None:
         for name in names:
             self._require(name, getattr(self, name) >= least, f"be at least {least}", f"use {least} or more")
+
+
+def without_fields(cls: type[ConfigType]) -> type[ConfigType]:
+    """Make a config class of one that adds only methods to another.
+
+    It is `dataclass`; mypy, which would forget in a frozen subclass what `Accepts` says, sees that nothing is added.
+    """
+    return dataclass(frozen=True, kw_only=True)(cls)
 
 
 def check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from .errors import ConfigError
 from .kernels.storage import Storage
 from .kernels.storage.float32 import STORAGE as FLOAT32
+from .reprs import Shown
 
 __all__ = ["Buffers", "HfName", "Parameters", "Tensor", "TensorSpec", "Views", "Weight", "adjoin", "joined"]
 
@@ -129,11 +130,18 @@ def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return first if len(arrays) == 1 else np.lib.stride_tricks.as_strided(first, shape, first.strides)
 
 
-class Views(Mapping[str, np.ndarray]):
+class Views(Shown, Mapping[str, np.ndarray]):
     """Named views of a flat buffer; assigning to a name copies into the buffer."""
 
     def __init__(self, flat: np.ndarray, table: tuple[Tensor, ...]) -> None:
         self._views = {tensor.name: flat[tensor.slice].reshape(tensor.shape) for tensor in table}
+
+    def _says(self) -> str:
+        named = [f"{name} {view.shape}" for name, view in self._views.items()]
+        if len(named) > 6:
+            named[3:-2] = ["..."]
+        numbers = sum(view.size for view in self._views.values())
+        return f"{len(self._views)} tensors of {numbers:,} numbers: {', '.join(named)}"
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
@@ -153,7 +161,7 @@ class Views(Mapping[str, np.ndarray]):
         return len(self._views)
 
 
-class Buffers:
+class Buffers(Shown):
     """The flat buffers of some tensors and of their gradients, float32 (P,), with their named views."""
 
     def __init__(self, table: tuple[Tensor, ...]) -> None:
@@ -175,6 +183,9 @@ class Buffers:
         self._gradients = Views(self._gradients_flat, self.table)
         self._stale = False
         self.passes = 0  # backward passes that have begun
+
+    def _says(self) -> str:
+        return f"{self.size:,} trained weights in {len(self.table)} tensors, with gradients"
 
     # Zeroing the gradients is put off: a backward that comes next overwrites them, which saves a pass over memory.
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from .errors import ConfigError
-from .fields import ON, REQUIRED, Config, opt
+from .fields import ON, REQUIRED, Accepts, Config, opt
 
 __all__ = ["RopeScaling", "RopeType", "read_rope_scaling"]
 
@@ -30,8 +30,8 @@ LLAMA3 = {"rope_type": RopeType.LLAMA3}
 class RopeScaling(Config):
     """A scaling; names, defaults and arithmetic are those of transformers."""
 
-    rope_type: RopeType = opt(REQUIRED, "how the frequencies are changed")
-    factor: float = opt(REQUIRED, "how much longer rows are than those of training")
+    rope_type: Accepts[RopeType, str] = opt(REQUIRED, "how the frequencies are changed", example="linear")
+    factor: float = opt(REQUIRED, "how much longer rows are than those of training", example=2)
     original_max_position_embeddings: int | None = opt(
         None,
         "longest row of training; max_seq_len when not given",

@@ -5,13 +5,13 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .errors import ConfigError
-from .fields import ON, REQUIRED, Config, Other, either, fields_of, opt
+from .errors import ConfigError, counted
+from .fields import ON, REQUIRED, Accepts, Config, Other, either, fields_of, opt
 from .rope_scaling import RopeScaling, RopeType, read_rope_scaling
 
 __all__ = [
@@ -105,21 +105,21 @@ def _of_experts(value: int) -> Callable[[Any], int | None]:
 class ModelShape(Config):
     """Shape of a model; names and defaults are the ABI's."""
 
-    hidden_dim: int = opt(REQUIRED, "width of the model", common=True)
-    num_layers: int = opt(REQUIRED, "number of transformer blocks", common=True)
-    num_heads: int = opt(REQUIRED, "number of query heads", common=True)
-    num_kv_heads: int = opt(
+    hidden_dim: int = opt(REQUIRED, "width of the model", common=True, example=64)
+    num_layers: int = opt(REQUIRED, "number of transformer blocks", common=True, example=2)
+    num_heads: int = opt(REQUIRED, "number of query heads", common=True, example=4)
+    num_kv_heads: Accepts[int, None] = opt(
         None,
         "number of key/value heads; a divisor of num_heads, and num_heads when not given",
         common=True,
         acts={"family": Other(ModelFamily.GPT2)},
         derive=lambda shape: shape.num_heads,
     )
-    intermediate_dim: int = opt(REQUIRED, "inner width of the feed-forward layer", common=True)
-    vocab_size: int = opt(REQUIRED, "number of token ids")
+    intermediate_dim: int = opt(REQUIRED, "inner width of the feed-forward layer", common=True, example=128)
+    vocab_size: int = opt(REQUIRED, "number of token ids", example=256)
     max_seq_len: int = opt(2048, "longest sequence the model can read")
     rope_theta: float = opt(10000.0, "base of the RoPE frequencies", acts={"family": Other(ModelFamily.GPT2)})
-    rope_scaling: RopeScaling | None = opt(
+    rope_scaling: Accepts[RopeScaling | None, str | Mapping[str, Any]] = opt(
         None,
         "RoPE for rows longer than those of training: linear, dynamic, yarn or llama3, as in yarn:4 or "
         "llama3:8,original_max_position_embeddings=8192",
@@ -128,7 +128,9 @@ class ModelShape(Config):
     )
     norm_eps: float = opt(1e-5, "epsilon of the norms")
     tie_embeddings: bool = opt(True, "use the token embedding as output projection too")
-    checkpointing: CheckpointingStrategy = opt(CheckpointingStrategy.NONE, "gradient checkpointing: what to keep")
+    checkpointing: Accepts[CheckpointingStrategy, str] = opt(
+        CheckpointingStrategy.NONE, "gradient checkpointing: what to keep"
+    )
     checkpoint_interval: int = opt(
         4,
         "keep the input of every n-th layer",
@@ -144,7 +146,7 @@ class ModelShape(Config):
         "keys that a query sees, its own among them; all before it when not given",
         acts={"family": having("sliding_window")},
     )
-    layer_types: tuple[LayerType, ...] = opt(
+    layer_types: Accepts[tuple[LayerType, ...], Sequence[str]] = opt(
         (),
         "which blocks have the sliding window, a pattern that is repeated; all of them when not given",
         acts={"sliding_window": ON, "family": having("layer_types")},
@@ -164,11 +166,11 @@ class ModelShape(Config):
         "biases on the projections of attention, w_o's included",
         acts={"family": having("attention_bias")},
     )
-    activation: Activation = opt(
+    activation: Accepts[Activation, str] = opt(
         Activation.GELU_TANH, "GELU by a tanh, or exact", acts={"family": having("activation")}
     )
     seed: int = opt(0, "seed of the initial weights", flag="model-seed")
-    family: ModelFamily = opt(ModelFamily.LLAMA, "what the layers are", common=True)
+    family: Accepts[ModelFamily, str] = opt(ModelFamily.LLAMA, "what the layers are", common=True)
     num_experts: int | None = opt(
         None, "experts of a layer (8 in a family with experts)", acts={"family": EXPERTS}, derive=_of_experts(8)
     )
@@ -305,6 +307,12 @@ class ModelShape(Config):
         """Width of all key (or value) heads together."""
         return self.num_kv_heads * self.resolved_head_dim
 
+    def in_brief(self) -> str:
+        """Return its measures, in a phrase."""
+        heads = f"{counted(self.num_heads, 'head')} ({self.num_kv_heads} for keys)"
+        layers = f"{counted(self.num_layers, 'layer')} of width {self.hidden_dim}"
+        return f"{layers}, {heads}, vocabulary {self.vocab_size}, rows to {self.max_seq_len}"
+
 
 class Precision(str, Enum):
     """Number format of the products."""
@@ -335,7 +343,7 @@ class LoraConfig(Config):
     rank: int = opt(8, "inner width of an adapter", flag="lora-rank", common=True)
     alpha: float = opt(16.0, "the adapters' output is multiplied by alpha / rank", flag="lora-alpha")
     dropout: float = opt(0.0, "share of an adapter's input that is dropped in training", flag="lora-dropout")
-    target_modules: tuple[str, ...] | None = opt(
+    target_modules: Accepts[tuple[str, ...] | None, Sequence[str]] = opt(
         None,
         "projections that get an adapter, all if not given: ends of their names in Hugging Face's files, as in q_proj "
         "or attn.c_proj; also q, k, v, o, gate, up, down; several with commas, or the flag again",

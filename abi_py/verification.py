@@ -362,7 +362,7 @@ def _cross_entropy(rng: np.random.Generator) -> Iterator[Check]:
     labels[::5] = -100
     losses, hits, dx, dw = np.empty(31, np.float32), np.empty(31, np.uint8), np.empty_like(x), np.empty_like(w)
     scratch = np.empty(cross_entropy.scratch_floats(31, 53, 24), np.float32)
-    options = {"smoothing": 0.1, "z_loss": 0.01}
+    options: dict[str, Any] = {"smoothing": 0.1, "z_loss": 0.01}
     cross_entropy.head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch, 1.0, accumulate=False, **options)
     x, w = _wide(x, w)
     losses_ref, _, _, dx_ref, dw_ref = cross_entropy.head_loss_ref(x, w, labels, 1.0, **options)

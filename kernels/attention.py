@@ -36,7 +36,7 @@ import math
 import numba
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import BFLOAT16, FLOAT32
@@ -66,7 +66,7 @@ BACKWARD_BLOCK = 96 if LANES == 16 else 144  # queries, and keys, of a block in 
 
 
 
-def starts_within(starts, length, window):
+def starts_within(starts: Array, length: int, window: int | None) -> Array:
     """Return starts (N,) of samples of `length` tokens none of which sees more than `window` keys; None: all of them.
 
     A token's own key is one of them, as in Mistral (Jiang et al. 2023, "Mistral 7B", section 2).
@@ -120,14 +120,26 @@ def _probabilities_ref(q, k, starts, scale):
     return p / l, (m + np.log(l))[..., 0]
 
 
-def attention_forward_ref(q, k, v, starts, batch, heads, kv_heads, scale=None):
+def attention_forward_ref(
+    q: Array, k: Array, v: Array, starts: Array, batch: int, heads: int, kv_heads: int, scale: float | None = None
+) -> tuple[Array, Array]:
     """Return o (N, H D) and lse (H, N)."""
     q, (k, v) = _heads(q, batch, heads), (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
     p, lse = _probabilities_ref(q, k, starts, scale)
     return _rows(p @ v), lse.transpose(1, 0, 2).reshape(heads, -1)
 
 
-def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads, scale=None):
+def attention_backward_ref(
+    do: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    starts: Array,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    scale: float | None = None,
+) -> tuple[Array, Array, Array]:
     """Return dq (N, H D), dk and dv (N, G D)."""
     q, do = _heads(q, batch, heads), _heads(do, batch, heads)
     k, v = (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
@@ -145,7 +157,17 @@ def attention_backward_ref(do, q, k, v, starts, batch, heads, kv_heads, scale=No
 # The same by blocks of keys j, j + 1, ...: never more than T x block scores.  Queries before j do not see them.
 
 
-def attention_blocked_forward_ref(q, k, v, starts, batch, heads, kv_heads, block, scale=None):
+def attention_blocked_forward_ref(
+    q: Array,
+    k: Array,
+    v: Array,
+    starts: Array,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    block: int,
+    scale: float | None = None,
+) -> tuple[Array, Array]:
     """Return o (N, H D) and lse (H, N), with the running maximum and sum of the kernel."""
     q, (k, v) = _heads(q, batch, heads), (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
     m = np.full((*q.shape[:3], 1), -np.inf, q.dtype)  # largest score so far, (B, H, T, 1)
@@ -163,7 +185,20 @@ def attention_blocked_forward_ref(q, k, v, starts, batch, heads, kv_heads, block
     return _rows(o / l), (m + np.log(l)).transpose(1, 0, 2, 3).reshape(heads, -1)
 
 
-def attention_blocked_backward_ref(do, q, k, v, o, lse, starts, batch, heads, kv_heads, block, scale=None):
+def attention_blocked_backward_ref(
+    do: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    o: Array,
+    lse: Array,
+    starts: Array,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    block: int,
+    scale: float | None = None,
+) -> tuple[Array, Array, Array]:
     """Return dq (N, H D), dk and dv (N, G D) from what forward saved: p is computed again, block by block."""
     q, do, o = (_heads(x, batch, heads) for x in (q, do, o))
     k, v = (_each_query_head(x, batch, heads, kv_heads) for x in (k, v))
@@ -450,7 +485,18 @@ def _attention_fits(sizes, q, k, v, starts, **others):
     _attention_fits,
     scale=float | int | None,
 )
-def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scale=None):
+def attention_forward(
+    o: Array,
+    lse: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    starts: Array,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    scale: float | None = None,
+) -> None:
     """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays.
 
     q, k and v have one dtype, float32 or uint16; o is float32.
@@ -469,7 +515,23 @@ def attention_forward(o, lse, q, k, v, starts, batch, heads, kv_heads, scale=Non
     _attention_fits,
     scale=float | int | None,
 )
-def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, kv_heads, scale=None):
+def attention_backward(
+    dq: Array,
+    dk: Array,
+    dv: Array,
+    do: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    o: Array,
+    lse: Array,
+    delta: Array,
+    starts: Array,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    scale: float | None = None,
+) -> None:
     """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch, scale that of forward."""
     stored, table = _stored(q, k, v)
     head_dim = q.shape[1] // heads

@@ -12,7 +12,7 @@ pass ever will.
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import kernel, prange
 from .engine.threads import PARTS
 
@@ -21,12 +21,12 @@ __all__ = ["bias_backward", "bias_backward_ref", "bias_forward", "bias_forward_r
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
 
 
-def bias_forward_ref(y, b):
+def bias_forward_ref(y: Array, b: Array) -> Array:
     """Return y (N, C) with b (C,) added to every row."""
     return y + b
 
 
-def bias_backward_ref(dy):
+def bias_backward_ref(dy: Array) -> Array:
     """Return db (C,)."""
     return dy.sum(0)
 
@@ -36,7 +36,7 @@ def bias_backward_ref(dy):
 
 @checked("y! (N, C); b (C)")
 @kernel
-def bias_forward(y, b):
+def bias_forward(y: Array, b: Array) -> None:
     """Add b (C,) to every row of y (N, C), in place."""
     N, C = y.shape
     for n in prange(N):
@@ -46,7 +46,7 @@ def bias_forward(y, b):
 
 @checked("db! (C); dy (N, C)")
 @kernel
-def bias_backward(db, dy):
+def bias_backward(db: Array, dy: Array) -> None:
     """Add the sum of dy (N, C) over its rows to db (C,)."""
     N, C = dy.shape
     partial = np.empty((PARTS, C), np.float64)

@@ -31,7 +31,7 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import helper, kernel, prange
 from .engine.scratch import scratch
 from .engine.simd import (
@@ -67,7 +67,7 @@ TOGETHER = 4  # vectors of a weighted sum that grow side by side: a multiply-add
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
 
 
-def cache_append_ref(keys, values, k, v, slots, positions):
+def cache_append_ref(keys: Array, values: Array, k: Array, v: Array, slots: Array, positions: Array) -> None:
     """Write k and v (N, G D) into keys and values (slots, G, capacity, D), in place."""
     _, kv_heads, _, head_dim = keys.shape
     keys[slots, :, positions] = k.reshape(-1, kv_heads, head_dim)
@@ -78,7 +78,15 @@ def _scale(scale, head_dim):
     return 1 / math.sqrt(head_dim) if scale is None else scale
 
 
-def cached_attention_forward_ref(q, keys, values, slots, positions, window=None, scale=None):
+def cached_attention_forward_ref(
+    q: Array,
+    keys: Array,
+    values: Array,
+    slots: Array,
+    positions: Array,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Array:
     """Return o (N, H D) for q (N, H D) and the cache."""
     _, kv_heads, _, head_dim = keys.shape
     o = np.empty_like(q)
@@ -97,7 +105,7 @@ def cached_attention_forward_ref(q, keys, values, slots, positions, window=None,
 
 @checked("keys! values! (S, G, T, D); k v (N, G D); slots (N) int < S; positions (N) int < T")
 @kernel
-def cache_append(keys, values, k, v, slots, positions):
+def cache_append(keys: Array, values: Array, k: Array, v: Array, slots: Array, positions: Array) -> None:
     """Copy k and v (N, G D), which may be column slices, into the cache; two rows never share slot and position."""
     rows, (kv_heads, head_dim) = k.shape[0], (keys.shape[1], keys.shape[3])
     for n in prange(rows):
@@ -293,7 +301,16 @@ def _window_fits(sizes, window, **others):
     window=int | None,
     scale=float | int | None,
 )
-def cached_attention_forward(o, q, keys, values, slots, positions, window=None, scale=None):
+def cached_attention_forward(
+    o: Array,
+    q: Array,
+    keys: Array,
+    values: Array,
+    slots: Array,
+    positions: Array,
+    window: int | None = None,
+    scale: float | None = None,
+) -> None:
     """Write o (N, H D) for q (N, H D), float32; both may be column slices; every position is below the capacity.
 
     window    keys that a row sees, its own among them; None: all

@@ -18,10 +18,11 @@ d lse_n / dz_nv = p_nv, so that d(λ lse_n²) / dz_nv = 2 λ lse_n p_nv.  A W th
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from .engine.checks import checked, unchecked
+from .engine.checks import Array, checked, unchecked
 from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.vectors import exp, largest, total
@@ -35,7 +36,9 @@ PARTIAL_LOGITS = 4096
 # -- reference -----------------------------------------------------------------------------------
 
 
-def cross_entropy_ref(z, labels, smoothing=0.0, z_loss=0.0):
+def cross_entropy_ref(
+    z: Array, labels: Array, smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[Array, Array, Array, Array]:
     """Return losses, hits, lse (N,), and dz (N, V) of the sum of losses and z-losses, for logits z (N, V) of any float.
 
     losses are without the z-loss; all of a row that does not count is 0.
@@ -52,7 +55,9 @@ def cross_entropy_ref(z, labels, smoothing=0.0, z_loss=0.0):
     return losses, hits, np.where(counted, lse[:, 0], 0), np.where(counted[:, None], dz, 0)
 
 
-def head_loss_ref(x, w, labels, scale=1.0, smoothing=0.0, z_loss=0.0):
+def head_loss_ref(
+    x: Array, w: Array, labels: Array, scale: float = 1.0, smoothing: float = 0.0, z_loss: float = 0.0
+) -> tuple[Array, Array, Array, Array, Array]:
     """Return losses, hits, lse, dx and dw."""
     losses, hits, lse, dz = cross_entropy_ref(x @ w.T, labels, smoothing, z_loss)
     return losses, hits, lse, scale * dz @ w, scale * dz.T @ x
@@ -90,7 +95,19 @@ def _rows_fit(sizes, labels, rows, first, smoothing, z_loss, **others):
 
 @checked("z! (n, V); losses! lse! (N); hits! (N) uint8; labels (N) int; rows (R) int < N", _rows_fit)
 @kernel
-def cross_entropy(z, losses, hits, lse, labels, rows, first, smoothing, z_loss, scale, backward):
+def cross_entropy(
+    z: Array,
+    losses: Array,
+    hits: Array,
+    lse: Array,
+    labels: Array,
+    rows: Array,
+    first: int,
+    smoothing: float,
+    z_loss: float,
+    scale: float,
+    backward: bool,
+) -> None:
     """Write losses, hits and lse of `rows[first:first+len(z)]`, whose logits are z (n, V); z becomes dz, or scratch."""
     columns = z.shape[1]
     spread = np.float32(smoothing / columns)
@@ -129,12 +146,12 @@ def cross_entropy(z, losses, hits, lse, labels, rows, first, smoothing, z_loss, 
 # -- calling it ----------------------------------------------------------------------------------
 
 
-def chunk_rows(vocabulary):
+def chunk_rows(vocabulary: int) -> int:
     """Rows of logits that are in memory at once."""
     return max(CHUNK_LOGITS // vocabulary // 16 * 16, 16)
 
 
-def scratch_floats(rows, vocabulary, width):
+def scratch_floats(rows: int, vocabulary: int, width: int) -> int:
     """Return how many floats of scratch the head needs: the logits of a chunk, and its rows of x where they are few."""
     return min(rows, chunk_rows(vocabulary)) * (vocabulary + width)
 
@@ -159,7 +176,18 @@ def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.
     storage=Storage | None,
     check=object,
 )
-def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=FLOAT32, storage=None, check=None):
+def head_loss(
+    losses: Array,
+    hits: Array,
+    x: Array,
+    w: Array,
+    labels: Array,
+    scratch: Array,
+    smoothing: float = 0.0,
+    number_format: AnyFormat = FLOAT32,
+    storage: Storage | None = None,
+    check: Callable[[], None] | None = None,
+) -> None:
     """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32.
 
     With a `storage`, w is the raw array of a matrix that is not trained (`stored_matmul.py`).  `check` is called after
@@ -178,23 +206,23 @@ def head_loss(losses, hits, x, w, labels, scratch, smoothing=0.0, number_format=
     check=object,
 )
 def head_loss_backward(
-    losses,
-    hits,
-    dx,
-    dw,
-    x,
-    w,
-    labels,
-    scratch,
-    scale,
-    smoothing=0.0,
-    accumulate=True,
-    number_format=FLOAT32,
-    storage=None,
-    z_loss=0.0,
-    lse=None,
-    check=None,
-):
+    losses: Array,
+    hits: Array,
+    dx: Array,
+    dw: Array,
+    x: Array,
+    w: Array,
+    labels: Array,
+    scratch: Array,
+    scale: float,
+    smoothing: float = 0.0,
+    accumulate: bool = True,
+    number_format: AnyFormat = FLOAT32,
+    storage: Storage | None = None,
+    z_loss: float = 0.0,
+    lse: Array | None = None,
+    check: Callable[[], None] | None = None,
+) -> None:
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
     Forward and backward in one pass.  `storage` (dw is then None) and `check` as in `head_loss`.  With z_loss,

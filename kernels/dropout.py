@@ -17,7 +17,7 @@ between its two rounds.
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import JIT, helper, kernel, prange
 
 __all__ = ["dropout_backward", "dropout_backward_ref", "dropout_forward", "dropout_forward_ref", "dropout_mask_ref"]
@@ -30,10 +30,10 @@ S27, S30, S31, S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
-def dropout_mask_ref(shape, rate, seed):
+def dropout_mask_ref(shape: tuple[int, int], rate: float, seed: int) -> Array:
     """Return the mask (N, C), boolean: true where the element is kept."""
     N, C = shape
-    z = np.full(N, seed, np.uint64) * GOLDEN + np.arange(1, N + 1, dtype=np.uint64)  # arrays wrap around silently
+    z: Array = np.full(N, seed, np.uint64) * GOLDEN + np.arange(1, N + 1, dtype=np.uint64)  # arrays wrap silently
     z = (z + GOLDEN).astype(np.uint64)
     z = (z ^ (z >> S30)) * MIX_1
     z = (z ^ (z >> S27)) * MIX_2
@@ -45,12 +45,12 @@ def dropout_mask_ref(shape, rate, seed):
     return (k ^ (k >> S16)) >= np.uint32(rate * 2.0**32)
 
 
-def dropout_forward_ref(x, rate, seed):
+def dropout_forward_ref(x: Array, rate: float, seed: int) -> Array:
     """Return y (N, C) for x (N, C)."""
     return x * (dropout_mask_ref(x.shape, rate, seed) * x.dtype.type(1 / (1 - rate)))
 
 
-def dropout_backward_ref(dy, rate, seed):
+def dropout_backward_ref(dy: Array, rate: float, seed: int) -> Array:
     """Return dx (N, C) for dy (N, C): the same mask and scale."""
     return dropout_forward_ref(dy, rate, seed)
 
@@ -99,12 +99,12 @@ def _dropout(y, x, rate, seed):
 
 
 @checked("y! x (N, C)", _rate_and_seed)
-def dropout_forward(y, x, rate, seed):
+def dropout_forward(y: Array, x: Array, rate: float, seed: int) -> None:
     """Overwrite y (N, C) from x (N, C)."""
     _dropout(y, x, rate, seed)
 
 
 @checked("dx! dy (N, C)", _rate_and_seed)
-def dropout_backward(dx, dy, rate, seed):
+def dropout_backward(dx: Array, dy: Array, rate: float, seed: int) -> None:
     """Overwrite dx (N, C) from dy (N, C): the mask of the forward call with the same seed."""
     _dropout(dx, dy, rate, seed)  # forward: y = x k / (1 - rate)

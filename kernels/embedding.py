@@ -13,7 +13,7 @@ and the same bits for every number of threads.
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import kernel, prange
 
 __all__ = [
@@ -28,12 +28,12 @@ SLICE_COLUMNS = 128  # columns in a slice: 512 bytes, long enough for the hardwa
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
-def embedding_forward_ref(ids, w):
+def embedding_forward_ref(ids: Array, w: Array) -> Array:
     """Return x (N, C) for ids (N,) and w (V, C)."""
     return w[ids]
 
 
-def embedding_backward_ref(dx, ids, vocab_size):
+def embedding_backward_ref(dx: Array, ids: Array, vocab_size: int) -> Array:
     """Return dw (V, C) for dx (N, C) and ids (N,)."""
     dw = np.zeros((vocab_size, dx.shape[1]), dx.dtype)
     np.add.at(dw, ids, dx)
@@ -43,7 +43,7 @@ def embedding_backward_ref(dx, ids, vocab_size):
 # -- kernels: Numba, float32, outputs first ----------------------------------------------------
 @checked("x! (N, C); ids (N) int < V; w (V, C)")
 @kernel
-def embedding_forward(x, ids, w):
+def embedding_forward(x: Array, ids: Array, w: Array) -> None:
     """Overwrite x (N, C) with the rows ids (N,) of w (V, C)."""
     N, C = x.shape
     for n in prange(N):
@@ -54,7 +54,7 @@ def embedding_forward(x, ids, w):
 
 @checked("x! (N, C); ids (N) int < V; w (V, C)")
 @kernel
-def embedding_forward_adding(x, ids, w):
+def embedding_forward_adding(x: Array, ids: Array, w: Array) -> None:
     """Add the rows ids (N,) of w (V, C) to x (N, C)."""
     N, C = x.shape
     for n in prange(N):
@@ -65,7 +65,7 @@ def embedding_forward_adding(x, ids, w):
 
 @checked("dw! (V, C); dx (N, C); ids (N) int < V")
 @kernel
-def embedding_backward(dw, dx, ids):
+def embedding_backward(dw: Array, dx: Array, ids: Array) -> None:
     """Add each row of dx (N, C) to the row of dw (V, C) that ids (N,) names."""
     N, C = dx.shape
     slices = (C + SLICE_COLUMNS - 1) // SLICE_COLUMNS

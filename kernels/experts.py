@@ -30,7 +30,7 @@ Longer than 400 lines because the three products, in reference and kernel, are r
 import numba
 import numpy as np
 
-from .engine.checks import check_apart, checked
+from .engine.checks import Array, check_apart, checked
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.panels import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
@@ -66,12 +66,14 @@ def _matrix(ws, e, transposed):
     return joined.T if transposed else joined
 
 
-def to_experts_ref(x, token, offsets, *ws, transposed=True):
+def to_experts_ref(x: Array, token: Array, offsets: Array, *ws: Array, transposed: bool = True) -> Array:
     """Return y (S, .): x_token[s] op(W_e), op(W) = Wᵀ if transposed; several matrices are side by side."""
     return np.concatenate([x[token[rows]] @ _matrix(ws, e, transposed) for e, rows in _rows(offsets)])
 
 
-def from_experts_ref(addend, y, token, offsets, *ws, transposed=True):
+def from_experts_ref(
+    addend: Array, y: Array, token: Array, offsets: Array, *ws: Array, transposed: bool = True
+) -> Array:
     """Return addend (N, .) + Σ_{s of n} y_s op(W_e)."""
     out = addend.copy()
     for e, rows in _rows(offsets):
@@ -79,7 +81,7 @@ def from_experts_ref(addend, y, token, offsets, *ws, transposed=True):
     return out
 
 
-def expert_gradients_ref(left, right, offsets):
+def expert_gradients_ref(left: Array, right: Array, offsets: Array) -> Array:
     """Return dW (E, ., .) of rows that are gathered already: Σ_{s of e} left_sᵀ right_s."""
     return np.stack([left[rows].T @ right[rows] for _, rows in _rows(offsets)])
 
@@ -359,7 +361,16 @@ def _gradients_fit(sizes, dw, left, right, token, offsets, dv, gather_left, **_)
     _to_fits,
     number_format=AnyFormat,
 )
-def to_experts(y, x, token, offsets, w, v=None, transposed=True, number_format=FLOAT32):
+def to_experts(
+    y: Array,
+    x: Array,
+    token: Array,
+    offsets: Array,
+    w: Array,
+    v: Array | None = None,
+    transposed: bool = True,
+    number_format: AnyFormat = FLOAT32,
+) -> None:
     """Overwrite y (S, .) with x_token[s] W_eᵀ, or x_token[s] W_e if not `transposed`; of two matrices side by side."""
     w, v, matrices = _matrices(w, v)
     if not y.size:
@@ -376,7 +387,17 @@ def to_experts(y, x, token, offsets, w, v=None, transposed=True, number_format=F
     _from_fits,
     number_format=AnyFormat,
 )
-def from_experts(out, y, token, offsets, w, v=None, transposed=True, addend=None, number_format=FLOAT32):
+def from_experts(
+    out: Array,
+    y: Array,
+    token: Array,
+    offsets: Array,
+    w: Array,
+    v: Array | None = None,
+    transposed: bool = True,
+    addend: Array | None = None,
+    number_format: AnyFormat = FLOAT32,
+) -> None:
     """Overwrite out (N, .) with the sum of y_s op(W_e) over each token's rows (+ addend, which may be out).
 
     The rows of an expert are in the order of their tokens.
@@ -396,8 +417,16 @@ def from_experts(out, y, token, offsets, w, v=None, transposed=True, addend=None
     number_format=AnyFormat,
 )
 def expert_gradients(
-    dw, left, right, token, offsets, dv=None, gather_left=False, accumulate=True, number_format=FLOAT32
-):
+    dw: Array,
+    left: Array,
+    right: Array,
+    token: Array,
+    offsets: Array,
+    dv: Array | None = None,
+    gather_left: bool = False,
+    accumulate: bool = True,
+    number_format: AnyFormat = FLOAT32,
+) -> None:
     """Add Σ_{s of e} left_sᵀ right_s to dw (E, ., .), or overwrite it; with dv, the halves of left_s are for one each.
 
     right (N, .) is gathered by token (S,), and left (S, .) is in the order of rows, or the other way round.
@@ -406,4 +435,4 @@ def expert_gradients(
     panels = scratch("experts: gradients", *PANELS, _PIECES)
     down, _ = _grid(len(token), 0, len(token) * dw.shape[1] * dw.shape[2])
     options = matrices, gather_left, accumulate, number_format.table
-    _expert_gradients(w, v, left, right, token, offsets, *options, *panels, down)
+    _expert_gradients(w, v, left, right, token, offsets, *options, *panels, down)  # type: ignore[call-arg]

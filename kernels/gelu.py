@@ -24,7 +24,7 @@ import math
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.halves import as_element, as_float
 from .engine.jit import helper, kernel, prange
 from .engine.vectors import exp, fma
@@ -46,13 +46,13 @@ def _gelu_ref(u, exact):
     return u * (1 + t) / 2, (1 + t) / 2 + u * (1 - t * t) / 2 * ROOT * (1 + 3 * CUBIC * u * u)
 
 
-def gelu_forward_ref(u, exact, gated):
+def gelu_forward_ref(u: Array, exact: bool, gated: bool) -> Array:
     """Return h (N, F) for u (N, F), or (N, 2F) if `gated`."""
     a, b = np.split(u, 2, axis=1) if gated else (u, 1)
     return _gelu_ref(a, exact)[0] * b
 
 
-def gelu_backward_ref(dh, u, exact, gated):
+def gelu_backward_ref(dh: Array, u: Array, exact: bool, gated: bool) -> Array:
     """Return du, of the shape of u, for dh (N, F) and what forward saved."""
     a, b = np.split(u, 2, axis=1) if gated else (u, 1)
     value, slope = _gelu_ref(a, exact)
@@ -111,7 +111,7 @@ def _gated_or_not(sizes, **_):
 
 @checked("h! (N, F); u (N, W) float32|uint16; W = parts F", _gated_or_not)
 @kernel
-def gelu_forward(h, u, exact):
+def gelu_forward(h: Array, u: Array, exact: bool) -> None:
     """Overwrite h (N, F) from u (N, F), or gate and up (N, 2F), float32 or bfloat16."""
     for n in prange(h.shape[0]):
         _activated(h[n], u[n], exact)
@@ -119,7 +119,7 @@ def gelu_forward(h, u, exact):
 
 @checked("h! (N, F); saved! (N, W) uint16; u (N, W); W = parts F", _gated_or_not)
 @kernel
-def gelu_forward_rounded(h, saved, u, exact):
+def gelu_forward_rounded(h: Array, saved: Array, u: Array, exact: bool) -> None:
     """Overwrite saved, uint16 of the shape of u, with u rounded to bfloat16, and h (N, F) from that."""
     for n in prange(h.shape[0]):
         for j in range(u.shape[1]):
@@ -146,7 +146,7 @@ def _backward(du, dh, u, exact):
 
 @checked("du! (N, W); dh! (N, F); u (N, W) float32|uint16; W = parts F", _gated_or_not)
 @kernel
-def gelu_backward(du, dh, u, exact):
+def gelu_backward(du: Array, dh: Array, u: Array, exact: bool) -> None:
     """Overwrite du from dh (N, F) and u, float32 or bfloat16, of the shape of du; then turn dh into h.
 
     The product after it reads h, whose exponential is the one that is computed here; h has the bits of forward's.

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import kernel, prange
 from .engine.vectors import sum_of_squares
 
@@ -23,7 +23,7 @@ PARTIAL_SUM = 65536  # elements in one partial sum
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
-def global_norm_ref(g):
+def global_norm_ref(g: Array) -> float:
     """Return the norm of g (P,) as a float."""
     return math.sqrt(np.square(g, dtype=np.float64).sum())
 
@@ -31,7 +31,7 @@ def global_norm_ref(g):
 # -- kernel: Numba, float32 --------------------------------------------------------------------
 @checked("g (P)")
 @kernel
-def global_norm(g):
+def global_norm(g: Array) -> float:
     """Return the norm of g (P,) float32 as a float."""
     P = g.shape[0]
     blocks = (P + PARTIAL_SUM - 1) // PARTIAL_SUM

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import helper, kernel, prange
 from .engine.threads import PARTS
 from .engine.vectors import dot, dot3, sum_of_squares, wide_total
@@ -27,14 +27,14 @@ __all__ = ["layer_norm_backward", "layer_norm_backward_ref", "layer_norm_forward
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
-def layer_norm_forward_ref(x, w, b, eps):
+def layer_norm_forward_ref(x: Array, w: Array, b: Array, eps: float) -> tuple[Array, Array]:
     """Return y (N, C) and r (N,) for x (N, C), w (C,) and b (C,)."""
     c = x - x.mean(-1, keepdims=True)  # (N, C)
     r = 1 / np.sqrt((c * c).mean(-1) + x.dtype.type(eps))  # (N,)
     return c * r[:, None] * w + b, r
 
 
-def layer_norm_backward_ref(dy, x, w, r):
+def layer_norm_backward_ref(dy: Array, x: Array, w: Array, r: Array) -> tuple[Array, Array, Array]:
     """Return dx (N, C), dw (C,) and db (C,) for dy (N, C) and what forward saved."""
     n = (x - x.mean(-1, keepdims=True)) * r[:, None]  # (N, C)
     g = dy * w  # (N, C)
@@ -52,7 +52,7 @@ def _normalize(to, x, m, r):
 
 @checked("y! x (N, C); r! (N); w b (C)")
 @kernel
-def layer_norm_forward(y, r, x, w, b, eps):
+def layer_norm_forward(y: Array, r: Array, x: Array, w: Array, b: Array, eps: float) -> None:
     """Overwrite y (N, C) and r (N,) from x (N, C), w (C,) and b (C,).
 
     Mean and variance are float64, so the variance may be the mean of squares less the square of the mean.
@@ -69,7 +69,9 @@ def layer_norm_forward(y, r, x, w, b, eps):
 
 @checked("dx! dy x (N, C); dw! db! w (C); r (N)")
 @kernel
-def layer_norm_backward(dx, dw, db, dy, x, w, r, accumulate):
+def layer_norm_backward(
+    dx: Array, dw: Array, db: Array, dy: Array, x: Array, w: Array, r: Array, accumulate: bool
+) -> None:
     """Overwrite dx (N, C), or add to it where `accumulate` is true, and add to dw (C,) and db (C,)."""
     N, C = x.shape
     partial = np.empty((PARTS, 3, C), np.float32)  # dw, db, and the normalised row at hand

@@ -30,7 +30,7 @@ import numba
 import numpy as np
 
 from .engine.cache import numba_config
-from .engine.checks import check_apart, checked, unchecked
+from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
@@ -62,13 +62,17 @@ if BACKEND not in ("numba", "blas"):
 # -- reference ---------------------------------------------------------------------------------
 
 
-def product_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
+def product_ref(
+    a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False, addend: Array | None = None
+) -> Array:
     """Return op(a) op(b) (+ addend) in the arrays' own dtype, where op transposes the last two axes if asked."""
     y = (a.swapaxes(-1, -2) if transpose_a else a) @ (b.swapaxes(-1, -2) if transpose_b else b)
     return y if addend is None else y + addend
 
 
-def product_loops_ref(a, b, transpose_a=False, transpose_b=False, addend=None):
+def product_loops_ref(
+    a: Array, b: Array, transpose_a: bool = False, transpose_b: bool = False, addend: Array | None = None
+) -> Array:
     """Return the same of two matrices by three loops, one multiply-add at a time: the definition, and as slow."""
     a, b = a.T if transpose_a else a, b.T if transpose_b else b  # (M, K), (K, N)
     y = np.zeros((len(a), b.shape[1]), np.result_type(a, b)) if addend is None else addend.copy()
@@ -186,7 +190,15 @@ def _product_fits(sizes, out, a, b, transpose_a, transpose_b, addend, number_for
 @checked(
     "out! addend? (M, N); a (A, K) float32|uint16; b (B, L) float32|uint16", _product_fits, number_format=AnyFormat
 )
-def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number_format=FLOAT32):
+def product(
+    out: Array,
+    a: Array,
+    b: Array,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    addend: Array | None = None,
+    number_format: AnyFormat = FLOAT32,
+) -> None:
     """Write op(a) op(b) (+ addend) to out: matrices with unit column stride; addend may be out; a and b may not.
 
     out and addend are float32; a and b are float32, or uint16 that holds bfloat16.  `number_format` says what is
@@ -207,11 +219,11 @@ def product(out, a, b, transpose_a=False, transpose_b=False, addend=None, number
     base = out if addend is None else addend
     parts = _parts(rows, columns, terms, thread_count())
     ways = transpose_a, transpose_b, addend is not None
-    _product(out, base, a, b, *scratch("product", *PANELS), *ways, number_format.table, *parts)
+    _product(out, base, a, b, *scratch("product", *PANELS), *ways, number_format.table, *parts)  # type: ignore[call-arg]
 
 
 @checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _streamed_fits)
-def streamed_product(out, x, w, addend=None):
+def streamed_product(out: Array, x: Array, w: Array, addend: Array | None = None) -> None:
     """Write x wᵀ (+ addend) to out; up to FEW rows of x are multiplied with w as it is in memory.
 
     All float32, but w may be bfloat16 (as uint16).  For generation.  A row's bits are those of the row alone among few
@@ -241,7 +253,14 @@ def _operand(x, transposed, out):
     return np.array(x, order="C"), transposed
 
 
-def matmul(a, b, out=None, transpose_a=False, transpose_b=False, accumulate=False):
+def matmul(
+    a: Array,
+    b: Array,
+    out: Array | None = None,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    accumulate: bool = False,
+) -> Array:
     """Return op(a) op(b), where op transposes the last two axes if asked; leading axes broadcast as in `np.matmul`.
 
     a (..., M, K), or (..., K, M) if transpose_a;  b (..., K, N), or (..., N, K) if transpose_b;  float32, any strides

@@ -23,7 +23,7 @@ import math
 
 import numpy as np
 
-from .engine.checks import checked, unchecked
+from .engine.checks import Array, checked, unchecked
 from .engine.jit import kernel, prange
 from .engine.scratch import scratch
 from .global_norm import global_norm
@@ -35,7 +35,7 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315  # a b c: the steepest at 0 that still en
 EPSILON = 1e-7
 
 
-def muon_ratio(rows, columns, match_rms):
+def muon_ratio(rows: int, columns: int, match_rms: bool) -> float:
     """Return the factor of the learning rate for a matrix (rows, columns).
 
     With match_rms 0.2 sqrt(max(rows, columns)): the update has the root mean square of AdamW's, about 0.2, whatever the
@@ -44,7 +44,7 @@ def muon_ratio(rows, columns, match_rms):
     return 0.2 * math.sqrt(max(rows, columns)) if match_rms else math.sqrt(max(1.0, rows / columns))
 
 
-def muon_flops(rows, columns, steps=5):
+def muon_flops(rows: int, columns: int, steps: int = 5) -> float:
     """Return the operations of the products of an update of a matrix; a multiply-add counts two."""
     n = min(rows, columns)
     return steps * (4.0 * n * rows * columns + 2.0 * n**3)
@@ -53,7 +53,7 @@ def muon_flops(rows, columns, steps=5):
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
 
 
-def orthogonal_ref(u, steps=5):
+def orthogonal_ref(u: Array, steps: int = 5) -> Array:
     """Return X (R, C) after so many iterations, from u (R, C)."""
     a, b, c = COEFFICIENTS
     x = u / max(np.linalg.norm(u), EPSILON)
@@ -63,7 +63,18 @@ def orthogonal_ref(u, steps=5):
     return x
 
 
-def muon_ref(w, m, g, lr, ratio, momentum, nesterov, weight_decay, steps, scale):
+def muon_ref(
+    w: Array,
+    m: Array,
+    g: Array,
+    lr: float,
+    ratio: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    steps: int,
+    scale: float,
+) -> tuple[Array, Array]:
     """Return the new w and m (R, C)."""
     m = momentum * m + (1 - momentum) * scale * g
     u = momentum * m + (1 - momentum) * scale * g if nesterov else m
@@ -118,7 +129,18 @@ def _numbers_fit(sizes, steps, momentum, **others):
 
 
 @checked("w! m! g (R, C)", _numbers_fit)
-def muon_(w, m, g, lr, ratio, momentum, nesterov, weight_decay, steps, scale):
+def muon_(
+    w: Array,
+    m: Array,
+    g: Array,
+    lr: float,
+    ratio: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    steps: int,
+    scale: float,
+) -> None:
     """Update the matrix w (R, C) and its momentum m in place from its gradient g."""
     rows, columns = w.shape
     n = min(rows, columns)

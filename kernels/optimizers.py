@@ -19,16 +19,19 @@ Source: Kingma and Ba, "Adam" (2015), algorithm 1; Loshchilov and Hutter, "Decou
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import kernel, prange
 
 __all__ = ["adam_", "adam_ref", "adamw_", "adamw_ref", "parameter_chunks", "sgd_", "sgd_ref"]
 
 
-def parameter_chunks(offsets, sizes, decays, size=65536):
+def parameter_chunks(
+    offsets: Sequence[int], sizes: Sequence[int], decays: Sequence[bool], size: int = 65536
+) -> tuple[Array, Array]:
     """Cut tensors into ranges of at most `size` elements; return chunks (n, 2) int64 and decay (n,) bool.
 
     offsets, sizes and decays have one entry for each tensor: where it begins in the flat buffer, how many elements it
@@ -43,7 +46,17 @@ def parameter_chunks(offsets, sizes, decays, size=65536):
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
-def sgd_ref(w, m, g, decay, lr, momentum, weight_decay, nesterov, scale):
+def sgd_ref(
+    w: Array,
+    m: Array,
+    g: Array,
+    decay: Array,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    scale: float,
+) -> tuple[Array, Array]:
     """Return the new w and m (P,); decay (P,) is 1 where weight decay applies and 0 elsewhere."""
     g = g * scale + weight_decay * decay * w
     if momentum == 0:
@@ -52,7 +65,20 @@ def sgd_ref(w, m, g, decay, lr, momentum, weight_decay, nesterov, scale):
     return w - lr * (g + momentum * m if nesterov else m), m
 
 
-def adam_ref(w, m, v, g, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
+def adam_ref(
+    w: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    decay: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    scale: float,
+) -> tuple[Array, Array, Array]:
     """Return the new w, m and v (P,); decay (P,) is 1 where weight decay applies and 0 elsewhere."""
     g = g * scale + weight_decay * decay * w
     m = beta1 * m + (1 - beta1) * g
@@ -60,7 +86,20 @@ def adam_ref(w, m, v, g, decay, lr, beta1, beta2, eps, weight_decay, step, scale
     return w - lr * (m / (1 - beta1**step)) / (np.sqrt(v / (1 - beta2**step)) + eps), m, v
 
 
-def adamw_ref(w, m, v, g, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
+def adamw_ref(
+    w: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    decay: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    scale: float,
+) -> tuple[Array, Array, Array]:
     """Return the new w, m and v (P,); decay (P,) is 1 where weight decay applies and 0 elsewhere."""
     w = w - lr * weight_decay * decay * w
     return adam_ref(w, m, v, g, decay, lr, beta1, beta2, eps, 0.0, step, scale)
@@ -85,7 +124,18 @@ def _sgd_fits(sizes, m, momentum, chunks, **others):
 
 @checked("w! g (P); m! (M); chunks (n, 2) int64; decay (n) bool", _sgd_fits)
 @kernel
-def sgd_(w, m, g, chunks, decay, lr, momentum, weight_decay, nesterov, scale):
+def sgd_(
+    w: Array,
+    m: Array,
+    g: Array,
+    chunks: Array,
+    decay: Array,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    scale: float,
+) -> None:
     """Update w (P,), and m (P,) unless momentum is 0, in place."""
     rate, mu, factor = np.float32(lr), np.float32(momentum), np.float32(scale)
     for c in prange(chunks.shape[0]):
@@ -110,7 +160,21 @@ def sgd_(w, m, g, chunks, decay, lr, momentum, weight_decay, nesterov, scale):
 
 @checked("w! m! v! g (P); chunks (n, 2) int64; decay (n) bool", _chunks_inside)
 @kernel
-def adam_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
+def adam_(
+    w: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    chunks: Array,
+    decay: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    scale: float,
+) -> None:
     """Update w, m and v (P,) in place; step is 1 at the first update."""
     b1, b2, epsilon, factor = np.float32(beta1), np.float32(beta2), np.float32(eps), np.float32(scale)
     c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
@@ -131,7 +195,21 @@ def adam_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, 
 
 @checked("w! m! v! g (P); chunks (n, 2) int64; decay (n) bool", _chunks_inside)
 @kernel
-def adamw_(w, m, v, g, chunks, decay, lr, beta1, beta2, eps, weight_decay, step, scale):
+def adamw_(
+    w: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    chunks: Array,
+    decay: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    scale: float,
+) -> None:
     """Update w, m and v (P,) in place, decay first; step is 1 at the first update."""
     b1, b2, epsilon, factor = np.float32(beta1), np.float32(beta2), np.float32(eps), np.float32(scale)
     c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)

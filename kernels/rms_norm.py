@@ -21,7 +21,7 @@ import math
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import helper, kernel, prange
 from .engine.threads import PARTS
 from .engine.vectors import dot3, sum_of_squares
@@ -36,13 +36,13 @@ __all__ = [
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
-def rms_norm_forward_ref(x, w, eps):
+def rms_norm_forward_ref(x: Array, w: Array, eps: float) -> tuple[Array, Array]:
     """Return y (N, C) and r (N,) for x (N, C) and w (C,)."""
     r = 1 / np.sqrt((x * x).mean(-1) + x.dtype.type(eps))  # (N,)
     return x * r[:, None] * w, r
 
 
-def rms_norm_backward_ref(dy, x, w, r):
+def rms_norm_backward_ref(dy: Array, x: Array, w: Array, r: Array) -> tuple[Array, Array]:
     """Return dx (N, C) and dw (C,) for dy (N, C) and what forward saved."""
     n = x * r[:, None]  # (N, C)
     g = dy * w  # (N, C)
@@ -62,7 +62,7 @@ def _norm(y, x, w, eps):
 
 @checked("y! x (N, H C); r! (N H); w (C)")
 @kernel
-def rms_norm_forward(y, r, x, w, eps):
+def rms_norm_forward(y: Array, r: Array, x: Array, w: Array, eps: float) -> None:
     """Overwrite y (N, H C) and r (N H,) from x (N, H C) and w (C,); the sum of squares runs in float64."""
     N, C = x.shape[0], w.size
     heads = x.shape[1] // C
@@ -74,7 +74,7 @@ def rms_norm_forward(y, r, x, w, eps):
 
 @checked("x! kept! (N, H C); r! (N H); w (C)")
 @kernel
-def rms_norm_in_place(x, kept, r, w, eps):
+def rms_norm_in_place(x: Array, kept: Array, r: Array, w: Array, eps: float) -> None:
     """Do that to x itself, and write to kept (N, H C) what it was: what backward reads."""
     N, C = x.shape[0], w.size
     heads = x.shape[1] // C
@@ -87,7 +87,7 @@ def rms_norm_in_place(x, kept, r, w, eps):
 
 @checked("dx! dy x (N, H C); dw! w (C); r (N H)")
 @kernel
-def rms_norm_backward(dx, dw, dy, x, w, r, accumulate):
+def rms_norm_backward(dx: Array, dw: Array, dy: Array, x: Array, w: Array, r: Array, accumulate: bool) -> None:
     """Overwrite dx (N, H C), or add to it where `accumulate` is true, and add to dw (C,); one pass over dy and x."""
     N, C = x.shape[0], w.size
     heads = x.shape[1] // C

@@ -31,10 +31,12 @@ models/llama3 (`apply_scaling`); the two mscales: DeepSeek-AI 2024, "DeepSeek-V2
 """
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.halves import as_element
 from .engine.jit import helper, kernel, prange
 
@@ -50,7 +52,7 @@ __all__ = [
 ]
 
 
-def rope_frequencies(head_dim, theta, scaling=None, length=0):
+def rope_frequencies(head_dim: int, theta: float, scaling: Any = None, length: int = 0) -> tuple[Array, float]:
     """Return f (D/2,) float64, and the factor a of cosines and sines.
 
     scaling   None, or rope_type and its numbers; `original` is m
@@ -103,19 +105,23 @@ def _attention_factor(s, scaling):
     return of(1)
 
 
-def rope_angles(positions, frequencies, factor=1.0, dtype=np.float32):
+def rope_angles(
+    positions: Array, frequencies: Array, factor: float = 1.0, dtype: npt.DTypeLike = np.float32
+) -> tuple[Array, Array]:
     """Return cos and sin, each (positions, D/2) of `dtype`, times factor; the angles are in float64."""
     angles = np.asarray(positions, np.float64)[:, None] * frequencies  # (positions, D/2)
     return (np.cos(angles) * factor).astype(dtype), (np.sin(angles) * factor).astype(dtype)
 
 
-def rope_table(length, head_dim, theta, dtype=np.float32, scaling=None):
+def rope_table(
+    length: int, head_dim: int, theta: float, dtype: npt.DTypeLike = np.float32, scaling: Any = None
+) -> tuple[Array, Array]:
     """Return cos and sin, each (length, head_dim/2) of `dtype`, of the positions 0 ... length - 1; head_dim is even."""
     return rope_angles(np.arange(length), *rope_frequencies(head_dim, theta, scaling, length), dtype)
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
-def rope_forward_ref(x, cos, sin, positions, heads):
+def rope_forward_ref(x: Array, cos: Array, sin: Array, positions: Array, heads: int) -> Array:
     """Return y (N, W): the first heads*D columns of x (N, W) rotated, the others copied."""
     half = cos.shape[1]
     y = x.copy()
@@ -128,7 +134,7 @@ def rope_forward_ref(x, cos, sin, positions, heads):
     return y
 
 
-def rope_backward_ref(dy, cos, sin, positions, heads):
+def rope_backward_ref(dy: Array, cos: Array, sin: Array, positions: Array, heads: int) -> Array:
     """Return dx (N, W) for dy (N, W): the rotation by the opposite angle."""
     return rope_forward_ref(dy, cos, -sin, positions, heads)
 
@@ -150,7 +156,7 @@ def _rotate(row, cos, sin, heads, sign):
 
 @checked("x! (N, W); cos sin (T, D/2); positions (N) int < T; W >= heads D")
 @kernel
-def rope_forward(x, cos, sin, positions, heads):
+def rope_forward(x: Array, cos: Array, sin: Array, positions: Array, heads: int) -> None:
     """Rotate the first heads*D columns of each row of x (N, W) in place."""
     for n in prange(x.shape[0]):
         t = positions[n]
@@ -159,7 +165,7 @@ def rope_forward(x, cos, sin, positions, heads):
 
 @checked("y! (N, W) uint16; x! (N, W); cos sin (T, D/2); positions (N) int < T; W >= heads D")
 @kernel
-def rope_forward_rounded(y, x, cos, sin, positions, heads):
+def rope_forward_rounded(y: Array, x: Array, cos: Array, sin: Array, positions: Array, heads: int) -> None:
     """Do that, and write x rounded to bfloat16 to y (N, W) uint16: what attention reads and backward keeps."""
     for n in prange(x.shape[0]):
         if heads > 0:  # else it is only rounded, and there may be no table
@@ -171,7 +177,7 @@ def rope_forward_rounded(y, x, cos, sin, positions, heads):
 
 @checked("dx! (N, W); cos sin (T, D/2); positions (N) int < T; W >= heads D")
 @kernel
-def rope_backward(dx, cos, sin, positions, heads):
+def rope_backward(dx: Array, cos: Array, sin: Array, positions: Array, heads: int) -> None:
     """Turn the first heads*D columns of each row of dx (N, W), which hold dy, back in place."""
     for n in prange(dx.shape[0]):
         t = positions[n]

@@ -34,7 +34,7 @@ import math
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.jit import helper, kernel, prange
 from .engine.scratch import scratch
 from .engine.threads import PARTS
@@ -59,7 +59,7 @@ def _softmax_ref(logits):
     return np.exp(logits - lse), lse[:, 0]
 
 
-def route_forward_ref(logits, K, renormalised):
+def route_forward_ref(logits: Array, K: int, renormalised: bool) -> tuple[Array, Array, Array, Array]:
     """Return chosen (N, K), gates g (N, K) in the same order, p (N, E) and lse (N,)."""
     p, lse = _softmax_ref(logits)
     chosen = np.argsort(-logits, axis=1, kind="stable")[:, :K]
@@ -67,7 +67,7 @@ def route_forward_ref(logits, K, renormalised):
     return chosen, gates / gates.sum(1, keepdims=True) if renormalised else gates, p, lse
 
 
-def dispatch_ref(chosen, E):
+def dispatch_ref(chosen: Array, E: int) -> tuple[Array, Array, Array]:
     """Return token (S,), slot (N, K) and offsets (E + 1,)."""
     N, K = chosen.shape
     order = np.argsort(chosen.ravel(), kind="stable")
@@ -76,7 +76,17 @@ def dispatch_ref(chosen, E):
     return order // K, slot.reshape(N, K), np.searchsorted(chosen.ravel()[order], np.arange(E + 1))
 
 
-def route_backward_ref(dgates, chosen, gates, p, lse, renormalised, counted=1.0, balance=0.0, z=0.0):
+def route_backward_ref(
+    dgates: Array,
+    chosen: Array,
+    gates: Array,
+    p: Array,
+    lse: Array,
+    renormalised: bool,
+    counted: Array | float = 1.0,
+    balance: Array | float = 0.0,
+    z: float = 0.0,
+) -> Array:
     """Return dl (N, E) for dgates (N, K), what forward returned, and the penalties' m (N,), b (E,) and z."""
     dl, inner = np.zeros_like(p), (gates * dgates).sum(1, keepdims=True)
     np.put_along_axis(dl, chosen, gates * (dgates - inner if renormalised else dgates), 1)
@@ -89,7 +99,7 @@ def route_backward_ref(dgates, chosen, gates, p, lse, renormalised, counted=1.0,
 # -- penalties: of sums that the kernels make, for a layer and for the reference -----------------
 
 
-def load_balancing(load, share, pairs):
+def load_balancing(load: Array, share: Array, pairs: float) -> tuple[float, Array]:
     """Return a layer's part of the load-balancing loss, of which all layers' parts are the whole, and b (E,).
 
     load (E,) is the sum of all layers, share (E,) that of the layer; pairs is R.
@@ -98,7 +108,7 @@ def load_balancing(load, share, pairs):
     return float((b * share).sum()), b
 
 
-def z_loss(squares, pairs):
+def z_loss(squares: float, pairs: float) -> tuple[float, float]:
     """Return a layer's part of the router's z-loss, and z, of the layer's sum of squares."""
     return squares / pairs, 2 / pairs
 
@@ -232,8 +242,19 @@ def _backward_fits(sizes, **arrays):
     _forward_fits,
 )
 def route_forward(
-    chosen, weights, lse, token, slot, offsets, load, share, squares, logits, counted=None, renormalised=True
-):
+    chosen: Array,
+    weights: Array,
+    lse: Array,
+    token: Array,
+    slot: Array,
+    offsets: Array,
+    load: Array,
+    share: Array,
+    squares: Array,
+    logits: Array,
+    counted: Array | None = None,
+    renormalised: bool = True,
+) -> None:
     """Overwrite everything but logits (N, E) and counted (N,), which says what the last three sum over; None: all.
 
     offsets (E + 1,).  load, share (E,) and squares (1,) are sums over tokens: of chosen experts, of p, of lse².
@@ -255,8 +276,18 @@ def route_forward(
     _backward_fits,
 )
 def route_backward(
-    dlogits, dweights, logits, lse, chosen, slot, weights, balance, z=0.0, counted=None, renormalised=True
-):
+    dlogits: Array,
+    dweights: Array,
+    logits: Array,
+    lse: Array,
+    chosen: Array,
+    slot: Array,
+    weights: Array,
+    balance: Array,
+    z: float = 0.0,
+    counted: Array | None = None,
+    renormalised: bool = True,
+) -> None:
     """Overwrite dlogits (N, E) from dweights (S,), what forward saved, and the penalties' b (E,) and z."""
     every = _EVERY if counted is None else counted
     _route_backward(

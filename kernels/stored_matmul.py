@@ -20,7 +20,7 @@ import functools
 
 import numba
 
-from .engine.checks import check_apart, checked, unchecked
+from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.scratch import scratch
@@ -42,17 +42,17 @@ STRIP = 2 * SLICE_TERMS  # rows: whole slices of a product's sum, of number form
 # -- reference: plain NumPy, x and dy in any float dtype ---------------------------------------
 
 
-def stored_product_ref(x, raw, storage, addend=None):
+def stored_product_ref(x: Array, raw: Array, storage: Storage, addend: Array | None = None) -> Array:
     """Return x Wᵀ (+ addend)."""
     return product_ref(x, storage.decode_ref(raw).astype(x.dtype), transpose_b=True, addend=addend)
 
 
-def stored_product_backward_ref(dy, raw, storage, addend=None):
+def stored_product_backward_ref(dy: Array, raw: Array, storage: Storage, addend: Array | None = None) -> Array:
     """Return dx = dy W (+ addend)."""
     return product_ref(dy, storage.decode_ref(raw).astype(dy.dtype), addend=addend)
 
 
-def stored_rows_ref(ids, raw, storage):
+def stored_rows_ref(ids: Array, raw: Array, storage: Storage) -> Array:
     """Return the rows `ids` (N,) of W, (N, K) float32."""
     return storage.decode_ref(raw[ids])
 
@@ -111,7 +111,9 @@ def _strips(raw, storage, columns):
     storage=Storage,
     number_format=AnyFormat,
 )
-def stored_product(y, x, raw, storage, addend=None, number_format=FLOAT32):
+def stored_product(
+    y: Array, x: Array, raw: Array, storage: Storage, addend: Array | None = None, number_format: AnyFormat = FLOAT32
+) -> None:
     """Write y = x Wᵀ (+ addend); addend may be y; x and W are rounded to the number format as in `product`.
 
     In FLOAT32 a row's bits are those of the row alone among up to FEW rows, and of `product` among more.
@@ -122,7 +124,7 @@ def stored_product(y, x, raw, storage, addend=None, number_format=FLOAT32):
     elif storage.read_by_products:
         unchecked(product)(y, x, storage.for_kernels(raw), False, True, addend, number_format)
     elif few and x.shape[1]:
-        (decoded,) = scratch("stored product: row", (numba.config.NUMBA_NUM_THREADS, 1, x.shape[1]))
+        (decoded,) = scratch("stored product: row", (numba.config.NUMBA_NUM_THREADS, 1, x.shape[1]))  # type: ignore[attr-defined]
         multiply = _product_of_few_rows(storage.decode_row)
         multiply(y, y if addend is None else addend, x, storage.for_kernels(raw), decoded, addend is not None)
     else:
@@ -137,7 +139,9 @@ def stored_product(y, x, raw, storage, addend=None, number_format=FLOAT32):
     storage=Storage,
     number_format=AnyFormat,
 )
-def stored_product_backward(dx, dy, raw, storage, addend=None, number_format=FLOAT32):
+def stored_product_backward(
+    dx: Array, dy: Array, raw: Array, storage: Storage, addend: Array | None = None, number_format: AnyFormat = FLOAT32
+) -> None:
     """Write dx = dy W (+ addend); addend may be dx; dy and W are rounded to the number format as in `product`."""
     if storage.read_by_products:
         unchecked(product)(dx, dy, storage.for_kernels(raw), False, False, addend, number_format)
@@ -153,6 +157,6 @@ def stored_product_backward(dx, dy, raw, storage, addend=None, number_format=FLO
     _raw_fits,
     storage=Storage,
 )
-def stored_rows(x, ids, raw, storage):
+def stored_rows(x: Array, ids: Array, raw: Array, storage: Storage) -> None:
     """Overwrite x (N, K) with the rows `ids` (N,) of W."""
     storage.rows(x, ids, raw)

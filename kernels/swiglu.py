@@ -19,7 +19,7 @@ Source: Shazeer, "GLU Variants Improve Transformer" (2020), equation 6, with bet
 
 import numpy as np
 
-from .engine.checks import checked
+from .engine.checks import Array, checked
 from .engine.halves import as_element, as_float
 from .engine.jit import helper, kernel, prange
 from .engine.vectors import dot, exp
@@ -44,25 +44,25 @@ def _sigmoid(a):
     return np.where(a < 0, e, 1) / (1 + e)
 
 
-def swiglu_forward_ref(gate_up):
+def swiglu_forward_ref(gate_up: Array) -> Array:
     """Return h (N, F) for gate_up (N, 2F)."""
     a, b = np.split(gate_up, 2, axis=1)  # (N, F) each
     return a * _sigmoid(a) * b
 
 
-def swiglu_backward_ref(dh, gate_up):
+def swiglu_backward_ref(dh: Array, gate_up: Array) -> Array:
     """Return dgate_up (N, 2F) for dh (N, F) and what forward saved."""
     a, b = np.split(gate_up, 2, axis=1)  # (N, F) each
     s = _sigmoid(a)
     return np.concatenate((dh * b * s * (1 + a * (1 - s)), dh * a * s), axis=1)
 
 
-def weighted_swiglu_forward_ref(gate_up, weights):
+def weighted_swiglu_forward_ref(gate_up: Array, weights: Array) -> Array:
     """Return h (S, F) = g silu(gate) up."""
     return weights[:, None] * swiglu_forward_ref(gate_up)
 
 
-def weighted_swiglu_backward_ref(dh, gate_up, weights):
+def weighted_swiglu_backward_ref(dh: Array, gate_up: Array, weights: Array) -> tuple[Array, Array]:
     """Return dgate_up (S, 2F) and dg (S,)."""
     return swiglu_backward_ref(weights[:, None] * dh, gate_up), (dh * swiglu_forward_ref(gate_up)).sum(1)
 
@@ -88,7 +88,7 @@ def _times(h, weight):
 
 @checked("h! (N, F); gate_up (N, 2 F) float32|uint16")
 @kernel
-def swiglu_forward(h, gate_up):
+def swiglu_forward(h: Array, gate_up: Array) -> None:
     """Overwrite h (N, F) from gate_up (N, 2F), float32 or bfloat16."""
     for n in prange(h.shape[0]):
         _gated(h[n], gate_up[n])
@@ -96,7 +96,7 @@ def swiglu_forward(h, gate_up):
 
 @checked("h! (N, F); saved! (N, 2 F) uint16; gate_up (N, 2 F)")
 @kernel
-def swiglu_forward_rounded(h, saved, gate_up):
+def swiglu_forward_rounded(h: Array, saved: Array, gate_up: Array) -> None:
     """Overwrite saved (N, 2F) uint16 with gate_up (N, 2F) rounded to bfloat16, and h (N, F) from that."""
     for n in prange(h.shape[0]):
         for j in range(gate_up.shape[1]):
@@ -106,7 +106,7 @@ def swiglu_forward_rounded(h, saved, gate_up):
 
 @checked("dgate_up! (N, 2 F); dh! (N, F); gate_up (N, 2 F) float32|uint16")
 @kernel
-def swiglu_backward(dgate_up, dh, gate_up):
+def swiglu_backward(dgate_up: Array, dh: Array, gate_up: Array) -> None:
     """Overwrite dgate_up (N, 2F) from dh (N, F) and gate_up (N, 2F), float32 or bfloat16; then turn dh into h.
 
     The product after it reads h, whose exponential is the one that is computed here; h has the bits of forward's.
@@ -128,7 +128,7 @@ def swiglu_backward(dgate_up, dh, gate_up):
 
 @checked("h! (S, F); gate_up (S, 2 F) float32|uint16; weights (S)")
 @kernel
-def weighted_swiglu_forward(h, gate_up, weights):
+def weighted_swiglu_forward(h: Array, gate_up: Array, weights: Array) -> None:
     """Overwrite h (S, F) from gate_up (S, 2F), float32 or bfloat16, and the gates (S,)."""
     for s in prange(h.shape[0]):
         _gated(h[s], gate_up[s])
@@ -137,7 +137,7 @@ def weighted_swiglu_forward(h, gate_up, weights):
 
 @checked("h! (S, F); saved! (S, 2 F) uint16; gate_up (S, 2 F); weights (S)")
 @kernel
-def weighted_swiglu_forward_rounded(h, saved, gate_up, weights):
+def weighted_swiglu_forward_rounded(h: Array, saved: Array, gate_up: Array, weights: Array) -> None:
     """Overwrite saved (S, 2F) uint16 with gate_up (S, 2F) rounded to bfloat16, and h (S, F) from that."""
     for s in prange(h.shape[0]):
         for j in range(gate_up.shape[1]):
@@ -148,7 +148,7 @@ def weighted_swiglu_forward_rounded(h, saved, gate_up, weights):
 
 @checked("dgate_up! (S, 2 F); dweights! (S); dh! (S, F); gate_up (S, 2 F) float32|uint16; weights (S)")
 @kernel
-def weighted_swiglu_backward(dgate_up, dweights, dh, gate_up, weights):
+def weighted_swiglu_backward(dgate_up: Array, dweights: Array, dh: Array, gate_up: Array, weights: Array) -> None:
     """Overwrite dgate_up (S, 2F) and dweights (S,) from dh (S, F) and what forward read; then turn dh into h."""
     S, F = dh.shape
     one = np.float32(1)

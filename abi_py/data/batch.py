@@ -1,5 +1,7 @@
 """A batch: ids that go into the model, and labels that should come out; the types that all of `data/` speaks of."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy.typing as npt
 
 from ..config import IGNORE_INDEX
 from ..errors import ConfigError, DataError
+from ..reprs import Shown
 
 __all__ = [
     "IGNORE_INDEX",
@@ -69,7 +72,7 @@ def trained_of(labels: TokenArray) -> npt.NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class Batch(Shown):
     """B rows of T positions: what goes into the model, and what should come out.
 
     input_ids       (B, T) uint32
@@ -96,6 +99,11 @@ class Batch:
                     f"{name} must be (B, T) = {self.input_ids.shape} of {dtype.__name__}, "
                     f"got {array.shape} of {array.dtype}"
                 )
+
+    def _says(self) -> str:
+        extra = [name for name in ("attention_mask", "segment_ids") if getattr(self, name) is not None]
+        more = f", with {' and '.join(extra)}" if extra else ""
+        return f"{self.batch_size} x {self.seq_len} ids, {self.num_tokens:,} trained{more}"
 
     @property
     def batch_size(self) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from ..reprs import Shown
 from .batch import IGNORE_LABEL, Batch, TokenArray, check_integer, labels_of, trained_of
 from .chat import ChatTemplate
 from .conversation import Conversation
@@ -36,7 +37,7 @@ ROUND = 8  # widths of batches are multiples of it: few different shapes, so few
 
 
 @dataclass
-class EncodingStats:
+class EncodingStats(Shown):
     """What became of conversations when they were encoded.
 
     rows       rows that are trained on                     truncated  of those, rows that were cut
@@ -82,7 +83,7 @@ def truncate(
     return ids[:end], trained[:end]
 
 
-class ChatDataset:
+class ChatDataset(Shown):
     """Rows of token ids with their mask, in memory; 5 bytes a token.
 
     name         what messages call it                 vocab_size  ids are below it
@@ -169,9 +170,9 @@ class ChatDataset:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __repr__(self) -> str:
+    def _says(self) -> str:
         tokens = f"{self.num_tokens:,} tokens, {self.num_targets:,} trained"
-        return f"ChatDataset({self.name!r}, {len(self):,} rows, {tokens})"
+        return f"{self.name!r}, {len(self):,} rows, {tokens}"
 
     @property
     def num_tokens(self) -> int:

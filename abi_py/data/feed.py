@@ -7,11 +7,14 @@ A data set of your own is an object with these two methods.  Its feed is a `Feed
 says where a row of it is from; going from batch to batch, to an epoch and to a position is here, once for all.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
+from ..reprs import Shown
 from .batch import Batch, check_integer
 
 __all__ = ["Batching", "Dataset", "Feed", "Identity"]
@@ -42,11 +45,11 @@ class Dataset(Protocol):
     def identity(self) -> Identity:
         """Return which data these are."""
 
-    def feed(self, batching: Batching) -> "Feed":
+    def feed(self, batching: Batching) -> Feed:
         """Return the batches of epoch 0; ConfigError or DataError if they cannot be made for this model."""
 
 
-class Feed(ABC):
+class Feed(Shown, ABC):
     """The batches of an epoch: `for batch in feed` goes on from `position` to its end.
 
     Nothing but (epoch, position) is remembered, so `set_epoch` and `seek` go on with exactly the batches that would
@@ -76,6 +79,11 @@ class Feed(ABC):
         common = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
         self.order: dict[str, Any] = {**common, **more, "seq_len": self.seq_len}
         self.epoch = self.position = 0
+
+    def _says(self) -> str:
+        batches = f"{self.num_batches:,} batches of {self.batch_size} x {self.seq_len}"
+        order = f"shuffled by seed {self.seed}" if self.shuffle else "in order"
+        return f"{batches}, {order}; epoch {self.epoch}, next {self.position}; of {self.dataset!r}"
 
     @abstractmethod
     def batch_at(self, position: int) -> Batch:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..errors import DataError
+from ..reprs import Shown
 from .conversation import Conversation
 from .conversation_rows import RowReader
 from .rows import BadRow, Source
@@ -18,7 +19,7 @@ __all__ = ["InstructionList", "InstructionSample", "parse_instruction_dataset"]
 
 
 @dataclass(frozen=True)
-class InstructionSample:
+class InstructionSample(Shown):
     """One question and the answer to it.
 
     instruction  what is asked; never empty

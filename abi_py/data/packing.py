@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from ..reprs import Shown
 from .batch import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer, labels_of
 from .feed import Batching, Dataset, Feed, Identity
 from .order import permute
@@ -60,7 +61,7 @@ class PackingStats:
 
 
 @dataclass(frozen=True, eq=False)
-class PackedBatches:
+class PackedBatches(Shown):
     """Rows of packed sequences, as batches: `get_batch(i)` for i in 0 .. num_batches - 1.
 
     A batch is made when it is asked for, so memory holds each token once.  Every batch has `batch_size` rows but the
@@ -150,7 +151,7 @@ class PackedFeed(Feed):
         return self.place(self.packed.sequence_at(self._index(position), row, column))
 
 
-class SequencePacker:
+class SequencePacker(Shown):
     """Collect sequences of token ids, then `pack` them into rows of `max_seq_len`.
 
     A sequence longer than a row is divided into pieces that share one token: the last token of a piece is also the

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, DataError, on_one_line
+from ..reprs import Shown
 from .chat_templates import BuiltIn
 from .conversation import Conversation, Tools, Turns, turns_and_tools
 
@@ -32,7 +33,7 @@ _OWN_ERRORS = (
 _REMEDY = "correct it, or give another template with --template"
 
 
-class Template:
+class Template(Shown):
     """A template, ready to render.
 
     name       what error messages call it
@@ -67,8 +68,8 @@ class Template:
                 f"{name}: not a template that can be compiled: {error}; nest its blocks and expressions less deeply"
             ) from None
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
+    def _says(self) -> str:
+        return repr(self.name)
 
     @property
     def portable_source(self) -> str:

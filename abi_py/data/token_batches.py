@@ -9,6 +9,8 @@ drop_last=True leaves them out and counts them (`dropped_tokens`); drop_last=Fal
 padded with id 0 and labels that are not trained, and the last batch has fewer rows.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, Protocol
 

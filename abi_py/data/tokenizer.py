@@ -28,6 +28,7 @@ import tokenizers
 from ..errors import DataError
 from ..files import atomic_files
 from ..formats.special_tokens import ROLES, check_name, token_name
+from ..reprs import Shown
 from .places import Place, PlacedBackend, library_errors, without_strip
 from .token_bytes import TokenBytes
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
@@ -44,7 +45,7 @@ USUAL_NAMES = {
 }
 
 
-class Tokenizer:
+class Tokenizer(Shown):
     """A tokenizer of the `tokenizers` library, the names of its special tokens, and its chat template.
 
     chat_template  Jinja text or None; may be set, and `save` writes it
@@ -79,8 +80,8 @@ class Tokenizer:
         made.template_name = str(files.template)
         return made
 
-    def __repr__(self) -> str:
-        return f"Tokenizer({self.name!r}, vocab_size={self.vocab_size})"
+    def _says(self) -> str:
+        return f"{self.name!r}, vocab_size={self.vocab_size}"
 
     # -- text to ids ---------------------------------------------------------------------------
 

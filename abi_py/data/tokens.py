@@ -5,6 +5,8 @@
 The file is mapped into memory, never read as a whole, so a file of 100 GB opens at once.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import zlib
@@ -16,6 +18,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
 from ..files import atomic_file
+from ..reprs import Shown
 from .batch import TokenArray, as_tokens, check_integer
 from .feed import Batching, Identity
 from .sidecar import TokensInfo, read_sidecar
@@ -38,7 +41,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-class TokenizedDataset:
+class TokenizedDataset(Shown):
     """A sequence of token ids, in a mapped file or in memory.
 
     tokens      (N,) uint32, read only; little-endian as in the file
@@ -75,7 +78,7 @@ class TokenizedDataset:
         self._asked = 0  # shuffled iterators that were made without a seed
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> "TokenizedDataset":
+    def load(cls, path: str | os.PathLike[str], vocab_size: int | None = None) -> TokenizedDataset:
         """Map a file of u32 little-endian token ids; takes the same time for any size.
 
         If PATH.json is beside it (data/sidecar.py), the vocabulary's size comes from there when `vocab_size` is None,
@@ -106,7 +109,7 @@ class TokenizedDataset:
     @classmethod
     def from_slice(
         cls, tokens: npt.ArrayLike, vocab_size: int | None = None, name: str = "tokens"
-    ) -> "TokenizedDataset":
+    ) -> TokenizedDataset:
         """Take ids that are in memory (list, or array of any integer dtype); a uint32 array is not copied."""
         return cls(as_tokens(tokens, name), vocab_size, name)
 
@@ -116,7 +119,7 @@ class TokenizedDataset:
             for start in range(0, len(self.tokens), SCAN_BLOCK):
                 file.write(self.tokens[start : start + SCAN_BLOCK].astype("<u4", copy=False).tobytes())
 
-    def split(self, fraction: float = 0.9) -> tuple["TokenizedDataset", "TokenizedDataset"]:
+    def split(self, fraction: float = 0.9) -> tuple[TokenizedDataset, TokenizedDataset]:
         """Return the first `fraction` of the tokens, for training, and the rest, for validation; neither is a copy.
 
         The parts share no token, and no label of the first is in the second.  ConfigError unless 0 < fraction < 1;
@@ -132,7 +135,7 @@ class TokenizedDataset:
             )
         return self._part(0, at), self._part(at, len(self.tokens))
 
-    def _part(self, start: int, stop: int) -> "TokenizedDataset":
+    def _part(self, start: int, stop: int) -> TokenizedDataset:
         part = self.tokens[start:stop]
         made = TokenizedDataset(part, self.vocab_size, self.name, self.skipped, start=self.start + start)
         made.info, made.notes = self.info, self.notes
@@ -141,8 +144,8 @@ class TokenizedDataset:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __repr__(self) -> str:
-        return f"TokenizedDataset({self.name!r}, {len(self.tokens):,} tokens, vocab_size={self.vocab_size})"
+    def _says(self) -> str:
+        return f"{self.name!r}, {len(self.tokens):,} tokens, vocab_size={self.vocab_size}"
 
     @property
     def num_tokens(self) -> int:
@@ -248,7 +251,7 @@ def _check_sidecar(info: TokensInfo, path: Path, size: int, vocab_size: int | No
         )
 
 
-class DataLoader:
+class DataLoader(Shown):
     """A data set with the settings of its batches, which `iterator()` gives."""
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import CheckpointError, DataError
 from ..files import json_text
+from ..reprs import Shown
 from ..untrusted import json_in, read_bytes, read_json
 from .huggingface import CONFIG
 from .special_tokens import REMEDY, token_ids
@@ -29,7 +30,7 @@ COMPANIONS = (*TOKENIZER_FILES, GENERATION)
 
 
 @dataclass(frozen=True, repr=False)
-class Companions:
+class Companions(Shown):
     """The files by name, and the content of config.json."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -42,9 +43,8 @@ class Companions:
         files = {path.relative_to(folder).as_posix(): read_bytes(path, error=CheckpointError) for path in found}
         return cls(files, read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {})
 
-    def __repr__(self) -> str:
-        """Return the names of the files, not their bytes."""
-        return f"Companions({', '.join([*self.files, *([CONFIG] if self.config else [])])})"
+    def _says(self) -> str:
+        return ", ".join([*self.files, *([CONFIG] if self.config else [])])
 
     def __bool__(self) -> bool:
         """Say whether there is anything."""

@@ -26,6 +26,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..fields import fields_of
 from ..files import atomic_file, write_pieces
+from ..reprs import Shown
 from ..shape import ModelFamily, ModelShape
 from .finite import check_read, check_written
 
@@ -56,7 +57,7 @@ def _empty() -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbicCheckpoint:
+class AbicCheckpoint(Shown):
     """Content of an `ABIC` file; `weights` is the flat buffer (P,) float32."""
 
     step: int
@@ -65,7 +66,7 @@ class AbicCheckpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblcCheckpoint:
+class AblcCheckpoint(Shown):
     """Content of an `ABLC` file; weights, m and v are flat float32 buffers."""
 
     step: int

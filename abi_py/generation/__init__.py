@@ -32,10 +32,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     """Import what was asked for, at its first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"abi_py.generation has no {name!r}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and would take any other for one of these
+    __getattr__ = _load

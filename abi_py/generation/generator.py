@@ -8,17 +8,20 @@ Up to FEW sequences go through a step together; where one ends, the next prompt 
 the context loses the older half of it and goes on: the rest is read again.
 """
 
+from __future__ import annotations
+
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
 from ..model.transformer import Transformer
+from ..reprs import Shown
 from .decoder import FEW, Decoder
 from .sequence import Generation, Sequence, Token
 from .settings import GenerationConfig
@@ -29,7 +32,7 @@ __all__ = ["Generator", "generate", "generate_stream"]
 Prompt = str | npt.ArrayLike
 
 
-class Generator:
+class Generator(Shown):
     """A model, its tokenizer, and a cache that lives as long as this object.
 
     With `reuse`, a prompt that begins with what the cache holds is only read from there on: for a conversation that
@@ -45,6 +48,9 @@ class Generator:
         self._decoder: Decoder | None = None
         self._held = np.empty(0, np.int32)  # what slot 0 has read, if `reuse`
         self._sequences: list[Sequence] = []
+
+    def _says(self) -> str:
+        return f"{self.model!r}, {self.codec!r}" if self.codec is not None else f"{self.model!r}, without a tokenizer"
 
     def run(
         self,
@@ -222,6 +228,56 @@ def _split(prompt: Any) -> tuple[list[Any], bool]:
     return prompts, False
 
 
+@overload
+def generate(
+    model: Transformer,
+    prompt: str,
+    config: GenerationConfig | int | None = None,
+    *,
+    tokenizer: Any = None,
+    callback: Callable[[Token], object] | None = None,
+    **settings: Any,
+) -> str: ...
+@overload
+def generate(
+    model: Transformer,
+    prompt: list[str],
+    config: GenerationConfig | int | None = None,
+    *,
+    tokenizer: Any = None,
+    callback: Callable[[Token], object] | None = None,
+    **settings: Any,
+) -> list[str]: ...
+@overload
+def generate(
+    model: Transformer,
+    prompt: SequenceOf[int],
+    config: GenerationConfig | int | None = None,
+    *,
+    tokenizer: Any = None,
+    callback: Callable[[Token], object] | None = None,
+    **settings: Any,
+) -> npt.NDArray[np.int32]: ...
+@overload
+def generate(
+    model: Transformer,
+    prompt: SequenceOf[SequenceOf[int]],
+    config: GenerationConfig | int | None = None,
+    *,
+    tokenizer: Any = None,
+    callback: Callable[[Token], object] | None = None,
+    **settings: Any,
+) -> list[npt.NDArray[np.int32]]: ...
+@overload
+def generate(
+    model: Transformer,
+    prompt: Any,
+    config: GenerationConfig | int | None = None,
+    *,
+    tokenizer: Any = None,
+    callback: Callable[[Token], object] | None = None,
+    **settings: Any,
+) -> Any: ...
 def generate(
     model: Transformer,
     prompt: Any,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..reprs import Shown
 from .sampler import (
     ban_repeated_ngrams,
     ban_words,
@@ -20,7 +21,7 @@ __all__ = ["Generation", "Sequence", "Token"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Token:
+class Token(Shown):
     """One event of a stream: a new token, or the end of a sequence.
 
     `text` is what became certain with it: perhaps nothing, perhaps more than the token's own.  The last event of a
@@ -36,7 +37,7 @@ class Token:
 
 
 @dataclass(kw_only=True)
-class Generation:
+class Generation(Shown):
     """What came of one prompt.
 
     `ids` ends before a stop id; with a stop string it ends with the token that completed it, and `text` before it.

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
 """How text is generated: one class for the API, the command line and `generation_config.json`.
 
 In the file, names and meanings are Hugging Face's; there `do_sample: false` is what temperature 0 is here, and what a
@@ -5,7 +6,7 @@ file leaves out has the value that `transformers` gives it (temperature 1, top_k
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 from ..config import OFF, ON, Config, fields_of, opt
 from ..errors import ConfigError, DataError, shown
-from ..fields import closest
+from ..fields import Accepts, closest
 from ..files import atomic_json
 from ..formats.special_tokens import token_ids
 from ..untrusted import read_json
@@ -77,15 +78,21 @@ class GenerationConfig(Config):
     eta_cutoff: float = opt(0.0, "the same, but less where all are unlikely (0 = all)", acts=_DRAWS)
     repetition_penalty: float = opt(1.0, "divide positive logits of earlier tokens by it (1 = off)", common=True)
     no_repeat_ngram_size: int = opt(0, "never repeat so many tokens in a row (0 = off)")
-    bad_words_ids: tuple[str, ...] = opt((), 'ids that never follow each other, as in "5 17 3"', read=_as_text)
-    suppress_tokens: tuple[int, ...] = opt((), "ids that never come")
-    begin_suppress_tokens: tuple[int, ...] = opt((), "ids that never come first")
+    bad_words_ids: Accepts[tuple[str, ...], Sequence[str | Sequence[int]]] = opt(
+        (), 'ids that never follow each other, as in "5 17 3"', read=_as_text
+    )
+    suppress_tokens: Accepts[tuple[int, ...], Sequence[int]] = opt((), "ids that never come")
+    begin_suppress_tokens: Accepts[tuple[int, ...], Sequence[int]] = opt((), "ids that never come first")
     min_new_tokens: int | None = opt(None, "no stop id before so many tokens")
     min_length: int = opt(0, "no stop id before prompt and continuation have so many", acts={"min_new_tokens": OFF})
-    forced_eos_token_id: tuple[int, ...] = opt((), "ids of which the last token before a limit is one")
+    forced_eos_token_id: Accepts[tuple[int, ...], Sequence[int] | int] = opt(
+        (), "ids of which the last token before a limit is one"
+    )
     seed: int = opt(0, "seed of the draws; for every prompt of a batch anew", acts=_DRAWS, common=True)
-    stop_ids: tuple[int, ...] | None = opt(None, "ids that end the text  [the tokenizer's end token]")
-    stop_strings: tuple[str, ...] = opt((), "strings that end the text", common=True)
+    stop_ids: Accepts[tuple[int, ...] | None, Sequence[int] | int] = opt(
+        None, "ids that end the text  [the tokenizer's end token]"
+    )
+    stop_strings: Accepts[tuple[str, ...], Sequence[str]] = opt((), "strings that end the text", common=True)
     logprobs: int | None = opt(None, "tell log-probabilities: of each token, and of so many likeliest")
 
     # A file of Hugging Face's states values that do not act, and a seed beside temperature 0 does no harm.

@@ -19,16 +19,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .lora import LoraModel as LoraModel
-    from .transformer import LossOutput as LossOutput
+    from .loss_output import LossOutput as LossOutput
     from .transformer import TrainableModel as TrainableModel
 
 __all__ = ["LoraModel", "LossOutput", "TrainableModel"]
 
-_HOMES = {"LoraModel": "lora", "LossOutput": "transformer", "TrainableModel": "transformer"}
+_HOMES = {"LoraModel": "lora", "LossOutput": "loss_output", "TrainableModel": "transformer"}
 
 
-def __getattr__(name: str) -> Any:
+def _load(name: str) -> Any:
     """Return a name of `__all__`; AttributeError if it is none."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+if not TYPE_CHECKING:  # a type checker knows the names above, and would take any other for one of these
+    __getattr__ = _load

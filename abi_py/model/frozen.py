@@ -70,6 +70,9 @@ class FrozenModel(Transformer):
         model.companions = Companions.of(place)
         return model
 
+    def _says(self) -> str:
+        return f"{super()._says()}, kept in {' and '.join(self.storages())}"
+
     def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
         """Return the table and the weights as they are kept."""
         return self.table, {name: Stored(kept.raw, kept.storage.name == "bf16") for name, kept in self._kept.items()}

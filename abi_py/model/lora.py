@@ -13,6 +13,8 @@ computes what its model computes.
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the initial A is PEFT's.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +81,8 @@ class LoraModel(Transformer):
         self._kept: dict[str, np.ndarray] = {}  # the weights before a merge
         self._digest = ""
 
-    def __repr__(self) -> str:
-        return f"LoraModel: {self.report()}"
+    def _says(self) -> str:
+        return f"{self.report()}, on {self.model!r}"
 
     def report(self) -> str:
         """Return how much is trained, in one line."""
@@ -176,7 +178,7 @@ class LoraModel(Transformer):
     @classmethod
     def load(
         cls, model: TrainableModel | FrozenModel, folder: str | Path, *, allow_nonfinite: bool = False
-    ) -> "LoraModel":
+    ) -> LoraModel:
         """Put the adapters of a PEFT folder on `model`.
 
         FileNotFoundError if there is none, CheckpointError if it is damaged, of a kind that is not computed here, of

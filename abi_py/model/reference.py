@@ -47,7 +47,7 @@ def attention_forward(layer: Any, w: Weights, x: Array, batch: Batch) -> tuple[A
     if layer.qk_norm:
         (q, r_q), (k, r_k) = layer.qk_norm[0].forward_ref(w, q), layer.qk_norm[1].forward_ref(w, k)  # r: (N H,), (N G,)
     longest = int(positions.max()) + 1  # of the samples
-    cos, sin = layer.angles.reference(longest) if layer.angles else (None, None)  # (longest, D/2) each
+    cos, sin = layer.angles.reference(longest) if layer.angles else (x[:0], x[:0])  # (longest, D/2) each, or nothing
     if layer.angles:
         q, k = rope_forward_ref(q, cos, sin, positions, H), rope_forward_ref(k, cos, sin, positions, G)
     att, _ = attention_forward_ref(q, k, v, starts, len(ids), H, G, layer.scale)  # (N, H D)

@@ -63,7 +63,7 @@ def router_penalties(layers: Sequence[Any], saved: Any, attention_mask: Any = No
     counted = np.ones(rows) if attention_mask is None else (np.asarray(attention_mask).ravel() != 0).astype(float)
     pairs, value = max(counted.sum() * len(routers), 1), 0.0
     masked = [(kept["route"][0], counted[:, None] * kept["route"][2], kept["route"][3]) for _, kept in routers]
-    load = sum(np.bincount(chosen[counted > 0].ravel(), minlength=p.shape[1]) for chosen, p, _ in masked)
+    load = np.sum([np.bincount(chosen[counted > 0].ravel(), minlength=p.shape[1]) for chosen, p, _ in masked], axis=0)
     for (layer, kept), (_, p, lse) in zip(routers, masked, strict=True):
         part, b = load_balancing(load, p.sum(0), pairs)
         squared, z = z_loss((counted * lse**2).sum(), pairs)

@@ -6,10 +6,12 @@
 The two passes over the list are `stack.py`.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,33 +29,20 @@ from ..kernels.engine.number_formats import PRECISIONS
 from ..kernels.engine.threads import PASS, threads_as_before, threads_for
 from ..kernels.unchecked import global_norm
 from ..parameters import Buffers, Parameters, Tensor, Views, Weight
+from ..reprs import Shown
 from .arena import memory_plan
 from .folder import open_weights, read_config
 from .folder_writing import Savable, write_folder
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
 from .layers.run import Check, Penalties, Run
+from .loss_output import LossOutput
 from .stack import Runs, Stack, flops_per_token
 
 __all__ = ["LossOutput", "TrainableModel", "Transformer"]
 
 
-@dataclass(frozen=True)
-class LossOutput:
-    """Result of one batch: sums over the labels that count, and the loss of each token."""
-
-    loss: float  # mean over the labels that count; 0 if there is none
-    loss_sum: float
-    num_tokens: int
-    num_correct: int
-    token_losses: np.ndarray  # (B, T) float32, 0 where the label does not count
-    # What a backward pass added to the loss, by name: coefficient times a mean over the batch's tokens; not in `loss`.
-    penalties: Mapping[str, float] = field(default_factory=dict)
-    # (layers with experts, E) int64: how many tokens that the attention mask keeps chose each; of a backward pass
-    expert_loads: np.ndarray | None = None
-
-
-class Transformer(ABC):
+class Transformer(Shown, ABC):
     """A list of layers; `parameters` are what is trained, and what their gradients are of.
 
     `base` has the weights of the network itself by name: those that are trained, or those under adapters.
@@ -71,6 +60,11 @@ class Transformer(ABC):
         self._runs = Runs()
         self._flops: dict[int, float] = {}  # by length of a row
         self._last: tuple[np.ndarray, Run] | None = None  # ids and run of the forward that the arena holds
+
+    def _says(self) -> str:
+        trained, whole = self.num_params(), sum(array.size for array in self.base.values())
+        count = f"{trained:,} parameters" if trained == whole else f"{trained:,} of {whole:,} parameters trained"
+        return f"{self.config.family.value}, {count}: {self.config.in_brief()}"
 
     # -- what it is made of ----------------------------------------------------------------------
 
@@ -279,11 +273,11 @@ class Transformer(ABC):
             self._flops[seq_len] = flops_per_token(self.layers, seq_len)
         return self._flops[seq_len]
 
-    def merged(self) -> "Transformer":
+    def merged(self) -> Transformer:
         """Return a model without adapters that computes the same: this one, where it has none."""
         return self
 
-    def for_decoding(self) -> "Transformer":
+    def for_decoding(self) -> Transformer:
         """Return a model that computes the same, with as little as possible to compute for a token."""
         return self.merged()
 
@@ -341,7 +335,7 @@ class TrainableModel(Transformer):
         """Return a tensor for a layer that does not train it."""
         return Weight(name, self.weights[name], None)
 
-    def widened(self) -> "TrainableModel":
+    def widened(self) -> TrainableModel:
         """Return a copy."""
         made = TrainableModel(self.config, self.parameters.weights_flat)
         made.companions = self.companions
@@ -359,7 +353,7 @@ class TrainableModel(Transformer):
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
-    ) -> "TrainableModel":
+    ) -> TrainableModel:
         """Return the model of a Hugging Face folder, float32; see `model.folder.open_weights`.
 
         `config` is `read_config(folder)` where that is not changed (gradient checkpointing, another max_seq_len).

@@ -10,6 +10,7 @@ from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from ..model.folder import read_config
 from ..model.frozen import FrozenModel, read_frozen
+from ..reprs import Shown
 from .checkpoint import ADVICE, STATE, Found, is_checkpoint_name, locate, verify
 from .finding import BEST, Origin, find_place
 
@@ -17,7 +18,7 @@ __all__ = ["LoadedModel", "find_folder", "load_model"]
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(Shown):
     """A model, the directory that its weights came from, and what a search passed over and why.
 
     `eos_ids` end a text, as the files of the directory say; None if they say nothing.  `run` is the directory of the

@@ -21,6 +21,7 @@ from ..kernels.muon import muon_flops, muon_ratio
 from ..kernels.optimizers import parameter_chunks
 from ..kernels.unchecked import adam_, adamw_, muon_, sgd_
 from ..parameters import Buffers, Tensor
+from ..reprs import Shown
 
 __all__ = ["Optimizer", "matrices_of", "moments_of", "operations_of", "stack_of"]
 
@@ -77,7 +78,7 @@ class _Stretch:
     decay: np.ndarray  # (n,) bool
 
 
-class Optimizer:
+class Optimizer(Shown):
     """Update rule and its memory; `step` counts the updates made (Adam's t)."""
 
     def __init__(self, parameters: Buffers, config: LlmTrainingConfig) -> None:
@@ -97,6 +98,11 @@ class Optimizer:
         self.moments = {name: np.zeros(_length(ranges), np.float32) for name, ranges in self._ranges.items()}
         self._stretches = self._cut(_between(table, self.matrices))
         self._operations = operations_of(self.matrices, config)
+
+    def _says(self) -> str:
+        size = sum(moment.nbytes for moment in self.moments.values()) / 1e6
+        moments = f"moments {' and '.join(self.moments)}, {size:,.1f} MB" if self.moments else "no moments"
+        return f"{self.config.optimizer.value}, {self.step:,} updates, {moments}"
 
     def _cut(self, ranges: Sequence[slice]) -> list[_Stretch]:
         """Return the stretches of the flat buffer that SGD, Adam or AdamW updates."""

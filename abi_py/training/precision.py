@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import ON, Config, LlmTrainingConfig, Precision, check_loss_scaling, opt
+from ..reprs import Shown
 
 __all__ = [
     "LossScaler",
@@ -52,7 +53,7 @@ class MixedPrecisionConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossScalerStats:
+class LossScalerStats(Shown):
     """Figures of a `LossScaler`."""
 
     current_scale: float
@@ -60,7 +61,7 @@ class LossScalerStats:
     steps_since_overflow: int
 
 
-class LossScaler:
+class LossScaler(Shown):
     """The scale, and the rule by which it follows the gradients.
 
     A loop of your own is `compute_loss(..., backward=True, loss_scale=scaler.get_scale())`, or `scale_loss` on a loss
@@ -73,6 +74,9 @@ class LossScaler:
         self.config = config
         self._scale = config.initial_scale
         self._overflow_count = self._steps_since_overflow = 0
+
+    def _says(self) -> str:
+        return f"scale {self.get_scale():g}, {self._overflow_count} overflows" if self.config.enabled else "disabled"
 
     def get_scale(self) -> float:
         """Return the factor of the loss: 1 when disabled."""

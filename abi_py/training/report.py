@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import atomic_json
+from ..reprs import Shown
 
 __all__ = [
     "EvalResult",
@@ -52,7 +53,7 @@ def plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepMetrics:
+class StepMetrics(Shown):
     """Result of one micro-batch.
 
     loss and accuracy are of this micro-batch; grad_norm (before clipping) and learning_rate are of the most recent
@@ -72,7 +73,7 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalResult:
+class EvalResult(Shown):
     """Result of an evaluation: loss is the mean over all tokens, without label smoothing."""
 
     loss: float
@@ -84,7 +85,7 @@ class EvalResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingStats:
+class TrainingStats(Shown):
     """Figures of the most recent optimizer step, and counters since the beginning of the run."""
 
     epoch: int = 0
@@ -109,7 +110,7 @@ class TrainingStats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingReport:
+class TrainingReport(Shown):
     """The end of a run; the first eleven fields are the ABI's."""
 
     final_loss: float

@@ -1,13 +1,16 @@
 """What the parts of a trainer share: what is trained, by which settings, how far it is, and who is told."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numba
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..model import LoraModel, TrainableModel
+from ..reprs import Shown
 from .clock import Clock
 from .evaluation import CountBytes
 from .events import EventHub, RunLabel, Sink, WarningEvent
@@ -28,7 +31,7 @@ class Moment(TypedDict):
     time: float
 
 
-class Session:
+class Session(Shown):
     """A model in training, and all that is remembered of it."""
 
     def __init__(self, model: Model, config: LlmTrainingConfig, sinks: Sequence[Sink] = ()) -> None:
@@ -47,6 +50,12 @@ class Session:
             self.events.add(sink)
         set_threads(config.num_threads)
         model.zero_gradients()
+
+    def _says(self) -> str:
+        state, config = self.state, self.config
+        loss = f", loss {state.loss:.4g}" if state.global_step else ""
+        place = f"step {state.global_step:,}, {state.epoch} of {counted(config.epochs, 'epoch')} done{loss}"
+        return f"{place}; {self.optimizer!r}; {self.model!r}"
 
     def now(self) -> Moment:
         """Return the step, and the seconds that the run has taken."""

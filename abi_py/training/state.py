@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, shown
+from ..reprs import Shown
 from ..untrusted import check
 
 __all__ = ["ADDED", "Position", "TrainingState"]
@@ -29,7 +30,7 @@ class Position(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class TrainingState:
+class TrainingState(Shown):
     """Everything besides the arrays that decides the next step, and the counters of the report."""
 
     global_step: int = 0  # optimizer steps done

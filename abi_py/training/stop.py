@@ -19,6 +19,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from ..reprs import Shown
+
 __all__ = ["HANG_UP", "SHORT_SECONDS", "SIGNALS", "GracefulStop", "Stopped"]
 
 HANG_UP = getattr(signal, "SIGHUP", None)
@@ -32,7 +34,7 @@ class Stopped(Exception):
     """A pass was given up because a stop was requested; it never leaves the training loop."""
 
 
-class GracefulStop:
+class GracefulStop(Shown):
     """Context manager: the first SIGINT, SIGTERM or SIGHUP becomes a request, a second signal ends the process at once.
 
         with GracefulStop() as stop:

@@ -6,6 +6,8 @@
     session.py   what all parts share              state.py   what of it a checkpoint keeps; clock.py its time
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

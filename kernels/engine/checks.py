@@ -23,11 +23,14 @@ import re
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import numpy as np
 
-__all__ = ["check_apart", "checked", "unchecked"]
+__all__ = ["Array", "check_apart", "checked", "unchecked"]
+
+Array: TypeAlias = np.ndarray  # what operations take; which types and shapes, `checked` says
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 ENTRY = re.compile(r"(?P<names>[^()=<>]+)\((?P<shape>[^()]*)\)\s*(?P<types>[\w|]+)?\s*(?:<\s*(?P<below>\w+))?")
 RELATION = re.compile(r"(?P<left>[^()=<>]+)(?P<sign>>=|=)(?P<right>[^()=<>]+)")
@@ -226,15 +229,15 @@ def _kind(x: Any) -> str:
 
 def checked(
     signature: str, also: Callable[..., None] | None = None, **others: Class
-) -> Callable[[Callable[..., Any]], Any]:
+) -> Callable[[Function], Function]:
     """Check the arguments of a kernel, or of a function that calls kernels, at each call; see the top of the file.
 
     `also(sizes, **arguments)` raises ValueError for what a signature cannot say; `others` are the classes of arguments
     that are neither arrays nor numbers.  The function without its checks is the `unchecked` of what is returned.
     """
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        python = getattr(function, "py_func", function)
+    def decorate(function: Function) -> Function:
+        python: Function = getattr(function, "py_func", function)
         parameters = inspect.signature(python)
         declared = _Signature.read(python.__name__, signature, others)
         unknown = {*others, *(array.name for array in declared.arrays)} - set(parameters.parameters)
@@ -253,7 +256,7 @@ def checked(
         call.unchecked = function  # type: ignore[attr-defined]
         call.signature = declared  # type: ignore[attr-defined]
         call.__doc__ = f"{python.__doc__}\n\n    Takes {signature}\n    (! is written; float32 where no type is named)"
-        return call
+        return cast(Function, call)
 
     return decorate
 

@@ -10,7 +10,7 @@ docs/log.md).  Sums that are to be vectors are spelled out in `vectors.py`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from numba import njit, prange
 from numba.extending import register_jitable
@@ -20,10 +20,12 @@ from .threads import on_threads
 
 __all__ = ["JIT", "helper", "kernel", "prange"]
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 JIT = not numba_config.DISABLE_JIT  # False under NUMBA_DISABLE_JIT=1: intrinsics then use their plain-Python twins
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: Function) -> Function:
     """Compile a function that Python calls, at its first call; `prange` loops in it run in parallel."""
     # A dictionary, because the types that Numba declares for `njit` lack one of the options.
     options: dict[str, Any] = {"parallel": True, "nogil": True, "no_cfunc_wrapper": True}
@@ -34,7 +36,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     return on_threads(compiled)
 
 
-def helper(function: Callable[..., Any]) -> Any:
+def helper(function: Function) -> Function:
     """Compile a function into the kernels that call it; never parallel.
 
     Python runs it uncompiled, and only if it uses no intrinsic.
