@@ -14,6 +14,7 @@ from ..errors import CheckpointError, DataError
 from ..files import json_text
 from ..reprs import Shown
 from ..untrusted import json_in, read_bytes, read_json
+from .checkpoint_names import CARD
 from .huggingface import CONFIG
 from .special_tokens import REMEDY, token_ids
 
@@ -78,6 +79,10 @@ class Companions(Shown):
             if settings.pop("chat_template", None) is not None:
                 files[SETTINGS] = json_text(settings).encode()
         return Companions({**files, "chat_template.jinja": source.encode()}, self.config)
+
+    def with_card(self, text: str) -> "Companions":
+        """Return the same with a model card; that of a folder is not read: it speaks of other weights."""
+        return Companions({**self.files, CARD: text.encode()}, self.config)
 
     def with_ends(self, ids: Iterable[int]) -> "Companions":
         """Return the same, whose generation_config.json ends a text at these ids too; unchanged where it does.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainableModelConfig
+from ..data.corpus import BYTE_VOCAB_SIZE
 from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..errors import CheckpointError, ConfigError
 from ..families import tensor_table, write_config
@@ -32,7 +33,7 @@ from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
 from ..model.frozen import FrozenModel
 from ..training.loading import LoadedModel, load_model
-from .conversations import ends_of_answers
+from .companions import with_bytes, with_tokenizer_from
 from .models import find_model, find_tokenizer_beside
 
 __all__ = ["FORMATS", "Exported", "Source", "check_format", "export", "write"]
@@ -76,25 +77,14 @@ class Source:
     def companions(self) -> Companions:
         """What goes along: the model's own files, or those of the base under adapters, as they are.
 
-        A tokenizer that is kept elsewhere, with adapters or in a run from scratch, takes the place of theirs, and what
-        ends its texts, and the answers of its chat template, ends them too.
+        A tokenizer that is kept elsewhere, with adapters or in an old run from scratch, takes the place of theirs, and
+        what ends its texts, and the answers of its chat template, ends them too.
         """
-        own, codec = self.loaded.model.companions, self.tokenizer
-        if self.place is None or codec is None or Companions.of(self.place).files.items() <= own.files.items():
-            return own
-        own = own.with_tokenizer_of(self.place)
-        eos = () if codec.eos_id is None else (codec.eos_id,)
-        ends = eos if codec.chat_template is None else ends_of_answers(self.place)
-        ids = {role: getattr(codec, f"{role}_id") for role in ("bos", "eos", "pad")}
-        stated = {f"{role}_token_id": value for role, value in ids.items() if value is not None}
-        files, of_model = own.files, own.config
-        if ends and GENERATION not in files and of_model.get(END) is None:  # a model of nobody else's
-            first = {name: value for name, value in stated.items() if name != END}
-            files = {**files, GENERATION: json_text(first).encode()}
-        if isinstance(of_model.get(END), list) and codec.eos_id in of_model[END]:
-            stated[END] = of_model[END]
-        nothing = {f"{role}_token_id": None for role in ids}
-        return Companions(files, {**nothing, **of_model, **stated}).with_ends(ends)
+        own, context = self.loaded.model.companions, self.shape.max_seq_len
+        if self.place is not None and not Companions.of(self.place).files.items() <= own.files.items():
+            return with_tokenizer_from(own, self.place, context)
+        is_bytes = self.place is None and self.shape.vocab_size == BYTE_VOCAB_SIZE and TOKENIZER_FILE not in own.files
+        return with_bytes(own, context) if is_bytes else own
 
     @property
     def texts(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..choices import ExportFormat, Which
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
-from ..formats.checkpoint_names import ORIGIN
+from ..formats.checkpoint_names import CARD, ORIGIN
 from ..training.finding import BEST, LAST, Origin, find_place, list_checkpoints, root_of_checkpoints
 from .directory import MODEL
 from .settings import ExportConfig
@@ -66,6 +66,7 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
     CheckpointError, with the remedy, if it cannot be written: the checkpoints are whole all the same.
     """
     from .exporting import Source, write
+    from .model_card import model_card
 
     export, directory, output = run.config.export, run.directory, run.directory / MODEL
     usual = Which.BEST if trainer.state.best_step >= 0 else Which.LAST
@@ -75,7 +76,9 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
         known = source.loaded.origin or Origin(step=trainer.state.global_step, steps=None, is_best=False)
         newest = max(order for order, _ in list_checkpoints(root_of_checkpoints(directory)))
         origin = dataclasses.replace(known, order=newest)
-        write(source, output, FORMS[export.format], export.dtype.value, files={ORIGIN: origin.to_json()})
+        card = model_card(run, source.companions, report, origin)
+        texts = {CARD: card, ORIGIN: origin.to_json()}
+        write(source, output, FORMS[export.format], export.dtype.value, files=texts)
     except (OSError, CheckpointError, ConfigError) as error:
         name = shlex.quote(str(directory))
         raise CheckpointError(

@@ -47,14 +47,19 @@ def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> "Tokenizer | No
 
 
 def find_tokenizer_beside(folder: Path, run: Path | None) -> Path | None:
-    """Return the directory of the tokenizer of the model in `folder`: that one, or the directory of its run."""
+    """Return the directory of the tokenizer of the model in `folder`: that one, or the directory of its run.
+
+    The files that a byte-level model has for other programs are none: its text is read as bytes.
+    """
+    from ..data.byte_tokenizer import is_byte_tokenizer
     from ..data.tokenizer import TOKENIZER_FILE
     from ..formats.deepzig import TRAINING_ARGS
 
     runs = [folder.parent, folder.parent.parent]  # of RUN/llm_step_N, RUN/checkpoints/llm_step_N
     runs = [place for place in runs if any((place / name).is_file() for name in (CONFIG, TRAINING_ARGS))]
     places = (folder, *runs, *([run] if run else []))
-    return next((place for place in places if (place / TOKENIZER_FILE).is_file()), None)
+    found = next((place for place in places if (place / TOKENIZER_FILE).is_file()), None)
+    return None if found is None or is_byte_tokenizer(found) else found
 
 
 def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":

@@ -84,6 +84,8 @@ class Run:
         A run with a base begins with an evaluation: what the weights could do before.
         """
         from ..training.trainer import LlamaTrainer
+        from .companions import companions_of_run
+        from .model_card import model_card
 
         model = self.make_model()
         trainer = LlamaTrainer(model, self.config.training)
@@ -93,6 +95,8 @@ class Run:
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
             trainer.check_data(self.train)
+        companions = companions_of_run(self, model.companions)
+        model.companions = companions.with_card(model_card(self, companions))
         codec = codec_of_run(self.directory, self.config.model.vocab_size)
         trainer.count_bytes = None if codec is None else codec.count_bytes
         return trainer

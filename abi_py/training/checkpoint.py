@@ -5,7 +5,8 @@
         config.json             the same model for Hugging Face tools
         optimizer.safetensors   moments; partial gradients in the middle of an accumulation window; the loss history
         config.yaml             model, training and early-stopping configuration of the run
-        ...                     what belongs to the model besides: tokenizer, generation_config.json (`Companions`)
+        ...                     what belongs to the model besides: tokenizer, generation_config.json, README.md, the
+                                model card (`Companions`)
         state.json              `TrainingState`, and size and SHA-256 of each file above; written last
 
 Of adapters on a frozen model (LoRA) the first two are adapter_model.safetensors and adapter_config.json.
@@ -41,7 +42,7 @@ from ..files import (
     write_inside,
     write_synced,
 )
-from ..formats.checkpoint_names import NAME, SETTINGS, STATE, is_checkpoint_name
+from ..formats.checkpoint_names import CARD, NAME, SETTINGS, STATE, is_checkpoint_name
 from ..formats.companions import Companions, is_one_of
 from ..formats.finite import check_read, check_written
 from ..formats.forms import to_stored
@@ -190,7 +191,7 @@ def is_replaceable(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir() or (path / STATE).is_file():
         return True
     names = {each.relative_to(path).as_posix() for each in path.rglob("*") if not each.is_dir()}
-    return all(map(is_one_of, names - {*FILES, *MODEL_FILES, *ADAPTER_FILES}))
+    return all(map(is_one_of, names - {*FILES, *MODEL_FILES, *ADAPTER_FILES, CARD}))
 
 
 def check_unused(root: str | Path) -> None:
@@ -253,7 +254,8 @@ def verify(path: str | Path) -> dict[str, Any]:
     if named is not None and int(named[1]) != step:
         raise CheckpointError(f"{path} is named after step {named[1]}, but its state is that of step {step}{RENAME}")
     check(content, {"files": dict[str, Any]}, str(path / STATE))
-    names = (*_model_files(content["files"]), *FILES, *filter(is_one_of, content["files"]))
+    more = [name for name in content["files"] if name == CARD or is_one_of(name)]
+    names = (*_model_files(content["files"]), *FILES, *more)
     check(content["files"], {name: {"size": int, "sha256": str} for name in names}, f"{path / STATE}: files")
     for name in names:
         wanted, file = content["files"][name], path / name

@@ -1,0 +1,220 @@
+"""The model card of what a run makes: README.md in its checkpoints and in RUN/model.
+
+It names data and base by the last name of their paths: the folder may be given away, and its way there is nobody's
+business.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..choices import ExportFormat, LossOn
+from ..config import TrainableModelConfig
+from ..data.byte_tokenizer import byte_tokenizer_files
+from ..data.tokenizer import TOKENIZER_FILE
+from ..errors import counted, on_one_line
+from ..formats.companions import Companions
+
+if TYPE_CHECKING:
+    from ..training.finding import Origin
+    from ..training.report import EvalResult, TrainingReport
+    from .run import Run
+
+__all__ = ["model_card", "name_of_model"]
+
+
+def model_card(
+    run: "Run",
+    companions: Companions,
+    report: "TrainingReport | None" = None,
+    origin: "Origin | None" = None,
+    parts: "Mapping[str, EvalResult] | None" = None,
+) -> str:
+    """Return the text of README.md: what the model is, what it was trained on and how well, and how to use it.
+
+    companions  what is in the folder beside the weights
+    report      of the run; None: it is a checkpoint's, and the run may still go on
+    origin      which step of the run it is
+    parts       results on further data, by what these are: a row of the table each
+    """
+    name, shape = name_of_model(run), run.config.model
+    tags = ["abi_py", shape.family.value, *(["conversational"] if run.train.conversations else [])]
+    kind = "conversational model" if run.train.conversations else "language model"
+    sections = {
+        "Use": _use(run, name, companions),
+        "Training": _wrapped(_training(run)),
+        "Results": _results(report, origin, parts or {}),
+        "Limits": _wrapped(_limits(run)),
+    }
+    body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
+    head = f"A {kind} of {shape.num_params():,} weights, trained on a CPU with abi_py.\n\n{_table(_facts(shape))}"
+    library = "abi_py" if run.config.export.format is ExportFormat.ZIG else "transformers"
+    return f"""---
+library_name: {library}
+pipeline_tag: text-generation
+tags: [{", ".join(tags)}]
+---
+
+# {name}
+
+{head}
+
+{body}"""
+
+
+def name_of_model(run: "Run") -> str:
+    """Return what the model is called: as the directory of its run."""
+    return _quiet(run.directory.resolve().name)
+
+
+def _facts(shape: TrainableModelConfig) -> dict[str, str]:
+    facts = {
+        "family": shape.family.value,
+        "layers": str(shape.num_layers),
+        "width": f"{shape.hidden_dim:,}",
+        "heads": f"{shape.num_heads} ({shape.num_kv_heads} for keys)",
+        "feed-forward width": f"{shape.intermediate_dim:,}",
+        "embedding and head": "one matrix" if shape.tie_embeddings else "two matrices",
+        "vocabulary": f"{shape.vocab_size:,}",
+        "context": f"{shape.max_seq_len:,} tokens",
+    }
+    if shape.num_experts:
+        facts["experts"] = f"{shape.num_experts}, of which a token takes {shape.experts_per_token}"
+    return facts
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+# -- use ---------------------------------------------------------------------------------------------
+
+
+def _use(run: "Run", name: str, companions: Companions) -> str:
+    tokenizer = companions.files.get(TOKENIZER_FILE)
+    if tokenizer is None:
+        return _wrapped(
+            "The folder has no tokenizer: the model was trained on token ids whose text is not known. It reads and "
+            "writes ids: `abi-train generate FOLDER --ids '1 2 3'`."
+        )
+    talks = run.train.conversations
+    if run.config.export.format is ExportFormat.ZIG:
+        return f"{_ours(name, talks)}\n\n{_wrapped(_ZIG)}"
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")  # the path of this folder',
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
+        *(_ASK if talks else _CONTINUE),
+        "print(tokenizer.decode(out[0], skip_special_tokens=True))",
+    ]
+    code = "\n".join(lines)
+    ends = "An answer" if talks else "A text"
+    note = f"{ends} ends with one of the `eos_token_id` in `generation_config.json`."
+    if tokenizer == byte_tokenizer_files()[TOKENIZER_FILE]:
+        note += " Each byte of a text is a token; 256 ends a text."
+    return f"```python\n{code}\n```\n\n{_ours(name, talks)}\n\n{_wrapped(note)}"
+
+
+def _ours(name: str, talks: bool) -> str:
+    verb = f'chat {name} --once "Hello"' if talks else f'generate {name} --prompt "Hello"'
+    return f"```bash\nabi-train {verb}\n```"
+
+
+_ASK = (
+    'messages = [{"role": "user", "content": "Hello"}]',
+    "inputs = tokenizer.apply_chat_template(",
+    '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+    ")",
+    "out = model.generate(**inputs)",
+)
+_CONTINUE = ('inputs = tokenizer("Hello", return_tensors="pt")', "out = model.generate(**inputs)")
+_ZIG = (
+    "`config.json` and the tensor names are those of a Llama model, with `lm_head.weight` written out, so Hugging "
+    "Face's `LlamaForCausalLM` reads the folder when `model_type` in `config.json` is changed to `llama`."
+)
+
+
+# -- training and results ----------------------------------------------------------------------------
+
+
+def _training(run: "Run") -> str:
+    config = run.config
+    training, data, train = config.training, config.data, run.train
+    paths = (*data.path, *(config.chat.mix if config.chat else ()))
+    names = ", ".join(f"`{_quiet(Path(path).name)}`" for path in paths)
+    amount = f"{len(train):,} conversations" if train.conversations else f"{len(train):,} tokens"
+    kept = f"; {len(run.valid):,} more were kept for validation" if run.valid is not None else ""
+    text = f"{amount} of {names or 'the help pages of Python'}{kept}. "
+    if config.base is not None and config.base.path is not None:
+        text += f"Training went on from `{_quiet(Path(config.base.path).name)}`. "
+    else:
+        text += "Training began with random weights. "
+    if config.lora is not None:
+        text += (
+            f"Only adapters of rank {config.lora.rank} were trained (LoRA); in a folder with `model.safetensors` they "
+            "are merged into the weights. "
+        )
+    rows = training.batch_size * training.grad_accum_steps
+    size = f"{rows:,} conversations" if train.conversations else f"{rows * training.max_seq_len:,} tokens"
+    parts = [
+        f"At most {counted(training.epochs, 'epoch')}",
+        f"steps of {size}",
+        f"optimizer {training.optimizer.value}",
+        f"learning rate {training.learning_rate:g} ({training.lr_schedule.value})",
+        f"{training.mixed_precision.value} arithmetic",
+        f"seed {training.seed}",
+    ]
+    if config.chat is not None and train.conversations:
+        parts.append("loss on the answers" if config.chat.loss_on is LossOn.ASSISTANT else "loss on all tokens")
+    return text + ", ".join(parts) + "."
+
+
+def _results(report: "TrainingReport | None", origin: "Origin | None", parts: "Mapping[str, EvalResult]") -> str:
+    if report is None:
+        return _wrapped(
+            "This is a checkpoint of a run that may still go on: `state.json` says of which step, and what was "
+            "measured by then."
+        )
+    rows = {"steps, tokens of training": f"{report.total_steps:,}, {report.total_tokens:,}"}
+    if math.isfinite(report.final_loss):
+        rows["training loss at the last step"] = f"{report.final_loss:.4f}"
+    if math.isfinite(report.best_val_loss):
+        rows["best validation loss, perplexity"] = f"{report.best_val_loss:.4f}, {_perplexity(report.best_val_loss)}"
+        if report.best_val_bits_per_byte is not None:
+            rows["its bits per byte"] = f"{report.best_val_bits_per_byte:.4f}"
+        rows["its accuracy"] = f"{100 * report.best_val_accuracy:.1f}% of the tokens"
+    for name, result in parts.items():
+        rows[f"{name}: loss, perplexity"] = f"{result.loss:.4f}, {_perplexity(result.loss)}"
+        rows[f"{name}: accuracy"] = f"{100 * result.accuracy:.1f}% of the tokens"
+    taken = "" if origin is None else f"These weights are those of {origin.said}.\n\n"
+    return taken + _table(rows)
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.2f}" if loss < 50 else "beyond 1e21"
+
+
+def _limits(run: "Run") -> str:
+    if run.train.conversations:
+        return (
+            "The model knows what its conversations say, what its base knew, and little else. Of few conversations it "
+            "learns the answers by heart; to a question that is far from all of them it writes something that only "
+            "looks like an answer. It can be wrong about anything: check what it says. A tool that it calls is run by "
+            "nobody unless your program does."
+        )
+    return (
+        "The model goes on with a text in the manner of those it was trained on; it answers no questions, and what it "
+        "writes may be false, or a passage of its training text. Beyond its context it was never trained."
+    )
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
+
+
+def _quiet(name: str) -> str:
+    """Return a name that says nothing in Markdown or in Python's quotes."""
+    return on_one_line("".join("_" if letter in '`|"\\<>' else letter for letter in name), 100)
