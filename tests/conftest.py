@@ -67,3 +67,20 @@ def same_bits():
             assert one.shape == two.shape
             assert one.tobytes() == two.tobytes(), "one thread and two threads give different bits"
     return compare
+
+
+@pytest.fixture
+def abi_train(tmp_path, monkeypatch, capsys):
+    """Return a function that calls abi-train in an empty directory and gives exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    from abi_py.cli import main
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
+
+    return call

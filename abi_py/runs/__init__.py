@@ -14,6 +14,7 @@
     samples.py        what a model writes while it is trained
     models.py         a trained model, its tokenizer, the settings of generation
     finishing.py      what a run leaves at its end: RUN/model
+    companions.py     what makes that folder whole beside the weights     model_card.py  and its README.md
     exporting.py      a model in another form
     measuring.py      how well it predicts
     recorded.py       what a run's directory tells about it         comparing.py  several runs side by side

@@ -13,27 +13,28 @@ from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..files import json_text
 from ..formats.companions import END, GENERATION, Companions
 from .conversations import ends_of_answers
+from .settings import RunConfig
 
 if TYPE_CHECKING:
-    from .run import Run
+    from ..data.sidecar import TokensInfo
 
 __all__ = ["companions_of_run", "with_bytes", "with_tokenizer_from"]
 
 ROLES = ("bos", "eos", "pad")
 
 
-def companions_of_run(run: "Run", own: Companions) -> Companions:
+def companions_of_run(own: Companions, config: RunConfig, directory: Path, info: "TokensInfo | None") -> Companions:
     """Return what the checkpoints of a run carry along: what its model has, completed from the run's directory.
 
-    Ids whose tokenizer nobody knows have none.
+    `info` is what the sidecar of its data says.  Ids whose tokenizer nobody knows have none.
     """
     if TOKENIZER_FILE in own.files:  # those of a base, or of the checkpoint that the run goes on from
         return own
-    context, info = run.config.model.max_seq_len, run.train.info
-    if (run.directory / TOKENIZER_FILE).is_file():
+    context = config.model.max_seq_len
+    if (directory / TOKENIZER_FILE).is_file():
         ends = (info.end_of_document,) if info is not None and info.tokenizer is not None else ()
-        return with_tokenizer_from(own, run.directory, context, ends)
-    return with_bytes(own, context) if run.config.is_byte_level else own
+        return with_tokenizer_from(own, directory, context, ends)
+    return with_bytes(own, context) if config.is_byte_level else own
 
 
 def with_bytes(own: Companions, context: int) -> Companions:

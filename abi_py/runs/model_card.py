@@ -8,7 +8,7 @@ import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..choices import ExportFormat, LossOn
 from ..config import TrainableModelConfig
@@ -20,13 +20,27 @@ from ..formats.companions import Companions
 if TYPE_CHECKING:
     from ..training.finding import Origin
     from ..training.report import EvalResult, TrainingReport
-    from .run import Run
+    from .opening import RunData
+    from .settings import RunConfig
 
-__all__ = ["model_card", "name_of_model"]
+__all__ = ["Described", "model_card", "name_of_model"]
+
+
+class Described(Protocol):
+    """What of a run its card tells: `run.Run`, which is a floor above."""
+
+    @property
+    def config(self) -> "RunConfig": ...
+    @property
+    def train(self) -> "RunData": ...
+    @property
+    def valid(self) -> "RunData | None": ...
+    @property
+    def directory(self) -> Path: ...
 
 
 def model_card(
-    run: "Run",
+    run: Described,
     companions: Companions,
     report: "TrainingReport | None" = None,
     origin: "Origin | None" = None,
@@ -64,7 +78,7 @@ tags: [{", ".join(tags)}]
 {body}"""
 
 
-def name_of_model(run: "Run") -> str:
+def name_of_model(run: Described) -> str:
     """Return what the model is called: as the directory of its run."""
     return _quiet(run.directory.resolve().name)
 
@@ -92,7 +106,7 @@ def _table(rows: Mapping[str, str]) -> str:
 # -- use ---------------------------------------------------------------------------------------------
 
 
-def _use(run: "Run", name: str, companions: Companions) -> str:
+def _use(run: Described, name: str, companions: Companions) -> str:
     tokenizer = companions.files.get(TOKENIZER_FILE)
     if tokenizer is None:
         return _wrapped(
@@ -140,7 +154,7 @@ _ZIG = (
 # -- training and results ----------------------------------------------------------------------------
 
 
-def _training(run: "Run") -> str:
+def _training(run: Described) -> str:
     config = run.config
     training, data, train = config.training, config.data, run.train
     paths = (*data.path, *(config.chat.mix if config.chat else ()))
@@ -197,7 +211,7 @@ def _perplexity(loss: float) -> str:
     return f"{math.exp(loss):.2f}" if loss < 50 else "beyond 1e21"
 
 
-def _limits(run: "Run") -> str:
+def _limits(run: Described) -> str:
     if run.train.conversations:
         return (
             "The model knows what its conversations say, what its base knew, and little else. Of few conversations it "

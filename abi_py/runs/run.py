@@ -95,7 +95,7 @@ class Run:
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
             trainer.check_data(self.train)
-        companions = companions_of_run(self, model.companions)
+        companions = companions_of_run(model.companions, self.config, self.directory, self.train.info)
         model.companions = companions.with_card(model_card(self, companions))
         codec = codec_of_run(self.directory, self.config.model.vocab_size)
         trainer.count_bytes = None if codec is None else codec.count_bytes

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from abi_py.cli import main
 from abi_py.model.presets import preset
 from abi_py.runs.compiling import compile_missing, kernels_of_generation
 
@@ -46,21 +45,6 @@ def uncompiled(monkeypatch):
 
     for name in ("decode_like", "compile_missing"):
         monkeypatch.setattr(compiling, name, refuse)
-
-
-@pytest.fixture
-def abi_train(tmp_path, monkeypatch, capsys):
-    """Return a function that calls abi-train in an empty directory and gives exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    return call
 
 
 @pytest.fixture
