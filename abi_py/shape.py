@@ -249,8 +249,8 @@ class ModelShape(Config):
         kinds = [self.layer_type(i) for i in range(self.num_layers)]
         if LayerType.SLIDING not in kinds:
             raise ConfigError(
-                f"layer_types gives none of {self.num_layers} blocks the sliding_window ({self.sliding_window}); leave "
-                "both out, or name sliding_attention"
+                f"layer_types gives none of {counted(self.num_layers, 'block')} the sliding_window "
+                f"({self.sliding_window}); leave both out, or name sliding_attention"
             )
         object.__setattr__(self, "layer_types", shortest(tuple(kinds)))
 

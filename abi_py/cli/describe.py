@@ -55,7 +55,7 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
     if precision is not Precision.FP32:
         method = BFLOAT16.method if precision is Precision.BF16 else "fp32"
         rounding = f", {precision.value}: {BF16_METHODS[method]}"
-    return f"{cpu_name()}, {numba.get_num_threads()} threads{product}{rounding}"
+    return f"{cpu_name()}, {counted(numba.get_num_threads(), 'thread')}{product}{rounding}"
 
 
 def describe_model(model: TrainableModelConfig) -> str:
@@ -124,8 +124,9 @@ def note_on_length(train: "RunData", max_seq_len: int) -> str | None:
     if max_seq_len < 2 * longest:
         return None
     return (
-        f"max_seq_len ({max_seq_len:,}) is far above the data, of which no row is longer than {longest:,} tokens: "
-        f"later positions are never trained; --max-seq-len {max(longest, 2)} has room for all"
+        f"max_seq_len ({max_seq_len:,}) is far above the data, of which no row is longer than "
+        f"{counted(longest, 'token')}: later positions are never trained; --max-seq-len "
+        f"{max(longest, 2)} has room for all"
     )
 
 

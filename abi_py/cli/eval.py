@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..runs.conversations import find_files
 from ..runs.measuring import CONTEXT, of_conversations, of_text
 from ..runs.models import load_tokenizer
@@ -87,7 +87,7 @@ def command(
     if shown.result is not None:
         show(shown, {"data": str(data), **measurement.facts}, as_json)
     if interrupted:
-        note(f"stopped by Ctrl-C after {shown.done} of {shown.total} windows")
+        note(f"stopped by Ctrl-C after {shown.done} of {counted(shown.total, 'window')}")
         ctx.exit(INTERRUPTED)
 
 
@@ -135,7 +135,7 @@ def show(shown: Progress, facts: dict[str, Any], as_json: bool) -> None:
     else:
         click.echo("bits per byte  unknown: these ids have no text; give --tokenizer")
     click.echo(f"accuracy       {100 * result.accuracy:.2f}%")
-    size = "" if result.bytes is None else f" ({result.bytes:,} bytes)"
+    size = "" if result.bytes is None else f" ({counted(result.bytes, 'byte')})"
     click.echo(f"tokens         {result.tokens:,} counted{size}")
     if answers:
         click.echo(f"rows           {result.windows:,} of at most {facts['context']} tokens, the answers count")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from ..generation.settings import GenerationConfig
 from ..runs.models import find_codec, generation_settings
 from .console import note, read_stdin, utf8_output, write
@@ -111,7 +111,7 @@ def run(generator: "Generator", prompts: list[Any], settings: GenerationConfig, 
             write([json_line(prompt, result) if as_json else titled(prompt, result), "\n"])
     for result in results:
         if result.dropped:
-            note(f"note: the context is full: {result.dropped} tokens at the beginning were dropped")
+            note(f"note: the context is full: dropped {counted(result.dropped, 'token')} at the beginning")
     note(summary(generator, results, interrupted))
     return interrupted
 
@@ -142,7 +142,7 @@ def json_line(prompt: Any, result: "Generation") -> str:
 
 def summary(generator: "Generator", results: "list[Generation]", interrupted: bool) -> str:
     """Return one line about tokens and speed."""
-    parts = [f"{sum(len(result.prompt_ids) for result in results):,} tokens of prompt"]
+    parts = [f"{counted(sum(len(result.prompt_ids) for result in results), 'token')} of prompt"]
     if generator.prefill_seconds:
         parts[0] += f" at {generator.prefill_tokens / generator.prefill_seconds:,.0f} tokens/s"
     made = sum(len(result.ids) for result in results)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import LearningRateSchedule, LlmTrainingConfig, OptimizerType
+from ..errors import counted
 from ..runs.plan import available_memory, memory_by_part, seconds_of_micro_batch, seconds_of_run, share_of_muon
 from ..runs.run import Run
 from ..runs.settings import RunConfig
@@ -43,7 +44,7 @@ def show_plan(run: Run, console: "Console") -> None:
     free_disk = shutil.disk_usage(Path.cwd()).free
     rows = [
         ("epochs", f"{config.epochs}"),
-        ("steps", f"{total:,} ({epoch:,} an epoch), {tokens:,} tokens each"),
+        ("steps", f"{total:,} ({epoch:,} an epoch), {counted(tokens, 'token')} each"),
         ("tokens", f"{seen:,}" if not config.max_steps else f"at most {total * tokens:,}"),
         ("schedule", _schedule(config)),
         *_optimizer(run.config),

@@ -9,6 +9,7 @@ import click
 import numpy as np
 
 from ..config import LlmTrainingConfig
+from ..errors import counted
 from ..runs.conversations import OpenChat, find_files, open_chat
 from ..runs.settings import ChatConfig
 from .console import make_console, note, printable, show_table, utf8_output
@@ -82,7 +83,7 @@ def show_row(console: "Console", opened: OpenChat, index: int) -> None:
     """Print one row, with what is trained marked."""
     dataset = opened.dataset
     ids, trained = dataset.row(index)
-    head = f"{dataset.places[index]}: {len(ids)} tokens, {int(trained.sum())} trained"
+    head = f"{dataset.places[index]}: {counted(len(ids), 'token')}, {int(trained.sum())} trained"
     console.print(head, style="bold", soft_wrap=True)
     console.print(marked_text(dataset, opened.tokenizer, index, console.is_terminal), soft_wrap=True)
     console.print()
@@ -142,7 +143,7 @@ def counts(opened: OpenChat) -> list[tuple[str, str]]:
         ("beyond --max-samples", f"{selection.cut:,}"),
         ("empty: no answer in them", f"{stats.empty:,}"),
         ("dropped: answers after --max-seq-len", f"{stats.dropped:,}"),
-        ("truncated to --max-seq-len", f"{stats.truncated:,} ({stats.cut:,} tokens)"),
+        ("truncated to --max-seq-len", f"{stats.truncated:,} ({counted(stats.cut, 'token')})"),
         ("trained on", f"{len(dataset):,}"),
         ("tokens", f"{dataset.num_tokens:,}"),
         ("trained", f"{dataset.num_targets:,} ({share:.1f}%)"),

@@ -55,7 +55,7 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
                 output,
                 config,
                 stdin=sys.stdin.buffer,
-                progress=lambda done, tokens: show(done, f"{tokens:,} tokens"),
+                progress=lambda done, tokens: show(done, counted(tokens, "token")),
             )
     finally:
         for number in numbers:
@@ -80,8 +80,8 @@ def summary(report: "TokenizeReport") -> list[str]:
     lines += report.notes
     if report.forced_cuts:
         lines.append(
-            f"note: {report.forced_cuts:,} cuts inside of very long texts that this tokenizer wants whole: at each, a "
-            "few ids may be others than those of the whole text"
+            f"note: {counted(report.forced_cuts, 'cut')} inside of very long texts that this tokenizer wants whole: at "
+            "each, a few ids may be others than those of the whole text"
         )
     return lines
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..data.tokenizer_training import TokenizerTrainingConfig
+from ..errors import counted
 from ..files import check_free
 from .console import make_console
 from .options import Verb, VerbGroup, config_options, from_flags
@@ -85,13 +86,12 @@ def train(
             lambda: train_tokenizer(texts, config.vocab_size, config.special, config.style, config.min_frequency)
         )
     tokenizer.save(output)
-    console.print(
-        f"{output}: {tokenizer.vocab_size:,} tokens from {documents.text_bytes:,} bytes of text", soft_wrap=True
-    )
+    read = counted(documents.text_bytes, "byte")
+    console.print(f"{output}: {counted(tokenizer.vocab_size, 'token')} from {read} of text", soft_wrap=True)
     if tokenizer.vocab_size < config.vocab_size:
         click.echo(
-            f"fewer than the {config.vocab_size:,} asked for: no other pair occurs {config.least_count} times; more "
-            "text, or a lower --min-frequency, gives more"
+            f"fewer than the {config.vocab_size:,} asked for: no other pair occurs "
+            f"{counted(config.least_count, 'time')}; more text, or a lower --min-frequency, gives more"
         )
     for note in documents.notes():
         click.echo(note)
@@ -115,7 +115,7 @@ def info(path: Path, text: str) -> None:
 
     tokenizer = Tokenizer.load(path)
     click.echo(f"tokenizer  {tokenizer.name}")
-    click.echo(f"vocabulary {tokenizer.vocab_size:,} ids")
+    click.echo(f"vocabulary {counted(tokenizer.vocab_size, 'id')}")
     click.echo(f"hash       {tokenizer.hash}")
     for role in ("bos", "eos", "pad", "unk"):
         token_id = getattr(tokenizer, f"{role}_id")
@@ -163,7 +163,7 @@ def show_round_trip(tokenizer: "Tokenizer", text: str = SAMPLE) -> None:
     ids = tokenizer.encode(text)
     back = tokenizer.decode(ids)
     shown = f"{ids[:16]}{' ...' if ids[16:] else ''}"
-    click.echo(f"sample     {len(text.encode('utf-8'))} bytes, {len(ids)} tokens: {shown}")
+    click.echo(f"sample     {counted(len(text.encode('utf-8')), 'byte')}, {counted(len(ids), 'token')}: {shown}")
     if back == text:
         click.echo("decoded    the same text")
     else:

@@ -50,7 +50,7 @@ def start(run: Run, console: "Console") -> int:
     show_head(run, console)
     most = "at most " if run.train.conversations else ""
     tokens = training.batch_size * training.max_seq_len * training.grad_accum_steps
-    steps = f"{counted(total, 'step')} of {most}{tokens:,} tokens ({epoch:,} an epoch)"
+    steps = f"{counted(total, 'step')} of {most}{counted(tokens, 'token')} ({epoch:,} an epoch)"
     say(console, "plan", f"{counted(training.epochs, 'epoch')}, {steps}; run in {run.directory}")
     tokenizer, problem = run.find_tokenizer()
     if tokenizer is not None:
@@ -220,7 +220,7 @@ def show_answer(
         asked, known = example[0], {"data": example[1]}
     room = model.config.max_seq_len - len(asked)
     if room < 1:
-        say(console, "sample", f"none: the question fills the model's {model.config.max_seq_len} tokens")
+        say(console, "sample", f"none: the question fills the model's {counted(model.config.max_seq_len, 'token')}")
         return
     stops = tuple(encoder.stop_ids(turns))  # those of every answer of the template
     length = min(run.config.data.sample_tokens, room)

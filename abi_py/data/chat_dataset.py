@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from ..reprs import Shown
 from .batch import IGNORE_LABEL, Batch, TokenArray, check_integer, labels_of, trained_of
 from .chat import ChatTemplate
@@ -192,7 +192,7 @@ class ChatDataset(Shown):
     def summary(self) -> str:
         """Return what it holds, in a phrase."""
         share = f"{100 * self.num_targets / self.num_tokens:.0f}% of them trained"
-        return f"{self.name}: {len(self):,} conversations, {self.num_tokens:,} tokens, {share}"
+        return f"{self.name}: {counted(len(self), 'conversation')}, {counted(self.num_tokens, 'token')}, {share}"
 
     def example(self) -> tuple[TokenArray, TokenArray]:
         """Return the ids of the first row before its first answer, and from there on."""

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import LossOn
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from .answers import AnswerFinder, Lost
 from .batch import TokenArray, labels_of
 from .conversation import Conversation, Tools, Turns, turns_and_tools
@@ -298,8 +298,8 @@ class ChatEncoder:
         count = int(answers.max(initial=-1)) + 1
         if count != len(flags):
             raise DataError(
-                f"{self.template.name} marks {count} answers where the conversation has {len(flags)}, so those that "
-                "are not to be trained cannot be found; write one {% generation %} block for each answer"
+                f"{self.template.name} marks {counted(count, 'answer')} where the conversation has {len(flags)}, so "
+                "those that are not to be trained cannot be found; write one {% generation %} block for each answer"
             )
         return [number for number, trained in enumerate(flags) if not trained]
 

@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from .conversation_rows import has_turns, read_conversation
 from .json_rows import BadRow, Row, stream_rows
 from .parquet import parquet_rows
@@ -209,25 +209,29 @@ class Documents:
     def notes(self) -> list[str]:
         """Return a line for each thing that was left out or read in another way than one might think."""
         found: tuple[tuple[int, str, list[str]], ...] = (
-            (len(self.skipped), "left out: {:,} files", self.skipped[:1]),
-            (self.bad_rows, "left out: {:,} bad rows", [self.first_bad_row]),
-            (self.empty_rows, "left out: {:,} rows without text", []),
-            (len(self.as_text), "read as text: {:,} .json files without rows", self.as_text[:1]),
+            (len(self.skipped), "left out: {}", ["file", *self.skipped[:1]]),
+            (self.bad_rows, "left out: {}", ["bad row", self.first_bad_row]),
+            (self.empty_rows, "left out, without text: {}", ["row"]),
+            (len(self.as_text), "read as text, because without rows: {}", [".json file", *self.as_text[:1]]),
             (
                 self.conversations,
-                "read as plain text, without a template: {:,} conversations",
-                [self.first_conversation],
+                "read as plain text, without a template: {}",
+                ["conversation", self.first_conversation],
             ),
         )
-        return [", the first: ".join([what.format(count), *first]) for count, what, first in found if count]
+        return [
+            ", the first: ".join([what.format(counted(count, noun)), *first])
+            for count, what, (noun, *first) in found
+            if count
+        ]
 
     def nothing_left(self) -> DataError:
         """Return the error for inputs without any document."""
         name = ", ".join(self.inputs) or "the list of inputs"
         if self.skipped:
-            why = f"{len(self.skipped)} files were left out, the first: {self.skipped[0]}"
+            why = f"left out: {counted(len(self.skipped), 'file')}, the first: {self.skipped[0]}"
         elif self.bad_rows or self.empty_rows:
-            why = f"{self.empty_rows} rows are empty and {self.bad_rows} bad"
+            why = f"left out: {counted(self.empty_rows, 'empty row')} and {counted(self.bad_rows, 'bad one')}"
             why += f", the first bad one: {self.first_bad_row}" if self.bad_rows else ""
         else:
             why = "there is no row in it" if self.bytes_read else "it has no files"

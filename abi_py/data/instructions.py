@@ -63,7 +63,7 @@ def parse_instruction_dataset(source: Source, *, skip_bad_rows: bool = False) ->
             rows.reject(f"{conversation.place}: {bad}")
     if not samples:
         skipped = rows.skipped
-        why = f"all {len(skipped)} rows are bad, the first: {skipped[0]}" if skipped else "it has no rows"
+        why = f"no row is good, the first of {len(skipped)}: {skipped[0]}" if skipped else "it has no rows"
         raise DataError(
             f"{rows.name} holds no samples: {why}; give Alpaca or ShareGPT rows as JSON lines or a JSON array"
         )

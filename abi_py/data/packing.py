@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from ..reprs import Shown
 from .batch import IGNORE_LABEL, Batch, TokenArray, as_tokens, check_integer, labels_of
 from .feed import Batching, Dataset, Feed, Identity
@@ -184,7 +184,9 @@ class SequencePacker(Shown):
             if mask.dtype != np.bool_:
                 raise TypeError(f"{name}: trained must be bool, got {mask.dtype}")
             if mask.shape != ids.shape:
-                raise DataError(f"{name}: trained has shape {mask.shape}, but the sequence has {len(ids)} tokens")
+                raise DataError(
+                    f"{name}: trained has shape {mask.shape}, but the sequence has {counted(len(ids), 'token')}"
+                )
         self.num_sequences += 1
         T, n = self.max_seq_len, len(ids)
         if n > T and self.truncate:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from .batch import check_integer
 from .conversation import Conversation
 from .conversation_rows import RowReader, has_turns
@@ -174,8 +174,9 @@ def _nothing(
         asked = [f"category {' or '.join(map(repr, categories))}"] if categories else []
         asked += [f"match {match!r}"] if match is not None else []
         there = ", ".join(f"{name} ({count})" for name, count in seen.most_common(10))
-        return f"{names}: none of {sum(seen.values())} rows fits {' and '.join(asked)}; the categories are {there}"
-    why = f"all {len(skipped)} rows are bad, the first: {skipped[0]}" if skipped else "there are no rows"
+        rows = counted(sum(seen.values()), "row")
+        return f"{names}: none of {rows} fits {' and '.join(asked)}; the categories are {there}"
+    why = f"no row is good, the first of {len(skipped)}: {skipped[0]}" if skipped else "there are no rows"
     return f"{names}: no conversations: {why}; give JSON lines or a JSON array"
 
 

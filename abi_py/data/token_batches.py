@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from .batch import IGNORE_LABEL, Batch, TokenArray, check_integer
 from .feed import Dataset, Feed
 from .order import permute
@@ -78,8 +78,8 @@ class BatchIterator(Feed):
             need = self.batch_size * self.seq_len + 1 if self.drop_last else 2
             remedy = "use more text, a smaller batch_size or seq_len, or drop_last=False" if labels else "use more text"
             raise DataError(
-                f"{dataset.name}: {len(dataset)} tokens give no batch of {self.batch_size} rows of {self.seq_len}, "
-                f"which needs at least {need}; {remedy}"
+                f"{dataset.name}: no batch of {counted(self.batch_size, 'row')} of {self.seq_len} comes of "
+                f"{counted(len(dataset), 'token')}: it needs at least {need}; {remedy}"
             )
         self._full_rows = labels // self.seq_len
         self._rows = self._full_rows if self.drop_last else -(-labels // self.seq_len)

@@ -18,7 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trai
 from tokenizers import Tokenizer as Backend
 
 from ..config import Config, opt
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from .token_types import MOST_IDS
 from .tokenizer import Tokenizer
 
@@ -113,8 +113,8 @@ def train_tokenizer(
     least = len(special) + len(settings.get("initial_alphabet", ()))
     if config.vocab_size < least:
         raise ConfigError(
-            f"vocab_size ({config.vocab_size}) must be at least {least}: {len(special)} special tokens and "
-            f"{least - len(special)} bytes; the usual size is 32000, and 4096 for a few megabytes of text"
+            f"vocab_size ({config.vocab_size}) must be at least {least}: {counted(len(special), 'special token')} and "
+            f"{counted(least - len(special), 'byte')}; the usual size is 32000, and 4096 for a few megabytes of text"
         )
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,

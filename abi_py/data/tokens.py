@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from ..files import atomic_file
 from ..reprs import Shown
 from .batch import TokenArray, as_tokens, check_integer
@@ -96,8 +96,8 @@ class TokenizedDataset(Shown):
             check_token_type(path, vocab_size)
         if size % 4 and path.is_file():
             raise DataError(
-                f"{path}: size is {size} bytes, which is not a multiple of 4, but each token is a u32 of 4 bytes; "
-                f"the file is cut short or is no token file: make it again with `abi-train tokenize`"
+                f"{path}: size is {counted(size, 'byte')}, which is not a multiple of 4, but each token is a u32 of 4 "
+                f"bytes; the file is cut short or is no token file: make it again with `abi-train tokenize`"
             )
         if info is not None:
             _check_sidecar(info, path, size, vocab_size)
@@ -130,7 +130,7 @@ class TokenizedDataset(Shown):
         at = round(len(self.tokens) * fraction)
         if at < 2 or len(self.tokens) - at < 2:
             raise DataError(
-                f"{self.name}: {len(self.tokens)} tokens split at {fraction} leave {at} for training and "
+                f"{self.name}: {counted(len(self.tokens), 'token')} split at {fraction}: {at} for training and "
                 f"{len(self.tokens) - at} for validation, but each part needs at least 2; use more text"
             )
         return self._part(0, at), self._part(at, len(self.tokens))
@@ -159,7 +159,7 @@ class TokenizedDataset(Shown):
 
     def summary(self) -> str:
         """Return what it holds, in a phrase."""
-        return f"{self.name}: {self.num_tokens:,} tokens"
+        return f"{self.name}: {counted(self.num_tokens, 'token')}"
 
     def example(self) -> None:
         """Return None: no row has a question and an answer."""
@@ -241,8 +241,9 @@ class TokenizedDataset(Shown):
 def _check_sidecar(info: TokensInfo, path: Path, size: int, vocab_size: int | None) -> None:
     if size != 4 * info.tokens:
         raise DataError(
-            f"{path} holds {size // 4} tokens, but {path.name}.json beside it says {info.tokens}; the file is cut "
-            "short or something else made it: make both again with `abi-train tokenize --force`, or delete the .json"
+            f"{path} holds {counted(size // 4, 'token')}, but {path.name}.json beside it says {info.tokens}; the file "
+            "is cut short or something else made it: make both again with `abi-train tokenize --force`, or delete the "
+            ".json"
         )
     if vocab_size is not None and vocab_size < info.vocab_size:
         raise ConfigError(

@@ -9,7 +9,7 @@ Where two entries speak of one thing, transformers' choice holds (measured with 
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, counted, shown
 from ..fields import either
 from ..shape import MAX_LAYERS, LayerType, ModelShape, shortest
 
@@ -94,7 +94,8 @@ def window_fields(content: Mapping[str, Any], place: str, *, chosen: bool) -> di
         raise CheckpointError(f"{place}: layer_types names {shown(other)}; this version computes {computed}")
     layers = content["num_hidden_layers"]
     if kinds and isinstance(layers, int) and len(kinds) != layers:
-        raise CheckpointError(f"{place}: layer_types names {len(kinds)} blocks of {layers}; it must name each")
+        named = counted(len(kinds), "block")
+        raise CheckpointError(f"{place}: layer_types names {named} of {layers}; it must name each")
     if window is None:
         if LayerType.SLIDING in kinds:
             raise CheckpointError(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..data.corpus import BYTE_VOCAB_SIZE, END_OF_DOCUMENT, byte_tokens, decode_bytes
-from ..errors import DataError
+from ..errors import DataError, counted
 
 __all__ = ["ByteText", "StopText", "TextCodec", "text_codec"]
 
@@ -99,7 +99,7 @@ def text_codec(tokenizer: Any, vocab_size: int) -> TextCodec | None:
     if tokenizer.vocab_size > vocab_size:
         name = getattr(tokenizer, "name", "the tokenizer")
         raise DataError(
-            f"{name} has {tokenizer.vocab_size} ids, the model only {vocab_size}; "
+            f"{name} has {counted(tokenizer.vocab_size, 'id')}, the model only {vocab_size}; "
             "use the tokenizer that the model was trained with"
         )
     codec: TextCodec = tokenizer

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import AbiError
+from ..errors import AbiError, counted
 from ..shape import ModelFamily, ModelShape, Precision
 from .tiny_models import tiny, tiny_frozen, tiny_shape
 
@@ -166,7 +166,7 @@ def compile_missing(names: Iterable[str], report: Callable[[str], None]) -> None
     missing = [name for name in names if not is_cached(name)]
     if not missing:
         return
-    kernels = "1 kernel" if len(missing) == 1 else f"{len(missing)} kernels"
+    kernels = counted(len(missing), "kernel")
     if not STORE.has_room():  # which has told why
         report(f"{kernels} for this run alone, each at its first call")
         return

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from .conversations import encode_chat
 from .settings import ChatConfig
 
@@ -102,8 +102,8 @@ def _read_ids(
         info = read_sidecar(data)
         if info is not None and info.vocab_size > vocab_size:
             raise DataError(
-                f"{data} was made with another tokenizer, of {info.vocab_size} ids, than the model's, of {vocab_size}; "
-                "give the texts, or tokenize them again with the model's tokenizer"
+                f"{data} was made with another tokenizer, of {counted(info.vocab_size, 'id')}, than the model's, of "
+                f"{vocab_size}; give the texts, or tokenize them again with the model's tokenizer"
             )
         dataset = TokenizedDataset.load(data, vocab_size)
         dataset.check_vocab()

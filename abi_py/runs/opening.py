@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from .conversations import find_files, open_chat
 from .settings import ChatConfig, DataConfig
 
@@ -168,7 +168,7 @@ class _Texts:
                 output,
                 TokenizeConfig(tokenizer=self.tokenizer, skip_bad_rows=self.skip_bad_rows),
                 replace=True,
-                progress=lambda done, tokens: show(done, f"{tokens:,} tokens"),
+                progress=lambda done, tokens: show(done, counted(tokens, "token")),
             )
         dataset = TokenizedDataset.load(output, vocab_size)
         dataset.name, dataset.notes = path, report.notes

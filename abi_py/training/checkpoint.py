@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config, load_yaml, to_yaml
-from ..errors import CheckpointError, ConfigError, shown
+from ..errors import CheckpointError, ConfigError, counted, shown
 from ..files import (
     OLD,
     atomic_directory,
@@ -263,7 +263,7 @@ def verify(path: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{file} is missing{ADVICE}")
         size, digest = sha256_of(file)
         if size != wanted["size"]:
-            raise CheckpointError(f"{file} is damaged: {size} bytes instead of {wanted['size']}{ADVICE}")
+            raise CheckpointError(f"{file} is damaged: {counted(size, 'byte')} instead of {wanted['size']}{ADVICE}")
         if digest != wanted["sha256"]:
             raise CheckpointError(f"{file} is damaged (checksum){ADVICE}")
     return content

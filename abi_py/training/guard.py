@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import NonFiniteError, listed
+from ..errors import NonFiniteError, counted, listed
 from ..model.transformer import Transformer
 from .events import BadStepEvent, LossScaleEvent
 from .session import Session
@@ -66,7 +66,8 @@ class Guard:
         state.steps_since_overflow = stats.steps_since_overflow
         if stats.current_scale == before:
             return
-        why = self._with_position(reason) if reason else f"{session.config.loss_scale_growth_interval} good updates"
+        grown = counted(session.config.loss_scale_growth_interval, "good update")
+        why = self._with_position(reason) if reason else grown
         change = {"loss_scale": stats.current_scale, "previous": before}
         session.events.emit(LossScaleEvent(**session.now(), **change, overflow=not valid, message=why))
 
@@ -83,7 +84,7 @@ class Guard:
             remedy = f"the last good checkpoint is {last}; resume" if last else "no checkpoint was saved; begin again"
             other = ", or with mixed_precision bf16, which has more range" if session.scaler.config.enabled else ""
             raise NonFiniteError(
-                f"{state.bad_steps_in_row} updates in a row were skipped, the limit is max_bad_steps "
+                f"skipped {counted(state.bad_steps_in_row, 'update')} in a row, the limit is max_bad_steps "
                 f"({limit}); lastly, {message}; {remedy} with a lower learning_rate{other}"
             )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config import EarlyStoppingConfig
 from ..data.feed import Feed
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from .best import BestState
 from .evaluation import evaluate_batches, judge
 from .events import EndEvent, EpochEvent, EvaluationEvent, StartEvent, StopEvent
@@ -207,7 +207,7 @@ class Loop:
             self.best.keep()
         elif early is not None and not final and state.patience_counter >= early.patience:
             state.early_stopped = True
-            message = f"{state.patience_counter} evaluations without improvement; {self.best.restore()}"
+            message = f"{counted(state.patience_counter, 'evaluation')} without improvement; {self.best.restore()}"
             message = f"stopped early at step {state.global_step}: {message}"
             session.events.emit(StopEvent(**session.now(), message=message))
 

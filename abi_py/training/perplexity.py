@@ -28,7 +28,7 @@ import numpy as np
 from ..config import IGNORE_INDEX
 from ..data.batch import IGNORE_LABEL
 from ..data.chat_dataset import ChatDataset
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, counted
 from ..model.transformer import LossOutput, Transformer
 from .evaluation import CountBytes, bits_per_byte, counted_bytes
 from .report import perplexity
@@ -64,19 +64,21 @@ def windows(tokens: int, context: int, stride: int | None = None) -> Iterator[Wi
     check_windows(context, stride)
     if stride is None and tokens < context:
         raise DataError(
-            f"the text has {tokens} tokens, fewer than one window of {context}; lower the context, or give a stride, "
-            "with which every token counts"
+            f"the text has {counted(tokens, 'token')}, fewer than one window of {context}; lower the context, or give "
+            "a stride, with which every token counts"
         )
     if tokens < 2:
-        raise DataError(f"the text has {tokens} tokens; each is predicted from those before it: give at least two")
+        raise DataError(
+            f"the text has {counted(tokens, 'token')}; each is predicted from those before it: give at least two"
+        )
     if stride is None:
         yield from (Window(s, s + context, s + context // 2 + 1) for s in range(0, tokens - context + 1, context))
         return
-    start, counted = 0, 1
-    while counted < tokens:
+    start, done = 0, 1
+    while done < tokens:
         end = min(start + context, tokens)
-        yield Window(start, end, counted)
-        start, counted = start + stride, end
+        yield Window(start, end, done)
+        start, done = start + stride, end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +102,14 @@ class _Sums:
         self.loss = self.squares = 0.0
         self.tokens = self.correct = self.bytes = self.windows = 0
 
-    def add(self, out: LossOutput, counted: np.ndarray) -> None:
-        """Add a pass over some windows, of whose labels (B, T) those that are `counted` count."""
-        losses = out.token_losses[counted].astype(np.float64)
+    def add(self, out: LossOutput, chosen: np.ndarray) -> None:
+        """Add a pass over some windows, of whose labels (B, T) the `chosen` count."""
+        losses = out.token_losses[chosen].astype(np.float64)
         self.loss += float(losses.sum())
         self.squares += float(np.square(losses).sum())
         self.tokens += out.num_tokens
         self.correct += out.num_correct
-        self.windows += len(counted)
+        self.windows += len(chosen)
 
     def result(self, bytes_known: bool) -> PerplexityResult:
         mean = self.loss / self.tokens

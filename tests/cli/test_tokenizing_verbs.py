@@ -114,7 +114,7 @@ def test_bad_rows_are_counted(abi_train, texts):
     code, out, _ = abi_train("tokenize", "rows.jsonl", "-o", "x.bin", "--skip-bad-rows")
     assert code == 0
     assert "left out: 2 bad rows, the first: rows.jsonl:202: " in out
-    assert "left out: 1 rows without text" in out
+    assert "left out, without text: 1 row" in out
     code, out, _ = abi_train("tokenizer", "train", "rows.jsonl", "-o", "t2", "--vocab-size", "300", "--skip-bad-rows")
     assert code == 0
     assert "left out: 2 bad rows, the first: rows.jsonl:202: " in out
@@ -130,7 +130,7 @@ def test_a_run_leaves_out_bad_rows_of_texts_and_so_does_its_resume(abi_train, te
     assert "rows.jsonl:201: " in err
     code, out, err = abi_train(*call, "--skip-bad-rows")
     assert code == 0, err
-    assert "left out: 1 bad rows, the first: " in out
+    assert "left out: 1 bad row, the first: " in out
     assert "rows.jsonl:201: " in out
     code, _, err = abi_train("resume", "r", "--max-steps", 2)
     assert code == 0, err

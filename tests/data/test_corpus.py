@@ -101,7 +101,7 @@ def test_open_corpus_chooses_by_what_is_there(folder: Path, tmp_path: Path) -> N
         open_corpus(folder.parent / "nothing")
     for name in ("a.md", "b.txt", "sub/c"):
         (folder / name).unlink()
-    with pytest.raises(DataError, match="3 files were left out, the first: "):
+    with pytest.raises(DataError, match="left out: 3 files, the first: "):
         open_corpus(folder)
 
 

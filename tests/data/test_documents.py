@@ -68,7 +68,7 @@ def test_nothing_left_says_why(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", "{", {"text": ""})
     documents = Documents([path], skip_bad_rows=True)
     assert list(documents) == []
-    assert "1 rows are empty and 1 bad, the first bad one" in str(documents.nothing_left())
+    assert "left out: 1 empty row and 1 bad one, the first bad one" in str(documents.nothing_left())
     for name, text in (("array.json", "[]"), ("wrapper.json", '{"data": []}'), ("blank.jsonl", "\n\n")):
         (tmp_path / name).write_text(text)
         documents = Documents([tmp_path / name])

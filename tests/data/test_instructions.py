@@ -156,5 +156,5 @@ def test_line_that_is_not_utf8_is_one_bad_row() -> None:
 
 
 def test_nothing_but_bad_rows_is_an_error() -> None:
-    with pytest.raises(DataError, match="all 2 rows are bad, the first: lines:1: "):
+    with pytest.raises(DataError, match="no row is good, the first of 2: lines:1: "):
         parse_instruction_dataset(["{}", "{}"], skip_bad_rows=True)

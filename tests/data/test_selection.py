@@ -127,7 +127,7 @@ def test_bad_rows_and_nothing(tmp_path):
         select_conversations([good, bad])
     selection = select_conversations([good, bad], skip_bad_rows=True)
     assert (len(selection.conversations), selection.read, len(selection.skipped)) == (2, 3, 1)
-    with pytest.raises(DataError, match=r"no conversations: all 1 rows are bad, the first: .*bad\.jsonl:1"):
+    with pytest.raises(DataError, match=r"no conversations: no row is good, the first of 1: .*bad\.jsonl:1"):
         select_conversations([bad], skip_bad_rows=True)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")

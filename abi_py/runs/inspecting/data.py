@@ -64,7 +64,7 @@ def describe_tokenizer(found: Inspection, place: Path) -> Tokenizer:
         **roles,
         "special tokens": special if len(special) <= SHOWN else [*special[:SHOWN], f"and {len(special) - SHOWN} more"],
         "hash": loaded.hash,
-        "chat template": None if template is None else f"{len(template):,} characters of Jinja",
+        "chat template": None if template is None else f"{counted(len(template), 'character')} of Jinja",
     }
     return loaded
 
@@ -119,7 +119,8 @@ def _token_file(found: Inspection) -> None:
     if info is not None:
         _describe_sidecar(found, info)
         if info.tokens != tokens:
-            found.problems.append(f"{sidecar_path(found.path)} speaks of {info.tokens:,} tokens; make both again")
+            said = counted(info.tokens, "token")
+            found.problems.append(f"{sidecar_path(found.path)} speaks of {said}; make both again")
         found.attempt(info.load_tokenizer, found.path)
     elif not found.problems:
         found.facts["ids of"] = f"unknown: there is no {sidecar_path(found.path).name}"

@@ -105,7 +105,7 @@ def zig(found: Inspection) -> None:
         found.problems.append(f"version {version}; this version reads {VERSION}")
     wanted = layout.size + 4 * sum(counts)
     if found.bytes != wanted:
-        found.problems.append(f"its head says {wanted:,} bytes, the file has {found.bytes:,}; it is damaged")
+        found.problems.append(f"its head says {counted(wanted, 'byte')}, the file has {found.bytes:,}; it is damaged")
     call = "load_checkpoint_file" if kind == "ABIC" else "load_checkpoint"
     found.uses.append(f"in Python, with a {'model' if kind == 'ABIC' else 'trainer'} of that shape: .{call}(PATH)")
 
