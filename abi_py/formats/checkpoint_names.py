@@ -1,12 +1,13 @@
-"""What the directories of checkpoints and runs are known by, for those who must not write over them."""
+"""What the directories of models, checkpoints and runs are known by, for those who look for one or must spare it."""
 
 import re
 from pathlib import Path
 
 from ..files import OLD
 
-__all__ = ["CARD", "MODEL", "NAME", "ORIGIN", "SETTINGS", "STATE", "is_checkpoint_name"]
+__all__ = ["ADAPTER_CONFIG", "CARD", "CONFIG", "MODEL", "NAME", "ORIGIN", "SETTINGS", "STATE", "is_checkpoint_name"]
 
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"  # of a Hugging Face folder, of PEFT's
 STATE, SETTINGS = "state.json", "config.yaml"  # of a checkpoint; of a checkpoint and of a run
 MODEL, ORIGIN = "model", "origin.json"  # the folder that a run leaves; in it, which step of the run it is
 CARD = "README.md"  # the model card, of that folder and of a checkpoint

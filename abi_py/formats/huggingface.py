@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError, shown
 from ..untrusted import read_json
+from .checkpoint_names import CONFIG
 from .safetensors import Stored, map_safetensors
 
 __all__ = ["CONFIG", "INDEX", "WEIGHTS", "by_bare_name", "bytes_of_size", "cut_into_shards", "read_tensors"]
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 MAX_NAME = 256  # bytes of a file's name, which systems refuse to look for

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, ConfigError, shown
 from ..files import atomic_files, json_text, write_pieces
 from ..shape import LoraConfig
 from ..untrusted import read_json
+from .checkpoint_names import ADAPTER_CONFIG
 from .finite import check_read, check_written
 from .safetensors import read_safetensors, safetensors_pieces
 
@@ -29,7 +30,7 @@ __all__ = [
     "write_adapter",
 ]
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # What else is written, and the only values of it that are read.
 FIXED: dict[str, Any] = {
     "alpha_pattern": {},

@@ -125,7 +125,7 @@ class DeepZigConfig(Config):
     output_dir: str | None = opt(None, "folder of the finished model", common=True, path=True)
     model_size: ModelSize | None = opt(None, "shape of the model")
     data: tuple[str, ...] = opt((), "conversations (.jsonl, .json, .parquet), or a directory of them; repeat for more")
-    base: str | None = opt(None, "folder of a trained model to go on from, with its tokenizer")
+    base: str | None = opt(None, "folder of a trained model to go on from, with its tokenizer", path=True)
     learning_rate: float | None = opt(None, "peak learning rate; falls to 0 along a cosine")
     grad_accum_steps: int | None = opt(None, "micro-batches in one optimizer step")
     warmup_ratio: float | None = opt(None, "share of the steps that warm up")

@@ -14,9 +14,15 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..files import json_text
-from ..formats.checkpoint_names import MODEL, ORIGIN, SETTINGS, STATE, is_checkpoint_name
-from ..formats.huggingface import CONFIG
-from ..formats.peft import ADAPTER_CONFIG
+from ..formats.checkpoint_names import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    MODEL,
+    ORIGIN,
+    SETTINGS,
+    STATE,
+    is_checkpoint_name,
+)
 from ..untrusted import check, read_json, read_yaml
 from .metrics import METRICS
 

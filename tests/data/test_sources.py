@@ -260,7 +260,7 @@ def test_the_text_of_a_conversation_is_what_is_said(tmp_path: Path) -> None:
     assert [b"".join(document.blocks) for document in documents] == [b"A\nB", b"plain", b"whole"]
     assert documents.conversations == 1
     (note,) = documents.notes()
-    assert "read as plain text, without a template: 1 conversations, the first: " in note
+    assert "read as plain text, without a template: 1 conversation, the first: " in note
     with pytest.raises(DataError, match="found the keys 'messages'; expected 'content';"):
         texts(tmp_path / "a.json", field="content")
 
@@ -272,7 +272,7 @@ def test_json_without_rows_is_an_error_by_name_and_a_text_in_a_directory(tmp_pat
         texts(tmp_path / "package.json")
     documents = Documents([tmp_path])
     assert [b"".join(document.blocks) for document in documents] == [b'{\n "name": "x"\n}', b"a"]
-    assert documents.notes() == [f"read as text: 1 .json files without rows, the first: {tmp_path}/package.json"]
+    assert documents.notes() == [f"read as text, because without rows: 1 .json file, the first: {tmp_path}/package.json"]
 
 
 # -- tables -------------------------------------------------------------------------------------
