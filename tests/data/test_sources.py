@@ -272,7 +272,8 @@ def test_json_without_rows_is_an_error_by_name_and_a_text_in_a_directory(tmp_pat
         texts(tmp_path / "package.json")
     documents = Documents([tmp_path])
     assert [b"".join(document.blocks) for document in documents] == [b'{\n "name": "x"\n}', b"a"]
-    assert documents.notes() == [f"read as text, because without rows: 1 .json file, the first: {tmp_path}/package.json"]
+    said = f"read as text, because without rows: 1 .json file, the first: {tmp_path}/package.json"
+    assert documents.notes() == [said]
 
 
 # -- tables -------------------------------------------------------------------------------------
