@@ -171,8 +171,8 @@ class ChatDataset(Shown):
         return len(self.starts) - 1
 
     def _says(self) -> str:
-        tokens = f"{self.num_tokens:,} tokens, {self.num_targets:,} trained"
-        return f"{self.name!r}, {len(self):,} rows, {tokens}"
+        tokens = f"{counted(self.num_tokens, 'token')}, {self.num_targets:,} trained"
+        return f"{self.name!r}, {counted(len(self), 'row')}, {tokens}"
 
     @property
     def num_tokens(self) -> int:

@@ -145,7 +145,7 @@ class TokenizedDataset(Shown):
         return len(self.tokens)
 
     def _says(self) -> str:
-        return f"{self.name!r}, {len(self.tokens):,} tokens, vocab_size={self.vocab_size}"
+        return f"{self.name!r}, {counted(len(self.tokens), 'token')}, vocab_size={self.vocab_size}"
 
     @property
     def num_tokens(self) -> int:

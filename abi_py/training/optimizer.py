@@ -102,7 +102,7 @@ class Optimizer(Shown):
     def _says(self) -> str:
         size = sum(moment.nbytes for moment in self.moments.values()) / 1e6
         moments = f"moments {' and '.join(self.moments)}, {size:,.1f} MB" if self.moments else "no moments"
-        return f"{self.config.optimizer.value}, {self.step:,} updates, {moments}"
+        return f"{self.config.optimizer.value}, {counted(self.step, 'update')}, {moments}"
 
     def _cut(self, ranges: Sequence[slice]) -> list[_Stretch]:
         """Return the stretches of the flat buffer that SGD, Adam or AdamW updates."""
