@@ -67,7 +67,7 @@ def test_trainer_data_and_results(model, trainer):
     trainer.train_step(batch.input_ids, batch.labels)
     done = f"step 1, 0 of 10 epochs done, loss {trainer.state.loss:.4g}"
     assert repr(trainer).startswith(f"LlamaTrainer({done}; Optimizer(")
-    assert repr(trainer.optimizer) == "Optimizer(adamw, 1 updates, moments m and v, 0.2 MB)"
+    assert repr(trainer.optimizer) == "Optimizer(adamw, 1 update, moments m and v, 0.2 MB)"
     out = repr(model.compute_loss(batch.input_ids, batch.labels))
     assert "num_tokens=32" in out
     assert "token_losses=float32 (2, 16)" in out

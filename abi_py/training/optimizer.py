@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import LlmTrainingConfig, MuonScale, OptimizerType
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, counted
 from ..kernels.engine.threads import PASS, threads_as_before
 from ..kernels.muon import muon_flops, muon_ratio
 from ..kernels.optimizers import parameter_chunks
