@@ -65,21 +65,14 @@ def best(rows):
 
 def plot(rows, path):
     """Draw validation loss over steps."""
-    import matplotlib
+    from abi_py.runs.curves import Curve, Panel, draw
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "abi_py"  # the same picture for the same numbers
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    curves = []
     for (optimizer, schedule), mine in best(rows).items():
-        colour, style = {"adamw": "C0", "muon": "C1"}[optimizer], {"cosine": "-", "wsd": "--"}[schedule]
+        colour, style = {"adamw": 0, "muon": 1}[optimizer], {"cosine": "-", "wsd": "--"}[schedule]
         label = f"{optimizer}, {schedule}, rate {mine[0]['rate']:g}"
-        axes.plot([row["step"] for row in mine], [row["loss"] for row in mine], style, color=colour, label=label)
-    axes.set(xlabel="step of 1024 bytes", ylabel="validation loss, nats a byte", ylim=(1.4, 3.0))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+        curves.append(Curve(label, [row["step"] for row in mine], [row["loss"] for row in mine], colour, style))
+    draw(path, [Panel("validation loss, nats a byte", curves, limits=(1.4, 3.0))], "step of 1024 bytes")
 
 
 def main():

@@ -90,21 +90,14 @@ def train_there(python, batches, validation, interval, report):
 
 def plot(rows, path):
     """Draw validation bits per byte over steps."""
-    import matplotlib
+    from abi_py.runs.curves import Curve, Panel, draw
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "abi_py"  # the same picture for the same numbers
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for name, style in (("abi_py", "-"), ("torch", "--")):
+    curves = []
+    for number, (name, style) in enumerate((("abi_py", "-"), ("torch", "--"))):
         mine = [row for row in rows if row["trainer"] == name]
         if mine:
-            axes.plot([r["step"] for r in mine], [r["bits_per_byte"] for r in mine], style, label=name)
-    axes.set(xlabel="step of 2048 tokens", ylabel="validation, bits per byte")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, metadata={"Date": None})
+            curves.append(Curve(name, [r["step"] for r in mine], [r["bits_per_byte"] for r in mine], number, style))
+    draw(path, [Panel("validation, bits per byte", curves)], "step of 2048 tokens")
 
 
 def main():

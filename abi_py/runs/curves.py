@@ -84,7 +84,8 @@ def draw(path: Path, panels: Sequence[Panel], axis: str) -> None:
                 axes.set_ylim(*panel.limits)
             axes.grid(alpha=0.3)
         rows[-1].set_xlabel(axis)
-        rows[0].legend(fontsize="small" if len(colours) <= 10 else "xx-small", ncols=1 + (len(colours) > 10))
+        few, some = len(colours) <= 5, len(colours) <= 10
+        rows[0].legend(fontsize="medium" if few else "small" if some else "xx-small", ncols=1 if some else 2)
         figure.savefig(drawn, format=kind, dpi=DOTS, metadata={"Date": None} if kind == "svg" else None)
         with atomic_file(path) as file:
             file.write(drawn.getvalue())
