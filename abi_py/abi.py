@@ -28,7 +28,7 @@ from .kernels.global_norm import global_norm
 from .kernels.matmul import matmul
 from .reprs import Shown
 from .training.events import CheckpointEvent, EventHub, ScalarEvent
-from .training.metrics import configured_sinks
+from .training.loggers import configured_sinks
 from .training.precision import LossScaler, LossScalerStats, MixedPrecisionConfig
 from .training.report import perplexity
 from .training.schedule import learning_rate

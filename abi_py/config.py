@@ -172,7 +172,7 @@ class LlmTrainingConfig(Config):
     enable_wandb: bool = opt(False, "log to Weights & Biases (needs log_dir)")
     enable_metrics_stream: bool = opt(False, "write the ABI's metrics.jsonl stream (needs log_dir)")
     wandb_project: str | None = opt(None, "W&B project ('abi' when not given)", acts={"enable_wandb": ON})
-    wandb_run_name: str | None = opt(None, "W&B run name ('run' when not given)", acts={"enable_wandb": ON})
+    wandb_run_name: str | None = opt(None, "W&B run name (that of the run when not given)", acts={"enable_wandb": ON})
     wandb_entity: str | None = opt(None, "W&B entity (the account's default when not given)", acts={"enable_wandb": ON})
     export_gguf_path: str | None = opt(None, "GGUF file to write after training", path=True, refused=True)
     export_name: str = opt("abi-llama", "model name inside the GGUF file", refused=True)

@@ -23,6 +23,7 @@ from ..formats.checkpoint_names import MODEL
 from ..formats.checkpoint_names import SETTINGS as CONFIG
 from ..locks import DirectoryLock, check_unlocked
 from ..training.finding import has_checkpoint, is_run, place_of_checkpoints, root_of_checkpoints
+from ..training.loggers import WANDB
 from ..training.metrics import METRICS
 from ..training.report import REPORT
 from ..untrusted import read_json
@@ -51,7 +52,7 @@ def run_files() -> tuple[str, ...]:
     """Return the names of all that a run writes into its directory."""
     from ..data.tokenizer import FILES
 
-    return (CONFIG, "checkpoints", METRICS, REPORT, *FILES, MODEL, ADAPTER)
+    return (CONFIG, "checkpoints", METRICS, REPORT, WANDB, *FILES, MODEL, ADAPTER)
 
 
 def has_report(directory: Path, state: "TrainingState") -> bool:

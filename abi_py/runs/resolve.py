@@ -193,7 +193,7 @@ def check_samples(run: Run) -> None:
 
 def prepare(config: LlmTrainingConfig) -> None:
     """Set the number of threads; ConfigError for what this machine lacks, threads or packages, before a run begins."""
-    from ..training.metrics import configured_sinks
+    from ..training.loggers import configured_sinks
     from ..training.session import set_threads
 
     set_threads(config.num_threads)

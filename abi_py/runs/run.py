@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..files import atomic_text
+from ..training.events import RunLabel
 from .base import Base
 from .directory import CONFIG
 from .models import codec_of_run
 from .opening import RunData, find_tokenizer
-from .settings import DataConfig, RunConfig
+from .settings import RUN_SECTIONS, DataConfig, RunConfig
 
 if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
@@ -59,6 +60,13 @@ class Run:
         """Whether there are evaluations while it trains."""
         return self.valid is not None and self.config.training.eval_interval > 0
 
+    @property
+    def label(self) -> RunLabel:
+        """What loggers are told of it."""
+        sections = {name: getattr(self.config, name) for name in RUN_SECTIONS}
+        settings = {name: section.to_dict() for name, section in sections.items() if section is not None}
+        return RunLabel(name=self.directory.absolute().name, settings=settings, directory=self.directory)
+
     def find_tokenizer(self) -> tuple["Tokenizer | None", str]:
         """Return the tokenizer of the data, or None, and what is to be said about it."""
         return find_tokenizer(self.opened, self.config.chat, self.train)
@@ -89,6 +97,7 @@ class Run:
 
         model = self.make_model()
         trainer = LlamaTrainer(model, self.config.training)
+        trainer.label = self.label
         if self.base is not None:
             model.companions = self.base.companions(self.directory, self.train.conversations)
             trainer.state.evaluation_due = self.evaluates

@@ -1,6 +1,6 @@
-"""Sinks: where events go - the run's metrics.jsonl, the ABI's stream, TensorBoard, Weights & Biases.
+"""Sinks that are files of lines: the run's metrics.jsonl, and the ABI's stream; and the ABI's tags of what is told.
 
-The terminal is one more, in `console.py`: only who shows something there loads what it takes to show it.
+TensorBoard and W&B are in `loggers.py`, the terminal is in `console.py`.
 """
 
 import json
@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..config import LlmTrainingConfig
-from ..errors import ConfigError
 from ..files import atomic_file
 from ..untrusted import parse_json
 from .events import (
@@ -22,7 +20,6 @@ from .events import (
     EvaluationEvent,
     Event,
     ScalarEvent,
-    Sink,
     StartEvent,
     StepEvent,
 )
@@ -32,10 +29,9 @@ __all__ = [
     "Event",
     "JsonlSink",
     "MetricsStreamSink",
-    "TensorBoardSink",
-    "WandbSink",
-    "configured_sinks",
     "memory_in_use",
+    "scalars",
+    "summary",
 ]
 
 
@@ -136,7 +132,7 @@ class JsonlSink:
         self._lines.close()
 
 
-# -- scalars under tags: the ABI's stream, TensorBoard, W&B --------------------------------------
+# -- scalars under tags: the ABI's stream, and the loggers of others ------------------------------
 
 
 def scalars(event: Event) -> Iterator[tuple[str, float]]:
@@ -208,89 +204,6 @@ class MetricsStreamSink:
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
-
-
-class TensorBoardSink:
-    """TensorBoard event files in `log_dir`, written by tensorboardX."""
-
-    def __init__(self, log_dir: str | Path) -> None:
-        """Check that the package is there; files appear at the first event."""
-        try:
-            from tensorboardX import SummaryWriter  # type: ignore[import-untyped,unused-ignore]
-        except ImportError:
-            raise ConfigError("enable_tensorboard needs tensorboardX; run pip install 'abi_py[tensorboard]'") from None
-        self._open, self._directory = SummaryWriter, str(log_dir)
-        self._writer: Any = None
-
-    def handle(self, event: Event) -> None:
-        """Write the event's scalars."""
-        if self._writer is None:
-            # purge_step hides what a killed run wrote after the step at which this one goes on
-            first = event.step + 1 if isinstance(event, StartEvent) and event.step else None
-            self._writer = self._open(self._directory, purge_step=first)
-        found = list(summary(event.report)) if isinstance(event, EndEvent) else list(scalars(event))
-        for tag, value in found:
-            self._writer.add_scalar(tag, value, event.step)
-        if found:
-            self._writer.flush()
-
-    def close(self) -> None:
-        """Close the files."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-
-
-class WandbSink:
-    """Weights & Biases; WANDB_MODE=offline keeps everything in `log_dir/wandb`."""
-
-    def __init__(self, config: LlmTrainingConfig, log_dir: str | Path) -> None:
-        """Check that the package is there; the run is opened at the first event."""
-        try:
-            import wandb  # type: ignore[import-not-found,unused-ignore]
-        except ImportError:
-            raise ConfigError("enable_wandb needs wandb; run pip install 'abi_py[wandb]'") from None
-        self._wandb: Any = wandb
-        self._config, self._directory = config, Path(log_dir)
-        self._run: Any = None
-
-    def handle(self, event: Event) -> None:
-        """Log the event's scalars at its step."""
-        if self._run is None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._run = self._wandb.init(
-                project=self._config.wandb_project or "abi",
-                name=self._config.wandb_run_name or "run",
-                entity=self._config.wandb_entity,
-                dir=str(self._directory),
-                config=self._config.to_dict(),
-            )
-        values = dict(scalars(event))
-        if values:
-            self._run.log(values, step=event.step)
-        if isinstance(event, EndEvent):
-            for tag, value in summary(event.report):
-                self._run.summary[tag] = value
-
-    def close(self) -> None:
-        """Finish the run."""
-        run, self._run = self._run, None
-        if run is not None:
-            run.finish()
-
-
-def configured_sinks(config: LlmTrainingConfig) -> list[Sink]:
-    """Return the sinks that `log_dir` and the `enable_` fields ask for; ConfigError if a package is missing."""
-    sinks: list[Sink] = []
-    if config.log_dir is None:
-        return sinks
-    if config.enable_metrics_stream:
-        sinks.append(MetricsStreamSink(config.log_dir))
-    if config.enable_tensorboard:
-        sinks.append(TensorBoardSink(config.log_dir))
-    if config.enable_wandb:
-        sinks.append(WandbSink(config, config.log_dir))
-    return sinks
 
 
 def memory_in_use() -> int:

@@ -14,7 +14,7 @@ from ..reprs import Shown
 from .clock import Clock
 from .evaluation import CountBytes
 from .events import EventHub, RunLabel, Sink, WarningEvent
-from .metrics import configured_sinks
+from .loggers import configured_sinks
 from .optimizer import Optimizer
 from .precision import scaler_for
 from .state import TrainingState

@@ -4,14 +4,11 @@ import io
 import json
 import math
 import re
-import sys
-import types
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from abi_py.config import LlmTrainingConfig
 from abi_py.errors import ConfigError
 from abi_py.training import metrics
 from abi_py.training.console import ConsoleSink
@@ -184,76 +181,6 @@ def test_penalties_have_columns_of_their_own():
     assert (record["z_loss"], record["router_z"], record["loss"]) == (0.0125, None, 2.0)
     assert set(a_step(1).record()) == set(record) - {"z_loss", "router_z"}
     assert dict(scalars(event))["train/z_loss"] == 0.0125
-
-
-def test_missing_packages_are_named(monkeypatch, tmp_path):
-    for package, extra in (("tensorboardX", "tensorboard"), ("wandb", "wandb")):
-        monkeypatch.setitem(sys.modules, package, None)
-        config = LlmTrainingConfig(log_dir=str(tmp_path), **{f"enable_{extra}": True})
-        with pytest.raises(ConfigError, match=rf"pip install 'abi_py\[{extra}\]'"):
-            metrics.configured_sinks(config)
-
-
-def test_tensorboard_gets_the_tags(make_model, make_config, data, tmp_path, monkeypatch):
-    """With a stand-in for the package; `test_real_tensorboard` uses the real one where it is installed."""
-    written, flushed = [], []
-
-    class SummaryWriter:
-        def __init__(self, logdir, purge_step=None):
-            self.logdir = logdir
-
-        def add_scalar(self, tag, value, step):
-            written.append((tag, step))
-
-        def flush(self):
-            flushed.append(True)
-
-        def close(self):
-            pass
-
-    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
-    config = make_config(log_dir=str(tmp_path), enable_tensorboard=True, eval_interval=6)
-    LlamaTrainer(make_model(), config).fit(data, data)
-    assert [step for tag, step in written if tag == "train/loss"] == [1, 2, 3, 4, 5, 6]
-    assert ("val/perplexity", 6) in written
-    assert ("train/final_loss", 6) in written
-    assert flushed
-
-
-def test_real_tensorboard(make_model, make_config, data, tmp_path):
-    pytest.importorskip("tensorboardX")
-    config = make_config(log_dir=str(tmp_path), enable_tensorboard=True)
-    report = LlamaTrainer(make_model(), config).fit(data)
-    assert report.warnings == ()
-    (file,) = tmp_path.glob("events.out.tfevents.*")
-    assert b"train/grad_norm" in file.read_bytes()
-
-
-def test_wandb_gets_the_tags(make_model, make_config, data, tmp_path, monkeypatch):
-    made, logged, finished, summary = {}, [], [], {}
-
-    class Run:
-        def __init__(self):
-            self.summary = summary
-
-        def log(self, values, step):
-            logged.append((step, values))
-
-        def finish(self):
-            finished.append(True)
-
-    def init(**settings):
-        made.update(settings)
-        return Run()
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    config = make_config(log_dir=str(tmp_path / "w"), enable_wandb=True, wandb_project="p")
-    LlamaTrainer(make_model(), config).fit(data)
-    assert (made["project"], made["name"], made["dir"]) == ("p", "run", str(tmp_path / "w"))
-    assert [step for step, _ in logged] == [1, 2, 3, 4, 5, 6]
-    assert "train/learning_rate" in logged[0][1]
-    assert summary["train/total_steps"] == 6
-    assert finished == [True]
 
 
 def test_report_file(make_model, make_config, data, tmp_path):
