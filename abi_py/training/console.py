@@ -14,6 +14,7 @@ from .events import (
     EvaluationEvent,
     Event,
     LossScaleEvent,
+    RateEvent,
     SampleEvent,
     StartEvent,
     StepEvent,
@@ -146,6 +147,8 @@ def _sentence(event: Event) -> str:
     if isinstance(event, LossScaleEvent):
         change = f"loss scale {event.previous:.10g} -> {event.loss_scale:.10g}"
         return f"step {event.step}: {'update dropped, ' if event.overflow else ''}{change}: {event.message}"
+    if isinstance(event, RateEvent):
+        return f"step {event.step}: learning rate {event.learning_rate:.3g} from the next step on, by {event.by}"
     if isinstance(event, EpochEvent):
         return f"epoch {event.epoch}: training loss {event.train_loss:.4f}, perplexity {event.train_perplexity:.2f}"
     if isinstance(event, WarningEvent):

@@ -8,6 +8,7 @@
     CheckpointEvent after each save                                    checkpoint
     BadStepEvent    the NaN guard skipped an update                    bad_step
     LossScaleEvent  fp16: the loss scale fell or grew                  loss_scale
+    RateEvent       a callback changed the learning rate               rate
     EpochEvent      at the end of each pass over the data              epoch
     StopEvent       early stopping, or a signal                        stop
     WarningEvent    something failed that does not stop training       warning
@@ -36,6 +37,7 @@ __all__ = [
     "Event",
     "EventHub",
     "LossScaleEvent",
+    "RateEvent",
     "RunLabel",
     "SampleEvent",
     "ScalarEvent",
@@ -202,6 +204,17 @@ class EpochEvent(Event):
     train_loss: float
     train_perplexity: float
     train_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateEvent(Event):
+    """A callback changed the learning rate: that of the next step, and what it is made of."""
+
+    type = "rate"
+    learning_rate: float
+    factor: float  # of the schedule's rate, or of `fixed`
+    fixed: float | None  # None: the schedule goes on
+    by: str  # name of the callback
 
 
 @dataclass(frozen=True, kw_only=True)

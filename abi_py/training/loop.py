@@ -16,6 +16,7 @@ from ..config import EarlyStoppingConfig
 from ..data.feed import Feed
 from ..errors import ConfigError, counted
 from .best import BestState
+from .callbacks import Callbacks
 from .evaluation import evaluate_batches, judge
 from .events import EndEvent, EpochEvent, EvaluationEvent, StartEvent, StopEvent
 from .feed import Data, check_same_data, describe, open_feed
@@ -35,6 +36,7 @@ class Loop:
         """Prepare for the first epoch."""
         self.session, self.step, self.saver = session, step, saver
         self.best = BestState(session, saver)
+        self.callbacks = Callbacks(session)
         self.validation: Data | None = None
         self.stop: GracefulStop | None = None
         self.interrupted = False
@@ -55,6 +57,7 @@ class Loop:
             self.wind_up()
             report = self.report()
             session.events.emit(EndEvent(**session.now(), report=report))
+            self.callbacks.act()
         finally:
             self.end()
             self.stop, self.announced = None, False
@@ -87,10 +90,13 @@ class Loop:
         feed = open_feed(data, config, session.model.config, training=True)
         facts = describe(feed)
         self.check_facts(facts)
+        self._check_schedule()
+        self.callbacks.begin(resumed=self.check_data)
         self.saver.hold()
         state.data, self.check_data = facts, False
         if not self.announced:
             self._announce(feed)
+        self.callbacks.act()
         session.clock.start()
         return feed
 
@@ -99,6 +105,18 @@ class Loop:
         state = self.session.state
         if self.check_data and state.data:
             check_same_data(state.data, facts, inside_epoch=bool(state.batch_position or state.micro_step))
+
+    def _check_schedule(self) -> None:
+        """Raise ConfigError if a resumed run had a schedule of the user's own, and has none now."""
+        state, schedule = self.session.state, self.session.schedule
+        if self.check_data and state.own_schedule and schedule is None:
+            raise ConfigError(
+                f"the checkpoint was trained with a schedule of its own ({state.own_schedule}), that no file can keep; "
+                "go on in Python with LlamaTrainer(model, config, schedule=...); that of the configuration is "
+                "schedule=lambda step: abi_py.calculate_learning_rate(config, step)"
+            )
+        name = getattr(schedule, "__qualname__", type(schedule).__name__)
+        state.own_schedule = name if schedule is not None else ""
 
     def resume(self) -> None:
         """A checkpoint was loaded: the data must be its own, and what was remembered of another run is forgotten."""
@@ -109,6 +127,7 @@ class Loop:
         """Stop the clock and give checkpoint_path back."""
         self.session.clock.stop()
         self.step.feed = self.step.stop = None
+        self.callbacks.end()
         self.saver.release()
 
     def wind_up(self) -> None:
@@ -124,6 +143,9 @@ class Loop:
         if not state.early_stopped and state.evaluated_step != state.global_step:
             self._evaluate(final=True)
         self.saver.save_final()
+        if self.callbacks.control.stop_reason is not None:
+            message = f"stopped at step {state.global_step} by a callback: {self.callbacks.control.stop_reason}"
+            session.events.emit(StopEvent(**session.now(), message=message))
 
     # -- one epoch -------------------------------------------------------------------------------
 
@@ -154,6 +176,7 @@ class Loop:
         state.open_epoch(state.epoch + 1)
         figures = {"train_loss": loss, "train_perplexity": perplexity(loss)}
         session.events.emit(EpochEvent(**session.now(), epoch=state.epoch, **figures, train_tokens=tokens))
+        self.do_what_is_due(updated=False)
         return loss
 
     def between_batches(self, updated: bool) -> None:
@@ -161,17 +184,31 @@ class Loop:
         state, interval = self.session.state, self.session.config.eval_interval
         if updated and interval and state.global_step % interval == 0:
             state.evaluation_due = self.validation is not None
+        self.do_what_is_due(updated)
+        if self.stop is not None and self.stop.requested:
+            self.interrupted = True
+
+    def do_what_is_due(self, updated: bool) -> None:
+        """Let the callbacks act, then evaluate and save if it is time or one of them has asked for it."""
+        state = self.session.state
+        self.callbacks.act()
+        if self.callbacks.take("evaluation"):
+            if self.validation is None:
+                raise ConfigError("a callback asked for an evaluation, but there is no validation data; give it to fit")
+            state.evaluation_due = True
         if state.evaluation_due:
             self._evaluate()
         if updated and not state.early_stopped:
             self.saver.save_on_time()
-        if self.stop is not None and self.stop.requested:
-            self.interrupted = True
+        if self.callbacks.take("save"):
+            self.saver.try_to_save()
+        self.callbacks.act()
 
     def _is_over(self) -> bool:
         """Return whether training ends here, whatever batches and epochs remain."""
         state, most = self.session.state, self.session.config.max_steps or math.inf
-        return self.interrupted or state.early_stopped or state.global_step >= most
+        stopped = self.interrupted or state.early_stopped or self.callbacks.control.stop_reason is not None
+        return stopped or state.global_step >= most
 
     # -- evaluation ------------------------------------------------------------------------------
 
@@ -203,6 +240,7 @@ class Loop:
             patience_left=max(0, early.patience - state.patience_counter) if early is not None else None,
         )
         session.events.emit(event)
+        self.callbacks.act()  # before the best is saved: what they change belongs to it
         if improved:
             self.best.keep()
         elif early is not None and not final and state.patience_counter >= early.patience:
@@ -255,6 +293,7 @@ class Loop:
             skipped_updates=state.bad_steps,
             overflows=state.overflow_count,
             interrupted=self.interrupted,
+            stop_reason=self.callbacks.control.stop_reason,
             checkpoint=str(last) if last else None,
             best_checkpoint=best,
             initial_val_loss=state.initial_val_loss,

@@ -132,6 +132,7 @@ class TrainingReport(Shown):
     overflows: int = 0  # updates dropped because the loss scale of fp16 was too large
     best_val_bits_per_byte: float | None = None  # of the evaluation with best_val_loss; None: bytes are not known
     initial_val_loss: float | None = None  # before the first step; None: that was not evaluated
+    stop_reason: str | None = None  # why a callback ended the training
     warnings: tuple[str, ...] = ()  # saves or sinks that failed without stopping the run
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,8 +29,9 @@ import math
 
 from ..config import CooldownShape, LearningRateSchedule, LlmTrainingConfig
 from ..errors import ConfigError
+from ..fields import in_words
 
-__all__ = ["cooldown_start", "ends", "learning_rate", "restarted", "stretched"]
+__all__ = ["check_own_schedule", "cooldown_start", "ends", "learning_rate", "restarted", "stretched"]
 
 POWER = 0.9  # of polynomial decay
 STEP_FACTOR = 0.1  # of the step schedule
@@ -67,6 +68,17 @@ def learning_rate(config: LlmTrainingConfig, step: int) -> float:
     if schedule is LearningRateSchedule.LINEAR:
         return base * (1 - p) + least * p
     return least + (base - least) * (1 - p) ** POWER
+
+
+def check_own_schedule(config: LlmTrainingConfig) -> None:
+    """Raise ConfigError for a setting that has no effect beside a schedule that the user gives as a function."""
+    usual = LlmTrainingConfig()
+    names = ("lr_schedule", "warmup_steps", "decay_steps", "min_learning_rate", "schedule_start")
+    for name in (*names, "cooldown_share", "cooldown_steps", "cooldown_shape"):
+        if getattr(config, name) != getattr(usual, name):
+            raise ConfigError(
+                f"{name} ({in_words(getattr(config, name))}) has no effect beside a schedule of your own; leave it out"
+            )
 
 
 def _cosine(base: float, least: float, progress: float) -> float:

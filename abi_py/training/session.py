@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import numba
@@ -17,6 +18,7 @@ from .events import EventHub, RunLabel, Sink, WarningEvent
 from .loggers import configured_sinks
 from .optimizer import Optimizer
 from .precision import scaler_for
+from .schedule import check_own_schedule, learning_rate
 from .state import TrainingState
 
 __all__ = ["Model", "Moment", "Session", "set_threads"]
@@ -34,9 +36,17 @@ class Moment(TypedDict):
 class Session(Shown):
     """A model in training, and all that is remembered of it."""
 
-    def __init__(self, model: Model, config: LlmTrainingConfig, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: LlmTrainingConfig,
+        sinks: Sequence[Sink] = (),
+        schedule: Callable[[int], float] | None = None,
+    ) -> None:
         """Prepare to train; ConfigError if a sink's package or so many threads are missing."""
-        self.model, self.config = model, config
+        self.model, self.config, self.schedule = model, config, schedule
+        if schedule is not None:
+            check_own_schedule(config)
         self.optimizer = Optimizer(model.parameters, config)
         self.state = TrainingState()
         self.clock = Clock(self.state)
@@ -60,6 +70,16 @@ class Session(Shown):
     def now(self) -> Moment:
         """Return the step, and the seconds that the run has taken."""
         return {"step": self.state.global_step, "time": self.clock.elapsed() / 1e9}
+
+    def next_rate(self) -> float:
+        """Return the learning rate of the next update; ConfigError if the user's schedule gives none."""
+        state, step = self.state, self.state.global_step
+        rate = state.rate_set
+        if rate is None and self.schedule is not None:
+            rate = float(self.schedule(step))
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ConfigError(f"schedule({step}) is {rate}, but must be a learning rate, zero or more; correct it")
+        return (learning_rate(self.config, step) if rate is None else rate) * state.rate_factor
 
     def warn(self, message: str) -> None:
         """Tell of something that failed and does not stop training."""

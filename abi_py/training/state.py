@@ -15,6 +15,7 @@ __all__ = ["ADDED", "Position", "TrainingState"]
 # Added to the state after version 1 began.
 ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count", "draws", "base_digest"}
 ADDED |= {"best_val_bits_per_byte", "bf16_method", "window_penalties", "penalties", "initial_val_loss"}
+ADDED |= {"rate_set", "rate_factor", "own_schedule", "callbacks"}
 ADDED |= {"window_loads", "experts", "window_opened_at"}
 
 
@@ -75,6 +76,10 @@ class TrainingState(Shown):
     draws: int = 0  # training passes that drew random numbers (dropout)
     base_digest: str = ""  # SHA-256 of the frozen weights under adapters
     bf16_method: str = ""  # how products of bfloat16 were made: another way has other last bits; empty: there were none
+    rate_set: float | None = None  # by a callback, instead of the schedule's
+    rate_factor: float = 1.0  # by callbacks
+    own_schedule: str = ""  # name of the function that is the schedule; empty: the configuration's
+    callbacks: dict[str, Any] = field(default_factory=dict)  # that acted, or have a state: name -> state or None
     data: dict[str, Any] = field(default_factory=dict)  # identity of the data set and of its order
 
     @property

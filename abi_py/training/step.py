@@ -6,7 +6,7 @@ A window is `grad_accum_steps` micro-batches (fewer at an epoch's end) with n tr
     penalty  = (1 / n) sum over the window's micro-batches of (their trained tokens times the penalty)
     g        = (1 / n) sum over the window's micro-batches of the gradient of their summed loss and penalties
     g'       = g min(1, max_grad_norm / |g|)                            (0 = no clipping)
-    update   = optimizer(g', learning_rate(updates done before))
+    update   = optimizer(g', the schedule's rate after the updates done before)
 
 where penalties are what layers add to the loss (`LossOutput.penalties`), which itself stays the cross-entropy.
 So every trained token weighs the same, however ragged the micro-batches; the factor 1/n and the clip factor reach the
@@ -39,7 +39,6 @@ from .guard import Guard, bad_rows, bad_tensors
 from .metrics import memory_in_use
 from .precision import gradient_factor
 from .report import StepMetrics, expert_figures, perplexity
-from .schedule import learning_rate
 from .session import Session
 from .stop import GracefulStop
 
@@ -174,7 +173,7 @@ class Step:
             self.guard.drop(f"the gradient is not finite in {bad_tensors(session.model)}")
             return False
         clip = config.max_grad_norm / norm if 0 < config.max_grad_norm < norm else 1.0
-        rate = learning_rate(config, state.global_step)
+        rate = session.next_rate()
         session.optimizer.update(clip / divisor, rate)
         state.global_step, state.optimizer_step = state.global_step + 1, session.optimizer.step
         state.loss, state.accuracy = state.window_loss / tokens, state.window_correct / tokens

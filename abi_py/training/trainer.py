@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,22 @@ class LlamaTrainer(Session):
     byte.
     """
 
-    def __init__(self, model: Model, config: LlmTrainingConfig, sinks: Sequence[Sink] = ()) -> None:
-        """Prepare to train a model; ConfigError if a sink's package or so many threads are missing."""
-        super().__init__(model, config, sinks)
+    def __init__(
+        self,
+        model: Model,
+        config: LlmTrainingConfig,
+        sinks: Sequence[Sink] = (),
+        schedule: Callable[[int], float] | None = None,
+    ) -> None:
+        """Prepare to train a model.
+
+        schedule  the learning rate of the update after so many, instead of the configuration's schedule; no file can
+                  keep it, so a run that is resumed must be given it again
+
+        ConfigError if a sink's package or so many threads are missing, or for a setting of the configuration's schedule
+        beside one of your own.
+        """
+        super().__init__(model, config, sinks, schedule)
         self._saver = Saver(self)
         self._step = Step(self, Guard(self, lambda: self._saver.last))
         self._loop = Loop(self, self._step, self._saver)
@@ -96,13 +109,17 @@ class LlamaTrainer(Session):
         validation: Data | None = None,
         early_stopping: EarlyStoppingConfig | None = None,
         stop: GracefulStop | None = None,
+        callbacks: Sequence[object] = (),
     ) -> TrainingReport:
         """Train to the end of the last epoch (or max_steps, or early stopping) from wherever the state is.
 
-        With `checkpoint_path`, checkpoints are saved at intervals, at each better evaluation, at the end, and when
-        `stop` was requested; then the report says interrupted.  ConfigError if `checkpoint_path` holds checkpoints of
+        `callbacks` are added as by `add_callback`, and stay.  With `checkpoint_path`, checkpoints are saved at
+        intervals, at each better evaluation, at the end, and when `stop` was requested; then the report says
+        interrupted.  ConfigError if `checkpoint_path` holds checkpoints of
         another run, or, with process and host, if another trainer is writing there.
         """
+        for callback in callbacks:
+            self.add_callback(callback)
         if validation is not None:
             self.set_validation_data(validation)
         return self._loop.fit(data, early_stopping, stop)
@@ -174,6 +191,14 @@ class LlamaTrainer(Session):
         )
 
     # -- what it tells ---------------------------------------------------------------------------
+
+    def add_callback(self, callback: object) -> None:
+        """Let an object with hooks (`on_step`, `on_evaluation` ...), or a function after each step, act on training.
+
+        What a hook may do, `Control` says; when it is called, the table in `training/callbacks.py`.  An exception of a
+        callback ends `fit`.
+        """
+        self._loop.callbacks.add(callback)
 
     def add_sink(self, sink: Sink) -> None:
         """Send events to one more sink."""
