@@ -82,7 +82,10 @@ def command(
 
     encoder = template_for(codec, template).encoder(codec)
     settings = generation_settings(loaded, config, flags)
-    chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system, loaded.eos_ids or ())
+    ends = loaded.eos_ids or ()
+    if template is not None and "stop_ids" not in flags:  # those of the file are of another template
+        ends, settings = (*(settings.stop_ids or ()), *ends), settings.replace(stop_ids=None)
+    chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system, ends)
     utf8_output()
     if once is not None:
         chat.prompt([*chat.messages, {"role": "user", "content": once}])  # raises for a question that is too long

@@ -20,6 +20,7 @@ from .models import (
     TOKENIZER_HELP,
     ModelPath,
     compile_for_decoding,
+    described,
     open_model,
     set_threads_option,
     which_options,
@@ -85,7 +86,7 @@ def command(
         interrupted = True
     shown.end()
     if shown.result is not None:
-        show(shown, {"data": str(data), **measurement.facts}, as_json)
+        show(shown, {**described(loaded), "data": str(data), **measurement.facts}, as_json)
     if interrupted:
         note(f"stopped by Ctrl-C after {shown.done} of {counted(shown.total, 'window')}")
         ctx.exit(INTERRUPTED)

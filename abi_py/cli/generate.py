@@ -1,6 +1,7 @@
 """`abi-train generate`: what a trained model makes of a prompt."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from .models import (
     TOKENIZER_HELP,
     ModelPath,
     compile_for_decoding,
+    described,
     open_model,
     set_threads_option,
     which_options,
@@ -77,7 +79,7 @@ def command(
     asked = asked or [read_stdin()]
     utf8_output()
     generator = Generator(loaded.model, codec)
-    ctx.exit(INTERRUPTED if run(generator, asked, settings, as_json) else 0)
+    ctx.exit(INTERRUPTED if run(generator, asked, settings, described(loaded) if as_json else None) else 0)
 
 
 config_options({"generation": GenerationConfig}, {})(command)
@@ -91,9 +93,11 @@ def parse_ids(text: str) -> list[int]:
         raise ConfigError(f"ids ({text!r}) must be whole numbers; write them as in --ids '5 17 3'") from None
 
 
-def run(generator: "Generator", prompts: list[Any], settings: GenerationConfig, as_json: bool) -> bool:
-    """Generate and show everything; return whether Ctrl-C ended it."""
-    streaming = len(prompts) == 1 and not as_json
+def run(
+    generator: "Generator", prompts: list[Any], settings: GenerationConfig, as_json: Mapping[str, Any] | None
+) -> bool:
+    """Generate and show everything, as lines of JSON with what each repeats; return whether Ctrl-C ended it."""
+    streaming = len(prompts) == 1 and as_json is None
     interrupted = False
     stream = generator.stream(prompts, settings)  # raises for settings and prompts that do not fit
     compile_for_decoding(generator.model)
@@ -108,7 +112,7 @@ def run(generator: "Generator", prompts: list[Any], settings: GenerationConfig, 
         write(["\n"])
     else:
         for prompt, result in zip(prompts, results):
-            write([json_line(prompt, result) if as_json else titled(prompt, result), "\n"])
+            write([titled(prompt, result) if as_json is None else json_line(prompt, result, as_json), "\n"])
     for result in results:
         if result.dropped:
             note(f"note: the context is full: dropped {counted(result.dropped, 'token')} at the beginning")
@@ -122,7 +126,7 @@ def titled(prompt: Any, result: "Generation") -> str:
     return f"== {prompt}\n{body}"
 
 
-def json_line(prompt: Any, result: "Generation") -> str:
+def json_line(prompt: Any, result: "Generation", more: Mapping[str, Any]) -> str:
     """Return everything that is known of a continuation as one line of JSON."""
     values = {
         "prompt": prompt,
@@ -133,6 +137,7 @@ def json_line(prompt: Any, result: "Generation") -> str:
         "prompt_tokens": len(result.prompt_ids),
         "new_tokens": len(result.ids),
         "dropped": result.dropped,
+        **more,
     }
     if result.logprobs is not None:
         values["logprobs"] = result.logprobs.tolist()

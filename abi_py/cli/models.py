@@ -69,10 +69,10 @@ def open_model(path: Path, which: str | None = None) -> "LoadedModel":
 
 
 def described(loaded: "LoadedModel") -> dict[str, Any]:
-    """Return what --json says about the model: its folder, and which step of a run it is, where that is known."""
+    """Return what --json says of the model: its folder, and which step of a run that is, where it is known."""
     origin = loaded.origin
-    known = {} if origin is None else {"step": origin.step, "steps": origin.steps, "best": origin.is_best}
-    return {"model": str(loaded.directory), **known}
+    known = {} if origin is None else {"step": origin.step, "steps": origin.steps, "is_best": origin.is_best}
+    return {"model": {"folder": str(loaded.directory), **known}}
 
 
 def compile_for_decoding(model: "Transformer", *more: str) -> None:

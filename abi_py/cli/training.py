@@ -77,6 +77,8 @@ def show_head(run: Run, console: "Console") -> None:
         say(console, "base", describe_base(run.config))
     for label, text in describe_lora(run.config):
         say(console, label, text)
+    if run.base is not None and run.base.said:
+        say(console, "from", run.base.said)
     for reason in run.base.skipped if run.base is not None else ():
         say(console, "note", f"passed over: {reason}")
     say(console, "data", describe_data(run.train, run.valid))
@@ -187,6 +189,8 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
         say(console, "saved", f"{report.checkpoint}")
     left = leave_model(run, trainer, report)
     say(console, "model", f"{left.folder}: {left.said}")
+    if not left.has_tokenizer:
+        say(console, "note", "it has no tokenizer: the text of these ids is not known; --tokenizer names one")
     end = finished(trainer.state, run.config)
     if end is not None:
         say(console, "go on", f"{again} {end[1]}")

@@ -68,7 +68,7 @@ class Base:
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
             raise ConfigError(f"base ({path}) {what}; give the folder of a model (config.json and model.safetensors)")
-        place = find_place(path)
+        place = find_place(path, given.which.value if given.which is not None else None)
         files = (CONFIG, WEIGHTS, INDEX, ADAPTER_CONFIG, STATE)
         if not any((place.folder / name).is_file() for name in files) and not has_checkpoint(path):
             raise ConfigError(
@@ -96,7 +96,7 @@ class Base:
                     f"base ({path}): its tokenizer has {ids:,} ids, its model {shape.vocab_size:,}; the two do not "
                     "belong together"
                 )
-        recorded = BaseConfig(path=str(path.absolute()), digest=digest)
+        recorded = BaseConfig(path=str(path.absolute()), digest=digest, which=given.which)
         return cls(recorded, found.path, shape, tokenizer, (*place.skipped, *found.skipped), place.said)
 
     @property

@@ -37,6 +37,7 @@ class Left:
     step: int
     is_best: bool
     said: str  # the step, and why that one
+    has_tokenizer: bool
 
 
 def check_export(export: ExportConfig, shape: TrainableModelConfig, evaluates: bool) -> None:
@@ -85,4 +86,4 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
             f"{output} was not written: {error}; the checkpoints are safe: once that is mended, abi-train resume "
             f"{name} writes it, or abi-train export {name} --{which} -o FOLDER another one"
         ) from None
-    return Left(output, origin.step, origin.is_best, origin.said)
+    return Left(output, origin.step, origin.is_best, origin.said, source.has_tokenizer)

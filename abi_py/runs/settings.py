@@ -62,6 +62,13 @@ class BaseConfig(Config):
         acts={"path": ON},
     )
 
+    which: Which | None = opt(
+        None,
+        "of a run, start from its best checkpoint, or from its last  [its model/]",
+        flag="base-which",
+        acts={"path": ON},
+    )
+
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
         self._require("path", self.path != "", "not be empty", "give the folder of a model")

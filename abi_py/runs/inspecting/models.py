@@ -18,10 +18,11 @@ from ...formats.special_tokens import special_token_ids
 from ...formats.zig import ABIC, ABLC, VERSION
 from ...model.folder import config_from_huggingface, open_weights
 from ...training.checkpoint import list_checkpoints, verify
+from ...training.finding import find_place
 from ...training.report import REPORT
 from ...untrusted import read_json
 from ..directory import CONFIG as RUN_CONFIG
-from ..directory import root_of_checkpoints
+from ..directory import MODEL, root_of_checkpoints
 from ..models import find_tokenizer_beside
 from ..settings import read_run_config
 from .data import describe_tokenizer
@@ -309,7 +310,14 @@ def run(found: Inspection) -> None:
         found.facts["ended"] = "stopped by a signal" if report.get("interrupted") else "at its end"
     else:
         found.facts["ended"] = "not yet, or killed: there is no report.json"
+    used = found.attempt(find_place, path) if (path / MODEL).is_dir() else None
+    if used is not None and used.said:
+        found.facts["verbs use"] = used.said
     places = [place for _, place in list_checkpoints(root_of_checkpoints(path))]
+    if not places and used is not None:
+        if _model(found, used.folder):
+            _uses_of_model(found, path, _tokenizer_beside(found, used.folder, path))
+        return
     if not places:
         found.facts["checkpoints"] = []
         found.uses.append(f"abi-train resume {_quoted(path)}, which begins it again")
