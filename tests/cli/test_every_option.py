@@ -51,7 +51,7 @@ OTHERS = {
         **dict.fromkeys(("--context", "--stride", "--tokenizer", "--template", "--json"), "eval"),
         "--threads": "every_option",
     },
-    "export": dict.fromkeys(("--output", "--to", "--dtype", "--max-shard-size", "--which", "--force"), "export"),
+    "export": dict.fromkeys(("--output", "--to", "--dtype", "--max-shard-size", "--force"), "export"),
     "preview": {
         **dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size"), "conversations"),
         "--seed": "every_option",
@@ -69,6 +69,8 @@ OTHERS = {
     "verify": {"--seed": "every_option"},
     "warmup": {},
 }
+for _verb in ("generate", "chat", "eval", "export"):
+    OTHERS[_verb] |= dict.fromkeys(("--best", "--last"), "left_models")
 
 
 def verbs():

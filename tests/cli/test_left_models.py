@@ -175,9 +175,9 @@ def test_the_form_and_the_type_of_what_is_left(abi_train, tiny, tmp_path):
     ("words", "said"),
     [
         (["--format", "zig", "--family", "qwen2"], "format (zig) holds plain Llama models alone"),
-        (["--format", "zig", "--dtype", "bfloat16"], "dtype (bfloat16) has no effect"),
+        (["--format", "zig", "--dtype", "bfloat16"], "dtype (bfloat16) acts only with format hf"),
         (["--which", "best", "--valid-fraction", "0"], "which (best) must come with evaluations"),
-        (["--base-which", "best"], "which (best) has no effect"),
+        (["--base-which", "best"], "which (best) acts only with path (--base)"),
     ],
 )
 def test_what_cannot_be_left_is_said_before_training(abi_train, tiny, tmp_path, words, said):
