@@ -147,7 +147,7 @@ def test_runs_and_checkpoints(abi_train, facts, tmp_path):
     assert (code, found["kind"], found["step"]) == (0, "checkpoint of a run", 3)
     assert f"abi-train resume {newest}" in found["uses"]
     assert facts("r/checkpoints")[1]["kind"] == "directory of checkpoints"
-    assert facts("r/config.yaml")[1]["sections"]["base"] == "2 settings"
+    assert facts("r/config.yaml")[1]["sections"]["base"] == "3 settings"
     with open(newest / "model.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"!")
