@@ -70,7 +70,7 @@ OTHERS = {
     "warmup": {},
 }
 for _verb in ("generate", "chat", "eval", "export"):
-    OTHERS[_verb] |= dict.fromkeys(("--best", "--last"), "left_models")
+    OTHERS[_verb] |= dict.fromkeys(("--best", "--last"), "what_a_run_leaves")
 
 
 def verbs():
