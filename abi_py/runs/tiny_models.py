@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ..model import TrainableModel
     from ..model.frozen import FrozenModel
 
-__all__ = ["tiny", "tiny_frozen", "tiny_shape"]
+__all__ = ["stored_as", "tiny", "tiny_frozen", "tiny_shape"]
 
 
 def tiny_shape(family: ModelFamily) -> "TrainableModelConfig":
@@ -30,10 +30,15 @@ def tiny(family: ModelFamily) -> "TrainableModel":
 
 def tiny_frozen(family: ModelFamily, storage: str) -> "FrozenModel":
     """Return one whose matrices are kept in a storage."""
+    return stored_as(tiny(family), storage)
+
+
+def stored_as(model: "TrainableModel", storage: str) -> "FrozenModel":
+    """Return the same model, only read, with its matrices in a storage."""
     from ..formats.safetensors import Stored
     from ..kernels.storage import STORAGES
     from ..model.frozen import FrozenModel
 
-    model, keep = tiny(family), STORAGES[storage].encode_ref
+    keep = STORAGES[storage].encode_ref
     kept = {name: Stored(keep(w), storage == "bf16") if w.ndim == 2 else Stored(w) for name, w in model.weights.items()}
     return FrozenModel(model.config, kept)
