@@ -21,6 +21,7 @@ __all__ = [
     "show_table",
     "silence",
     "silence_stdout",
+    "stderr_console",
     "utf8_output",
     "write",
 ]
@@ -44,6 +45,13 @@ def make_console() -> "Console":
             silence(self)
 
     return PipeConsole(highlight=False, markup=False, emoji=False)
+
+
+def stderr_console() -> "Console":
+    """Return a console on stderr: for what is not the output."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def silence(console: "Console") -> None:

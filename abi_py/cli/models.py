@@ -11,7 +11,8 @@ from ..errors import ConfigError
 from ..runs import compiling
 from ..runs.models import find_model
 from ..training.finding import BEST, LAST
-from .console import note
+from .compiling import compile_showing
+from .console import note, stderr_console
 
 if TYPE_CHECKING:
     from ..model.transformer import Transformer
@@ -80,7 +81,7 @@ def compile_for_decoding(model: "Transformer", *more: str) -> None:
 
     `more` kernels are compiled too, if need be: those of a verb that does not only write.
     """
-    compiling.compile_missing(compiling.kernels_of_generation(model.config, *more), note)
+    compile_showing(compiling.kernels_of_generation(model.config, *more), stderr_console(), note)
     compiling.decode_like(model)  # so that no speed that is shown later has compiling or loading in it
 
 

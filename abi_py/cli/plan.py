@@ -10,9 +10,10 @@ from ..runs.plan import available_memory, memory_by_part, seconds_of_micro_batch
 from ..runs.run import Run
 from ..runs.settings import RunConfig
 from ..training.schedule import cooldown_start
+from .compiling import compile_for_training
 from .console import say, show_table
 from .describe import note_on_length, parameter_rows
-from .training import compile_for_training, show_head
+from .training import show_head
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,7 @@ def show_plan(run: Run, console: "Console") -> None:
     if free is not None and needed > free:
         rows.append(("time", "not measured: the run does not fit into the free memory"))
     else:
-        compile_for_training(run.config.model, config, console)
+        compile_for_training(run.config.model, config, console, lambda text: say(console, "compile", text))
         each = seconds_of_micro_batch(run)
         speed = config.batch_size * config.max_seq_len / each
         measured = f"{1000 * each:,.0f} ms for a micro-batch, {speed:,.0f} tokens/s; two were measured"

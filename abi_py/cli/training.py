@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import EarlyStoppingConfig, LlmTrainingConfig, Precision
+from ..config import EarlyStoppingConfig, Precision
 from ..errors import counted
-from ..runs import compiling
 from ..runs.conversations import encoder_of_run
 from ..runs.finishing import leave_model
 from ..runs.models import codec_of_run
@@ -19,7 +18,7 @@ from ..runs.run import Run
 from ..runs.samples import sample_sinks
 from ..runs.schedule import note_on_schedule
 from ..runs.settings import DataConfig
-from ..shape import ModelShape
+from .compiling import prepare_training
 from .console import printable, say, show_table, silence
 from .describe import (
     describe_base,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
-__all__ = ["compile_for_training", "fit_and_show", "show_head", "start", "train"]
+__all__ = ["fit_and_show", "show_head", "start", "train"]
 
 
 def start(run: Run, console: "Console") -> int:
@@ -61,12 +60,6 @@ def start(run: Run, console: "Console") -> int:
             say(console, "note", text)
     run.write_config()
     return train(run.make_trainer(), run, console)
-
-
-def compile_for_training(shape: ModelShape, config: LlmTrainingConfig, console: "Console") -> None:
-    """Compile the kernels of a step of such a model that are not in the cache, and say so."""
-    names = compiling.kernels_of_training(shape, config.optimizer.value, config.mixed_precision.value)
-    compiling.compile_missing(names, lambda text: say(console, "compile", text))
 
 
 def show_head(run: Run, console: "Console") -> None:
@@ -114,7 +107,14 @@ def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
     """Train to the end, show what came of it, and return the exit code."""
     samples = sample_sinks(trainer, run)
     report, code = fit_and_show(
-        trainer, run.directory, run.train, run.valid, console, early_stopping=run.early_stopping, sinks=samples
+        trainer,
+        run.directory,
+        run.train,
+        run.valid,
+        console,
+        early_stopping=run.early_stopping,
+        sinks=samples,
+        decodes=bool(samples or run.config.data.sample_tokens),
     )
     show_end(trainer, report, run, console)
     return code
@@ -129,8 +129,11 @@ def fit_and_show(
     *,
     early_stopping: EarlyStoppingConfig | None = None,
     sinks: "Sequence[Sink]" = (),
+    decodes: bool = True,
 ) -> tuple["TrainingReport", int]:
     """Compile, then train to the end with the terminal, metrics.jsonl and Ctrl-C attached, and `sinks` after them.
+
+    `decodes`: texts are written after evaluations or at the end, so what that needs is compiled too.
 
     What can be wrong with flags and files has been told by then: compiling takes a minute.  Writes report.json; returns
     the report and the exit code.
@@ -142,7 +145,7 @@ def fit_and_show(
     from ..training.stop import HANG_UP, GracefulStop
 
     config = trainer.config
-    compile_for_training(trainer.model.config, config, console)
+    prepare_training(trainer.model, config, console, lambda text: say(console, "compile", text), decodes)
     trainer.add_sink(JsonlSink(directory / METRICS))
     peak = measured_peak(bf16=config.mixed_precision is Precision.BF16) / 1e9
     in_terminal = console.is_terminal  # asked later, one that has gone says no

@@ -4,7 +4,8 @@ import time
 
 import click
 
-from ..runs.compiling import compile_missing, kernel_names
+from ..runs.compiling import kernel_names
+from .compiling import compile_showing
 from .console import make_console, say
 from .describe import describe_machine
 from .options import Verb
@@ -24,7 +25,7 @@ def command(ctx: click.Context, seed: int | None) -> None:
 
     console = make_console()
     say(console, "machine", describe_machine())
-    compile_missing(kernel_names(), lambda text: say(console, "compile", text))
+    compile_showing(kernel_names(), console, lambda text: say(console, "compile", text))
     from ..verification import SEED, checks
 
     began = time.perf_counter()

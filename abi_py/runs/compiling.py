@@ -12,6 +12,7 @@ of each precision (`kernels/engine/routines.py`) count as a kernel named `routin
 
 import contextlib
 import importlib
+import itertools
 import os
 import pkgutil
 import subprocess
@@ -139,9 +140,19 @@ def is_cached(name: str) -> bool:
     if kernel == ROUTINES:
         return whole(_number_format(variant).file)
     if not variant:
-        return any(map(whole, STORE.names(_dispatchers()[kernel][1]._cache.beginning)))
-    files = bytes(STORE.read(_list_of(name)) or b"").decode().split()  # the names of files do not show types
+        variants = (f"{kernel}:{each}" for each, kernels in VARIANTS.items() if kernel in kernels)
+        others = {file for each in variants for file in _files(each)}
+        files = STORE.names(_dispatchers()[kernel][1]._cache.beginning)
+        return any(whole(file) for file in files if file not in others)
+    files = _files(name)
     return bool(files) and all(map(whole, files))
+
+
+def _files(name: str) -> list[str]:
+    """Return the files of a variant; their names do not show types."""
+    from ..kernels.engine.cache import STORE
+
+    return bytes(STORE.read(_list_of(name)) or b"").decode().split()
 
 
 def _number_format(precision: str) -> "AnyFormat":
@@ -156,8 +167,14 @@ def _list_of(name: str) -> str:
     return f"{name.replace(':', '-')}.list"
 
 
-def compile_missing(names: Iterable[str], report: Callable[[str], None]) -> None:
+def compile_missing(
+    names: Iterable[str],
+    report: Callable[[str], None],
+    count: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
     """Compile those kernels that the cache does not hold, and `report` it in one line before and one after.
+
+    `count` is called with the number of those that are done, and that of all.
 
     Where that is impossible, `report` says so: each kernel is then compiled at its first call.
     """
@@ -171,16 +188,17 @@ def compile_missing(names: Iterable[str], report: Callable[[str], None]) -> None
         report(f"{kernels} for this run alone, each at its first call")
         return
     report(f"{kernels} for this processor, once; later runs find them in the cache ...")
-    began = time.perf_counter()
+    began, done = time.perf_counter(), itertools.count(1)
+    count(0, len(missing))
     try:
-        compile_kernels(missing, lambda name, seconds: None)
+        compile_kernels(missing, lambda name, seconds: count(next(done), len(missing)))
     except (AbiError, OSError) as error:
         report(f"{error}; one by one instead")
         return
     report(f"done in {time.perf_counter() - began:.0f} s")
 
 
-def compile_kernels(names: Iterable[str], done: Callable[[str, float], None], processes: int | None = None) -> None:
+def compile_kernels(names: Iterable[str], done: Callable[[str, float], object], processes: int | None = None) -> None:
     """Compile kernels in one process for each core; call `done(name, seconds)` for each.
 
     AbiError if one fails, or if the cache can't keep them.
@@ -247,7 +265,7 @@ def _share_out(names: list[str], count: int) -> list[list[str]]:
     return [group for group in groups if group]
 
 
-def _relay(running: list["subprocess.Popen[str]"], done: Callable[[str, float], None]) -> None:
+def _relay(running: list["subprocess.Popen[str]"], done: Callable[[str, float], object]) -> None:
     import selectors
 
     with selectors.DefaultSelector() as selector:

@@ -1,4 +1,4 @@
-"""A rehearsal: a tiny run like the one to come, so that whatever that will call is compiled, or loaded, before it begins.
+"""A rehearsal: a tiny run like the one to come, so that whatever that calls is compiled, or loaded, before it begins.
 
 `compiling.py` compiles in parallel what the layers say they need.  Which types a kernel is called with follows from
 more than that: the storages of a frozen base, dropout, masks, the optimizer, how the model writes at the end.  So the
@@ -6,9 +6,11 @@ real calls are made once, with a model that has the same settings and almost no 
 compiled here and not in the first step, where it would look like a slow one.
 """
 
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..errors import counted
 from ..shape import ModelShape
 from .compiling import decode_once
 from .tiny_models import stored_as
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from ..model import LoraModel, TrainableModel
     from ..training.session import Model
 
-__all__ = ["rehearse", "shrunk"]
+__all__ = ["rehearse", "rehearse_counting", "shrunk"]
 
 WIDTH = 16  # of everything
 TOKENS = 8  # of a row
@@ -75,11 +77,33 @@ def rehearse(model: "Model", config: "LlmTrainingConfig", decodes: bool = True) 
             decode_once([each.for_decoding()])
 
 
-def compilations(action: Callable[[], None]) -> int:
-    """Return how many kernels were compiled, and not loaded, during an action."""
+def rehearse_counting(
+    model: "Model",
+    config: "LlmTrainingConfig",
+    decodes: bool,
+    report: Callable[[str], None],
+    count: Callable[[int, int], object],
+) -> None:
+    """Rehearse; `count` the kernels that are compiled on the way, and `report` in one line how many there were."""
     from numba.core import event
 
-    with event.install_recorder("numba:compile") as recorder:
-        action()
-    began = (each.data["dispatcher"] for _, each in recorder.buffer if each.is_start)
-    return sum(1 for dispatcher in began if dispatcher.targetoptions.get("parallel"))  # not the helpers inside of it
+    class Counter(event.Listener):  # type: ignore[misc]
+        """Hears of each compilation; not of the helpers inside of a kernel, which are never parallel."""
+
+        began = done = 0
+
+        def on_start(self, event: Any) -> None:
+            if event.data["dispatcher"].targetoptions.get("parallel"):
+                self.began += 1
+                count(self.done, self.began)
+
+        def on_end(self, event: Any) -> None:
+            if event.data["dispatcher"].targetoptions.get("parallel"):
+                self.done += 1
+                count(self.done, self.began)
+
+    counter, began = Counter(), time.perf_counter()
+    with event.install_listener("numba:compile", counter):
+        rehearse(model, config, decodes)
+    if counter.done:
+        report(f"{counted(counter.done, 'kernel')} more, in {time.perf_counter() - began:.0f} s")

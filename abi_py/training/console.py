@@ -22,7 +22,7 @@ from .events import (
     WarningEvent,
 )
 
-__all__ = ["ConsoleSink"]
+__all__ = ["ConsoleSink", "clock_time"]
 
 WIDE = 120  # columns of a terminal that has room for a bar
 # Parts of the line of progress that a narrow terminal does without, the first one first.
@@ -104,12 +104,16 @@ class ConsoleSink:
         done = step - self._first
         if done <= 0 or step > self._total:
             return "-"
-        seconds = round((time.perf_counter() - self._began) / done * (self._total - step))
-        hours, rest = divmod(seconds, 3600)
-        return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+        return clock_time((time.perf_counter() - self._began) / done * (self._total - step))
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def clock_time(seconds: float) -> str:
+    """Return a time as 4:05 or 1:04:05."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
 def _fit(parts: Mapping[str, str], room: int | None) -> str:

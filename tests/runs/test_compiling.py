@@ -1,5 +1,6 @@
 """Compiling ahead: what is compiled, in which processes, and that these run nothing else and end with their parent."""
 
+import io
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 from waiting import PATIENCE, until
 
 import abi_py.cli
+from abi_py.cli.compiling import compile_showing
 from abi_py.errors import AbiError
 from abi_py.kernels.engine import cache
 from abi_py.kernels.engine.cache import CacheWarning, Store
@@ -129,6 +132,39 @@ def test_nothing_is_compiled_ahead_where_nothing_can_be_kept(empty_cache, monkey
     done = CliRunner().invoke(abi_py.cli.cli, ["warmup"])
     assert done.exit_code == 1
     assert done.output.splitlines()[-1] == "error: nothing is compiled ahead, because nothing can be kept"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_compiling_is_counted(monkeypatch, empty_cache, terminal):
+    """On a terminal by a line that moves; in a pipe by two lines."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80, highlight=False)
+
+    def compile_kernels(names, done):
+        for number, name in enumerate(names, 1):
+            done(name, 1.0)
+            shown = f"compile  {number} of 2 kernels, 0:0"
+            assert not terminal or until(lambda shown=shown: shown in console.file.getvalue())
+
+    monkeypatch.setattr(compiling, "compile_kernels", compile_kernels)
+    monkeypatch.setattr(compiling, "is_cached", lambda name: name == "rope_forward")
+    names = ["swiglu_forward", "rope_forward", "global_norm"]
+    compile_showing(names, console, lambda text: console.print(f"compile  {text}", soft_wrap=True))
+    lines = [line for line in console.file.getvalue().splitlines() if "of 2" not in line]
+    assert "2 kernels for this processor, once" in lines[0]
+    assert "done in " in lines[-1]
+    assert terminal or console.file.getvalue().count("\n") == 2
+
+
+@compiled_only
+def test_a_kernel_of_bfloat16_is_not_that_of_float32(empty_cache):
+    """Their files differ by types, which names do not show; the list of the variant does."""
+    beginning = compiling._dispatchers()["swiglu_backward"][1]._cache.beginning
+    empty_cache.write(f"{beginning}1.kernel", b"code")
+    empty_cache.write("swiglu_backward-bf16.list", f"{beginning}1.kernel".encode())
+    assert compiling.is_cached("swiglu_backward:bf16")
+    assert not compiling.is_cached("swiglu_backward")
+    empty_cache.write(f"{beginning}2.kernel", b"code")
+    assert compiling.is_cached("swiglu_backward")
 
 
 @compiled_only
