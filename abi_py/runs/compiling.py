@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import AbiError, counted
 from ..shape import ModelFamily, ModelShape, Precision
-from .tiny_models import tiny, tiny_frozen, tiny_shape
+from .tiny_models import decode_once, tiny, tiny_frozen, tiny_shape
 
 if TYPE_CHECKING:
     from ..kernels.engine.number_formats import AnyFormat
@@ -398,16 +398,3 @@ def decode_like(model: "Transformer") -> None:
     family, base = model.config.family, model.model if isinstance(model, LoraModel) else model
     storages = base.storages() if isinstance(base, FrozenModel) else ()
     decode_once([tiny_frozen(family, storage) for storage in storages] or [tiny(family)])
-
-
-def decode_once(models: "Iterable[Transformer]") -> None:
-    """Read a few tokens and write one with each model, with the types of generation: products of many rows and few."""
-    import numpy as np
-
-    from ..generation.decoder import Decoder
-    from ..kernels.matmul import FEW
-
-    for model in models:
-        decoder = Decoder(model)
-        decoder.prefill(0, np.arange(FEW + 1, dtype=np.int32))
-        decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))

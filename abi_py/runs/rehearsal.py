@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import counted
 from ..shape import ModelShape
-from .compiling import decode_once
-from .tiny_models import stored_as
+from .tiny_models import decode_once, stored_as
 
 if TYPE_CHECKING:
     from ..config import LlmTrainingConfig, TrainableModelConfig

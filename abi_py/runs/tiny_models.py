@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING
 from ..shape import ModelFamily
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..config import TrainableModelConfig
     from ..model import TrainableModel
     from ..model.frozen import FrozenModel
+    from ..model.transformer import Transformer
 
-__all__ = ["stored_as", "tiny", "tiny_frozen", "tiny_shape"]
+__all__ = ["decode_once", "stored_as", "tiny", "tiny_frozen", "tiny_shape"]
 
 
 def tiny_shape(family: ModelFamily) -> "TrainableModelConfig":
@@ -42,3 +45,16 @@ def stored_as(model: "TrainableModel", storage: str) -> "FrozenModel":
     keep = STORAGES[storage].encode_ref
     kept = {name: Stored(keep(w), storage == "bf16") if w.ndim == 2 else Stored(w) for name, w in model.weights.items()}
     return FrozenModel(model.config, kept)
+
+
+def decode_once(models: "Iterable[Transformer]") -> None:
+    """Read a few tokens and write one with each model, with the types of generation: products of many rows and few."""
+    import numpy as np
+
+    from ..generation.decoder import Decoder
+    from ..kernels.matmul import FEW
+
+    for model in models:
+        decoder = Decoder(model)
+        decoder.prefill(0, np.arange(FEW + 1, dtype=np.int32))
+        decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))
