@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from ..config import LlmTrainingConfig
-    from ..shape import ModelShape
     from ..training.session import Model
 
 __all__ = ["compile_for_training", "compile_showing", "prepare_training"]
@@ -69,15 +68,11 @@ def compile_showing(names: Iterable[str], console: "Console", say: Callable[[str
         compiling.compile_missing(names, line.tell, line.count)
 
 
-def _kernels(shape: "ModelShape", config: "LlmTrainingConfig") -> list[str]:
-    return compiling.kernels_of_training(shape, config.optimizer.value, config.mixed_precision.value)
-
-
 def compile_for_training(
-    shape: "ModelShape", config: "LlmTrainingConfig", console: "Console", say: Callable[[str], None]
+    model: "Model", config: "LlmTrainingConfig", console: "Console", say: Callable[[str], None]
 ) -> None:
-    """Compile the kernels of a step of such a model that are not in the cache, and say so."""
-    compile_showing(_kernels(shape, config), console, say)
+    """Compile the kernels of a step of this model that are not in the cache, and say so."""
+    compile_showing(compiling.kernels_of_step(model, config), console, say)
 
 
 def prepare_training(
@@ -86,7 +81,7 @@ def prepare_training(
     """Compile, or load, everything that a training of `model` calls, and if it `decodes` the writing of texts."""
     from ..runs.rehearsal import rehearse_counting
 
-    names = _kernels(model.config, config)
+    names = compiling.kernels_of_step(model, config)
     if decodes:
         names += compiling.kernels_of_generation(model.config)
     with _line(console, say) as line:

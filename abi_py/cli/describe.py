@@ -3,6 +3,7 @@
 import math
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from ..config import Precision, TrainableModelConfig
 from ..errors import counted
 
 if TYPE_CHECKING:
+    from ..parameters import Tensor
     from ..runs.opening import RunData
     from ..runs.settings import RunConfig
     from ..training.report import TrainingReport
@@ -74,12 +76,10 @@ def describe_model(model: TrainableModelConfig) -> str:
     )
 
 
-def parameter_rows(model: TrainableModelConfig) -> list[tuple[str, str, str]]:
+def parameter_rows(trained: "Iterable[Tensor]") -> list[tuple[str, str, str]]:
     """Return the trained tensors: name, shape and weights; those that differ only in the block are one row."""
-    from ..families import tensor_table
-
     found: dict[tuple[str, tuple[int, ...]], int] = {}
-    for tensor in tensor_table(model):
+    for tensor in trained:
         key = re.sub(r"^layers\.\d+\.", "layers.*.", tensor.name), tensor.shape
         found[key] = found.get(key, 0) + 1
     return [

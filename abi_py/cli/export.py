@@ -1,6 +1,7 @@
 """`abi-train export`: a trained model in the form that another program opens."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -8,7 +9,12 @@ from .console import make_console, say
 from .models import ModelPath, which_options
 from .options import Verb
 
-FORMATS, DTYPES = ("hf", "deepzig", "zig"), ("float32", "bfloat16", "float16")
+if TYPE_CHECKING:
+    from ..runs.exporting import Source
+
+__all__ = ["DTYPES", "FORMATS", "command", "show_export"]
+
+FORMATS, DTYPES = ("hf", "deepzig", "zig", "peft"), ("float32", "bfloat16", "float16")
 
 
 @click.command(
@@ -18,7 +24,7 @@ FORMATS, DTYPES = ("hf", "deepzig", "zig"), ("float32", "bfloat16", "float16")
 )
 @click.argument("model", type=ModelPath())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="folder, for zig file, to write")
-@click.option("--to", type=click.Choice(FORMATS), default="hf", help="Hugging Face's folder, DeepZig's, or ABIC  [hf]")
+@click.option("--to", type=click.Choice(FORMATS), default="hf", help="whose form; zig: ABIC; peft: adapters  [hf]")
 @click.option("--dtype", type=click.Choice(DTYPES), help="of weights  [that of MODEL; of a run or adapters float32]")
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
 @which_options
@@ -37,23 +43,32 @@ def command(
     Tokenizer, chat template and settings of generation come along. What was written is read again and compared before
     this verb says that it is done.
     """
+    from ..runs.exporting import Source
+
+    source = Source.open(model, which, adapters=to == "peft")
+    show_export(source, output, to, dtype=dtype, max_shard_size=max_shard_size, force=force)
+
+
+def show_export(source: "Source", output: Path, to: str = "hf", **settings: Any) -> None:
+    """Export, as `runs.exporting.export` does with these settings, and print what was taken and what was written."""
     from ..model import LoraModel
-    from ..runs.exporting import Source, export
+    from ..runs.exporting import export
     from .inspect import size_text
 
-    console = make_console()
-    source = Source.open(model, which)
+    console, shape = make_console(), source.shape
     for reason in source.loaded.skipped:
         say(console, "note", f"passed over: {reason}")
-    shape = source.shape
     say(console, "model", f"{source.loaded.directory}: {shape.family.value}, {shape.num_params():,} parameters")
     if source.said:
         say(console, "taken", source.said)
     if isinstance(source.loaded.model, LoraModel):
-        say(console, "note", "adapters are merged into the weights")
+        lora = source.loaded.model
+        say(console, "lora", f"{lora.report()}, on {source.loaded.base or 'random weights'}")
+        if to != "peft":
+            say(console, "note", "adapters are merged into the weights")
     if not source.has_tokenizer and to != "zig":
         say(console, "note", "no tokenizer is there to come along")
-    done = export(source, output, to, dtype=dtype, max_shard_size=max_shard_size, force=force)
+    done = export(source, output, to, **settings)
     say(console, "wrote", f"{output}: {', '.join(f'{name} {size_text(size)}' for name, size in done.files.items())}")
     say(console, "checked", f"{done.parameters:,} weights in {done.dtype}, read again: as they were written")
     say(console, "opens in", "; ".join(done.opens))

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from ..config import LearningRateSchedule, LlmTrainingConfig, OptimizerType
 from ..errors import counted
-from ..runs.plan import available_memory, memory_by_part, seconds_of_micro_batch, seconds_of_run, share_of_muon
+from ..runs.plan import (
+    available_memory,
+    memory_by_part,
+    seconds_of_micro_batch,
+    seconds_of_run,
+    share_of_muon,
+    trained_tensors,
+)
 from ..runs.run import Run
 from ..runs.settings import RunConfig
 from ..training.schedule import cooldown_start
@@ -26,10 +33,11 @@ def show_plan(run: Run, console: "Console") -> None:
     from rich.table import Table
 
     config, (epoch, total) = run.config.training, run.steps
+    trained = trained_tensors(run.config)
     show_head(run, console)
-    show_table(console, "Trained parameters", parameter_rows(run.config.model), ("tensor", "shape", "weights"))
+    show_table(console, "Trained parameters", parameter_rows(trained), ("tensor", "shape", "weights"))
     table = Table(title="Memory", title_justify="left", title_style="bold", show_header=False)
-    parts = memory_by_part(run.config)
+    parts = memory_by_part(run)
     for name, size in parts.items():
         table.add_row(name, megabytes(size))
     needed = sum(parts.values())
@@ -40,7 +48,7 @@ def show_plan(run: Run, console: "Console") -> None:
     console.print(table)
     tokens = config.batch_size * config.max_seq_len * config.grad_accum_steps
     seen = run.train.num_tokens * config.epochs
-    disk = 4 * run.config.model.num_params() + parts["moments"]
+    disk = 4 * sum(tensor.size for tensor in trained) + parts["moments"]
     kept = f"the last {config.max_checkpoints} and the best are kept" if config.max_checkpoints else "all are kept"
     free_disk = shutil.disk_usage(Path.cwd()).free
     rows = [
@@ -54,8 +62,9 @@ def show_plan(run: Run, console: "Console") -> None:
     if free is not None and needed > free:
         rows.append(("time", "not measured: the run does not fit into the free memory"))
     else:
-        compile_for_training(run.config.model, config, console, lambda text: say(console, "compile", text))
-        each = seconds_of_micro_batch(run)
+        model = run.make_model()
+        compile_for_training(model, config, console, lambda text: say(console, "compile", text))
+        each = seconds_of_micro_batch(run, model)
         speed = config.batch_size * config.max_seq_len / each
         measured = f"{1000 * each:,.0f} ms for a micro-batch, {speed:,.0f} tokens/s; two were measured"
         rows.append(("time", f"about {duration(seconds_of_run(run, each))} ({measured})"))

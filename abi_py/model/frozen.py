@@ -7,6 +7,7 @@ the model with all weights widened to float32; in the gradients of adapters the 
 order, because only float32 neighbours are one product.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..parameters import Buffers, Tensor, Weight
 from .folder import open_weights, read_config
 from .transformer import TrainableModel, Transformer, zeros
 
-__all__ = ["FrozenModel", "read_frozen"]
+__all__ = ["FrozenModel", "frozen_bytes", "read_frozen"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,13 @@ class _Kept:
     storage: Storage
 
 
+def _stays_narrow(tensor: Stored | Stack) -> bool:
+    return isinstance(tensor, Stored) and tensor.raw.ndim == 2 and tensor.is_narrow
+
+
 def _keep(tensor: Stored | Stack) -> _Kept:
     """Return a tensor in one of the storages; what has none (float64), vectors and stacks are copied to float32."""
-    if isinstance(tensor, Stored) and tensor.raw.ndim == 2 and tensor.is_narrow:
+    if isinstance(tensor, Stored) and _stays_narrow(tensor):
         # As it lies; a matrix that is stored transposed is copied, and stays as narrow.
         raw = tensor.raw if tensor.raw.flags.c_contiguous else np.ascontiguousarray(tensor.raw)
         return _Kept(raw, STORAGES["bf16" if tensor.bf16 else "float16"])
@@ -99,6 +104,12 @@ class FrozenModel(Transformer):
                 model.weights[name] = kept.raw
         model.companions = self.companions
         return model
+
+
+def frozen_bytes(folder: Path, config: TrainableModelConfig) -> int:
+    """Return the bytes that the weights of a folder take where they are not trained; they are not read."""
+    found = open_weights(folder, config).tensors.values()
+    return sum(math.prod(tensor.shape) * (2 if _stays_narrow(tensor) else 4) for tensor in found)
 
 
 def read_frozen(

@@ -38,7 +38,7 @@ from .layers.linear import Adapter, Group, Linear, Part
 from .stack import Stack
 from .transformer import TrainableModel, Transformer
 
-__all__ = ["LoraConfig", "LoraModel", "named", "num_trained", "report"]
+__all__ = ["LoraConfig", "LoraModel", "named", "num_trained", "planned", "report"]
 
 AnyLora = TypeVar("AnyLora", bound=LoraConfig)
 
@@ -208,6 +208,14 @@ def report(shape: TrainableModelConfig, config: LoraConfig) -> str:
     return f"{trained:,} trained parameters, {100 * trained / whole:.2f} % of {whole:,} (rank {config.rank}: {targets})"
 
 
+def planned(shape: TrainableModelConfig, config: LoraConfig) -> tuple[list[Layer], tuple[Tensor, ...]]:
+    """Return the layers of such a model as its adapters make them, and the table of these; nothing is allocated."""
+    made = layers(shape)
+    for linear, targets in _targets(shape, made, config):
+        _size(linear, len(targets), config)
+    return made, _adapter_table(shape, config)
+
+
 def num_trained(shape: TrainableModelConfig, config: LoraConfig) -> int:
     """Return the number of weights of all adapters."""
     return sum(entry.size for entry in _adapter_table(shape, config))
@@ -336,7 +344,12 @@ def _adapt(made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConf
         if targets:
             groups = _groups(linear, targets, parameters, config)
             linear.adapter = Adapter(groups, config.scaling, config.dropout, seed, streams)
-            linear.rank, linear.dropout = config.rank * len(targets), config.dropout > 0
+            _size(linear, len(targets), config)
+
+
+def _size(linear: Linear, targets: int, config: LoraConfig) -> None:
+    """Tell a linear layer what so many adapters save and need."""
+    linear.rank, linear.dropout = config.rank * targets, config.dropout > 0
 
 
 def _groups(linear: Linear, targets: list[_Target], parameters: Buffers, config: LoraConfig) -> tuple[Group, ...]:

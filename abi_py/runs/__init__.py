@@ -20,7 +20,7 @@
     recorded.py       what a run's directory tells about it         comparing.py  several runs side by side
     curves.py         curves in a picture
     inspecting/       what a file or folder is, of ours or of others
-    compiling.py      kernels compiled ahead, in parallel processes
+    compiling.py      kernels compiled ahead, in parallel processes; compile_worker.py  inside one of them
 
 Nothing here prints, and nothing knows the command line; `cli/` and `pipelines/` stand on it.
 

@@ -50,9 +50,10 @@ class Base:
     said: str = ""
 
     @classmethod
-    def open(cls, given: BaseConfig) -> "Base":
+    def open(cls, given: BaseConfig, remedy: str = "") -> "Base":
         """Find it, read its shape, and see that its files hold the weights; these are not read.
 
+        `remedy` is that for a base which is not there or is another one, where these are of a run that goes on.
         ConfigError if there is no such model, or it has another digest than was asked for; CheckpointError if its
         files are damaged, or of a model that this package does not compute.
         """
@@ -62,12 +63,13 @@ class Base:
         from ..model.folder import open_weights, read_config
         from ..training.checkpoint import STATE
         from ..training.finding import find_place, has_checkpoint
-        from ..training.loading import find_folder
+        from ..training.loading import find_folder, holds_adapters
 
         path = Path(given.path or "")
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
-            raise ConfigError(f"base ({path}) {what}; give the folder of a model (config.json and model.safetensors)")
+            usual = "give the folder of a model (config.json and model.safetensors)"
+            raise ConfigError(f"base ({path}) {what}; {remedy or usual}")
         place = find_place(path, given.which.value if given.which is not None else None)
         files = (CONFIG, WEIGHTS, INDEX, ADAPTER_CONFIG, STATE)
         if not any((place.folder / name).is_file() for name in files) and not has_checkpoint(path):
@@ -75,10 +77,9 @@ class Base:
                 f"base ({path}) holds no model: neither {CONFIG} and weights nor a checkpoint; give the folder of one"
             )
         found = find_folder(place.folder)
-        if (found.path / ADAPTER_CONFIG).is_file() and not (found.path / CONFIG).is_file():
+        if holds_adapters(found.path):
             raise ConfigError(
-                f"base ({path}) holds adapters, not a whole model; merge them first: abi-train export {path} --to hf "
-                "-o MERGED"
+                f"base ({path}) holds adapters, not a whole model; merge them first: abi-train merge {path} -o MERGED"
             )
         shape = read_config(found.path)
         open_weights(found.path, shape)  # before a run writes anything: what is missing is told
@@ -86,7 +87,7 @@ class Base:
         if given.digest and not digest.startswith(given.digest.lower()):
             raise ConfigError(
                 f"base ({path}) has the digest {digest[:12]}, but {given.digest[:12]} is asked for: these are other "
-                "weights; give the folder with that digest, or leave digest out"
+                f"weights; {remedy or 'give the folder with that digest, or leave digest out'}"
             )
         tokenizer = find_tokenizer_beside(found.path, place.run)
         if tokenizer is not None:

@@ -6,8 +6,10 @@ with exactly the types that training gives it, and the disk cache holds it for e
 Which kernels a model runs, its layers say (`Layer.kernels`); those that no layer speaks of, all models run.
 
 A kernel that is called with other types is compiled for them apart: `swiglu_backward` is that of float32,
-`swiglu_backward:bf16` that of bfloat16, `rms_norm_forward:heads` that of the norms of queries and keys.  The routines
-of each precision (`kernels/engine/routines.py`) count as a kernel named `routines`.
+`swiglu_backward:bf16` that of bfloat16, `rms_norm_forward:heads` that of the norms of queries and keys, `_product:lora`
+that of adapters, and `_product:lora_bf16` that of adapters on weights in bfloat16.  The routines of each precision
+(`kernels/engine/routines.py`) count as a kernel named `routines`, and what reads the rows of a storage
+(`kernels/storage/base.py`) as one named `stored_rows`.
 """
 
 import contextlib
@@ -18,19 +20,19 @@ import pkgutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import AbiError, counted
-from ..shape import ModelFamily, ModelShape, Precision
-from .tiny_models import decode_once, tiny, tiny_frozen, tiny_shape
+from ..shape import LoraConfig, ModelFamily, ModelShape, Precision
+from .tiny_models import decode_like, tiny_shape
 
 if TYPE_CHECKING:
+    from ..config import LlmTrainingConfig
     from ..kernels.engine.number_formats import AnyFormat
-    from ..model.transformer import Transformer
+    from ..model import LoraModel, TrainableModel
 
 __all__ = [
     "compile_kernels",
@@ -39,6 +41,7 @@ __all__ = [
     "is_cached",
     "kernel_names",
     "kernels_of_generation",
+    "kernels_of_step",
     "kernels_of_training",
 ]
 
@@ -59,13 +62,16 @@ ONLY_NARROW = (  # not in float32
 )
 ROUTINES = "routines"
 HEADS = "heads"
+STORED_ROWS, NARROW = "stored_rows", ("bf16", "float16")  # of the storages of weights that are not trained
+LORA, LORA_BF16, LORA_NARROW = "lora", "lora_bf16", "lora_narrow"  # adapters on float32, on bfloat16, on either half
 # Kernels that a precision calls with other types.
 OTHER_TYPES = {Precision.BF16: ("swiglu_backward", "weighted_swiglu_backward", "gelu_backward", *ONLY_NARROW)}
 VARIANTS = {"fp32": ()} | {p.value: (ROUTINES, *OTHER_TYPES.get(p, ())) for p in Precision if p is not Precision.FP32}
 VARIANTS[HEADS] = ("rms_norm_forward", "rms_norm_backward")
+VARIANTS |= {LORA: ("_product",), LORA_BF16: ("_product",), LORA_NARROW: ("bias_forward",)}
 
 
-def _dispatchers() -> dict[str, tuple[str, Any]]:
+def dispatchers() -> dict[str, tuple[str, Any]]:
     """Return name -> (module, compiled function) of all kernels; none under NUMBA_DISABLE_JIT=1."""
     package = importlib.import_module("abi_py.kernels")
     found = {}
@@ -81,11 +87,12 @@ def _dispatchers() -> dict[str, tuple[str, Any]]:
 
 def kernel_names() -> list[str]:
     """Return the names of all kernels, with those of reduced precision, in the order in which they are compiled."""
-    plain = _dispatchers()
+    plain = dispatchers()
     if not plain:
         return []
     names = [ROUTINES, *(name for name in plain if name not in ONLY_NARROW)]
     names += [f"{name}:{variant}" for variant, kernels in VARIANTS.items() for name in kernels]
+    names += [f"{STORED_ROWS}:{storage}" for storage in NARROW]
     return sorted(names, key=_order)
 
 
@@ -98,7 +105,7 @@ def _order(name: str) -> tuple[bool, float, str]:
     return name.partition(":")[0] != ROUTINES, -_seconds(name), name
 
 
-def _of_layers(shape: ModelShape) -> set[str]:
+def of_layers(shape: ModelShape) -> set[str]:
     """Return the kernels that the layers of such a model speak of."""
     from ..families import layers
 
@@ -107,24 +114,51 @@ def _of_layers(shape: ModelShape) -> set[str]:
 
 def _of_other_layers(own: set[str]) -> set[str]:
     """Return the kernels of which only layers of other models speak."""
-    return {kernel for family in ModelFamily for kernel in _of_layers(tiny_shape(family))} - own
+    return {kernel for family in ModelFamily for kernel in of_layers(tiny_shape(family))} - own
 
 
-def kernels_of_training(shape: ModelShape, optimizer: str, precision: str = "fp32") -> list[str]:
-    """Return the kernels that a training step of such a model with this optimizer and precision runs."""
-    own = _of_layers(shape)
+def kernels_of_training(
+    shape: ModelShape,
+    optimizer: str,
+    precision: str = "fp32",
+    lora: LoraConfig | None = None,
+    storages: Collection[str] = (),
+) -> list[str]:
+    """Return the kernels that a training step of such a model with this optimizer and precision runs.
+
+    lora      the adapters that are trained, if it is they
+    storages  how the matrices under them are kept
+    """
+    own = of_layers(shape)
     rules = {name for names in OPTIMIZERS.values() for name in names} - {*OPTIMIZERS[optimizer]}
     elsewhere = _of_other_layers(own)
     others = rules | elsewhere | {*NOT_IN_A_STEP, *VARIANTS[precision]}
     others.discard(ROUTINES)  # of float32: a kernel that all precisions share is compiled in a step of float32
     wanted = {name for name in kernel_names() if ":" not in name and name not in others}
     wanted |= {f"{kernel}:{precision}" for kernel in VARIANTS[precision] if kernel not in elsewhere} | own
+    if lora is not None:
+        others -= {"_dropout"} if lora.dropout else set()
+        variants = [LORA, *([LORA_BF16] if "bf16" in storages else []), *([LORA_NARROW] if storages else [])]
+        more = {f"{kernel}:{variant}" for variant in variants for kernel in set(VARIANTS[variant]) - elsewhere}
+        wanted |= {"_dropout", *more}
+        wanted |= {f"{STORED_ROWS}:{storage}" for storage in storages}
     return [name for name in kernel_names() if name in wanted and name not in others]
+
+
+def kernels_of_step(model: "TrainableModel | LoraModel", config: "LlmTrainingConfig") -> list[str]:
+    """Return the kernels that a training step of this model runs."""
+    from ..model import LoraModel
+    from ..model.frozen import FrozenModel
+
+    lora = model.lora if isinstance(model, LoraModel) else None
+    below = model.model if isinstance(model, LoraModel) else model
+    storages = set(below.storages()) & {*NARROW} if isinstance(below, FrozenModel) else ()
+    return kernels_of_training(model.config, config.optimizer.value, config.mixed_precision.value, lora, storages)
 
 
 def kernels_of_generation(shape: ModelShape, *more: str) -> list[str]:
     """Return the kernels that reading a prompt and writing a text with such a model run, and `more`."""
-    own = {name for name in _of_layers(shape) if not name.partition(":")[0].endswith(TRAINS)}
+    own = {name for name in of_layers(shape) if not name.partition(":")[0].endswith(TRAINS)}
     wanted = {ROUTINES, *FORWARD, *GENERATION, *own, *more}
     return [name for name in kernel_names() if name in wanted]
 
@@ -138,11 +172,11 @@ def is_cached(name: str) -> bool:
 
     kernel, _, variant = name.partition(":")
     if kernel == ROUTINES:
-        return whole(_number_format(variant).file)
+        return whole(number_format_of(variant).file)
     if not variant:
         variants = (f"{kernel}:{each}" for each, kernels in VARIANTS.items() if kernel in kernels)
         others = {file for each in variants for file in _files(each)}
-        files = STORE.names(_dispatchers()[kernel][1]._cache.beginning)
+        files = STORE.names(dispatchers()[kernel][1]._cache.beginning)
         return any(whole(file) for file in files if file not in others)
     files = _files(name)
     return bool(files) and all(map(whole, files))
@@ -152,17 +186,17 @@ def _files(name: str) -> list[str]:
     """Return the files of a variant; their names do not show types."""
     from ..kernels.engine.cache import STORE
 
-    return bytes(STORE.read(_list_of(name)) or b"").decode().split()
+    return bytes(STORE.read(list_of(name)) or b"").decode().split()
 
 
-def _number_format(precision: str) -> "AnyFormat":
+def number_format_of(precision: str) -> "AnyFormat":
     """Return the number format of a precision; from the kernels, so that `info` need not load the model."""
     from ..kernels.engine.number_formats import PRECISIONS
 
     return PRECISIONS[precision or "fp32"]
 
 
-def _list_of(name: str) -> str:
+def list_of(name: str) -> str:
     """Return under which name the cache keeps the list of a variant's files."""
     return f"{name.replace(':', '-')}.list"
 
@@ -249,7 +283,7 @@ file, folder = {str(package / "__init__.py")!r}, {str(package)!r}
 spec = spec_from_file_location("abi_py", file, submodule_search_locations=[folder])
 sys.modules["abi_py"] = module_from_spec(spec)
 spec.loader.exec_module(sys.modules["abi_py"])
-from abi_py.runs.compiling import worker
+from abi_py.runs.compile_worker import worker
 worker(sys.argv[1:])
 """
 
@@ -287,114 +321,3 @@ def _check(process: "subprocess.Popen[str]", log: IO[str]) -> None:
         log.seek(0)
         last = log.read().strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
         raise AbiError(f"compiling in a process of its own failed: {last[0]}; abi-train run can do without one")
-
-
-# -- inside a process ----------------------------------------------------------------------------
-
-
-def worker(names: list[str]) -> None:
-    """Compile the named kernels one after the other and print name and seconds of each."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    from ..kernels.engine.cache import STORE
-
-    dispatchers = _dispatchers()
-    switches = {}
-    files = [module for name, module in sys.modules.items() if name.startswith("abi_py.kernels.")]
-    for name, (module, real) in dispatchers.items():  # before anything else imports them
-        switches[name] = _Switch(real)
-        known = getattr(sys.modules[module], name)
-        for file in files:  # a kernel's file may have another's, as Muon has the norm
-            if vars(file).get(name) is known:
-                setattr(file, name, switches[name])
-    for name in names:
-        kernel, _, variant = name.partition(":")
-        began = time.perf_counter()
-        if kernel == ROUTINES:
-            _ = _number_format(variant).table
-        else:
-            switch = switches[kernel]
-            before = set(switch.real.overloads)
-            switch.on = True
-            _exercise(kernel, variant)
-            switch.on = False
-            new = [types for types in switch.real.overloads if types not in before]
-            if not new:
-                raise AbiError(f"{name}: nothing that is run for it calls it")
-            if variant:
-                STORE.write(_list_of(name), "\n".join(map(switch.real._cache.name, new)).encode())
-        if STORE.problem is not None:
-            raise OSError(STORE.problem)
-        print(name, time.perf_counter() - began, flush=True)
-
-
-def _end_with_parent() -> None:
-    """Wait for the end of the input, which comes when the parent has closed it or was killed, however; then end."""
-    while os.read(0, 1):  # not sys.stdin: Python could not end while a thread reads that
-        pass
-    os._exit(1)
-
-
-class _Switch:
-    """A kernel that does nothing, and returns zero, until it is switched on."""
-
-    def __init__(self, real: Any) -> None:
-        self.real, self.on = real, False
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.real(*arguments) if self.on else 0.0
-
-
-def _family_of(name: str) -> ModelFamily:
-    """Return the first family whose layers run a kernel."""
-    speak = (family for family in ModelFamily if name in _of_layers(tiny_shape(family)))
-    return next(speak, ModelFamily.LLAMA)
-
-
-def _exercise(name: str, variant: str = "", family: ModelFamily | None = None) -> None:
-    """Run what calls a kernel, with the types of training: a step of a family, or of the first that has it."""
-    import numpy as np
-
-    from ..config import LlmTrainingConfig, OptimizerType
-    from ..kernels import dropout
-    from ..kernels.engine.peak import measured_peak
-    from ..training.trainer import LlamaTrainer
-
-    precision = variant if variant in {*Precision} else Precision.FP32.value
-    family = family or _family_of(f"{name}:{HEADS}" if variant == HEADS else name)
-    x = np.zeros((2, 2), np.float32)
-    alone: dict[str, Callable[[], object]] = {  # what no step of a model without adapters calls
-        "_dropout": lambda: dropout.dropout_forward(x, x, 0.5, 1),
-        "_repeat_tile": lambda: measured_peak(0.0, bf16=precision == "bf16"),
-    }
-    if name in alone:
-        alone[name]()
-        return
-    if name in GENERATION:
-        decode_once([tiny(family)])
-        return
-    kinds = {kernel: kind for kind, kernels in reversed(OPTIMIZERS.items()) for kernel in kernels}
-    # No NaN guard: what the silent kernels leave unwritten may be anything.
-    config = LlmTrainingConfig(
-        optimizer=OptimizerType(kinds.get(name, "adamw")), grad_accum_steps=1, max_seq_len=8, nan_guard=False
-    )
-    ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
-    model = tiny(family)
-    for array in model.stack.arena.saved(ids.size, precision == "bf16"):
-        array.fill(0)  # rows of experts, which a kernel would look for where silent ones left anything
-    if precision == "fp32":
-        LlamaTrainer(model, config).train_step(ids, ids)
-        model.forward(ids)
-        if variant == HEADS:
-            decode_once([model])
-    else:
-        model.compute_loss(ids, ids, backward=True, precision=Precision(precision))
-
-
-def decode_like(model: "Transformer") -> None:
-    """Decode with tiny models of a model's family, whose matrices are kept as its own are: all it needs is compiled."""
-    from ..model import LoraModel
-    from ..model.frozen import FrozenModel
-
-    family, base = model.config.family, model.model if isinstance(model, LoraModel) else model
-    storages = base.storages() if isinstance(base, FrozenModel) else ()
-    decode_once([tiny_frozen(family, storage) for storage in storages] or [tiny(family)])

@@ -3,8 +3,10 @@
     hf       a folder of Hugging Face's kind, in float32, bfloat16 or float16, of any family
     deepzig  the folder of a DeepZig model, for the Zig loader: a plain Llama in float32
     zig      an ABIC file of the Zig trainer, floats alone: a plain Llama in float32
+    peft     adapters alone, in PEFT's layout, in float32
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -22,23 +24,26 @@ from ..families import tensor_table, write_config
 from ..fields import either
 from ..files import json_text, write_inside
 from ..formats.checkpoint_names import CARD, ORIGIN
-from ..formats.companions import END, GENERATION, Companions
+from ..formats.companions import END, GENERATION, TOKENIZER_FILES, Companions, is_one_of
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
 from ..formats.huggingface import read_tensors
 from ..formats.safetensors import encoded_size
 from ..formats.special_tokens import token_ids
 from ..formats.zig import load_abic, misfit, save_abic
+from ..model import LoraModel
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
 from ..model.frozen import FrozenModel
+from ..training.finding import find_place
 from ..training.loading import LoadedModel, load_model
 from .companions import with_bytes, with_tokenizer_from
+from .directory import ADAPTER, MODEL
 from .models import find_model, find_tokenizer_beside
 
 __all__ = ["FORMATS", "Exported", "Source", "check_format", "export", "write"]
 
-FORMATS = ("hf", "deepzig", "zig")
+FORMATS = ("hf", "deepzig", "zig", "peft")
 STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
 
 
@@ -58,12 +63,21 @@ class Source:
     step: int
 
     @classmethod
-    def open(cls, path: Path, which: str | None = None) -> "Source":
+    def open(
+        cls, path: Path, which: str | None = None, base: Path | None = None, *, adapters: bool = False
+    ) -> "Source":
         """Load what `path` means: of a run what it left, or its newest checkpoint, or as `which` says (`find_model`).
 
-        ConfigError for a choice where there is none; errors of `load_model`.
+        With `adapters` these are wanted, on `base` if that is given: of a run that left a model, those beside it.
+        ConfigError for a choice where there is none, or where there are no adapters; errors of `load_model`.
         """
-        loaded = find_model(path, which)
+        place = find_place(path, which) if adapters else None
+        if place is not None and place.folder == path / MODEL and (path / ADAPTER).is_dir():
+            loaded = dataclasses.replace(find_model(path / ADAPTER, base=base), run=path, skipped=place.skipped)
+        else:
+            loaded = find_model(path, which, base)
+        if adapters and not isinstance(loaded.model, LoraModel):
+            raise ConfigError(f"{path} is a whole model, and has no adapters; abi-train export {path} writes it")
         step = loaded.origin.step if loaded.origin is not None else 0
         said = loaded.origin.said if loaded.origin is not None else ""
         return cls(loaded, said, find_tokenizer_beside(loaded.directory, loaded.run), step)
@@ -94,6 +108,13 @@ class Source:
         return found if self.loaded.origin is None else {**found, ORIGIN: self.loaded.origin.to_json()}
 
     @property
+    def adapters(self) -> LoraModel:
+        """Its adapters; ConfigError where it has none."""
+        if not isinstance(self.loaded.model, LoraModel):
+            raise ConfigError(f"to (peft) writes adapters, and {self.loaded.directory} has none; use --to hf")
+        return self.loaded.model
+
+    @property
     def shape(self) -> TrainableModelConfig:
         """The shape of the model."""
         return self.loaded.model.config
@@ -117,6 +138,12 @@ class Source:
 def check_format(form: str, shape: TrainableModelConfig, dtype: str | None, max_shard_size: str | None) -> None:
     """Raise ConfigError if a form cannot hold a model, or a setting has no effect in it; the reason is named."""
     if form == "hf":
+        return
+    if form == "peft" and dtype not in (None, "float32"):
+        raise ConfigError(f"dtype ({dtype}) must be float32 for peft: adapters are written as they were trained")
+    if form == "peft" and max_shard_size is not None:
+        raise ConfigError(f"max_shard_size ({max_shard_size}) has no effect on adapters; leave it out")
+    if form == "peft":
         return
     if reason := misfit(shape):
         raise ConfigError(
@@ -181,6 +208,8 @@ def export(
     if form not in FORMATS:
         raise ConfigError(f"to ({form}) must be {either(list(FORMATS))}")
     check_format(form, source.shape, dtype, max_shard_size)
+    if form == "peft":
+        _ = source.adapters  # raises where there are none
     _check_output(source, output, form, force)
     kind = dtype or (source.dtype if form == "hf" else "float32")
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +217,8 @@ def export(
     files = {output.name: output.stat().st_size} if output.is_file() else {
         path.relative_to(output).as_posix(): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()
     }  # fmt: skip
-    return Exported(files, kind, source.shape.num_params(), _opens(source, output, form))
+    parameters = source.adapters.num_params() if form == "peft" else source.shape.num_params()
+    return Exported(files, kind, parameters, _opens(source, output, form))
 
 
 def write(
@@ -200,7 +230,7 @@ def write(
     files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model, and texts by name beside it, and read it again; the rest of what `export` does is the caller's."""
-    writers = {"hf": _write_hf, "deepzig": _write_deepzig, "zig": _write_zig}
+    writers = {"hf": _write_hf, "deepzig": _write_deepzig, "zig": _write_zig, "peft": _write_peft}
     writers[form](source, output, dtype, max_shard_size, files or {})
 
 
@@ -209,6 +239,8 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
         return ("the Zig trainer, and abi_py: model.load_checkpoint_file(PATH), with a model of its shape",)
     verb = "chat" if source.has_tokenizer and Tokenizer.load(output).chat_template else "generate"
     ours = f"abi-train {verb} {output}"
+    if form == "peft":
+        return (ours, "PEFT: PeftModel.from_pretrained(BASE, PATH)")
     if form == "deepzig":
         return (ours, "the Zig loader", "transformers, with model_type llama in config.json")
     converts = ("llama.cpp: convert_hf_to_gguf.py PATH",) if source.has_tokenizer else ()  # it needs one
@@ -230,6 +262,21 @@ def _write_hf(
         if name not in found or _digest(tensor.pieces(name)) != _digest([found[name].raw]):
             raise CheckpointError(f"{output}: {name} does not read as it was written; check the disk, and export again")
     _check_tokenizer(source, output, output)
+
+
+def _write_peft(
+    source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
+) -> None:
+    model = source.adapters
+    files = {name: text for name, text in source.companions.files.items() if is_one_of(name, TOKENIZER_FILES)}
+    files |= {name: text.encode() for name, text in texts.items() if name != CARD}  # which is that of a whole model
+    with new_folder(output, {*files}, model.parameters.weights_flat.nbytes, no_tokenizer=True) as new:
+        model.save(new)
+        for name, text in files.items():
+            write_inside(new, name, [text])
+        again = LoraModel.load(model.model, new)
+        if again.collect_weights().tobytes() != model.collect_weights().tobytes():
+            raise CheckpointError(f"{output} does not read as it was written; check the disk, and export again")
 
 
 def _digest(pieces: Iterable[Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves at its end: RUN/model, a whole model that others open.
+"""What a run leaves at its end: RUN/model, a whole model that others open; of adapters RUN/adapter too, for PEFT.
 
 The weights are those of the best checkpoint where there were evaluations, else of the last (`export.which` says
 otherwise).  They are read from the checkpoint, so what is written is what a resumed run would have, and a run that was
@@ -16,7 +16,7 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..formats.checkpoint_names import CARD, ORIGIN
 from ..training.finding import BEST, LAST, Origin, find_place, list_checkpoints, root_of_checkpoints
-from .directory import MODEL
+from .directory import ADAPTER, MODEL
 from .settings import ExportConfig
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
         known = source.loaded.origin or Origin(step=trainer.state.global_step, steps=None, is_best=False)
         newest = max(order for order, _ in list_checkpoints(root_of_checkpoints(directory)))
         origin = dataclasses.replace(known, order=newest)
-        card = model_card(run, source.companions, report, origin)
-        texts = {CARD: card, ORIGIN: origin.to_json()}
+        texts = {CARD: model_card(run, source.companions, report, origin), ORIGIN: origin.to_json()}
+        if run.config.lora is not None:
+            write(source, directory / ADAPTER, "peft", "float32", files=texts)
         write(source, output, FORMS[export.format], export.dtype.value, files=texts)
     except (OSError, CheckpointError, ConfigError) as error:
         name = shlex.quote(str(directory))

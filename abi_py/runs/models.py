@@ -22,13 +22,13 @@ __all__ = [
 ]
 
 
-def find_model(path: Path, which: str | None = None) -> "LoadedModel":
+def find_model(path: Path, which: str | None = None, base: Path | None = None) -> "LoadedModel":
     """Load the model that `path` means, of a run the "best" checkpoint, the "last", or what the rule says (`which`);
-    weights that are not trained stay as they are stored.
+    weights that are not trained stay as they are stored, and adapters may be put on another `base` than they name.
     """
     from ..training.loading import load_model
 
-    return load_model(path, which, frozen=True)
+    return load_model(path, which, base=base, frozen=True)
 
 
 def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":

@@ -3,24 +3,51 @@
 import itertools
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .run import Run
 from .settings import RunConfig
 
-__all__ = ["available_memory", "memory_by_part", "seconds_of_micro_batch", "seconds_of_run", "share_of_muon"]
+if TYPE_CHECKING:
+    from ..model import LoraModel, TrainableModel
+    from ..parameters import Tensor
+
+__all__ = [
+    "available_memory",
+    "memory_by_part",
+    "seconds_of_micro_batch",
+    "seconds_of_run",
+    "share_of_muon",
+    "trained_tensors",
+]
 
 MEASURED = 2  # micro-batches that are timed, after one that is not
 
 
-def memory_by_part(config: RunConfig) -> dict[str, int]:
-    """Return bytes by part; the model itself is not made for it."""
+def trained_tensors(config: RunConfig) -> "tuple[Tensor, ...]":
+    """Return the table of what is trained: the weights, or the adapters beside them."""
     from ..families import tensor_table
+    from ..model.lora import planned
+
+    return tensor_table(config.model) if config.lora is None else planned(config.model, config.lora)[1]
+
+
+def memory_by_part(run: Run) -> dict[str, int]:
+    """Return bytes by part; the model itself is not made for it."""
     from ..model.arena import memory_plan
+    from ..model.frozen import frozen_bytes
+    from ..model.lora import planned
     from ..training.optimizer import matrices_of, moments_of, stack_of
 
-    training = config.training
-    parts = memory_plan(config.model, training.batch_size, training.max_seq_len, training.mixed_precision)
-    table = tensor_table(config.model)
+    config, training, table = run.config, run.config.training, trained_tensors(run.config)
+    sizes = config.model, training.batch_size, training.max_seq_len, training.mixed_precision
+    if config.lora is None:
+        parts = memory_plan(*sizes)
+    else:
+        frozen = 4 * config.model.num_params() if run.base is None else frozen_bytes(run.base.folder, config.model)
+        trained = sum(entry.size for entry in table)
+        parts = memory_plan(*sizes, adapted=planned(config.model, config.lora)[0], trained=trained, frozen=frozen)
+        parts = {"frozen weights": frozen, "adapters": parts.pop("weights") - frozen, **parts}
     ranges = itertools.chain.from_iterable(moments_of(table, training).values())
     parts["moments"] = sum(4 * (each.stop - each.start) for each in ranges)
     stacks = map(stack_of, matrices_of(table, training))
@@ -54,16 +81,15 @@ def available_memory() -> int | None:
     return None
 
 
-def seconds_of_micro_batch(run: Run) -> float:
-    """Return the seconds of one training step without accumulation; nothing is written."""
-    from ..model import TrainableModel
+def seconds_of_micro_batch(run: Run, model: "TrainableModel | LoraModel") -> float:
+    """Return the seconds of one training step of the run's model without accumulation; nothing is written."""
     from ..training.feed import open_feed
     from ..training.trainer import LlamaTrainer
 
     quiet = {"checkpoint_path": None, "log_dir": None, "grad_accum_steps": 1}
     off = {"enable_tensorboard": False, "enable_wandb": False, "enable_metrics_stream": False}
     config = run.config.training.replace(**quiet, **off)
-    trainer = LlamaTrainer(TrainableModel(run.config.model), config)
+    trainer = LlamaTrainer(model, config)
     feed = open_feed(run.train, config, run.config.model, training=True)
     seconds = []
     for batch in itertools.islice(itertools.cycle(feed), 1 + MEASURED):

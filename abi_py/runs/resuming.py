@@ -119,12 +119,16 @@ class Resumed:
         if self.checkpoint is not None and list_checkpoints(self.checkpoint.parent) != self.there:
             raise ConfigError(f"RUN ({self.where}) was written to while it was opened; try again")
         config, training = self.config, self.config.training
+        needed = self.checkpoint is None or config.lora is not None  # what is under adapters is in no checkpoint
+        base = None
+        if needed and config.base is not None:
+            moved = "" if config.lora is None else f"say where it is: abi-train resume {self.where} --base FOLDER"
+            base = Base.open(config.base, moved)
+            config = dataclasses.replace(config, base=base.given)
         sizes = {"max_seq_len": training.max_seq_len, "seed": training.seed}
         chat = config.chat or ChatConfig()
         opened = with_tokenizer(config.data, _kept_tokenizer(self.directory, config))
         train, valid, _ = open_data(opened, chat, config.model.vocab_size, **sizes, progress=progress)
-        needed = self.checkpoint is None or config.lora is not None  # what is under adapters is in no checkpoint
-        base = Base.open(config.base) if needed and config.base is not None else None
         run = Run(config, train, valid, self.directory, opened, base)
         check_use(run, self.flags)
         check_export(config.export, config.model, run.evaluates)
@@ -142,13 +146,14 @@ def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunCon
         around = [place for place in (checkpoint.parent.parent, checkpoint.parent) if is_run(place)]
         around = [place for place in around if (place / METRICS).is_file()]  # else it is another config.yaml
         directory, source = (around[0], around[0]) if around else (checkpoint.parent, checkpoint)
-    if "base" in flags:
+    values = read_run_config(source / CONFIG)
+    may_move = values.get("lora") and values.get("base") and [*flags.get("base", {})] == ["path"]
+    if "base" in flags and not may_move:  # weights that lie elsewhere now are the same by their digest
         name, value = next(iter(flags["base"].items()))
         raise ConfigError(
             f"{'base' if name == 'path' else name} ({value}) has no effect on a run that goes on, which has its "
             "weights; leave it out, or begin another: abi-train run --base"
         )
-    values = read_run_config(source / CONFIG)
     if "data" not in values and "data" not in flags:
         raise _without_data(source)
     usual = values.setdefault("training", {}).get("checkpoint_path") or directory / "checkpoints"

@@ -1,5 +1,6 @@
-"""Tiny models of each family, for compiling what larger ones run."""
+"""Tiny models of each family, for compiling what larger ones run; decoding with them."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..shape import ModelFamily
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ..model.frozen import FrozenModel
     from ..model.transformer import Transformer
 
-__all__ = ["decode_once", "stored_as", "tiny", "tiny_frozen", "tiny_shape"]
+__all__ = ["decode_like", "decode_once", "stored_as", "tiny", "tiny_frozen", "tiny_shape"]
 
 
 def tiny_shape(family: ModelFamily) -> "TrainableModelConfig":
@@ -47,7 +48,17 @@ def stored_as(model: "TrainableModel", storage: str) -> "FrozenModel":
     return FrozenModel(model.config, kept)
 
 
-def decode_once(models: "Iterable[Transformer]") -> None:
+def decode_like(model: "Transformer") -> None:
+    """Decode with tiny models of a model's family, whose matrices are kept as its own are: all it needs is compiled."""
+    from ..model import LoraModel
+    from ..model.frozen import FrozenModel
+
+    family, base = model.config.family, model.model if isinstance(model, LoraModel) else model
+    storages = base.storages() if isinstance(base, FrozenModel) else ()
+    decode_once([tiny_frozen(family, storage) for storage in storages] or [tiny(family)])
+
+
+def decode_once(models: Iterable["Transformer"]) -> None:
     """Read a few tokens and write one with each model, with the types of generation: products of many rows and few."""
     import numpy as np
 

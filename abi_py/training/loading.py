@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..errors import CheckpointError
+from ..config import TrainableModelConfig
+from ..errors import CheckpointError, ConfigError
+from ..formats.checkpoint_names import SETTINGS
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..formats.special_tokens import special_token_ids
@@ -11,10 +14,11 @@ from ..model import LoraModel, TrainableModel
 from ..model.folder import read_config
 from ..model.frozen import FrozenModel, read_frozen
 from ..reprs import Shown
+from ..untrusted import read_json, read_yaml
 from .checkpoint import ADVICE, STATE, Found, is_checkpoint_name, locate, verify
 from .finding import BEST, Origin, find_place
 
-__all__ = ["LoadedModel", "find_folder", "load_model"]
+__all__ = ["LoadedModel", "find_folder", "holds_adapters", "load_model", "under_adapters"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ class LoadedModel(Shown):
 
 
 def load_model(
-    path: str | Path, which: str | None = None, *, frozen: bool = False, allow_nonfinite: bool = False
+    path: str | Path,
+    which: str | None = None,
+    *,
+    base: str | Path | None = None,
+    frozen: bool = False,
+    allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Load the model that `path` means: a folder with a config.json, a checkpoint, or a run.
 
@@ -49,12 +58,14 @@ def load_model(
     for the best or the newest checkpoint (`finding.find_place`).
     With `frozen` the weights of a folder in bfloat16 or float16 stay as they lie, memory-mapped, and only adapters can
     be trained on them (`FrozenModel`); losses and logits have the same bits.
-    Adapters, of a LoRA run or of PEFT, bring the model along that their adapter_config.json names.
+    Adapters, of a LoRA run or of PEFT, bring the model along that their adapter_config.json names, or are put on the
+    one in `base` (`under_adapters`).  ConfigError for a `base` where there are no adapters.
     Of a checkpoint every file is held against its checksum.  FileNotFoundError if the path does not exist,
     CheckpointError if there is no model in it, or a damaged one, one of another architecture, or one with NaN or
     infinity among its weights and not `allow_nonfinite`; DataError if a file of it says nonsense about the end token.
     """
-    return _load(Path(path), which, adapters=True, frozen=frozen, allow_nonfinite=allow_nonfinite)
+    place = None if base is None else Path(base)
+    return _load(Path(path), which, place, frozen=frozen, allow_nonfinite=allow_nonfinite)
 
 
 def find_folder(path: Path) -> Found:
@@ -81,7 +92,7 @@ def find_folder(path: Path) -> Found:
     return found
 
 
-def _load(where: Path, which: str | None, adapters: bool, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
+def _load(where: Path, which: str | None, base: Path | None, *, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
     place = find_place(where, which)
     try:
         found = find_folder(place.folder)
@@ -91,26 +102,105 @@ def _load(where: Path, which: str | None, adapters: bool, frozen: bool, allow_no
         problem = str(error).removesuffix(ADVICE)
         raise CheckpointError(f"{problem}; --last takes the newest checkpoint that is whole") from None
     path, skipped = found.path, (*place.skipped, *found.skipped)
-    if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
-        if not adapters:
-            raise CheckpointError(f"{path} is named as a base model but holds adapters itself; merge them into theirs")
-        base = _base_of(path, frozen, allow_nonfinite)
-        if isinstance(base.model, LoraModel):
-            raise CheckpointError(f"{path} names as its base model {base.directory}, which holds adapters itself")
-        adapted = LoraModel.load(base.model, path, allow_nonfinite=allow_nonfinite)
-        return LoadedModel(adapted, path, skipped, base.eos_ids, place.run, base.directory, place.origin)
+    if holds_adapters(path):
+        adapted, below, eos_ids = _load_adapters(path, base, frozen=frozen, allow_nonfinite=allow_nonfinite)
+        return LoadedModel(adapted, path, skipped, eos_ids, place.run, below, place.origin)
+    if base is not None:
+        raise ConfigError(f"base ({base}) has no effect: {path} is a whole model, not adapters; leave it out")
     config = read_config(path)
     read = read_frozen if frozen else TrainableModel.from_pretrained
     model = read(path, config, allow_nonfinite=allow_nonfinite)
     return LoadedModel(model, path, skipped, special_token_ids(path, "eos"), place.run, origin=place.origin)
 
 
-def _base_of(path: Path, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
-    """Return the model that the adapters in a folder belong to."""
-    place, name = path / ADAPTER_CONFIG, read_adapter_config(path).get("base_model_name_or_path")
-    if not name:
-        raise CheckpointError(f"{place} names no base model; set base_model_name_or_path to the folder of the model")
-    for base in (Path(name), path / name):
-        if base.exists():
-            return _load(base, None, adapters=False, frozen=frozen, allow_nonfinite=allow_nonfinite)
-    raise CheckpointError(f"{place}: the base model {name} does not exist here; set base_model_name_or_path")
+# -- adapters, and the model under them --------------------------------------------------------------
+
+
+def holds_adapters(path: Path) -> bool:
+    """Say whether a folder holds adapters alone."""
+    return (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file()
+
+
+def _load_adapters(
+    path: Path, base: Path | None, *, frozen: bool, allow_nonfinite: bool
+) -> tuple[LoraModel, Path | None, tuple[int, ...] | None]:
+    """Return adapters on the model under them, the directory of that, and the ids that end its texts."""
+    place = under_adapters(path) if base is None else base
+    if place is None:
+        below = LoadedModel(_random_weights(path), path)
+    else:
+        if holds_adapters(find_place(place).folder):
+            raise CheckpointError(
+                f"{place} is the base of {path} but holds adapters itself; merge them into theirs: abi-train merge "
+                f"{place} -o MERGED"
+            )
+        below = _load(place, None, None, frozen=frozen, allow_nonfinite=allow_nonfinite)
+    if isinstance(below.model, LoraModel):
+        raise CheckpointError(f"{path} names as its base model {below.directory}, which holds adapters itself")
+    adapted = LoraModel.load(below.model, path, allow_nonfinite=allow_nonfinite)
+    if place is None:
+        _check_digest(adapted, path, "the random weights that its config.yaml describes")
+        return adapted, None, None
+    _check_digest(adapted, path, str(below.directory))
+    if adapted.base_model is None or not Path(adapted.base_model).exists():
+        adapted.base_model = str(below.directory.absolute())
+    return adapted, below.directory, below.eos_ids
+
+
+def under_adapters(path: Path) -> Path | None:
+    """Return where the model is that the adapters in a folder were trained on; None: random weights, of a run.
+
+    That is what their adapter_config.json names, also beside them, or what the config.yaml of their run does, which
+    knows better where the model was moved.  CheckpointError if nothing of it is there.
+    """
+    name = read_adapter_config(path).get("base_model_name_or_path")
+    settings = [_section(each, "base").get("path") for each in (path, path.parent, path.parent.parent)]
+    known = [Path(each) for each in settings if isinstance(each, str)]
+    for place in (*([Path(name), path / name] if name else []), *known):
+        if place.exists():
+            return place
+    merge = f"abi-train merge {path} --base FOLDER -o MERGED"
+    if name or known:
+        raise CheckpointError(
+            f"{path} holds adapters, and the model under them, {name or known[0]}, is not there; put it back, or say "
+            f"where it is: {merge}"
+        )
+    if _random_shape(path) is None:
+        raise CheckpointError(
+            f"{path} holds adapters, and its {ADAPTER_CONFIG} names no model that they are of; say where it is: {merge}"
+        )
+    return None
+
+
+def _section(directory: Path, name: str) -> dict[str, Any]:
+    """Return a section of a run's or a checkpoint's config.yaml, {} where there is none."""
+    file = directory / SETTINGS
+    content = read_yaml(file) if file.is_file() else None
+    section = content.get(name) if isinstance(content, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
+def _random_shape(path: Path) -> dict[str, Any] | None:
+    """Return the shape, with the seed, of the random weights that a run's adapters are on; None if nothing says it."""
+    around = (path, path.parent, path.parent.parent)
+    return next((_section(each, "model") for each in around if _section(each, "lora")), None)
+
+
+def _random_weights(path: Path) -> TrainableModel:
+    return TrainableModel(TrainableModelConfig.from_dict(_random_shape(path) or {}))
+
+
+def _check_digest(adapted: LoraModel, path: Path, what: str) -> None:
+    """Raise CheckpointError if a checkpoint knows that its adapters were trained on other weights."""
+    if not (path / STATE).is_file():
+        return
+    wanted = read_json(path / STATE, {"state": dict[str, Any]})["state"].get("base_digest")
+    below = adapted.model
+    if not wanted or wanted == adapted.base_digest():
+        return
+    forms = below.widened() if isinstance(below, FrozenModel) else None  # of a model that was widened before
+    if forms is None or LoraModel(forms, adapted.lora).base_digest() != wanted:
+        raise CheckpointError(
+            f"{path} holds adapters that were trained on other weights than those in {what}; put these back, or say "
+            f"where they are: abi-train merge {path} --base FOLDER -o MERGED"
+        )

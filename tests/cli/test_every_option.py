@@ -52,6 +52,9 @@ OTHERS = {
         "--threads": "every_option",
     },
     "export": dict.fromkeys(("--output", "--to", "--dtype", "--max-shard-size", "--force"), "export"),
+    "merge": dict.fromkeys(
+        ("--output", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"
+    ),
     "preview": {
         **dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size"), "conversations"),
         "--seed": "every_option",

@@ -168,7 +168,7 @@ def test_adapters(facts, tmp_path):
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     code, found = facts(tmp_path / "adapter")
     assert code == 1
-    assert "is not here; set base_model_name_or_path" in found["problems"][0]
+    assert f"the model under them, {tmp_path}/base, is not there; put it back" in found["problems"][0]
 
 
 def test_the_zig_trainer_s_files(facts, tmp_path):

@@ -1,10 +1,17 @@
 """`run --lora`: adapters on a frozen base, what resumes them, what they leave."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
+from world import make_folder, write_talks
 
+from abi_py.data.tokenizer import Tokenizer
 from abi_py.formats.safetensors import read_safetensors
+from abi_py.model import LoraModel
+from abi_py.training.checkpoint import list_checkpoints
+from abi_py.training.loading import load_model
 
 QUICK = ["--max-seq-len", "16", "--corpus-bytes", "3000", "--sample-tokens", "0"]
 LORA = ["--lora-rank", "4", "--lora-targets", "q,v_proj", "--lora-dropout", "0.1", "--learning-rate", "0.01"]
@@ -68,3 +75,160 @@ def test_what_makes_other_adapters_is_refused_by_name(abi_train, base):
 def test_adapters_on_random_weights_are_warned_of(abi_train, tiny):
     out = trained(abi_train, "run", *tiny, "--lora", "--out", "r")
     assert "warning  the frozen weights are random, so adapters can do little; --base names a trained model" in out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_dry_run_counts_what_is_trained_and_what_is_read(abi_train, base, tmp_path, dtype):
+    assert abi_train("export", "base", "-o", "folder", "--dtype", dtype)[0] == 0
+    from abi_py.runs.plan import memory_by_part, trained_tensors
+    from abi_py.runs.resolve import Given
+
+    flags = {"base": {"path": "folder"}, "lora": {"rank": 4, "dropout": 0.1}, "training": {"max_seq_len": 16}}
+    given = Given({**flags, "data": {"corpus_bytes": 3000}}, {})
+    run = given.resolve(*given.open_data(), tmp_path / "r")
+    model, parts = run.make_model(), memory_by_part(run)
+    assert sum(tensor.size for tensor in trained_tensors(run.config)) == model.num_params()
+    plan = model.memory_plan(run.config.training.batch_size, 16)
+    assert parts["frozen weights"] + parts["adapters"] == plan["weights"]
+    assert parts["adapters"] == 4 * model.num_params()
+    assert {**plan, **parts}.items() >= plan.items()  # the other parts are the same
+    out = trained(abi_train, "run", "--base", "folder", *QUICK, "--lora-rank", "4", "--dry-run")
+    assert f"lora     {model.num_params()} trained parameters" in out
+    assert "layers.*.w_q.a" in out
+    assert "frozen weights" in out
+
+
+# -- what a run leaves, and who reads it ------------------------------------------------------------
+
+
+@pytest.fixture
+def left(abi_train, base, tmp_path):
+    """Train adapters on a base for an epoch; return the run."""
+    words = ("--lora-rank", "4", "--learning-rate", "0.05", "--epochs", "1")
+    trained(abi_train, "run", "--base", "base", *QUICK, *words, "--out", "r")
+    return tmp_path / "r"
+
+
+DRAWN = ("--prompt", "The ", "--max-new-tokens", "12", "--temperature", "1", "--seed", "3", "--json")
+
+
+def written(abi_train, path):
+    code, out, err = abi_train("generate", path, *DRAWN)
+    assert code == 0, err
+    return json.loads(out)["ids"]
+
+
+def refused(abi_train, *words):
+    code, _, err = abi_train(*words)
+    assert code in (1, 2)
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_run_leaves_adapters_and_a_merged_model(abi_train, base, left, tmp_path):
+    adapters = json.loads((left / "adapter/adapter_config.json").read_text())
+    assert adapters["base_model_name_or_path"] == str(base / "model")
+    loaded = load_model(left / "adapter")
+    merged = load_model(left / "model").model
+    assert merged.collect_weights().tobytes() == loaded.model.merged().collect_weights().tobytes()
+    assert merged.collect_weights().tobytes() != load_model(base).model.collect_weights().tobytes()
+    newest = list_checkpoints(left / "checkpoints")[-1][1]
+    ids = [written(abi_train, place) for place in (left, left / "model", left / "adapter", newest)]
+    assert ids[1:] == ids[:-1]
+    assert ids[0] != written(abi_train, base)
+
+
+def test_merge_writes_what_the_run_left(abi_train, base, left, tmp_path):
+    newest = list_checkpoints(left / "checkpoints")[-1][1]
+    for number, source in enumerate(((left,), (left, "--best"), (left / "adapter", "--base", base), (newest,))):
+        out = trained(abi_train, "merge", *source, "-o", f"m{number}", "--max-shard-size", "5MB")
+        assert "adapters are merged into the weights" in out
+        assert "read again: as they were written" in out
+        made = (tmp_path / f"m{number}/model.safetensors").read_bytes()
+        assert made == (left / "model/model.safetensors").read_bytes()
+    trained(abi_train, "merge", left, "--last", "-o", "m0", "--dtype", "bfloat16", "--force")
+    assert json.loads((tmp_path / "m0/config.json").read_text())["dtype"] == "bfloat16"
+    for words, said in (
+        ((left, "-o", "m1"), "output (m1) is there already; --force replaces it"),
+        ((base, "-o", "new"), "is a whole model, and has no adapters; abi-train export"),
+        ((newest, "-o", "new", "--base", "m1"), "holds adapters that were trained on other weights than those in m1"),
+        ((left / "adapter", "-o", "new", "--base", left / "adapter"), "but holds adapters itself; merge them into"),
+        ((left / "adapter", "-o", base, "--force"), "must be another place than that of the base under the adapters"),
+    ):
+        assert said in refused(abi_train, "merge", *words)
+    assert not (tmp_path / "new").exists()
+    trained(abi_train, "export", left, "--to", "peft", "-o", "peft")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "peft" / name).read_bytes() == (left / "adapter" / name).read_bytes()
+    assert "has no adapters" in refused(abi_train, "export", base, "--to", "peft", "-o", "new")
+    assert "must be float32 for peft" in refused(
+        abi_train, "export", left, "--to", "peft", "--dtype", "float16", "-o", "new"
+    )
+
+
+def test_a_base_is_known_by_its_digest_wherever_it_is(abi_train, base, left, tmp_path):
+    base.rename(tmp_path / "moved")
+    said = refused(abi_train, "generate", left / "adapter")
+    assert "is not there; put it back, or say where it is: abi-train merge" in said
+    again = ("resume", left, "--epochs", "2")
+    assert f"does not exist; say where it is: abi-train resume {left} --base FOLDER" in refused(abi_train, *again)
+    trained(abi_train, "run", "--base", "moved", *QUICK, "--epochs", "1", "--out", "other")
+    said = refused(abi_train, *again, "--base", "other")
+    assert "these are other weights; say where it is: abi-train resume" in said
+    assert "digest (00000000) has no effect" in refused(abi_train, *again, "--base-digest", "00000000")
+    trained(abi_train, *again, "--base", "moved")
+    recorded = yaml.safe_load((left / "config.yaml").read_text())["base"]["path"]
+    assert recorded == str(tmp_path / "moved")
+    first = left / "checkpoints/llm_step_0"  # names the old place; its run knows the new one
+    assert load_model(first).model.base_model == str(tmp_path / "moved/model")
+    # In place of the base, another model of its shape:
+    (tmp_path / "moved").rename(tmp_path / "kept")
+    (tmp_path / "other").rename(tmp_path / "moved")
+    assert "trained on other weights than those in" in refused(abi_train, "generate", first)
+
+
+def test_adapters_go_on_what_adapters_made(abi_train, left, tmp_path):
+    words = ("--lora-rank", "2", "--learning-rate", "0.05", "--epochs", "1")
+    trained(abi_train, "run", "--base", left, *QUICK, *words, "--out", "second")
+    adapters = json.loads((tmp_path / "second/adapter/adapter_config.json").read_text())
+    assert adapters["base_model_name_or_path"] == str(left / "model")
+    under = load_model(left / "model").model.collect_weights()
+    assert load_model(tmp_path / "second/adapter").model.model.collect_weights().tobytes() == under.tobytes()
+    assert "holds adapters, not a whole model; merge them first: abi-train merge" in refused(
+        abi_train, "run", "--base", left / "adapter", *QUICK, "--out", "third"
+    )
+
+
+def test_adapters_on_random_weights_are_read_from_the_seed(abi_train, tiny, tmp_path):
+    trained(abi_train, "run", *tiny, "--lora", "--learning-rate", "0.05", "--model-seed", "3", "--out", "r")
+    newest = list_checkpoints(tmp_path / "r/checkpoints")[-1][1]
+    ids = [written(abi_train, place) for place in ("r/model", "r/adapter", newest)]
+    assert ids[1:] == ids[:-1]
+    settings = (newest / "config.yaml").read_text()
+    assert "  seed: 3" in settings
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3_moe", "gemma3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_kind_of_family_has_adapters(abi_train, tmp_path, family, dtype):
+    """Of conversations, on a folder with a tokenizer: adapter and model carry it."""
+    write_talks(tmp_path / "talks.jsonl")
+    make_folder(tmp_path / "float32", family=family)
+    trained(abi_train, "export", "float32", "-o", "base", "--dtype", dtype)
+    out = trained(
+        abi_train,
+        *("run", "--base", "base", "--data", "talks.jsonl", "--lora-rank", "2", "--lora-dropout", "0.1"),
+        *("--batch-size", "4", "--epochs", "1", "--learning-rate", "0.02", "--sample-tokens", "0", "--out", "r"),
+    )
+    assert ("experts and their routers get no adapters" in out) == (family == "qwen3_moe")
+    own = Tokenizer.load(tmp_path / "base")
+    for place in ("adapter", "model"):
+        made = Tokenizer.load(tmp_path / "r" / place)
+        assert (made.hash, made.chat_template) == (own.hash, own.chat_template)
+    adapted, merged = load_model(tmp_path / "r/adapter").model, load_model(tmp_path / "r/model").model
+    assert isinstance(adapted, LoraModel)
+    ids = np.arange(12)[None]
+    assert np.allclose(adapted.forward(ids), merged.forward(ids), atol=1e-4)
+    expected = any(array.any() for name, array in adapted.weights.items() if name.endswith(".b"))
+    assert expected, "no adapter was trained"

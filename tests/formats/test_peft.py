@@ -213,10 +213,10 @@ def save_base(model, folder):
 
 
 def test_load_model_finds_the_base(model, folder, tmp_path):
-    with pytest.raises(CheckpointError, match="names no base model; set base_model_name_or_path"):
+    with pytest.raises(CheckpointError, match="names no model that they are of; say where it is: abi-train merge"):
         load_model(folder)
     rewrite(folder, base_model_name_or_path=str(tmp_path / "base"))
-    with pytest.raises(CheckpointError, match="base does not exist here"):
+    with pytest.raises(CheckpointError, match=r"the model under them, .*base, is not there; put it back"):
         load_model(folder)
     rewrite(folder, base_model_name_or_path=5)
     with pytest.raises(CheckpointError, match="base_model_name_or_path is 5, but must be text"):
@@ -230,5 +230,5 @@ def test_load_model_finds_the_base(model, folder, tmp_path):
     ids = np.arange(9)[None]
     assert loaded.model.forward(ids).tobytes() == LoraModel.load(model, folder).forward(ids).tobytes()
     rewrite(folder, base_model_name_or_path=str(folder))
-    with pytest.raises(CheckpointError, match="named as a base model but holds adapters itself"):
+    with pytest.raises(CheckpointError, match=r"is the base of .* but holds adapters itself; merge them into theirs"):
         load_model(folder)

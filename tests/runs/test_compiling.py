@@ -158,7 +158,7 @@ def test_compiling_is_counted(monkeypatch, empty_cache, terminal):
 @compiled_only
 def test_a_kernel_of_bfloat16_is_not_that_of_float32(empty_cache):
     """Their files differ by types, which names do not show; the list of the variant does."""
-    beginning = compiling._dispatchers()["swiglu_backward"][1]._cache.beginning
+    beginning = compiling.dispatchers()["swiglu_backward"][1]._cache.beginning
     empty_cache.write(f"{beginning}1.kernel", b"code")
     empty_cache.write("swiglu_backward-bf16.list", f"{beginning}1.kernel".encode())
     assert compiling.is_cached("swiglu_backward:bf16")
@@ -181,7 +181,7 @@ def test_generation_needs_no_other_kernels(tmp_path):
         "decoder = Decoder(TrainableModel(config))\n"
         "decoder.prefill(0, np.arange(256, dtype=np.int32) % 32)\n"
         "decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))\n"
-        "used = {name for name, (_, kernel) in compiling._dispatchers().items() if kernel.overloads}\n"
+        "used = {name for name, (_, kernel) in compiling.dispatchers().items() if kernel.overloads}\n"
         "print(sorted(used ^ {*compiling.kernels_of_generation(config)}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -253,19 +253,22 @@ def test_every_kernel_is_compiled_by_what_runs_it_and_once():
     Each layout of an operand is another compilation of many seconds: a step takes the same ones throughout.
     """
     code = """
-from abi_py.runs import compiling
+from abi_py.runs import compile_worker, compiling
 from abi_py.shape import ModelFamily
 for name in compiling.kernel_names():
     kernel, _, variant = name.partition(":")
-    if kernel != compiling.ROUTINES:
-        compiling._exercise(kernel, variant)
+    if kernel not in (compiling.ROUTINES, compiling.STORED_ROWS):
+        compile_worker.exercise(kernel, variant)
 for family in ModelFamily:  # no other family takes other types than the one that each was compiled with
-    for kernel, variant in (("global_norm", ""), ("_attention_forward", "bf16"), ("cache_append", "")):
-        compiling._exercise(kernel, variant, family)
+    for kernel, variant in (("global_norm", ""), ("_attention_forward", "bf16"), ("cache_append", ""),
+                            ("_product", "lora"), ("_product", "lora_bf16")):
+        compile_worker.exercise(kernel, variant, family)
 # For saved bfloat16; for the columns of one row and of several; for whole rows and rows of heads.
 twice = {"swiglu_backward": 2, "weighted_swiglu_backward": 2, "gelu_backward": 2, "cache_append": 2}
 twice |= {"rms_norm_forward": 2, "rms_norm_backward": 2}
-for name, (_, kernel) in compiling._dispatchers().items():
+twice["bias_forward"] = 2  # of all parts together, and of each
+twice["_product"] = 7  # of whole arrays; of adapters, whose operands are columns of arrays, three; as many of bfloat16
+for name, (_, kernel) in compiling.dispatchers().items():
     if len(kernel.overloads) != twice.get(name, 1):
         print(name, len(kernel.overloads))
 """
@@ -290,12 +293,12 @@ def test_kernels_of_training_leave_other_optimizers_out():
 
 STEPS = """
 import sys
-from abi_py.runs import compiling
+from abi_py.runs import compile_worker, compiling
 from abi_py.shape import ModelFamily
 for precision in ("fp32", "bf16"):
-    compiling._exercise("global_norm", "" if precision == "fp32" else precision, ModelFamily(sys.argv[1]))
+    compile_worker.exercise("global_norm", "" if precision == "fp32" else precision, ModelFamily(sys.argv[1]))
 shape = compiling.tiny_shape(ModelFamily(sys.argv[1]))
-used = {name for name, (_, kernel) in compiling._dispatchers().items() if kernel.overloads}
+used = {name for name, (_, kernel) in compiling.dispatchers().items() if kernel.overloads}
 listed = {name.partition(":")[0] for each in ("fp32", "bf16")
           for name in compiling.kernels_of_training(shape, "adamw", each)}
 print(*sorted(used ^ listed - {"routines", "_repeat_tile"}))
@@ -315,7 +318,7 @@ def test_every_kernel_belongs_to_a_model():
     """`Layer.kernels` names none that is not there."""
     known = {name.partition(":")[0] for name in compiling.kernel_names()}
     for family in ModelFamily:
-        assert {name.partition(":")[0] for name in compiling._of_layers(compiling.tiny_shape(family))} <= known
+        assert {name.partition(":")[0] for name in compiling.of_layers(compiling.tiny_shape(family))} <= known
 
 
 def test_compiling_says_what_failed(monkeypatch, empty_cache):

@@ -29,7 +29,7 @@ from abi_py.runs.tiny_models import stored_as, tiny_shape
 from abi_py.shape import CheckpointingStrategy, ModelFamily
 from abi_py.training.trainer import LlamaTrainer
 
-kernels = {name: kernel for name, (_, kernel) in compiling._dispatchers().items()}
+kernels = {name: kernel for name, (_, kernel) in compiling.dispatchers().items()}
 # What the shape of the model changes beside its sizes.
 CHANGES = {"plain": {}, "untied": {"tie_embeddings": False}, "full": {"checkpointing": CheckpointingStrategy.FULL},
            "attention": {"checkpointing": CheckpointingStrategy.ATTENTION_ONLY}}
@@ -101,4 +101,4 @@ def test_what_is_shrunk_keeps_its_layers(family):
     small = rehearsal.shrunk(shape)
     assert (small.num_layers, small.family, small.checkpointing) == (7, family, CheckpointingStrategy.FULL)
     assert small.num_params() < 60_000
-    assert compiling._of_layers(small) == compiling._of_layers(shape)
+    assert compiling.of_layers(small) == compiling.of_layers(shape)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import TrainableModelConfig
-from ...errors import CheckpointError, counted, shown
+from ...errors import CheckpointError, counted
 from ...fields import acting
 from ...formats.deepzig import TRAINING_ARGS
 from ...formats.huggingface import CONFIG, INDEX, WEIGHTS, read_tensors
@@ -19,6 +19,7 @@ from ...formats.zig import ABIC, ABLC, VERSION
 from ...model.folder import config_from_huggingface, open_weights
 from ...training.checkpoint import list_checkpoints, verify
 from ...training.finding import find_place
+from ...training.loading import under_adapters
 from ...training.report import REPORT
 from ...untrusted import read_json
 from ..directory import CONFIG as RUN_CONFIG
@@ -189,8 +190,10 @@ def _uses_of_model(found: Inspection, where: Path, talks: bool, adapters: bool =
     if talks:
         found.uses.append(f"abi-train chat {name}")
     found.uses.append(f"abi-train eval {name} DATA")
-    if not adapters:
-        found.uses.append(f"abi-train run --base {name} --data DATA")
+    if adapters:
+        found.uses.append(f"abi-train merge {name} -o FOLDER")
+        return
+    found.uses.append(f"abi-train run --base {name} --data DATA")
     found.uses.append(f"abi-train export {name} --to hf -o FOLDER")
 
 
@@ -237,12 +240,9 @@ def adapter(found: Inspection) -> None:
     base = content.get("base_model_name_or_path")
     found.facts |= {"rank": content.get("r"), "alpha": content.get("lora_alpha")}
     found.facts |= {"adapted": content.get("target_modules"), "base": base}
-    if not base or not any(place.exists() for place in (Path(base), path / base)):
-        found.problems.append(
-            f"its base model {shown(base)} is not here; set base_model_name_or_path in {ADAPTER_CONFIG} to its folder"
-        )
-    elif not found.problems:
-        _uses_of_model(found, path, talks=False, adapters=True)
+    found.attempt(under_adapters, path)
+    if not found.problems:
+        _uses_of_model(found, path, _tokenizer_beside(found, path), adapters=True)
 
 
 # -- runs --------------------------------------------------------------------------------------------
@@ -326,7 +326,10 @@ def run(found: Inspection) -> None:
     if newest is None:
         return
     if (newest / ADAPTER_CONFIG).is_file():
-        found.kind = "run of adapters"
+        found.kind, lora = "run of adapters", settings.get("lora", {})
+        found.facts |= {"rank": lora.get("rank"), "adapted": lora.get("target_modules")}
+        if found.attempt(under_adapters, newest) or not found.problems:
+            _uses_of_model(found, path, _tokenizer_beside(found, newest, path), adapters=True)
         return
     if _model(found, newest):
         _uses_of_model(found, path, _tokenizer_beside(found, newest, path))

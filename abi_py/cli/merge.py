@@ -1,0 +1,41 @@
+"""`abi-train merge`: adapters and the model under them as one model."""
+
+from pathlib import Path
+
+import click
+
+from .export import DTYPES, show_export
+from .models import ModelPath, which_options
+from .options import Verb
+
+
+@click.command(
+    cls=Verb,
+    example="abi-train merge runs/20260122-101500/adapter -o my-model --dtype bfloat16",
+    short_help="Put adapters into the weights that they are on.",
+)
+@click.argument("adapters", type=ModelPath())
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="folder to write")
+@click.option("--base", type=ModelPath(), help="model under the adapters  [the one that they name]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="of weights  [float32]")
+@click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
+@which_options
+@click.option("--force", is_flag=True, help="replace what is there")
+def command(
+    adapters: Path,
+    output: Path,
+    base: Path | None,
+    dtype: str | None,
+    max_shard_size: str | None,
+    which: str | None,
+    force: bool,
+) -> None:
+    """Write ADAPTERS (a folder of PEFT's kind, a checkpoint or a run of LoRA) and the model under them as one folder.
+
+    W + s B A is the weight of each matrix that has an adapter. Tokenizer, chat template and settings of generation come
+    along. What was written is read again and compared before this verb says that it is done.
+    """
+    from ..runs.exporting import Source
+
+    source = Source.open(adapters, which, base, adapters=True)
+    show_export(source, output, dtype=dtype, max_shard_size=max_shard_size, force=force)
