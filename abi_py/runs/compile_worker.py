@@ -36,9 +36,9 @@ def worker(names: list[str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from ..kernels.engine.cache import STORE
 
-    switches = {}
+    switches, kernels = {}, dispatchers()  # which imports the files of all of them
     files = [module for name, module in sys.modules.items() if name.startswith("abi_py.kernels.")]
-    for name, (module, real) in dispatchers().items():  # before anything else imports them
+    for name, (module, real) in kernels.items():  # before anything else imports them
         switches[name] = _Switch(real)
         known = getattr(sys.modules[module], name)
         for file in files:  # a kernel's file may have another's, as Muon has the norm
