@@ -297,8 +297,8 @@ def _check_tokenizer(source: Source, place: Path, output: Path) -> None:
 def _write_deepzig(
     source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
 ) -> None:
-    model, codec = _widened(source), source.tokenizer
-    special = {role: getattr(codec, f"{role}_id", None) for role in ("bos", "eos", "pad")}
+    model, codec, stated = _widened(source), source.tokenizer, source.companions.ids
+    special = {role: getattr(codec, f"{role}_id", stated.get(f"{role}_token_id")) for role in ("bos", "eos", "pad")}
     files = dict(source.companions.files)
     if GENERATION not in source.loaded.model.companions.files:
         stops = token_ids(json.loads(files.get(GENERATION, "{}")).get(END, []), END, GENERATION)

@@ -166,7 +166,8 @@ def test_the_form_and_the_type_of_what_is_left(abi_train, tiny, tmp_path):
     assert load_model(tmp_path / "a").directory == tmp_path / "a/model"
     assert load_model(tmp_path / "a", "last").directory == tmp_path / "a/checkpoints/llm_step_1"
     assert abi_train("run", *tiny, "--max-steps", 1, "--format", "zig", "--out", "b")[0] == 0
-    assert read(tmp_path / "b/model/config.json")["model_type"] == "deepzig_conversational"
+    content = read(tmp_path / "b/model/config.json")
+    assert (content["model_type"], content["eos_token_id"]) == ("deepzig_conversational", 256)
     weights = [load_model(tmp_path / "b", which).model.collect_weights() for which in (None, "last")]
     assert np.array_equal(*weights)
 
