@@ -55,6 +55,8 @@ class Loop:
             while session.state.epoch < session.config.epochs and not self._is_over():
                 self.run_epoch(feed)
             self.wind_up()
+            if not self.interrupted:
+                self.step.chance.at_end()
             report = self.report()
             session.events.emit(EndEvent(**session.now(), report=report))
             self.callbacks.act()

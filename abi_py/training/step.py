@@ -34,6 +34,7 @@ import numpy.typing as npt
 from ..data.feed import Feed
 from ..errors import DataError
 from ..model import LossOutput
+from .chance import ChanceWatch
 from .events import StepEvent
 from .guard import Guard, bad_rows, bad_tensors
 from .metrics import memory_in_use
@@ -57,6 +58,7 @@ class Step:
         self.session, self.guard = session, guard
         self.feed: Feed | None = None
         self.stop: GracefulStop | None = None
+        self.chance = ChanceWatch(session)
         self._seq_len = session.config.max_seq_len
 
     def train(
@@ -159,6 +161,7 @@ class Step:
             updated = self._update()
         if updated:
             self._tell()
+            self.chance.after_step()
         return updated
 
     def _update(self) -> bool:
