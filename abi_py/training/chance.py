@@ -7,8 +7,7 @@
 
 A fresh model begins near chance, so it must have fallen below, or risen; a trained one begins far below, and is far
 above where it began only if it was spoiled.  A text that is harder than the one before raises the loss for a while,
-but not by half.  Steps of the warm-up do not count.  With label smoothing, chance is the same; the z-loss is not in the
-loss.
+but not by half.  Steps of the warm-up do not count.  With label smoothing, chance is the same; the z-loss is apart.
 """
 
 import math
