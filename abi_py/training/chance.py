@@ -2,8 +2,8 @@
 
     chance    ln V: what it costs to predict one of V ids without knowing anything
     limit     min(chance + MARGIN, first + max(RISE, first / 2))      first: the loss of the first step
-    warned    once, if the means of the last SPAN steps and of the SPAN before are above the limit, unless the loss falls
-              and is no more than RISE above the first: it began high, and is on its way
+    warned    once, if the means of the last SPAN steps and of the SPAN before are above the limit, unless the loss
+              falls and is no more than RISE above the first: it began high, and is on its way
 
 A fresh model begins near chance, so it must have fallen below, or risen; a trained one begins far below, and is far
 above where it began only if it was spoiled.  A text that is harder than the one before raises the loss for a while,
