@@ -18,7 +18,8 @@ from .models import (
     ModelPath,
     compile_for_decoding,
     open_model,
-    set_threads_option,
+    set_threads,
+    threads_option,
     which_options,
 )
 from .options import Verb, config_options, given_values
@@ -41,8 +42,12 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
 @click.option("--once", help="ask this one question, print the answer, and end")
 @click.option("--template", help="name or Jinja file of the chat template  [the tokenizer's own]")
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
-@click.option("--config", type=click.Path(path_type=Path, exists=True), help="generation_config.json; flags beat it")
-@click.option("--threads", type=int, help="threads to use (0 = all)  [all]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True),
+    help="file of settings; generation_config.json; flags beat it",
+)
+@threads_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -70,7 +75,7 @@ def command(
         raise ConfigError(
             f"logprobs ({flags['logprobs']}) has no effect in a conversation; abi-train generate --json shows them"
         )
-    set_threads_option(threads)
+    set_threads(threads)
     loaded = open_model(model, which)
     codec = load_tokenizer(loaded, tokenizer)
     if codec is None:

@@ -22,7 +22,8 @@ from .models import (
     compile_for_decoding,
     described,
     open_model,
-    set_threads_option,
+    set_threads,
+    threads_option,
     which_options,
 )
 from .options import Verb
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
 @click.argument("model", type=ModelPath())
 @which_options
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--context", type=int, help=f"tokens of a window  [{CONTEXT}, or the model's max_seq_len]")
+@click.option(
+    "--max-seq-len", "context", type=int, help=f"tokens in a sequence; a window of text  [{CONTEXT}, or the model's]"
+)
 @click.option("--stride", type=int, help="count every token once, windows so far apart  [second halves of windows]")
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
-@click.option("--template", help="name or Jinja file of the template of conversations  [the tokenizer's own]")
+@click.option("--template", help="name or Jinja file of the chat template; of conversations  [the tokenizer's own]")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
-@click.option("--threads", type=int, help="threads to use (0 = all)  [all]")
+@threads_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -65,7 +68,7 @@ def command(
     can be compared. Of conversations the answers count, as in training; a row is a window. Ctrl-C shows the result so
     far.
     """
-    set_threads_option(threads)
+    set_threads(threads)
     files = find_files([str(data)], ChatConfig(template=template))
     if files and stride is not None:
         raise ConfigError(f"stride ({stride}) must be left out: {data} holds conversations, of which a row is a window")

@@ -23,9 +23,18 @@ FORMATS, DTYPES = ("hf", "deepzig", "zig", "peft"), ("float32", "bfloat16", "flo
     short_help="Write a model in the form that another program opens.",
 )
 @click.argument("model", type=ModelPath())
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="folder, for zig file, to write")
+@click.option(
+    "-o",
+    "--out",
+    "output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="where to write; a folder, for zig a file",
+)
 @click.option("--to", type=click.Choice(FORMATS), default="hf", help="whose form; zig: ABIC; peft: adapters  [hf]")
-@click.option("--dtype", type=click.Choice(DTYPES), help="of weights  [that of MODEL; of a run or adapters float32]")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), help="type of the weights  [that of MODEL; of a run or adapters float32]"
+)
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
 @which_options
 @click.option("--force", is_flag=True, help="replace what is there")

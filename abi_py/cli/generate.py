@@ -18,7 +18,8 @@ from .models import (
     compile_for_decoding,
     described,
     open_model,
-    set_threads_option,
+    set_threads,
+    threads_option,
     which_options,
 )
 from .options import Verb, config_options, given_values
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Verb,
-    example='abi-train generate runs/20260122-101500 --prompt Hello --max-new-tokens 100',
+    example="abi-train generate runs/20260122-101500 --prompt Hello --max-new-tokens 100",
     short_help="Let a trained model write.",
 )
 @click.argument("model", type=ModelPath())
@@ -37,9 +38,18 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", "prompts", multiple=True, help="text to go on from; may be repeated  [stdin]")
 @click.option("--ids", "id_prompts", multiple=True, metavar="IDS", help='token ids instead of text, as in "5 17 3"')
 @click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
-@click.option("--config", type=click.Path(path_type=Path, exists=True), help="generation_config.json; flags beat it")
-@click.option("--json", "as_json", is_flag=True, help="one line of JSON for each prompt: text, ids, log-probabilities")
-@click.option("--threads", type=int, help="threads to use (0 = all)  [all]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True),
+    help="file of settings; generation_config.json; flags beat it",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="machine-readable; a line of JSON for each prompt: text, ids, log-probabilities",
+)
+@threads_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -66,7 +76,7 @@ def command(
     if "logprobs" in flags and not as_json:
         raise ConfigError(f"logprobs ({flags['logprobs']}) acts only with --json, which shows them; give it too")
     asked: list[Any] = [*prompts, *map(parse_ids, id_prompts)]
-    set_threads_option(threads)
+    set_threads(threads)
     loaded = open_model(model, which)
     settings = generation_settings(loaded, config, flags)
     if settings.stop_ids is None and loaded.eos_ids is not None:

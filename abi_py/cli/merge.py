@@ -15,9 +15,9 @@ from .options import Verb
     short_help="Put adapters into the weights that they are on.",
 )
 @click.argument("adapters", type=ModelPath())
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="folder to write")
-@click.option("--base", type=ModelPath(), help="model under the adapters  [the one that they name]")
-@click.option("--dtype", type=click.Choice(DTYPES), help="of weights  [float32]")
+@click.option("-o", "--out", "output", required=True, type=click.Path(path_type=Path), help="where to write; a folder")
+@click.option("--base", type=ModelPath(), help="start from this model; under the adapters  [the one that they name]")
+@click.option("--dtype", type=click.Choice(DTYPES), help="type of the weights  [float32]")
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
 @which_options
 @click.option("--force", is_flag=True, help="replace what is there")

@@ -25,13 +25,17 @@ __all__ = [
     "compile_for_decoding",
     "described",
     "open_model",
-    "set_threads_option",
+    "set_threads",
+    "threads_option",
     "which_options",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+threads_option = click.option(
+    "--num-threads", "threads", type=int, help="threads of the kernels (0 = all)  [all]"
+)
 INTERRUPTED = 130  # the exit code after Ctrl-C
-TOKENIZER_HELP = "tokenizer.json, or its directory  [the model's own]"
+TOKENIZER_HELP = "tokenizer.json, or a directory with one  [the model's own]"
 
 
 class ModelPath(click.Path):
@@ -85,12 +89,12 @@ def compile_for_decoding(model: "Transformer", *more: str) -> None:
     compiling.decode_like(model)  # so that no speed that is shown later has compiling or loading in it
 
 
-def set_threads_option(threads: int | None) -> None:
+def set_threads(threads: int | None) -> None:
     """Use so many threads, all for 0; ConfigError if this machine has fewer."""
     if threads is None:
         return
-    from ..training.session import set_threads
+    from ..training import session
 
     if threads < 0:
-        raise ConfigError(f"threads ({threads}) must be at least 0; use 0 for all")
-    set_threads(threads)
+        raise ConfigError(f"num_threads ({threads}) must be at least 0; use 0 for all")
+    session.set_threads(threads)

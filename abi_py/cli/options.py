@@ -33,6 +33,7 @@ SHORT = {
     "learning_rate": ("--lr",),
     "grad_accum_steps": ("--grad-accum",),
     "max_grad_norm": ("--gradient-clip",),
+    "prompt": ("-p",),
 }
 
 

@@ -33,11 +33,15 @@ BAR = 32  # characters of its longest bar: with names and counts, no more than 8
     short_help="Show conversations as they are trained on.",
 )
 @click.argument("data", nargs=-1, required=True, metavar="DATA...", type=click.Path(path_type=Path, exists=True))
-@click.option("--tokenizer", required=True, type=click.Path(exists=True), help="tokenizer.json, or its directory")
+@click.option(
+    "--tokenizer", required=True, type=click.Path(exists=True), help="tokenizer.json, or a directory with one"
+)
 @click.option("-n", "--count", default=3, type=click.IntRange(min=0), help="conversations to show  [3]")
-@click.option("--max-seq-len", default=128, type=click.IntRange(min=2), help="tokens in a row  [128]")
-@click.option("--batch-size", "-b", default=8, type=click.IntRange(min=1), help="rows in a batch, for the padding  [8]")
-@click.option("--seed", type=click.IntRange(min=0), help=f"seed of the order  [{LlmTrainingConfig().seed}]")
+@click.option("--max-seq-len", default=128, type=click.IntRange(min=2), help="tokens in a sequence  [128]")
+@click.option(
+    "-b", "--batch-size", default=8, type=click.IntRange(min=1), help="sequences in a micro-batch; for the padding  [8]"
+)
+@click.option("--seed", type=click.IntRange(min=0), help=f"seed of the data order  [{LlmTrainingConfig().seed}]")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -25,8 +25,17 @@ from .training import start
     example="abi-train run texts/ --epochs 3",
     short_help="Train a model; needs no arguments.",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="directory of the run  [runs/DATE-TIME]")
-@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="YAML file; flags beat it")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="where to write; a directory, which is the run  [runs/DATE-TIME]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="file of settings; YAML; flags beat it",
+)
 @click.option("--dry-run", is_flag=True, help="show the plan (memory, steps, time) and stop; nothing is written")
 @click.pass_context
 def command(ctx: click.Context, out: Path | None, config: Path | None, dry_run: bool, **_: Any) -> None:

@@ -25,8 +25,15 @@ if TYPE_CHECKING:
     cls=Verb, example="abi-train tokenize texts/ -o train.bin", short_help="Turn text into a file of token ids."
 )
 @click.argument("inputs", nargs=-1, required=True, metavar="DATA...", type=click.Path(exists=True, allow_dash=True))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False), help="file to write")
-@click.option("--force", is_flag=True, help="make the file even if it is there")
+@click.option(
+    "-o",
+    "--out",
+    "output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="where to write; a .bin file",
+)
+@click.option("--force", is_flag=True, help="replace what is there")
 @click.pass_context
 def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bool, **_: Any) -> None:
     """Write text files, files of rows (.jsonl, .json, .parquet), or all of them under directories as u32 token ids.
@@ -34,13 +41,13 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
     .gz is unpacked on the way. The text of a row is its key --field; of a conversation, what is said in it.
 
     With --tokenizer, the ids are those of a tokenizer.json; without, an id is a byte, and 256 follows each document.
-    DATA - is standard input. OUTPUT.json tells abi-train run what OUTPUT is; if it says that OUTPUT was made from the
+    DATA - is standard input. OUT.json tells abi-train run what OUT is; if it says that OUT was made from the
     same data in the same way, nothing is done.
     """
 
     config = from_flags(ctx, "tokenize", TokenizeConfig)
     if not is_token_file(output):
-        raise ConfigError(f"output ({output}) must be named .bin, by which token ids are known; give {output.name}.bin")
+        raise ConfigError(f"out ({output}) must be named .bin, by which token ids are known; give {output.name}.bin")
     listing = list_inputs(inputs)
     console = make_console()
     make = tokenize_to_file if force else tokenize_if_needed
@@ -89,6 +96,6 @@ def summary(report: "TokenizeReport") -> list[str]:
 def next_command(output: Path, config: TokenizeConfig, report: "TokenizeReport") -> str:
     """Return the command that trains on the files."""
     words = ["abi-train", "run", "--data", str(output)]
-    if config.valid_split:
+    if config.valid_fraction:
         words += ["--valid-data", str(valid_path(output))]
     return shlex.join(words)

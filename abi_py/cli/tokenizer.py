@@ -40,13 +40,27 @@ def command() -> None:
 )
 @click.argument("corpus", nargs=-1, required=True, metavar="DATA...", type=click.Path(exists=True, allow_dash=True))
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path, file_okay=False), help="directory to write"
+    "-o",
+    "--out",
+    "output",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="where to write; a directory",
 )
-@click.option("--format", "form", type=click.Choice(["auto", "text", "jsonl"]), default="auto",
-              help="text, jsonl (a document in each row), or by the file's name  [auto]")
+@click.option(
+    "--data-format",
+    "form",
+    type=click.Choice(["auto", "text", "jsonl"]),
+    default="auto",
+    help="what files hold; jsonl: a document in each row; auto: by the file's name  [auto]",
+)
 @click.option("--field", default="text", help="key of the text in a row  [text]")
-@click.option("--skip-bad-rows", is_flag=True, help="leave out rows that are damaged or lack the key; they are counted")
-@click.option("--force", is_flag=True, help="replace a tokenizer that is there")
+@click.option(
+    "--skip-bad-rows",
+    is_flag=True,
+    help="leave out rows that cannot be read; damaged, or without the key; they are counted",
+)
+@click.option("--force", is_flag=True, help="replace what is there")
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -61,7 +75,7 @@ def train(
     """Train a tokenizer on text files, files of rows (.jsonl, .json, .parquet), or all of them under directories.
 
     - is standard input, .gz is unpacked on the way. Of a row its key --field is read; of a conversation, what is said
-    in it. The same texts give the same tokenizer. OUTPUT then holds tokenizer.json and tokenizer_config.json.
+    in it. The same texts give the same tokenizer. OUT then holds tokenizer.json and tokenizer_config.json.
     """
     from ..data.documents import Documents, TextFormat, list_inputs
     from ..data.tokenizer import FILES
@@ -69,7 +83,7 @@ def train(
 
     config = from_flags(ctx, "tokenizer", TokenizerTrainingConfig)
     if not force:
-        check_free(output, FILES, "output", "choose another name, or replace it with --force")
+        check_free(output, FILES, "out", "choose another name, or replace it with --force")
     listing = list_inputs(corpus)
     console = make_console()
     documents = Documents(

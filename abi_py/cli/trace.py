@@ -54,7 +54,7 @@ class Call:
     "--family",
     type=click.Choice([family.value for family in ModelFamily]),
     default=ModelFamily.LLAMA.value,
-    help="the model's family  [llama]",
+    help="what the layers are  [llama]",
 )
 def command(no_times: bool, family: str) -> None:
     """Run one tiny training step and show each stage: function, file, shapes, bytes saved for backward, time."""

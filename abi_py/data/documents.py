@@ -309,7 +309,7 @@ class Documents:
                 if not self.skip_bad_rows:
                     raise DataError(
                         f"{message}; correct it, {LEAVE_OUT}, or read the file as it is "
-                        "(abi-train tokenize --format text)"
+                        "(abi-train tokenize --data-format text)"
                     ) from None
                 self.bad_rows += 1
                 self.first_bad_row = self.first_bad_row or message

@@ -83,7 +83,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x80[\x04\x05]\x95|\x80[\x02\x03][\x7d\x5d(c\x8a]", "a pickle, which is a program and never run here",
      "save its texts as .jsonl, its ids as uint32"),
     (rb"GGUF[\x01-\x0f]\0", "a model in GGUF", "give texts or token ids"),
-    (rb"PAR1\x15", "a Parquet file", "give it as X.parquet, without --format text"),
+    (rb"PAR1\x15", "a Parquet file", "give it as X.parquet, without --data-format text"),
     (rb"ARROW1\0\0|\xff{4}...\0\x10\0\0\0", "an Arrow table", "write it as .jsonl or .parquet"),
     (rb"SQLite format 3\0", "an SQLite database", "write its texts as .jsonl"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its texts as .jsonl, its ids as uint32"),

@@ -57,7 +57,7 @@ MIN_FREQUENCY = {TokenizerStyle.QWEN2: 2, TokenizerStyle.DEEPZIG: 2, TokenizerSt
 class TokenizerTrainingConfig(Config):
     """The settings of a tokenizer's training."""
 
-    vocab_size: int = opt(32_000, "largest number of tokens, special ones and bytes among them", common=True)
+    vocab_size: int = opt(32_000, "number of token ids; at most, special ones and bytes among them", common=True)
     min_frequency: int | None = opt(
         None,
         "least number of times a pair must occur to become a token; 2, or 3 for deepzig-ws, when not given",

@@ -46,16 +46,25 @@ class TokenizeConfig(Config):
         False, "special tokens that are written in the text are ordinary characters", acts={"tokenizer": ON}
     )
     format: TextFormat = opt(
-        TextFormat.AUTO, "what files hold; jsonl: a document in each row; auto: by the file's name", common=True
+        TextFormat.AUTO,
+        "what files hold; jsonl: a document in each row; auto: by the file's name",
+        flag="data-format",
+        common=True,
     )
     field: str = opt("text", "key of the text in a row", common=True)
-    skip_bad_rows: bool = opt(False, "leave out rows that are damaged or lack the key; they are counted", common=True)
-    valid_split: float = opt(0.0, "share of the documents for a second file, for validation (0 = none)", common=True)
-    seed: int = opt(0, "which documents these are", acts={"valid_split": ON})
+    skip_bad_rows: bool = opt(
+        False, "leave out rows that cannot be read; damaged, or without the key; they are counted", common=True
+    )
+    valid_fraction: float = opt(
+        0.0, "share kept for validation (0 = none); of the documents, in a second file", common=True
+    )
+    seed: int = opt(0, "which documents these are", acts={"valid_fraction": ON})
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
-        self._require("valid_split", 0 <= self.valid_split < 1, "be at least 0 and below 1", "a usual value is 0.01")
+        self._require(
+            "valid_fraction", 0 <= self.valid_fraction < 1, "be at least 0 and below 1", "a usual value is 0.01"
+        )
         self._require("field", self.field != "", "not be empty", "the usual key is text")
         self._require_at_least(0, "seed")
 
@@ -109,7 +118,7 @@ def tokenize_to_file(
 ) -> TokenizeReport:
     """Write the ids of `inputs` (files, directories, "-" for standard input) and their sidecar; return the counts.
 
-    Memory does not grow with the texts.  With `config.valid_split`, whole documents go to a second file, `valid_path`.
+    Memory does not grow with the texts.  With `config.valid_fraction`, whole documents go to `valid_path`.
     progress(bytes read, tokens written) is called after each batch.  DataError names the file and place of what is
     wrong; OSError passes through.
     """
@@ -126,7 +135,7 @@ class _Job:
         self.stdin = stdin
         self.encoder = _encoder(self.config)
         self.listing = list_inputs(self.inputs)
-        self.outputs = [self.output, valid_path(self.output)] if self.config.valid_split else [self.output]
+        self.outputs = [self.output, valid_path(self.output)] if self.config.valid_fraction else [self.output]
 
     def documents(self) -> Documents:
         """Return the documents of the inputs, unread."""
@@ -145,7 +154,7 @@ class _Job:
         with atomic_files(self.output) as open_new:
             sidecars = [open_new(sidecar_path(path)) for path in self.outputs]  # in place before what they describe
             files = [open_new(check_output(path)) for path in self.outputs]
-            divider = Divider(self.config.valid_split, self.config.seed)
+            divider = Divider(self.config.valid_fraction, self.config.seed)
             for piece, ids in encoded(batches(pieces(documents, self.encoder, divider, tallies)), self.encoder):
                 files[piece.part].write(ids.astype("<u4", copy=False).data)
                 tallies[piece.part].tokens += len(ids)
@@ -172,11 +181,11 @@ class _Job:
             raise documents.nothing_left()
         if not all(tally.documents for tally in tallies):
             name = "validation" if tallies[TRAIN].documents else "training"
-            parted = f"valid_split ({self.config.valid_split:g}) of {counted(count, 'document')}"
+            parted = f"valid_fraction ({self.config.valid_fraction:g}) of {counted(count, 'document')}"
             raise DataError(
                 f"{', '.join(documents.inputs)}: {parted} leaves none for "
                 f"{name}; a file is one document, a row of JSONL too: give more of them or another share, or leave "
-                "--valid-split out, and abi-train run keeps the last tokens for validation (--valid-fraction)"
+                "--valid-fraction out, and abi-train run keeps the last tokens for validation (--valid-fraction)"
             )
 
     def _describe(self, tally: Tally, part: int, content: str) -> TokensInfo:
@@ -190,7 +199,7 @@ class _Job:
             bytes=tally.size,
             vocab_size=encoder.vocab_size,
             end_of_document=encoder.after[-1],
-            part=("train", "valid")[part] if self.config.valid_split else "all",
+            part=("train", "valid")[part] if self.config.valid_fraction else "all",
             tokenizer=reference,
             settings=self.config.settings(),
             given=[str(given) for given in self.inputs],
@@ -298,10 +307,10 @@ def tokenize_if_needed(
         for path in [job.output] if job.output.is_file() else job.outputs:
             problem = job.problem(path)
             if problem:
-                raise ConfigError(f"output ({path}) {problem}; choose another name, or replace it with --force")
+                raise ConfigError(f"out ({path}) {problem}; choose another name, or replace it with --force")
             if job.listing is None and path.is_file():
                 raise ConfigError(
-                    f"output ({path}) must not be there yet when standard input is read, which cannot be compared with "
+                    f"out ({path}) must not be there yet when standard input is read, which cannot be compared with "
                     "what made it; choose another name, or replace it with --force"
                 )
     made = job.made() if job.output.is_file() else None

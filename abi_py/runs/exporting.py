@@ -161,17 +161,17 @@ def _check_output(source: Source, output: Path, form: str, force: bool) -> None:
     owners = {"the model's own": loaded.directory, "that of the base under the adapters": loaded.base}
     for whose, directory in owners.items():
         if directory is not None and place in (directory.resolve(), *directory.resolve().parents):
-            raise ConfigError(f"output ({output}) must be another place than {whose}, {directory}")
+            raise ConfigError(f"out ({output}) must be another place than {whose}, {directory}")
     inside = next((each for each in (loaded.directory, loaded.base, loaded.run) if each and _is_in(place, each)), None)
     if inside is not None and os.path.lexists(output):
-        raise ConfigError(f"output ({output}) must not replace what belongs to {inside}; choose another")
+        raise ConfigError(f"out ({output}) must not replace what belongs to {inside}; choose another")
     if os.path.lexists(output) and not output.is_dir() and form != "zig":
-        raise ConfigError(f"output ({output}) must be a directory for {form}, and is a file; choose another name")
+        raise ConfigError(f"out ({output}) must be a directory for {form}, and is a file; choose another name")
     filled = output.is_dir() and any(output.iterdir())
     if output.is_dir() and form == "zig":
-        raise ConfigError(f"output ({output}) must be a file for zig, and is a directory; give a name, as in model.bin")
+        raise ConfigError(f"out ({output}) must be a file for zig, and is a directory; give a name, as in model.bin")
     if os.path.lexists(output) and (filled or not output.is_dir()) and not force:
-        raise ConfigError(f"output ({output}) is there already; --force replaces it, or choose another")
+        raise ConfigError(f"out ({output}) is there already; --force replaces it, or choose another")
 
 
 def _is_in(place: Path, directory: Path) -> bool:

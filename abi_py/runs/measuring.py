@@ -66,7 +66,7 @@ def of_conversations(
     longest = loaded.model.config.max_seq_len
     size = longest if context is None else context
     if not 2 <= size <= longest:
-        raise ConfigError(f"context ({context}) must be 2 ... {longest}, the model's max_seq_len; leave it out")
+        raise ConfigError(f"max_seq_len ({context}) must be 2 ... {longest}, the model's; leave it out")
     if codec is None:
         raise ConfigError(
             f"tokenizer must be given for conversations ({files[0]}): {loaded.directory} has none; give --tokenizer, "

@@ -92,7 +92,7 @@ def _facts(shape: TrainableModelConfig) -> dict[str, str]:
         "feed-forward width": f"{shape.intermediate_dim:,}",
         "embedding and head": "one matrix" if shape.tie_embeddings else "two matrices",
         "vocabulary": f"{shape.vocab_size:,}",
-        "context": f"{shape.max_seq_len:,} tokens",
+        "context": counted(shape.max_seq_len, "token"),
     }
     if shape.num_experts:
         facts["experts"] = f"{shape.num_experts}, of which a token takes {shape.experts_per_token}"
@@ -159,7 +159,7 @@ def _training(run: Described) -> str:
     training, data, train = config.training, config.data, run.train
     paths = (*data.path, *(config.chat.mix if config.chat else ()))
     names = ", ".join(f"`{_quiet(Path(path).name)}`" for path in paths)
-    amount = f"{len(train):,} conversations" if train.conversations else f"{len(train):,} tokens"
+    amount = counted(len(train), "conversation" if train.conversations else "token")
     kept = f"; {len(run.valid):,} more were kept for validation" if run.valid is not None else ""
     text = f"{amount} of {names or 'the help pages of Python'}{kept}. "
     if config.base is not None and config.base.path is not None:
@@ -172,7 +172,7 @@ def _training(run: Described) -> str:
             "are merged into the weights. "
         )
     rows = training.batch_size * training.grad_accum_steps
-    size = f"{rows:,} conversations" if train.conversations else f"{rows * training.max_seq_len:,} tokens"
+    size = counted(rows, "conversation") if train.conversations else counted(rows * training.max_seq_len, "token")
     parts = [
         f"At most {counted(training.epochs, 'epoch')}",
         f"steps of {size}",

@@ -112,7 +112,7 @@ class DataConfig(Config):
     corpus_bytes: int = opt(300_000, "bytes of the standard library to train on", acts={"path": OFF})
     prompt: str = opt(
         "The ",
-        "beginning of the sample at the end of the run; after conversations, a question",
+        "text to go on from; of the sample at the end of the run; after conversations, a question",
         acts={"sample_tokens": ON},
     )
     sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
@@ -148,7 +148,7 @@ class ChatConfig(Config):
     )
     loss_on: LossOn = opt(LossOn.ASSISTANT, "what is trained; the answers, or all tokens")
     packing: bool = opt(False, "several conversations in a row; each by itself, instead of padding")
-    skip_bad_rows: bool = opt(False, "leave out rows that cannot be read, and count them, instead of stopping")
+    skip_bad_rows: bool = opt(False, "leave out rows that cannot be read; they are counted")
     mix: tuple[str, ...] = opt((), "another file, or directory, of conversations to mix in; may be repeated", path=True)
     max_samples: int = opt(0, "most conversations to take (0 = all); of every file its share, tools always")
     category: tuple[str, ...] = opt((), "only rows whose category fits, as in 'memory_*'; may be repeated")
@@ -183,7 +183,7 @@ class ExportConfig(Config):
         ExportFormat.HF,
         "form of RUN/model: hf opens in transformers and here, zig in the Zig loader (a plain Llama alone)",
     )
-    dtype: WeightType = opt(WeightType.FLOAT32, "type of its weights", acts={"format": ExportFormat.HF})
+    dtype: WeightType = opt(WeightType.FLOAT32, "type of the weights", acts={"format": ExportFormat.HF})
     which: Which | None = opt(None, "which weights it has  [the best if there were evaluations, else the last]")
 
     def validate(self) -> None:

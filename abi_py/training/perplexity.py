@@ -49,11 +49,11 @@ class Window(NamedTuple):
 def check_windows(context: int, stride: int | None, longest: int | None = None) -> None:
     """Raise ConfigError for a context below 4 or above `longest`, or a stride outside 1 ... context - 1."""
     if context < 4:
-        raise ConfigError(f"context ({context}) must be at least 4; half of a window's tokens count")
+        raise ConfigError(f"max_seq_len ({context}) must be at least 4; half of a window's tokens count")
     if longest is not None and context > longest:
-        raise ConfigError(f"context ({context}) must be at most the model's max_seq_len ({longest}); lower it")
+        raise ConfigError(f"max_seq_len ({context}) must be at most the model's ({longest}); lower it")
     if stride is not None and not 1 <= stride < context:
-        raise ConfigError(f"stride ({stride}) must be at least 1 and below context ({context}); try {context // 2}")
+        raise ConfigError(f"stride ({stride}) must be at least 1 and below max_seq_len ({context}); try {context // 2}")
 
 
 def windows(tokens: int, context: int, stride: int | None = None) -> Iterator[Window]:

@@ -35,7 +35,7 @@ def test_a_text(abi_train, model):
     assert (found["context"], found["tokens"]) == (64, expected.tokens)
     assert found["perplexity"] == pytest.approx(expected.perplexity)
     assert found["bits_per_byte"] == pytest.approx(np.log2(expected.perplexity))
-    code, out, _ = abi_train("eval", "m", "t.txt", "--context", "32", "--stride", "8")
+    code, out, _ = abi_train("eval", "m", "t.txt", "--max-seq-len", "32", "--stride", "8")
     assert code == 0
     assert f"tokens         {len(TEXT) - 1:,} counted ({len(TEXT) - 1:,} bytes)" in out
     assert "8 apart" in out
@@ -69,11 +69,11 @@ def test_a_tokenizer_that_adds_bos(abi_train, tmp_path):
     backend.add_special_tokens(["<s>"])
     model = save_folder(tmp_path / "w", vocab_size=5)
     (tmp_path / "w.txt").write_text("a b cc a b cc cc")
-    code, _, err = abi_train("eval", "w", "w.txt", "--context", "4")
+    code, _, err = abi_train("eval", "w", "w.txt", "--max-seq-len", "4")
     assert code == 2
     assert "--tokenizer" in err
     backend.save(str(tmp_path / "w/tokenizer.json"))
-    found = json.loads(abi_train("eval", "w", "w.txt", "--context", "4", "--json")[1])
+    found = json.loads(abi_train("eval", "w", "w.txt", "--max-seq-len", "4", "--json")[1])
     expected = evaluate_tokens(model, np.array([1, 2, 3, 4, 2, 3, 4, 4]), context=4, bos_id=1)
     assert (found["tokens"], found["perplexity"]) == (2, pytest.approx(expected.perplexity))
 
@@ -153,7 +153,7 @@ def test_a_token_file_knows_its_tokenizer(abi_train, tmp_path):
     ("words", "code", "part"),
     [
         (["m", "nothing.txt"], 2, "nothing.txt"),
-        (["m", "t.txt", "--context", "65"], 2, "max_seq_len"),
+        (["m", "t.txt", "--max-seq-len", "65"], 2, "max_seq_len"),
         (["m", "t.txt", "--stride", "64"], 2, "stride"),
         (["m", "empty.txt"], 1, "empty"),
         (["m", "short.txt"], 1, "fewer than one window"),
@@ -209,7 +209,7 @@ def test_conversations_give_the_validation_loss_of_training(abi_train, talks, tm
 def test_wrong_calls_with_conversations(abi_train, talks, model, uncompiled):
     for words, rule in (
         (["r", "talks.jsonl", "--stride", "8"], "stride (8)"),
-        (["r", "talks.jsonl", "--context", "65"], "context (65) must be 2 ... 64"),
+        (["r", "talks.jsonl", "--max-seq-len", "65"], "max_seq_len (65) must be 2 ... 64"),
         (["r", "t.txt", "--template", "deepzig"], "template is for conversations"),
         (["m", "talks.jsonl"], "tokenizer must be given"),
     ):
@@ -256,5 +256,5 @@ def test_the_loss_is_compiled_before_the_clock_runs(abi_train, tmp_path, monkeyp
     (tmp_path / "text.txt").write_text("a text of some words, again and again " * 9)
     asked = []
     monkeypatch.setattr(compiling, "compile_missing", lambda names, *others: asked.extend(names))
-    assert abi_train("eval", "model", "text.txt", "--context", "32")[0] == 0
+    assert abi_train("eval", "model", "text.txt", "--max-seq-len", "32")[0] == 0
     assert "cross_entropy" in asked

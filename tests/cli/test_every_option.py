@@ -35,35 +35,33 @@ VALUES = {
     **{"momentum": 0.5, "muon_momentum": 0.5, "top_p": 0.5, "min_p": 0.1, "mlp_only_layers": (0,)},
     **{"logprobs": 2, "category": "x", "mix": "m.jsonl"},
 }
-BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "valid_split": {"tokenizer": "tok"}}
+BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "valid_fraction": {"tokenizer": "tok"}}
 BESIDE |= {name: {"num_layers": 2} for name in ("layer_types", "mlp_only_layers", "decoder_sparse_step")}
 # Options that are no fields: the test file of this directory that uses each and looks at what it does.
 OTHERS = {
     "run": {"--out": "run", "--config": "run", "--dry-run": "run"},
     "resume": {"--schedule": "run"},
     "deepzig": {"--resume": "deepzig"},
-    "generate": dict.fromkeys(("--prompt", "--ids", "--tokenizer", "--config", "--json", "--threads"), "generate"),
+    "generate": dict.fromkeys(("--prompt", "--ids", "--tokenizer", "--config", "--json", "--num-threads"), "generate"),
     "chat": {
         **dict.fromkeys(("--system", "--once", "--template", "--tokenizer"), "chat"),
-        **{"--config": "every_option", "--threads": "every_option"},
+        **{"--config": "every_option", "--num-threads": "every_option"},
     },
     "eval": {
-        **dict.fromkeys(("--context", "--stride", "--tokenizer", "--template", "--json"), "eval"),
-        "--threads": "every_option",
+        **dict.fromkeys(("--max-seq-len", "--stride", "--tokenizer", "--template", "--json"), "eval"),
+        "--num-threads": "every_option",
     },
-    "export": dict.fromkeys(("--output", "--to", "--dtype", "--max-shard-size", "--force"), "export"),
-    "merge": dict.fromkeys(
-        ("--output", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"
-    ),
+    "export": dict.fromkeys(("--out", "--to", "--dtype", "--max-shard-size", "--force"), "export"),
+    "merge": dict.fromkeys(("--out", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"),
     "preview": {
         **dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size"), "conversations"),
         "--seed": "every_option",
     },
     "tokenizer train": dict.fromkeys(
-        ("--output", "--format", "--field", "--skip-bad-rows", "--force"), "tokenizing_verbs"
+        ("--out", "--data-format", "--field", "--skip-bad-rows", "--force"), "tokenizing_verbs"
     ),
     "tokenizer info": {"--text": "tokenizing_verbs"},
-    "tokenize": {"--output": "verbs", "--force": "verbs"},
+    "tokenize": {"--out": "verbs", "--force": "verbs"},
     "runs": {"--json": "comparing_verbs"},
     "compare": dict.fromkeys(("--plot", "--by", "--json"), "comparing_verbs"),
     "inspect": {"--tensors": "inspect", "--json": "inspect"},
@@ -235,14 +233,14 @@ def test_options_that_are_no_fields():
         (["run", "--eval-interval", "4", "--valid-fraction", "0"], "eval_interval (4) has no effect without data for"),
         (["run", "--sample-length", "9"], "sample_length (9) acts only with sample_prompts (--sample-prompt)"),
         (["deepzig", "--lora-rank", "16"], "lora_rank (16) acts only with use_lora true"),
-        (["tokenize", "a.txt", "-o", "x.bin", "--seed", "0"], "seed (0) acts only with valid_split above 0"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--seed", "0"], "seed (0) acts only with valid_fraction above 0"),
         (["verify", "--seed", "-1"], "--seed"),
         (["preview", "a.txt", "--tokenizer", "tok", "--seed", "-1"], "--seed"),
         (["generate", "a.txt", "--logprobs", "2"], "logprobs (2) acts only with --json"),
         (["chat", "a.txt", "--logprobs", "2"], "logprobs (2) has no effect in a conversation"),
         (["chat", "a.txt", "--config", "b.json"], "b.json"),
-        (["eval", "a.txt", "a.txt", "--threads", "-1"], "threads (-1) must be at least 0"),
-        (["chat", "a.txt", "--threads", "-1"], "threads (-1) must be at least 0"),
+        (["eval", "a.txt", "a.txt", "--num-threads", "-1"], "num_threads (-1) must be at least 0"),
+        (["chat", "a.txt", "--num-threads", "-1"], "num_threads (-1) must be at least 0"),
     ],
 )
 def test_flags_without_effect_end_the_call(abi_train, tmp_path, call, said):

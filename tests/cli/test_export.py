@@ -152,9 +152,9 @@ def test_adapters_with_a_tokenizer_keep_how_their_base_writes(abi_train, tmp_pat
         (["biased", "--to", "zig", "-o", "x"], "and this has attention_bias True; use --to hf"),
         (["plain", "--to", "zig", "--dtype", "float16", "-o", "x"], "dtype (float16) must be float32 for zig"),
         (["plain", "--to", "zig", "--max-shard-size", "1GB", "-o", "x"], "acts only with --to hf: zig is one file"),
-        (["plain", "--to", "zig", "-o", "base"], "output (base) must be a file for zig"),
-        (["base", "-o", "plain"], "output (plain) is there already; --force replaces it"),
-        (["base", "-o", "base"], "output (base) must be another place than the model's own"),
+        (["plain", "--to", "zig", "-o", "base"], "out (base) must be a file for zig"),
+        (["base", "-o", "plain"], "out (plain) is there already; --force replaces it"),
+        (["base", "-o", "base"], "out (base) must be another place than the model's own"),
         (["base", "--best", "-o", "x"], "best has no effect: base is one model, not a run; leave --best out"),
         (["base", "--max-shard-size", "some", "-o", "x"], "max_shard_size ('some')"),
         (["base", "--to", "gguf", "-o", "x"], "'gguf' is not one of 'hf', 'deepzig', 'zig'"),
@@ -213,10 +213,10 @@ def test_force_replaces(abi_train, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["adapter", "-o", "base"], "output (base) must be another place than that of the base under the adapters"),
+        (["adapter", "-o", "base"], "out (base) must be another place than that of the base under the adapters"),
         (["plain", "--to", "zig", "-o", "plain/model.safetensors"], "must not replace what belongs to plain; choose"),
-        (["plain", "--to", "deepzig", "-o", "file"], "output (file) must be a directory for deepzig, and is a file"),
-        (["plain", "-o", "file"], "output (file) must be a directory for hf, and is a file"),
+        (["plain", "--to", "deepzig", "-o", "file"], "out (file) must be a directory for deepzig, and is a file"),
+        (["plain", "-o", "file"], "out (file) must be a directory for hf, and is a file"),
     ],
 )
 def test_force_does_not_replace_what_the_model_is_made_of(abi_train, tmp_path, words, said):

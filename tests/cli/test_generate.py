@@ -149,7 +149,7 @@ def test_a_run_directory(abi_train, tiny):
         (["m", "-p", ""], "prompt"),
         (["m", "--ids", "1 x"], "ids"),
         (["m", "-p", "x", "--top-p", "0"], "top_p"),
-        (["m", "-p", "x", "--threads", "-1"], "threads"),
+        (["m", "-p", "x", "--num-threads", "-1"], "num_threads"),
         (["m", "-p", "x", "--max-new-tokens", "many"], "max_new_tokens"),
         (["m", "-p", "x", "--config", "nothing.json"], "nothing.json"),
     ],
@@ -165,7 +165,7 @@ def test_no_threads_are_all_of_them(abi_train, model):
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
-        assert abi_train("generate", "m", "-p", "x", "--threads", "0", "--max-new-tokens", "1")[0] == 0
+        assert abi_train("generate", "m", "-p", "x", "--num-threads", "0", "--max-new-tokens", "1")[0] == 0
         assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
     finally:
         numba.set_num_threads(before)

@@ -168,7 +168,7 @@ CASES = {
     "run": Case(f"run {TINY} --out r", result_of_run),
     "deepzig": Case(f"deepzig {SMALL} --output-dir m", result_of_deepzig, DONE),
     "deepzig-lora": Case(f"deepzig {SMALL} --use-lora --lora-rank 2 --output-dir m", result_of_deepzig, DONE),
-    "tokenize": Case("tokenize ../texts -o t/train.bin --valid-split 0.3", result_of_files),
+    "tokenize": Case("tokenize ../texts -o t/train.bin --valid-fraction 0.3", result_of_files),
     "tokenizer": Case(
         "tokenizer train ../texts -o t --vocab-size 400", result_of_files, "must not hold tokenizer"
     ),

@@ -150,7 +150,7 @@ def test_merge_writes_what_the_run_left(abi_train, base, left, tmp_path):
     trained(abi_train, "merge", left, "--last", "-o", "m0", "--dtype", "bfloat16", "--force")
     assert json.loads((tmp_path / "m0/config.json").read_text())["dtype"] == "bfloat16"
     for words, said in (
-        ((left, "-o", "m1"), "output (m1) is there already; --force replaces it"),
+        ((left, "-o", "m1"), "out (m1) is there already; --force replaces it"),
         ((base, "-o", "new"), "is a whole model, and has no adapters; abi-train export"),
         ((newest, "-o", "new", "--base", "m1"), "holds adapters that were trained on other weights than those in m1"),
         ((left / "adapter", "-o", "new", "--base", left / "adapter"), "but holds adapters itself; merge them into"),

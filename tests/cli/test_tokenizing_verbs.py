@@ -74,16 +74,16 @@ def test_the_next_command_names_every_file_of_conversations(abi_train, texts):
         (["tokenizer", "info", "a.txt"], 1, "a.txt is not JSON (Expecting value at line 1, column 1)"),
         (["tokenize", "a.txt", "-o", "x.bin", "--tokenizer", "missing"], 1, "missing is not there"),
         (["tokenize", "a.txt", "-o", "x.bin", "--plain"], 2, "plain (True) acts only with tokenizer"),
-        (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "2"], 2, "below 1"),
-        (["tokenize", "a.txt", "-o", "x.txt"], 2, "output (x.txt) must be named .bin, by which token ids are known"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--valid-fraction", "2"], 2, "below 1"),
+        (["tokenize", "a.txt", "-o", "x.txt"], 2, "out (x.txt) must be named .bin, by which token ids are known"),
         (
             ["tokenize", "a.txt", "--tokenizer", "tok", "--end-of-document", "nope", "-o", "x.bin"],
             2,
             "<unk>, <s>, </s>, <pad>, <user>, </user>, <assistant>, </assistant> and 4 more",
         ),
-        (["tokenize", "a.txt", "-o", "x.bin", "--valid-split", "0.1"], 1, "1 document leaves none for validation"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--valid-fraction", "0.1"], 1, "1 document leaves none for validation"),
         (["tokenize", "rows.jsonl", "-o", "x.bin", "--field", "body"], 1, "rows.jsonl:1: found the keys 'text'"),
-        (["tokenize", "a.txt", "-o", "x.bin", "--format", "jsonl"], 1, "a.txt:1: not a JSON object"),
+        (["tokenize", "a.txt", "-o", "x.bin", "--data-format", "jsonl"], 1, "a.txt:1: not a JSON object"),
         (["run", "--data", "int64.bin"], 1, "int64.bin is no file of u32 token ids: every second id is 0"),
         (["run", "--data", "text.bin"], 1, "text.bin is no file of u32 token ids"),
         (["run", "--data", "late.bin"], 1, "late.bin: token 90000 (byte 360000) is id 900000, but ids must be below"),
@@ -137,7 +137,7 @@ def test_a_run_leaves_out_bad_rows_of_texts_and_so_does_its_resume(abi_train, te
 
 
 def test_run_with_what_tokenize_made(abi_train, texts, shape):
-    call = ["tokenize", "rows.jsonl", "--tokenizer", "tok", "-o", "train.bin", "--valid-split", "0.1"]
+    call = ["tokenize", "rows.jsonl", "--tokenizer", "tok", "-o", "train.bin", "--valid-fraction", "0.1"]
     code, out, _ = abi_train(*call)
     assert code == 0
     assert out.splitlines()[-1] == "next: abi-train run --data train.bin --valid-data valid.bin"

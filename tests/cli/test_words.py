@@ -2,7 +2,11 @@
 
 import ast
 import re
+from collections import defaultdict
 from pathlib import Path
+
+import click
+from test_every_option import verbs
 
 import abi_py
 
@@ -31,3 +35,92 @@ def test_nothing_says_1_epochs():
                     if said not in NEVER_ONE:
                         found.append(f"{path.name}:{node.lineno}: {said}{text[:20]}")
     assert found == []
+
+
+# -- flags ---------------------------------------------------------------------------------------
+
+# What one flag says in several verbs differs in its first clause only where the thing itself is another one.
+OF_ITS_VERB = {
+    "--seed": re.compile(r"seed of|which documents"),
+    "--vocab-size": re.compile("number of token ids"),
+    "--debug": re.compile("show the traceback"),
+}
+# Two names of one thing: the first is ours, the others are spellings, of the ABI, of the seed's scripts, or short.
+ALIASES = {
+    "--epochs": {"-e"},
+    "--batch-size": {"-b"},
+    "--learning-rate": {"--lr"},
+    "--grad-accum-steps": {"--grad-accum"},
+    "--max-grad-norm": {"--gradient-clip"},
+    "--out": {"-o"},
+    "--prompt": {"-p"},
+    "--count": {"-n"},
+}
+# Words that another name for the same thing would have, and the flag that has it.
+NOT = {
+    "--threads": "--num-threads",
+    "--output": "--out",
+    "--dest": "--out",
+    "--context": "--max-seq-len",
+    "--ctx": "--max-seq-len",
+    "--seq-len": "--max-seq-len",
+    "--valid-split": "--valid-fraction",
+    "--overwrite": "--force",
+    "--yes": "--force",
+    "--chat-template": "--template",
+    "--verbose": "--debug",
+    "--limit": "--max-samples",
+    "--precision": "--mixed-precision",
+}
+
+
+def flags():
+    """Return name -> list of verb and parameter, of every flag of every verb."""
+    found = defaultdict(list)
+    for name, command in verbs():
+        if name == "deepzig":
+            continue
+        for param in command.get_params(click.Context(command)):
+            if isinstance(param, click.Option):
+                found[param.opts[-1]].append((name, param))
+    return found
+
+
+def test_every_verb_has_the_flags_that_all_have():
+    for name, command in verbs():
+        ctx = click.Context(command, info_name=name, help_option_names=["-h", "--help"])
+        spelled = {text for param in command.get_params(ctx) for text in param.opts}
+        assert {"-h", "--help", "--debug"} <= spelled, name
+
+
+def test_one_flag_has_the_same_spellings_in_all_verbs():
+    for name, found in flags().items():
+        for verb, param in found:
+            assert set(param.opts) - {name} <= ALIASES.get(name, set()) | {"-h"}, (verb, param.opts)
+            assert list(param.opts) == sorted(param.opts, key=lambda text: (text.startswith("--"), text == name)), verb
+        assert len({tuple(param.opts) for _, param in found}) == 1, (name, found)
+
+
+def test_one_flag_says_the_same_in_all_verbs():
+    for name, found in flags().items():
+        heads = {re.split(r"[;(]|  \[", param.help or "")[0].strip() for _, param in found}
+        if name in OF_ITS_VERB:
+            assert all(OF_ITS_VERB[name].match(head) for head in heads), (name, heads)
+        else:
+            assert len(heads) == 1, (name, heads)
+        assert len({param.is_flag for _, param in found}) == 1, name  # nowhere a switch, elsewhere a value
+
+
+def test_no_thing_has_a_second_name():
+    names = flags()
+    assert not set(NOT) & set(names)
+    assert set(NOT.values()) <= set(names)
+    for name, shorter in ALIASES.items():
+        assert name in names
+        assert not shorter & set(names)
+    spelled = defaultdict(set)
+    for name, found in names.items():
+        for _, param in found:
+            for text in (*param.opts, *param.secondary_opts):
+                spelled[text].add(name)
+    assert {text: owners for text, owners in spelled.items() if len(owners) > 1} == {}

@@ -121,7 +121,7 @@ def test_memory_does_not_grow_with_the_text(tok: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("kind", ["bytes", "tokenizer"])
 def test_documents_are_divided(tok: Path, rows: Path, tmp_path: Path, kind: str) -> None:
-    config = TokenizeConfig(tokenizer=str(tok) if kind == "tokenizer" else None, valid_split=0.1, seed=3)
+    config = TokenizeConfig(tokenizer=str(tok) if kind == "tokenizer" else None, valid_fraction=0.1, seed=3)
     train, valid = tmp_path / "train.bin", tmp_path / "valid.bin"
     report = tokenize_to_file([rows], train, config)
     infos = {path: read_sidecar(path) for path in (train, valid)}
@@ -154,8 +154,8 @@ def test_the_share_is_right_to_one_document(fraction: float) -> None:
 
 def test_too_few_documents_to_divide(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one document")
-    with pytest.raises(DataError, match=r"valid_split \(0.1\) of 1 document leaves none for validation"):
-        tokenize_to_file([tmp_path / "a.txt"], tmp_path / "train.bin", TokenizeConfig(valid_split=0.1))
+    with pytest.raises(DataError, match=r"valid_fraction \(0.1\) of 1 document leaves none for validation"):
+        tokenize_to_file([tmp_path / "a.txt"], tmp_path / "train.bin", TokenizeConfig(valid_fraction=0.1))
     assert sorted(os.listdir(tmp_path)) == ["a.txt"]
 
 
@@ -170,9 +170,9 @@ def test_names_of_the_validation_part() -> None:
 def test_a_failure_leaves_what_was_there(tok: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("good")
     (tmp_path / "b.txt").write_bytes(b"bad \xff")
-    config = TokenizeConfig(tokenizer=str(tok), valid_split=0.5)
+    config = TokenizeConfig(tokenizer=str(tok), valid_fraction=0.5)
     output = tmp_path / "out" / "train.bin"
-    tokenize_to_file([tmp_path / "a.txt"], output, config.replace(valid_split=0.0))
+    tokenize_to_file([tmp_path / "a.txt"], output, config.replace(valid_fraction=0.0))
     before = {name: (output.parent / name).read_bytes() for name in os.listdir(output.parent)}
     with pytest.raises(DataError, match=r"b\.txt: byte 4 is not UTF-8"):
         tokenize_to_file([tmp_path / "a.txt", tmp_path / "b.txt"], output, config)
@@ -202,7 +202,7 @@ def test_interrupted(rows: Path, tmp_path: Path, error: type[BaseException]) -> 
     ("settings", "message"),
     [
         ({"end_of_document": "<eot>"}, r"end_of_document \('<eot>'\) must be a token of .*<unk>, <s>"),
-        ({"valid_split": 1.0}, "must be at least 0 and below 1"),
+        ({"valid_fraction": 1.0}, "must be at least 0 and below 1"),
         ({"field": ""}, "not be empty"),
         ({"tokenizer": None, "plain": True}, r"plain \(True\) acts only with tokenizer"),
         ({"tokenizer": None, "end_of_document": "x"}, "end_of_document"),
@@ -350,7 +350,7 @@ def test_a_long_document_of_a_tokenizer_with_space_marks(
 @pytest.fixture
 def made(tok: Path, rows: Path, tmp_path: Path):
     """Return a function that tokenizes again, and says what became of it: reused, or made again."""
-    output, config = tmp_path / "train.bin", TokenizeConfig(tokenizer=str(tok), valid_split=0.1)
+    output, config = tmp_path / "train.bin", TokenizeConfig(tokenizer=str(tok), valid_fraction=0.1)
     tokenize_if_needed([rows], output, config)
 
     def again(inputs: tuple = (rows,), replace: bool = False, **changes: object) -> bool:
@@ -428,7 +428,7 @@ def test_no_foreign_file_of_any_name_is_replaced(name: str, tmp_path: Path) -> N
     for text in texts:
         text.write_text("some text")
     (tmp_path / name).write_text("{}")
-    config = TokenizeConfig(valid_split=0.3)
+    config = TokenizeConfig(valid_fraction=0.3)
     with pytest.raises((ConfigError, DataError), match=rf"{name}.*--force"):
         tokenize_if_needed(texts, tmp_path / "train.bin", config)
     assert (tmp_path / name).read_text() == "{}"
