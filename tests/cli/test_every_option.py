@@ -52,7 +52,9 @@ OTHERS = {
         "--num-threads": "every_option",
     },
     "export": dict.fromkeys(("--out", "--to", "--dtype", "--max-shard-size", "--force"), "export"),
-    "merge": dict.fromkeys(("--out", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"),
+    "merge": dict.fromkeys(
+        ("--out", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"
+    ),
     "preview": {
         **dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size"), "conversations"),
         "--seed": "every_option",
