@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from .training.precision import MixedPrecisionConfig as MixedPrecisionConfig
     from .training.precision import fp16_to_fp32 as fp16_to_fp32
     from .training.precision import fp32_to_fp16 as fp32_to_fp16
+    from .training.range_test import RangeTest as RangeTest
+    from .training.range_test import find_learning_rate as find_learning_rate
     from .training.report import EvalResult as EvalResult
     from .training.report import StepMetrics as StepMetrics
     from .training.report import TrainingReport as TrainingReport
@@ -146,6 +148,8 @@ _HOMES = {
     "save_checkpoint": "abi",
     "save_llm_checkpoint": "abi",
     "write_token_bin_file": "abi",
+    "RangeTest": "training.range_test",
+    "find_learning_rate": "training.range_test",
     "train_llm": "training.trainer",
     "train_llm_with_validation": "training.trainer",
 }
@@ -199,6 +203,8 @@ __all__ = [  # noqa: RUF022 (in the order in which a program needs them; a test 
     "TrainingReport",
     "EvalResult",
     "GracefulStop",
+    "find_learning_rate",
+    "RangeTest",
     "train_llm",
     "train_llm_with_validation",
     "generate",

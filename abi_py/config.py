@@ -241,6 +241,10 @@ class LlmTrainingConfig(Config):
         self._check_precision()
         self._check_not_here_yet()
 
+    def quiet(self) -> "LlmTrainingConfig":
+        """Return the same training, of which nothing is saved or logged: for a trial."""
+        return self.replace(checkpoint_path=None, log_dir=None, **dict.fromkeys(_LOGGERS, False))
+
     def _check_optimizer(self) -> None:
         for name in ("weight_decay", "max_grad_norm", "z_loss"):
             value = getattr(self, name)

@@ -86,9 +86,7 @@ def seconds_of_micro_batch(run: Run, model: "TrainableModel | LoraModel") -> flo
     from ..training.feed import open_feed
     from ..training.trainer import LlamaTrainer
 
-    quiet = {"checkpoint_path": None, "log_dir": None, "grad_accum_steps": 1}
-    off = {"enable_tensorboard": False, "enable_wandb": False, "enable_metrics_stream": False}
-    config = run.config.training.replace(**quiet, **off)
+    config = run.config.training.quiet().replace(grad_accum_steps=1)
     trainer = LlamaTrainer(model, config)
     feed = open_feed(run.train, config, run.config.model, training=True)
     seconds = []

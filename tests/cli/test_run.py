@@ -140,6 +140,20 @@ def test_dry_run_writes_nothing(abi_train, tmp_path, tiny):
         assert text in out
 
 
+def test_find_lr_suggests_a_rate_and_writes_nothing(abi_train, tmp_path, tiny):
+    code, out, err = abi_train("run", *tiny, "--find-lr")
+    assert (code, err) == (0, "")
+    assert re.search(r"^rate     --learning-rate [\d.e-]+ \(where the loss falls fastest\)", out, re.MULTILINE)
+    assert out.count("<- here") == 1
+    code, out, _ = abi_train("run", *tiny, "--find-lr", "--json")
+    found = json.loads(out)
+    assert len(found["rates"]) == len(found["losses"])
+    assert found["suggestion"] in found["rates"]
+    assert list(tmp_path.iterdir()) == []
+    assert abi_train("run", *tiny, "--json")[0] == 2
+    assert abi_train("run", *tiny, "--find-lr", "--dry-run")[0] == 2
+
+
 def test_dry_run_says_where_a_cooldown_begins(abi_train, tiny):
     words = ["--lr-schedule", "wsd", "--warmup-steps", 1, "--cooldown-steps", 3, "--max-steps", 9, "--dry-run"]
     code, out, err = abi_train("run", *tiny, *words)
