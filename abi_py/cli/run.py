@@ -39,7 +39,7 @@ from .training import start
     help="file of settings; YAML; flags beat it",
 )
 @click.option("--dry-run", is_flag=True, help="show the plan (memory, steps, time) and stop; nothing is written")
-@click.option("--find-lr", is_flag=True, help="try rates for 100 steps, suggest one, and stop; nothing is written")
+@click.option("--find-lr", is_flag=True, help="try rates for 100 steps, suggest one, and stop")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable; with --find-lr")
 @click.pass_context
 def command(
