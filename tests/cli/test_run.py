@@ -48,7 +48,7 @@ def test_a_run_leaves_config_metrics_report_and_checkpoints(abi_train, tmp_path,
     code, out, err = abi_train("run", *tiny)
     assert (code, err) == (0, "")
     (run,) = (tmp_path / "runs").iterdir()
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "report.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "model", "report.json"]
 
     report = json.loads((run / "report.json").read_text())
     steps = report["total_steps"]
@@ -64,7 +64,7 @@ def test_a_run_leaves_config_metrics_report_and_checkpoints(abi_train, tmp_path,
     assert all(np.isfinite(tensor).all() for tensor in tensors.values())
 
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert set(config) == {"model", "training", "early_stopping", "data"}
+    assert set(config) == {"model", "training", "early_stopping", "data", "export"}
     assert config["training"]["decay_steps"] == steps
     assert config["model"]["vocab_size"] == 257
     for text in ("training loss", "bits per byte", "sample", "abi-train resume"):
