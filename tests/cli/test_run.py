@@ -388,9 +388,10 @@ def test_a_run_whose_checkpoints_are_elsewhere(abi_train, tmp_path, tiny, monkey
     assert (code, bool(out)) == (0, True), err
     shutil.rmtree(tmp_path / "r/checkpoints")
     (tmp_path / "far").rename(tmp_path / "lost")
-    for words in (("resume", "../r", "--max-steps", 6), ("generate", "../r", "-p", "The ")):
+    for words in (("resume", "../r", "--max-steps", 6), ("generate", "../r", "-p", "The ", "--last")):
         code, _, err = abi_train(*words)
         assert (code, str(tmp_path / "far") in err) == (1, True), err
+    assert abi_train("generate", "../r", "-p", "The ", "--max-new-tokens", 3)[0] == 0  # its model/ is there
     (tmp_path / "lost").rename(tmp_path / "r/checkpoints")
     assert abi_train("resume", "../r", "--max-steps", 5)[0] == 0
 
