@@ -48,7 +48,8 @@ def test_a_run_leaves_config_metrics_report_and_checkpoints(abi_train, tmp_path,
     code, out, err = abi_train("run", *tiny)
     assert (code, err) == (0, "")
     (run,) = (tmp_path / "runs").iterdir()
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "model", "report.json"]
+    names = sorted(path.name for path in run.iterdir())
+    assert names == ["checkpoints", "config.yaml", "metrics.jsonl", "model", "report.json"]
 
     report = json.loads((run / "report.json").read_text())
     steps = report["total_steps"]
