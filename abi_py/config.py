@@ -109,7 +109,10 @@ WITH_WARMUP = (LearningRateSchedule.WARMUP_COSINE, LearningRateSchedule.WSD)  # 
 
 
 def _usual_warmup(config: "LlmTrainingConfig") -> int:
-    """Return the warm-up of a schedule that is given none: the ABI's 100 steps for those that are named after it."""
+    """Return the warm-up of a schedule that is given none: a share of its steps, rounded up as transformers does, or
+    the ABI's 100 steps for those that are named after it."""
+    if 0 < config.warmup_ratio < 1:
+        return math.ceil(round(config.warmup_ratio * config.decay_steps, 9))
     return 100 if config.lr_schedule in WITH_WARMUP else 0
 
 
@@ -135,11 +138,17 @@ class LlmTrainingConfig(Config):
     lr_schedule: Accepts[LearningRateSchedule, str] = opt(
         LearningRateSchedule.WARMUP_COSINE, "how the rate goes", common=True
     )
-    warmup_steps: Accepts[int, None] = opt(
-        None, "steps of linear warm-up; 100 for warmup_cosine and wsd when not given, else 0", derive=_usual_warmup
-    )
     decay_steps: int = opt(
         10000, "optimizer step at which the schedule ends (period of step and restarts)", acts=_DECAYS
+    )
+    warmup_ratio: float = opt(
+        0.0, "warm-up as a share of decay_steps, rounded up (0 = by warmup_steps)", acts={"lr_schedule": WITH_WARMUP}
+    )
+    warmup_steps: Accepts[int, None] = opt(
+        None,
+        "steps of linear warm-up; 100 for warmup_cosine and wsd when not given, else 0",
+        derive=_usual_warmup,
+        acts={"warmup_ratio": OFF},
     )
     min_learning_rate: float = opt(1e-7, "learning rate at which the schedules end", acts=_DECAYS)
     grad_accum_steps: int = opt(8, "micro-batches in an optimizer step", common=True)
@@ -263,6 +272,8 @@ class LlmTrainingConfig(Config):
         self._require("learning_rate", math.isfinite(rate) and rate > 0, "be a positive number", "try 0.001")
         least = self.min_learning_rate
         self._require("min_learning_rate", math.isfinite(least) and least >= 0, "be zero or more", "use 0 for no limit")
+        good = math.isfinite(self.warmup_ratio) and 0 <= self.warmup_ratio < 1
+        self._require("warmup_ratio", good, "be at least 0 and below 1", "the usual value is 0.03")
         if schedule is LearningRateSchedule.CONSTANT:
             return
         self._require_at_least(1, "decay_steps")

@@ -10,10 +10,10 @@ Afterwards: abi-train chat deepzig-conversational-model
 """
 
 import argparse
-from pathlib import Path
+from typing import Any
 
 import abi_py as abi
-from abi_py.pipelines import DeepZigConfig, train_deepzig
+from abi_py.pipelines import train_deepzig
 from abi_py.training.console import ConsoleSink
 from abi_py.training.loading import load_model
 
@@ -22,26 +22,41 @@ def parse() -> argparse.Namespace:
     """Read the flags; what is not given is left to the size of the model."""
     parser = argparse.ArgumentParser(description="Train the DeepZig conversational model.")
     parser.add_argument("--use-lora", action="store_true", help="train adapters of low rank beside frozen weights")
-    parser.add_argument("--lora-rank", type=int, default=16)
+    parser.add_argument("--lora-rank", type=int)
     parser.add_argument("--max-samples", type=int, help="most conversations to use (0 = all)")
-    parser.add_argument("--eval-split", type=float, default=0.1, help="share kept for evaluation (0 = none)")
+    parser.add_argument("--eval-split", type=float, help="share kept for evaluation (0 = none)")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--output-dir")
-    parser.add_argument("--data", nargs="+", default=[], help="files of conversations; the package's own without it")
+    parser.add_argument("--data", nargs="+", help="files of conversations; the package's own without it")
     parser.add_argument("--model-size", choices=["test", "small", "medium", "large", "seed"])
     parser.add_argument("--base", help="folder of a trained model to go on from")
     return parser.parse_args()
 
 
+def settings_of(flags: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return what was given by section, as in the config.yaml of a run."""
+    settings: dict[str, dict[str, Any]] = {
+        "data": {"path": flags.data, "valid_fraction": flags.eval_split},
+        "base": {"path": flags.base},
+        "training": {"epochs": flags.epochs, "batch_size": flags.batch_size},
+        "chat": {"max_samples": flags.max_samples},
+        "lora": {"enabled": True, "rank": flags.lora_rank} if flags.use_lora else {},
+    }
+    return {
+        section: {name: value for name, value in values.items() if value is not None}
+        for section, values in settings.items()
+    }
+
+
 def main() -> None:
     """Train, then ask one question."""
-    arguments = vars(parse())
-    if arguments["base"] is None:
-        arguments["model_size"] = arguments["model_size"] or "seed"
-    report, folder = train_deepzig(DeepZigConfig.from_dict(arguments), [ConsoleSink()])
+    flags = parse()
+    size = flags.model_size or (None if flags.base else "seed")
+    report, run = train_deepzig(settings_of(flags), [ConsoleSink()], size=size, out=flags.output_dir)
     print(f"{report.total_steps} steps, training loss {report.final_loss:.4f}, evaluation {report.best_val_loss:.4f}")
-    print(f"model in {folder}:", *sorted(path.name for path in Path(folder).iterdir()))
+    folder = run / "model"
+    print(f"model in {folder}:", *sorted(path.name for path in folder.iterdir()))
 
     tokenizer = abi.Tokenizer.load(folder)
     template = abi.data.template_for(tokenizer)

@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..fields import needs, plain
 from .help import ALL, HelpContext, Row, help_all_option, lines_of, write_columns
 
-__all__ = ["Verb", "VerbGroup", "Verbs", "config_options", "data_argument", "from_flags", "given_values"]
+__all__ = ["RareOption", "Verb", "VerbGroup", "Verbs", "config_options", "data_argument", "from_flags", "given_values"]
 
 Chosen = TypeVar("Chosen", bound=Config)
 
@@ -70,6 +70,11 @@ class FieldOption(click.Option):
     section = field = heading = ""
     common = False  # on the first screen of the help
     text = default_text = ""  # what it says, and the default of its verb
+    aliases: Collection[str] = ()  # spellings that the first screen does not show
+
+
+class RareOption(click.Option):
+    """A flag that is no field, and not on the first screen of the help."""
 
 
 class FieldArgument(click.Argument):
@@ -134,7 +139,7 @@ class Verb(_Example):
                     row = lines_of(param, everything, param.text, param.default_text)
                     sections.setdefault(param.heading, []).append(row)
                 continue
-            if fallen & set(param.opts):
+            if fallen & set(param.opts) or (isinstance(param, RareOption) and not everything):
                 continue
             text, _, default = (param.help or "").partition("  [")
             row = lines_of(param, everything, text, default.removesuffix("]"))
@@ -195,6 +200,7 @@ def config_options(
     *,
     rare: Collection[str] = (),
     refused: Collection[str] = (),
+    aliases: Mapping[tuple[str, str], str] | None = None,
 ) -> Callable[[click.Command], click.Command]:
     """Return a decorator that adds the flags of all fields of `sections` to a verb.
 
@@ -202,12 +208,13 @@ def config_options(
               shows none: what is not given stays as it is
     rare      sections, or fields, which this verb does not show on the first screen
     refused   those of which this verb refuses any value: they answer, and no help lists them
+    aliases   (section, field) -> another spelling, which this verb alone has
     """
 
     def decorate(command: click.Command) -> click.Command:
         taken = {name for param in command.params for name in param.opts}
         for section, cls in sections.items():
-            made = {option.name: _flag(section, option, taken) for option in fields_of(cls)}
+            made = {option.name: _flag(section, option, taken, aliases or {}) for option in fields_of(cls)}
             spelled = {name: each.opts[-1] for name, each in made.items()}
             for option in sorted(fields_of(cls), key=lambda option: option.name != cls.switch):
                 flag, names = made[option.name], {section, option.name}
@@ -230,12 +237,13 @@ def in_flags(text: str, spelled: Mapping[str, str]) -> str:
     return re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda match: spelled.get(match[0], match[0]), text)
 
 
-def _flag(section: str, option: Option, taken: set[str]) -> FieldOption:
+def _flag(section: str, option: Option, taken: set[str], aliases: Mapping[tuple[str, str], str]) -> FieldOption:
     name = option.metadata.get("flag", option.name.replace("_", "-"))
     if f"--{name}" in taken:
         name = f"{section.replace('_', '-')}-{name}"
     taken.add(f"--{name}")
-    short = [alias for alias in SHORT.get(option.name, ()) if alias not in taken]
+    own = [aliases[section, option.name]] if (section, option.name) in aliases else []
+    short = [alias for alias in (*SHORT.get(option.name, ()), *own) if alias not in taken]
     taken.update(short)
     flag, settings = f"--{name}", dict[str, Any]()
     if option.type is bool:
@@ -244,7 +252,7 @@ def _flag(section: str, option: Option, taken: set[str]) -> FieldOption:
         settings["type"] = FieldType(dataclasses.replace(option, many=False))
         settings["multiple"] = option.many
     made = FieldOption([*short, flag, f"{section}__{option.name}"], default=None, **settings)
-    made.section, made.field = section, option.name
+    made.section, made.field, made.aliases = section, option.name, own
     return made
 
 

@@ -1,7 +1,6 @@
 """`abi-train resume`: go on with a run as if it had never stopped."""
 
 import functools
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,10 @@ from typing import Any
 import click
 
 from ..errors import ConfigError
-from ..formats.deepzig import TRAINING_ARGS
-from ..runs.directory import hold, is_run
+from ..runs.directory import hold
 from ..runs.resolve import prepare
 from ..runs.resuming import Resumed, note_on_pruning
-from ..runs.settings import RUN_SECTIONS, Values
+from ..runs.settings import RUN_SECTIONS
 from .console import make_console, say
 from .models import ModelPath
 from .options import Verb, config_options, given_values
@@ -46,7 +44,6 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
     if where.is_file():
         raise ConfigError(_about_file(where))
     flags, console = given_values(ctx), make_console()
-    check_kind(where, flags)
     resumed = Resumed.find(where, flags, lambda text: say(console, "note", text))
     directory, training = resumed.directory, resumed.config.training
     if end := resumed.finished(schedule):
@@ -84,14 +81,3 @@ def _about_file(path: Path) -> str:
         "model's shape nor its data: in Python, make the model with its configuration, then "
         f"LlamaTrainer(model, config).load_checkpoint({str(path)!r})"
     )
-
-
-def check_kind(where: Path, flags: Values) -> None:
-    """Raise ConfigError for a folder of `deepzig`, or a checkpoint in it: its settings are not those of a run."""
-    here = where.absolute()
-    folder = next((place for place in (here, *here.parents[:2]) if (place / TRAINING_ARGS).is_file()), None)
-    if folder is not None and "data" not in flags and not is_run(where):
-        raise ConfigError(
-            f"RUN ({where}) must be a run of abi-train run, and this is one of deepzig; go on with it by abi-train "
-            f"deepzig --resume --output-dir {shlex.quote(os.path.relpath(folder))}"
-        )

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,12 +12,12 @@ import click
 from ..data.tokenizer_training import TokenizerTrainingConfig
 from ..errors import counted
 from ..files import check_free
+from ..runs.new_tokenizer import texts_of
 from .console import make_console
 from .options import Verb, VerbGroup, config_options, from_flags
 from .progress import bytes_progress
 
 if TYPE_CHECKING:
-    from ..data.documents import Documents
     from ..data.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -139,17 +139,6 @@ def info(path: Path, text: str) -> None:
     template = tokenizer.chat_template
     click.echo(f"template   {'none' if template is None else f'{len(template):,} characters of Jinja'}")
     show_round_trip(tokenizer, text)
-
-
-def texts_of(documents: "Documents", passed: Callable[[], None]) -> Iterator[str]:
-    """Yield the texts of documents in pieces, cut where a line ends; `passed` is called after each piece."""
-    from ..data.pieces import TextCutter
-
-    cutter = TextCutter()
-    for document in documents:
-        for text in cutter.cut(document):
-            yield text
-            passed()
 
 
 def interruptible(work: Callable[[], T]) -> T:

@@ -4,20 +4,23 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config import EarlyStoppingConfig, Precision
 from ..errors import counted
 from ..runs.conversations import encoder_of_run
+from ..runs.directory import MODEL
 from ..runs.finishing import leave_model
 from ..runs.models import codec_of_run
+from ..runs.parts import evaluate_parts, put_best_back
 from ..runs.resuming import finished
 from ..runs.run import Run
 from ..runs.samples import sample_sinks
 from ..runs.schedule import note_on_schedule
 from ..runs.settings import DataConfig
+from ..runs.trainer_files import trainer_sinks
 from .compiling import prepare_training
 from .console import printable, say, show_table, silence
 from .describe import (
@@ -34,10 +37,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..data.batch import TokenArray
+    from ..data.chat_encoding import ChatEncoder
     from ..model.transformer import Transformer
     from ..training.events import Event, Sink
     from ..training.feed import Data
-    from ..training.report import TrainingReport
+    from ..training.report import EvalResult, TrainingReport
     from ..training.trainer import LlamaTrainer
 
 __all__ = ["fit_and_show", "show_head", "start", "train"]
@@ -51,14 +55,14 @@ def start(run: Run, console: "Console") -> int:
     tokens = training.batch_size * training.max_seq_len * training.grad_accum_steps
     steps = f"{counted(total, 'step')} of {most}{counted(tokens, 'token')} ({epoch:,} an epoch)"
     say(console, "plan", f"{counted(training.epochs, 'epoch')}, {steps}; run in {run.directory}")
-    tokenizer, problem = run.find_tokenizer()
-    if tokenizer is not None:
-        tokenizer.save(run.directory)
+    tokenizer, problem = run.begin()
+    if tokenizer is not None and run.config.data.train_tokenizer:
+        say(console, "ids of", f"a tokenizer of {tokenizer.vocab_size:,} tokens, trained on the data, in {run.directory}")
+    elif tokenizer is not None:
         say(console, "ids of", f"{tokenizer.name}, kept in {run.directory}")
     for text in (problem, note_on_length(run.train, training.max_seq_len), note_on_schedule(training, total)):
         if text:
             say(console, "note", text)
-    run.write_config()
     return train(run.make_trainer(), run, console)
 
 
@@ -105,7 +109,7 @@ class _Thinned:
 
 def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
     """Train to the end, show what came of it, and return the exit code."""
-    samples = sample_sinks(trainer, run)
+    sinks = [*trainer_sinks(run), *sample_sinks(trainer, run)]
     report, code = fit_and_show(
         trainer,
         run.directory,
@@ -113,8 +117,8 @@ def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
         run.valid,
         console,
         early_stopping=run.early_stopping,
-        sinks=samples,
-        decodes=bool(samples or run.config.data.sample_tokens),
+        sinks=sinks,
+        decodes=bool(run.config.data.sample_prompts or run.config.data.sample_tokens),
     )
     show_end(trainer, report, run, console)
     return code
@@ -177,13 +181,11 @@ def fit_and_show(
 
 def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console") -> None:
     """Print the report, the loss that fell, a sample, and how to go on; write the model that the run leaves."""
-    show_table(console, "Report", report_rows(trainer, report))
-    example = (run.train if run.valid is None else run.valid).example()
-    if run.config.data.sample_tokens and not report.interrupted:
-        if example is not None:
-            show_answer(trainer.model, example, run, console)
-        else:
-            show_sample(trainer.model, run, console)
+    rows = report_rows(trainer, report)
+    if run.train.conversations and not report.interrupted:
+        put_best_back(run, trainer, report)
+        rows += part_rows(run, evaluate_parts(run, trainer))
+    show_table(console, "Report", rows)
     again = f"abi-train resume {shlex.quote(str(run.directory))}"
     if report.interrupted:
         say(console, "stopped", f"{counted(report.total_steps, 'step')} done; go on with: {again}")
@@ -194,44 +196,80 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
     say(console, "model", f"{left.folder}: {left.said}")
     if not left.has_tokenizer:
         say(console, "note", "it has no tokenizer: the text of these ids is not known; --tokenizer names one")
+    if run.config.data.sample_tokens and run.train.conversations:
+        show_answers(trainer.model, run, console)
+    elif run.config.data.sample_tokens:
+        show_sample(trainer.model, run, console)
     end = finished(trainer.state, run.config)
     if end is not None:
         say(console, "go on", f"{again} {end[1]}")
 
 
+# What a part shows, in the words of the table.
+PARTS = {"told": "answers told, asked anew", "new": "answers never told"}
+
+
+def part_rows(run: Run, results: "Mapping[str, EvalResult]") -> list[tuple[str, str]]:
+    """Return the lines about each part of what was kept for validation."""
+    rows = []
+    for name, result in results.items():
+        rows.append((PARTS[name], f"{counted(len(run.parts[name]), 'conversation')}"))
+        rows.append(("  loss, perplexity", f"{result.loss:.4f}, {result.perplexity:.2f}"))
+        rows.append(("  accuracy", f"{100 * result.accuracy:.1f}%"))
+    return rows
+
+
 def show_sample(model: "Transformer", run: Run, console: "Console") -> None:
-    """Print what the model makes of the prompt."""
+    """Print what the model makes of each prompt."""
     from ..generation import generate
 
     data, codec = run.config.data, codec_of_run(run.directory, model.config.vocab_size)
-    if codec is None or not codec.encode(data.prompt):
+    if codec is None or not all(map(codec.encode, data.prompt)):
         say(console, "sample", f"none: {', '.join(data.path) or 'the data'} has ids without a text of their own")
         return
-    made = generate(model, data.prompt, data.sample_tokens, tokenizer=codec, seed=run.config.training.seed)
-    say(console, "sample", f"from the prompt {data.prompt!r}, temperature 0.7")
-    text = (data.prompt + made).rstrip("\N{REPLACEMENT CHARACTER}")  # the last character may have been cut
-    for line in printable(text).splitlines():
-        console.print("    " + line, soft_wrap=True)
+    for prompt in data.prompt:
+        made = generate(model, prompt, data.sample_tokens, tokenizer=codec, seed=run.config.training.seed)
+        say(console, "sample", f"from the prompt {prompt!r}, temperature 0.7")
+        text = (prompt + made).rstrip("\N{REPLACEMENT CHARACTER}")  # the last character may have been cut
+        for line in printable(text).splitlines():
+            console.print("    " + line, soft_wrap=True)
 
 
-def show_answer(
-    model: "Transformer", example: "tuple[TokenArray, TokenArray]", run: Run, console: "Console"
-) -> None:
-    """Print what the model answers to the prompt; without one to the question of `example`, beside its answer."""
-    from ..generation import generate
+def show_answers(model: "Transformer", run: Run, console: "Console") -> None:
+    """Print what the model answers to each prompt; without one to questions of the data, beside their answers."""
+    from ..generation import GenerationConfig, Generator
+    from ..generation.settings import CONFIG_FILE
 
-    encoder, question = encoder_of_run(run.directory), run.config.data.prompt
-    turns = [{"role": "user", "content": question}]
-    asked, known = encoder.encode_prompt(turns), dict[str, Any]()
-    if question == DataConfig().prompt:
-        asked, known = example[0], {"data": example[1]}
-    room = model.config.max_seq_len - len(asked)
-    if room < 1:
-        say(console, "sample", f"none: the question fills the model's {counted(model.config.max_seq_len, 'token')}")
+    encoder, data = encoder_of_run(run.directory), run.config.data
+    settings = GenerationConfig.load(run.directory / MODEL / CONFIG_FILE).replace(seed=run.config.training.seed)
+    generator = Generator(model, encoder.tokenizer)
+    for asked, known in _questions(run, encoder):
+        room = model.config.max_seq_len - len(asked)
+        if room < 1:
+            say(console, "sample", f"none: the question fills the model's {counted(model.config.max_seq_len, 'token')}")
+            continue
+        (result,) = generator.run([asked], settings.replace(max_new_tokens=min(data.sample_tokens, room)))
+        say(console, "asked", on_lines(printable(encoder.tokenizer.decode(asked.tolist()))))
+        say(console, "answer", on_lines(printable(result.text or "") or "(empty)"))
+        for name, part in known.items():
+            say(console, name, on_lines(printable(encoder.tokenizer.decode(part.tolist()))))
+
+
+def on_lines(text: str) -> str:
+    """Return a text whose lines stand under each other, after a label."""
+    return text.replace("\n", "\n" + " " * 9)
+
+
+def _questions(
+    run: Run, encoder: "ChatEncoder"
+) -> "Iterator[tuple[TokenArray, dict[str, TokenArray]]]":
+    """Yield what is asked, and what the data answer, where the question is theirs."""
+    data = run.config.data
+    if data.prompt != DataConfig().prompt:
+        for prompt in data.prompt:
+            yield encoder.encode_prompt([{"role": "user", "content": prompt}]), {}
         return
-    stops = tuple(encoder.stop_ids(turns))  # those of every answer of the template
-    length = min(run.config.data.sample_tokens, room)
-    made = generate(model, asked.tolist(), length, seed=run.config.training.seed, stop_ids=stops)
-    for name, part in {"asked": asked, "answer": made, **known}.items():
-        text = printable(encoder.tokenizer.decode([int(i) for i in part])) or "(empty)"
-        say(console, name, text.replace("\n", "\n" + " " * 9))
+    rows = run.train if run.valid is None else run.valid
+    for index in range(min(data.sample_answers, len(rows))):
+        asked, known = rows.example(index)
+        yield asked, {"data": known}

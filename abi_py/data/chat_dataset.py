@@ -13,7 +13,7 @@ a resumed run goes on with the batch that would have come.
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,7 +89,7 @@ class ChatDataset(Shown):
     name         what messages call it                 vocab_size  ids are below it
     max_seq_len  no row is longer                      packing     rows are packed, not padded
     pad_id       what is in padding                   stats       what was left out (of the data set before a split)
-    places       file:line of each row
+    places       file:line of each row                numbers     of each row, which of the conversations it is
     """
 
     conversations = True  # each row has a question and an answer
@@ -106,6 +106,7 @@ class ChatDataset(Shown):
         name: str = "conversations",
         stats: EncodingStats | None = None,
         places: Iterable[str] | None = None,
+        numbers: Iterable[int] | None = None,
     ) -> None:
         """Take rows of ids (n,) uint32 and trained (n,) bool; DataError if there are none."""
         rows = list(rows)
@@ -119,6 +120,7 @@ class ChatDataset(Shown):
         self.packing = bool(packing)
         self.stats = stats or EncodingStats(rows=len(rows))
         self.places = list(places) if places is not None else [""] * len(rows)
+        self.numbers = list(numbers) if numbers is not None else list(range(len(rows)))
         self._packed: dict[int, PackedBatches] = {}
 
     @classmethod
@@ -139,8 +141,8 @@ class ChatDataset(Shown):
         DataError names file:line of one that the template refuses, unless bad rows are skipped; then it is counted.
         """
         encoder, stats = template.encoder(tokenizer), EncodingStats()
-        rows, places = [], []
-        for conversation in conversations:
+        rows, places, numbers = [], [], []
+        for number, conversation in enumerate(conversations):
             try:
                 ids, labels = encoder.encode(conversation, loss_on)
             except DataError as error:
@@ -153,6 +155,7 @@ class ChatDataset(Shown):
             if row is not None:
                 rows.append(row)
                 places.append(conversation.place)
+                numbers.append(number)
         stats.rows = len(rows)
         return cls(
             rows,
@@ -163,6 +166,7 @@ class ChatDataset(Shown):
             name=name,
             stats=stats,
             places=places,
+            numbers=numbers,
         )
 
     # -- what is in it -------------------------------------------------------------------------
@@ -194,9 +198,9 @@ class ChatDataset(Shown):
         share = f"{100 * self.num_targets / self.num_tokens:.0f}% of them trained"
         return f"{self.name}: {counted(len(self), 'conversation')}, {counted(self.num_tokens, 'token')}, {share}"
 
-    def example(self) -> tuple[TokenArray, TokenArray]:
-        """Return the ids of the first row before its first answer, and from there on."""
-        ids, trained = self.row(0)
+    def example(self, index: int = 0) -> tuple[TokenArray, TokenArray]:
+        """Return the ids of a row before its first answer, and from there on."""
+        ids, trained = self.row(index)
         return ids[: int(np.argmax(trained))], ids[int(np.argmax(trained)) :]
 
     @property
@@ -228,18 +232,24 @@ class ChatDataset(Shown):
         if len(self) < 2:
             raise DataError(f"{self.name} has one row, which cannot be split; use more data or valid_fraction 0")
         at = len(self) - min(len(self) - 1, math.ceil(round(valid_fraction * len(self), 9)))
-        return self._part(0, at), self._part(at, len(self))
+        return self._part(range(at)), self._part(range(at, len(self)))
 
-    def _part(self, start: int, stop: int) -> "ChatDataset":
+    def only(self, conversations: Collection[int], name: str | None = None) -> "ChatDataset":
+        """Return the rows of these conversations, by number, in the order of this data set; DataError for none."""
+        wanted = set(conversations)
+        return self._part([row for row, number in enumerate(self.numbers) if number in wanted], name)
+
+    def _part(self, rows: Sequence[int], name: str | None = None) -> "ChatDataset":
         return ChatDataset(
-            [self.row(i) for i in range(start, stop)],
+            [self.row(i) for i in rows],
             vocab_size=self.vocab_size,
             max_seq_len=self.max_seq_len,
             packing=self.packing,
             pad_id=self.pad_id,
-            name=self.name,
+            name=name or self.name,
             stats=self.stats,
-            places=self.places[start:stop],
+            places=[self.places[i] for i in rows],
+            numbers=[self.numbers[i] for i in rows],
         )
 
     def fingerprint(self) -> str:

@@ -1,6 +1,6 @@
 """The built-in chat templates, as Jinja text: the same text that is beside an exported model.
 
-    deepzig   <s><system>...</system><user>...</user><assistant>...</assistant></s>          no line breaks
+    deepzig   <s><system>...</system><user>...</user><assistant>...</assistant></s>          no line breaks; with tools
     chatml    <|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n...<|im_end|>\\n      with tools
     qwen      chatml with the system line that Qwen2.5 puts where there is none
     alpaca    ### Instruction:\\n...\\n\\n### Response:\\n...                                 and the tokenizer's EOS
@@ -10,6 +10,9 @@
 {% generation %} ... {% endgeneration %} is around what the model has to write, the end of its turn included.  A
 user's `context` (Alpaca's input) has a place of its own in deepzig (a <system> turn after the question) and alpaca;
 elsewhere it follows the question.
+
+Tools in deepzig: the first <system> turn ends with their signatures, each written as a call is, its name and a line of
+JSON; a result is a turn of its own, <tool>...</tool> after the </assistant> of the call.  `toolcalls.py` reads both back.
 """
 
 from dataclasses import dataclass
@@ -41,13 +44,24 @@ def _refuse_role(name: str) -> str:
 
 
 _DEEPZIG = (
-    _refuse_tools("deepzig")
-    + """
+    """
 {{- '<s>' -}}
+{%- if tools -%}
+    {%- set given = messages and messages[0].role == 'system' and messages[0].content -%}
+    {{- '<system>' + (messages[0].content if given else '') -}}
+    {%- for tool in tools -%}
+        {%- set function = tool.function or tool -%}
+        {{- '\\n\\n' if given or not loop.first else '' -}}
+        {{- '<tool>' + function.name + '</tool>\\n' + (function | tojson) -}}
+    {%- endfor -%}
+    {{- '</system>' -}}
+{%- endif -%}
 {%- for message in messages -%}
     {%- set last = loop.last -%}
     {%- if message.role == 'system' -%}
-        {{- '<system>' + message.content + '</system>' -}}
+        {{- '' if tools and loop.first else '<system>' + message.content + '</system>' -}}
+    {%- elif message.role == 'tool' -%}
+        {{- '<tool>' + message.content + '</tool>' -}}
     {%- elif message.role == 'user' -%}
         {{- '<user>' + (message.instruction or message.content) + '</user>' -}}
         {%- if message.context -%}

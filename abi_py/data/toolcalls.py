@@ -6,13 +6,23 @@
                {"city": "Rome"}                         </tool_call>
 
 In the DeepZig form there is an empty line before and after a call, and the arguments are one JSON object on one line.
+What a template writes for the model to read is read back by `parse_signatures` and `parse_results`:
+
+    deepzig    <system>prose                        qwen    # Tools ... <tools>
+                                                            {"type": "function", "function": {"name": "name", ...}}
+               <tool>name</tool>                            </tools>
+               {"name": "name", ...}</system>
+               </assistant><tool>result</tool>              <tool_response>
+                                                            result
+                                                            </tool_response>
+
 A model makes mistakes: `parse_tool_calls` never raises for them, and never drops them.  A call that cannot be read is a
 `BadToolCall` in its place among the parts, with line, column, reason, and the text as it was.
 """
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +30,17 @@ from ..errors import ConfigError, DataError, shown
 from ..untrusted import JSON
 from .json_rows import parse_value
 
-__all__ = ["FORMS", "BadToolCall", "ParsedAnswer", "ToolCall", "parse_tool_calls", "read_call", "render_tool_calls"]
+__all__ = [
+    "FORMS",
+    "BadToolCall",
+    "ParsedAnswer",
+    "ToolCall",
+    "parse_results",
+    "parse_signatures",
+    "parse_tool_calls",
+    "read_call",
+    "render_tool_calls",
+]
 
 FORMS = ("deepzig", "qwen")
 
@@ -166,6 +186,54 @@ def _read_qwen(text: str, at: int) -> tuple[ToolCall, int]:
         return read_call(value), close + len("</tool_call>")
     except ValueError as error:
         raise _Bad(str(error), start, close + len("</tool_call>")) from None
+
+
+def parse_signatures(text: str, form: str) -> list[dict[str, Any]]:
+    """Return the signatures in the text of a conversation, as {"type": "function", "function": {...}} each.
+
+    DataError for one that is not JSON: a template wrote it, not a model.
+    """
+    check_form(form)
+    try:
+        return list((_signatures_deepzig if form == "deepzig" else _signatures_qwen)(text))
+    except _Bad as bad:
+        raise DataError(f"the signature of a tool cannot be read at character {bad.at}: {bad.reason}") from None
+
+
+def _signatures_deepzig(text: str) -> Iterator[dict[str, Any]]:
+    opening = "<tool>"
+    begins = text.find("<system>")
+    at = text.find(opening, begins)
+    if begins < 0 or at < 0 or "</system>" in text[begins:at]:
+        return
+    while text.startswith(opening, at):
+        call, at = _read_deepzig(text, at + len(opening))
+        yield {"type": "function", "function": call.arguments}
+        at += len("\n\n")
+
+
+def _signatures_qwen(text: str) -> Iterator[dict[str, Any]]:
+    begins = text.find("<tools>\n")
+    at = begins + len("<tools>\n")
+    while begins >= 0 and text.startswith("{", at):
+        value, at = _read_json(text, at)
+        yield value
+        at += len("\n")
+
+
+_RESULTS = {
+    "deepzig": re.compile(r"(?:(?<=</assistant>)|(?<=</tool>))<tool>(.*?)</tool>(?=<)", re.DOTALL),
+    "qwen": re.compile(r"<tool_response>\n(.*?)\n</tool_response>", re.DOTALL),
+}
+
+
+def parse_results(text: str, form: str) -> list[str]:
+    """Return the results of tools in the text of a conversation, in order.
+
+    A result that has the closing tag in its own text ends there; as token ids the two are never confused.
+    """
+    check_form(form)
+    return _RESULTS[form].findall(text)
 
 
 def read_call(value: Any, call_id: str | None = None) -> ToolCall:

@@ -5,7 +5,18 @@ from pathlib import Path
 
 from ..files import OLD
 
-__all__ = ["ADAPTER_CONFIG", "CARD", "CONFIG", "MODEL", "NAME", "ORIGIN", "SETTINGS", "STATE", "is_checkpoint_name"]
+__all__ = [
+    "ADAPTER_CONFIG",
+    "CARD",
+    "CONFIG",
+    "MODEL",
+    "NAME",
+    "ORIGIN",
+    "SETTINGS",
+    "STATE",
+    "TRAINING_ARGS",
+    "is_checkpoint_name",
+]
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"  # of a Hugging Face folder, of PEFT's
 STATE, SETTINGS = "state.json", "config.yaml"  # of a checkpoint; of a checkpoint and of a run
@@ -17,3 +28,4 @@ NAME = re.compile(r"llm_step_(\d+)")
 def is_checkpoint_name(path: Path) -> bool:
     """Say whether a directory has the name of a checkpoint, and so must be a whole one."""
     return NAME.fullmatch(path.name.removeprefix(OLD)) is not None
+TRAINING_ARGS = "training_args.json"  # how a model was trained, in the names of transformers' TrainingArguments

@@ -3,13 +3,10 @@
     model.safetensors        weights under Hugging Face's names, and `lm_head.weight` even where it is tied
     config.json              model_type deepzig_conversational; of a model that is no plain Llama, its own
     generation_config.json   how it writes
-    training_args.json       how it was trained, in the names of transformers' TrainingArguments and in ours
-    README.md                the model card
 
 The Zig loader fills a missing lm_head with noise, so a tied model's embedding is written a second time; readers that
 tie leave it aside.  It takes `rms_norm_eps` and `qk_rope_base` only as JSON floats (10000.0, never 10000), and integers
-only as integers.  The original's training_args.bin is a pickle of PyTorch, which nobody should load from a stranger;
-ours is JSON.
+only as integers.
 """
 
 from collections.abc import Mapping
@@ -23,10 +20,10 @@ from .finite import check_written
 from .huggingface import CONFIG, WEIGHTS
 from .safetensors import Joined, safetensors_pieces
 
-__all__ = ["TRAINING_ARGS", "deepzig_config", "generation_config", "write_model"]
+__all__ = ["CALM_BELOW", "deepzig_config", "generation_config", "write_model"]
 
-TRAINING_ARGS = "training_args.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+CALM_BELOW = 2_000_000  # weights; a smaller model's generation_config.json draws close to the likeliest token
 LONGEST = 2048  # max_length of the original's generation_config.json
 
 

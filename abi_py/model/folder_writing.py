@@ -24,9 +24,8 @@ from ..errors import CheckpointError, ConfigError, shown
 from ..families import difference, write_config
 from ..fields import either
 from ..files import OLD, atomic_directory, finish_replacement, json_text, write_inside, write_synced
-from ..formats.checkpoint_names import ORIGIN, SETTINGS, STATE, is_checkpoint_name
+from ..formats.checkpoint_names import ORIGIN, SETTINGS, STATE, TRAINING_ARGS, is_checkpoint_name
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
-from ..formats.deepzig import TRAINING_ARGS
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards

@@ -16,7 +16,13 @@ from typing import Any
 from ..config import TrainableModelConfig
 from ..errors import ConfigError
 
-__all__ = ["PRESETS", "preset"]
+__all__ = ["PRESETS", "PRESET_FIELDS", "preset"]
+
+# What a preset says of a shape, beside the vocabulary.
+PRESET_FIELDS = (
+    *("hidden_dim", "intermediate_dim", "num_layers", "num_heads", "num_kv_heads", "max_seq_len"),
+    *("rope_theta", "norm_eps", "tie_embeddings"),
+)
 
 
 def _shape(vocab: int, width: int, inner: int, layers: int, heads: int, context: int) -> TrainableModelConfig:

@@ -1,12 +1,11 @@
-"""Pipelines: from a few settings to a finished model folder.
+"""Pipelines: training runs with defaults of their own.
 
-deepzig_config.py   the settings of a DeepZig run, and what each size takes for those that are not given
-deepzig_run.py      the run: conversations, tokenizer, model
-deepzig.py          training it, and the folder at the end
+presets.py        what a DeepZig run takes for settings that are not given, by size
+deepzig.py        such a run from Python
+training_args.py  its settings as a file, in the names of transformers' TrainingArguments
 """
 
 from .deepzig import train_deepzig
-from .deepzig_config import DeepZigConfig, ModelSize
-from .deepzig_run import DeepZigRun
+from .presets import ModelSize, deepzig_preset
 
-__all__ = ["DeepZigConfig", "DeepZigRun", "ModelSize", "train_deepzig"]
+__all__ = ["ModelSize", "deepzig_preset", "train_deepzig"]

@@ -9,6 +9,7 @@
     conversations.py  files of conversations as rows that are trained on
     base.py           the model that a run starts from
     opening.py        what --data, --valid-data and --tokenizer name
+    shipped.py        the conversations of the package, by name      new_tokenizer.py  a tokenizer trained on the data
     run.py            settings, data and directory together
     plan.py           the memory and the time that it will need
     samples.py        what a model writes while it is trained
@@ -25,6 +26,5 @@
 Nothing here prints, and nothing knows the command line; `cli/` and `pipelines/` stand on it.
 
     given = Given({"training": {"epochs": 3}, "data": {"path": ("notes.txt",)}}, {})
-    train, valid, vocab_size = given.open_data()
-    run = given.resolve(train, valid, vocab_size, Path("my-run"))   # in its config nothing is left open
+    run = given.resolve(given.open_data(), Path("my-run"))   # in its config nothing is left open
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .settings import ChatConfig
+from .shipped import name_of, place_of
 
 if TYPE_CHECKING:
     from ..data.chat import ChatTemplate
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "OpenChat",
     "encode_chat",
+    "encode_selection",
     "encoder_of_run",
     "ends_of_answers",
     "find_files",
+    "load_tokenizer_for",
     "no_conversations",
     "open_chat",
+    "select_chat",
 ]
 
 
@@ -46,6 +50,7 @@ def find_files(paths: Sequence[str], chat: ChatConfig) -> list[Path]:
     from ..data.selection import conversation_files
     from ..data.sources import ROWS, kind_of
 
+    paths = [place_of(path) for path in paths]
     asked = [name for name, value in chat.to_dict().items() if value != ChatConfig().to_dict()[name]]
     has_rows = any(kind_of(file.path) in ROWS for file in expand(paths))
     if has_rows and "skip_bad_rows" in asked:  # rows of texts may be bad as well
@@ -78,14 +83,23 @@ def open_chat(
     files: Sequence[Path], tokenizer_path: str | None, chat: ChatConfig, *, max_seq_len: int, seed: int
 ) -> OpenChat:
     """Read, choose and encode the conversations of files; ConfigError, DataError or OSError for what is wrong."""
+    tokenizer = load_tokenizer_for(files, tokenizer_path, chat)
+    return encode_chat(files, tokenizer, chat, max_seq_len=max_seq_len, seed=seed)
+
+
+def load_tokenizer_for(files: Sequence[Path], path: str | None, chat: ChatConfig) -> "Tokenizer":
+    """Return the tokenizer of conversations; ConfigError if there is none, or it lacks a token of their template."""
+    from ..data.chat import template_for
     from ..data.tokenizer import Tokenizer
 
-    if tokenizer_path is None:
+    if path is None:
         raise ConfigError(
             f"tokenizer must be given for conversations ({files[0]}); make one with abi-train tokenizer train, with "
-            "the special tokens of the template"
+            "the special tokens of the template, or let the run train one: --train-tokenizer 4096"
         )
-    return encode_chat(files, Tokenizer.load(tokenizer_path), chat, max_seq_len=max_seq_len, seed=seed)
+    tokenizer = Tokenizer.load(path)
+    template_for(tokenizer, chat.template).encoder(tokenizer)
+    return tokenizer
 
 
 def encode_chat(
@@ -93,19 +107,33 @@ def encode_chat(
 ) -> OpenChat:
     """Do what `open_chat` does, with a tokenizer that is loaded already."""
     from ..data.chat import template_for
-    from ..data.chat_dataset import ChatDataset
+
+    template_for(tokenizer, chat.template).encoder(tokenizer)  # a missing token is said before anything is read
+    return encode_selection(select_chat(files, chat, seed), tokenizer, chat, max_seq_len)
+
+
+def select_chat(files: Sequence[Path], chat: ChatConfig, seed: int) -> "Selection":
+    """Read and choose the conversations of files; ConfigError, DataError or OSError for what is wrong."""
     from ..data.selection import select_conversations
 
-    template = template_for(tokenizer, chat.template)
-    template.encoder(tokenizer)  # a token that is missing is said before anything is read
-    selection = select_conversations(
-        [*files, *chat.mix],
+    return select_conversations(
+        [*files, *map(place_of, chat.mix)],
         skip_bad_rows=chat.skip_bad_rows,
         categories=chat.category,
         match=chat.match,
         max_samples=chat.max_samples,
         seed=seed,
     )
+
+
+def encode_selection(
+    selection: "Selection", tokenizer: "Tokenizer", chat: ChatConfig, max_seq_len: int
+) -> OpenChat:
+    """Encode conversations that were read; ConfigError or DataError for what is wrong."""
+    from ..data.chat import template_for
+    from ..data.chat_dataset import ChatDataset
+
+    template = template_for(tokenizer, chat.template)
     dataset = ChatDataset.encode(
         selection.conversations,
         template,
@@ -114,7 +142,7 @@ def encode_chat(
         loss_on=chat.loss_on.value,
         packing=chat.packing,
         skip_bad_rows=chat.skip_bad_rows,
-        name=", ".join(selection.sources),
+        name=", ".join(map(name_of, selection.sources)),
     )
     dataset.stats.bad[:0] = selection.skipped
     return OpenChat(selection, dataset, template, tokenizer)

@@ -1,14 +1,29 @@
 """What a new run takes for settings that are not given: numbers for a small model, and what follows from the rest."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import WITH_WARMUP, LlmTrainingConfig
+from ..config import WITH_WARMUP, LlmTrainingConfig, TrainableModelConfig
+from ..errors import ConfigError
 from ..untrusted import MAX_INT
 from .derived import Derived, rules
 
-__all__ = ["ADAPTERS", "DEFAULTS", "DERIVED", "FINE_TUNING", "SHOWN", "Facts", "training_defaults"]
+__all__ = [
+    "ADAPTERS",
+    "DEFAULTS",
+    "DERIVED",
+    "FINE_TUNING",
+    "RUN",
+    "SHOWN",
+    "Facts",
+    "Preset",
+    "check_size",
+    "preset_of_run",
+    "shape_of",
+    "training_defaults",
+]
 
 # What is not here has the default of its config class.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -40,6 +55,22 @@ def training_defaults(context: int | None, adapters: bool) -> dict[str, Any]:
     if context is not None:
         values |= {**FINE_TUNING, "max_seq_len": min(FINE_TUNING["max_seq_len"], context)}
     return values | (ADAPTERS if adapters else {})
+
+
+Sections = dict[str, dict[str, Any]]  # section -> field -> plain value
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What settings are taken that are not given.
+
+    defaults  from what was given and the shape of the base, if there is one, to values by section; ConfigError for
+              what does not go together
+    derived   the rules of what follows from the settings, the data, the directory of the run
+    """
+
+    defaults: Callable[[Mapping[str, Mapping[str, Any]], TrainableModelConfig | None], Sections]
+    derived: "Mapping[str, tuple[Derived[Facts], ...]]"
 
 
 @dataclass(frozen=True)
@@ -93,6 +124,38 @@ DERIVED: dict[str, tuple[Derived[Facts], ...]] = {
         ),
     ),
 }
+
+
+def shape_of(size: str) -> dict[str, Any]:
+    """Return the values of section model of a size of the DeepZig family; the vocabulary is that of the data."""
+    from ..model.presets import PRESET_FIELDS, preset
+
+    shape = preset(size).to_dict()
+    return {name: shape[name] for name in PRESET_FIELDS}
+
+
+def preset_of_run(size: str | None = None) -> Preset:
+    """Return what `abi-train run` takes, with the shape of a size if it is given."""
+
+    def defaults(given: Mapping[str, Mapping[str, Any]], base: TrainableModelConfig | None) -> Sections:
+        check_size(size, base)
+        values = {section: dict(fields) for section, fields in DEFAULTS.items()}
+        if size is not None:
+            values["model"] = shape_of(size)
+        adapters = bool(given.get("lora", {}).get("enabled"))
+        values["training"] = training_defaults(None if base is None else base.max_seq_len, adapters)
+        return values
+
+    return Preset(defaults, DERIVED)
+
+
+def check_size(size: str | None, base: TrainableModelConfig | None) -> None:
+    """Raise ConfigError for a size beside a base."""
+    if size is not None and base is not None:
+        raise ConfigError(f"model_size ({size}) must be left out with base, whose config.json says the shape")
+
+
+RUN = preset_of_run()
 # What the help of `run` shows instead of the classes' defaults.
 SHOWN: dict[str, dict[str, Any]] = {
     section: {**DEFAULTS.get(section, {}), **rules(DERIVED.get(section, ()))} for section in {**DEFAULTS, **DERIVED}

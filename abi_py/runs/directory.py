@@ -21,11 +21,13 @@ from ..errors import CheckpointError, ConfigError
 from ..files import check_free as check_no_files
 from ..formats.checkpoint_names import MODEL
 from ..formats.checkpoint_names import SETTINGS as CONFIG
+from ..formats.checkpoint_names import TRAINING_ARGS
 from ..locks import DirectoryLock, check_unlocked
 from ..training.finding import has_checkpoint, is_run, place_of_checkpoints, root_of_checkpoints
 from ..training.loggers import WANDB
 from ..training.metrics import METRICS
 from ..training.report import REPORT
+from ..training.trainer_state import TRAINER_STATE
 from ..untrusted import read_json
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADAPTER",
     "CONFIG",
+    "EVALUATION",
     "MODEL",
     "check_free",
     "has_checkpoint",
@@ -45,6 +48,7 @@ __all__ = [
     "root_of_checkpoints",
 ]
 
+EVALUATION = "evaluation.json"  # what the parts of conversations that were kept show
 ADAPTER = "adapter"  # the folder of the adapters that a run of LoRA leaves, in PEFT's layout
 
 
@@ -52,7 +56,8 @@ def run_files() -> tuple[str, ...]:
     """Return the names of all that a run writes into its directory."""
     from ..data.tokenizer import FILES
 
-    return (CONFIG, "checkpoints", METRICS, REPORT, WANDB, *FILES, MODEL, ADAPTER)
+    extra = (EVALUATION, TRAINING_ARGS, TRAINER_STATE)
+    return (CONFIG, "checkpoints", METRICS, REPORT, WANDB, *FILES, MODEL, ADAPTER, *extra)
 
 
 def has_report(directory: Path, state: "TrainingState") -> bool:

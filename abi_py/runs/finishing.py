@@ -68,6 +68,7 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
     """
     from .exporting import Source, write
     from .model_card import model_card
+    from .trainer_files import training_args_files
 
     export, directory, output = run.config.export, run.directory, run.directory / MODEL
     usual = Which.BEST if trainer.state.best_step >= 0 else Which.LAST
@@ -77,7 +78,8 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
         known = source.loaded.origin or Origin(step=trainer.state.global_step, steps=None, is_best=False)
         newest = max(order for order, _ in list_checkpoints(root_of_checkpoints(directory)))
         origin = dataclasses.replace(known, order=newest)
-        texts = {CARD: model_card(run, source.companions, report, origin), ORIGIN: origin.to_json()}
+        card = model_card(run, source.companions, report, origin)
+        texts = {CARD: card, ORIGIN: origin.to_json(), **training_args_files(run)}
         if run.config.lora is not None:
             write(source, directory / ADAPTER, "peft", "float32", files=texts)
         write(source, output, FORMS[export.format], export.dtype.value, files=texts)

@@ -53,7 +53,7 @@ def find_tokenizer_beside(folder: Path, run: Path | None) -> Path | None:
     """
     from ..data.byte_tokenizer import is_byte_tokenizer
     from ..data.tokenizer import TOKENIZER_FILE
-    from ..formats.deepzig import TRAINING_ARGS
+    from ..formats.checkpoint_names import TRAINING_ARGS
 
     runs = [folder.parent, folder.parent.parent]  # of RUN/llm_step_N, RUN/checkpoints/llm_step_N
     runs = [place for place in runs if any((place / name).is_file() for name in (CONFIG, TRAINING_ARGS))]

@@ -1,26 +1,29 @@
 """From what `--data`, `--valid-data` and `--tokenizer` name to token ids, or to conversations as rows of them."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union
 
 import numpy as np
 
 from ..errors import ConfigError, DataError, counted
-from .conversations import find_files, open_chat
-from .settings import ChatConfig, DataConfig
+from .conversations import encode_selection, find_files, load_tokenizer_for, select_chat
+from .new_tokenizer import keep_tokenizer, own_cache, texts_to_train_on, train_for
+from .settings import ChatConfig, DataConfig, HeldOut
+from .shipped import name_of
 
 if TYPE_CHECKING:
     from ..data.chat_dataset import ChatDataset
     from ..data.tokenizer import Tokenizer
     from ..data.tokens import TokenizedDataset
 
-__all__ = ["Progress", "RunData", "Show", "find_tokenizer", "open_data", "unseen"]
+__all__ = ["OpenData", "Progress", "RunData", "Show", "find_tokenizer", "open_data", "unseen"]
 
 IN_MEMORY = 1 << 28  # bytes of texts whose ids are kept in memory, and not in a file
 
@@ -34,6 +37,22 @@ def unseen(total: int | None) -> AbstractContextManager[Show]:
     return contextlib.nullcontext(lambda done, word: None)
 
 
+@dataclass(frozen=True)
+class OpenData:
+    """Data that were opened.
+
+    vocab_size  number of ids of their tokenizer, or what was asked for
+    opened      how: as the settings say, with the tokenizer that was trained on them where they ask for one
+    parts       of what is kept of conversations, those that show different things: "told" and "new" (data/holdout.py)
+    """
+
+    train: RunData
+    valid: RunData | None
+    vocab_size: int
+    opened: DataConfig
+    parts: "Mapping[str, ChatDataset]" = field(default_factory=dict)
+
+
 def open_data(
     data: DataConfig,
     chat: ChatConfig,
@@ -42,7 +61,7 @@ def open_data(
     max_seq_len: int,
     seed: int,
     progress: Progress = unseen,
-) -> tuple[RunData, RunData | None, int]:
+) -> OpenData:
     """Return training data, validation data, and the vocabulary's size (found out if None).
 
     Files of conversations become rows of at most `max_seq_len` ids, chosen and ordered by `seed`.  All else is ids:
@@ -55,8 +74,10 @@ def open_data(
 
     files = find_files(data.path, chat)
     if files:
-        rows, valid_rows = _conversations(files, data, chat, max_seq_len, seed)
-        return rows, valid_rows, vocab_size or rows.vocab_size
+        made = _conversations(files, data, chat, max_seq_len, seed)
+        return made if vocab_size is None else dataclasses.replace(made, vocab_size=vocab_size)
+    if data.train_tokenizer:
+        data = data.replace(tokenizer=str(_train_on_texts(data, chat, progress)))
     texts = _Texts(data.tokenizer, chat.skip_bad_rows, progress)
     if not data.path:
         dataset = standard_library_corpus(data.corpus_bytes)
@@ -75,11 +96,11 @@ def open_data(
         valid = texts.open("valid_path", data.valid_path, size)
         _check_same_kind("valid_path", [dataset, valid])
         _check_ids(valid, data.valid_path, size)
-        return dataset, valid, size
+        return OpenData(dataset, valid, size, data)
     if data.valid_fraction == 0:
-        return dataset, None, size
+        return OpenData(dataset, None, size, data)
     first, last = dataset.split(1 - data.valid_fraction)
-    return first, last, size
+    return OpenData(first, last, size, data)
 
 
 def _check_ids(dataset: "TokenizedDataset", paths: tuple[str, ...], vocab_size: int) -> None:
@@ -90,15 +111,63 @@ def _check_ids(dataset: "TokenizedDataset", paths: tuple[str, ...], vocab_size: 
 
 def _conversations(
     files: list[Path], data: DataConfig, chat: ChatConfig, max_seq_len: int, seed: int
-) -> tuple["ChatDataset", "ChatDataset | None"]:
-    dataset = open_chat(files, data.tokenizer, chat, max_seq_len=max_seq_len, seed=seed).dataset
-    if not data.valid_path:
-        return dataset.split(data.valid_fraction) if data.valid_fraction else (dataset, None)
-    others = find_files(data.valid_path, chat)
-    if not others:
-        raise ConfigError(f"valid_path ({data.valid_path[0]}) must be a file of conversations, as --data is")
-    whole = chat.replace(mix=(), max_samples=0)  # they choose what is trained on
-    return dataset, open_chat(others, data.tokenizer, whole, max_seq_len=max_seq_len, seed=seed).dataset
+) -> OpenData:
+    """Read, divide and encode conversations; a tokenizer that is trained on them sees the training part alone."""
+    from ..data.holdout import hold_out, told_and_new
+
+    tokenizer = None if data.train_tokenizer else load_tokenizer_for(files, data.tokenizer, chat)
+    selection = select_chat(files, chat, seed)
+    rows, name = selection.conversations, ", ".join(map(name_of, selection.sources))
+    share, again = 0.0 if data.valid_path else data.valid_fraction, chat.held_out is HeldOut.AGAIN
+    divided = hold_out(rows, share, again=again, name=name)
+    if tokenizer is None:
+        texts = (text for i in divided.train for text in rows[i].strings())
+        place = keep_tokenizer(train_for(chat.template, texts, data.train_tokenizer))
+        data = data.replace(tokenizer=str(place))
+        tokenizer = load_tokenizer_for(files, data.tokenizer, chat)
+    whole = encode_selection(selection, tokenizer, chat, max_seq_len).dataset
+    kept: ChatDataset | None = None
+    told, new = divided.told, divided.new
+    if data.valid_path:
+        others = find_files(data.valid_path, chat)
+        if not others:
+            raise ConfigError(f"valid_path ({data.valid_path[0]}) must be a file of conversations, as --data is")
+        chosen = chat.replace(mix=(), max_samples=0)  # they choose what is trained on
+        asked = select_chat(others, chosen, seed)
+        train, kept = whole, encode_selection(asked, tokenizer, chosen, max_seq_len).dataset
+        told, new = told_and_new(rows, asked.conversations, kept.numbers)
+    elif divided.kept:
+        train, kept = whole.only(divided.train), whole.only(divided.kept)
+    else:
+        train = whole
+    if kept is None:
+        return OpenData(train, None, train.vocab_size, data)
+    there = set(kept.numbers)
+    named = {"told": there.intersection(told), "new": there.intersection(new)}
+    parts = {part: kept.only(numbers) for part, numbers in named.items() if numbers}
+    valid = parts["told"] if again and "told" in parts else kept
+    return OpenData(train, valid, train.vocab_size, data, parts)
+
+
+def _train_on_texts(data: DataConfig, chat: ChatConfig, progress: Progress) -> Path:
+    """Train a tokenizer on what is trained on of texts, and return where it is."""
+    from ..data.documents import list_inputs
+    from ..data.sources import is_token_file
+
+    tokens = next((path for path in (*data.path, *data.valid_path) if is_token_file(path)), None)
+    if tokens is not None:
+        raise ConfigError(
+            f"train_tokenizer ({data.train_tokenizer}) cannot read {tokens}, which holds the ids of another tokenizer; "
+            "leave it out, or give texts"
+        )
+    for path in data.path:
+        if not os.path.exists(path):
+            raise ConfigError(f"data ({path}) must be a file or a directory that exists; check the path")
+    share = 1.0 if data.valid_path else 1 - data.valid_fraction
+    listing = list_inputs(data.path)
+    with progress(listing.bytes if listing else None) as show:
+        texts = texts_to_train_on(data.path, share, chat.skip_bad_rows, lambda read: show(read, "tokenizer"))
+        return keep_tokenizer(train_for(chat.template, texts, data.train_tokenizer))
 
 
 @dataclass(frozen=True)
@@ -160,7 +229,7 @@ class _Texts:
 
         made_of = repr((path, self.tokenizer and os.path.abspath(self.tokenizer)))
         key = hashlib.sha256(made_of.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-        output = token_cache() / f"{key}.bin"
+        output = own_cache("tokens") / f"{key}.bin"
         listing = list_inputs([path])
         with self.progress(listing.bytes if listing else None) as show:
             report = tokenize_if_needed(
@@ -182,16 +251,6 @@ def _fits_in_memory(path: str) -> bool:
     files = [file.path for file in expand([path]) if not file.problem]
     packed = any(file.name.lower().endswith((".gz", ".parquet")) for file in files)
     return not packed and sum(file.stat().st_size for file in files) <= IN_MEMORY
-
-
-def token_cache() -> Path:
-    """Return the directory in which the tokens of texts are kept: beside that of the compiled kernels."""
-    from ..kernels.engine.cache import cache_directory, make_private
-
-    directory = cache_directory().parent
-    with contextlib.suppress(OSError):  # who writes there will say so
-        make_private(directory)  # compiled kernels are not read from one that others may write
-    return directory / "tokens"
 
 
 def _check_same_kind(name: str, parts: "list[TokenizedDataset]") -> None:

@@ -8,10 +8,10 @@ from ..config import Config, EarlyStoppingConfig, LlmTrainingConfig, OptimizerTy
 from ..errors import ConfigError
 from .base import Base, with_tokenizer
 from .conversations import no_conversations
-from .defaults import DEFAULTS, DERIVED, Facts, training_defaults
+from .defaults import DEFAULTS, RUN, Facts, Preset
 from .derived import derive
 from .finishing import check_export
-from .opening import Progress, RunData, open_data, unseen
+from .opening import OpenData, Progress, open_data, unseen
 from .run import Run, count_steps
 from .settings import (
     RUN_SECTIONS,
@@ -40,7 +40,7 @@ def merged(flags: Values, file: Values, defaults: Values | None = None) -> dict[
     return {
         name: joined(
             cls,
-            {**under.get(name, {}), **_switched_on(cls, file.get(name, {}))},
+            joined(cls, under.get(name, {}), _switched_on(cls, file.get(name, {}))),
             _switched_on(cls, flags.get(name, {})),
         )
         for name, cls in RUN_SECTIONS.items()
@@ -58,19 +58,17 @@ class Given:
     frozen weights, and `base` the model that it starts from, or None.
     """
 
-    def __init__(self, flags: Values, file: Values) -> None:
+    def __init__(self, flags: Values, file: Values, preset: Preset = RUN) -> None:
         """Merge and check; ConfigError for what is wrong, or a flag without effect, whatever the data."""
         if "path" in flags.get("base", {}):
             file = {**file, "base": {}}  # the digest of a file is that of its own base
-        base = merged(flags, file)["base"]
-        asked = BaseConfig.from_dict(base, flags.get("base", ()))
+        given = merged(flags, file)
+        asked = BaseConfig.from_dict(given["base"], flags.get("base", ()))
         self.base = Base.open(asked) if asked.path is not None else None
-        self._flags, asked_of = flags, merged(flags, file)
-        context = None if self.base is None else self.base.shape.max_seq_len
-        training = training_defaults(context, adapters=bool(asked_of["lora"].get("enabled")))
-        self._values = merged(flags, file, {**DEFAULTS, "training": training})
+        self._flags, self._preset = flags, preset
+        self._values = merged(flags, file, preset.defaults(given, self.base and self.base.shape))
         if self.base is not None:
-            self._values["model"] = self.base.model_values(asked_of["model"], flags.get("model", ()))
+            self._values["model"] = self.base.model_values(given["model"], flags.get("model", ()))
         self.training = self._section("training", LlmTrainingConfig)
         model = self._section("model", TrainableModelConfig)
         if "max_seq_len" in self._values["model"] and self.training.max_seq_len > model.max_seq_len:
@@ -103,7 +101,7 @@ class Given:
         return with_tokenizer(self.data, self.base.tokenizer if self.base is not None else None)
 
     def _section(self, name: str, cls: type[Section], facts: Facts | None = None) -> Section:
-        values = derive(cls, DERIVED.get(name, ()), absolute(self._values[name]), facts)
+        values = derive(cls, self._preset.derived.get(name, ()), absolute(self._values[name]), facts)
         return cls.from_dict(values, self._flags.get(name, ()))
 
     @property
@@ -111,20 +109,23 @@ class Given:
         """The directory that was given for checkpoints; None: that of the run."""
         return self._values["training"].get("checkpoint_path")
 
-    def open_data(self, progress: Progress = unseen) -> tuple[RunData, RunData | None, int]:
+    def open_data(self, progress: Progress = unseen) -> OpenData:
         """Return training data, validation data, and the vocabulary's size."""
         vocab_size = self._values["model"].get("vocab_size")
         sizes = {"max_seq_len": self.training.max_seq_len, "seed": self.training.seed}
         return open_data(self.opened, self.chat, vocab_size, **sizes, progress=progress)
 
-    def resolve(self, train: RunData, valid: RunData | None, vocab_size: int, directory: Path) -> Run:
+    def resolve(self, data: OpenData, directory: Path) -> Run:
         """Return the run, in whose settings nothing is left open; ConfigError for what does not go with the data."""
+        train, valid = data.train, data.valid
         epoch, steps = count_steps(self.training, train)
-        facts = Facts(self.training, vocab_size, valid is not None, epoch, steps, directory)
+        facts = Facts(self.training, data.vocab_size, valid is not None, epoch, steps, directory)
         has_rows = self.chat.skip_bad_rows or train.conversations  # rows of texts may be bad as well
+        training = self._section("training", LlmTrainingConfig, facts)
+        training = training.replace(warmup_ratio=0.0, warmup_steps=training.warmup_steps)  # of a run they are steps
         config = RunConfig(
             model=self._section("model", TrainableModelConfig, facts),
-            training=self._section("training", LlmTrainingConfig, facts),
+            training=training,
             early_stopping=self._early_stopping,
             data=self.data,
             chat=self.chat if has_rows else None,
@@ -132,7 +133,7 @@ class Given:
             lora=self.lora,
             export=self._section("export", ExportConfig),
         )
-        run = Run(config, train, valid, directory, self.opened, self.base)
+        run = Run(config, train, valid, directory, data.opened, self.base, data.parts)
         check_use(run, self._flags)
         check_samples(run)
         check_export(config.export, config.model, run.evaluates)

@@ -127,13 +127,32 @@ class Resumed:
             config = dataclasses.replace(config, base=base.given)
         sizes = {"max_seq_len": training.max_seq_len, "seed": training.seed}
         chat = config.chat or ChatConfig()
-        opened = with_tokenizer(config.data, _kept_tokenizer(self.directory, config))
-        train, valid, _ = open_data(opened, chat, config.model.vocab_size, **sizes, progress=progress)
-        run = Run(config, train, valid, self.directory, opened, base)
+        opened = with_tokenizer(config.data, self._kept_tokenizer())
+        data = open_data(opened, chat, config.model.vocab_size, **sizes, progress=progress)
+        run = Run(config, data.train, data.valid, self.directory, data.opened, base, data.parts)
         check_use(run, self.flags)
         check_export(config.export, config.model, run.evaluates)
-        training = reschedule.apply(training, self.state.global_step, train)
+        training = reschedule.apply(training, self.state.global_step, data.train)
         return dataclasses.replace(run, config=dataclasses.replace(config, training=training))
+
+
+    def _kept_tokenizer(self) -> Path | None:
+        """Return where the tokenizer is that a run has from its base, or trained: in its own directory.
+
+        CheckpointError if a trained one has gone.
+        """
+        from ..data.tokenizer import TOKENIZER_FILE
+
+        trained = bool(self.config.data.train_tokenizer)
+        if not trained and self.config.base is None:
+            return None
+        if (self.directory / TOKENIZER_FILE).is_file():
+            return self.directory
+        if trained and self.checkpoint is not None:
+            raise CheckpointError(
+                f"{self.directory / TOKENIZER_FILE} is missing, which the run has trained on its data; put it back"
+            )
+        return None
 
 
 def changed(checkpoint: Path | None, flags: Values, where: Path) -> tuple[RunConfig, Path, LlmTrainingConfig]:
@@ -210,13 +229,6 @@ def _without_data(source: Path) -> CheckpointError:
     return CheckpointError(
         f"{what}; give --data (or --corpus-bytes for the standard library, and --valid-fraction), or {remedy}"
     )
-
-
-def _kept_tokenizer(directory: Path, config: RunConfig) -> Path | None:
-    """Return where the tokenizer is that a run has from its base: in its own directory."""
-    from ..data.tokenizer import TOKENIZER_FILE
-
-    return directory if config.base is not None and (directory / TOKENIZER_FILE).is_file() else None
 
 
 def epochs_done(state: "TrainingState") -> int:

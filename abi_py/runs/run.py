@@ -1,20 +1,24 @@
 """A run with all that it needs: settings, data, directory."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
-from ..files import atomic_text
+from ..files import atomic_text, json_text
 from ..training.events import RunLabel
 from .base import Base
+from .conversations import encoder_of_run, ends_of_answers
 from .directory import CONFIG
 from .models import codec_of_run
 from .opening import RunData, find_tokenizer
 from .settings import RUN_SECTIONS, DataConfig, RunConfig
 
 if TYPE_CHECKING:
+    from ..data.chat_dataset import ChatDataset
     from ..data.tokenizer import Tokenizer
+    from ..formats.companions import Companions
     from ..model import LoraModel, TrainableModel
     from ..training.trainer import LlamaTrainer
 
@@ -35,6 +39,7 @@ class Run:
 
     opened  how the data were opened: as the settings say, with the tokenizer of the base where they name none
     base    the model to start from, where the run begins with one; with LoRA that under the adapters, at any time
+    parts   of what is kept of conversations, those that show different things, evaluated at the end
     """
 
     config: RunConfig
@@ -43,6 +48,7 @@ class Run:
     directory: Path
     opened: DataConfig
     base: Base | None = None
+    parts: "Mapping[str, ChatDataset]" = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -70,6 +76,30 @@ class Run:
     def find_tokenizer(self) -> tuple["Tokenizer | None", str]:
         """Return the tokenizer of the data, or None, and what is to be said about it."""
         return find_tokenizer(self.opened, self.config.chat, self.train)
+
+    def begin(self) -> tuple["Tokenizer | None", str]:
+        """Write what a run needs to be begun again, the tokenizer and config.yaml; return it, and what is to be said
+        about it.
+        """
+        tokenizer, problem = self.find_tokenizer()
+        if tokenizer is not None:
+            if self.config.data.train_tokenizer:
+                tokenizer.config["model_max_length"] = self.config.model.max_seq_len
+            tokenizer.save(self.directory)
+        self.write_config()
+        return tokenizer, problem
+
+    def manners(self) -> "Companions":
+        """Return how a new model writes that has learned from conversations: generation_config.json."""
+        from ..formats.companions import GENERATION, Companions
+        from ..formats.deepzig import CALM_BELOW, generation_config
+
+        encoder, shape = encoder_of_run(self.directory), self.config.model
+        special = {role: getattr(encoder.tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")}
+        calm = shape.num_params() < CALM_BELOW
+        ends = ends_of_answers(self.directory)
+        content = generation_config(shape.max_seq_len, special, ends, calm)
+        return Companions({GENERATION: json_text(content).encode()})
 
     def write_config(self) -> None:
         """Write the run's config.yaml: from here on it can be begun again, or gone on with."""
@@ -101,6 +131,8 @@ class Run:
         if self.base is not None:
             model.companions = self.base.companions(self.directory, self.train.conversations)
             trainer.state.evaluation_due = self.evaluates
+        elif self.train.conversations:
+            model.companions = self.manners()
         if checkpoint is not None:
             trainer.load_checkpoint(checkpoint)
             trainer.check_data(self.train)

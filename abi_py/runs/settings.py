@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,12 +26,15 @@ from ..config import (
     to_yaml,
 )
 
+from .shipped import is_builtin
+
 __all__ = [
     "RUN_SECTIONS",
     "BaseConfig",
     "ChatConfig",
     "DataConfig",
     "ExportConfig",
+    "HeldOut",
     "RunConfig",
     "RunLoraConfig",
     "Values",
@@ -83,7 +87,7 @@ class DataConfig(Config):
     path: tuple[str, ...] = opt(
         (),
         "texts, token ids, conversations, or a directory; ids: a .bin file of u32; conversations: .jsonl, .json or "
-        ".parquet; repeat for more; Python's standard library when not given",
+        ".parquet, builtin:deepzig for the package's own; repeat for more; Python's standard library when not given",
         flag="data",
         common=True,
         path=True,
@@ -109,13 +113,24 @@ class DataConfig(Config):
         path=True,
         acts={"path": ON},
     )
+    train_tokenizer: int = opt(
+        0,
+        "train a tokenizer of at most so many tokens on what is trained on, with the special tokens of the template, "
+        "and keep it in the run (0 = off)",
+        acts={"path": ON, "tokenizer": OFF},
+    )
     corpus_bytes: int = opt(300_000, "bytes of the standard library to train on", acts={"path": OFF})
-    prompt: str = opt(
-        "The ",
-        "text to go on from; of the sample at the end of the run; after conversations, a question",
+    prompt: tuple[str, ...] = opt(
+        ("The ",),
+        "text to go on from; of the sample at the end of the run; after conversations, a question; may be repeated",
         acts={"sample_tokens": ON},
     )
     sample_tokens: int = opt(250, "length of that sample (0 = no sample)")
+    sample_answers: int = opt(
+        1,
+        "after conversations without a prompt: questions of those kept back that are answered at the end (0 = none)",
+        acts={"sample_tokens": ON},
+    )
     sample_prompts: tuple[str, ...] = opt(
         (),
         "text that the model goes on from after each evaluation, of conversations a question; may be repeated",
@@ -128,10 +143,18 @@ class DataConfig(Config):
         good = math.isfinite(self.valid_fraction) and 0 <= self.valid_fraction < 1
         self._require("valid_fraction", good, "be at least 0 and below 1", "the usual value is 0.05")
         self._require_at_least(1, "corpus_bytes")
-        self._require_at_least(0, "sample_tokens")
+        self._require_at_least(0, "sample_tokens", "sample_answers", "train_tokenizer")
         self._require_at_least(1, "sample_length")
         self._require("sample_prompts", "" not in self.sample_prompts, "hold no empty text", "give a character or more")
-        self._require("prompt", self.prompt != "", "not be empty", "give at least one character")
+        good = bool(self.prompt) and "" not in self.prompt
+        self._require("prompt", good, "not be empty", "give at least one character")
+
+
+class HeldOut(str, Enum):
+    """Which conversations are kept for validation."""
+
+    LAST = "last"
+    AGAIN = "again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +176,11 @@ class ChatConfig(Config):
     max_samples: int = opt(0, "most conversations to take (0 = all); of every file its share, tools always")
     category: tuple[str, ...] = opt((), "only rows whose category fits, as in 'memory_*'; may be repeated")
     match: str | None = opt(None, "only rows with a text in which this regular expression is found")
+    held_out: HeldOut = opt(
+        HeldOut.LAST,
+        "which conversations valid_fraction keeps: the last; or again: half of them of the category 'again', whose "
+        "answers the others tell, and the best weights are those that know them",
+    )
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
@@ -185,6 +213,11 @@ class ExportConfig(Config):
     )
     dtype: WeightType = opt(WeightType.FLOAT32, "type of the weights", acts={"format": ExportFormat.HF})
     which: Which | None = opt(None, "which weights it has  [the best if there were evaluations, else the last]")
+    trainer_files: bool = opt(
+        False,
+        "write training_args.json and trainer_state.json too, with the settings and the course of the run in the names "
+        "of transformers' Trainer",
+    )
 
     def validate(self) -> None:
         """Find nothing wrong: there is no value that types and `acts` do not check."""
@@ -245,7 +278,8 @@ def absolute(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("path", "valid_path", "mix"):
         given = made.get(name) or ()
         if given:
-            made[name] = tuple(map(os.path.abspath, (given,) if isinstance(given, str) else given))
+            paths = (given,) if isinstance(given, str) else given
+            made[name] = tuple(path if is_builtin(path) else os.path.abspath(path) for path in paths)
     for name in ("tokenizer", "template"):  # a template may also be one that is built in
         if made.get(name) and (name == "tokenizer" or os.path.exists(made[name])):
             made[name] = os.path.abspath(made[name])

@@ -34,7 +34,8 @@ def talks(tmp_path, abi_train):
 def test_what_is_chosen_is_chosen_of_the_training_data_alone(talks):
     files = DataConfig(path=("talks.jsonl",), valid_path=("talks.jsonl",), tokenizer="tok")
     for settings, rows in (({}, 40), ({"max_samples": 7}, 7), ({"mix": ("talks.jsonl",)}, 80)):
-        train, valid, _ = open_data(files, ChatConfig(**settings), None, max_seq_len=64, seed=0)
+        data = open_data(files, ChatConfig(**settings), None, max_seq_len=64, seed=0)
+        train, valid = data.train, data.valid
         assert (len(train), len(valid)) == (rows, 40)
 
 
@@ -63,7 +64,7 @@ def test_preview_of_texts_says_that_run_takes_them_as_they_are(abi_train, talks,
     assert err.startswith("texts.jsonl holds texts: abi-train run trains on them as they are")
     assert abi_train(*words, "--template", "deepzig")[2] == ""
     data = DataConfig(path=("texts.jsonl",), tokenizer="tok")
-    train, _, _ = open_data(data, ChatConfig(), None, max_seq_len=64, seed=0)
+    train = open_data(data, ChatConfig(), None, max_seq_len=64, seed=0).train
     assert isinstance(train, TokenizedDataset)
 
 

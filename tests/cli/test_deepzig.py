@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,9 @@ import pytest
 from waiting import PATIENCE, until
 from world import make_folder, write_talks
 
+from abi_py.config import load_yaml
+from abi_py.data import Tokenizer
+from abi_py.runs.settings import RUN_SECTIONS
 from abi_py.training.loading import load_model
 
 TINY = "--max-samples 16 --epochs 1 --batch-size 4 --num-threads 1".split()  # noqa: SIM905
@@ -28,42 +33,80 @@ def rows(tmp_path):
 def test_train_and_chat(abi_train, tmp_path):
     code, out, err = abi_train("deepzig", *TINY)
     assert (code, err) == (0, "")
-    assert "deepzig_conversations.jsonl (16): 14 conversations" in out
-    assert "1 epoch, 4 steps of 4 conversations" in out
+    assert "data     builtin:deepzig: 14 conversations" in out
+    assert "1 epoch, 4 steps of at most 2,048 tokens" in out
     assert out.count("asked    ") == 3
-    assert "asked    What is Zig?" in out
-    code, out, err = abi_train("chat", "deepzig-test-model", "--once", "What is Zig?", "--max-new-tokens", 5)
-    assert code == 0
-    assert out.endswith("\n")
-    assert "</assistant>" not in out
-    assert (tmp_path / "deepzig-test-model" / "report.json").is_file()
-    for name in ("config.json", "model.safetensors"):  # as an interrupted run leaves it
-        (tmp_path / "deepzig-test-model" / name).unlink()
-    code, out, err = abi_train("chat", "deepzig-test-model", "--once", "What is Zig?", "--max-new-tokens", 5)
-    assert code == 0, err
-
-
-def test_lora_with_own_data_on_an_earlier_model(abi_train, rows):
-    assert abi_train("deepzig", *TINY, "--output-dir", "first")[0] == 0
-    code, out, _ = abi_train(
-        "deepzig", *TINY, "--base", "first", "--data", rows, "--use-lora", "--lora-rank", 2, "--output-dir", "second"
-    )
-    assert code == 0
-    assert "10,240 trained parameters" in out  # 2 of each of 7 matrices, in and out, in 2 layers of width 128 and 384
-    assert "(rank 2: " in out
-    assert "asked    Say" in out
-    assert "the frozen weights are random" not in out
-    for folder in ("second", "second/checkpoints", "second/adapter"):
-        code, out, err = abi_train("chat", folder, "--once", "Say 3", "--max-new-tokens", 3)
+    assert "asked    <s><user>What is Zig?</user><assistant>" in out
+    assert "answers never told" in out
+    for place in ("deepzig-test-model", "deepzig-test-model/model"):
+        code, out, err = abi_train("chat", place, "--once", "What is Zig?", "--max-new-tokens", 5)
         assert code == 0, err
-    code, _, err = abi_train("generate", "second/adapter", "-p", "Say 3", "--max-new-tokens", 3)
+        assert out.endswith("\n")
+        assert "</assistant>" not in out
+    assert (tmp_path / "deepzig-test-model" / "report.json").is_file()
+    shutil.rmtree(tmp_path / "deepzig-test-model/model")  # as an interrupted run leaves it
+    code, out, err = abi_train("chat", "deepzig-test-model", "--once", "What is Zig?", "--max-new-tokens", 5)
     assert code == 0, err
 
 
-def test_lora_on_random_weights_is_remarked(abi_train):
-    code, out, _ = abi_train("deepzig", *TINY, "--use-lora")
-    assert code == 0
-    assert "the frozen weights are random" in out
+def test_the_words_of_the_original_are_those_of_run(abi_train, tmp_path, rows):
+    """The seven options of the seed, and the same run by the words of `run`, from its file, and without the preset."""
+    seven = "--max-samples 8 --eval-split 0.25 --epochs 1 --batch-size 4 --output-dir a".split()  # noqa: SIM905
+    assert abi_train("deepzig", "--data", rows, *seven, "--num-threads", 1)[0] == 0
+    own = "--max-samples 8 --valid-fraction 0.25 -e 1 -b 4 --out b".split()  # noqa: SIM905
+    assert abi_train("deepzig", rows, *own, "--num-threads", 1)[0] == 0
+    assert abi_train("deepzig", "--config", "a/config.yaml", "--out", "c")[0] == 0
+    assert abi_train("run", "--config", "a/config.yaml", "--out", "d")[0] == 0
+    weights = {(tmp_path / name / "model/model.safetensors").read_bytes() for name in "abcd"}
+    assert len(weights) == 1
+    settings = [(tmp_path / name / "config.yaml").read_text() for name in "abcd"]
+    assert settings[0] == settings[1] == settings[2] == settings[3]
+
+
+def test_the_plan_writes_nothing(abi_train, tmp_path, rows):
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = abi_train("deepzig", rows, *TINY, "--model-size", "test", "--dry-run")
+    assert code == 0, err
+    assert "nothing was written" in out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_run_has_what_deepzig_is_made_of(abi_train, tmp_path, rows):
+    """A tokenizer trained on the data, a size, a warm-up as a share; refused beside what says the same."""
+    words = ["--train-tokenizer", 300, "--model-size", "test", "--epochs", 1, "--num-threads", 1]
+    code, out, err = abi_train("run", rows, *words, "--warmup-ratio", 0.5, "--valid-fraction", 0.2, "--out", "r")
+    assert code == 0, err
+    assert "a tokenizer of 300 tokens, trained on the data" in out
+    settings = load_yaml(tmp_path / "r/config.yaml", RUN_SECTIONS)
+    assert (settings["model"]["hidden_dim"], settings["model"]["vocab_size"]) == (128, 300)
+    assert (settings["training"]["decay_steps"], settings["training"]["warmup_steps"]) == (1, 1)
+    (tmp_path / "text.txt").write_text("A fox, and a fox again.\n" * 400)
+    code, out, err = abi_train("run", "text.txt", *words, "--max-seq-len", 16, "--sample-tokens", 5, "--out", "t")
+    assert code == 0, err
+    assert Tokenizer.load(tmp_path / "t").vocab_size <= 300
+    assert abi_train("resume", "t", "--epochs", 2)[0] == 0
+    assert abi_train("tokenize", "text.txt", "--tokenizer", "t", "-o", "ids.bin")[0] == 0
+    for more, said in {
+        ("text.txt", "--train-tokenizer", 300, "--tokenizer", "t"): "train_tokenizer (300) acts only with path",
+        ("ids.bin", "--train-tokenizer", 300): "cannot read ids.bin, which holds the ids of another tokenizer",
+        ("--train-tokenizer", 300): "train_tokenizer (300) acts only with path",
+        ("--warmup-ratio", 0.1, "--warmup-steps", 3): "warmup_steps (3) acts only without warmup_ratio",
+        ("--model-size", "test", "--base", "t"): "model_size (test) must be left out with base",
+        ("text.txt", "--train-tokenizer", 20): "vocab_size (20) must be at least",
+    }.items():
+        code, _, err = abi_train("run", *more)
+        assert code in (1, 2)
+        assert said in err.replace("--train-tokenizer (", "train_tokenizer (").replace("--warmup-", "warmup_"), err
+        assert err.count("\n") == 1
+
+
+def test_a_base_is_a_run_a_checkpoint_or_a_folder(abi_train, rows):
+    assert abi_train("deepzig", *TINY, "--output-dir", "first")[0] == 0
+    for place, out in (("first", "a"), ("first/checkpoints", "b"), ("first/model", "c")):
+        code, _, err = abi_train("deepzig", rows, *TINY, "--base", place, "--out", out)
+        assert code == 0, err
+        code, _, err = abi_train("chat", out, "--once", "Say 3", "--max-new-tokens", 3)
+        assert code == 0, err
 
 
 def test_ctrl_c_and_resume(process, tmp_path):
@@ -73,16 +116,13 @@ def test_ctrl_c_and_resume(process, tmp_path):
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130, err
-    assert "abi-train deepzig --resume --output-dir deepzig-test-model" in out
-    assert not (tmp_path / "deepzig-test-model" / "model.safetensors").exists()
-    arguments = tmp_path / "deepzig-test-model" / "training_args.json"
-    stored = json.loads(arguments.read_text())
-    stored["abi_py"]["epochs"] = 1  # what is done is enough, so that the test is short
-    arguments.write_text(json.dumps(stored))
-    child = process("deepzig", "--resume", "--output-dir", "deepzig-test-model")
+    assert "abi-train resume deepzig-test-model" in out
+    assert not (tmp_path / "deepzig-test-model" / "model").exists()
+    steps = int(re.search(r"stopped +([\d,]+) step", out)[1].replace(",", ""))
+    child = process("resume", "deepzig-test-model", "--max-steps", steps + 1)
     out, err = child.communicate(timeout=PATIENCE)
     assert child.returncode == 0, err
-    assert (tmp_path / "deepzig-test-model" / "model.safetensors").is_file()
+    assert (tmp_path / "deepzig-test-model" / "model" / "model.safetensors").is_file()
 
 
 def test_the_example_runs(tmp_path):
@@ -105,15 +145,14 @@ def test_the_example_runs(tmp_path):
     ("words", "message"),
     [
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--model-size", "huge"], "must be one of test, small, medium, large, seed"),
-        (["--eval-split", "1"], "eval_split (1.0) must be at least 0 and below 1"),
-        (["--epochs", "0"], "epochs (0) must be at least 1"),
-        (["--base", "."], "there is no config.json in it"),
-        (["--base", ".", "--model-size", "test"], "must be left out with --base"),
-        (["--resume"], "resume takes --output-dir and nothing else"),
-        (["--resume", "--output-dir", "nowhere"], "no run to go on with"),
-        (["--precision", "fp8"], "must be one of fp32, bf16, fp16"),
-        (["--lora-rank", "-1"], "lora_rank (-1) must be at least 1"),
+        (["--model-size", "huge"], "'huge' is not one of"),
+        (["--eval-split", "1"], "(1.0) must be at least 0 and below 1"),
+        (["--epochs", "0"], "(0) must be at least 1"),
+        (["--base", "."], "holds no model"),
+        (["--resume"], "No such option"),
+        (["--mixed-precision", "fp8"], "must be one of fp32, bf16, fp16"),
+        (["--lora-rank", "-1"], "(-1) must be at least 1"),
+        (["builtin:other"], "must be builtin:deepzig"),
     ],
 )
 def test_mistakes_are_one_line(abi_train, words, message, tmp_path):
@@ -124,19 +163,24 @@ def test_mistakes_are_one_line(abi_train, words, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_taken(abi_train, tmp_path):
+def test_a_directory_that_is_taken(abi_train, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.json").write_text("{}")
     code, _, err = abi_train("deepzig", "--output-dir", "taken")
     assert code == 2
-    assert "must not hold config.json yet" in err
-    (tmp_path / "taken" / "model.safetensors").touch()
-    (tmp_path / "taken" / "training_args.json").write_text('{"abi_py": {}}')
-    code, out, err = abi_train("deepzig", "--resume", "--output-dir", "taken")
-    assert (code, err, out[:39]) == (0, "", "finished taken holds its model; nothing")
-    assert "abi-train deepzig --base taken --output-dir NEW" in out
-    code, _, err = abi_train("resume", "taken")
-    assert (code, "go on with it by abi-train deepzig --resume --output-dir taken" in err) == (2, True)
+    assert "out (taken) must not be the folder of a model" in err
+
+
+def test_a_folder_of_an_earlier_version_is_read_as_a_folder(abi_train, tmp_path, rows):
+    """It has config.json at its top, and training_args.json."""
+    assert abi_train("deepzig", *TINY, "--out", "new", "--format", "zig")[0] == 0
+    shutil.copytree(tmp_path / "new/model", tmp_path / "old")
+    (tmp_path / "old/origin.json").unlink()
+    for words in (("chat", "old", "--once", "Say 3"), ("generate", "old", "-p", "Say 3")):
+        code, _, err = abi_train(*words, "--max-new-tokens", 3)
+        assert code == 0, err
+    code, _, err = abi_train("deepzig", rows, *TINY, "--base", "old", "--out", "further")
+    assert code == 0, err
 
 
 def test_a_base_of_another_family_stays_of_it(abi_train, tmp_path):
@@ -145,7 +189,6 @@ def test_a_base_of_another_family_stays_of_it(abi_train, tmp_path):
     words = ["--data", "talks.jsonl", "--epochs", "1", "--max-seq-len", "96", "--output-dir", "out"]
     code, _, err = abi_train("deepzig", "--base", "base", *words)
     assert (code, err) == (0, ""), err
-    config = json.loads((tmp_path / "out/config.json").read_text())
+    config = json.loads((tmp_path / "out/model/config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("qwen2", ["Qwen2ForCausalLM"])
-    assert load_model(tmp_path / "out").model.config.family.value == "qwen2"
-    assert "LlamaForCausalLM" not in (tmp_path / "out/README.md").read_text()
+    assert load_model(tmp_path / "out/model").model.config.family.value == "qwen2"

@@ -121,7 +121,7 @@ def test_a_token_file_of_another_convention_is_told(abi_train, with_bos, tmp_pat
     assert "around its documents" not in abi_train("eval", "m", "new.bin", "--tokenizer", "tok", "--stride", "32")[2]
     for path, told in (("d.bin", True), ("new.bin", False)):
         for data in (DataConfig(path=path), DataConfig(path=path, tokenizer="tok")):
-            dataset = open_data(data, ChatConfig(), None, max_seq_len=32, seed=0)[0]
+            dataset = open_data(data, ChatConfig(), None, max_seq_len=32, seed=0).train
             tokenizer, problem = find_tokenizer(data, None, dataset)
             assert tokenizer.hash == with_bos.hash
             assert ("around its documents" in problem) == told

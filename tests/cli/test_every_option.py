@@ -15,11 +15,10 @@ from abi_py.data.tokenizing import TokenizeConfig
 from abi_py.errors import ConfigError
 from abi_py.fields import Other, needs
 from abi_py.generation.settings import GenerationConfig
-from abi_py.pipelines.deepzig_config import DeepZigConfig
 from abi_py.runs.settings import RUN_SECTIONS
 
 HERE = Path(__file__).parent
-CLASSES = {**RUN_SECTIONS, "deepzig": DeepZigConfig, "generation": GenerationConfig, "tokenize": TokenizeConfig}
+CLASSES = {**RUN_SECTIONS, "generation": GenerationConfig, "tokenize": TokenizeConfig}
 CLASSES["tokenizer"] = TokenizerTrainingConfig
 # Fields of other versions: any value but the default is refused (tests/training/test_effects.py has them all).
 LEFT = {each.name for cls in CLASSES.values() for each in fields_of(cls) if each.metadata.get("refused")}
@@ -30,7 +29,7 @@ VALUES = {
     **{"hidden_dim": 32, "num_kv_heads": 2, "num_heads": 4, "head_dim": 4, "log_dir": "logs"},
     **{"loss_on": "all", "tokenizer": "tok", "bad_words_ids": "5 17", "digest": "0123456789abcdef"},
     **{"initial_loss_scale": 1024.0, "min_loss_scale": 2.0, "max_loss_scale": 2.0**20, "special": "<x>"},
-    **{"loss_scale_growth_factor": 4.0, "loss_scale_backoff_factor": 0.25, "warmup_steps": 3, "stop_ids": 3},
+    **{"loss_scale_growth_factor": 4.0, "loss_scale_backoff_factor": 0.25, "warmup_steps": 3, "warmup_ratio": 0.25, "stop_ids": 3},
     **{"rope_scaling": "linear:2", "layer_types": ("full_attention", "sliding_attention")},
     **{"momentum": 0.5, "muon_momentum": 0.5, "top_p": 0.5, "min_p": 0.1, "mlp_only_layers": (0,)},
     **{"logprobs": 2, "category": "x", "mix": "m.jsonl"},
@@ -39,9 +38,12 @@ BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "vali
 BESIDE |= {name: {"num_layers": 2} for name in ("layer_types", "mlp_only_layers", "decoder_sparse_step")}
 # Options that are no fields: the test file of this directory that uses each and looks at what it does.
 OTHERS = {
-    "run": {"--out": "run", "--config": "run", "--dry-run": "run", "--find-lr": "run", "--json": "run"},
+    "run": {"--out": "run", "--config": "run", "--dry-run": "run", "--find-lr": "run", "--json": "run", "--model-size": "deepzig"},
     "resume": {"--schedule": "run"},
-    "deepzig": {"--resume": "deepzig"},
+    "deepzig": {
+        **dict.fromkeys(("--out", "--config", "--dry-run", "--model-size"), "deepzig"),
+        **{"--find-lr": "run", "--json": "run"},
+    },
     "generate": dict.fromkeys(("--prompt", "--ids", "--tokenizer", "--config", "--json", "--num-threads"), "generate"),
     "chat": {
         **dict.fromkeys(("--system", "--once", "--template", "--tokenizer"), "chat"),
@@ -115,7 +117,7 @@ def needed(cls, option):
     for name, wanted in (acts if isinstance(acts, dict) else acts[0]).items():
         kind = kinds[name]
         if wanted is OFF:
-            values[name] = () if kind.many else None
+            values[name] = () if kind.many else None if kind.optional else 0
         elif wanted is ON:
             values[name] = True if kind.type is bool else kind.default or other_value(kind)
         elif isinstance(wanted, Other):
@@ -163,7 +165,7 @@ def completed(cls, values):
         base["log_dir"] = "logs"
     if "log_dir" in values:
         base["enable_metrics_stream"] = True
-    if values.get("valid_path") or values.get("tokenizer"):
+    if values.get("valid_path") or values.get("tokenizer") or values.get("train_tokenizer"):
         base |= {"path": "a.txt"} if cls is CLASSES["data"] else {}
     return {**base, **values}
 
@@ -234,7 +236,7 @@ def test_options_that_are_no_fields():
         (["run", "--loss-on", "assistant", "--corpus-bytes", "2000"], "loss_on is for conversations"),
         (["run", "--eval-interval", "4", "--valid-fraction", "0"], "eval_interval (4) has no effect without data for"),
         (["run", "--sample-length", "9"], "sample_length (9) acts only with sample_prompts (--sample-prompt)"),
-        (["deepzig", "--lora-rank", "16"], "lora_rank (16) acts only with use_lora true"),
+        (["deepzig", "--lora-rank", "16", "--no-lora"], "rank (16) acts only with enabled true (--lora)"),
         (["tokenize", "a.txt", "-o", "x.bin", "--seed", "0"], "seed (0) acts only with valid_fraction above 0"),
         (["verify", "--seed", "-1"], "--seed"),
         (["preview", "a.txt", "--tokenizer", "tok", "--seed", "-1"], "--seed"),

@@ -162,12 +162,13 @@ TINY = (
     "--batch-size 8 --epochs 3 --corpus-bytes 3000 --valid-fraction 0.2 --sample-tokens 0 --num-threads 1 "
     "--checkpoint-interval 5 --eval-interval 7 --max-checkpoints 2 --log-interval 2"
 )
-SMALL = "--max-samples 16 --epochs 2 --batch-size 4 --save-steps 2 --eval-steps 3 --logging-steps 1 --num-threads 1"
-DONE = "holds a finished run"
+SMALL = (
+    "--max-samples 16 --epochs 2 --batch-size 4 --checkpoint-interval 2 --eval-interval 3 --log-interval 1 "
+    "--sample-tokens 5 --num-threads 1"
+)
 CASES = {
     "run": Case(f"run {TINY} --out r", result_of_run),
-    "deepzig": Case(f"deepzig {SMALL} --output-dir m", result_of_deepzig, DONE),
-    "deepzig-lora": Case(f"deepzig {SMALL} --use-lora --lora-rank 2 --output-dir m", result_of_deepzig, DONE),
+    "deepzig": Case(f"deepzig {SMALL} --out m", result_of_deepzig),
     "tokenize": Case("tokenize ../texts -o t/train.bin --valid-fraction 0.3", result_of_files),
     "tokenizer": Case(
         "tokenizer train ../texts -o t --vocab-size 400", result_of_files, "must not hold tokenizer"

@@ -720,11 +720,11 @@ def test_a_max_seq_len_far_above_the_data_is_told(length, told):
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "report.json", "tokenizer.json"])
 @pytest.mark.parametrize(
     ("call", "setting"),
-    [("run --out", "out"), ("deepzig --output-dir", "output_dir"), ("tokenizer train a.txt -o", "output")],
+    [("run --out", "out"), ("deepzig --output-dir", "out"), ("tokenizer train a.txt -o", "output")],
 )
 def test_no_file_of_a_user_is_overwritten(abi_train, tmp_path, call, setting, name):
     (tmp_path / "a.txt").write_text("text")
-    names = {"deepzig": {"config.yaml": "README.md"}, "tokenizer": {name: "tokenizer_config.json"}}
+    names = {"tokenizer": {name: "tokenizer_config.json"}}
     name = names.get(call.split()[0], {}).get(name, name)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text("my own")

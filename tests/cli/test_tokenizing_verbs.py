@@ -178,7 +178,7 @@ def test_run_without_the_tokenizer_of_its_data(abi_train, texts, shape):
 
 
 def test_run_on_texts_with_a_tokenizer(abi_train, texts, shape, monkeypatch):
-    monkeypatch.setattr("abi_py.runs.opening.token_cache", lambda: texts / "cache/tokens")
+    monkeypatch.setattr("abi_py.runs.opening.own_cache", lambda name: texts / "cache" / name)
     run = ["run", *shape, "--data", "a.txt", "--tokenizer", "tok", "--max-steps", 1]
     code, out, _ = abi_train(*run, "--out", "r")
     assert code == 0

@@ -25,8 +25,6 @@ from abi_py.families import write_config
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.formats.zig import load_zig, save_abic, save_ablc
 from abi_py.model.frozen import FrozenModel
-from abi_py.pipelines.deepzig import load_run_config
-from abi_py.pipelines.deepzig_config import DeepZigConfig
 from abi_py.shape import ModelFamily
 from abi_py.training.events import EvaluationEvent, StartEvent
 from abi_py.training.loading import load_model
@@ -192,11 +190,6 @@ def _read_yaml(folder: Path) -> None:
         SECTIONS[name].from_dict(values)
 
 
-def _deepzig(folder: Path) -> None:
-    config = DeepZigConfig(output_dir=str(folder))
-    _json(folder / "training_args.json", {"abi_py": config.to_dict(), "learning_rate": 1e-3})
-
-
 def _run_files(folder: Path) -> None:
     rows = [{"step": 1, "loss": 2.0, "epoch": 0.5}, {"step": 9, "eval_loss": 1.0, "epoch": 3.0}]
     best = {"best_metric": 1.5, "best_global_step": 1, "best_model_checkpoint": "llm_step_1"}
@@ -352,7 +345,6 @@ READERS = (
     Reader("checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors", "latest"), _resume),
     Reader("mended checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors"), _resume, _mend_checkpoint),
     Reader("config.yaml", _yaml, ("config.yaml",), _read_yaml),
-    Reader("deepzig settings", _deepzig, ("training_args.json",), load_run_config, share=24),
     Reader("run files", _run_files, ("trainer_state.json", "metrics.jsonl"), _read_run_files, share=30),
     Reader("tokenizer", _tokenizer, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer),
     Reader("sentencepiece", _sentencepiece, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer, share=4),

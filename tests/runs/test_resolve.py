@@ -13,13 +13,13 @@ from abi_py.cli.run import command
 from abi_py.config import fields_of
 from abi_py.data import TokenizedDataset
 from abi_py.errors import ConfigError
-from abi_py.pipelines import deepzig_config
-from abi_py.pipelines.deepzig_config import DeepZigConfig
+from abi_py.pipelines import presets
 from abi_py.runs.defaults import DEFAULTS, DERIVED, FINE_TUNING
 from abi_py.runs.directory import new_directory
+from abi_py.runs.opening import OpenData
 from abi_py.runs.resolve import Given
 from abi_py.runs.resuming import changed
-from abi_py.runs.settings import RUN_SECTIONS, read_run_config
+from abi_py.runs.settings import RUN_SECTIONS, DataConfig, read_run_config
 from abi_py.shape import LoraConfig
 
 HERE = Path("r")
@@ -31,7 +31,8 @@ def tokens(count):
 
 def resolved(flags, file=None, train=None, valid=None, vocab_size=9, directory=HERE):
     train = tokens(801) if train is None else train
-    return Given(flags, file or {}).resolve(train, valid, vocab_size, directory).config
+    data = OpenData(train, valid, vocab_size, DataConfig())
+    return Given(flags, file or {}).resolve(data, directory).config
 
 
 # -- flags beat file beats defaults --------------------------------------------------------------
@@ -203,7 +204,7 @@ def test_what_can_be_told_without_the_data(training, said):
 
 
 def test_what_was_resolved_is_what_is_saved_and_read_again(tmp_path):
-    run = Given({"training": {"epochs": 2}}, {}).resolve(tokens(801), tokens(9), 257, tmp_path)
+    run = Given({"training": {"epochs": 2}}, {}).resolve(OpenData(tokens(801), tokens(9), 257, DataConfig()), tmp_path)
     run.write_config()
     assert changed(None, {}, tmp_path)[0] == run.config
 
@@ -263,23 +264,24 @@ def test_a_rule_and_its_function_say_the_same():
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        ("epochs", "by size: 3 or 5; 30 for the package's own data"),
-        ("batch_size", "by size: 4, 2 or 1; 8 for the package's own data"),
-        ("learning_rate", "by size: 0.0005, 0.0002, 0.0001 or 5e-05; 0.002 * 128 / width for the package's own data"),
-        ("gradient_checkpointing", "by size: on for medium, large, seed"),
-        ("save_total_limit", "by size: 2 or 3"),
-        ("output_dir", "deepzig-SIZE-model"),
-        ("model_size", "test, or what --base has"),
+        ("training.epochs", "by size: 3 or 5; 30 for the package's own data"),
+        ("training.batch_size", "by size: 4, 2 or 1; 8 for the package's own data"),
+        ("training.learning_rate", "by size: 0.0005, 0.0002, 0.0001 or 5e-05; 0.002 * 128 / width for the package's own data"),
+        ("model.checkpointing", "full for medium, large, seed"),
+        ("model.hidden_dim", "by size: 128, 256, 768, 1024 or 512"),
+        ("model.rope_theta", 10000.0),
+        ("training.max_checkpoints", "by size: 2 or 3"),
+        ("data.train_tokenizer", "by size: 2000, 8000, 16000, 32000 or 32000; 0 with base or tokenizer"),
     ],
 )
 def test_the_rules_of_a_deepzig_run_are_made_of_its_numbers(name, rule):
-    assert deepzig_config.SHOWN[name] == rule
+    section, field = name.split(".")
+    assert presets.SHOWN[section][field] == rule
 
 
-def test_every_open_setting_of_a_deepzig_run_has_a_rule():
-    opened = {option.name for option in fields_of(DeepZigConfig) if option.optional} - {"base", "num_threads"}
-    assert opened == {each.name for each in deepzig_config.DERIVED}
-    assert set(deepzig_config.SHOWN) == opened | {"data"}
+def test_what_the_help_of_deepzig_shows_are_fields():
+    for section, values in presets.SHOWN.items():
+        assert set(values) <= {option.name for option in fields_of(RUN_SECTIONS[section])}, section
 
 
 # -- the directory -------------------------------------------------------------------------------

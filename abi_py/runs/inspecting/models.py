@@ -10,7 +10,7 @@ from typing import Any
 from ...config import TrainableModelConfig
 from ...errors import CheckpointError, counted
 from ...fields import acting
-from ...formats.deepzig import TRAINING_ARGS
+from ...formats.checkpoint_names import TRAINING_ARGS
 from ...formats.huggingface import CONFIG, INDEX, WEIGHTS, read_tensors
 from ...formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from ...formats.safetensors import Stored, map_safetensors

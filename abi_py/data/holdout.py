@@ -1,4 +1,4 @@
-"""Which conversations of a DeepZig run are kept for evaluation, and what each part of them can show.
+"""Which conversations of a run are kept for evaluation, and what each part of them can show.
 
     told    all answers of the conversation are, word for word, in the training part as well: it shows whether a
             question that is asked in other words is recognised
@@ -10,50 +10,61 @@ A figure of one says nothing about the other, so both are reported, each by its 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..data.conversation import Conversation
 from ..errors import DataError
+from .conversation import Conversation
 
-__all__ = ["Holdout", "hold_out"]
+__all__ = ["AGAIN", "Holdout", "hold_out", "told_and_new"]
 
 AGAIN = "again"  # category of the package's own rows that ask in other words what another row answers
 
 
 @dataclass(frozen=True)
 class Holdout:
-    """A division of conversations, each part in the order in which it came."""
+    """A division of conversations by their numbers, each part in the order in which it came.
 
-    train: list[Conversation]
-    told: list[Conversation]
-    new: list[Conversation]
+    train  those to train on       told  kept; all of their answers are told in training       new  kept, and are not
+    """
+
+    train: tuple[int, ...]
+    told: tuple[int, ...]
+    new: tuple[int, ...]
 
     @property
-    def kept(self) -> list[Conversation]:
+    def kept(self) -> tuple[int, ...]:
         """All that is not trained on."""
         return self.told + self.new
 
 
-def hold_out(rows: Sequence[Conversation], share: float, *, both: bool, name: str) -> Holdout:
+def hold_out(rows: Sequence[Conversation], share: float, *, again: bool, name: str) -> Holdout:
     """Keep the share of the rows for evaluation, rounded up: the last ones, which are as mixed as all.
 
-    With `both`, half of them are rows of the category "again" whose answer stays in the training part, and the others
+    With `again`, half of them are rows of the category "again" whose answer stays in the training part, and the others
     are new in content: with such a row all rows of the same answers are kept.  DataError if there is only one row.
     """
     if share == 0:
-        return Holdout(list(rows), [], [])
+        return Holdout(tuple(range(len(rows))), (), ())
     if len(rows) < 2:
-        raise DataError(f"{name}: one conversation cannot be split; give more, or --eval-split 0")
+        raise DataError(f"{name}: one conversation cannot be split; give more, or --valid-fraction 0")
     count = min(len(rows) - 1, math.ceil(round(share * len(rows), 9)))
-    kept = _both_parts(rows, count) if both else set(range(len(rows) - count, len(rows)))
-    train = [row for i, row in enumerate(rows) if i not in kept]
+    kept = _both_parts(rows, count) if again else set(range(len(rows) - count, len(rows)))
+    train = [i for i in range(len(rows)) if i not in kept]
+    told, new = told_and_new([rows[i] for i in train], rows, sorted(kept))
+    return Holdout(tuple(train), told, new)
+
+
+def told_and_new(
+    train: Iterable[Conversation], rows: Sequence[Conversation], numbers: Iterable[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Divide some of the rows by whether all of their answers are told in `train`."""
     known = {answer for row in train for answer in _answers(row)}
-    told: list[Conversation] = []
-    new: list[Conversation] = []
-    for i in sorted(kept):
-        (told if known.issuperset(_answers(rows[i])) else new).append(rows[i])
-    return Holdout(train, told, new)
+    told: list[int] = []
+    new: list[int] = []
+    for i in numbers:
+        (told if known.issuperset(_answers(rows[i])) else new).append(i)
+    return tuple(told), tuple(new)
 
 
 def _both_parts(rows: Sequence[Conversation], count: int) -> set[int]:
