@@ -26,23 +26,31 @@ from .training import start
 __all__ = ["begin", "beginning_options"]
 
 
-def beginning_options(usual: str, size: str, *out: str, rare: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def beginning_options(
+    usual: str, size: str, *out: str, rare: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator with the flags of these verbs beside the fields.
 
     `usual` and `size` are what the help shows as defaults, `out` other spellings of --out; with `rare`, the size is not
     on the first screen.
     """
+    directory = click.Path(path_type=Path, file_okay=False)
+    file = click.Path(path_type=Path, exists=True, dir_okay=False)
+    flags = (
+        click.option("--out", *out, "out", type=directory, help=f"directory of the run  [{usual}]"),
+        click.option("--config", type=file, help="YAML file; flags beat it"),
+        click.option("--dry-run", is_flag=True, help=DRY_RUN),
+        click.option(
+            "--model-size",
+            cls=RareOption if rare else click.Option,
+            type=click.Choice(tuple(PRESETS)),
+            help=f"a shape of the DeepZig family  [{size}]",
+        ),
+    )
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        path, file = click.Path(path_type=Path, file_okay=False), click.Path(path_type=Path, exists=True, dir_okay=False)
-        shapes, kind = click.Choice(tuple(PRESETS)), RareOption if rare else click.Option
-        for flags, settings in (
-            (("--model-size",), {"type": shapes, "cls": kind, "help": f"a shape of the DeepZig family  [{size}]"}),
-            (("--dry-run",), {"is_flag": True, "help": DRY_RUN}),
-            (("--config",), {"type": file, "help": "YAML file; flags beat it"}),
-            (("--out", *out, "out"), {"type": path, "help": f"directory of the run  [{usual}]"}),
-        ):
-            function = click.option(*flags, **settings)(function)
+        for flag in reversed(flags):
+            function = flag(function)
         return function
 
     return decorate

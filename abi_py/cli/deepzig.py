@@ -30,7 +30,7 @@ def command(ctx: click.Context, model_size: str | None, **flags: Any) -> None:
     """
 
     def usual(given: Given) -> Path:
-        return Path(directory_of(size_of(model_size, given.base and given.base.shape)))
+        return Path(directory_of(size_of(model_size, given.base_shape)))
 
     ctx.exit(begin(ctx, deepzig_preset(model_size), flags, usual))
 

@@ -113,9 +113,9 @@ def label_of(param: click.Option, names: Sequence[str]) -> tuple[str, bool]:
 
 def lines_of(param: click.Option, whole: bool, text: str, default: str = "") -> Row:
     """Return a flag and what is said of it: the first clause, or the whole; then choices and default."""
-    names = [name for name in param.opts if whole or name not in getattr(param, "aliases", ())]
-    words = [name for name in names if not name.startswith("--")]
-    words += [name for name in names if name.startswith("--")][: None if whole else 1]
+    spelled = [name for name in param.opts if whole or name not in getattr(param, "aliases", ())]
+    words = [name for name in spelled if not name.startswith("--")]
+    words += [name for name in spelled if name.startswith("--")][: None if whole else 1]
     label, told = label_of(param, words)
     text = _OURS.get(text, text)
     head, semicolon, rest = text.partition(";")

@@ -57,7 +57,8 @@ def start(run: Run, console: "Console") -> int:
     say(console, "plan", f"{counted(training.epochs, 'epoch')}, {steps}; run in {run.directory}")
     tokenizer, problem = run.begin()
     if tokenizer is not None and run.config.data.train_tokenizer:
-        say(console, "ids of", f"a tokenizer of {tokenizer.vocab_size:,} tokens, trained on the data, in {run.directory}")
+        size = f"{tokenizer.vocab_size:,} tokens"
+        say(console, "ids of", f"a tokenizer of {size}, trained on the data, in {run.directory}")
     elif tokenizer is not None:
         say(console, "ids of", f"{tokenizer.name}, kept in {run.directory}")
     for text in (problem, note_on_length(run.train, training.max_seq_len), note_on_schedule(training, total)):
@@ -109,7 +110,7 @@ class _Thinned:
 
 def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
     """Train to the end, show what came of it, and return the exit code."""
-    sinks = [*trainer_sinks(run), *sample_sinks(trainer, run)]
+    sinks: list[Sink] = [*trainer_sinks(run), *sample_sinks(trainer, run)]
     report, code = fit_and_show(
         trainer,
         run.directory,
@@ -271,5 +272,6 @@ def _questions(
         return
     rows = run.train if run.valid is None else run.valid
     for index in range(min(data.sample_answers, len(rows))):
-        asked, known = rows.example(index)
-        yield asked, {"data": known}
+        example = rows.example(index)
+        if example is not None:
+            yield example[0], {"data": example[1]}

@@ -1,6 +1,6 @@
 """The built-in chat templates, as Jinja text: the same text that is beside an exported model.
 
-    deepzig   <s><system>...</system><user>...</user><assistant>...</assistant></s>          no line breaks; with tools
+    deepzig   <s><system>...</system><user>...</user><assistant>...</assistant></s>       no line breaks; with tools
     chatml    <|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n...<|im_end|>\\n      with tools
     qwen      chatml with the system line that Qwen2.5 puts where there is none
     alpaca    ### Instruction:\\n...\\n\\n### Response:\\n...                                 and the tokenizer's EOS
@@ -12,7 +12,7 @@ user's `context` (Alpaca's input) has a place of its own in deepzig (a <system> 
 elsewhere it follows the question.
 
 Tools in deepzig: the first <system> turn ends with their signatures, each written as a call is, its name and a line of
-JSON; a result is a turn of its own, <tool>...</tool> after the </assistant> of the call.  `toolcalls.py` reads both back.
+JSON; a result is a turn of its own, <tool>...</tool> after the </assistant> of the call.  `toolcalls.py` reads both.
 """
 
 from dataclasses import dataclass

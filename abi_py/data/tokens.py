@@ -161,7 +161,7 @@ class TokenizedDataset(Shown):
         """Return what it holds, in a phrase."""
         return f"{self.name}: {counted(self.num_tokens, 'token')}"
 
-    def example(self) -> None:
+    def example(self, index: int = 0) -> None:
         """Return None: no row has a question and an answer."""
 
     def fingerprint(self) -> int:

@@ -42,7 +42,7 @@ def train_deepzig(
     from ..training.report import REPORT, write_report
 
     given = Given(settings or {}, {}, deepzig_preset(size))
-    directory = Path(out or directory_of(size_of(size, given.base and given.base.shape)))
+    directory = Path(out or directory_of(size_of(size, given.base_shape)))
     check_free(directory)
     run = given.resolve(given.open_data(), directory)
     prepare(run.config.training)
@@ -50,7 +50,8 @@ def train_deepzig(
         check_free(directory)
         run.begin()
         trainer = run.make_trainer()
-        for sink in (*trainer_sinks(run), JsonlSink(directory / METRICS), *sinks):
+        own: list[Sink] = [*trainer_sinks(run), JsonlSink(directory / METRICS)]
+        for sink in (*own, *sinks):
             trainer.add_sink(sink)
         report = trainer.fit(run.train, run.valid, run.early_stopping, stop)
         write_report(report, directory / REPORT)

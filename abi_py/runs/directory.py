@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import LlmTrainingConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import check_free as check_no_files
-from ..formats.checkpoint_names import MODEL
+from ..formats.checkpoint_names import MODEL, TRAINING_ARGS
 from ..formats.checkpoint_names import SETTINGS as CONFIG
-from ..formats.checkpoint_names import TRAINING_ARGS
 from ..locks import DirectoryLock, check_unlocked
 from ..training.finding import has_checkpoint, is_run, place_of_checkpoints, root_of_checkpoints
 from ..training.loggers import WANDB

@@ -66,7 +66,7 @@ class Given:
         asked = BaseConfig.from_dict(given["base"], flags.get("base", ()))
         self.base = Base.open(asked) if asked.path is not None else None
         self._flags, self._preset = flags, preset
-        self._values = merged(flags, file, preset.defaults(given, self.base and self.base.shape))
+        self._values = merged(flags, file, preset.defaults(given, self.base_shape))
         if self.base is not None:
             self._values["model"] = self.base.model_values(given["model"], flags.get("model", ()))
         self.training = self._section("training", LlmTrainingConfig)
@@ -84,6 +84,11 @@ class Given:
         self.lora = self._adapters(model)
         if self.base is not None:
             self.base.check_data(self.data)
+
+    @property
+    def base_shape(self) -> TrainableModelConfig | None:
+        """The shape of the base, or None."""
+        return None if self.base is None else self.base.shape
 
     def _adapters(self, model: TrainableModelConfig) -> RunLoraConfig | None:
         """Return the adapters with the targets of such a model by name, or None; ConfigError for what it has not."""

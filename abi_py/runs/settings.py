@@ -25,7 +25,6 @@ from ..config import (
     opt,
     to_yaml,
 )
-
 from .shipped import is_builtin
 
 __all__ = [

@@ -1,10 +1,10 @@
-"""What a run writes for tools of transformers' Trainer, where it is asked to: its settings, and the course of its losses.
+"""What a run writes for tools of transformers' Trainer, where it is asked to: its settings, the course of its losses.
 
     RUN/training_args.json    the settings in the names of TrainingArguments (in RUN/model too)
     RUN/trainer_state.json    the losses and evaluations, written at each checkpoint (training/trainer_state.py)
 
-transformers keeps the first as training_args.bin, a pickle of PyTorch, which nobody should load from a stranger; ours is
-JSON.
+transformers keeps the first as training_args.bin, a pickle of PyTorch, which nobody should load from a stranger; ours
+is JSON.
 """
 
 from typing import Any

@@ -3,8 +3,8 @@
 import pytest
 
 from abi_py.data import read_conversation
-from abi_py.errors import DataError
 from abi_py.data.holdout import hold_out
+from abi_py.errors import DataError
 
 
 def row(question, answer, category=None, **more):

@@ -133,7 +133,8 @@ def test_sizes_are_those_of_the_original(tmp_path):
     data = (str(rows_file(tmp_path / "rows.jsonl", 3)),)
     (_, *sizes), *rows = [line.split() for line in f"name {ORIGINAL.strip()}".splitlines()]
     for place, size in enumerate(sizes):
-        defaults = deepzig_preset(size).defaults({**{name: {} for name in ("training", "model")}, "data": {"path": data}}, None)
+        asked = {"training": {}, "model": {}, "data": {"path": data}}
+        defaults = deepzig_preset(size).defaults(asked, None)
         expected = {name: values[place] for name, *values in rows}
         assert SIZES[size].keys() == expected.keys()
         for name, value in expected.items():
@@ -269,7 +270,7 @@ def test_bad_rows(prepare, tmp_path):
         ({"lora.rank": 0}, "rank"),
         ({"chat.loss_on": "user"}, "loss_on"),
         ({"training.warmup_ratio": 1.0}, "warmup_ratio"),
-        ({"training.warmup_ratio": 0.5, "training.warmup_steps": 2}, r"warmup_steps \(2\) acts only without warmup_ratio"),
+        ({"training.warmup_ratio": 0.5, "training.warmup_steps": 2}, r"warmup_steps \(2\) acts only without"),
         ({"base.path": "nowhere"}, "does not exist"),
         ({"training.max_seq_len": 513}, r"must not exceed the model's \(512\)"),
         ({"data.path": ("builtin:deepzip",)}, "must be builtin:deepzig"),
@@ -400,7 +401,8 @@ def test_trainer_state_has_the_keys_of_transformers(finished, prepare):
     assert state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"] is True
     train = prepare().train
     assert state["num_input_tokens_seen"] == sum(train.lengths - 1)  # one epoch; the last id of a row is no input
-    assert state["total_flos"] == load_model(finished / "model").model.flops_per_token(512) * state["num_input_tokens_seen"]
+    flops = load_model(finished / "model").model.flops_per_token(512)
+    assert state["total_flos"] == flops * state["num_input_tokens_seen"]
 
 
 def test_training_args_say_what_is_trained_with(prepare):
@@ -557,7 +559,7 @@ def test_all_weights_of_an_earlier_model(prepare, finished, zig, tmp_path):
     model = load_model(finished / "model").model
     for place in (finished, finished / "model", finished / "checkpoints/llm_step_5", zig):
         run = prepare(**data, **{"base.path": str(place)})
-        assert run.config.training.learning_rate == SIZES["test"]["training.learning_rate"]  # the preset that is nearest
+        assert run.config.training.learning_rate == SIZES["test"]["training.learning_rate"]  # the nearest preset
         assert run.config.data.train_tokenizer == 0
         shape = dataclasses.replace(run.config.model, checkpointing="none")
         assert shape == TrainableModelConfig.from_dict(model.config.to_dict())

@@ -266,7 +266,10 @@ def test_a_rule_and_its_function_say_the_same():
     [
         ("training.epochs", "by size: 3 or 5; 30 for the package's own data"),
         ("training.batch_size", "by size: 4, 2 or 1; 8 for the package's own data"),
-        ("training.learning_rate", "by size: 0.0005, 0.0002, 0.0001 or 5e-05; 0.002 * 128 / width for the package's own data"),
+        (
+            "training.learning_rate",
+            "by size: 0.0005, 0.0002, 0.0001 or 5e-05; 0.002 * 128 / width for the package's own data",
+        ),
         ("model.checkpointing", "full for medium, large, seed"),
         ("model.hidden_dim", "by size: 128, 256, 768, 1024 or 512"),
         ("model.rope_theta", 10000.0),
