@@ -100,7 +100,7 @@ def _value_of(param: click.Option) -> str:
 def label_of(param: click.Option, names: Sequence[str]) -> tuple[str, bool]:
     """Return how a flag is written, of which `names` are shown, and whether its choices are in that already."""
     if param.secondary_opts:
-        return f"--[no-]{names[-1].removeprefix('--')}", True
+        return ", ".join([*names[:-1], f"--[no-]{names[-1].removeprefix('--')}"]), True
     spelled = ", ".join(names)
     if param.is_flag or param.count:
         return spelled, True
