@@ -491,7 +491,7 @@ class StopAt:
         pass
 
 
-@pytest.mark.parametrize("lora", [False], ids=["full"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_a_stopped_run_goes_on_to_the_same_bits(train, abi_train, lora):
     values = {"training.epochs": 2, "training.eval_interval": 2, "lora.enabled": lora}
     _, straight = train("straight", **values)
