@@ -37,9 +37,13 @@ def beginning_options(
     directory = click.Path(path_type=Path, file_okay=False)
     file = click.Path(path_type=Path, exists=True, dir_okay=False)
     flags = (
-        click.option("--out", *out, "out", type=directory, help=f"directory of the run  [{usual}]"),
-        click.option("--config", type=file, help="YAML file; flags beat it"),
+        click.option(
+            "-o", "--out", *out, "out", type=directory, help=f"where to write; a directory, which is the run  [{usual}]"
+        ),
+        click.option("--config", type=file, help="file of settings; YAML; flags beat it"),
         click.option("--dry-run", is_flag=True, help=DRY_RUN),
+        click.option("--find-lr", is_flag=True, help=FIND_LR),
+        click.option("--json", "as_json", is_flag=True, help="machine-readable; with --find-lr"),
         click.option(
             "--model-size",
             cls=RareOption if rare else click.Option,

@@ -39,7 +39,10 @@ BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "vali
 BESIDE |= {name: {"num_layers": 2} for name in ("layer_types", "mlp_only_layers", "decoder_sparse_step")}
 # Options that are no fields: the test file of this directory that uses each and looks at what it does.
 OTHERS = {
-    "run": {"--out": "run", "--config": "run", "--dry-run": "run", "--find-lr": "run", "--json": "run", "--model-size": "deepzig"},
+    "run": {
+        **dict.fromkeys(("--out", "--config", "--dry-run", "--find-lr", "--json"), "run"),
+        "--model-size": "deepzig",
+    },
     "resume": {"--schedule": "run"},
     "deepzig": {
         **dict.fromkeys(("--out", "--config", "--dry-run", "--model-size"), "deepzig"),
