@@ -60,7 +60,7 @@ def beginning_options(
     return decorate
 
 
-FIND_LR = "try rates for 100 steps, suggest one, and stop; nothing is written"
+FIND_LR = "try rates for 100 steps, suggest one, and stop"
 DRY_RUN = "show the plan (memory, steps, time) and stop; nothing is written"
 
 
