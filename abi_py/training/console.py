@@ -53,7 +53,7 @@ class ConsoleSink:
         elif isinstance(event, EndEvent):
             self.close()
         else:
-            self._say(_sentence(event))
+            self.say(_sentence(event))
 
     def close(self) -> None:
         """Take the live line down."""
@@ -64,7 +64,7 @@ class ConsoleSink:
     def _start(self, event: StartEvent) -> None:
         self._total, self._first, self._began = event.total_steps, event.step, time.perf_counter()
         if event.resumed_from:
-            self._say(f"resumed from {event.resumed_from} at step {event.step}")
+            self.say(f"resumed from {event.resumed_from} at step {event.step}")
         if self.console.is_terminal and self._progress is None:
             columns: list[ProgressColumn] = [MofNCompleteColumn(), TextColumn("{task.description}")]
             if self.console.width >= WIDE:
@@ -73,8 +73,8 @@ class ConsoleSink:
             self._task = self._progress.add_task("", total=event.total_steps, completed=event.step)
             self._progress.start()
 
-    def _step(self, event: StepEvent) -> None:
-        parts = {
+    def _parts(self, event: StepEvent) -> dict[str, str]:
+        return {
             "loss": f"loss {event.loss:.4f}",
             "learning rate": f"lr {event.learning_rate:.2e}",
             "gradient norm": f"grad {event.grad_norm:.3f}",
@@ -86,13 +86,22 @@ class ConsoleSink:
             "penalties": "  ".join(f"{name} {value:.4f}" for name, value in event.penalties.items()),
             "experts": _of_experts(event.experts),
         }
+
+    def _step(self, event: StepEvent) -> None:
+        parts = self._parts(event)
         if self._progress is not None:
             room = self.console.width - 2 * len(str(self._total)) - 3 - (21 if self.console.width >= WIDE else 0)
             self._progress.update(self._task, completed=event.step, description=_fit(parts, room))
         elif event.logged:
-            text = _fit(parts, None)
-            place = f"{event.step}/{self._total}" if self._total else f"{event.step}"
-            self._say(f"step {place}  epoch {event.epoch}  {text}")
+            self.say(self._plain(event, parts))
+
+    def line_of(self, event: StepEvent) -> str:
+        """Return all of a step in one line."""
+        return self._plain(event, self._parts(event))
+
+    def _plain(self, event: StepEvent, parts: Mapping[str, str]) -> str:
+        place = f"{event.step}/{self._total}" if self._total else f"{event.step}"
+        return f"step {place}  epoch {event.epoch}  {_fit(parts, None)}"
 
     def _speed(self, gflops: float) -> str:
         if gflops <= 0:
@@ -106,7 +115,8 @@ class ConsoleSink:
             return "-"
         return clock_time((time.perf_counter() - self._began) / done * (self._total - step))
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line."""
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 

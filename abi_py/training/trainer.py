@@ -23,6 +23,7 @@ from .events import Sink
 from .feed import Data, describe, open_feed
 from .guard import Guard
 from .loop import Loop
+from .progress import showing
 from .report import EvalResult, StepMetrics, TrainingReport, TrainingStats, perplexity
 from .saving import Saver
 from .session import Model, Session
@@ -110,23 +111,27 @@ class LlamaTrainer(Session):
         early_stopping: EarlyStoppingConfig | None = None,
         stop: GracefulStop | None = None,
         callbacks: Sequence[object] = (),
+        progress: bool = False,
     ) -> TrainingReport:
         """Train to the end of the last epoch (or max_steps, or early stopping) from wherever the state is.
 
         `callbacks` are added as by `add_callback`, and stay.  With `checkpoint_path`, checkpoints are saved at
         intervals, at each better evaluation, at the end, and when `stop` was requested; then the report says
-        interrupted.  ConfigError if `checkpoint_path` holds checkpoints of
-        another run, or, with process and host, if another trainer is writing there.
+        interrupted.  `progress` shows a line on a terminal, one that is replaced in a notebook, and lines in a pipe.
+        ConfigError if `checkpoint_path` holds checkpoints of another run, or, with process and host, if another
+        trainer is writing there.
         """
         for callback in callbacks:
             self.add_callback(callback)
         if validation is not None:
             self.set_validation_data(validation)
-        return self._loop.fit(data, early_stopping, stop)
+        with showing(self.events, progress):
+            return self._loop.fit(data, early_stopping, stop)
 
-    def train_epoch(self, data: Data) -> float:
+    def train_epoch(self, data: Data, progress: bool = False) -> float:
         """Train for one epoch (the rest of it, after a resume) and return the mean loss over its trained tokens."""
-        return self._loop.fit_epoch(data, None)
+        with showing(self.events, progress):
+            return self._loop.fit_epoch(data, None)
 
     def train_epoch_with_validation(
         self, data: Data, early_stopping: EarlyStoppingConfig | None = None
