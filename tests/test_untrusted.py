@@ -15,7 +15,7 @@ from abi_py.untrusted import check, parse_json, read_json, read_yaml
         ('{"a": 1', "Expecting ',' delimiter at line 1, column 8"),
         ('{"a": NaN}', "NaN is no number of JSON"),
         ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is given twice"),
-        ("[" * 3000, "nested too deeply"),
+        ("[" * 3000, "nested too deeply|Expecting value"),  # Python 3.14 reads on, to the end that is missing
         ("[" + "[]," * 20000 + "[]]", "20002 lists and objects in 60004 characters"),
         ("9" * 5000, "4300"),
         (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
