@@ -19,7 +19,7 @@ from .options import Verb, config_options, data_argument
 @click.pass_context
 def command(ctx: click.Context, model_size: str | None, **flags: Any) -> None:
     """Train a model on DATA, from scratch or from --base. Without arguments: ten epochs of a small byte-level model on
-    Python's help pages, about a minute. Text is bytes, or read with --tokenizer; of conversations answers are trained.
+    Python's help pages, about a minute. Text is bytes, or read with --tokenizer; of conversations answers train.
     """
     ctx.exit(begin(ctx, preset_of_run(model_size), flags))
 
