@@ -71,7 +71,8 @@ class ChanceWatch:
     def _warn(self, message: str) -> None:
         self.warned = True
         rate = self.session.config.learning_rate
-        self.session.warn(f"{message}; begin again with a lower learning rate, {rate / 10:g} instead of {rate:g}")
+        remedy = f"begin again with a lower learning rate, {rate / 10:g} instead of {rate:g}"
+        self.session.warn(f"{message}; {remedy} (abi-train run --find-lr looks for one)")
 
 
 def _mean(values: list[float]) -> float:
