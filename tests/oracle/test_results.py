@@ -3,9 +3,10 @@
 import pytest
 
 from abi_py.config import LoraConfig
+from abi_py.data.chat import template_for
 from abi_py.data.tokenizer import Tokenizer
 from abi_py.model import LoraModel
-from abi_py.pipelines import DeepZigConfig, train_deepzig
+from abi_py.pipelines import train_deepzig
 from abi_py.training.checkpoint import find_latest
 from abi_py.training.loading import load_model
 
@@ -56,13 +57,11 @@ def test_an_adapter_opens_in_peft(make_model, train, transformers, peft, agree, 
     agree(lora.merge(), merged, PROMPTS)
 
 
-def test_a_deepzig_folder_opens_in_transformers(transformers, agree, tmp_path):
-    """Its tokenizer and its template too.  As the folder's card says, `model_type` must be that of the layers."""
-    folder = tmp_path / "model"
-    train_deepzig(DeepZigConfig(output_dir=str(folder), max_samples=12, epochs=30, batch_size=4))
-    config = (folder / "config.json").read_text(encoding="utf-8")
-    assert config.count('"deepzig_conversational"') == 1
-    (folder / "config.json").write_text(config.replace("deepzig_conversational", "llama"), encoding="utf-8")
+def test_a_deepzig_run_opens_in_transformers(transformers, agree, tmp_path):
+    """RUN/model as it is: weights, tokenizer, chat template with tools, and the end of an answer."""
+    settings = {"chat": {"max_samples": 12}, "training": {"epochs": 30, "batch_size": 4}}
+    train_deepzig(settings, out=tmp_path / "run")
+    folder = tmp_path / "run/model"
     theirs, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, dtype="float32")
     assert not any(told.values()), told
     tokenizer, ours = transformers.AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
@@ -72,3 +71,11 @@ def test_a_deepzig_folder_opens_in_transformers(transformers, agree, tmp_path):
     assert rendered.endswith("<assistant>")
     assert ours.encode(turns[1]["content"]) == tokenizer(turns[1]["content"], add_special_tokens=False)["input_ids"]
     agree(load_model(folder).model, theirs, [ids, ids[: len(ids) // 2]])
+    tool = {"type": "function", "function": {"name": "clock", "description": "the time", "parameters": {}}}
+    call = {"function": {"name": "clock", "arguments": {}}}
+    talk = [*turns, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    talk.append({"role": "tool", "content": "10:00"})
+    rendered = tokenizer.apply_chat_template(talk, tools=[tool], tokenize=False, add_generation_prompt=True)
+    assert rendered == template_for(ours).render(talk, [tool], True)
+    ends = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+    assert ours.id_of("</assistant>") in ends
