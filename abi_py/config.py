@@ -32,7 +32,7 @@ from .fields import (
     without_fields,
 )
 from .shape import IGNORE_INDEX, CheckpointingStrategy, LoraConfig, ModelShape, Precision
-from .untrusted import read_yaml
+from .untrusted import place_in_yaml, read_yaml
 
 __all__ = [
     "IGNORE_INDEX",
@@ -362,15 +362,18 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
             owner = [section for section, cls in sections.items() if name in {option.name for option in fields_of(cls)}]
             places = either([f"`{each}:`" for each in owner]) if owner else ""
             hint = f"put it under {places}" if owner else closest(str(name), list(sections))
-            raise ConfigError(f"{path}: unknown section {shown(name)}; {hint}")
+            raise ConfigError(f"{place_in_yaml(path, str(name))}: unknown section {shown(name)}; {hint}")
         if not isinstance(values, dict | None):
             raise ConfigError(f"{path}: section {name} must hold `key: value` lines; got {shown(values)}")
-        check_keys(sections[name], values or {}, f"{path}, section {name}")
         options = {option.name: option for option in fields_of(sections[name])}
-        try:
-            result[name] = {key: convert(options[key], value) for key, value in (values or {}).items()}
-        except ConfigError as error:
-            raise ConfigError(f"{path}, section {name}: {error}") from None
+        result[name] = {}
+        for key, value in (values or {}).items():
+            try:
+                check_keys(sections[name], {key: value}, f"section {name}")
+                result[name][key] = convert(options[key], value)
+            except ConfigError as error:
+                here = "" if key not in options else f"section {name}: "
+                raise ConfigError(f"{place_in_yaml(path, str(name), str(key))}: {here}{error}") from None
     return result
 
 

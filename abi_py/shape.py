@@ -205,17 +205,11 @@ class ModelShape(Config):
         self._require_at_least(0, "seed")
         if self.vocab_size > MAX_VOCAB:
             raise ConfigError(f"vocab_size ({self.vocab_size}) must be at most {MAX_VOCAB}; ids are 32-bit")
+        self._check_heads()
         if self.num_heads % self.num_kv_heads:
             good = [str(n) for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
             raise ConfigError(
                 f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads}); try {either(good[-4:])}"
-            )
-        if self.head_dim is None and self.hidden_dim % self.num_heads:
-            below = self.hidden_dim // self.num_heads * self.num_heads
-            good = [str(n) for n in (below, below + self.num_heads) if n > 0]
-            raise ConfigError(
-                f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads}); "
-                f"try {either(good)}, or set head_dim"
             )
         if self.family is not ModelFamily.GPT2 and (self.resolved_head_dim % 2 or self.resolved_head_dim < 2):
             raise ConfigError(
@@ -243,6 +237,17 @@ class ModelShape(Config):
             self._require_at_least(1, "query_pre_attn_scalar")
             if self.query_pre_attn_scalar == self.resolved_head_dim:  # shapes that are equal look equal
                 object.__setattr__(self, "query_pre_attn_scalar", None)
+
+    def _check_heads(self) -> None:
+        if self.head_dim is None and self.hidden_dim % self.num_heads:
+            below = self.hidden_dim // self.num_heads * self.num_heads
+            good = [str(n) for n in (below, below + self.num_heads) if n > 0]
+            heads = [n for n in range(1, min(2 * self.num_heads, 1024) + 1) if self.hidden_dim % n == 0]
+            near = sorted(sorted(heads, key=lambda n: abs(n - self.num_heads))[:2])
+            raise ConfigError(
+                f"hidden_dim ({self.hidden_dim}) must be a multiple of num_heads ({self.num_heads}); "
+                f"try {either(good)}, or num_heads {either([str(n) for n in near])}, or set head_dim"
+            )
 
     def _shorten_layer_types(self) -> None:
         """Bring the pattern to its shortest form, so that shapes that are equal look equal."""

@@ -38,6 +38,7 @@ __all__ = [
     "holds_half",
     "json_in",
     "parse_json",
+    "place_in_yaml",
     "read_bytes",
     "read_json",
     "read_text",
@@ -301,7 +302,24 @@ def read_yaml(path: str | Path) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: an impossible date
         if isinstance(error, RecursionError) or "nesting depth" in str(error):  # libyaml's words
             raise ConfigError(f"{path}: lists and mappings are nested too deeply; write them flat") from None
-        raise ConfigError(f"{path} is not a YAML file: {' '.join(str(error).split())}; correct that line") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark is not None else f"{path}"
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{place} is not YAML: {problem}; correct that line") from None
+
+
+def place_in_yaml(path: str | Path, *keys: str) -> str:
+    """Return `path:line` of a key of a file that `read_yaml` has read, `path` where it can't be told."""
+    with open(path, encoding="utf-8") as file:
+        node = yaml.compose(file, Loader=yaml.SafeLoader)
+    line = None
+    for key in keys:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((name, value) for name, value in pairs if name.value == key), None)
+        if found is None:
+            return str(path)
+        line, node = found[0].start_mark.line + 1, found[1]
+    return f"{path}:{line}" if line is not None else str(path)
 
 
 def _check_aliases(root: Any) -> None:

@@ -217,7 +217,7 @@ def test_partial_files_and_exponents(tmp_path):
         ("training:\n  learning_rate: fast\n", r"section training: learning_rate \('fast'\)"),
         ("training: 3\n", "section training must hold"),
         ("- 1\n", "must consist of sections"),
-        ("training: [1\n", "not a YAML file"),
+        ("training: [1\n", "is not YAML"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

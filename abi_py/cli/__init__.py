@@ -9,6 +9,7 @@
 Errors are one line on stderr; `--debug` adds the traceback.
 """
 
+import difflib
 import errno
 import importlib
 import os
@@ -95,6 +96,9 @@ class Group(Verbs):
 def _complain(error: Exception) -> None:
     if isinstance(error, click.ClickException):
         text = error.format_message().removesuffix(".")
+        if isinstance(error, click.NoSuchOption):
+            close = difflib.get_close_matches(error.option_name, _flags(error.ctx), n=1, cutoff=0.6)
+            text = f"unknown flag {error.option_name}" + (f"; did you mean {close[0]}?" if close else "")
         ctx = getattr(error, "ctx", None)
         if ctx is not None:
             text += f"; see {ctx.command_path} --help"
@@ -105,6 +109,13 @@ def _complain(error: Exception) -> None:
     else:
         text = str(error)
     _tell("error:", "red", text)
+
+
+def _flags(ctx: click.Context | None) -> list[str]:
+    """Return the flags that a help shows."""
+    params = ctx.command.get_params(ctx) if ctx is not None else []
+    shown = [param for param in params if isinstance(param, click.Option) and not param.hidden]
+    return [flag for param in shown for flag in (*param.opts, *param.secondary_opts)]
 
 
 def _tell(label: str, colour: str, text: str) -> None:

@@ -22,7 +22,7 @@ from .models import (
     threads_option,
     which_options,
 )
-from .options import Verb, config_options, given_values
+from .options import PathType, Verb, config_options, given_values
 
 if TYPE_CHECKING:
     from ..data.chat_encoding import ChatEncoder
@@ -41,10 +41,10 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
 @click.option("--system", help="text of a system turn before the conversation")
 @click.option("--once", help="ask this one question, print the answer, and end")
 @click.option("--template", help="name or Jinja file of the chat template  [the tokenizer's own]")
-@click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
+@click.option("--tokenizer", type=PathType(path_type=Path, exists=True), help=TOKENIZER_HELP)
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, exists=True),
+    type=PathType(path_type=Path, exists=True),
     help="file of settings; generation_config.json; flags beat it",
 )
 @threads_option

@@ -26,7 +26,7 @@ from .models import (
     threads_option,
     which_options,
 )
-from .options import Verb
+from .options import PathType, Verb
 
 if TYPE_CHECKING:
     from ..training.perplexity import PerplexityResult
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=ModelPath())
 @which_options
-@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.argument("data", type=PathType(path_type=Path, exists=True))
 @click.option(
     "--max-seq-len", "context", type=int, help=f"tokens in a sequence; a window of text  [{CONTEXT}, or the model's]"
 )
 @click.option("--stride", type=int, help="count every token once, windows so far apart  [second halves of windows]")
-@click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
+@click.option("--tokenizer", type=PathType(path_type=Path, exists=True), help=TOKENIZER_HELP)
 @click.option("--template", help="name or Jinja file of the chat template; of conversations  [the tokenizer's own]")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 @threads_option

@@ -7,7 +7,7 @@ import click
 
 from .console import make_console, say
 from .models import ModelPath, which_options
-from .options import Verb
+from .options import PathType, Verb
 
 if TYPE_CHECKING:
     from ..runs.exporting import Source
@@ -28,7 +28,7 @@ FORMATS, DTYPES = ("hf", "deepzig", "zig", "peft"), ("float32", "bfloat16", "flo
     "--out",
     "output",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path),
     help="where to write; a folder, for zig a file",
 )
 @click.option("--to", type=click.Choice(FORMATS), default="hf", help="whose form; zig: ABIC; peft: adapters  [hf]")

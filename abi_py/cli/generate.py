@@ -22,7 +22,7 @@ from .models import (
     threads_option,
     which_options,
 )
-from .options import Verb, config_options, given_values
+from .options import PathType, Verb, config_options, given_values
 
 if TYPE_CHECKING:
     from ..generation import Generation, Generator
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 @which_options
 @click.option("-p", "--prompt", "prompts", multiple=True, help="text to go on from; may be repeated  [stdin]")
 @click.option("--ids", "id_prompts", multiple=True, metavar="IDS", help='token ids instead of text, as in "5 17 3"')
-@click.option("--tokenizer", type=click.Path(path_type=Path, exists=True), help=TOKENIZER_HELP)
+@click.option("--tokenizer", type=PathType(path_type=Path, exists=True), help=TOKENIZER_HELP)
 @click.option(
     "--config",
-    type=click.Path(path_type=Path, exists=True),
+    type=PathType(path_type=Path, exists=True),
     help="file of settings; generation_config.json; flags beat it",
 )
 @click.option(

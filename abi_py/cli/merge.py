@@ -6,7 +6,7 @@ import click
 
 from .export import DTYPES, show_export
 from .models import ModelPath, which_options
-from .options import Verb
+from .options import PathType, Verb
 
 
 @click.command(
@@ -15,7 +15,7 @@ from .options import Verb
     short_help="Put adapters into the weights that they are on.",
 )
 @click.argument("adapters", type=ModelPath())
-@click.option("-o", "--out", "output", required=True, type=click.Path(path_type=Path), help="where to write; a folder")
+@click.option("-o", "--out", "output", required=True, type=PathType(path_type=Path), help="where to write; a folder")
 @click.option("--base", type=ModelPath(), help="start from this model; under the adapters  [the one that they name]")
 @click.option("--dtype", type=click.Choice(DTYPES), help="type of the weights  [float32]")
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")

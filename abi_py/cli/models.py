@@ -13,6 +13,7 @@ from ..runs.models import find_model
 from ..training.finding import BEST, LAST
 from .compiling import compile_showing
 from .console import note, stderr_console
+from .options import PathType
 
 if TYPE_CHECKING:
     from ..model.transformer import Transformer
@@ -38,7 +39,7 @@ INTERRUPTED = 130  # the exit code after Ctrl-C
 TOKENIZER_HELP = "tokenizer.json, or a directory with one  [the model's own]"
 
 
-class ModelPath(click.Path):
+class ModelPath(PathType):
     """A path that must exist; llm_step_N.ckpt, the Zig trainer's name, means our directory llm_step_N."""
 
     def __init__(self) -> None:

@@ -22,7 +22,17 @@ from ..errors import ConfigError
 from ..fields import needs, plain
 from .help import ALL, HelpContext, Row, help_all_option, lines_of, write_columns
 
-__all__ = ["RareOption", "Verb", "VerbGroup", "Verbs", "config_options", "data_argument", "from_flags", "given_values"]
+__all__ = [
+    "PathType",
+    "RareOption",
+    "Verb",
+    "VerbGroup",
+    "Verbs",
+    "config_options",
+    "data_argument",
+    "from_flags",
+    "given_values",
+]
 
 Chosen = TypeVar("Chosen", bound=Config)
 
@@ -52,6 +62,8 @@ class FieldType(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value in the field's type."""
+        if value == "" and self.option.metadata.get("path"):
+            self.fail("'' is no path; give the name of a file or directory", param, ctx)
         try:
             return convert(self.option, value)
         except ConfigError as error:
@@ -62,6 +74,16 @@ class FieldType(click.ParamType):
         if self.option.metadata.get("path"):
             return [CompletionItem(incomplete, type="file")]
         return [CompletionItem(choice) for choice in self.choices if choice.startswith(incomplete)]
+
+
+class PathType(click.Path):
+    """A path that is not empty: an empty one would be the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("'' is no path; give the name of a file or directory", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class FieldOption(click.Option):
@@ -270,7 +292,7 @@ def data_argument(section: str, field: str) -> Callable[[click.Command], click.C
     """Return a decorator that lets words without a flag set a field of many values: `run a.txt b.txt`."""
 
     def decorate(command: click.Command) -> click.Command:
-        made = FieldArgument([f"{section}__{field}__words"], nargs=-1, metavar="[DATA]...", type=click.Path())
+        made = FieldArgument([f"{section}__{field}__words"], nargs=-1, metavar="[DATA]...", type=PathType())
         made.section, made.field = section, field
         command.params.insert(0, made)
         return command

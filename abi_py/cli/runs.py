@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from .columns import age, count, figure, show_columns
 from .console import make_console, printable, say, utf8_output
 from .inspect import size_text
-from .options import Verb
+from .options import PathType, Verb
 
 if TYPE_CHECKING:
     from ..runs.recorded import RecordedRun
@@ -21,7 +21,7 @@ USUAL = Path("runs")  # where `abi-train run` makes its directories
 
 
 @click.command(cls=Verb, example="abi-train runs", short_help="List the runs of a directory.")
-@click.argument("directory", metavar="[DIRECTORY]", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.argument("directory", metavar="[DIRECTORY]", required=False, type=PathType(path_type=Path, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 def command(directory: Path | None, as_json: bool) -> None:
     """List the runs in DIRECTORY (runs/ when not given) and in its directories, newest first.

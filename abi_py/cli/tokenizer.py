@@ -14,7 +14,7 @@ from ..errors import counted
 from ..files import check_free
 from ..runs.new_tokenizer import texts_of
 from .console import make_console
-from .options import Verb, VerbGroup, config_options, from_flags
+from .options import PathType, Verb, VerbGroup, config_options, from_flags
 from .progress import bytes_progress
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def command() -> None:
     example="abi-train tokenizer train texts/ -o tokenizer/ --vocab-size 4096",
     short_help="Train a byte-level BPE tokenizer on texts.",
 )
-@click.argument("corpus", nargs=-1, required=True, metavar="DATA...", type=click.Path(exists=True, allow_dash=True))
+@click.argument("corpus", nargs=-1, required=True, metavar="DATA...", type=PathType(exists=True, allow_dash=True))
 @click.option(
     "-o",
     "--out",
     "output",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathType(path_type=Path, file_okay=False),
     help="where to write; a directory",
 )
 @click.option(
@@ -121,7 +121,7 @@ config_options({"tokenizer": TokenizerTrainingConfig}, {})(train)
 
 
 @command.command(cls=Verb, example="abi-train tokenizer info tokenizer/", short_help="Show what a tokenizer is.")
-@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.argument("path", metavar="PATH", type=PathType(path_type=Path))
 @click.option("--text", default=SAMPLE, help="text to encode and decode")
 def info(path: Path, text: str) -> None:
     """Show vocabulary, special tokens and chat template of a tokenizer.json, and what a sample text becomes."""
