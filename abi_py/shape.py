@@ -111,7 +111,6 @@ class ModelShape(Config):
     num_kv_heads: Accepts[int, None] = opt(
         None,
         "number of key/value heads; a divisor of num_heads, and num_heads when not given",
-        common=True,
         acts={"family": Other(ModelFamily.GPT2)},
         derive=lambda shape: shape.num_heads,
     )
