@@ -37,7 +37,7 @@ CALLS = [
     ("run ''", 2, "'' is no path; give the name of a file or directory"),
     ("run --data ''", 2, "'' is no path"),
     ("run text.txt --out ''", 2, "'' is no path"),
-    ("run --prompt ''", 2, "prompt () must not be empty; give at least one character"),
+    ("run --prompt ''", 2, "must not be empty; give at least one character"),
     # files of settings
     ("run --config typo.yaml", 2, "typo.yaml:3: section training: unknown key 'learning_rat'; did you mean learning"),
     ("run --config value.yaml", 2, "value.yaml:3: section training: epochs ('many') must be a whole number"),
