@@ -14,7 +14,17 @@ PRODUCT = sorted(Path(abi_py.__file__).parent.rglob("*.py"))
 NOUNS = "token|epoch|step|conversation|row|thread|document|file|update|evaluation|window|sample|checkpoint|answer"
 # Numbers that are never 1 where the sentence is written, and rates.
 NEVER_ONE = {
-    *("len(ids)", "length", "TIME", "BATCH * TIME", "count", "config.epochs", "skipped + steps", "2 * SPAN", "tokenizer.vocab_size"),
+    *(
+        "len(ids)",
+        "length",
+        "TIME",
+        "BATCH * TIME",
+        "count",
+        "config.epochs",
+        "skipped + steps",
+        "2 * SPAN",
+        "tokenizer.vocab_size",
+    ),
     *("speed", "report.avg_throughput"),
     *("generator.prefill_tokens / generator.prefill_seconds", "generator.decode_tokens / generator.decode_seconds"),
     *("facts['context']",),  # a window has two tokens or more
