@@ -365,8 +365,7 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
             raise ConfigError(f"{place_in_yaml(path, str(name))}: unknown section {shown(name)}; {hint}")
         if not isinstance(values, dict | None):
             raise ConfigError(f"{path}: section {name} must hold `key: value` lines; got {shown(values)}")
-        options = {option.name: option for option in fields_of(sections[name])}
-        result[name] = {}
+        result[name], options = {}, {option.name: option for option in fields_of(sections[name])}
         for key, value in (values or {}).items():
             try:
                 check_keys(sections[name], {key: value}, f"section {name}")
@@ -389,10 +388,8 @@ def to_yaml(without: Collection[str] = (), /, **sections: Config | None) -> str:
         lines.append(f"{name}:")
         values = config.to_dict()
         for option in fields_of(type(config)):
-            if option.name in without:
-                continue
-            scalar = _yaml_scalar(values[option.name])
-            lines.append(f"  {option.name}: {scalar}  # {option.help}")
+            if option.name not in without:
+                lines.append(f"  {option.name}: {_yaml_scalar(values[option.name])}  # {option.help}")
         lines.append("")
     return "\n".join(lines)
 
