@@ -9,6 +9,7 @@ A template is a program by the maker of the model, so it runs in a sandbox (`tem
 leads out of it, no change of what it is given, no endless text or time.
 """
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -104,4 +105,6 @@ def template_for(tokenizer: Tokenizer, name: str | os.PathLike[str] | None = Non
 
 
 def _same(source: str, built_in: BuiltIn) -> bool:
-    return source in (built_in.source, ChatTemplate(built_in.source).portable_source)
+    if source in (built_in.source, ChatTemplate(built_in.source).portable_source):
+        return True
+    return bool(built_in.earlier) and hashlib.sha256(source.encode()).hexdigest() in built_in.earlier

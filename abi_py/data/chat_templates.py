@@ -22,12 +22,16 @@ __all__ = ["BUILT_IN", "BuiltIn"]
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A template's text, the special tokens it needs, and those that an answer's own text may hold."""
+    """A template's text, the special tokens it needs, and those that an answer's own text may hold.
+
+    `earlier` has the SHA-256 of texts that earlier versions put beside a model: what they render, this one renders so.
+    """
 
     source: str
     tokens: tuple[str, ...] = ()
     answer_tokens: tuple[str, ...] = ()
     tool_form: str | None = None
+    earlier: tuple[str, ...] = ()
 
 
 def _refuse_tools(name: str) -> str:
@@ -232,8 +236,11 @@ def _chatml(system: str) -> BuiltIn:
     return BuiltIn(f"{{%- set default_system = '{system}' -%}}{_CHATML}", _IM, tool_form="qwen")
 
 
+# Of deepzig, before it had places for the signatures and the results of tools.
+_EARLIER = ("cc9a0a702b52602f5c5e8fd79460130703a2513247c53fc5af2d08508fdc931d",)
+
 BUILT_IN = {
-    "deepzig": BuiltIn(_DEEPZIG, _TAGS, ("<tool>", "</tool>"), "deepzig"),
+    "deepzig": BuiltIn(_DEEPZIG, _TAGS, ("<tool>", "</tool>"), "deepzig", _EARLIER),
     "chatml": _chatml(""),
     "qwen": _chatml(_QWEN_SYSTEM),
     "alpaca": BuiltIn(_ALPACA),
