@@ -73,8 +73,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "abi_py/training/step.py",
-        "segment_ids=segment_ids,\n            label_smoothing",
-        "segment_ids=None,\n            label_smoothing",
+        "segment_ids=segment_ids,\n                label_smoothing",
+        "segment_ids=None,\n                label_smoothing",
         "tests/training/test_chat_training.py",
     ),
     Mutation(
@@ -290,10 +290,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         DEEPZIG,
     ),
     Mutation(
-        "abi_py/pipelines/holdout.py",
+        "abi_py/data/holdout.py",
         "known.issuperset(_answers(rows[i]))",
         "known.intersection(_answers(rows[i]))",
-        "tests/pipelines/test_holdout.py",
+        "tests/data/test_holdout.py",
     ),
     # -- generation and evaluation
     Mutation(

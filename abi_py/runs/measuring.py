@@ -51,7 +51,7 @@ def of_text(
     def measure(progress: Progress) -> None:
         counts = None if codec is None else codec.count_bytes(ids, np.concatenate([[-1], ids[:-1]]))
         settings: dict[str, Any] = {"stride": stride, "bos_id": bos_id, "byte_counts": counts}
-        evaluate_tokens(loaded.model, ids, context=size, progress=progress, **settings)
+        evaluate_tokens(loaded.model, ids, max_seq_len=size, progress=progress, **settings)
 
     return Measurement(measure, {"context": size, "stride": stride}, notes)
 

@@ -130,7 +130,7 @@ def evaluate_tokens(
     model: Transformer,
     ids: np.ndarray,
     *,
-    context: int,
+    max_seq_len: int,
     stride: int | None = None,
     bos_id: int | None = None,
     byte_counts: np.ndarray | None = None,
@@ -142,12 +142,12 @@ def evaluate_tokens(
     byte_counts  (N,) bytes of each token, for bits per byte
     progress     called with windows done, windows in all, and the result so far; KeyboardInterrupt passes through
 
-    Weights and gradients stay as they are.  ConfigError and DataError as `windows` says, and for a context above the
-    model's max_seq_len; DataError for ids outside the vocabulary.
+    Weights and gradients stay as they are.  ConfigError and DataError as `windows` says, and for a max_seq_len above
+    the model's; DataError for ids outside the vocabulary.
     """
-    check_windows(context, stride, model.config.max_seq_len)
-    every = list(windows(len(ids), context, stride))
-    together, sums, at = max(1, ROWS // context), _Sums(), 0
+    check_windows(max_seq_len, stride, model.config.max_seq_len)
+    every = list(windows(len(ids), max_seq_len, stride))
+    together, sums, at = max(1, ROWS // max_seq_len), _Sums(), 0
     while at < len(every):
         some = every[at : at + together]
         while some[-1].end - some[-1].start != some[0].end - some[0].start:

@@ -31,7 +31,7 @@ def test_a_text(abi_train, model):
     assert code == 0
     found = json.loads(out)
     ids = np.frombuffer(TEXT.encode(), np.uint8)
-    expected = evaluate_tokens(model, ids, context=64)  # the model's max_seq_len: below 512
+    expected = evaluate_tokens(model, ids, max_seq_len=64)  # the model's max_seq_len: below 512
     assert (found["context"], found["tokens"]) == (64, expected.tokens)
     assert found["perplexity"] == pytest.approx(expected.perplexity)
     assert found["bits_per_byte"] == pytest.approx(np.log2(expected.perplexity))
@@ -74,7 +74,7 @@ def test_a_tokenizer_that_adds_bos(abi_train, tmp_path):
     assert "--tokenizer" in err
     backend.save(str(tmp_path / "w/tokenizer.json"))
     found = json.loads(abi_train("eval", "w", "w.txt", "--max-seq-len", "4", "--json")[1])
-    expected = evaluate_tokens(model, np.array([1, 2, 3, 4, 2, 3, 4, 4]), context=4, bos_id=1)
+    expected = evaluate_tokens(model, np.array([1, 2, 3, 4, 2, 3, 4, 4]), max_seq_len=4, bos_id=1)
     assert (found["tokens"], found["perplexity"]) == (2, pytest.approx(expected.perplexity))
 
 

@@ -48,7 +48,7 @@ def test_a_folder_is_trained_further_and_stays_what_it_was(abi_train, base, tmp_
     assert report["initial_val_loss"] == pytest.approx(told[0], abs=1e-4)
 
     config = yaml.safe_load((tmp_path / "r/config.yaml").read_text())
-    assert config["base"] == {"path": str(base), "digest": digest_of(base)}
+    assert config["base"] == {"path": str(base), "digest": digest_of(base), "which": None}
     checkpoint = last(tmp_path / "r")
     verify(checkpoint)
     ours, theirs = Companions.of(checkpoint), Companions.of(base)
@@ -225,7 +225,7 @@ def test_the_config_of_a_run_begins_another_from_the_same_base(abi_train, base, 
         (["--base", "talks.jsonl"], "base (talks.jsonl) is a file; give the folder of a model"),
         (["--base", "empty"], "base (empty) holds no model: neither config.json and weights nor a checkpoint"),
         (["--base", "adapter"], "base (adapter) holds adapters, not a whole model; merge them first: abi-train merge"),
-        (["--base", ""], "path () must not be empty"),
+        (["--base", ""], "'' is no path; give the name of a file or directory"),
         (["--base", "base", "--hidden-dim", "32"], "hidden_dim (32) of the model contradicts base ("),
         (["--base", "base", "--family", "llama"], "whose family is qwen2; leave family out"),
         (["--base", "base", "--no-tie-embeddings"], "tie_embeddings (False) of the model contradicts base ("),

@@ -87,9 +87,9 @@ def test_rows_without_an_answer_are_left_out_and_counted(tokenizer):
         read_conversation({"messages": [{"role": "user", "content": "a"}]}),
         read_conversation({"instruction": "x" * 100, "output": "y"}),
         read_conversation({"instruction": "a", "output": "b"}),
-        Conversation((Message("tool", "a"),), place="f.jsonl:4"),
+        Conversation((Message("judge", "a"),), place="f.jsonl:4"),
     ]
-    with pytest.raises(DataError, match=r"f\.jsonl:4: deepzig: the template deepzig has no turn for the role tool"):
+    with pytest.raises(DataError, match=r"f\.jsonl:4: deepzig: the template deepzig has no turn for the role judge"):
         ChatDataset.encode(rows, load_template("deepzig"), tokenizer, max_seq_len=32)
     data = ChatDataset.encode(rows, load_template("deepzig"), tokenizer, max_seq_len=32, skip_bad_rows=True)
     assert len(data) == data.stats.rows == 1

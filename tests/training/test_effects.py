@@ -40,6 +40,7 @@ TRAINING = {
     "learning_rate": ({}, 2e-2, "rates"),
     "lr_schedule": ({}, "linear", "rates"),
     "warmup_steps": ({}, 1, "rates"),
+    "warmup_ratio": ({"lr_schedule": "warmup_cosine", "decay_steps": 6}, 0.5, "rates"),
     "decay_steps": ({}, 5, "rates"),
     "min_learning_rate": ({}, 1e-3, "rates"),
     "grad_accum_steps": ({}, 2, "steps"),

@@ -52,7 +52,7 @@ def test_the_rule_of_llama_cpp(model, rng, bos):
             loss, hit = negative_log_probability(model, seen[: j + 1], tokens[j + 1])
             losses.append(loss)
             hits += hit
-    result = evaluate_tokens(model, ids, context=n_ctx, bos_id=bos)
+    result = evaluate_tokens(model, ids, max_seq_len=n_ctx, bos_id=bos)
     assert (result.tokens, result.windows) == (len(losses), 3) == (12, 3)
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
     assert result.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
@@ -75,7 +75,7 @@ def test_with_a_stride_every_token_counts_once(model, rng, stride, length):
             assert window.first - window.start >= context - stride
         for t in range(window.first, window.end):
             losses.append(negative_log_probability(model, ids[window.start : t], ids[t])[0])
-    result = evaluate_tokens(model, ids, context=context, stride=stride)
+    result = evaluate_tokens(model, ids, max_seq_len=context, stride=stride)
     assert result.tokens == length - 1
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
 
@@ -86,12 +86,12 @@ def test_three_sequences_by_hand(model, rng):
     parts = [ids[start : start + 20] for start in (0, 20, 40)]
     outs = [model.compute_loss(part[None, :-1], part[None, 1:]) for part in parts]
     losses = np.concatenate([out.token_losses[0, 10:] for out in outs])
-    assert evaluate_tokens(model, ids, context=20).loss == pytest.approx(losses.mean(), rel=1e-6)
+    assert evaluate_tokens(model, ids, max_seq_len=20).loss == pytest.approx(losses.mean(), rel=1e-6)
 
 
 def test_bits_per_byte(model, rng):
     ids, counts = rng.integers(0, VOCAB, 30), rng.integers(1, 5, 30).astype(np.int32)
-    result = evaluate_tokens(model, ids, context=10, byte_counts=counts)
+    result = evaluate_tokens(model, ids, max_seq_len=10, byte_counts=counts)
     counted = np.concatenate([counts[s + 6 : s + 10] for s in (0, 10, 20)])
     assert result.bytes == counted.sum()
     assert result.bits_per_byte == pytest.approx(result.loss * result.tokens / math.log(2) / counted.sum())
@@ -114,9 +114,11 @@ def test_an_evaluation_in_training_counts_the_bytes_of_its_labels(model, rng):
 
 def test_progress_tells_the_result_so_far(model, rng):
     ids, seen = rng.integers(0, VOCAB, 2300), []
-    result = evaluate_tokens(
-        model, ids, context=4, stride=1, progress=lambda done, total, so_far: seen.append((done, total, so_far.tokens))
-    )
+
+    def note(done, total, so_far):
+        seen.append((done, total, so_far.tokens))
+
+    result = evaluate_tokens(model, ids, max_seq_len=4, stride=1, progress=note)
     assert seen == [(512 * i, 2297, 512 * i + 2) for i in range(1, 5)] + [(2297, 2297, 2299)]
     assert result.tokens == 2299
 
@@ -125,15 +127,15 @@ def test_wrong_calls(model):
     ids = np.zeros(30, np.int64)
     assert list(windows(25, 10)) == [Window(0, 10, 6), Window(10, 20, 16)]
     with pytest.raises(ConfigError, match="max_seq_len"):
-        evaluate_tokens(model, ids, context=41)
-    with pytest.raises(ConfigError, match="context"):
-        evaluate_tokens(model, ids, context=3)
+        evaluate_tokens(model, ids, max_seq_len=41)
+    with pytest.raises(ConfigError, match="max_seq_len"):
+        evaluate_tokens(model, ids, max_seq_len=3)
     for stride in (0, 10):
         with pytest.raises(ConfigError, match="stride"):
-            evaluate_tokens(model, ids, context=10, stride=stride)
+            evaluate_tokens(model, ids, max_seq_len=10, stride=stride)
     with pytest.raises(DataError, match="fewer than one window"):
-        evaluate_tokens(model, ids[:9], context=10)
+        evaluate_tokens(model, ids[:9], max_seq_len=10)
     with pytest.raises(DataError, match="at least two"):
-        evaluate_tokens(model, ids[:1], context=10, stride=2)
+        evaluate_tokens(model, ids[:1], max_seq_len=10, stride=2)
     with pytest.raises(DataError, match="vocab_size"):
-        evaluate_tokens(model, ids + VOCAB, context=10)
+        evaluate_tokens(model, ids + VOCAB, max_seq_len=10)
