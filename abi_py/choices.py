@@ -58,7 +58,7 @@ class LossOn(str, Enum):
 
 
 class ExportFormat(str, Enum):
-    """The form of the folder that a run leaves."""
+    """The form of the folder that a run leaves, or an export writes."""
 
     HF = "hf"
     ZIG = "zig"

@@ -254,9 +254,7 @@ class Config(Shown):
 
     def _require(self, name: str, holds: bool, rule: str, remedy: str) -> None:
         if not holds:
-            value = getattr(self, name)
-            found = value.value if isinstance(value, Enum) else value
-            raise ConfigError(f"{name} ({found}) must {rule}; {remedy}")
+            raise ConfigError(f"{name} ({in_words(getattr(self, name))}) must {rule}; {remedy}")
 
     def _require_at_least(self, least: int, *names: str) -> None:
         for name in names:

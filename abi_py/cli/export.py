@@ -7,19 +7,32 @@ import click
 
 from .console import make_console, say
 from .models import ModelPath, which_options
-from .options import PathType, Verb
+from .options import SHORT, PathType, Verb
 
 if TYPE_CHECKING:
     from ..runs.exporting import Source
 
 __all__ = ["DTYPES", "FORMATS", "command", "show_export"]
 
-FORMATS, DTYPES = ("hf", "deepzig", "zig", "peft"), ("float32", "bfloat16", "float16")
+FORMATS, DTYPES = ("hf", "zig", "abic", "peft"), ("float32", "bfloat16", "float16")
+EARLIER = {"deepzig": "zig"}  # names of earlier versions, which no help shows
+
+
+class FormatType(click.Choice[str]):
+    """The forms, also by the names of earlier versions."""
+
+    def __init__(self) -> None:
+        """Take the names of now as choices."""
+        super().__init__(FORMATS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name of now."""
+        return super().convert(EARLIER.get(value, value), param, ctx)
 
 
 @click.command(
     cls=Verb,
-    example="abi-train export runs/20260122-101500 --to hf -o my-model --dtype bfloat16",
+    example="abi-train export runs/20260122-101500 --format hf -o my-model --dtype bfloat16",
     short_help="Write a model in the form that another program opens.",
 )
 @click.argument("model", type=ModelPath())
@@ -29,9 +42,17 @@ FORMATS, DTYPES = ("hf", "deepzig", "zig", "peft"), ("float32", "bfloat16", "flo
     "output",
     required=True,
     type=PathType(path_type=Path),
-    help="where to write; a folder, for zig a file",
+    help="where to write; a folder, for abic a file",
 )
-@click.option("--to", type=click.Choice(FORMATS), default="hf", help="whose form; zig: ABIC; peft: adapters  [hf]")
+@click.option(
+    *SHORT["format"],
+    "--format",
+    "form",
+    type=FormatType(),
+    default="hf",
+    help="form of what is written; hf opens in transformers and here, zig in the Zig loader, abic is the file of the "
+    "Zig trainer, peft adapters alone  [hf]",
+)
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="type of the weights  [that of MODEL; of a run or adapters float32]"
 )
@@ -41,7 +62,7 @@ FORMATS, DTYPES = ("hf", "deepzig", "zig", "peft"), ("float32", "bfloat16", "flo
 def command(
     model: Path,
     output: Path,
-    to: str,
+    form: str,
     dtype: str | None,
     max_shard_size: str | None,
     which: str | None,
@@ -54,11 +75,11 @@ def command(
     """
     from ..runs.exporting import Source
 
-    source = Source.open(model, which, adapters=to == "peft")
-    show_export(source, output, to, dtype=dtype, max_shard_size=max_shard_size, force=force)
+    source = Source.open(model, which, adapters=form == "peft")
+    show_export(source, output, form, dtype=dtype, max_shard_size=max_shard_size, force=force)
 
 
-def show_export(source: "Source", output: Path, to: str = "hf", **settings: Any) -> None:
+def show_export(source: "Source", output: Path, form: str = "hf", **settings: Any) -> None:
     """Export, as `runs.exporting.export` does with these settings, and print what was taken and what was written."""
     from ..model import LoraModel
     from ..runs.exporting import export
@@ -73,11 +94,11 @@ def show_export(source: "Source", output: Path, to: str = "hf", **settings: Any)
     if isinstance(source.loaded.model, LoraModel):
         lora = source.loaded.model
         say(console, "lora", f"{lora.report()}, on {source.loaded.base or 'random weights'}")
-        if to != "peft":
+        if form != "peft":
             say(console, "note", "adapters are merged into the weights")
-    if not source.has_tokenizer and to != "zig":
+    if not source.has_tokenizer and form != "abic":
         say(console, "note", "no tokenizer is there to come along")
-    done = export(source, output, to, **settings)
+    done = export(source, output, form, **settings)
     say(console, "wrote", f"{output}: {', '.join(f'{name} {size_text(size)}' for name, size in done.files.items())}")
     say(console, "checked", f"{done.parameters:,} weights in {done.dtype}, read again: as they were written")
     say(console, "opens in", "; ".join(done.opens))

@@ -36,14 +36,15 @@ __all__ = [
 
 Chosen = TypeVar("Chosen", bound=Config)
 
-# Other spellings of a field's flag, shown beside it.
+# Other spellings of a flag, by its name, in every verb that has it; shown beside it.
 SHORT = {
     "epochs": ("-e",),
-    "batch_size": ("-b",),
-    "learning_rate": ("--lr",),
-    "grad_accum_steps": ("--grad-accum",),
-    "max_grad_norm": ("--gradient-clip",),
+    "batch-size": ("-b",),
+    "learning-rate": ("--lr",),
+    "grad-accum-steps": ("--grad-accum",),
+    "max-grad-norm": ("--gradient-clip",),
     "prompt": ("-p",),
+    "format": ("--to",),
 }
 
 
@@ -265,7 +266,7 @@ def _flag(section: str, option: Option, taken: set[str], aliases: Mapping[tuple[
         name = f"{section.replace('_', '-')}-{name}"
     taken.add(f"--{name}")
     own = [aliases[section, option.name]] if (section, option.name) in aliases else []
-    short = [alias for alias in (*SHORT.get(option.name, ()), *own) if alias not in taken]
+    short = [alias for alias in (*SHORT.get(name, ()), *own) if alias not in taken]
     taken.update(short)
     flag, settings = f"--{name}", dict[str, Any]()
     if option.type is bool:

@@ -1,9 +1,11 @@
 """A model of a run, a checkpoint or a folder, written in another form, and read again to see that it is the same.
 
-    hf       a folder of Hugging Face's kind, in float32, bfloat16 or float16, of any family
-    deepzig  the folder of a DeepZig model, for the Zig loader: a plain Llama in float32
-    zig      an ABIC file of the Zig trainer, floats alone: a plain Llama in float32
-    peft     adapters alone, in PEFT's layout, in float32
+    hf    a folder of Hugging Face's kind, in float32, bfloat16 or float16, of any family
+    zig   the folder of a DeepZig model, for the Zig loader: a plain Llama in float32
+    abic  the ABIC file of the Zig trainer, floats alone: a plain Llama in float32
+    peft  adapters alone, in PEFT's layout, in float32
+
+The first two are those in which a run may leave its model, by the same names (`choices.ExportFormat`).
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..choices import ExportFormat
 from ..config import TrainableModelConfig
 from ..data.corpus import BYTE_VOCAB_SIZE
 from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -43,7 +46,7 @@ from .models import find_model, find_tokenizer_beside
 
 __all__ = ["FORMATS", "Exported", "Source", "check_format", "export", "write"]
 
-FORMATS = ("hf", "deepzig", "zig", "peft")
+FORMATS = (*(each.value for each in ExportFormat), "abic", "peft")
 STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
 
 
@@ -111,7 +114,7 @@ class Source:
     def adapters(self) -> LoraModel:
         """Its adapters; ConfigError where it has none."""
         if not isinstance(self.loaded.model, LoraModel):
-            raise ConfigError(f"to (peft) writes adapters, and {self.loaded.directory} has none; use --to hf")
+            raise ConfigError(f"format (peft) writes adapters, and {self.loaded.directory} has none; use --format hf")
         return self.loaded.model
 
     @property
@@ -147,13 +150,16 @@ def check_format(form: str, shape: TrainableModelConfig, dtype: str | None, max_
         return
     if reason := misfit(shape):
         raise ConfigError(
-            f"to ({form}) holds plain Llama models alone, because the Zig code computes no other, and this has "
-            f"{reason}; use --to hf"
+            f"format ({form}) holds plain Llama models alone, because the Zig code computes no other, and this has "
+            f"{reason}; use --format hf"
         )
     if dtype not in (None, "float32"):
         raise ConfigError(f"dtype ({dtype}) must be float32 for {form}, the only type that the Zig code reads")
     if max_shard_size is not None:
-        raise ConfigError(f"max_shard_size ({max_shard_size}) acts only with --to hf: {form} is one file; leave it out")
+        raise ConfigError(
+            f"max_shard_size ({max_shard_size}) acts only with --format hf: in {form} the weights are one file; leave "
+            "it out"
+        )
 
 
 def _check_output(source: Source, output: Path, form: str, force: bool) -> None:
@@ -165,11 +171,11 @@ def _check_output(source: Source, output: Path, form: str, force: bool) -> None:
     inside = next((each for each in (loaded.directory, loaded.base, loaded.run) if each and _is_in(place, each)), None)
     if inside is not None and os.path.lexists(output):
         raise ConfigError(f"out ({output}) must not replace what belongs to {inside}; choose another")
-    if os.path.lexists(output) and not output.is_dir() and form != "zig":
+    if os.path.lexists(output) and not output.is_dir() and form != "abic":
         raise ConfigError(f"out ({output}) must be a directory for {form}, and is a file; choose another name")
     filled = output.is_dir() and any(output.iterdir())
-    if output.is_dir() and form == "zig":
-        raise ConfigError(f"out ({output}) must be a file for zig, and is a directory; give a name, as in model.bin")
+    if output.is_dir() and form == "abic":
+        raise ConfigError(f"out ({output}) must be a file for abic, and is a directory; give a name, as in model.bin")
     if os.path.lexists(output) and (filled or not output.is_dir()) and not force:
         raise ConfigError(f"out ({output}) is there already; --force replaces it, or choose another")
 
@@ -206,7 +212,7 @@ def export(
     CheckpointError if what was written does not read as the same, or the disk is full.
     """
     if form not in FORMATS:
-        raise ConfigError(f"to ({form}) must be {either(list(FORMATS))}")
+        raise ConfigError(f"format ({form}) must be {either(list(FORMATS))}")
     check_format(form, source.shape, dtype, max_shard_size)
     if form == "peft":
         _ = source.adapters  # raises where there are none
@@ -230,18 +236,18 @@ def write(
     files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model, and texts by name beside it, and read it again; the rest of what `export` does is the caller's."""
-    writers = {"hf": _write_hf, "deepzig": _write_deepzig, "zig": _write_zig, "peft": _write_peft}
+    writers = {"hf": _write_hf, "zig": _write_deepzig, "abic": _write_abic, "peft": _write_peft}
     writers[form](source, output, dtype, max_shard_size, files or {})
 
 
 def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
-    if form == "zig":
+    if form == "abic":
         return ("the Zig trainer, and abi_py: model.load_checkpoint_file(PATH), with a model of its shape",)
     verb = "chat" if source.has_tokenizer and Tokenizer.load(output).chat_template else "generate"
     ours = f"abi-train {verb} {output}"
     if form == "peft":
         return (ours, "PEFT: PeftModel.from_pretrained(BASE, PATH)")
-    if form == "deepzig":
+    if form == "zig":
         return (ours, "the Zig loader", "transformers, with model_type llama in config.json")
     converts = ("llama.cpp: convert_hf_to_gguf.py PATH",) if source.has_tokenizer else ()  # it needs one
     return (ours, "transformers: AutoModelForCausalLM.from_pretrained(PATH)", *converts)
@@ -314,7 +320,7 @@ def _write_deepzig(
         _check_tokenizer(source, new, output)
 
 
-def _write_zig(
+def _write_abic(
     source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
 ) -> None:
     flat = _widened(source).collect_weights()

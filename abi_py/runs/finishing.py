@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..choices import ExportFormat, Which
+from ..choices import Which
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..formats.checkpoint_names import CARD, ORIGIN
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .run import Run
 
 __all__ = ["Left", "check_export", "has_left_model", "leave_model"]
-
-FORMS = {ExportFormat.HF: "hf", ExportFormat.ZIG: "deepzig"}  # as `exporting` calls them
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,9 @@ class Left:
 
 def check_export(export: ExportConfig, shape: TrainableModelConfig, evaluates: bool) -> None:
     """Raise ConfigError, before training, for a form that cannot hold the model, or weights that there will not be."""
-    from ..formats.zig import misfit
+    from .exporting import check_format
 
-    if export.format is ExportFormat.ZIG and (reason := misfit(shape)):
-        raise ConfigError(
-            f"format (zig) holds plain Llama models alone, because the Zig code computes no other, and this has "
-            f"{reason}; use --format hf"
-        )
+    check_format(export.format.value, shape, None, None)
     if export.which is Which.BEST and not evaluates:
         raise ConfigError(
             "which (best) must come with evaluations; set valid_fraction and eval_interval above 0, or take --which "
@@ -82,7 +76,7 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
         texts = {CARD: card, ORIGIN: origin.to_json(), **training_args_files(run)}
         if run.config.lora is not None:
             write(source, directory / ADAPTER, "peft", "float32", files=texts)
-        write(source, output, FORMS[export.format], export.dtype.value, files=texts)
+        write(source, output, export.format.value, export.dtype.value, files=texts)
     except (OSError, CheckpointError, ConfigError) as error:
         name = shlex.quote(str(directory))
         raise CheckpointError(

@@ -208,7 +208,7 @@ class ExportConfig(Config):
 
     format: ExportFormat = opt(
         ExportFormat.HF,
-        "form of RUN/model: hf opens in transformers and here, zig in the Zig loader (a plain Llama alone)",
+        "form of what is written; hf opens in transformers and here, zig in the Zig loader (a plain Llama alone)",
     )
     dtype: WeightType = opt(WeightType.FLOAT32, "type of the weights", acts={"format": ExportFormat.HF})
     which: Which | None = opt(None, "which weights it has  [the best if there were evaluations, else the last]")

@@ -57,7 +57,7 @@ OTHERS = {
         **dict.fromkeys(("--max-seq-len", "--stride", "--tokenizer", "--template", "--json"), "eval"),
         "--num-threads": "every_option",
     },
-    "export": dict.fromkeys(("--out", "--to", "--dtype", "--max-shard-size", "--force"), "export"),
+    "export": dict.fromkeys(("--out", "--format", "--dtype", "--max-shard-size", "--force"), "export"),
     "merge": dict.fromkeys(
         ("--out", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"
     ),

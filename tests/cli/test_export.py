@@ -100,15 +100,15 @@ def test_a_run_from_scratch_brings_its_tokenizer_and_where_a_text_ends(abi_train
     assert len(ends) > 1
     assert json.loads((tmp_path / "model/config.json").read_text())["eos_token_id"] == codec.eos_id
     assert set(json.loads((tmp_path / "model/generation_config.json").read_text())["eos_token_id"]) == set(ends)
-    for form in ("deepzig", "zig"):
+    for form in ("zig", "abic"):
         code, _, err = abi_train("export", "r", "--to", form, "-o", form)
         assert (code, err) == (0, ""), err
     weights = load_model(tmp_path / "model").model.collect_weights()
-    assert load_model(tmp_path / "deepzig").model.collect_weights().tobytes() == weights.tobytes()
-    written = load_abic(tmp_path / "zig")
+    assert load_model(tmp_path / "zig").model.collect_weights().tobytes() == weights.tobytes()
+    written = load_abic(tmp_path / "abic")
     assert (written.step, written.weights.tobytes()) == (2, weights.tobytes())
-    assert json.loads((tmp_path / "deepzig/config.json").read_text())["model_type"] == "deepzig_conversational"
-    assert set(json.loads((tmp_path / "deepzig/generation_config.json").read_text())["eos_token_id"]) == set(ends)
+    assert json.loads((tmp_path / "zig/config.json").read_text())["model_type"] == "deepzig_conversational"
+    assert set(json.loads((tmp_path / "zig/generation_config.json").read_text())["eos_token_id"]) == set(ends)
 
 
 def test_adapters_are_merged(abi_train, tmp_path):
@@ -147,17 +147,17 @@ def test_adapters_with_a_tokenizer_keep_how_their_base_writes(abi_train, tmp_pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["base", "--to", "zig", "-o", "x"], "to (zig) holds plain Llama models alone, because the Zig code"),
-        (["base", "--to", "deepzig", "-o", "x"], "and this has family qwen2; use --to hf"),
-        (["biased", "--to", "zig", "-o", "x"], "and this has attention_bias True; use --to hf"),
-        (["plain", "--to", "zig", "--dtype", "float16", "-o", "x"], "dtype (float16) must be float32 for zig"),
-        (["plain", "--to", "zig", "--max-shard-size", "1GB", "-o", "x"], "acts only with --to hf: zig is one file"),
-        (["plain", "--to", "zig", "-o", "base"], "out (base) must be a file for zig"),
+        (["base", "--format", "abic", "-o", "x"], "format (abic) holds plain Llama models alone, because the Zig code"),
+        (["base", "--format", "zig", "-o", "x"], "and this has family qwen2; use --format hf"),
+        (["biased", "--to", "abic", "-o", "x"], "and this has attention_bias True; use --format hf"),
+        (["plain", "--format", "abic", "--dtype", "float16", "-o", "x"], "dtype (float16) must be float32 for abic"),
+        (["plain", "--format", "zig", "--max-shard-size", "1GB", "-o", "x"], "hf: in zig the weights are one file"),
+        (["plain", "--format", "abic", "-o", "base"], "out (base) must be a file for abic"),
         (["base", "-o", "plain"], "out (plain) is there already; --force replaces it"),
         (["base", "-o", "base"], "out (base) must be another place than the model's own"),
         (["base", "--best", "-o", "x"], "best has no effect: base is one model, not a run; leave --best out"),
         (["base", "--max-shard-size", "some", "-o", "x"], "max_shard_size ('some')"),
-        (["base", "--to", "gguf", "-o", "x"], "'gguf' is not one of 'hf', 'deepzig', 'zig'"),
+        (["base", "--to", "gguf", "-o", "x"], "'gguf' is not one of 'hf', 'zig', 'abic', 'peft'"),
         (["nowhere", "-o", "x"], "does not exist"),
     ],
 )
@@ -214,8 +214,8 @@ def test_force_replaces(abi_train, tmp_path):
     ("words", "said"),
     [
         (["adapter", "-o", "base"], "out (base) must be another place than that of the base under the adapters"),
-        (["plain", "--to", "zig", "-o", "plain/model.safetensors"], "must not replace what belongs to plain; choose"),
-        (["plain", "--to", "deepzig", "-o", "file"], "out (file) must be a directory for deepzig, and is a file"),
+        (["plain", "--to", "abic", "-o", "plain/model.safetensors"], "must not replace what belongs to plain; choose"),
+        (["plain", "--to", "zig", "-o", "file"], "out (file) must be a directory for zig, and is a file"),
         (["plain", "-o", "file"], "out (file) must be a directory for hf, and is a file"),
     ],
 )
@@ -243,9 +243,9 @@ def test_a_folder_of_deepzig_is_replaced_whole_or_not_at_all(abi_train, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "write_model", full)
-        assert abi_train("export", "bare", "--to", "deepzig", "-o", "old", "--force")[0] == 1
+        assert abi_train("export", "bare", "--format", "zig", "-o", "old", "--force")[0] == 1
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
-    code, _, err = abi_train("export", "bare", "--to", "deepzig", "-o", "old", "--force")
+    code, _, err = abi_train("export", "bare", "--format", "deepzig", "-o", "old", "--force")  # the earlier name
     assert (code, err) == (0, ""), err
     names = {path.name for path in old.iterdir()}
     assert names == {"LICENSE", "config.json", "generation_config.json", "model.safetensors"}

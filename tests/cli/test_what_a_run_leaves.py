@@ -170,6 +170,12 @@ def test_the_form_and_the_type_of_what_is_left(abi_train, tiny, tmp_path):
     assert (content["model_type"], content["eos_token_id"]) == ("deepzig_conversational", 256)
     weights = [load_model(tmp_path / "b", which).model.collect_weights() for which in (None, "last")]
     assert np.array_equal(*weights)
+    for run, form in (("a", "hf"), ("b", "zig")):  # a form is the same thing in both verbs, by both spellings
+        words = ["--dtype", "bfloat16"] if form == "hf" else []
+        for flag in ("--format", "--to"):
+            assert abi_train("export", run, flag, form, *words, "-o", run + flag)[0] == 0
+            for file in ("config.json", "model.safetensors"):
+                assert (tmp_path / f"{run}{flag}" / file).read_bytes() == (tmp_path / run / "model" / file).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The words of the command line: one flag for one thing in all verbs, and numbers with their nouns."""
 
 import ast
+import itertools
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 from test_every_option import verbs
 
 import abi_py
+from abi_py.cli.options import FieldOption
 
 PRODUCT = sorted(Path(abi_py.__file__).parent.rglob("*.py"))
 NOUNS = "token|epoch|step|conversation|row|thread|document|file|update|evaluation|window|sample|checkpoint|answer"
@@ -65,6 +67,7 @@ ALIASES = {
     "--out": {"-o"},
     "--prompt": {"-p"},
     "--count": {"-n"},
+    "--format": {"--to"},
 }
 SEED = {"--output-dir": "--out", "--eval-split": "--valid-fraction", "--use-lora": "--lora"}  # its words, in deepzig
 # Words that another name for the same thing would have, and the flag that has it.
@@ -83,6 +86,73 @@ NOT = {
     "--limit": "--max-samples",
     "--precision": "--mixed-precision",
 }
+
+
+# What a flag that is no field of a config class means: the field that it sets in other verbs, or a sentence.
+MEANS = {
+    "--base": "base.path",
+    "--batch-size": "training.batch_size",
+    "--data-format": "tokenize.format",
+    "--dtype": "export.dtype",
+    "--family": "model.family",
+    "--field": "tokenize.field",
+    "--format": "export.format",
+    "--max-seq-len": "training.max_seq_len",
+    "--num-threads": "training.num_threads",
+    "--prompt": "data.prompt",
+    "--seed": "training.seed",
+    "--skip-bad-rows": "chat.skip_bad_rows",
+    "--template": "chat.template",
+    "--tokenizer": "data.tokenizer",
+    "--best": "of a run, the best checkpoint",
+    "--last": "of a run, the newest checkpoint",
+    "--by": "what curves are drawn over",
+    "--config": "a file of settings",
+    "--count": "how many conversations are shown",
+    "--debug": "the traceback",
+    "--dry-run": "a plan, and nothing else",
+    "--find-lr": "a suggested rate, and nothing else",
+    "--force": "what is there is replaced",
+    "--help": "the help",
+    "--help-all": "all of the help",
+    "--ids": "a prompt as token ids",
+    "--json": "output for machines",
+    "--max-shard-size": "the largest file of weights",
+    "--model-size": "a shape by its name",
+    "--no-times": "no times in the output",
+    "--once": "one question, and then the end",
+    "--out": "where to write",
+    "--plot": "a picture of the curves",
+    "--schedule": "what a resumed run does with the learning rate",
+    "--stride": "how far windows are apart",
+    "--system": "the system's turn",
+    "--tensors": "all tensors",
+    "--text": "a text that is taken apart",
+}
+# Fields of two sections that are the same thing in different verbs, by the meaning that counts.
+SAME = {
+    "generation.seed": "training.seed",
+    "tokenize.seed": "training.seed",
+    "tokenize.skip_bad_rows": "chat.skip_bad_rows",
+    "tokenize.tokenizer": "data.tokenizer",
+    "tokenize.valid_fraction": "data.valid_fraction",
+    "tokenizer.vocab_size": "model.vocab_size",
+}
+# Flags that share values and are different things all the same: a model to start from, one that is left.
+SHARING = [{"--which", "--base-which"}]
+
+
+def meaning(name, param):
+    """Return what a flag means: section and field, or what is declared of it."""
+    if isinstance(param, FieldOption):
+        own = f"{param.section}.{param.field}"
+        return SAME.get(own, own)
+    return MEANS[name]
+
+
+def values_of(param):
+    """Return the values among which a flag chooses."""
+    return tuple(getattr(param.type, "choices", None) or ())
 
 
 def flags():
@@ -134,3 +204,35 @@ def test_no_thing_has_a_second_name():
             for text in (*param.opts, *param.secondary_opts):
                 spelled[text].add(name)
     assert {text: owners for text, owners in spelled.items() if len(owners) > 1} == {}
+
+
+def test_one_meaning_has_one_name_and_one_name_one_meaning():
+    names, meanings = defaultdict(set), defaultdict(set)
+    for name, found in flags().items():
+        for _, param in found:
+            names[meaning(name, param)].add(name)
+            meanings[name].add(meaning(name, param))
+    assert {each: found for each, found in names.items() if len(found) > 1} == {}
+    assert {each: found for each, found in meanings.items() if len(found) > 1} == {}
+    assert set(MEANS) <= set(meanings)  # none is declared that is gone
+
+
+def test_flags_that_choose_among_the_same_values_are_one_flag():
+    values = defaultdict(set)
+    for name, found in flags().items():
+        for _, param in found:
+            values[name].update(values_of(param))
+    shared = [
+        {name, other}
+        for name, other in itertools.combinations(values, 2)
+        if len(values[name] & values[other]) >= 2 and {name, other} not in SHARING
+    ]
+    assert shared == []
+
+
+def test_the_values_of_one_flag_are_the_same_in_all_verbs():
+    """A verb may take fewer of them (a run leaves no ABIC file), in the same order, by the same names."""
+    for name, found in flags().items():
+        lists = sorted({values_of(param) for _, param in found}, key=len)
+        for fewer in lists[:-1]:
+            assert [value for value in lists[-1] if value in fewer] == list(fewer), name

@@ -330,7 +330,7 @@ def test_the_model_is_a_llama_by_default(finished):
 @pytest.fixture(scope="module")
 def zig(finished):
     """Return the folder of the finished run in the form of the Zig loader."""
-    export(Source.open(finished), finished.parent / "zig", "deepzig")
+    export(Source.open(finished), finished.parent / "zig", "zig")
     return finished.parent / "zig"
 
 

@@ -194,7 +194,7 @@ def _uses_of_model(found: Inspection, where: Path, talks: bool, adapters: bool =
         found.uses.append(f"abi-train merge {name} -o FOLDER")
         return
     found.uses.append(f"abi-train run --base {name} --data DATA")
-    found.uses.append(f"abi-train export {name} --to hf -o FOLDER")
+    found.uses.append(f"abi-train export {name} --format hf -o FOLDER")
 
 
 def folder(found: Inspection) -> None:
