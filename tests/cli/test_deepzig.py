@@ -151,7 +151,7 @@ def test_the_example_runs(tmp_path):
         (["--eval-split", "1"], "(1.0) must be at least 0 and below 1"),
         (["--epochs", "0"], "(0) must be at least 1"),
         (["--base", "."], "holds no model"),
-        (["--resume"], "No such option"),
+        (["--resume"], "unknown flag --resume"),
         (["--mixed-precision", "fp8"], "must be one of fp32, bf16, fp16"),
         (["--lora-rank", "-1"], "(-1) must be at least 1"),
         (["builtin:other"], "must be builtin:deepzig"),

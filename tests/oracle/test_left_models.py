@@ -1,14 +1,16 @@
-"""What a run leaves, RUN/model, opened by transformers: weights, tokenizer, chat template, where a text ends."""
+"""What a run leaves, RUN/model, opened by transformers: weights, tokenizer, chat template, where a text ends.
+
+Of every way to a run: `abi-train run` on each kind of data, `run --lora` and `deepzig`.
+"""
 
 import json
 
 import pytest
 from world import TEMPLATE, make_tokenizer, write_talks
 
-SHAPE = (
-    "--hidden-dim 32 --num-layers 2 --num-heads 4 --num-kv-heads 2 --intermediate-dim 64 --max-seq-len 96 "
-    "--batch-size 4 --learning-rate 1e-2 --sample-tokens 0 --out r"
-)
+SHAPE = "--hidden-dim 32 --num-layers 2 --num-heads 4 --num-kv-heads 2 --intermediate-dim 64".split()  # noqa: SIM905
+TRAINING = "--max-seq-len 96 --batch-size 4 --learning-rate 1e-2 --sample-tokens 0".split()  # noqa: SIM905
+RUN = ["run", *SHAPE, *TRAINING]
 SENTENCE = "the cat sat on the mat, naïve."
 ASKED = [{"role": "user", "content": "What is 2 plus 3?"}]
 
@@ -22,21 +24,21 @@ def write_texts(folder):
 
 def of_bytes(abi_train, folder):
     """A run on text, read as bytes."""
-    return write_texts(folder)
+    return [*RUN, *write_texts(folder)]
 
 
 def of_an_own_tokenizer(abi_train, folder):
     """A run on text, with a tokenizer of these texts."""
     words = write_texts(folder)
     assert abi_train("tokenizer", "train", "texts.jsonl", "--vocab-size", 280, "-o", "tok")[0] == 0
-    return [*words, "--tokenizer", "tok", "--epochs", "20"]
+    return [*RUN, *words, "--tokenizer", "tok", "--epochs", "20"]
 
 
 def of_token_ids(abi_train, folder):
     """A run on a .bin file whose sidecar names the tokenizer."""
     of_an_own_tokenizer(abi_train, folder)
     assert abi_train("tokenize", "texts.jsonl", "--tokenizer", "tok", "-o", "texts.bin")[0] == 0
-    return ["--data", "texts.bin", "--epochs", "20"]
+    return [*RUN, "--data", "texts.bin", "--epochs", "20"]
 
 
 def of_conversations(abi_train, folder):
@@ -45,27 +47,46 @@ def of_conversations(abi_train, folder):
     tokenizer.chat_template = TEMPLATE
     tokenizer.save(folder / "tok")
     write_talks(folder / "talks.jsonl")
-    return ["--data", "talks.jsonl", "--tokenizer", "tok", "--epochs", "8"]
+    return [*RUN, "--data", "talks.jsonl", "--tokenizer", "tok", "--epochs", "8"]
 
 
-# What makes the flags of a run, and whether it talks.  Each opens in transformers as it is left.
+def of_adapters(abi_train, folder):
+    """Adapters on what a run on conversations left, which has learned too little to end an answer."""
+    code, _, err = abi_train(*of_conversations(abi_train, folder), "--epochs", "1", "--out", "base")
+    assert code == 0, err
+    assert not written(folder / "base/model", True, pytest.importorskip("transformers"))[1]
+    rows = ["--data", "talks.jsonl", "--epochs", "16", "--lora-rank", "16"]
+    return ["run", "--base", "base", "--lora", *rows, *TRAINING]
+
+
+def of_deepzig(abi_train, folder):
+    """A DeepZig run: its own tokenizer and template."""
+    write_talks(folder / "talks.jsonl")
+    return ["deepzig", "talks.jsonl", *SHAPE, *TRAINING, "--train-tokenizer", "300", "--epochs", "8"]
+
+
+# What makes the words of a run, and whether it talks.  Each opens in transformers as it is left.
 RUNS = {
     "bytes": (of_bytes, False),
     "own tokenizer": (of_an_own_tokenizer, False),
     "token ids": (of_token_ids, False),
     "conversations": (of_conversations, True),
+    "lora": (of_adapters, True),
+    "deepzig": (of_deepzig, True),
 }
 
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_transformers_opens_what_a_run_leaves(kind, abi_train, transformers, torch, tmp_path):
     make, talks = RUNS[kind]
-    code, out, err = abi_train("run", *make(abi_train, tmp_path), *SHAPE.split())
+    code, out, err = abi_train(*make(abi_train, tmp_path), "--out", "r")
     assert code == 0, err
     assert "model    r/model: step " in out
     folder = tmp_path / "r/model"
     opens(folder, talks, abi_train, transformers, torch)
     stops(folder, talks, transformers)
+    if kind == "lora":  # a checkpoint has the adapters alone
+        return
     newest = max(folder.parent.glob("checkpoints/llm_step_*"), key=lambda path: path.stat().st_mtime)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (folder / name).read_bytes() == (newest / name).read_bytes()
@@ -97,14 +118,19 @@ def opens(folder, talks, abi_train, transformers, torch):
 
 
 def stops(folder, talks, transformers):
-    """Of itself, where a text or an answer ends."""
+    """Of itself, where a text or an answer ends: at an end token that is written, by no limit."""
+    text, ended = written(folder, talks, transformers)
+    assert ended
+    assert text.rstrip().endswith(".") if talks else text.rstrip() == SENTENCE
+
+
+def written(folder, talks, transformers):
+    """Return what the pipeline writes, and whether the last id of that is an end token."""
     pipe = transformers.pipeline("text-generation", model=str(folder))
+    asked, settings = ASKED if talks else SENTENCE[:8], {"do_sample": False, "max_new_tokens": 60}
+    (made,), (ids,) = pipe(asked, **settings), pipe(asked, **settings, return_tensors=True)
+    text, ends = made["generated_text"], pipe.model.generation_config.eos_token_id
     if talks:
-        (made,) = pipe(ASKED, do_sample=False, max_new_tokens=40)
-        answer = made["generated_text"][-1]
-        assert answer["role"] == "assistant"
-        assert answer["content"].rstrip().endswith(".")
-        assert len(answer["content"]) < 40
-    else:
-        (made,) = pipe(SENTENCE[:8], do_sample=False, max_new_tokens=60)
-        assert made["generated_text"].rstrip() == SENTENCE
+        assert text[-1]["role"] == "assistant"
+        text = text[-1]["content"]
+    return text, ids["generated_token_ids"][-1] in (ends if isinstance(ends, list) else [ends])
