@@ -14,6 +14,7 @@ from ..runs.conversations import find_files
 from ..runs.measuring import CONTEXT, of_conversations, of_text
 from ..runs.models import load_tokenizer
 from ..runs.settings import ChatConfig
+from ..runs.shipped import name_of
 from .console import note
 from .models import (
     INTERRUPTED,
@@ -26,7 +27,7 @@ from .models import (
     threads_option,
     which_options,
 )
-from .options import PathType, Verb
+from .options import DataPath, PathType, Verb
 
 if TYPE_CHECKING:
     from ..training.perplexity import PerplexityResult
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=ModelPath())
 @which_options
-@click.argument("data", type=PathType(path_type=Path, exists=True))
+@click.argument("data", type=DataPath(path_type=Path, exists=True))
 @click.option(
     "--max-seq-len", "context", type=int, help=f"tokens in a sequence; a window of text  [{CONTEXT}, or the model's]"
 )
@@ -89,7 +90,7 @@ def command(
         interrupted = True
     shown.end()
     if shown.result is not None:
-        show(shown, {**described(loaded), "data": str(data), **measurement.facts}, as_json)
+        show(shown, {**described(loaded), "data": name_of(str(data)), **measurement.facts}, as_json)
     if interrupted:
         note(f"stopped by Ctrl-C after {shown.done} of {counted(shown.total, 'window')}")
         ctx.exit(INTERRUPTED)

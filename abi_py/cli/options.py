@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem
 from ..config import Config, Option, convert, fields_of
 from ..errors import ConfigError
 from ..fields import needs, plain
+from ..runs.shipped import place_of
 from .help import ALL, HelpContext, Row, help_all_option, lines_of, write_columns
 
 __all__ = [
@@ -85,6 +86,14 @@ class PathType(click.Path):
         if value == "":
             self.fail("'' is no path; give the name of a file or directory", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class DataPath(PathType):
+    """A path of data that must exist; the name of data that come with the package, builtin:deepzig, is their path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; ConfigError for an unknown name."""
+        return super().convert(place_of(value), param, ctx)
 
 
 class FieldOption(click.Option):

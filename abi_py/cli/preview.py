@@ -13,7 +13,7 @@ from ..errors import counted
 from ..runs.conversations import OpenChat, find_files, open_chat
 from ..runs.settings import ChatConfig
 from .console import make_console, note, printable, show_table, utf8_output
-from .options import PathType, Verb, config_options, from_flags
+from .options import DataPath, PathType, Verb, config_options, from_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ BAR = 32  # characters of its longest bar: with names and counts, no more than 8
     example="abi-train preview talks.jsonl --tokenizer tokenizer/ --template deepzig -n 3",
     short_help="Show conversations as they are trained on.",
 )
-@click.argument("data", nargs=-1, required=True, metavar="DATA...", type=PathType(path_type=Path, exists=True))
+@click.argument("data", nargs=-1, required=True, metavar="DATA...", type=DataPath(path_type=Path, exists=True))
 @click.option(
     "--tokenizer", required=True, type=PathType(exists=True), help="tokenizer.json, or a directory with one"
 )

@@ -14,7 +14,7 @@ from ..data.tokenizing import TokenizeConfig, tokenize_if_needed, tokenize_to_fi
 from ..errors import ConfigError, counted
 from ..training.stop import SIGNALS
 from .console import make_console
-from .options import PathType, Verb, config_options, from_flags
+from .options import DataPath, PathType, Verb, config_options, from_flags
 from .progress import bytes_progress
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(
     cls=Verb, example="abi-train tokenize texts/ -o train.bin", short_help="Turn text into a file of token ids."
 )
-@click.argument("inputs", nargs=-1, required=True, metavar="DATA...", type=PathType(exists=True, allow_dash=True))
+@click.argument("inputs", nargs=-1, required=True, metavar="DATA...", type=DataPath(exists=True, allow_dash=True))
 @click.option(
     "-o",
     "--out",

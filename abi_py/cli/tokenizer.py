@@ -13,8 +13,9 @@ from ..data.tokenizer_training import TokenizerTrainingConfig
 from ..errors import counted
 from ..files import check_free
 from ..runs.new_tokenizer import texts_of
+from ..runs.shipped import name_of
 from .console import make_console
-from .options import PathType, Verb, VerbGroup, config_options, from_flags
+from .options import DataPath, PathType, Verb, VerbGroup, config_options, from_flags
 from .progress import bytes_progress
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def command() -> None:
     example="abi-train tokenizer train texts/ -o tokenizer/ --vocab-size 4096",
     short_help="Train a byte-level BPE tokenizer on texts.",
 )
-@click.argument("corpus", nargs=-1, required=True, metavar="DATA...", type=PathType(exists=True, allow_dash=True))
+@click.argument("corpus", nargs=-1, required=True, metavar="DATA...", type=DataPath(exists=True, allow_dash=True))
 @click.option(
     "-o",
     "--out",
@@ -110,9 +111,10 @@ def train(
     for note in documents.notes():
         click.echo(note)
     show_round_trip(tokenizer)
-    words = ["abi-train", "tokenize", *corpus, "--tokenizer", str(output), "-o", "train.bin"]
+    named = [name_of(path) for path in corpus]
+    words = ["abi-train", "tokenize", *named, "--tokenizer", str(output), "-o", "train.bin"]
     if documents.conversations:  # they are trained on as they are, through a template
-        data = [word for path in corpus for word in ("--data", path)]
+        data = [word for name in named for word in ("--data", name)]
         words = ["abi-train", "run", *data, "--tokenizer", str(output)]
     click.echo(f"next: {shlex.join(words)}")
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -222,3 +223,25 @@ def test_every_verb_reads_every_shape_of_conversations(abi_train, talks, tmp_pat
     code, out, err = abi_train("run", "--data", name, *talks[1:], *RUN, "--dry-run")
     assert code == 0, err
     assert "38 conversations" in out
+
+
+def test_every_verb_knows_the_conversations_of_the_package_by_name(abi_train, tmp_path):
+    name = "builtin:deepzig"
+    code, out, err = abi_train("tokenizer", "train", name, "--vocab-size", 400, "-o", "tok")
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"next: abi-train run --data {name} --tokenizer tok"
+    code, out, err = abi_train("preview", name, "--tokenizer", "tok", "--max-seq-len", 512, "-n", 1)
+    assert (code, err) == (0, "")
+    assert re.search(r"trained on\W+916\b", out)
+    run = ["run", name, "--tokenizer", "tok", "--model-size", "test", "--max-samples", 8, "--max-steps", 1]
+    assert abi_train(*run, "--sample-tokens", 0, "--out", "r")[0] == 0
+    code, out, err = abi_train("eval", "r", name, "--json", "--max-seq-len", 64)
+    assert code == 0, err
+    assert json.loads(out)["data"] == name
+    assert abi_train("tokenize", name, "--tokenizer", "tok", "-o", "ids.bin")[0] == 0
+    for words in (["preview", "--tokenizer", "tok"], ["tokenize", "-o", "b.bin"], ["eval", "r"], ["run"]):
+        code, out, err = abi_train(*words, "builtin:other")
+        assert (code, out) == (2, "")
+        assert err == (
+            "error: data (builtin:other) must be builtin:deepzig; or write ./builtin:other for a file of that name\n"
+        )

@@ -85,7 +85,7 @@ def test_a_dry_run_counts_what_is_trained_and_what_is_read(abi_train, base, tmp_
 
     flags = {"base": {"path": "folder"}, "lora": {"rank": 4, "dropout": 0.1}, "training": {"max_seq_len": 16}}
     given = Given({**flags, "data": {"corpus_bytes": 3000}}, {})
-    run = given.resolve(*given.open_data(), tmp_path / "r")
+    run = given.resolve(given.open_data(), tmp_path / "r")
     model, parts = run.make_model(), memory_by_part(run)
     assert sum(tensor.size for tensor in trained_tensors(run.config)) == model.num_params()
     plan = model.memory_plan(run.config.training.batch_size, 16)
