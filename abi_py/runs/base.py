@@ -14,9 +14,9 @@ from ..config import TrainableModelConfig, convert, fields_of
 from ..errors import ConfigError
 from ..fields import plain
 from ..files import sha256_of
-from .conversations import ends_of_answers
+from .conversations import ends_of_answers, find_files
 from .models import find_tokenizer_beside
-from .settings import BaseConfig, DataConfig
+from .settings import BaseConfig, ChatConfig, DataConfig
 
 if TYPE_CHECKING:
     from ..formats.companions import Companions
@@ -127,10 +127,21 @@ class Base:
                 )
         return {**self.shape.to_dict(), **{name: values[name] for name in FREE if name in values}}
 
-    def check_data(self, data: DataConfig) -> None:
+    def check_data(self, data: DataConfig, chat: ChatConfig) -> None:
         """Raise ConfigError if the model cannot read data that are so described."""
         from ..data.tokenizer import Tokenizer
 
+        reads = "bytes" if self.is_byte_level else "the ids of its tokenizer" if self.tokenizer else "ids it was given"
+        if data.train_tokenizer:
+            raise ConfigError(
+                f"train_tokenizer ({data.train_tokenizer}) is for a model that begins with random weights, and base "
+                f"({self.given.path}) knows {reads}; leave it out"
+            )
+        if self.is_byte_level and data.path and data.tokenizer is None and find_files(data.path, chat):
+            raise ConfigError(
+                f"base ({self.given.path}) reads text as bytes and has no tokenizer, without which there are no "
+                "conversations; give a base with a tokenizer, or texts"
+            )
         if data.tokenizer is not None and self.tokenizer is not None:
             given, own = Tokenizer.load(data.tokenizer), Tokenizer.load(self.tokenizer)
             if given.hash != own.hash:

@@ -1,4 +1,7 @@
-"""A tokenizer that a run trains on its own data: on the part that it trains its model on, and on nothing else.
+"""A tokenizer that a run trains on its own data: on the part that it trains its model on.
+
+Of conversations that is exact.  A text is divided by tokens, of which there are none yet, so of texts it is the same
+share of the characters: where a text changes its kind, the tokenizer may see some of what is kept for validation.
 
 It is kept by its hash in the cache directory, so that texts can be encoded by it before the run has a directory of its
 own, and from there the run takes it into that.
@@ -62,8 +65,7 @@ def texts_to_train_on(
 ) -> Iterator[str]:
     """Yield the texts of files and directories up to a share of their characters; the rest is kept for validation.
 
-    That is cut in tokens, and this, before there are any, in characters: the two places are near each other.  `passed`
-    is told the bytes that were read.
+    That is cut in tokens, and this, before there are any, in characters.  `passed` is told the bytes that were read.
     """
     from ..data.documents import Documents
 

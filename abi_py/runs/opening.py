@@ -72,6 +72,7 @@ def open_data(
     from ..data.corpus import BYTE_VOCAB_SIZE, standard_library_corpus
     from ..data.token_types import MOST_IDS
 
+    _check_fits(data, vocab_size)
     files = find_files(data.path, chat)
     if files:
         made = _conversations(files, data, chat, max_seq_len, seed)
@@ -101,6 +102,27 @@ def open_data(
         return OpenData(dataset, None, size, data)
     first, last = dataset.split(1 - data.valid_fraction)
     return OpenData(first, last, size, data)
+
+
+def _check_fits(data: DataConfig, vocab_size: int | None) -> None:
+    """Raise ConfigError for a tokenizer with more ids than the model, whose vocabulary is given."""
+    from ..data.sources import is_token_file
+    from ..data.tokenizer import Tokenizer
+
+    if vocab_size is None:
+        return
+    if data.tokenizer is not None:
+        given = Tokenizer.load(data.tokenizer)
+        if given.vocab_size > vocab_size and not all(map(is_token_file, data.path)):
+            raise ConfigError(
+                f"tokenizer ({data.tokenizer}) has {given.vocab_size:,} ids, and vocab_size ({vocab_size}) "
+                "of the model must be at least that; leave vocab_size out, or give the tokenizer of the model"
+            )
+    elif data.train_tokenizer > vocab_size:
+        raise ConfigError(
+            f"train_tokenizer ({data.train_tokenizer}) must be at most vocab_size ({vocab_size}) of the model; lower "
+            "it, or leave vocab_size out"
+        )
 
 
 def _check_ids(dataset: "TokenizedDataset", paths: tuple[str, ...], vocab_size: int) -> None:

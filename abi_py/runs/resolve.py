@@ -83,7 +83,7 @@ class Given:
         check_early_stopping(self._early_stopping, self.data, self.training)
         self.lora = self._adapters(model)
         if self.base is not None:
-            self.base.check_data(self.data)
+            self.base.check_data(self.data, self.chat)
 
     @property
     def base_shape(self) -> TrainableModelConfig | None:

@@ -235,6 +235,9 @@ def test_the_config_of_a_run_begins_another_from_the_same_base(abi_train, base, 
         (["--base", "base", "--base-digest", "xyz"], "digest (xyz) must be 8 to 64 hexadecimal digits"),
         (["--base-digest", "12345678"], "digest (12345678) acts only with path (--base)"),
         (["--base", "base", "--tokenizer", "other"], "other) is another one (hash "),
+        (["--base", "base", "--train-tokenizer", "300"], "knows the ids of its tokenizer; leave it out"),
+        (["--base", "deaf", "--train-tokenizer", "300"], "knows ids it was given; leave it out"),
+        (["--base", "bytes"], "reads text as bytes and has no tokenizer, without which there are no conversations"),
         (["--base", "wide"], "ids, its model 260; the two do not belong together"),
         (["--base", "deaf"], "talks.jsonl: base ("),
         (["--base", "torn"], "torn has neither model.safetensors nor model.safetensors.index.json"),
@@ -251,6 +254,8 @@ def test_what_does_not_go_with_a_base_is_said_before_anything_is_written(abi_tra
     (tmp_path / "torn/model.safetensors").unlink()
     if "wide" in words:
         make_folder(tmp_path / "wide", vocab_size=260)
+    if "bytes" in words:
+        make_folder(tmp_path / "bytes", tokenizer=False, vocab_size=257)
     other = make_tokenizer()
     other.backend.add_tokens(["<more>"])
     Tokenizer(other.backend).save(tmp_path / "other")
