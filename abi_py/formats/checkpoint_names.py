@@ -12,6 +12,7 @@ __all__ = [
     "MODEL",
     "NAME",
     "ORIGIN",
+    "RANDOM_BASE",
     "SETTINGS",
     "STATE",
     "TRAINING_ARGS",
@@ -21,6 +22,7 @@ __all__ = [
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"  # of a Hugging Face folder, of PEFT's
 STATE, SETTINGS = "state.json", "config.yaml"  # of a checkpoint; of a checkpoint and of a run
 MODEL, ORIGIN = "model", "origin.json"  # the folder that a run leaves; in it, which step of the run it is
+RANDOM_BASE = "random_base.json"  # beside adapters, the shape and seed of the random weights that they were trained on
 CARD = "README.md"  # the model card, of that folder and of a checkpoint
 NAME = re.compile(r"llm_step_(\d+)")
 

@@ -54,6 +54,7 @@ UNREAD: dict[str, Any] = {
 READ = ("base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "target_modules", "use_rslora")
 # Set even where nothing uses them; the first, PEFT corrects by the kind of module.
 WITHOUT_EFFECT = ("fan_in_fan_out", "megatron_core", "peft_version", "qalora_group_size")
+REMEDY = "merge them in PEFT (merge_and_unload), and take the whole model"
 INITIAL = (True, False, "gaussian", "orthogonal")  # other beginnings change the frozen weights
 
 
@@ -109,20 +110,23 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolde
     for name, wanted in FIXED.items():
         found = content.get(name, wanted)
         if found != wanted and not (found in (None, [], {}) and wanted in (None, {})):
-            raise CheckpointError(f"{place}: {name} is {shown(found)}; this version computes only {wanted!r}")
+            raise CheckpointError(f"{place}: {name} is {shown(found)}; this version computes only {wanted!r}; {REMEDY}")
     unknown = sorted(set(content) - {*FIXED, *UNREAD, *READ, *WITHOUT_EFFECT})
     for name in unknown:
         if content[name]:
-            raise CheckpointError(f"{place}: {name} is {shown(content[name])}; this version does not compute that")
+            found = shown(content[name])
+            raise CheckpointError(f"{place}: {name} is {found}; this version does not compute that; {REMEDY}")
     if content.get("init_lora_weights", True) not in INITIAL:
         found = shown(content["init_lora_weights"])
-        raise CheckpointError(f"{place}: init_lora_weights is {found}, which changes frozen weights; merge in PEFT")
+        raise CheckpointError(f"{place}: init_lora_weights is {found}, which changes frozen weights; {REMEDY}")
     missing = [name for name in ("r", "lora_alpha", "target_modules") if content.get(name) is None]
     if missing:
         raise CheckpointError(f"{place} lacks {', '.join(missing)}; it is not the adapter_config.json of LoRA")
     targets = content["target_modules"]
     if targets != "all-linear" and not isinstance(targets, list | tuple):
-        raise CheckpointError(f"{place}: target_modules is {shown(targets)}; this version reads a list of projections")
+        raise CheckpointError(
+            f"{place}: target_modules is {shown(targets)}; this version reads a list of projections; {REMEDY}"
+        )
     try:
         config = LoraConfig(
             rank=content["r"],

@@ -24,7 +24,7 @@ from ..errors import CheckpointError, ConfigError, shown
 from ..families import difference, write_config
 from ..fields import either
 from ..files import OLD, atomic_directory, finish_replacement, json_text, write_inside, write_synced
-from ..formats.checkpoint_names import ORIGIN, SETTINGS, STATE, TRAINING_ARGS, is_checkpoint_name
+from ..formats.checkpoint_names import ORIGIN, RANDOM_BASE, SETTINGS, STATE, TRAINING_ARGS, is_checkpoint_name
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
@@ -41,7 +41,7 @@ WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensor
 # What belongs to the model that is replaced, beside its weights, and goes with it.
 OF_A_MODEL = (
     *(CONFIG, "generation_config.json", TRAINING_ARGS, ORIGIN),
-    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"),
+    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin", RANDOM_BASE),
 )
 TEMPLATES, DOWNLOADS = "additional_chat_templates", ".cache/huggingface"  # directories of a model's folder
 ROLES = ("bos", "eos", "pad")

@@ -26,7 +26,7 @@ from ..errors import CheckpointError, ConfigError
 from ..families import tensor_table, write_config
 from ..fields import either
 from ..files import json_text, write_inside
-from ..formats.checkpoint_names import CARD, ORIGIN
+from ..formats.checkpoint_names import CARD, ORIGIN, RANDOM_BASE
 from ..formats.companions import END, GENERATION, TOKENIZER_FILES, Companions, is_one_of
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
@@ -246,7 +246,8 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
     verb = "chat" if source.has_tokenizer and Tokenizer.load(output).chat_template else "generate"
     ours = f"abi-train {verb} {output}"
     if form == "peft":
-        return (ours, "PEFT: PeftModel.from_pretrained(BASE, PATH)")
+        # On random weights, which only abi_py makes again, it has no base that PEFT could open.
+        return (ours, "PEFT: PeftModel.from_pretrained(BASE, PATH)") if source.loaded.base is not None else (ours,)
     if form == "zig":
         return (ours, "the Zig loader", "transformers, with model_type llama in config.json")
     converts = ("llama.cpp: convert_hf_to_gguf.py PATH",) if source.has_tokenizer else ()  # it needs one
@@ -276,6 +277,8 @@ def _write_peft(
     model = source.adapters
     files = {name: text for name, text in source.companions.files.items() if is_one_of(name, TOKENIZER_FILES)}
     files |= {name: text.encode() for name, text in texts.items() if name != CARD}  # which is that of a whole model
+    if source.loaded.base is None:
+        files[RANDOM_BASE] = json_text({"model": model.config.to_dict(), "digest": model.base_digest()}).encode()
     with new_folder(output, {*files}, model.parameters.weights_flat.nbytes, no_tokenizer=True) as new:
         model.save(new)
         for name, text in files.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
-from ..formats.checkpoint_names import SETTINGS
+from ..formats.checkpoint_names import RANDOM_BASE, SETTINGS
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
 from ..formats.special_tokens import special_token_ids
@@ -139,9 +139,9 @@ def _load_adapters(
         raise CheckpointError(f"{path} names as its base model {below.directory}, which holds adapters itself")
     adapted = LoraModel.load(below.model, path, allow_nonfinite=allow_nonfinite)
     if place is None:
-        _check_digest(adapted, path, "the random weights that its config.yaml describes")
+        _check_digest(adapted, path, "the random weights of its shape and seed")
         return adapted, None, None
-    _check_digest(adapted, path, str(below.directory))
+    _check_digest(adapted, path, f"those in {below.directory}")
     if adapted.base_model is None or not Path(adapted.base_model).exists():
         adapted.base_model = str(below.directory.absolute())
     return adapted, below.directory, below.eos_ids
@@ -181,7 +181,13 @@ def _section(directory: Path, name: str) -> dict[str, Any]:
 
 
 def _random_shape(path: Path) -> dict[str, Any] | None:
-    """Return the shape, with the seed, of the random weights that a run's adapters are on; None if nothing says it."""
+    """Return the shape, with the seed, of the random weights that adapters are on; None if nothing says it.
+
+    The folder that a run has left says so itself, wherever it is; of a checkpoint it is its config.yaml.
+    """
+    if (path / RANDOM_BASE).is_file():
+        shape: dict[str, Any] = read_json(path / RANDOM_BASE, {"model": dict[str, Any]})["model"]
+        return shape
     around = (path, path.parent, path.parent.parent)
     return next((_section(each, "model") for each in around if _section(each, "lora")), None)
 
@@ -191,16 +197,18 @@ def _random_weights(path: Path) -> TrainableModel:
 
 
 def _check_digest(adapted: LoraModel, path: Path, what: str) -> None:
-    """Raise CheckpointError if a checkpoint knows that its adapters were trained on other weights."""
-    if not (path / STATE).is_file():
-        return
-    wanted = read_json(path / STATE, {"state": dict[str, Any]})["state"].get("base_digest")
+    """Raise CheckpointError if a folder knows that its adapters were trained on other weights."""
+    wanted = None
+    if (path / STATE).is_file():
+        wanted = read_json(path / STATE, {"state": dict[str, Any]})["state"].get("base_digest")
+    elif (path / RANDOM_BASE).is_file():
+        wanted = read_json(path / RANDOM_BASE, {"digest": str})["digest"]
     below = adapted.model
     if not wanted or wanted == adapted.base_digest():
         return
     forms = below.widened() if isinstance(below, FrozenModel) else None  # of a model that was widened before
     if forms is None or LoraModel(forms, adapted.lora).base_digest() != wanted:
         raise CheckpointError(
-            f"{path} holds adapters that were trained on other weights than those in {what}; put these back, or say "
+            f"{path} holds adapters that were trained on other weights than {what}; put these back, or say "
             f"where they are: abi-train merge {path} --base FOLDER -o MERGED"
         )

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from waiting import PATIENCE
+from world import make_folder, write_talks
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ABI_KILLS", "2"))
@@ -113,6 +114,7 @@ def nursery(tmp_path_factory):
 
 # What depends on the clock and the machine; nothing else in a run's records does.
 TIMES = {"time", "tokens_per_second", "gflops", "memory", "size", "total_time_ns", "avg_throughput"}
+ORIGIN = "origin.json"  # its order is the time at which a checkpoint was saved
 
 
 def records(file, gentle):
@@ -123,11 +125,17 @@ def records(file, gentle):
     return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
 
 
+def content(file):
+    """Return what a file holds, without what depends on the clock."""
+    return {**json.loads(file.read_text()), "order": 0} if file.name == ORIGIN else file.read_bytes()
+
+
 def result_of_run(directory, gentle):
     checkpoints = directory / "r/checkpoints"
     final = checkpoints / (checkpoints / "latest").read_text().strip()
-    names = ("model.safetensors", "optimizer.safetensors", "config.json")
-    return {name: (final / name).read_bytes() for name in names} | {
+    files = [*final.iterdir(), *(directory / "r/model").iterdir(), *(directory / "r").glob("adapter/*")]
+    files = [path for path in files if path.name.endswith((".safetensors", "config.json"))]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files} | {
         "final": final.name,
         "metrics": records(directory / "r/metrics.jsonl", gentle),
     }
@@ -137,7 +145,7 @@ def result_of_deepzig(directory, gentle):
     folder = directory / "m"
     timed = {"trainer_state.json", "report.json", "metrics.jsonl"}
     files = [path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
-    result = {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in timed}
+    result = {str(path.relative_to(folder)): content(path) for path in files if path.name not in timed}
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     clock = ("runtime", "per_second")
     result["history"] = [{key: row[key] for key in row if not key.endswith(clock)} for row in history]
@@ -162,13 +170,20 @@ TINY = (
     "--batch-size 8 --epochs 3 --corpus-bytes 3000 --valid-fraction 0.2 --sample-tokens 0 --num-threads 1 "
     "--checkpoint-interval 5 --eval-interval 7 --max-checkpoints 2 --log-interval 2"
 )
+ADAPTERS = (
+    "--base ../base --lora-rank 2 --lora-dropout 0.2 --learning-rate 0.01 --max-seq-len 64 --batch-size 4 --epochs 2 "
+    "--data ../talks.jsonl --grad-accum-steps 1 --valid-fraction 0.1 --sample-tokens 0 --num-threads 1 "
+    "--checkpoint-interval 5 --eval-interval 7 --max-checkpoints 2 --log-interval 2"
+)
 SMALL = (
     "--max-samples 16 --epochs 2 --batch-size 4 --checkpoint-interval 2 --eval-interval 3 --log-interval 1 "
     "--sample-tokens 5 --num-threads 1"
 )
 CASES = {
     "run": Case(f"run {TINY} --out r", result_of_run),
+    "run-lora": Case(f"run {ADAPTERS} --out r", result_of_run),
     "deepzig": Case(f"deepzig {SMALL} --out m", result_of_deepzig),
+    "deepzig-lora": Case(f"deepzig {SMALL} --use-lora --lora-rank 2 --out m", result_of_deepzig),
     "tokenize": Case("tokenize ../texts -o t/train.bin --valid-fraction 0.3", result_of_files),
     "tokenizer": Case(
         "tokenizer train ../texts -o t --vocab-size 400", result_of_files, "must not hold tokenizer"
@@ -178,7 +193,9 @@ CASES = {
 
 @pytest.fixture
 def texts(tmp_path):
-    """Write twenty documents; the cases work in directories beside them."""
+    """Write twenty documents, conversations and a model; the cases work in directories beside them."""
+    write_talks(tmp_path / "talks.jsonl")
+    make_folder(tmp_path / "base")
     (tmp_path / "texts").mkdir()
     random = np.random.default_rng(2)
     words = ["".join(random.choice(list("etaoinshrdlu"), 5)) for _ in range(300)]

@@ -1,6 +1,7 @@
 """`run --lora`: adapters on a frozen base, what resumes them, what they leave."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -207,6 +208,23 @@ def test_adapters_on_random_weights_are_read_from_the_seed(abi_train, tiny, tmp_
     assert ids[1:] == ids[:-1]
     settings = (newest / "config.yaml").read_text()
     assert "  seed: 3" in settings
+    # What it left is whole: it makes the same weights wherever it is, and says so where they cannot be made.
+    out = trained(abi_train, "export", "r", "--to", "peft", "-o", "peft")
+    assert "PEFT:" not in out  # which has no base to open
+    shutil.copytree(tmp_path / "r/adapter", tmp_path / "copied")
+    assert [written(abi_train, place) for place in ("peft", "copied")] == ids[:2]
+    trained(abi_train, "merge", "copied", "-o", "merged")
+    whole = (tmp_path / "merged/model.safetensors").read_bytes()
+    assert whole == (tmp_path / "r/model/model.safetensors").read_bytes()
+    assert "random weights, made again from their seed" in trained(abi_train, "inspect", "copied")
+    base = tmp_path / "copied/random_base.json"
+    base.write_text(base.read_text().replace('"seed": 3', '"seed": 4'))
+    said = refused(abi_train, "generate", "copied")
+    assert "trained on other weights than the random weights of its shape and seed" in said
+    base.unlink()
+    assert "names no model that they are of" in refused(abi_train, "generate", "copied")
+    trained(abi_train, "resume", "r", "--epochs", "3")  # and takes its place again
+    assert written(abi_train, "r") == written(abi_train, "r/adapter")
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3_moe", "gemma3"])

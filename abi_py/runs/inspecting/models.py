@@ -240,8 +240,9 @@ def adapter(found: Inspection) -> None:
     base = content.get("base_model_name_or_path")
     found.facts |= {"rank": content.get("r"), "alpha": content.get("lora_alpha")}
     found.facts |= {"adapted": content.get("target_modules"), "base": base}
-    found.attempt(under_adapters, path)
+    below = found.attempt(under_adapters, path)
     if not found.problems:
+        found.facts["base"] = below if below is not None else "random weights, made again from their seed"
         _uses_of_model(found, path, _tokenizer_beside(found, path), adapters=True)
 
 
