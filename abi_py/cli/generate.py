@@ -126,6 +126,12 @@ def run(
     for result in results:
         if result.dropped:
             note(f"note: the context is full: dropped {counted(result.dropped, 'token')} at the beginning")
+        length = len(result.prompt_ids)
+        if settings.max_new_tokens is None and not settings.limit(length, generator.model.config.max_seq_len):
+            note(
+                f"note: a prompt of {counted(length, 'token')} leaves no room for another one; "
+                "--max-new-tokens writes on, without its beginning"
+            )
     note(summary(generator, results, interrupted))
     return interrupted
 

@@ -74,12 +74,14 @@ def _completed(own: Companions, ids: dict[str, Any], ends: Collection[int], cont
 def _settings(ids: dict[str, Any], ends: tuple[int, ...], context: int) -> dict[str, Any]:
     """Return the content of generation_config.json: how `generate` writes of itself, within the context.
 
-    Half of it at most is written: a program that goes on beyond it has positions that were never trained.
+    The usual number of new tokens, where half of the context is as long; else up to the end of the context, because a
+    program that goes on beyond it has positions that were never trained.
     """
     from ..generation import GenerationConfig
 
     usual = GenerationConfig()
-    longest = min(usual.max_new_tokens or context, max(context // 2, 1))
-    content = usual.replace(max_new_tokens=longest, stop_ids=ends or None).to_json()
+    fits = usual.max_new_tokens is not None and usual.max_new_tokens <= context // 2
+    limit = usual if fits else usual.replace(max_new_tokens=None, max_length=context)
+    content = limit.replace(stop_ids=ends or None).to_json()
     pad = ids["pad"] if ids["pad"] is not None else next(iter(ends), None)  # or transformers takes it, and says so
     return {**content, **{f"{role}_token_id": i for role, i in (("bos", ids["bos"]), ("pad", pad)) if i is not None}}

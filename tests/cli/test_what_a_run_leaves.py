@@ -10,8 +10,10 @@ import yaml
 from world import TEMPLATE, make_folder, make_tokenizer, write_state, write_talks
 
 from abi_py.data import Tokenizer
+from abi_py.formats.companions import Companions
 from abi_py.formats.safetensors import map_safetensors
 from abi_py.model import folder_writing
+from abi_py.runs.companions import with_bytes
 from abi_py.training.finding import find_place
 from abi_py.training.loading import load_model
 
@@ -41,7 +43,8 @@ def test_a_run_on_bytes_leaves_a_whole_folder(abi_train, run, tmp_path):
     for place in (folder, newest):
         assert read(place / "config.json")["eos_token_id"] == 256
         assert read(place / "generation_config.json")["eos_token_id"] == 256
-        assert read(place / "generation_config.json")["max_new_tokens"] == 8  # half of the context
+        settings = read(place / "generation_config.json")
+        assert (settings["max_length"], settings.get("max_new_tokens")) == (16, None)  # the context
         head = (place / "README.md").read_text(encoding="utf-8").split("---\n")[1]
         assert yaml.safe_load(head) == {
             "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["abi_py", "llama"],
@@ -52,11 +55,19 @@ def test_a_run_on_bytes_leaves_a_whole_folder(abi_train, run, tmp_path):
     assert code == 0
     assert err.startswith("model: step 4, the last and the best by validation loss: ")
     assert json.loads(out)["model"] == {"folder": str(folder), "step": 4, "steps": 4, "is_best": True}
-    assert json.loads(out)["new_tokens"] == 8
+    assert json.loads(out)["new_tokens"] == 12  # what the context allows beyond the prompt
     _, of_model, _ = abi_train("generate", folder, "--prompt", "The ", "--json", "--temperature", 0)
     _, of_checkpoint, said = abi_train("generate", newest, "--prompt", "The ", "--json", "--temperature", 0)
     assert json.loads(out)["ids"] == json.loads(of_model)["ids"] == json.loads(of_checkpoint)["ids"]
     assert said.startswith(f"model: step 4: {newest}")
+    code, out, err = abi_train("generate", run, "--prompt", "The cat sat there.")
+    assert (code, out) == (0, "\n")
+    assert "note: a prompt of 18 tokens leaves no room for another one; --max-new-tokens writes on" in err
+
+
+def test_a_long_context_keeps_the_usual_number_of_new_tokens():
+    settings = [json.loads(with_bytes(Companions(), context).files["generation_config.json"]) for context in (511, 512)]
+    assert [(each.get("max_new_tokens"), each.get("max_length")) for each in settings] == [(None, 511), (256, None)]
 
 
 def test_the_best_is_left_and_a_finished_run_without_its_model_makes_it(abi_train, run, tmp_path):
@@ -196,9 +207,12 @@ def test_what_cannot_be_left_is_said_before_training(abi_train, tiny, tmp_path, 
 
 def test_a_run_goes_on_from_what_another_left(abi_train, run, tiny, tmp_path):
     words = ["--corpus-bytes", 3000, "--max-steps", 1, "--sample-tokens", 0]
+    own = {**read(run / "model/generation_config.json"), "temperature": 0.31, "repetition_penalty": 1.07}
+    (run / "model/generation_config.json").write_text(json.dumps(own), encoding="utf-8")
     code, out, err = abi_train("run", "--base", run, *words, "--out", "s")
     assert (code, err) == (0, ""), err
     assert "from     step 4, the last and the best by validation loss: " in out
+    assert read(tmp_path / "s/model/generation_config.json") == own  # how it writes is the base's
     code, out, err = abi_train("run", "--base", run, "--base-which", "last", *words, "--out", "t")
     assert (code, err) == (0, ""), err
     assert f"from     step 4, the last and the best by validation loss: {run}/checkpoints/llm_step_4" in out

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import abi_py.runs
+from abi_py.cli.options import in_flags
 from abi_py.cli.run import command
 from abi_py.config import fields_of
 from abi_py.data import TokenizedDataset
@@ -232,8 +233,9 @@ def shown(verb):
 def test_the_help_shows_the_defaults_and_the_rules():
     texts = shown(command)
     for section, table in DERIVED.items():
+        spelled = {param.field: param.opts[-1] for param in command.params if getattr(param, "section", "") == section}
         for each in table:
-            assert texts[section, each.name].endswith(f"  [{each.rule}]")
+            assert texts[section, each.name].endswith(f"  [{in_flags(each.rule, spelled)}]")
     for section, values in DEFAULTS.items():
         for name, value in values.items():
             tuned = FINE_TUNING.get(name) if section == "training" else None
