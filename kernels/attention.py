@@ -64,6 +64,7 @@ FORWARD_KEYS = 384  # keys of a block, forward
 BACKWARD_BLOCK = 96 if LANES == 16 else 144  # queries, and keys, of a block in backward
 # FORWARD_KEYS and BACKWARD_BLOCK are multiples of every LANES: a row of scores is whole vectors, filled to their end.
 
+GOES_ON = np.zeros(1, np.uint8)  # a `stop` that nobody sets
 
 
 def starts_within(starts: Array, length: int, window: int | None) -> Array:
@@ -320,8 +321,14 @@ def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
         m[r] = top
 
 
+@helper
+def _is_set(stop):
+    """Look at it now: an element read in the body of a `prange` itself is taken out of the loop, and read once."""
+    return stop[0] != 0
+
+
 @kernel
-def _attention_forward(o, lse, qkv, starts, sizes, scale, memory, table):
+def _attention_forward(o, lse, qkv, starts, sizes, scale, memory, stop, table):
     """Write o and lse; qkv: q, k and v `as_stored`; sizes: batch, heads, kv_heads; memory: `_forward_shapes`."""
     q, k, v = qkv
     batch, heads, kv_heads = sizes
@@ -332,6 +339,8 @@ def _attention_forward(o, lse, qkv, starts, sizes, scale, memory, table):
     group = heads // kv_heads
     blocks = (time + FORWARD_QUERIES - 1) // FORWARD_QUERIES
     for task in prange(batch * heads * blocks):
+        if _is_set(stop):
+            continue
         mine = numba.get_thread_id()
         s, acc, m, l = scores[mine], sums[mine], stats[mine, 0], stats[mine, 1]
         left, right, left_p = panels[mine, 0], panels[mine, 1], panels[mine, 2]
@@ -384,7 +393,7 @@ def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, sca
 
 
 @kernel
-def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, memory, table):
+def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, memory, stop, table):
     """Write gradients: dq, dk and dv; qkv and sizes as in forward; memory: delta and `_backward_shapes`."""
     dq, dk, dv = gradients
     q, k, v = qkv
@@ -411,6 +420,8 @@ def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, memory
             pack_stored_b_transposed(v_t, 0, v, key, kv, columns, head_dim, table)
             pack_stored_b(k_n, 0, k, key, kv, head_dim, columns, table)
             for h in range(g * group, (g + 1) * group):
+                if _is_set(stop):
+                    break
                 c = h * head_dim
                 for t0 in range(j0, time, BACKWARD_BLOCK):
                     rows = min(BACKWARD_BLOCK, time - t0)
@@ -481,7 +492,7 @@ def _attention_fits(sizes, q, k, v, starts, **others):
 
 @checked(
     "o! (N, heads D); lse! (heads, N); q (N, heads D) float32|uint16; "
-    "k v (N, kv_heads D) float32|uint16; starts (N) int; heads = kv_heads group; N = batch T",
+    "k v (N, kv_heads D) float32|uint16; starts (N) int; stop? (1) uint8; heads = kv_heads group; N = batch T",
     _attention_fits,
     scale=float | int | None,
 )
@@ -496,22 +507,25 @@ def attention_forward(
     heads: int,
     kv_heads: int,
     scale: float | None = None,
+    stop: Array | None = None,
 ) -> None:
     """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays.
 
-    q, k and v have one dtype, float32 or uint16; o is float32.
+    q, k and v have one dtype, float32 or uint16; o is float32.  A row's work grows with the square of its length: where
+    another thread sets stop (1,), this ends soon, and what it has written is undefined.
     """
     stored, table = _stored(q, k, v)
     head_dim = q.shape[1] // heads
     memory = scratch("attention", *_forward_shapes(head_dim))
     factor = np.float32(_scale(scale, head_dim))
-    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), factor, memory, table)
+    flag = GOES_ON if stop is None else stop
+    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), factor, memory, flag, table)
 
 
 @checked(
     "dq! do o (N, heads D); dk! dv! (N, kv_heads D); lse delta! (heads, N); "
     "q (N, heads D) float32|uint16; k v (N, kv_heads D) float32|uint16; starts (N) int; "
-    "heads = kv_heads group; N = batch T",
+    "stop? (1) uint8; heads = kv_heads group; N = batch T",
     _attention_fits,
     scale=float | int | None,
 )
@@ -531,10 +545,12 @@ def attention_backward(
     heads: int,
     kv_heads: int,
     scale: float | None = None,
+    stop: Array | None = None,
 ) -> None:
-    """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch, scale that of forward."""
+    """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch, scale that of forward, stop as there."""
     stored, table = _stored(q, k, v)
     head_dim = q.shape[1] // heads
     memory = delta, *scratch("attention", *_backward_shapes(head_dim))
     factor = np.float32(_scale(scale, head_dim))
-    _attention_backward((dq, dk, dv), do, stored, o, lse, starts, (batch, heads, kv_heads), factor, memory, table)
+    gradients, sizes, flag = (dq, dk, dv), (batch, heads, kv_heads), GOES_ON if stop is None else stop
+    _attention_backward(gradients, do, stored, o, lse, starts, sizes, factor, memory, flag, table)

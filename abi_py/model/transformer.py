@@ -206,8 +206,8 @@ class Transformer(Shown, ABC):
         everything else stay float32.  The gradients, but not the losses, are multiplied by loss_scale.  Penalties act
         with `backward` only, and are told apart from the loss: z_loss times the mean of the squared log-sum-exp of the
         logits (1e-4 in PaLM; `kernels/cross_entropy.py`), and what layers add (`layers/run.py`).
-        `check` is called between layers; what it raises gives the pass up, after which the gradients are undefined if
-        `parameters.passes` has grown.
+        `check` is called between layers, and its flag ends attention early (`layers/run.py`); what it raises gives the
+        pass up, after which the gradients are undefined if `parameters.passes` has grown.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """

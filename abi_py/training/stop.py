@@ -5,8 +5,9 @@ would wait for the kernel.  The system, however, writes the number of each signa
 (`signal.set_wakeup_fd`), and kernels let other threads run: a watcher thread reads the pipe, says that it has heard,
 and ends the process when a second signal insists.  Where pipes cannot be waited for (Windows), the handlers do it.
 
-What a request does: a micro-batch that takes no longer than SHORT_SECONDS is finished; a longer one is given up between
-two layers (`watch_pass`), as if it had not begun, and comes first after a resume.
+What a request does: a micro-batch that takes no longer than SHORT_SECONDS is finished; a longer one is given up, as if
+it had not begun, and comes first after a resume.  That is between two layers (`PassWatch`); attention over a long row,
+which alone may take longer than a second, ends early by the pass's flag.
 """
 
 import contextlib
@@ -19,9 +20,11 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
+
 from ..reprs import Shown
 
-__all__ = ["HANG_UP", "SHORT_SECONDS", "SIGNALS", "GracefulStop", "Stopped"]
+__all__ = ["HANG_UP", "SHORT_SECONDS", "SIGNALS", "GracefulStop", "PassWatch", "Stopped"]
 
 HANG_UP = getattr(signal, "SIGHUP", None)
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -32,6 +35,33 @@ WAKE = b"\0"  # no signal has this number
 
 class Stopped(Exception):
     """A pass was given up because a stop was requested; it never leaves the training loop."""
+
+
+class PassWatch:
+    """Gives a pass that begins now up, if a stop is requested and it has taken longer than SHORT_SECONDS.
+
+    Called between two layers, it raises Stopped; `flag` (1,) uint8 is set from another thread, for kernels.
+    """
+
+    def __init__(self) -> None:
+        """Begin to count the time."""
+        self.flag = np.zeros(1, np.uint8)
+        self._began = time.monotonic()
+
+    def __call__(self) -> None:
+        """Raise Stopped if the pass is to be given up: a kernel may have ended early."""
+        if self.flag[0]:
+            raise Stopped
+
+    def give_up(self) -> None:
+        """Set the flag, as soon as the pass is no short one any more."""
+        left = SHORT_SECONDS - (time.monotonic() - self._began)
+        if left <= 0:
+            self.flag[0] = 1
+            return
+        timer = threading.Timer(left, self.flag.fill, (1,))
+        timer.daemon = True
+        timer.start()
 
 
 class GracefulStop(Shown):
@@ -57,6 +87,7 @@ class GracefulStop(Shown):
         self._fd_before = -1
         self._watcher: threading.Thread | None = None
         self._lock = threading.RLock()  # a handler may interrupt another one
+        self._pass = PassWatch()  # the latest
 
     @property
     def exit_code(self) -> int:
@@ -66,16 +97,14 @@ class GracefulStop(Shown):
     def request(self) -> None:
         """Ask the loop to stop, as a signal would."""
         self.requested = True
+        self._pass.give_up()
 
-    def watch_pass(self) -> Callable[[], None]:
-        """Return what a pass that begins now calls between two layers; it raises Stopped where a stop was requested."""
-        began = time.monotonic()
-
-        def check() -> None:
-            if self.requested and time.monotonic() - began > SHORT_SECONDS:
-                raise Stopped
-
-        return check
+    def watch_pass(self) -> PassWatch:
+        """Return the `check` of a pass that begins now; it gives the pass up where a stop is requested."""
+        self._pass = watch = PassWatch()
+        if self.requested:
+            watch.give_up()
+        return watch
 
     def __enter__(self) -> "GracefulStop":
         """Install the handlers, and begin to watch."""

@@ -1,5 +1,7 @@
 """Causal attention: the three nails, grouped heads, who sees whom, wide views, threads and NaN."""
 
+import threading
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -469,3 +471,44 @@ def test_both_storage_formats_run_the_same_compiled_kernel(rng):
         at = compiled.__code__.co_varnames.index("qkv")
         types = {str(kind.dtype) for signature in compiled.signatures for kind in signature[at]}
         assert types == {"uint16"}
+
+
+# -- ending early --------------------------------------------------------------------------------
+
+
+def test_nothing_is_computed_where_stop_is_set(rng):
+    B, _, H, G, _ = SMALL[2]
+    (q, k, v, do), starts = inputs(rng, *SMALL[2])
+    expected = run_kernels(q, k, v, do, starts, B, H, G)
+    for same, stop in ((True, 0), (False, 1)):
+        found = run_kernels(q, k, v, do, starts, B, H, G, None, np.full(1, stop, np.uint8))
+        for a, b in zip(found, expected, strict=True):
+            assert np.array_equal(a, b) if same else np.isnan(a).all()
+
+
+@pytest.mark.skipif(not JIT, reason="compiled code might look once only")
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_kernel_that_runs_ends_early(rng, backward):
+    """Another thread stops it when the first block is there; the last one that would be written then never is."""
+    B, T, H, G, _ = shape = 1, 20_000, 2, 1, 64
+    (q, k, v, do), starts = inputs(rng, *shape)
+    o, lse = np.full_like(q, np.nan), np.zeros((H, T), np.float32)
+    dq, dk, dv = (np.full_like(x, np.nan) for x in (q, k, v))
+    stop = np.zeros(1, np.uint8)
+    begun = (lambda: not np.isnan(dk[0, 0])) if backward else (lambda: not np.isnan(o).all())
+
+    def watch():
+        while not begun():
+            time.sleep(0.001)
+        stop[0] = 1
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    if backward:
+        attention_backward(dq, dk, dv, do, q, k, v, do, lse, np.empty_like(lse), starts, B, H, G, None, stop)
+        unfinished = dk[-1]
+    else:
+        attention_forward(o, lse, q, k, v, starts, B, H, G, None, stop)
+        unfinished = o
+    watcher.join()
+    assert np.isnan(unfinished).any()

@@ -13,8 +13,9 @@ from waiting import PATIENCE, until
 
 from abi_py.config import LoraConfig
 from abi_py.model import LoraModel
+from abi_py.model.layers import attention
 from abi_py.training.events import EvaluationEvent
-from abi_py.training.stop import GracefulStop, Stopped
+from abi_py.training.stop import GracefulStop, PassWatch, Stopped
 from abi_py.training.trainer import LlamaTrainer
 
 signals = pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -28,13 +29,19 @@ class StopAtCheck(GracefulStop):
         self.left = number
 
     def watch_pass(self):
-        def check():
-            self.left -= 1
-            if not self.left:
-                self.request()
-                raise Stopped
+        return CountedWatch(self)
 
-        return check
+
+class CountedWatch(PassWatch):
+    def __init__(self, stop):
+        super().__init__()
+        self.stop = stop
+
+    def __call__(self):
+        self.stop.left -= 1
+        if not self.stop.left:
+            self.stop.request()
+            raise Stopped
 
 
 def adapted(model):
@@ -126,14 +133,39 @@ def test_an_evaluation_is_given_up(make_model, make_config, data, record):
 
 
 def test_short_passes_are_finished(monkeypatch):
+    monkeypatch.setattr("abi_py.training.stop.SHORT_SECONDS", 3600.0)
+    stop = GracefulStop()
+    check = stop.watch_pass()
+    stop.request()
+    check()
+    stop.watch_pass()()
+    assert not check.flag[0]
+
+
+def test_a_pass_is_given_up_when_it_is_no_short_one_any_more(monkeypatch):
+    """From another thread: the one that computes is inside of a kernel, which looks at the flag."""
+    monkeypatch.setattr("abi_py.training.stop.SHORT_SECONDS", 0.05)
     stop = GracefulStop()
     check = stop.watch_pass()
     check()
     stop.request()
-    check()
-    monkeypatch.setattr("abi_py.training.stop.SHORT_SECONDS", -1.0)
+    assert until(lambda: check.flag[0])
     with pytest.raises(Stopped):
         check()
+    later = stop.watch_pass()  # begun before the request was seen
+    assert until(lambda: later.flag[0])
+
+
+def test_attention_sees_the_flag_of_the_pass(make_model, one_batch, monkeypatch):
+    seen = []
+    for name in ("attention_forward", "attention_backward"):
+        right = getattr(attention, name)
+        spy = lambda *given, right=right: (seen.append(given[-1]), right(*given))  # noqa: E731
+        monkeypatch.setattr(attention, name, spy)
+    model, check = make_model(), PassWatch()
+    model.compute_loss(*one_batch(), backward=True, check=check)
+    assert len(seen) == 2 * model.config.num_layers
+    assert all(flag is check.flag for flag in seen)
 
 
 @signals

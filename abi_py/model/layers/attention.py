@@ -228,9 +228,9 @@ class Attention(Branch):
             return NO_ANGLES, NO_ANGLES, run.positions, 0
         return *self.angles.of(run, capacity), self.heads + self.kv_heads
 
-    def _sizes(self, run: Run) -> tuple[int, int, int, float | None]:
+    def _options(self, run: Run) -> tuple[int, int, int, float | None, np.ndarray | None]:
         """Return what attention takes after `starts`."""
-        return run.batch, self.heads, self.kv_heads, self.scale
+        return run.batch, self.heads, self.kv_heads, self.scale, run.stop
 
     def fill(self, a: Saved, s: Scratch, run: Run) -> None:
         """Compute a.r, a.qkv, a.att and a.lse from a.x."""
@@ -245,7 +245,7 @@ class Attention(Branch):
             rope_forward_rounded(a.qkv, qkv, *self._angles(run))
         elif self.angles is not None:
             rope_forward(qkv, *self._angles(run))
-        attention_forward(a.att, a.lse, a.q, a.k, a.v, run.starts_within(self.window), *self._sizes(run))
+        attention_forward(a.att, a.lse, a.q, a.k, a.v, run.starts_within(self.window), *self._options(run))
 
     def forward(self, out: np.ndarray, a: Saved, s: Scratch, run: Run) -> None:
         """Write out (N, C) from a.x (N, C), and fill the other arrays of a."""
@@ -269,7 +269,7 @@ class Attention(Branch):
         if not further:
             return
         # forward: att = attention(RoPE(q), RoPE(k), v)
-        saved = a.q, a.k, a.v, a.att, a.lse, s.delta, run.starts_within(self.window), *self._sizes(run)
+        saved = a.q, a.k, a.v, a.att, a.lse, s.delta, run.starts_within(self.window), *self._options(run)
         attention_backward(s.dq, s.dk, s.dv, s.datt, *saved)
         if self.angles is not None:
             rope_backward(s.dqkv, *self._angles(run))
@@ -299,7 +299,7 @@ class Attention(Branch):
         if run.starts is None:
             cached_attention_forward(s.att, s.q, keys, values, run.slots, run.positions, self.window, self.scale)
         else:
-            attention_forward(s.att, s.lse, s.q, s.k, s.v, run.starts_within(self.window), *self._sizes(run))
+            attention_forward(s.att, s.lse, s.q, s.k, s.v, run.starts_within(self.window), *self._options(run))
         if self.after is None:
             self.o.decode(x, s.att, addend=x)
             return

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,16 @@ from ...kernels.rope import rope_angles, rope_frequencies, rope_table
 __all__ = ["Angles", "Check", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
 
 
-Check = Callable[[], object]
+class Check(Protocol):
+    """Looks whether a pass is to be given up: called between layers, and asked by kernels that take long themselves.
+
+    What it raises gives the pass up; it must raise once `flag` is set, for what a kernel wrote since is undefined.
+    """
+
+    flag: np.ndarray  # (1,) uint8, which another thread may set
+
+    def __call__(self) -> object:
+        """Raise, or let the pass go on."""
 
 
 class Form(Enum):
@@ -87,6 +96,11 @@ class Run:
         """Give the pass up, if whoever asked for it wants that."""
         if self.check is not None:
             self.check()
+
+    @property
+    def stop(self) -> np.ndarray | None:
+        """Return what attention looks at, and ends early where it is set; None: nobody sets it."""
+        return None if self.check is None else self.check.flag
 
     @property
     def narrow(self) -> bool:
