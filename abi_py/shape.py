@@ -336,8 +336,9 @@ def _targets(value: Any) -> Any:
     if isinstance(value, Mapping):
         value = [name for name, chosen in value.items() if chosen]
     names = value if isinstance(value, list | tuple) else (value,)
-    names = [part.strip() for name in names for part in (name.split(",") if isinstance(name, str) else (name,))]
-    return tuple(f"{name}_proj" if name in SHORT else name for name in names)
+    parts = [part for name in names for part in (name.split(",") if isinstance(name, str) else (name,))]
+    words = [part.strip() if isinstance(part, str) else part for part in parts]  # what is no text, `convert` refuses
+    return tuple(f"{word}_proj" if word in SHORT else word for word in words)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -231,6 +231,20 @@ def test_nobody_imports_the_package_kernels():
             assert module.split(".")[0] != "kernels", f"{path}:{line}: write abi_py.kernels"
 
 
+def test_the_table_of_kernels_is_only_that():
+    """Compiled kernels are kept by the text of all files but kernels/__init__.py, so nothing may come from there."""
+    import abi_py.kernels
+
+    table = ROOT / "kernels/__init__.py"
+    names = {path.stem for path in KERNELS if path.parent == table.parent}
+    names |= {path.parent.name for path in table.parent.glob("*/__init__.py")}
+    assert sorted(abi_py.kernels.__all__) == dir(abi_py.kernels) == sorted(names)
+    assert {module for _, module in imports(table)} == {"importlib", "types"}
+    for path in KERNELS:
+        for line, module in imports(path):
+            assert module != "abi_py.kernels", f"{path}:{line}: take it from the file in which it is"
+
+
 def test_only_jit_decorates():
     for path in PRODUCT:
         if path == ROOT / "kernels/engine/jit.py":

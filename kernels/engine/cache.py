@@ -6,7 +6,8 @@
 Numba hashes only the file in which a function is.  A kernel that calls a helper of another file would keep the old
 helper after an edit, so everything that compiled code depends on goes into the *name* of the directory: the text of all
 of `kernels/`, the versions of Python, Numba, llvmlite and NumPy, the processor and its features, the SIMD override, and
-those settings of Numba that change the code it makes.
+those settings of Numba that change the code it makes.  Only `kernels/__init__.py` is left out: it is a table of names,
+and a test of the tree holds that no file of `kernels/` reads it.
 
 Numba's own cache reads its files unchecked, and they are pickles: a flipped bit ends the process, or changes results.
 So Numba is given a cache of ours.  Damage is found by the checksum, before anything is unpickled or loaded; malice it
@@ -69,7 +70,7 @@ def cache_directory() -> Path:
     """
     digest = hashlib.sha256()
     kernels = Path(__file__).resolve().parents[1]
-    for path in sorted(kernels.rglob("*.py")):
+    for path in sorted(set(kernels.rglob("*.py")) - {kernels / "__init__.py"}):
         digest.update(path.relative_to(kernels).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     features = llvm.get_host_cpu_features().flatten()
     host = platform.machine(), llvm.get_host_cpu_name(), features

@@ -72,6 +72,8 @@ def test_directory_depends_on_every_kernel_file(monkeypatch, tmp_path):
             file.write("\n")
         seen.add(cache_directory())
         assert len(seen) == number, name
+    (tmp_path / "kernels/__init__.py").write_text("")
+    assert cache_directory() in seen  # a table of names; tests/test_guards.py holds that it is no more
 
 
 # -- files ---------------------------------------------------------------------------------------
