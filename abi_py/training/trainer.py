@@ -134,13 +134,14 @@ class LlamaTrainer(Session):
             return self._loop.fit_epoch(data, None)
 
     def train_epoch_with_validation(
-        self, data: Data, early_stopping: EarlyStoppingConfig | None = None
+        self, data: Data, early_stopping: EarlyStoppingConfig | None = None, progress: bool = False
     ) -> EpochResult:
         """Train for one epoch, evaluating the data of `set_validation_data` every eval_interval optimizer steps.
 
         An epoch in which no step was a multiple of eval_interval is evaluated at its end.
         """
-        loss = self._loop.fit_epoch(data, early_stopping or EarlyStoppingConfig())
+        with showing(self.events, progress):
+            loss = self._loop.fit_epoch(data, early_stopping or EarlyStoppingConfig())
         return EpochResult(loss=loss, early_stopped=self.state.early_stopped)
 
     def check_data(self, data: Data) -> None:

@@ -47,6 +47,12 @@ def test_lines_in_a_pipe_and_nothing_unasked(make_model, make_config, data, caps
     assert capsys.readouterr().out == ""
     LlamaTrainer(make_model(), make_config()).train_epoch(data, progress=True)
     assert "step 3" in capsys.readouterr().out
+    trainer = LlamaTrainer(make_model(), make_config(eval_interval=2))
+    trainer.set_validation_data(data)
+    trainer.train_epoch_with_validation(data, progress=True)
+    out = capsys.readouterr().out
+    assert "step 3" in out
+    assert "validation loss" in out
 
 
 def test_one_line_in_a_notebook(make_model, make_config, data, capsys, notebook):
