@@ -47,6 +47,7 @@ def opt(default: Any, help: str, **meta: Any) -> Any:
     flag    the name on the command line, if it is another one
     common  people use it: the first screen of the help has it
     path    it names a file or a directory
+    names   a function that returns known values, beside which there are others (names of files): a shell offers them
     refused any value but the default is refused: no help lists it
     example of a required field: a value that is right, beside those of the others
     """

@@ -11,6 +11,7 @@ import click
 from ..errors import AbiError, ConfigError, DataError
 from ..generation.settings import GenerationConfig
 from ..runs.models import generation_settings, load_tokenizer
+from ..runs.settings import ChatConfig
 from .console import note, utf8_output, write
 from .models import (
     INTERRUPTED,
@@ -22,7 +23,7 @@ from .models import (
     threads_option,
     which_options,
 )
-from .options import PathType, Verb, config_options, given_values
+from .options import PathType, Verb, config_options, given_values, type_of
 
 if TYPE_CHECKING:
     from ..data.chat_encoding import ChatEncoder
@@ -40,7 +41,11 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
 @which_options
 @click.option("--system", help="text of a system turn before the conversation")
 @click.option("--once", help="ask this one question, print the answer, and end")
-@click.option("--template", help="name or Jinja file of the chat template  [the tokenizer's own]")
+@click.option(
+    "--template",
+    type=type_of(ChatConfig, "template"),
+    help="name or Jinja file of the chat template  [the tokenizer's own]",
+)
 @click.option("--tokenizer", type=PathType(path_type=Path, exists=True), help=TOKENIZER_HELP)
 @click.option(
     "--config",

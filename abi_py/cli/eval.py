@@ -27,7 +27,7 @@ from .models import (
     threads_option,
     which_options,
 )
-from .options import DataPath, PathType, Verb
+from .options import DataPath, PathType, Verb, type_of
 
 if TYPE_CHECKING:
     from ..training.perplexity import PerplexityResult
@@ -46,7 +46,11 @@ if TYPE_CHECKING:
 )
 @click.option("--stride", type=int, help="count every token once, windows so far apart  [second halves of windows]")
 @click.option("--tokenizer", type=PathType(path_type=Path, exists=True), help=TOKENIZER_HELP)
-@click.option("--template", help="name or Jinja file of the chat template; of conversations  [the tokenizer's own]")
+@click.option(
+    "--template",
+    type=type_of(ChatConfig, "template"),
+    help="name or Jinja file of the chat template; of conversations  [the tokenizer's own]",
+)
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 @threads_option
 @click.pass_context

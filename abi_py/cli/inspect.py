@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import printable, utf8_output
-from .models import ModelPath
+from .models import ModelPath, find_folder, which_options
 from .options import Verb
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ FEW = 8  # tensors that are shown without --tensors: the first ones, and how man
     short_help="Say what a file or folder is, and what can be done with it.",
 )
 @click.argument("path", type=ModelPath())
+@which_options
 @click.option("--tensors", is_flag=True, help="list all tensors: name, type, shape")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 @click.pass_context
-def command(ctx: click.Context, path: Path, tensors: bool, as_json: bool) -> None:
+def command(ctx: click.Context, path: Path, which: str | None, tensors: bool, as_json: bool) -> None:
     """Say what PATH is: a run, a checkpoint, a folder or file of a model, adapters, a tokenizer, data, settings.
 
     Family, shape, tensors, parameters, tokenizer, what is damaged or not computed here, and the calls that take it.
@@ -34,7 +35,7 @@ def command(ctx: click.Context, path: Path, tensors: bool, as_json: bool) -> Non
     """
     from ..runs.inspecting import inspect
 
-    found = inspect(path)
+    found = inspect(find_folder(path, which) if which else path)
     utf8_output()
     if as_json:
         click.echo(json.dumps(found.to_dict(tensors), indent=2, ensure_ascii=False, default=str))

@@ -1,7 +1,7 @@
 """What the verbs that use a trained model share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +10,7 @@ import click
 from ..errors import ConfigError
 from ..runs import compiling
 from ..runs.models import find_model
-from ..training.finding import BEST, LAST
+from ..training.finding import BEST, LAST, find_place
 from .compiling import compile_showing
 from .console import note, stderr_console
 from .options import PathType
@@ -25,6 +25,7 @@ __all__ = [
     "ModelPath",
     "compile_for_decoding",
     "described",
+    "find_folder",
     "open_model",
     "set_threads",
     "threads_option",
@@ -64,14 +65,25 @@ def which_options(command: Command) -> Command:
     return best(last(command))
 
 
+def find_folder(path: Path, which: str) -> Path:
+    """Return the folder of a run that `which` means; tell which step that is, and what the search passed over."""
+    place = find_place(path, which)
+    _tell(place.skipped, place.said)
+    return place.folder
+
+
 def open_model(path: Path, which: str | None = None) -> "LoadedModel":
     """Load the model that `path` means; tell which step of a run that is, and what a search passed over."""
     loaded = find_model(path, which)
-    for reason in loaded.skipped:
-        note(f"passed over: {reason}")
-    if loaded.said:
-        note(f"model: {loaded.said}")
+    _tell(loaded.skipped, loaded.said)
     return loaded
+
+
+def _tell(skipped: Iterable[str], said: str) -> None:
+    for reason in skipped:
+        note(f"passed over: {reason}")
+    if said:
+        note(f"model: {said}")
 
 
 def described(loaded: "LoadedModel") -> dict[str, Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "data_argument",
     "from_flags",
     "given_values",
+    "type_of",
 ]
 
 Chosen = TypeVar("Chosen", bound=Config)
@@ -75,7 +76,11 @@ class FieldType(click.ParamType):
         """Return the values that a shell offers: choices, or the names of files, which it finds itself."""
         if self.option.metadata.get("path"):
             return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(choice) for choice in self.choices if choice.startswith(incomplete)]
+        names = self.option.metadata.get("names")
+        offered = [
+            CompletionItem(word) for word in (names() if names else self.choices) if word.startswith(incomplete)
+        ]
+        return [*offered, CompletionItem(incomplete, type="file")] if names else offered
 
 
 class PathType(click.Path):
@@ -94,6 +99,11 @@ class DataPath(PathType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path; ConfigError for an unknown name."""
         return super().convert(place_of(value), param, ctx)
+
+
+def type_of(cls: type[Config], field: str) -> FieldType:
+    """Return the type of a field, for a flag of a verb that has not the whole section."""
+    return FieldType(next(option for option in fields_of(cls) if option.name == field))
 
 
 class FieldOption(click.Option):

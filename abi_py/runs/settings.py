@@ -156,6 +156,12 @@ class HeldOut(str, Enum):
     AGAIN = "again"
 
 
+def _template_names() -> tuple[str, ...]:
+    from ..data.chat_templates import BUILT_IN
+
+    return tuple(BUILT_IN)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig(Config):
     """How files of conversations become rows; of no effect on texts and token files, and refused there."""
@@ -167,6 +173,7 @@ class ChatConfig(Config):
         "name or Jinja file of the chat template; deepzig, chatml, qwen, alpaca, llama2 or llama3; when not given, the "
         "tokenizer's own, or the one whose tokens it has",
         common=True,
+        names=_template_names,
     )
     loss_on: LossOn = opt(LossOn.ASSISTANT, "what is trained; the answers, or all tokens")
     packing: bool = opt(False, "several conversations in a row; each by itself, instead of padding")

@@ -13,6 +13,7 @@ from test_every_option import verbs
 
 from abi_py.cli import VERBS, cli
 from abi_py.cli.options import FieldOption
+from abi_py.data.chat import template_names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +52,12 @@ def test_verbs_flags_and_choices(shell):
 )
 def test_names_of_files_are_left_to_the_shell(words, kind):
     assert offered(words, "x") == ([] if kind is None else [(kind, "x")])
+
+
+@pytest.mark.parametrize("verb", ["run", "deepzig", "preview", "chat", "eval"])
+def test_templates_are_names_or_files(verb):
+    assert offered([verb, "--template"], "qw") == [("plain", "qwen"), ("file", "qw")]
+    assert [word for _, word in offered([verb, "--template"])] == [*template_names(), ""]
 
 
 def test_every_choice_of_every_verb_is_offered():

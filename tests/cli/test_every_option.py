@@ -78,7 +78,7 @@ OTHERS = {
     "verify": {"--seed": "every_option"},
     "warmup": {},
 }
-for _verb in ("generate", "chat", "eval", "export"):
+for _verb in ("generate", "chat", "eval", "export", "inspect"):
     OTHERS[_verb] |= dict.fromkeys(("--best", "--last"), "what_a_run_leaves")
 
 

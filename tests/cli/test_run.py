@@ -720,7 +720,7 @@ def test_a_max_seq_len_far_above_the_data_is_told(length, told):
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "report.json", "tokenizer.json"])
 @pytest.mark.parametrize(
     ("call", "setting"),
-    [("run --out", "out"), ("deepzig --output-dir", "out"), ("tokenizer train a.txt -o", "output")],
+    [("run --out", "out"), ("deepzig --output-dir", "out"), ("tokenizer train a.txt -o", "out")],
 )
 def test_no_file_of_a_user_is_overwritten(abi_train, tmp_path, call, setting, name):
     (tmp_path / "a.txt").write_text("text")

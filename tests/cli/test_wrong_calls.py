@@ -37,7 +37,7 @@ CALLS = [
     ("run ''", 2, "'' is no path; give the name of a file or directory"),
     ("run --data ''", 2, "'' is no path"),
     ("run text.txt --out ''", 2, "'' is no path"),
-    ("run --prompt ''", 2, "must not be empty; give at least one character"),
+    ("run --prompt ''", 2, "prompt () must not be empty; give at least one character"),
     # files of settings
     ("run --config typo.yaml", 2, "typo.yaml:3: section training: unknown key 'learning_rat'; did you mean learning"),
     ("run --config value.yaml", 2, "value.yaml:3: section training: epochs ('many') must be a whole number"),
@@ -69,6 +69,12 @@ CALLS = [
     ("run text.txt --out /dev/null/x", 1, "/dev/null/x: Not a directory; a part of this path is a file"),
     ("tokenize text.txt -o x.txt", 2, "out (x.txt) must be named .bin"),
     ("tokenizer train text.txt -o tok --vocab-size 3", 2, "vocab_size (3) must be at least 268"),
+    ("inspect text.txt --best", 2, "best has no effect: text.txt is one model, not a run; leave --best out"),
+    ("run --format gguf", 2, "format ('gguf') must be one of hf, zig"),
+    ("run --lora --lora-targets nonsense", 2, "target_modules ('nonsense'): this model has no such projection; try q_proj"),
+    ("merge folder -o new", 1, "folder holds no checkpoint; give the directory of a run that has saved one"),
+    ("runs text.txt", 2, "Directory 'text.txt' is a file"),
+    ("compare text.txt", 2, "RUN (text.txt) must be the directory of a run"),
     ("trai", 2, "unknown verb 'trai'"),
 ]  # fmt: skip
 

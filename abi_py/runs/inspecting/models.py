@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import TrainableModelConfig
+from ...data.corpus import BYTE_VOCAB_SIZE
 from ...errors import CheckpointError, counted
 from ...fields import acting
 from ...formats.checkpoint_names import TRAINING_ARGS
@@ -185,7 +186,8 @@ def _tokenizer_beside(found: Inspection, place: Path, run: Path | None = None) -
 
 def _uses_of_model(found: Inspection, where: Path, talks: bool, adapters: bool = False) -> None:
     name = _quoted(where)
-    prompt = "--prompt TEXT" if "tokenizer" in found.facts else "--ids '1 2 3'"
+    is_bytes = found.facts.get("shape", {}).get("vocab_size") == BYTE_VOCAB_SIZE  # text is its own ids
+    prompt = "--prompt TEXT" if is_bytes or "tokenizer" in found.facts else "--ids '1 2 3'"
     found.uses.append(f"abi-train generate {name} {prompt}")
     if talks:
         found.uses.append(f"abi-train chat {name}")
