@@ -71,7 +71,7 @@ CALLS = [
     ("tokenizer train text.txt -o tok --vocab-size 3", 2, "vocab_size (3) must be at least 268"),
     ("inspect text.txt --best", 2, "best has no effect: text.txt is one model, not a run; leave --best out"),
     ("run --format gguf", 2, "format ('gguf') must be one of hf, zig"),
-    ("run --lora --lora-targets nonsense", 2, "target_modules ('nonsense'): this model has no such projection; try q_proj"),
+    ("run --lora --lora-targets nonsense", 2, "target_modules ('nonsense'): this model has no such projection; try"),
     ("merge folder -o new", 1, "folder holds no checkpoint; give the directory of a run that has saved one"),
     ("runs text.txt", 2, "Directory 'text.txt' is a file"),
     ("compare text.txt", 2, "RUN (text.txt) must be the directory of a run"),
