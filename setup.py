@@ -12,7 +12,10 @@ class SourceArchive(sdist):
     def make_release_tree(self, base_dir, files):
         """Lay out the archive's tree."""
         super().make_release_tree(base_dir, [name for name in files if not name.startswith("abi_py/kernels")])
-        os.symlink(os.path.join(os.pardir, "kernels"), os.path.join(base_dir, "abi_py", "kernels"))
+        link = os.path.join(base_dir, "abi_py", "kernels")
+        if os.path.lexists(link):  # of an earlier tree, kept by --keep-temp
+            os.unlink(link)
+        os.symlink(os.path.join(os.pardir, "kernels"), link)
 
 
 setup(cmdclass={"sdist": SourceArchive})

@@ -63,12 +63,13 @@ def figure(value: float | None, digits: int) -> str:
     """Return a number with so many digits behind the point; nothing for None."""
     if value is None:
         return ""
-    return f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
+    fits = abs(value) < 1e6 and (value == 0 or abs(value) >= 0.5 / 10**digits)
+    return f"{value:,.{digits}f}" if fits else f"{value:.2e}"
 
 
 def clock(seconds: float) -> str:
     """Return a time as 12.3 s, 4:05 or 1:04:05."""
-    if seconds < 60:
+    if seconds < 59.95:  # what rounds to 60.0 is a minute
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

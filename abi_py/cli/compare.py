@@ -11,7 +11,8 @@ from ..errors import ConfigError
 from ..training.report import plain
 from .columns import clock, count, figure, show_columns
 from .console import make_console, printable, say, utf8_output
-from .options import PathType, Verb
+from .options import FieldOption, PathType, Verb
+from .run import command as run_verb
 
 if TYPE_CHECKING:
     from ..runs.comparing import Comparison
@@ -83,11 +84,10 @@ def show(compared: "Comparison") -> None:
     show_columns(console, "", {name: cells for name, cells in columns.items() if any(cells)})
     differing = compared.differing()
     if differing:
-        fields = [field for _, field in differing]
-        shown = {
-            field if fields.count(field) == 1 else f"{section}.{field}": setting_texts(values)
-            for (section, field), values in differing.items()
+        flags = {
+            (param.section, param.field): param.opts[-1] for param in run_verb.params if isinstance(param, FieldOption)
         }
+        shown = {flags[key]: setting_texts(values) for key, values in differing.items()}
         show_columns(console, "Settings that differ", {"run": names, **shown})
     console.print()
     if len(runs) > 1 and not differing and not any(run.problem for run in runs):

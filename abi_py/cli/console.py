@@ -82,7 +82,9 @@ def note(text: str) -> None:
 
 def silence_stdout() -> None:
     """Send what is still written to stdout nowhere: the interpreter flushes it once more at exit, and must not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def printable(text: str) -> str:

@@ -27,8 +27,8 @@ def command(directory: Path | None, as_json: bool) -> None:
     """List the runs in DIRECTORY (runs/ when not given) and in its directories, newest first.
 
     A run is finished, interrupted (everything is saved), running, or failed (it was killed, or ended with an error);
-    abi-train resume RUN goes on with each of them. The age is that of the last line written. Loss is the best on the
-    validation data; abi-train compare says more.
+    abi-train resume RUN goes on with those that are neither finished nor running. The age is that of the last line
+    written. Loss is the best on the validation data; abi-train compare says more.
     """
     from ..runs.recorded import find_runs, read_run, size_on_disk
 

@@ -17,10 +17,12 @@ __all__ = ["AXES", "Comparison"]
 AXES = {"step": "step", "tokens": "tokens", "seconds": "time"}  # what curves are drawn over -> its key in a record
 AXIS_LABELS = {"step": "optimizer step", "tokens": "tokens of training", "seconds": "seconds, with evaluations"}
 PLACES = (("training", "checkpoint_path"), ("training", "log_dir"), ("training", "wandb_run_name"))
-# What the validation data are made from, and how.
-VALIDATION = {
-    "data": ("path", "valid_path", "valid_fraction", "corpus_bytes"),
-    "chat": ("template", "loss_on", "mix", "max_samples", "category", "match"),
+# How validation data become rows, and, where they are cut from those that are trained on, what these are.
+VALIDATION = {"data": ("valid_path",), "chat": ("template", "loss_on", "category", "match", "held_out")}
+CUT = {
+    "data": ("path", "valid_fraction", "corpus_bytes"),
+    "chat": ("mix", "max_samples"),
+    "training": ("seed",),  # of conversations: the last ones of a mixture
 }
 SMOOTHED = 50  # the training loss is a mean that forgets over this share of its points
 
@@ -54,10 +56,14 @@ class Comparison:
         read = [run for run in self.runs if run.settings]
         found = {}
         for key in known:
-            values = [run.settings.get(key[0], {}).get(key[1], known[key]) for run in read]
+            values = [_effective(run, *key, known[key]) for run in read]
             if key not in PLACES and any(value != values[0] for value in values[1:]):
                 of_run = dict(zip(map(id, read), values))
                 found[key] = [of_run.get(id(run)) for run in self.runs]
+        if ("base", "path") in found:
+            found.pop(("base", "digest"), None)  # another base has another one
+        if all(_follows(run) for run in read):
+            found.pop(("training", "min_learning_rate"), None)
         return found
 
     # -- what may be compared --------------------------------------------------------------------
@@ -66,10 +72,7 @@ class Comparison:
         """Return what makes losses of these runs differ in meaning: "vocabulary", "validation data"; [] if nothing."""
         evaluated = [run for run in self.runs if run.last is not None and run.settings]
         vocabularies = {(run.setting("model", "vocab_size"), run.tokenizer_digest()) for run in evaluated}
-        data = {
-            tuple(str(run.setting(section, field)) for section, fields in VALIDATION.items() for field in fields)
-            for run in evaluated
-        }
+        data = set(map(_validation, evaluated))
         counts = {run.last.tokens for run in evaluated if run.last is not None}
         found = ["vocabulary"] if len(vocabularies) > 1 else []
         if len(data) > 1 or (len(counts) > 1 and not found):
@@ -133,6 +136,38 @@ class Comparison:
         if any(curve.x for curve in validation):
             found.append(Panel("validation loss" if measure == "loss" else "validation, bits per byte", validation))
         return [*found, Panel("learning rate", rates, height=0.6)], AXIS_LABELS[by]
+
+
+def _validation(run: RecordedRun) -> tuple[str, ...]:
+    """Return what a run's validation data follow from."""
+    tables = [VALIDATION] if run.setting("data", "valid_path") else [VALIDATION, CUT]
+    read = {name for name in ("data", "chat", "training") if run.settings.get(name)}
+    if not run.settings.get("chat"):
+        read.discard("training")  # of texts it is their end, whatever the seed
+    return tuple(
+        f"{field} {run.setting(section, field)}"
+        for table in tables
+        for section, fields in table.items()
+        for field in fields
+        if section in read
+    )
+
+
+def _effective(run: RecordedRun, section: str, field: str, usual: Any) -> Any:
+    """Return what a setting comes to."""
+    value = run.settings.get(section, {}).get(field, usual)
+    if (section, field) == ("model", "head_dim") and value is None:
+        width, heads = run.setting("model", "hidden_dim"), run.setting("model", "num_heads")
+        return width // heads if width and heads else None
+    if (section, field) == ("base", "digest") and value:
+        return value[:12]
+    return value
+
+
+def _follows(run: RecordedRun) -> bool:
+    """Say whether the rate at the end is what follows from the peak rate where it is not given."""
+    rate, end = run.setting("training", "learning_rate"), run.setting("training", "min_learning_rate")
+    return end is None or (bool(rate) and math.isclose(end, rate / 10))
 
 
 def count_parameters(run: RecordedRun) -> int | None:

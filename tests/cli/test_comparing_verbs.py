@@ -33,8 +33,8 @@ def test_compare_and_list(abi_train, two, tmp_path):
     assert head.split()[:4] == ["run", "state", "parameters", "steps"]
     assert [row.split()[:2] for row in rows] == [["slow", "finished"], ["fast", "finished"]]
     settings = out.split("Settings that differ\n")[1].splitlines()
-    assert settings[0].split() == ["run", "learning_rate", "min_learning_rate"]
-    assert settings[2].split() == ["fast", "0.01", "0.001"]
+    assert settings[0].split() == ["run", "--learning-rate"]  # min_learning_rate follows from it
+    assert settings[2].split() == ["fast", "0.01"]
     assert "best     fast: validation loss" in out
     code, out, _ = abi_train("compare", "runs/slow", "runs/fast", "--json")
     found = json.loads(out)
@@ -103,6 +103,7 @@ def test_numbers_for_people():
     assert [columns.count(each) for each in (None, 7, 999, 1000, 9_600, 431_040, 999_700, 1.24e9)] == [
         "", "7", "999", "1.00k", "9.60k", "431k", "1.00M", "1.24B",
     ]  # fmt: skip
-    assert [columns.clock(each) for each in (5.04, 65, 3600.2)] == ["5.0 s", "1:05", "1:00:00"]
+    assert [columns.clock(each) for each in (5.04, 59.97, 65, 3600.2)] == ["5.0 s", "1:00", "1:05", "1:00:00"]
     assert [columns.age(each) for each in (5, 300, 7300, 200_000)] == ["5 s", "5 min", "2 h", "2 d"]
     assert columns.figure(1e9, 4) == "1.00e+09"
+    assert [columns.figure(each, 4) for each in (0.0, 0.0001, 1e-5)] == ["0.0000", "0.0001", "1.00e-05"]

@@ -73,6 +73,42 @@ def test_other_validation_data_have_no_winner(make):
     assert "abi-train eval" in compared.notes()[0]
 
 
+@pytest.mark.parametrize(
+    ("one", "two", "obstacles"),
+    [
+        ({"data": {"path": ["/a"], "valid_path": ["/v"]}}, {"data": {"path": ["/b"], "valid_path": ["/v"]}}, []),
+        ({"data": {"path": ["/a"], "valid_path": ["/v"]}}, {"data": {"path": ["/a"]}}, ["validation data"]),
+        ({"training": {"seed": 0}}, {"training": {"seed": 1}}, []),
+        (
+            {"training": {"seed": 0}, "chat": {"loss_on": "all"}},
+            {"training": {"seed": 1}, "chat": {"loss_on": "all"}},
+            ["validation data"],
+        ),
+        ({"chat": {"held_out": "last"}}, {"chat": {"held_out": "again"}}, ["validation data"]),
+    ],
+)
+def test_what_validation_data_follow_from(make, one, two, obstacles):
+    usual = {"data": {"path": ["/t"]}}
+    assert Comparison([make("one", **{**usual, **one}), make("two", **{**usual, **two})]).obstacles() == obstacles
+
+
+def test_what_follows_is_no_difference(make):
+    one = make("one", model={**MODEL, "head_dim": None, "hidden_dim": 32, "num_heads": 2})
+    two = make(
+        "two",
+        model={**MODEL, "head_dim": 16, "hidden_dim": 32, "num_heads": 2},
+        base={"path": "/b", "digest": "0" * 64},
+    )
+    found = Comparison([one, two]).differing()
+    assert ("model", "head_dim") not in found
+    assert ("base", "path") in found
+    assert ("base", "digest") not in found
+    for name, end in (("three", 0.01), ("four", 0.05)):
+        rates = {"learning_rate": 0.2, "min_learning_rate": end}
+        other = make(name, training=rates)
+        assert ("training", "min_learning_rate") in Comparison([one, other]).differing(), name
+
+
 def test_runs_of_one_name_are_called_by_their_paths(make, tmp_path):
     assert Comparison([make("x/a"), make("y/a")]).names == [str(tmp_path / "x/a"), str(tmp_path / "y/a")]
     with pytest.raises(ConfigError, match="must be given once"):
