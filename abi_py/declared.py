@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from .errors import brief
+
 __all__ = ["OFF", "ON", "REQUIRED", "Accepts", "Option", "Other", "Switch", "acts_beside", "conditions_of", "either"]
 __all__ += ["fields_of", "in_words", "needs", "opt", "plain"]
 
@@ -179,7 +181,7 @@ def plain(value: Any) -> Any:
 
 def in_words(value: Any) -> str:
     """Return a field's value as messages have it."""
-    return ", ".join(map(in_words, value)) if isinstance(value, tuple) else str(plain(value))
+    return ", ".join(map(in_words, value)) if isinstance(value, tuple) else brief(plain(value))
 
 
 def either(values: list[str]) -> str:

@@ -34,6 +34,12 @@ def shown(value: Any) -> str:
     return _short.repr(value)
 
 
+def brief(value: Any) -> str:
+    """Return the value as text without quotes, cut as `shown` cuts where it is longer than two lines of a terminal."""
+    text = str(value)
+    return text if len(text) <= 200 else shown(text)
+
+
 def listed(names: Sequence[str], most: int) -> str:
     """Return 'a, b, c and 4 more', of which at most so many are named."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

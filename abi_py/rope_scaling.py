@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, brief
 from .fields import ON, REQUIRED, Accepts, Config, opt
 
 __all__ = ["RopeScaling", "RopeType", "read_rope_scaling"]
@@ -111,7 +111,7 @@ def read_rope_scaling(value: Any) -> Any:
         first, *others = rest.split(",")
         pairs = dict(other.partition("=")[::2] for other in others)
         if not first:
-            raise ConfigError(f"rope_scaling ({value}) must be KIND:FACTOR[,NAME=VALUE...]; try {kind}:2")
+            raise ConfigError(f"rope_scaling ({brief(value)}) must be KIND:FACTOR[,NAME=VALUE...]; try {brief(kind)}:2")
         given: dict[str, Any] = {"rope_type": kind, "factor": first, **{k.strip(): v.strip() for k, v in pairs.items()}}
         if "truncate" in given:
             given["truncate"] = {"true": True, "false": False}.get(given["truncate"], given["truncate"])

@@ -1,6 +1,8 @@
 """Configuration: types, rules, messages, YAML."""
 
 import dataclasses
+import importlib
+import math
 
 import numpy as np
 import pytest
@@ -233,3 +235,54 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
     file.write_bytes(b"training:\n  log_dir: \xff\n")
     with pytest.raises(ConfigError, match=r"c\.yaml is not a text file: byte 21 is not UTF-8"):
         load_yaml(file)
+
+
+def _refusal(cls, values):
+    """Return what a class says against the values, "" if it takes them; all but a ConfigError passes through."""
+    try:
+        cls.from_dict(values)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _all_configs(cls=Config):
+    for each in cls.__subclasses__():
+        if each.__module__.startswith("abi_py."):
+            yield each
+        yield from _all_configs(each)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(-1, 0, 1.5, 10**400, 1e308, 1j, True, None, math.nan, math.inf, "", "nan", "1e999", "\0", b"x", int),
+        *([], {}, set(), object(), [None], [[]], [math.inf], ["a", 1], {"a": 1}, {1: 2}, {None: 1}),
+        *("x" * 100_000, "9" * 5_000),
+    ],
+    ids=lambda wrong: repr(wrong)[:20],
+)
+def test_a_wrong_value_of_any_field_is_a_config_error_of_one_short_line(wrong):
+    for name in (
+        "generation.settings",
+        "training.precision",
+        "data.tokenizing",
+        "data.tokenizer_training",
+        "runs.settings",
+    ):
+        importlib.import_module(f"abi_py.{name}")  # that all classes are there
+    classes = set(_all_configs())
+    assert len(classes) >= 12
+    for cls in classes:
+        required = {
+            option.name: option.metadata["example"]
+            for option in fields_of(cls)
+            if option.required and "example" in option.metadata
+        }
+        required |= {
+            option.name: SHAPE[option.name] for option in fields_of(cls) if option.required and option.name in SHAPE
+        }
+        for option in fields_of(cls):
+            message = _refusal(cls, {**required, option.name: wrong})
+            assert "\n" not in message, (cls, option.name)
+            assert len(message) < 1000, (cls, option.name)
