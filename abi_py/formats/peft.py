@@ -18,7 +18,7 @@ from ..shape import LoraConfig
 from ..untrusted import read_json
 from .checkpoint_names import ADAPTER_CONFIG
 from .finite import check_read, check_written
-from .safetensors import read_safetensors, safetensors_pieces
+from .safetensors import read_metadata, read_safetensors, safetensors_pieces
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -27,10 +27,12 @@ __all__ = [
     "adapter_config",
     "read_adapter",
     "read_adapter_config",
+    "read_base_digest",
     "write_adapter",
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE_DIGEST = "abi_py.base_digest"
 # What else is written, and the only values of it that are read.
 FIXED: dict[str, Any] = {
     "alpha_pattern": {},
@@ -87,15 +89,20 @@ def adapter_config(
     return dict(sorted(content.items()))
 
 
-def write_adapter(folder: Path, tensors: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
+def write_adapter(
+    folder: Path, tensors: Mapping[str, np.ndarray], description: Mapping[str, Any], base_digest: str = ""
+) -> None:
     """Write both files, or leave those that are there as they are; `tensors` by PEFT's names, and `adapter_config`.
+
+    `base_digest` says which weights they were trained on: it is in the header of the tensors, where PEFT looks for
+    nothing.
 
     NonFiniteError, and nothing written, for NaN or infinity.
     """
     check_written(folder / ADAPTER_WEIGHTS, tensors)
-    text = json_text(description)
+    text, metadata = json_text(description), {"format": "pt", **({BASE_DIGEST: base_digest} if base_digest else {})}
     with atomic_files(folder / ADAPTER_CONFIG) as open_new:
-        write_pieces(open_new(folder / ADAPTER_WEIGHTS), safetensors_pieces(tensors, {"format": "pt"}))
+        write_pieces(open_new(folder / ADAPTER_WEIGHTS), safetensors_pieces(tensors, metadata))
         open_new(folder / ADAPTER_CONFIG).write(text.encode())
 
 
@@ -141,6 +148,11 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolde
     if not allow_nonfinite:
         check_read(folder / ADAPTER_WEIGHTS, tensors)
     return AdapterFolder(config, tensors, content.get("base_model_name_or_path"))
+
+
+def read_base_digest(folder: Path) -> str:
+    """Return the digest of the weights that the adapters in a folder were trained on; "" where they do not say it."""
+    return read_metadata(folder / ADAPTER_WEIGHTS).get(BASE_DIGEST, "")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "Stored",
     "encoded_size",
     "map_safetensors",
+    "read_metadata",
     "read_safetensors",
     "safetensors_pieces",
     "write_safetensors",
@@ -224,20 +225,8 @@ def map_safetensors(path: str | Path) -> dict[str, Stored]:
 
     Types that are not read (float8 and smaller) are named.
     """
+    entries, _, start = _read_header(path)
     size = Path(path).stat().st_size
-    with open(path, "rb") as file:
-        refuse_lfs_pointer(path, file.read(len(LFS_POINTER)))
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise CheckpointError(f"{path}: offset 0 says that the header has {length} of {size} bytes; it is damaged")
-        try:
-            entries = parse_json(file.read(length))
-        except ValueError as problem:
-            raise CheckpointError(f"{path}: the header at offset 8 is not JSON ({problem}); it is damaged") from None
-    check(entries, dict[str, Any], f"{path}: the header at offset 8")
-    check(entries.pop("__metadata__", {}), dict[str, str], f"{path}: __metadata__ in the header")
-    start = 8 + length
     content = np.memmap(path, np.uint8, "r", start) if size > start else np.zeros(0, np.uint8)
     tensors, ranges = {}, []
     for name, entry in entries.items():
@@ -262,6 +251,30 @@ def map_safetensors(path: str | Path) -> dict[str, Stored]:
         tensors[name] = Stored(content[first:last].view(dtype).reshape(shape), bf16)
     _check_whole(sorted(ranges), len(content), start, path)
     return tensors
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return what the header says besides of its tensors; errors of `map_safetensors`."""
+    return _read_header(path)[1]
+
+
+def _read_header(path: str | Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """Return the entries of the tensors, the metadata, and the offset of the first tensor."""
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        refuse_lfs_pointer(path, file.read(len(LFS_POINTER)))
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER):
+            raise CheckpointError(f"{path}: offset 0 says that the header has {length} of {size} bytes; it is damaged")
+        try:
+            entries = parse_json(file.read(length))
+        except ValueError as problem:
+            raise CheckpointError(f"{path}: the header at offset 8 is not JSON ({problem}); it is damaged") from None
+    check(entries, dict[str, Any], f"{path}: the header at offset 8")
+    metadata = entries.pop("__metadata__", {})
+    check(metadata, dict[str, str], f"{path}: __metadata__ in the header")
+    return entries, metadata, 8 + length
 
 
 def _check_whole(ranges: list[tuple[int, int]], size: int, start: int, path: str | Path) -> None:

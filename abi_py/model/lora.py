@@ -93,12 +93,11 @@ class LoraModel(Transformer):
         return {**super().sections(), "lora": self.lora}
 
     def base_digest(self) -> str:
-        """Return the SHA-256 of the model's weights, worked out once: they are frozen."""
+        """Return the SHA-256 of the model's weights without the adapters, worked out once: they are frozen."""
         if not self._digest:
-            if self.is_merged:
-                raise RuntimeError("the model's weights hold merged adapters; call unmerge() first")
             digest = hashlib.sha256()
-            for w in self.base.values():  # in flat order: of float32 weights, the digest of their buffer
+            plain = {**self.base, **self._kept}
+            for w in plain.values():  # in flat order: of float32 weights, the digest of their buffer
                 digest.update(np.ascontiguousarray(w).data)
             self._digest = digest.hexdigest()
         return self._digest
@@ -168,7 +167,7 @@ class LoraModel(Transformer):
     def save(self, folder: str | Path, base_model: str | None = None) -> None:
         """Write the adapters as a PEFT folder; `base_model` beats the constructor's."""
         tensors = {tensor.hf_name: self.weights[tensor.name] for tensor in self.parameters.table}
-        write_adapter(Path(folder), tensors, self.description(base_model))
+        write_adapter(Path(folder), tensors, self.description(base_model), self.base_digest())
 
     def description(self, base_model: str | None = None) -> dict[str, Any]:
         """Return the content of PEFT's adapter_config.json; `base_model` beats the constructor's."""

@@ -278,7 +278,7 @@ def _write_peft(
     files = {name: text for name, text in source.companions.files.items() if is_one_of(name, TOKENIZER_FILES)}
     files |= {name: text.encode() for name, text in texts.items() if name != CARD}  # which is that of a whole model
     if source.loaded.base is None:
-        files[RANDOM_BASE] = json_text({"model": model.config.to_dict(), "digest": model.base_digest()}).encode()
+        files[RANDOM_BASE] = json_text({"model": model.config.to_dict()}).encode()
     with new_folder(output, {*files}, model.parameters.weights_flat.nbytes, no_tokenizer=True) as new:
         model.save(new)
         for name, text in files.items():

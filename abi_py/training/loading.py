@@ -8,7 +8,7 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..formats.checkpoint_names import RANDOM_BASE, SETTINGS
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
-from ..formats.peft import ADAPTER_CONFIG, read_adapter_config
+from ..formats.peft import ADAPTER_CONFIG, read_adapter_config, read_base_digest
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from ..model.folder import read_config
@@ -139,9 +139,9 @@ def _load_adapters(
         raise CheckpointError(f"{path} names as its base model {below.directory}, which holds adapters itself")
     adapted = LoraModel.load(below.model, path, allow_nonfinite=allow_nonfinite)
     if place is None:
-        _check_digest(adapted, path, "the random weights of its shape and seed")
+        _check_digest(adapted, path, None)
         return adapted, None, None
-    _check_digest(adapted, path, f"those in {below.directory}")
+    _check_digest(adapted, path, below.directory)
     if adapted.base_model is None or not Path(adapted.base_model).exists():
         adapted.base_model = str(below.directory.absolute())
     return adapted, below.directory, below.eos_ids
@@ -196,18 +196,25 @@ def _random_weights(path: Path) -> TrainableModel:
     return TrainableModel(TrainableModelConfig.from_dict(_random_shape(path) or {}))
 
 
-def _check_digest(adapted: LoraModel, path: Path, what: str) -> None:
-    """Raise CheckpointError if a folder knows that its adapters were trained on other weights."""
-    wanted = None
+def _in_other_form(model: TrainableModel | FrozenModel, folder: Path | None) -> TrainableModel | FrozenModel | None:
+    """Return narrow weights widened, and widened ones as they are in their folder; None where there is one form."""
+    if isinstance(model, FrozenModel):
+        return model.widened()
+    narrow = None if folder is None else read_frozen(folder, model.config, allow_nonfinite=True)
+    return narrow if isinstance(narrow, FrozenModel) else None
+
+
+def _check_digest(adapted: LoraModel, path: Path, below: Path | None) -> None:
+    """Raise CheckpointError if adapters say that they were trained on other weights: PEFT's say nothing."""
     if (path / STATE).is_file():
         wanted = read_json(path / STATE, {"state": dict[str, Any]})["state"].get("base_digest")
-    elif (path / RANDOM_BASE).is_file():
-        wanted = read_json(path / RANDOM_BASE, {"digest": str})["digest"]
-    below = adapted.model
+    else:
+        wanted = read_base_digest(path)
     if not wanted or wanted == adapted.base_digest():
         return
-    forms = below.widened() if isinstance(below, FrozenModel) else None  # of a model that was widened before
-    if forms is None or LoraModel(forms, adapted.lora).base_digest() != wanted:
+    other = _in_other_form(adapted.model, below)
+    if other is None or LoraModel(other, adapted.lora).base_digest() != wanted:
+        what = "the random weights of its shape and seed" if below is None else f"those in {below}"
         raise CheckpointError(
             f"{path} holds adapters that were trained on other weights than {what}; put these back, or say "
             f"where they are: abi-train merge {path} --base FOLDER -o MERGED"

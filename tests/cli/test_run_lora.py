@@ -9,7 +9,7 @@ import yaml
 from world import make_folder, write_talks
 
 from abi_py.data.tokenizer import Tokenizer
-from abi_py.formats.safetensors import read_safetensors
+from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.model import LoraModel
 from abi_py.training.checkpoint import list_checkpoints
 from abi_py.training.loading import load_model
@@ -187,6 +187,34 @@ def test_a_base_is_known_by_its_digest_wherever_it_is(abi_train, base, left, tmp
     (tmp_path / "moved").rename(tmp_path / "kept")
     (tmp_path / "other").rename(tmp_path / "moved")
     assert "trained on other weights than those in" in refused(abi_train, "generate", first)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_are_not_put_on_what_their_base_became(abi_train, base, tmp_path, dtype):
+    """In every place and form that the run's adapters are in; those of PEFT, which do not say it, go on any base."""
+    trained(abi_train, "export", "base", "-o", "folder", "--dtype", dtype)
+    words = ("--lora-rank", "4", "--learning-rate", "0.05", "--epochs", "1")
+    trained(abi_train, "run", "--base", "folder", *QUICK, *words, "--out", "r")
+    trained(abi_train, "export", "r", "--to", "peft", "-o", "peft")
+    for place in ("r/adapter", "peft"):
+        trained(abi_train, "merge", place, "-o", "m", "--force")
+        assert load_model(place).model.merged().collect_weights().any()
+    trained(abi_train, "resume", "base", "--epochs", "3")
+    trained(abi_train, "export", "base", "-o", "folder", "--dtype", dtype, "--force")
+    for verb in (
+        ("merge", "r", "-o", "new"),
+        ("merge", "r/adapter", "-o", "new"),
+        ("merge", "r/adapter", "--base", "base", "-o", "new"),
+        ("generate", "r/adapter"),
+        ("generate", "peft"),
+        ("export", "r", "--to", "peft", "-o", "new"),
+    ):
+        assert "holds adapters that were trained on other weights than those in " in refused(abi_train, *verb)
+    assert not (tmp_path / "new").exists()
+    trained(abi_train, "export", "r", "-o", "whole")  # RUN/model needs no base
+    tensors = read_safetensors(tmp_path / "peft/adapter_model.safetensors")
+    write_safetensors(tmp_path / "peft/adapter_model.safetensors", tensors)
+    trained(abi_train, "merge", "peft", "-o", "new")
 
 
 def test_adapters_go_on_what_adapters_made(abi_train, left, tmp_path):
