@@ -162,11 +162,12 @@ class Loop:
         self.step.feed, self.step.stop = feed, self.stop
         for batch in feed:
             try:
-                metrics = self.step.train(batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids)
+                with self.step.interrupts.held():  # what was trained on is not trained on again
+                    metrics = self.step.train(batch.input_ids, batch.labels, batch.attention_mask, batch.segment_ids)
+                    state.batch_position = feed.position
             except Stopped:  # the batch was given up: it is the first after a resume
                 self.interrupted = True
                 return state.mean_epoch_loss
-            state.batch_position = feed.position
             self.between_batches(metrics.updated)
             if self._is_over():
                 return state.mean_epoch_loss

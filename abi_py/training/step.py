@@ -37,6 +37,7 @@ from ..model import LossOutput
 from .chance import ChanceWatch
 from .events import StepEvent
 from .guard import Guard, bad_rows, bad_tensors
+from .interrupts import Interrupts
 from .metrics import memory_in_use
 from .precision import gradient_factor
 from .report import StepMetrics, expert_figures, perplexity
@@ -59,6 +60,7 @@ class Step:
         self.feed: Feed | None = None
         self.stop: GracefulStop | None = None
         self.chance = ChanceWatch(session)
+        self.interrupts = Interrupts()
         self._seq_len = session.config.max_seq_len
 
     def train(
@@ -68,12 +70,16 @@ class Step:
         attention_mask: npt.NDArray[np.uint8] | None = None,
         segment_ids: npt.NDArray[np.int32] | None = None,
     ) -> StepMetrics:
-        """Train on a micro-batch; with the last one of the window, update the weights."""
+        """Train on a micro-batch; with the last one of the window, update the weights.
+
+        KeyboardInterrupt may end the passes, which are undone then, and comes after all else.
+        """
         state, dropped_before = self.session.state, self.guard.dropped
-        with self.session.clock.training():
-            out = self._forward_backward(input_ids, labels, attention_mask, segment_ids)
-            good = self._add_to_window(out, input_ids)
-        updated = good and state.micro_step >= self.session.config.grad_accum_steps and self.finish_window()
+        with self.interrupts.held():
+            with self.session.clock.training():
+                out = self._forward_backward(input_ids, labels, attention_mask, segment_ids)
+                good = self._add_to_window(out, input_ids)
+            updated = good and state.micro_step >= self.session.config.grad_accum_steps and self.finish_window()
         tokens = int(out.num_tokens)
         return StepMetrics(
             loss=float(out.loss_sum) / tokens if tokens else 0.0,
@@ -101,7 +107,7 @@ class Step:
         if state.micro_step == 0:  # an open window keeps its factor, also when it was resumed with another format
             state.window_scale = gradient_factor(session.scaler, config)
             state.window_opened_at = state.epoch_loss
-        with self._whole_or_not_at_all():
+        with self._whole_or_not_at_all(), self.interrupts.let_through():
             return session.model.compute_loss(
                 input_ids,
                 labels,
@@ -157,11 +163,12 @@ class Step:
 
     def finish_window(self) -> bool:
         """Update the weights and tell of it; return False if no token was trained or the window was dropped."""
-        with self.session.clock.training():
-            updated = self._update()
-        if updated:
-            self._tell()
-            self.chance.after_step()
+        with self.interrupts.held():
+            with self.session.clock.training():
+                updated = self._update()
+            if updated:
+                self._tell()
+                self.chance.after_step()
         return updated
 
     def _update(self) -> bool:

@@ -4,6 +4,7 @@ Python's own handlers run in the main thread between two of its instructions, so
 would wait for the kernel.  The system, however, writes the number of each signal to a pipe at once
 (`signal.set_wakeup_fd`), and kernels let other threads run: a watcher thread reads the pipe, says that it has heard,
 and ends the process when a second signal insists.  Where pipes cannot be waited for (Windows), the handlers do it.
+A child that is forked meanwhile would share the pipe: it leaves it, and has the handlers of before.
 
 What a request does: a micro-batch that takes no longer than SHORT_SECONDS is finished; a longer one is given up, as if
 it had not begun, and comes first after a resume.  That is between two layers (`PassWatch`); attention over a long row,
@@ -16,6 +17,7 @@ import selectors
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -107,19 +109,25 @@ class GracefulStop(Shown):
         return watch
 
     def __enter__(self) -> "GracefulStop":
-        """Install the handlers, and begin to watch."""
+        """Install the handlers, and begin to watch; OSError without files for a pipe, and nothing has changed."""
         if threading.current_thread() is threading.main_thread():
-            if os.name == "posix":
-                self._watch_signals()
-            for number in SIGNALS:
-                if number != HANG_UP or signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._handle)
+            try:
+                for number in SIGNALS:
+                    if number != HANG_UP or signal.getsignal(number) != signal.SIG_IGN:
+                        self._before[number] = signal.getsignal(number)
+                        signal.signal(number, self._handle)
+                if os.name == "posix":
+                    self._watch_signals()
+            except BaseException:
+                self._leave()
+                raise
         return self
 
     def _watch_signals(self) -> None:
         self._pipe = reader, writer = os.pipe()
         for end in self._pipe:
             os.set_blocking(end, False)
+        _ACTIVE.add(self)
         self._watcher = threading.Thread(target=self._watch, args=(reader,), daemon=True)
         self._watcher.start()
         self._fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -128,16 +136,39 @@ class GracefulStop(Shown):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Put the handlers back that were there before."""
-        for number, handler in self._before.items():
+        self._leave()
+
+    def _leave(self) -> None:
+        """End the watcher and close the pipe; the handlers go last, so that no signal finds neither new nor old."""
+        try:
+            if self._pipe is not None:
+                reader, writer = self._pipe
+                signal.set_wakeup_fd(self._fd_before)
+                self._take(reader)
+                self._pipe = None
+                os.close(writer)  # which ends the watcher
+                if self._watcher is not None:
+                    self._watcher.join()
+                os.close(reader)
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Have no part in signals any more."""
+        _ACTIVE.discard(self)
+        self._pipe = self._watcher = None
+        before, self._before = self._before, {}
+        for number, handler in before.items():
             signal.signal(number, handler)
-        self._before = {}
-        if self._pipe is not None and self._watcher is not None:
-            signal.set_wakeup_fd(self._fd_before)
-            reader, writer = self._pipe
-            os.close(writer)  # which ends the watcher
-            self._watcher.join()
-            os.close(reader)
-            self._pipe = self._watcher = None
+
+    def _in_child(self) -> None:
+        """This process was forked from the one that trains: its signals are its own, and so is the lock."""
+        pipe, self._lock = self._pipe, threading.RLock()
+        if pipe is not None:
+            signal.set_wakeup_fd(-1)
+            for end in pipe:
+                os.close(end)
+        self._forget()
 
     def _watch(self, reader: int) -> None:
         """Wait for signals until the other end is closed."""
@@ -163,6 +194,8 @@ class GracefulStop(Shown):
             return
         reader, writer = self._pipe
         self._take(reader)
+        if self.signal is None:  # it came when the system no longer wrote, or not yet
+            self._hear(number)
         with contextlib.suppress(OSError):
             os.write(writer, WAKE)
 
@@ -192,3 +225,15 @@ class GracefulStop(Shown):
             self.request()
         elif number != HANG_UP:
             os._exit(128 + number)  # the user insists: no clean-up, the last checkpoint is whole anyway
+
+
+_ACTIVE: weakref.WeakSet[GracefulStop] = weakref.WeakSet()  # those with a pipe
+
+
+def _leave_pipes() -> None:
+    for stop in list(_ACTIVE):
+        stop._in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_pipes)

@@ -15,7 +15,8 @@ from abi_py.config import LoraConfig
 from abi_py.model import LoraModel
 from abi_py.model.layers import attention
 from abi_py.training.events import EvaluationEvent
-from abi_py.training.stop import GracefulStop, PassWatch, Stopped
+from abi_py.training.interrupts import Interrupts
+from abi_py.training.stop import SIGNALS, GracefulStop, PassWatch, Stopped
 from abi_py.training.trainer import LlamaTrainer
 
 signals = pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -124,6 +125,54 @@ def test_an_exception_in_a_loop_of_the_users_own_leaves_a_clean_window(make_mode
     assert whole_state(trainer) == whole_state(plain)
 
 
+@pytest.mark.parametrize("place", ["update", "pass", "count"])
+def test_ctrl_c_without_a_stop_tears_no_step(make_model, make_config, data, monkeypatch, place):
+    """In the optimizer, after a pass, and between a step and its place in the data: what follows has the same bits."""
+    first, whole = (LlamaTrainer(make_model(), make_config()) for _ in range(2))
+    where, name = {
+        "update": (first.optimizer, "update"),
+        "pass": (first.model, "compute_loss"),
+        "count": (first._step, "_tell"),
+    }[place]
+    original, calls = getattr(where, name), iter(range(100))
+
+    def interrupted(*args, **given):
+        result = original(*args, **given)
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(where, name, interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            first.fit(data)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        first.fit(data)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    whole.fit(data)
+    assert whole_state(first) == whole_state(whole)
+
+
+def test_a_second_ctrl_c_is_not_put_off():
+    interrupts, heard = Interrupts(), []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        with interrupts.held(), interrupts.held():
+            signal.raise_signal(signal.SIGINT)
+            assert heard == []
+            signal.raise_signal(signal.SIGINT)
+            assert heard == [signal.SIGINT]
+            with interrupts.let_through():
+                assert len(heard) == 2
+                signal.raise_signal(signal.SIGINT)
+                assert len(heard) == 3
+        assert len(heard) == 3
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def test_an_evaluation_is_given_up(make_model, make_config, data, record):
     config, sink = make_config(eval_interval=2, epochs=1), record()
     trainer = LlamaTrainer(make_model(), config, [sink])
@@ -180,8 +229,7 @@ def test_a_signal_is_heard_while_the_main_thread_computes():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with GracefulStop(tell) as stop:
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-        while not heard.is_set():
-            hashlib.pbkdf2_hmac("sha256", b"a", b"b", 200_000)
+        assert until(lambda: hashlib.pbkdf2_hmac("sha256", b"a", b"b", 200_000) and heard.is_set(), pause=0)
     ((thread, text),) = tellers
     assert thread is not threading.main_thread()
     assert "once more to stop at once" in text
@@ -206,6 +254,70 @@ def test_who_listened_before_still_does():
         signal.set_wakeup_fd(before)
         os.close(reader)
         os.close(writer)
+
+
+@signals
+def test_nothing_is_left_open(monkeypatch):
+    def left():
+        handlers = [signal.getsignal(number) for number in SIGNALS]
+        return len(os.listdir("/dev/fd")), threading.active_count(), handlers
+
+    before = left()
+    with GracefulStop() as stop:
+        assert left() != before
+    assert left() == before
+    with pytest.raises(ZeroDivisionError), stop:
+        raise ZeroDivisionError
+    assert left() == before
+    full = OSError(24, "Too many open files")
+    monkeypatch.setattr("os.pipe", lambda: (_ for _ in ()).throw(full))
+    with pytest.raises(OSError, match="Too many"), GracefulStop():
+        pass
+    assert left() == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+@signals
+def test_a_signal_as_the_watch_ends_is_heard(monkeypatch):
+    """The system no longer writes it, and the handlers of before are not back yet."""
+    close = os.close
+
+    def signalled(end):
+        monkeypatch.setattr("os.close", close)
+        signal.raise_signal(signal.SIGTERM)
+        close(end)
+
+    with GracefulStop() as stop:
+        monkeypatch.setattr("os.close", signalled)
+    assert stop.signal == signal.SIGTERM
+
+
+FORKS = """
+import os, signal, sys, time
+from abi_py.training.stop import GracefulStop
+with GracefulStop() as stop:
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(go, b"1")
+            signal.pause()
+        except KeyboardInterrupt:
+            os._exit(7)
+    os.read(ready, 1)
+    os.kill(child, signal.SIGINT)  # not to this process
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.requested, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    while not stop.requested:
+        time.sleep(0.01)
+    print(stop.exit_code)
+"""
+
+
+@signals
+def test_a_forked_child_has_signals_of_its_own():
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert done.stdout.split() == ["7", "False", "130"]
 
 
 COMPUTES = """
