@@ -126,7 +126,10 @@ def records(file, gentle):
 
 
 def content(file):
-    """Return what a file holds, without what depends on the clock."""
+    """Return what a file holds, without what depends on the clock; a base is named by way of the run's directory."""
+    if file.name == "adapter_config.json":
+        described = json.loads(file.read_text())
+        return {**described, "base_model_name_or_path": os.path.realpath(described["base_model_name_or_path"] or "")}
     return {**json.loads(file.read_text()), "order": 0} if file.name == ORIGIN else file.read_bytes()
 
 
@@ -135,7 +138,7 @@ def result_of_run(directory, gentle):
     final = checkpoints / (checkpoints / "latest").read_text().strip()
     files = [*final.iterdir(), *(directory / "r/model").iterdir(), *(directory / "r").glob("adapter/*")]
     files = [path for path in files if path.name.endswith((".safetensors", "config.json"))]
-    return {str(path.relative_to(directory)): path.read_bytes() for path in files} | {
+    return {str(path.relative_to(directory)): content(path) for path in files} | {
         "final": final.name,
         "metrics": records(directory / "r/metrics.jsonl", gentle),
     }

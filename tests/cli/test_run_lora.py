@@ -78,6 +78,29 @@ def test_adapters_on_random_weights_are_warned_of(abi_train, tiny):
     assert "warning  the frozen weights are random, so adapters can do little; --base names a trained model" in out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--mixed-precision", "bf16"),
+        ("--mixed-precision", "fp16"),
+        ("--gradient-checkpointing", "--grad-accum-steps", "3", "--lora-dropout", "0.1"),
+    ],
+)
+def test_other_ways_of_training_train_adapters(abi_train, base, tmp_path, words):
+    trained(abi_train, "run", "--base", base, *QUICK, "--lora-rank", "2", "--epochs", "1", "--out", "r", *words)
+    newest = list_checkpoints(tmp_path / "r/checkpoints")[-1][0]
+    assert newest > 0
+    halves = read_safetensors(tmp_path / "r/adapter/adapter_model.safetensors")
+    assert all(np.isfinite(array).all() for array in halves.values())
+    assert any(array.any() for name, array in halves.items() if "lora_B" in name)
+
+
+def test_muon_trains_no_adapters(abi_train, base, tmp_path):
+    said = refused(abi_train, "run", "--base", base, *QUICK, "--lora", "--optimizer", "muon", "--out", "r")
+    assert "optimizer (muon) is for hidden matrices, and an adapter is half of one; take adamw" in said
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_dry_run_counts_what_is_trained_and_what_is_read(abi_train, base, tmp_path, dtype):
     assert abi_train("export", "base", "-o", "folder", "--dtype", dtype)[0] == 0
@@ -255,8 +278,13 @@ def test_adapters_on_random_weights_are_read_from_the_seed(abi_train, tiny, tmp_
     assert written(abi_train, "r") == written(abi_train, "r/adapter")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen3_moe", "gemma3"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, dtype) for family in ("gpt2", "qwen3_moe", "gemma3") for dtype in ("float32", "bfloat16")),
+        *((family, "float32") for family in ("mistral", "mixtral", "qwen3")),
+    ],
+)
 def test_every_kind_of_family_has_adapters(abi_train, tmp_path, family, dtype):
     """Of conversations, on a folder with a tokenizer: adapter and model carry it."""
     write_talks(tmp_path / "talks.jsonl")
@@ -267,7 +295,9 @@ def test_every_kind_of_family_has_adapters(abi_train, tmp_path, family, dtype):
         *("run", "--base", "base", "--data", "talks.jsonl", "--lora-rank", "2", "--lora-dropout", "0.1"),
         *("--batch-size", "4", "--epochs", "1", "--learning-rate", "0.02", "--sample-tokens", "0", "--out", "r"),
     )
-    assert ("experts and their routers get no adapters" in out) == (family == "qwen3_moe")
+    assert ("experts and their routers get no adapters" in out) == (family in ("qwen3_moe", "mixtral"))
+    trained(abi_train, "resume", "r", "--epochs", "2")
+    assert len(written(abi_train, "r/adapter")) == 12
     own = Tokenizer.load(tmp_path / "base")
     for place in ("adapter", "model"):
         made = Tokenizer.load(tmp_path / "r" / place)
