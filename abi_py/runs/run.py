@@ -78,15 +78,17 @@ class Run:
         return find_tokenizer(self.opened, self.config.chat, self.train)
 
     def begin(self) -> tuple["Tokenizer | None", str]:
-        """Write what a run needs to be begun again, the tokenizer and config.yaml; return it, and what is to be said
+        """Write what a run needs to be begun again, config.yaml and the tokenizer; return that, and what is to be said
         about it.
+
+        The settings come first: a run that is killed between the two is one already, and `resume` begins it again.
         """
         tokenizer, problem = self.find_tokenizer()
+        self.write_config()
         if tokenizer is not None:
             if self.config.data.train_tokenizer:
                 tokenizer.config["model_max_length"] = self.config.model.max_seq_len
             tokenizer.save(self.directory)
-        self.write_config()
         return tokenizer, problem
 
     def manners(self) -> "Companions":
