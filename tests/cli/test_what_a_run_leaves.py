@@ -183,7 +183,7 @@ def test_the_form_and_the_type_of_what_is_left(abi_train, tiny, tmp_path):
     assert np.array_equal(*weights)
     code, out, err = abi_train("inspect", "a", "--last", "--json")
     assert (code, json.loads(out)["path"]) == (0, "a/checkpoints/llm_step_1")
-    assert err.startswith("model: step 1 of 1, the last")
+    assert err.startswith("model: step 1, the last and the best by validation loss: a/checkpoints/llm_step_1")
     assert "abi-train generate a/checkpoints/llm_step_1 --prompt TEXT" in json.loads(out)["uses"]  # bytes need no ids
     for run, form in (("a", "hf"), ("b", "zig")):  # a form is the same thing in both verbs, by both spellings
         words = ["--dtype", "bfloat16"] if form == "hf" else []

@@ -239,7 +239,9 @@ def test_the_help_shows_the_defaults_and_the_rules():
     for section, values in DEFAULTS.items():
         for name, value in values.items():
             tuned = FINE_TUNING.get(name) if section == "training" else None
-            ends = f"  [{str(value).lower()}]" if tuned is None else f"  [{value}; with base {tuned:g}"
+            most = "at most " if name == "max_seq_len" else ""  # a base may have a shorter context
+            said = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value).lower()
+            ends = f"  [{said}]" if tuned is None else f"  [{value:g}; with --base {most}{tuned:g}"
             assert ends in texts[section, name]
 
 
