@@ -55,6 +55,23 @@ def has_left_model(directory: Path) -> bool:
     return find_place(directory).folder == directory / MODEL
 
 
+def _is_best_left(run: "Run", trainer: "LlamaTrainer") -> bool:
+    """Say whether the best weights are left: not where the last are asked for, or nobody has the best any more, of
+    which resuming has warned.  CheckpointError if these are asked for and not there.
+    """
+    which = run.config.export.which
+    if which is Which.LAST or trainer.state.best_step < 0:
+        return False
+    try:
+        find_place(run.directory, BEST)
+    except CheckpointError as error:
+        if which is None:
+            return False
+        again = f"abi-train resume {shlex.quote(str(run.directory))} --which last"
+        raise CheckpointError(f"{run.directory / MODEL} was not written: {error}, or {again}") from None
+    return True
+
+
 def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -> Left:
     """Write RUN/model at the end of a run, in place of what an earlier end left there, and say what it is.
 
@@ -65,8 +82,7 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
     from .trainer_files import training_args_files
 
     export, directory, output = run.config.export, run.directory, run.directory / MODEL
-    usual = Which.BEST if trainer.state.best_step >= 0 else Which.LAST
-    which = BEST if (export.which or usual) is Which.BEST else LAST
+    which = BEST if _is_best_left(run, trainer) else LAST
     try:
         source = Source.open(directory, which)
         known = source.loaded.origin or Origin(step=trainer.state.global_step, steps=None, is_best=False)

@@ -16,7 +16,7 @@ from .base import Base, with_tokenizer
 from .directory import CONFIG, has_checkpoint, has_report, is_run, place_of_checkpoints
 from .finishing import check_export, has_left_model
 from .opening import Progress, open_data, unseen
-from .resolve import check_early_stopping, check_use, merged
+from .resolve import check_early_stopping, check_samples, check_use, merged
 from .run import Run
 from .schedule import Reschedule
 from .settings import (
@@ -81,12 +81,16 @@ class Resumed:
         whole = is_run(self.directory)
         if whole and not (has_report(self.directory, self.state) and has_left_model(self.directory)):
             end = None  # the last evaluation, the report, or the model is still to come
-        changes = [name for given in self.flags.values() for name in given] + (["schedule"] if schedule else [])
+        left = self.flags.get("export", {})  # what RUN/model is, which is written anew without training
+        changes = [name for given in self.flags.values() if given is not left for name in given]
+        changes += ["schedule"] if schedule else []
         if end is not None and changes:
             raise ConfigError(
                 f"{', '.join(changes)}: without effect, because {end[0]}; add {end[1]} to go on, or leave out what "
                 "changes nothing"
             )
+        if whole and left:
+            end = None
         if end is None and self.checkpoint is not None:
             self._check_fixed()
         return end
@@ -131,6 +135,7 @@ class Resumed:
         data = open_data(opened, chat, config.model.vocab_size, **sizes, progress=progress)
         run = Run(config, data.train, data.valid, self.directory, data.opened, base, data.parts)
         check_use(run, self.flags)
+        check_samples(run)
         check_export(config.export, config.model, run.evaluates)
         training = reschedule.apply(training, self.state.global_step, data.train)
         return dataclasses.replace(run, config=dataclasses.replace(config, training=training))

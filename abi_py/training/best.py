@@ -1,7 +1,5 @@
 """The best state of a run, which early stopping puts back: in a checkpoint, or in memory where none can be saved."""
 
-from pathlib import Path
-
 import numpy as np
 
 from ..errors import CheckpointError
@@ -39,17 +37,19 @@ class BestState:
 
     def restore(self) -> str:
         """Put weights and moments of the best evaluation back; return a sentence for the log."""
-        session, state, root = self.session, self.session.state, self.session.config.checkpoint_path
+        session, state, best = self.session, self.session.state, self.saver.best
         if self._memory is not None:
             weights, moments, step = self._memory
             session.model.parameters.weights_flat[:] = weights
             session.optimizer.load(moments, step)
-        elif state.best_step >= 0 and root:
+        elif best is not None:
             try:
-                restore_best(session.model, session.optimizer, Path(root) / f"llm_step_{state.best_step}")
+                restore_best(session.model, session.optimizer, best)
             except (CheckpointError, OSError) as error:
                 session.warn(f"the best checkpoint cannot be restored, the last weights stay: {error}")
                 return "the last weights stay"
+        elif state.best_step >= 0 and session.config.checkpoint_path:
+            return "the best checkpoint is not there any more, the last weights stay"
         else:
             return "no evaluation was finite, the last weights stay"
         state.optimizer_step = session.optimizer.step

@@ -9,7 +9,6 @@
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 from ..config import EarlyStoppingConfig
@@ -276,9 +275,8 @@ class Loop:
 
     def report(self) -> TrainingReport:
         """Return the report of the run up to now."""
-        session, state, root = self.session, self.session.state, self.session.config.checkpoint_path
-        elapsed, last = session.clock.elapsed(), self.saver.last
-        best = str(Path(root) / f"llm_step_{state.best_step}") if root and state.best_step >= 0 else None
+        session, state = self.session, self.session.state
+        elapsed, last, best = session.clock.elapsed(), self.saver.last, self.saver.best
         return TrainingReport(
             final_loss=state.loss,
             final_accuracy=state.accuracy,
@@ -298,7 +296,7 @@ class Loop:
             interrupted=self.interrupted,
             stop_reason=self.callbacks.control.stop_reason,
             checkpoint=str(last) if last else None,
-            best_checkpoint=best,
+            best_checkpoint=str(best) if best else None,
             initial_val_loss=state.initial_val_loss,
             warnings=tuple(session.events.warnings),
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import Precision
 from ..errors import CheckpointError, ConfigError
+from ..files import atomic_directory, write_inside
 from ..formats.companions import Companions
 from ..kernels.engine.number_formats import BFLOAT16
 from ..locks import DirectoryLock
@@ -43,6 +44,16 @@ class Saver:
     def last(self) -> Path | None:
         """The newest checkpoint of the run."""
         return self.saved or self.resumed_from
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint of the best evaluation, also where the run saved before it was given another place; None:
+        there is none, or it is not there any more.
+        """
+        step, root = self.session.state.best_step, self.session.config.checkpoint_path
+        before = self.resumed_from.parent if self.resumed_from is not None else None
+        places = [Path(place) / f"llm_step_{step}" for place in (root, before) if place is not None and step >= 0]
+        return next((place for place in places if place.is_dir()), None)
 
     @property
     def is_current(self) -> bool:
@@ -93,6 +104,7 @@ class Saver:
                 if not held:
                     self._check_own(root)
                 path = save_checkpoint(root, model=model, state=state, optimizer=arrays, sections=sections)
+                self._bring_best(Path(root))
                 self._prune(path)
         except BaseException:
             state.checkpoints_saved -= 1
@@ -125,6 +137,19 @@ class Saver:
         is_there = saved is not None and saved.step == state.global_step and not self.failed
         if self.session.config.checkpoint_path and (state.early_stopped or not is_there):
             self.save()
+
+    def _bring_best(self, root: Path) -> None:
+        """Copy the best checkpoint to where the run is saved from now on; that it cannot be makes no other worse."""
+        best = self.best
+        if best is None or best.parent.resolve() == root.resolve():
+            return
+        try:
+            with atomic_directory(root / best.name) as folder:
+                for path in sorted(path for path in best.rglob("*") if path.is_file()):
+                    with open(path, "rb") as file:
+                        write_inside(folder, path.relative_to(best).as_posix(), iter(lambda: file.read(1 << 20), b""))
+        except OSError as error:
+            self.session.warn(f"the best checkpoint stays in {best.parent}: {error}")
 
     def _prune(self, saved: Path) -> None:
         """Remove older checkpoints; that they cannot be removed does not make the new one worse."""
@@ -174,6 +199,11 @@ class Saver:
             state.open_epoch(0)
             state.data = {}
         self.resumed_from, self._position = found.path, None if found.path.is_file() else state.position
+        if state.best_step >= 0 and self.best is None:
+            session.warn(
+                f"llm_step_{state.best_step}, the best checkpoint, is not beside {found.path.name} any more: unless an "
+                "evaluation is better, the last weights take its place"
+            )
         return found.path
 
     def resumed_event(self) -> CheckpointEvent | None:

@@ -225,6 +225,51 @@ def test_a_run_goes_on_from_what_another_left(abi_train, run, tiny, tmp_path):
     assert "must not hold tokenizer.json yet" in err
 
 
+def test_the_best_moves_with_the_checkpoints(abi_train, tiny, tmp_path):
+    """What is saved elsewhere from now on is whole there: the best of before is among it, and the old place may go."""
+    assert abi_train("run", *tiny, "--max-steps", 2, "--eval-interval", 1, "--out", "r")[0] == 0
+    write_state(tmp_path / "r/checkpoints/llm_step_2", best_step=1, best_val_loss=0.0, best_metric=0.0)
+    code, out, err = abi_train("resume", "r", "--max-steps", 4, "--checkpoint-path", "other")
+    assert (code, err) == (0, ""), err
+    assert "model    r/model: step 1 of 4, the best by validation loss" in out
+    assert {path.name for path in (tmp_path / "other").glob("llm_step_*")} == {"llm_step_1", "llm_step_4"}
+    shutil.rmtree(tmp_path / "r/checkpoints")
+    assert find_place(tmp_path / "r", "best").folder == tmp_path / "other/llm_step_1"
+    # Who removes the best is warned, and gets the last; who asks for the best is told the way.
+    shutil.rmtree(tmp_path / "r/model")
+    shutil.rmtree(tmp_path / "other/llm_step_1")
+    code, _, err = abi_train("resume", "r", "--max-steps", 5, "--which", "best")
+    assert code == 1
+    assert "is not there any more; take --last, or abi-train resume r --which last" in err
+    code, out, err = abi_train("resume", "r", "--max-steps", 6)
+    assert code == 1  # it is the run's choice now
+    code, out, err = abi_train("resume", "r", "--which", "last")
+    assert (code, err) == (0, ""), err
+    assert "llm_step_1, the best checkpoint, is not beside llm_step_6 any more" in out
+    assert "model    r/model: step 6, the last" in out
+
+
+def test_what_is_left_of_a_finished_run_changes_without_training(abi_train, run):
+    """The words of RUN/model act on a run that is done; the others still say that they do nothing."""
+    for words, dtype in ((["--dtype", "bfloat16"], "bfloat16"), (["--dtype", "float32", "--which", "last"], "float32")):
+        code, out, err = abi_train("resume", run, *words)
+        assert (code, err) == (0, ""), err
+        assert f"model    {run}/model: step 4, the last" in out
+        assert read(run / "model/config.json")["dtype"] == dtype
+    assert abi_train("resume", run, "--format", "zig")[0] == 0
+    assert read(run / "model/config.json")["model_type"] == "deepzig_conversational"
+    code, _, err = abi_train("resume", run, "--which", "last", "--log-interval", 2)
+    assert code == 2
+    assert "log_interval: without effect, because max_steps (4) is reached" in err
+
+
+def test_samples_that_a_resumed_run_cannot_show_are_refused(abi_train, tiny):
+    assert abi_train("run", *tiny, "--max-steps", 2, "--valid-fraction", 0, "--out", "r")[0] == 0
+    code, _, err = abi_train("resume", "r", "--max-steps", 4, "--sample-prompt", "foo")
+    assert code == 2
+    assert "sample_prompts must come with evaluations" in err
+
+
 def test_a_choice_where_there_is_none(abi_train, run):
     for words in (["generate", run / "model", "--best"], ["eval", run / "checkpoints/llm_step_4", "x", "--last"]):
         assert abi_train(*words)[0] == 2
