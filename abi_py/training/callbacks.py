@@ -12,7 +12,8 @@ A hook is called with the event (`events.py`) and a `Control`.  A callback is an
 function, which is `on_step`.  All of them are one sink among the others: it keeps the events until the loop is between
 two batches, where everything that a callback changes is still saved with the step.  So a run that is resumed has the
 same bits, if it has the same callbacks; one that has a state of its own gives it as `state_dict()` (plain values for
-JSON) and takes it back by `load_state_dict`.
+JSON) and takes it back by `load_state_dict`, which is called before `on_start`.  What `on_checkpoint` changes in it
+comes after that save, and is in the next one.
 
 A sink may fail, and training goes on; a callback that fails ends `fit` with its exception, because nobody knows what
 training without it would be.  The state is whole then: `save_checkpoint` and another `fit` are possible.
@@ -20,6 +21,7 @@ training without it would be.  The state is whole then: `save_checkpoint` and an
 
 import math
 from collections.abc import Callable
+from inspect import ismethod
 from typing import Any
 
 from ..errors import ConfigError
@@ -123,14 +125,21 @@ class Callbacks:
         self._open = False
 
     def add(self, callback: Any) -> None:
-        """Add an object with hooks, or a function for `on_step`; TypeError for anything else, or an unknown hook."""
+        """Add an object with hooks, or a function for `on_step`; TypeError for anything else, or an unknown hook.
+
+        One that is there already is not added again: its hooks would be called twice.
+        """
+        if isinstance(callback, type):
+            raise TypeError(f"{_name(callback)} is a class, not a callback; give an object of it: {_name(callback)}()")
         hooks = [name for name in dir(callback) if name.startswith("on_")]
         odd = [name for name in hooks if name not in MAY]
         if odd:
             hint = suggested(odd[0], list(MAY)) or f"the hooks are {', '.join(MAY)}"
             raise TypeError(f"{_name(callback)} has {odd[0]}, which is no hook; {hint}")
-        if not hooks and (not callable(callback) or isinstance(callback, type)):
+        if not hooks and not callable(callback):
             raise TypeError(f"{_name(callback)} is no callback; give a function, or an object with one of {list(MAY)}")
+        if any(known is callback or (ismethod(callback) and known == callback) for known in self._named.values()):
+            return
         name, number = _name(callback), 2
         while name in self._named:
             name, number = f"{_name(callback)} {number}", number + 1

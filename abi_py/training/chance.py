@@ -4,6 +4,7 @@
     limit     min(chance + MARGIN, first + max(RISE, first / 2))      first: the loss of the first step
     warned    once, if the means of the last SPAN steps and of the SPAN before are above the limit, unless the loss
               falls and is no more than RISE above the first: it began high, and is on its way
+    at_end    told, warned or not, if the run ends above the limit
 
 A fresh model begins near chance, so it must have fallen below, or risen; a trained one begins far below, and is far
 above where it began only if it was spoiled.  A text that is harder than the one before raises the loss for a while,
@@ -39,10 +40,9 @@ class ChanceWatch:
         skipped, steps = state.bad_steps, state.global_step
         if skipped >= SPAN and skipped > steps:
             self._warn(f"{skipped} of {skipped + steps} updates were skipped, because they were not finite")
-        counted = losses[max(1, self.session.config.warmup_steps) :]
-        if len(counted) < 2 * SPAN:
+        if len(losses) < max(1, self.session.config.warmup_steps) + 2 * SPAN:
             return
-        recent, before = _mean(counted[-SPAN:]), _mean(counted[-2 * SPAN : -SPAN])
+        recent, before = _mean(losses[-SPAN:]), _mean(losses[-2 * SPAN : -SPAN])
         on_its_way = recent < before - FALLING and recent <= losses[0] + RISE
         if not min(recent, before) <= self._limit() and not on_its_way:
             self._warn(f"for {2 * SPAN} steps the loss has been {self._compared(recent)}")
@@ -52,7 +52,9 @@ class ChanceWatch:
         losses = self.session.loss_history
         last = _mean(losses[-min(SPAN, len(losses) // 2) :]) if len(losses) >= FEW else 0.0
         if not last <= self._limit():
-            self._warn(f"the model has learned nothing: its loss is {self._compared(last)}")
+            trained = losses[0] < self._chance() - RISE  # before
+            what = "the model has lost what it knew" if trained else "the model has learned nothing"
+            self._warn(f"{what}: its loss is {self._compared(last)}")
 
     def _limit(self) -> float:
         losses = self.session.loss_history
@@ -70,9 +72,11 @@ class ChanceWatch:
 
     def _warn(self, message: str) -> None:
         self.warned = True
-        rate = self.session.config.learning_rate
+        session, rate = self.session, self.session.config.learning_rate
         remedy = f"begin again with a lower learning rate, {rate / 10:g} instead of {rate:g}"
-        self.session.warn(f"{message}; {remedy} (abi-train run --find-lr looks for one)")
+        if session.schedule is not None or session.state.rate_set is not None:
+            remedy = f"begin again with lower learning rates than {session.state.learning_rate:g} was, the last one"
+        session.warn(f"{message}; {remedy} (abi-train run --find-lr looks for one)")
 
 
 def _mean(values: list[float]) -> float:

@@ -20,7 +20,7 @@ stops training: the error is reported once, later failures are counted, and the 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -271,11 +271,13 @@ class EventHub:
                 raise ConfigError(f"two sinks would write {path}; set log_dir to another directory than the run's own")
         self.sinks.append(sink)
 
-    def emit(self, event: Event) -> None:
-        """Give the event to every sink."""
+    def emit(self, event: Event, but: Sequence[Sink] = ()) -> None:
+        """Give the event to every sink, but not to these."""
         if isinstance(event, WarningEvent):
             self.warnings.append(event.message)
         for sink in self.sinks:
+            if any(sink is other for other in but):
+                continue
             self._guarded(sink, event, lambda sink=sink: sink.handle(event))  # type: ignore[misc]
 
     def close(self) -> None:

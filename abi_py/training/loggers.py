@@ -6,6 +6,7 @@ resumed run goes on in the same one.
 """
 
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..errors import ConfigError
 from ..files import atomic_json
 from ..untrusted import read_json
 from .events import EndEvent, Event, RunLabel, SampleEvent, Sink, StartEvent
-from .metrics import MetricsStreamSink, scalars, summary
+from .metrics import METRICS, MetricsStreamSink, records_until, scalars, summary
 from .report import TrainingReport, plain
 
 __all__ = ["WANDB", "TensorBoardSink", "WandbSink", "configured_sinks"]
@@ -110,11 +111,12 @@ class WandbSink:
         self._run: Any = None
         self._label: RunLabel | None = None
         self._samples: list[list[Any]] = []
+        self._ended = False  # as planned, or by request
 
     def handle(self, event: Event) -> None:
         """Log at the event's step what it has for W&B."""
         if isinstance(event, StartEvent):
-            self._label = event.label
+            self._label, self._samples, self._ended = event.label, samples_until(event), False
         if self._run is None:
             self._run = self._begin()
         values: dict[str, Any] = dict(scalars(event))
@@ -124,6 +126,7 @@ class WandbSink:
         if values:
             self._run.log(values, step=event.step)
         if isinstance(event, EndEvent):
+            self._ended = True
             for tag, value in summary(event.report):
                 self._run.summary[tag] = value
 
@@ -135,7 +138,7 @@ class WandbSink:
         self._directory.mkdir(parents=True, exist_ok=True)
         return self._wandb.init(
             project=config.wandb_project or "abi",
-            name=config.wandb_run_name or ("run" if label is None else label.name),
+            name=config.wandb_run_name or (None if label is None else label.name),
             entity=config.wandb_entity,
             dir=str(self._directory),
             config=plain(dict(settings_of(label, config))),
@@ -143,10 +146,19 @@ class WandbSink:
         )
 
     def close(self) -> None:
-        """Finish the run."""
+        """Finish the run: as failed, if an exception has ended it."""
         run, self._run = self._run, None
         if run is not None:
-            run.finish()
+            run.finish(exit_code=int(not self._ended and sys.exc_info()[0] is not None))
+
+
+def samples_until(start: StartEvent) -> list[list[Any]]:
+    """Return step, prompt and text of the samples that a run which goes on has in its metrics.jsonl."""
+    path = start.label.directory / METRICS if start.label is not None else None
+    if path is None or not start.step or not path.exists():
+        return []
+    records = (record for _, record in records_until(path, start.step, start.time) if record.get("type") == "sample")
+    return [[record.get(name) for name in ("step", "prompt", "text")] for record in records]
 
 
 def kept_id(directory: Path) -> str:

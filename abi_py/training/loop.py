@@ -17,7 +17,7 @@ from ..errors import ConfigError, counted
 from .best import BestState
 from .callbacks import Callbacks
 from .evaluation import evaluate_batches, judge
-from .events import EndEvent, EpochEvent, EvaluationEvent, StartEvent, StopEvent
+from .events import EndEvent, EpochEvent, EvaluationEvent, Sink, StartEvent, StopEvent
 from .feed import Data, check_same_data, describe, open_feed
 from .report import TrainingReport, perplexity
 from .saving import Saver
@@ -39,7 +39,7 @@ class Loop:
         self.validation: Data | None = None
         self.stop: GracefulStop | None = None
         self.interrupted = False
-        self.announced = False  # whether a StartEvent has told of this run
+        self.announced: list[Sink] = []  # those whom a StartEvent has told of this run
         self.check_data = False  # whether the data must be those of the checkpoint that was loaded
 
     # -- the whole run ---------------------------------------------------------------------------
@@ -50,7 +50,7 @@ class Loop:
         """Train to the end; see `LlamaTrainer.fit`."""
         session, self.stop = self.session, stop
         try:
-            feed = self.begin(data, early_stopping)
+            feed = self.begin(data, early_stopping, session.config.epochs)
             while session.state.epoch < session.config.epochs and not self._is_over():
                 self.run_epoch(feed)
             self.wind_up()
@@ -61,7 +61,7 @@ class Loop:
             self.callbacks.act()
         finally:
             self.end()
-            self.stop, self.announced = None, False
+            self.stop, self.announced = None, []
             session.events.close()
         return report
 
@@ -69,7 +69,8 @@ class Loop:
         """Train for one epoch and return its mean loss; with early stopping, evaluate it at least once."""
         state, before = self.session.state, self.session.state.global_step
         try:
-            loss = self.run_epoch(self.begin(data, early_stopping))
+            epochs = max(self.session.config.epochs, state.epoch + 1)
+            loss = self.run_epoch(self.begin(data, early_stopping, epochs))
             unseen = state.evaluated_step <= before < state.global_step
             if early_stopping is not None and self.session.config.eval_interval and unseen and not self.interrupted:
                 self._evaluate()
@@ -77,8 +78,8 @@ class Loop:
             self.end()
         return loss
 
-    def begin(self, data: Data, early_stopping: EarlyStoppingConfig | None) -> Feed:
-        """Check everything that can be wrong with data and settings, and start the clock."""
+    def begin(self, data: Data, early_stopping: EarlyStoppingConfig | None, epochs: int) -> Feed:
+        """Check everything that can be wrong with data and settings, and start the clock of a run of these epochs."""
         session, state, config = self.session, self.session.state, self.session.config
         self.interrupted = False
         session.early_stopping = early = early_stopping if early_stopping and early_stopping.enabled else None
@@ -95,8 +96,7 @@ class Loop:
         self.callbacks.begin(resumed=self.check_data)
         self.saver.hold()
         state.data, self.check_data = facts, False
-        if not self.announced:
-            self._announce(feed)
+        self._announce(feed, epochs)
         self.callbacks.act()
         session.clock.start()
         return feed
@@ -122,7 +122,7 @@ class Loop:
     def resume(self) -> None:
         """A checkpoint was loaded: the data must be its own, and what was remembered of another run is forgotten."""
         self.best.forget()
-        self.check_data, self.announced = True, False
+        self.check_data, self.announced = True, []
 
     def end(self) -> None:
         """Stop the clock and give checkpoint_path back."""
@@ -253,15 +253,15 @@ class Loop:
 
     # -- what it tells ---------------------------------------------------------------------------
 
-    def _announce(self, feed: Feed) -> None:
-        """Tell that training begins or goes on."""
+    def _announce(self, feed: Feed, epochs: int) -> None:
+        """Tell that training begins or goes on; not once more in the next epoch, but for sinks that are new in it."""
         session, state, config = self.session, self.session.state, self.session.config
-        self.announced, resumed_from = True, self.saver.resumed_from
+        told, self.announced, resumed_from = self.announced, list(session.events.sinks), self.saver.resumed_from
         event = StartEvent(
             **session.now(),
             epoch=state.epoch + 1,
-            epochs=config.epochs,
-            total_steps=self._total_steps(feed),
+            epochs=epochs,
+            total_steps=self._total_steps(feed, epochs),
             num_params=session.model.num_params(),
             tokens_per_step=config.batch_size * feed.seq_len * config.grad_accum_steps,
             flops_per_token=float(session.model.flops_per_token(feed.seq_len)),
@@ -271,7 +271,7 @@ class Loop:
             total_params=session.model.config.num_params(),
             label=session.label,
         )
-        session.events.emit(event)
+        session.events.emit(event, but=told)
 
     def report(self) -> TrainingReport:
         """Return the report of the run up to now."""
@@ -301,10 +301,10 @@ class Loop:
             warnings=tuple(session.events.warnings),
         )
 
-    def _total_steps(self, feed: Feed) -> int:
+    def _total_steps(self, feed: Feed, epochs: int) -> int:
         """Return how many optimizer steps the whole run has."""
         state, config = self.session.state, self.session.config
-        accumulate, epochs = config.grad_accum_steps, config.epochs - state.epoch
+        accumulate, epochs = config.grad_accum_steps, epochs - state.epoch
         here = math.ceil((feed.num_batches - state.batch_position + state.micro_step) / accumulate)
         total = state.global_step
         total += max(0, here + (epochs - 1) * math.ceil(feed.num_batches / accumulate)) if epochs > 0 else 0

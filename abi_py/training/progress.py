@@ -92,24 +92,37 @@ def showing(events: EventHub, progress: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _compiling_told(tell: Callable[[], None]) -> Iterator[None]:
-    """Call `tell`, once, when a kernel has been compiling for longer than PATIENCE."""
+    """Call `tell`, once, when a kernel, with those that it calls, has been compiling for longer than PATIENCE."""
     from numba.core import event
 
-    timer: list[threading.Timer] = []
-
     class Listener(event.Listener):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.depth, self.told = 0, False
+            self.timer: threading.Timer | None = None
+
         def on_start(self, event: Any) -> None:
-            if not timer:
-                timer.append(threading.Timer(PATIENCE, tell))
-                timer[0].daemon = True
-                timer[0].start()
+            self.depth += 1
+            if self.depth == 1 and not self.told:
+                self.timer = threading.Timer(PATIENCE, self.tell)
+                self.timer.daemon = True
+                self.timer.start()
 
         def on_end(self, event: Any) -> None:
-            pass
+            self.depth -= 1
+            if self.depth == 0:
+                self.cancel()
 
+        def tell(self) -> None:
+            self.told = True
+            tell()
+
+        def cancel(self) -> None:
+            if self.timer is not None:
+                self.timer.cancel()
+
+    listener = Listener()
     try:
-        with event.install_listener("numba:compile", Listener()):
+        with event.install_listener("numba:compile", listener):
             yield
     finally:
-        for each in timer:
-            each.cancel()
+        listener.cancel()

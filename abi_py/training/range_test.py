@@ -19,8 +19,10 @@ import math
 import time
 from dataclasses import dataclass
 
+import numba
+
 from ..config import LlmTrainingConfig
-from ..errors import ConfigError, NonFiniteError, counted
+from ..errors import ConfigError, DataError, NonFiniteError, counted
 from ..reprs import Shown
 from .feed import Data, open_feed
 from .session import Model
@@ -63,20 +65,23 @@ def find_learning_rate(
     """Train `model` for at most `steps` updates as `config` says, but with growing rates, and suggest a rate.
 
     Costs that many steps, and memory for the optimizer and a copy of the trained weights.  Nothing is written; weights
-    and random draws of the model are put back, gradients are zero.  ConfigError for numbers that do not fit.
+    and random draws of the model and the number of threads are put back, gradients are zero.  ConfigError for numbers
+    that do not fit, DataError if a pass over the data trains no token.
     """
     if not (0 < smallest < largest and math.isfinite(largest)):
         raise ConfigError(f"smallest ({smallest}) must be above 0 and below largest ({largest}); try 1e-6 and 1")
     if steps < LEAST:
         raise ConfigError(f"steps ({steps}) must be at least {LEAST}; 100 is usual")
     weights, draws, began = model.collect_weights(), model.draws, time.perf_counter()
+    threads = numba.get_num_threads()
     rates = [smallest * (largest / smallest) ** (k / (steps - 1)) for k in range(steps)]
     try:
-        losses, diverged = _sweep(LlamaTrainer(model, config.quiet()), data, rates)
+        losses, diverged = _sweep(LlamaTrainer(model, config.quiet().replace(nan_guard=True)), data, rates)
     finally:
         model.distribute_weights(weights)
         model.draws = draws
         model.zero_gradients()
+        numba.set_num_threads(threads)
     smoothed, rates = _smooth(losses), rates[: len(losses)]
     return RangeTest(
         rates=tuple(rates),
@@ -91,10 +96,13 @@ def find_learning_rate(
 def _sweep(trainer: LlamaTrainer, data: Data, rates: list[float]) -> tuple[list[float], bool]:
     """Return the loss of each update, and whether training diverged before the last rate."""
     feed, losses = open_feed(data, trainer.config, trainer.model.config, training=True), trainer.loss_history
-    trainer.state.rate_set = rates[0]
+    trainer.state.rate_set, trained = rates[0], 0  # tokens, at the end of the pass before
     while len(losses) < len(rates):
         batch = feed.next()
         if batch is None:
+            if trainer.state.tokens_processed == trained:
+                raise DataError("a pass over the data trained no token: all labels are ignored; correct the masks")
+            trained = trainer.state.tokens_processed
             feed.reset()
             continue
         dropped = trainer.state.bad_steps

@@ -115,9 +115,10 @@ class LlamaTrainer(Session):
     ) -> TrainingReport:
         """Train to the end of the last epoch (or max_steps, or early stopping) from wherever the state is.
 
-        `callbacks` are added as by `add_callback`, and stay.  With `checkpoint_path`, checkpoints are saved at
-        intervals, at each better evaluation, at the end, and when `stop` was requested; then the report says
-        interrupted.  `progress` shows a line on a terminal, one that is replaced in a notebook, and lines in a pipe.
+        `callbacks` are added as by `add_callback`, and stay; one that is there already is not added again.  With
+        `checkpoint_path`, checkpoints are saved at intervals, at each better evaluation, at the end, and when `stop`
+        was requested; then the report says interrupted.  `progress` shows a line on a terminal, one that is replaced
+        in a notebook, and lines in a pipe.
         ConfigError if `checkpoint_path` holds checkpoints of another run, or, with process and host, if another
         trainer is writing there.
         """

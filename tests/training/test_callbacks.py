@@ -203,6 +203,26 @@ def test_what_is_no_callback_is_refused(make_model, make_config):
         trainer.add_callback(Misspelt())
     with pytest.raises(TypeError, match="int is no callback"):
         trainer.add_callback(3)
+    with pytest.raises(TypeError, match=r"Plateau is a class, not a callback; give an object of it: Plateau\(\)"):
+        trainer.add_callback(Plateau)
+
+
+def test_the_same_callback_of_another_fit_is_called_once(make_model, make_config, data):
+    class Count:
+        def __init__(self):
+            self.steps = []
+
+        def on_step(self, event, control):
+            self.steps.append(event.step)
+
+    count, seen = Count(), Count()
+    trainer = LlamaTrainer(make_model(), make_config(epochs=1))
+    for _ in range(2):
+        trainer.config = trainer.config.replace(epochs=trainer.config.epochs + 1)
+        trainer.fit(data, callbacks=[count, seen.on_step, Count()])
+    assert count.steps == sorted(set(count.steps))
+    assert seen.steps == sorted(set(seen.steps))
+    assert len(count.steps) > 6
 
 
 # -- a schedule of one's own -----------------------------------------------------------------------

@@ -47,7 +47,8 @@ def test_table(case):
     session = SimpleNamespace(
         model=SimpleNamespace(config=SimpleNamespace(vocab_size=vocabulary)),
         config=SimpleNamespace(warmup_steps=warmup, learning_rate=0.03),
-        state=SimpleNamespace(bad_steps=0, global_step=0),
+        state=SimpleNamespace(bad_steps=0, global_step=0, rate_set=None),
+        schedule=None,
         loss_history=[],
         warn=said.append,
     )
@@ -59,13 +60,23 @@ def test_table(case):
     watch.at_end()
     assert len(said) == while_it_runs + at_end, said
     assert all("a lower learning rate, 0.003 instead of 0.03" in text for text in said)
+    if at_end and vocabulary > V and losses[0] < 3:
+        assert said[-1].startswith("the model has lost what it knew: its loss is 6.9, far above its first value, 2.1")
+
+
+def test_the_remedy_knows_who_sets_the_rate(make_model, make_config, data):
+    usual = {"lr_schedule": "warmup_cosine", "warmup_steps": 100, "decay_steps": 10_000}
+    config = make_config(grad_accum_steps=1, epochs=12, **usual)
+    report = LlamaTrainer(make_model(), config, schedule=lambda step: 10.0).fit(data)
+    assert "with lower learning rates than 10 was, the last one" in report.warnings[-1]
 
 
 def test_most_updates_were_skipped():
     said = []
     session = SimpleNamespace(
         config=SimpleNamespace(warmup_steps=0, learning_rate=1.0),
-        state=SimpleNamespace(bad_steps=24, global_step=20),
+        state=SimpleNamespace(bad_steps=24, global_step=20, rate_set=None),
+        schedule=None,
         loss_history=[1.0],
         warn=said.append,
     )

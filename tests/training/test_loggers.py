@@ -10,7 +10,7 @@ import pytest
 from abi_py.config import LlmTrainingConfig
 from abi_py.errors import ConfigError
 from abi_py.training import loggers
-from abi_py.training.events import RunLabel, SampleEvent
+from abi_py.training.events import RunLabel, SampleEvent, StartEvent
 from abi_py.training.trainer import LlamaTrainer
 
 
@@ -20,6 +20,9 @@ def label(tmp_path):
     (tmp_path / "my-run").mkdir()
     settings = {"training": {"learning_rate": 0.5, "log_dir": None}, "data": {"path": ("a.txt", "b.txt")}}
     return RunLabel(name="my-run", settings=settings, directory=tmp_path / "my-run")
+
+
+KEPT = [("sample", 3), ("evaluation", 6), ("sample", 6), ("sample", 9)]
 
 
 class Writes:
@@ -142,7 +145,7 @@ def test_tensorboard_files_read_back(make_model, make_config, data, tmp_path, la
 @pytest.fixture
 def wandb(monkeypatch):
     """Put a stand-in in the place of the package, and return what it was told."""
-    told = types.SimpleNamespace(made=[], logged=[], finished=0, summary={})
+    told = types.SimpleNamespace(made=[], logged=[], finished=[], summary={})
 
     class Run:
         summary = told.summary
@@ -150,8 +153,8 @@ def wandb(monkeypatch):
         def log(self, values, step):
             told.logged.append((step, values))
 
-        def finish(self):
-            told.finished += 1
+        def finish(self, exit_code):
+            told.finished.append(exit_code)
 
     def init(**settings):
         told.made.append(settings)
@@ -168,14 +171,14 @@ def test_wandb_gets_the_tags(make_model, make_config, data, tmp_path, wandb):
     config = make_config(log_dir=str(tmp_path / "w"), enable_wandb=True, wandb_project="p", eval_interval=6)
     trained(make_model(), config, data)
     (made,) = wandb.made
-    assert (made["project"], made["name"], made["dir"]) == ("p", "run", str(tmp_path / "w"))
+    assert (made["project"], made["name"], made["dir"]) == ("p", None, str(tmp_path / "w"))
     assert made["config"] == json.loads(json.dumps(config.to_dict()))
     assert "id" not in made
     assert [step for step, values in wandb.logged if "train/learning_rate" in values] == [1, 2, 3, 4, 5, 6]
     (samples,) = [values["samples"] for _, values in wandb.logged if "samples" in values]
     assert samples == (["step", "prompt", "text"], [[6, "The ", "first\n  <b>second"]])
     assert wandb.summary["train/total_steps"] == 6
-    assert wandb.finished == 1
+    assert wandb.finished == [0]
 
 
 def test_a_run_that_goes_on_is_the_same_run_there(make_model, make_config, data, tmp_path, wandb, label):
@@ -196,3 +199,27 @@ def test_a_damaged_id_is_told_and_does_not_stop_training(make_model, make_config
     assert report.total_steps == 6
     assert "delete it, and W&B begins another run" in report.warnings[0]
     assert wandb.made == []
+
+
+def test_a_run_that_fails_is_failed_there(make_model, make_config, data, tmp_path, wandb):
+    def fail(event, control):
+        raise RuntimeError
+
+    trainer = LlamaTrainer(make_model(), make_config(log_dir=str(tmp_path / "w"), enable_wandb=True))
+    with pytest.raises(RuntimeError):
+        trainer.fit(data, callbacks=[fail])
+    own = LlamaTrainer(make_model(), make_config(log_dir=str(tmp_path / "w"), enable_wandb=True))
+    own.train_epoch(data)  # a loop of one's own has no end but this
+    own.finalize_logging()
+    assert wandb.finished == [1, 0]
+
+
+def test_samples_of_before_a_resume_stay_in_the_table(make_model, make_config, data, tmp_path, wandb, label):
+    lines = [{"type": kind, "step": step, "prompt": "a", "text": f"{step}"} for kind, step in KEPT]
+    (label.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sink = loggers.WandbSink(make_config(), tmp_path)
+    known = {"epoch": 1, "epochs": 1, "total_steps": 9, "num_params": 1, "tokens_per_step": 1, "flops_per_token": 1.0}
+    sink.handle(StartEvent(step=6, time=5.0, label=label, **known))
+    sink.handle(SampleEvent(step=8, time=9.0, prompt="b", text="c"))
+    ((_, values),) = wandb.logged
+    assert values["samples"][1] == [[3, "a", "3"], [6, "a", "6"], [8, "b", "c"]]

@@ -90,3 +90,44 @@ def test_a_long_compilation_is_told(monkeypatch, capsys, make_model, make_config
         with event.trigger_event("numba:compile", data={}), event.trigger_event("numba:compile", data={}):
             assert until(lambda: told)
     assert told == ["compiling kernels for this processor, once ..."]
+
+
+def test_a_short_compilation_is_not_told(monkeypatch, capsys, make_model, make_config):
+    from numba.core import event
+
+    timers = []
+
+    class Timer:
+        def __init__(self, seconds, function):
+            self.cancelled = False
+            timers.append(self)
+
+        def start(self):
+            pass
+
+        def cancel(self):
+            self.cancelled = True
+
+    monkeypatch.setattr("abi_py.training.progress.threading.Timer", Timer)
+    with showing(LlamaTrainer(make_model(), make_config()).events, True):
+        for _ in range(2):
+            with event.trigger_event("numba:compile", data={}):
+                with event.trigger_event("numba:compile", data={}):
+                    pass
+                assert [timer.cancelled for timer in timers[:-1]] == [True] * (len(timers) - 1)
+                assert not timers[-1].cancelled
+            assert timers[-1].cancelled
+    assert len(timers) == 2
+
+
+def test_each_epoch_of_ones_own_loop_has_its_total(make_model, make_config, data, capsys, record):
+    trainer, sink = LlamaTrainer(make_model(), make_config()), record()
+    trainer.add_sink(sink)
+    shown = []
+    for _ in range(3):
+        trainer.train_epoch(data, progress=True)
+        shown.append([line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("step")])
+    assert shown[0] == ["1/6", "2/6", "3/6"]
+    assert shown[1] == ["4/6", "5/6", "6/6"]
+    assert shown[2] == ["7/9", "8/9", "9/9"]  # more than was planned
+    assert len(sink.of("start")) == 1

@@ -2,11 +2,13 @@
 
 import math
 
+import numba
 import numpy as np
 import pytest
 
 from abi_py.config import LoraConfig
-from abi_py.errors import ConfigError
+from abi_py.data import IGNORE_LABEL
+from abi_py.errors import ConfigError, DataError
 from abi_py.model import LoraModel
 from abi_py.training.range_test import _smooth, find_learning_rate, steepest
 from abi_py.training.trainer import LlamaTrainer
@@ -70,3 +72,29 @@ def test_wrong_numbers_are_refused(make_model, make_config, data):
         find_learning_rate(make_model(), make_config(), data, smallest=1.0)
     with pytest.raises(ConfigError, match=r"steps \(3\) must be at least 20"):
         find_learning_rate(make_model(), make_config(), data, steps=3)
+
+
+def test_data_that_train_no_token_are_refused(make_model, make_config, data, monkeypatch):
+    model = make_model()
+    original = model.compute_loss
+    none = lambda ids, labels, **given: original(ids, np.full_like(labels, IGNORE_LABEL), **given)  # noqa: E731
+    monkeypatch.setattr(model, "compute_loss", none)
+    with pytest.raises(DataError, match="a pass over the data trained no token"):
+        find_learning_rate(model, make_config(), data, steps=20)
+
+
+def test_it_ends_at_nan_without_the_guard_too(make_model, make_config, data):
+    config = make_config(optimizer="sgd", grad_accum_steps=1, nan_guard=False, max_grad_norm=0.0)
+    found = find_learning_rate(make_model(), config, data, smallest=1e37, largest=1e38)
+    assert found.diverged
+    assert np.isfinite(found.losses).all()
+
+
+def test_the_number_of_threads_is_put_back(make_model, make_config, data):
+    before = numba.get_num_threads()
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    try:
+        find_learning_rate(make_model(), make_config(num_threads=1), data, steps=20)
+        assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS
+    finally:
+        numba.set_num_threads(before)
