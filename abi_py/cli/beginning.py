@@ -18,7 +18,7 @@ from ..runs.settings import read_run_config
 from .console import make_console, say
 from .describe import describe_machine
 from .find_lr import find_and_show
-from .options import PathType, RareOption, given_values
+from .options import FieldOption, PathType, RareOption, given_values
 from .plan import show_plan
 from .progress import bytes_progress
 from .training import start
@@ -60,7 +60,16 @@ def beginning_options(
     return decorate
 
 
-FIND_LR = "try rates for 100 steps, suggest one, and stop"
+FIND_LR = "try rates for 100 steps (or --max-steps), suggest one, and stop"
+# Of the sections of a run: what a range test has no use for.  It sets the rate itself, repeats the data until it has
+# made its steps, evaluates nothing and writes nothing.
+NOT_IN_A_RANGE_TEST = {
+    "training": {"learning_rate", "lr_schedule", "min_learning_rate", "warmup_steps", "warmup_ratio", "decay_steps",
+                 "cooldown_share", "cooldown_steps", "cooldown_shape", "epochs", "eval_interval", "log_interval",
+                 "checkpoint_path", "checkpoint_interval", "max_checkpoints", "log_dir", "enable_tensorboard",
+                 "enable_wandb", "enable_metrics_stream", "wandb_project", "wandb_run_name", "wandb_entity"},
+    "data": {"sample_prompts", "sample_tokens"},
+}  # fmt: skip
 DRY_RUN = "show the plan (memory, steps, time) and stop; nothing is written"
 
 
@@ -78,6 +87,8 @@ def begin(
         raise ConfigError("json acts only with --find-lr; give it too, or leave --json out")
     if find_lr and dry_run:
         raise ConfigError("find_lr must not come with --dry-run, which trains nothing; leave one out")
+    if find_lr:
+        _check_range_test(ctx)
     writes = not dry_run and not find_lr
     file = read_run_config(config) if config else {}
     begun_anew = file.get("training", {}).pop("schedule_start", 0)  # at a step of the run whose file this is
@@ -101,9 +112,21 @@ def begin(
             show_plan(run, console)
             return 0
         if find_lr:
-            find_and_show(run, console, flags["as_json"])
+            steps = given_values(ctx).get("training", {}).get("max_steps")
+            find_and_show(run, console, flags["as_json"], **({"steps": steps} if steps else {}))
             return 0
         describe_machine()  # raises for a wrong environment, before anything is written
         with hold(directory, run.config.training, "out"):
             check_free(directory)  # once more: another run may have begun there since
             return start(run, console)
+
+
+def _check_range_test(ctx: click.Context) -> None:
+    """Raise ConfigError for a flag on the command line that a range test would not act on."""
+    values = given_values(ctx)
+    for param in ctx.command.params:
+        if not isinstance(param, FieldOption) or param.field not in values.get(param.section, {}):
+            continue
+        if param.field in NOT_IN_A_RANGE_TEST.get(param.section, ()):
+            flag = max(param.opts, key=len)
+            raise ConfigError(f"{flag} has no effect with --find-lr, which only tries rates; leave one of them out")

@@ -21,8 +21,8 @@ LINES = 20  # of the plot
 WIDTH = 40  # of a bar
 
 
-def find_and_show(run: Run, console: "Console", as_json: bool) -> None:
-    """Sweep the rate, and print the losses as bars and the suggestion; or all of it as JSON."""
+def find_and_show(run: Run, console: "Console", as_json: bool, steps: int = 100) -> None:
+    """Sweep the rate in so many steps, and print the losses as bars and the suggestion; or all of it as JSON."""
     from ..training.range_test import find_learning_rate
     from ..training.report import plain
 
@@ -30,15 +30,15 @@ def find_and_show(run: Run, console: "Console", as_json: bool) -> None:
     show_head(run, beside)
     model = run.make_model()
     prepare_training(model, run.config.training, beside, lambda text: say(beside, "compile", text), decodes=False)
-    found = find_learning_rate(model, run.config.training, run.train)
+    found = find_learning_rate(model, run.config.training, run.train, steps=steps)
     if as_json:
         print(json.dumps(plain(dataclasses.asdict(found))))
         return
     for line in plot(found):
         console.print(line, markup=False, highlight=False)
     end = f"diverged after {found.rates[-1]:.3g}" if found.diverged else f"up to {found.rates[-1]:.3g}"
-    steps = counted(len(found.rates), "step")
-    say(console, "swept", f"{steps} from {found.rates[0]:.3g}, {end}; {found.seconds:.0f} s")
+    made = counted(len(found.rates), "step")
+    say(console, "swept", f"{made} from {found.rates[0]:.3g}, {end}; {found.seconds:.0f} s")
     if found.suggestion is None:
         say(console, "rate", "no suggestion: the loss fell at no rate; look at the data, or take a larger batch")
     else:

@@ -141,18 +141,38 @@ def test_dry_run_writes_nothing(abi_train, tmp_path, tiny):
         assert text in out
 
 
-def test_find_lr_suggests_a_rate_and_writes_nothing(abi_train, tmp_path, tiny):
-    code, out, err = abi_train("run", *tiny, "--find-lr")
+@pytest.fixture
+def sweep(tiny):
+    """Return the flags of a tiny run without those that a range test refuses."""
+    pairs = zip(tiny[::2], tiny[1::2], strict=True)
+    return [word for pair in pairs if pair[0] not in ("--epochs", "--sample-tokens") for word in pair]
+
+
+def test_find_lr_suggests_a_rate_and_writes_nothing(abi_train, tmp_path, sweep):
+    code, out, err = abi_train("run", *sweep, "--find-lr")
     assert (code, err) == (0, "")
     assert re.search(r"^rate     --learning-rate [\d.e-]+ \(where the loss falls fastest\)", out, re.MULTILINE)
     assert out.count("<- here") == 1
-    code, out, _ = abi_train("run", *tiny, "--find-lr", "--json")
+    code, out, _ = abi_train("run", *sweep, "--find-lr", "--json")
     found = json.loads(out)
     assert len(found["rates"]) == len(found["losses"])
     assert found["suggestion"] in found["rates"]
     assert list(tmp_path.iterdir()) == []
-    assert abi_train("run", *tiny, "--json")[0] == 2
-    assert abi_train("run", *tiny, "--find-lr", "--dry-run")[0] == 2
+    assert abi_train("run", *sweep, "--json")[0] == 2
+    assert abi_train("run", *sweep, "--find-lr", "--dry-run")[0] == 2
+
+
+@pytest.mark.parametrize("words", [("--lr", 0.1), ("--lr-schedule", "constant"), ("--log-dir", "x"), ("--epochs", 3)])
+def test_find_lr_refuses_what_it_would_ignore(abi_train, sweep, words):
+    code, _, err = abi_train("run", *sweep, *words, "--find-lr")
+    assert code == 2
+    assert "has no effect with --find-lr" in err
+
+
+def test_max_steps_are_those_of_find_lr(abi_train, sweep):
+    code, out, _ = abi_train("run", *sweep, "--find-lr", "--max-steps", 24, "--json")
+    assert code == 0
+    assert 20 <= len(json.loads(out)["rates"]) <= 24
 
 
 def test_dry_run_says_where_a_cooldown_begins(abi_train, tiny):
