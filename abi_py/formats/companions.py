@@ -80,6 +80,12 @@ class Companions(Shown):
                 files[SETTINGS] = json_text(settings).encode()
         return Companions({**files, "chat_template.jinja": source.encode()}, self.config)
 
+    def under(self, own: "Companions") -> "Companions":
+        """Return `own`, those of adapters, completed by these, of the model under them; a tokenizer is never mixed."""
+        speaks = any(is_one_of(name, TOKENIZER_FILES) for name in own.files)
+        below = self.with_tokenizer({}) if speaks else self
+        return Companions({**below.files, **own.files}, own.config or self.config)
+
     def with_card(self, text: str) -> "Companions":
         """Return the same with a model card; that of a folder is not read: it speaks of other weights."""
         return Companions({**self.files, CARD: text.encode()}, self.config)

@@ -27,7 +27,7 @@ from ..families import tensor_table, write_config
 from ..fields import either
 from ..files import json_text, write_inside
 from ..formats.checkpoint_names import CARD, ORIGIN, RANDOM_BASE
-from ..formats.companions import END, GENERATION, TOKENIZER_FILES, Companions, is_one_of
+from ..formats.companions import END, GENERATION, Companions
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
 from ..formats.huggingface import read_tensors
@@ -97,10 +97,12 @@ class Source:
         A tokenizer that is kept elsewhere, with adapters or in an old run from scratch, takes the place of theirs, and
         what ends its texts, and the answers of its chat template, ends them too.
         """
-        own, context = self.loaded.model.companions, self.shape.max_seq_len
-        if self.place is not None and not Companions.of(self.place).files.items() <= own.files.items():
+        model, context = self.loaded.model, self.shape.max_seq_len
+        own = model.companions
+        below = model.model.companions if isinstance(model, LoraModel) else own  # whose config.json is taken
+        if self.place is not None and not Companions.of(self.place).files.items() <= below.files.items():
             return with_tokenizer_from(own, self.place, context)
-        is_bytes = self.place is None and self.shape.vocab_size == BYTE_VOCAB_SIZE and TOKENIZER_FILE not in own.files
+        is_bytes = self.place is None and self.shape.vocab_size == BYTE_VOCAB_SIZE and TOKENIZER_FILE not in below.files
         return with_bytes(own, context) if is_bytes else own
 
     @property
@@ -275,7 +277,7 @@ def _write_peft(
     source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
 ) -> None:
     model = source.adapters
-    files = {name: text for name, text in source.companions.files.items() if is_one_of(name, TOKENIZER_FILES)}
+    files = dict(source.companions.files)
     files |= {name: text.encode() for name, text in texts.items() if name != CARD}  # which is that of a whole model
     if source.loaded.base is None:
         files[RANDOM_BASE] = json_text({"model": model.config.to_dict()}).encode()

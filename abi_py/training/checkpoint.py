@@ -43,7 +43,7 @@ from ..files import (
     write_synced,
 )
 from ..formats.checkpoint_names import CARD, NAME, SETTINGS, STATE, is_checkpoint_name
-from ..formats.companions import Companions, is_one_of
+from ..formats.companions import is_one_of
 from ..formats.finite import check_read, check_written
 from ..formats.forms import to_stored
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -119,7 +119,7 @@ def save_checkpoint(
     recover(root)
     tensors = to_stored(model.parameters.table, model.weights)
     check_written(root, {**tensors, **_moments(optimizer)}, "the earlier checkpoints are untouched")
-    beside = Companions() if isinstance(model, LoraModel) else model.companions
+    beside = model.companions
     _check_space(root, encoded_size(tensors) + encoded_size(optimizer) + beside.size)
     (weights_file, config_file), description = MODEL_FILES, config_content(model.config, beside.config, "float32")
     if isinstance(model, LoraModel):

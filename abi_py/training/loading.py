@@ -7,6 +7,7 @@ from typing import Any
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..formats.checkpoint_names import RANDOM_BASE, SETTINGS
+from ..formats.companions import Companions
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config, read_base_digest
 from ..formats.special_tokens import special_token_ids
@@ -138,6 +139,7 @@ def _load_adapters(
     if isinstance(below.model, LoraModel):
         raise CheckpointError(f"{path} names as its base model {below.directory}, which holds adapters itself")
     adapted = LoraModel.load(below.model, path, allow_nonfinite=allow_nonfinite)
+    adapted.companions = below.model.companions.under(Companions.of(path))
     if place is None:
         _check_digest(adapted, path, None)
         return adapted, None, None

@@ -177,7 +177,9 @@ class Saver:
             restored = restore_zig(session.model, session.optimizer, found.path)
         else:
             restored, losses = restore(session.model, session.optimizer, found.path)
-            session.model.companions = Companions.of(found.path) or session.model.companions
+            own = Companions.of(found.path)
+            is_whole = bool(own.config)  # else they are adapters, and config.json is that of the model under them
+            session.model.companions = own if is_whole else session.model.companions.under(own)
         state.become(restored)
         session.loss_history[:] = losses
         session.model.draws = state.draws

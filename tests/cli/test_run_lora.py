@@ -159,6 +159,14 @@ def test_a_run_leaves_adapters_and_a_merged_model(abi_train, base, left, tmp_pat
     newest = list_checkpoints(left / "checkpoints")[-1][1]
     ids = [written(abi_train, place) for place in (left, left / "model", left / "adapter", newest)]
     assert ids[1:] == ids[:-1]
+    companions = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    for place in (left / "adapter", newest):  # a whole folder but for the weights of the base
+        assert [(place / name).read_text() for name in companions] == [
+            (left / "model" / name).read_text() for name in companions
+        ]
+    trained(abi_train, "resume", left, "--epochs", "2")
+    newest = list_checkpoints(left / "checkpoints")[-1][1]
+    assert (newest / "generation_config.json").read_text() == (left / "model/generation_config.json").read_text()
     assert ids[0] != written(abi_train, base)
 
 
@@ -298,7 +306,11 @@ def test_every_kind_of_family_has_adapters(abi_train, tmp_path, family, dtype):
     trained(abi_train, "resume", "r", "--epochs", "2")
     written(abi_train, "r/adapter")
     own = Tokenizer.load(tmp_path / "base")
-    for place in ("adapter", "model"):
+    newest = list_checkpoints(tmp_path / "r/checkpoints")[-1][1]
+    manner = (tmp_path / "r/model/generation_config.json").read_text()
+    assert (newest / "README.md").is_file()
+    for place in ("adapter", "model", newest):
+        assert (tmp_path / "r" / place / "generation_config.json").read_text() == manner
         made = Tokenizer.load(tmp_path / "r" / place)
         assert (made.hash, made.chat_template) == (own.hash, own.chat_template)
     adapted, merged = load_model(tmp_path / "r/adapter").model, load_model(tmp_path / "r/model").model
