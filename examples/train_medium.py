@@ -41,7 +41,7 @@ def settings_of(flags: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "base": {"path": flags.base},
         "training": {"epochs": flags.epochs, "batch_size": flags.batch_size},
         "chat": {"max_samples": flags.max_samples},
-        "lora": {"enabled": True, "rank": flags.lora_rank} if flags.use_lora else {},
+        "lora": {"enabled": flags.use_lora or flags.lora_rank is not None or None, "rank": flags.lora_rank},
     }
     return {
         section: {name: value for name, value in values.items() if value is not None}

@@ -112,9 +112,9 @@ def describe_lora(config: "RunConfig") -> list[tuple[str, str]]:
     return lines
 
 
-def describe_data(train: "RunData", valid: "RunData | None") -> str:
+def describe_data(train: "RunData", kept: int) -> str:
     """Return one line about the data, and what was cut or left out."""
-    more = f"{len(valid):,} more for validation" if valid is not None else "none for validation"
+    more = f"{kept:,} more for validation" if kept else "none for validation"
     return "; ".join([train.summary(), more, *train.notes])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import EarlyStoppingConfig, Precision
+from ..data.holdout import PARTS
 from ..errors import counted
 from ..runs.conversations import encoder_of_run
 from ..runs.directory import MODEL
@@ -79,7 +80,7 @@ def show_head(run: Run, console: "Console") -> None:
         say(console, "from", run.base.said)
     for reason in run.base.skipped if run.base is not None else ():
         say(console, "note", f"passed over: {reason}")
-    say(console, "data", describe_data(run.train, run.valid))
+    say(console, "data", describe_data(run.train, run.num_kept))
 
 
 LINE_SECONDS = 2.0  # where there is no terminal, lines of steps come at most this often
@@ -183,9 +184,11 @@ def fit_and_show(
 def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console") -> None:
     """Print the report, the loss that fell, a sample, and how to go on; write the model that the run leaves."""
     rows = report_rows(trainer, report)
-    if run.train.conversations and not report.interrupted:
+    results: dict[str, EvalResult] = {}
+    if not report.interrupted:
         put_best_back(run, trainer, report)
-        rows += part_rows(run, evaluate_parts(run, trainer))
+        results = evaluate_parts(run, trainer)
+        rows += part_rows(run, results)
     show_table(console, "Report", rows)
     again = f"abi-train resume {shlex.quote(str(run.directory))}"
     if report.interrupted:
@@ -193,7 +196,7 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
         return
     if report.checkpoint is not None:
         say(console, "saved", f"{report.checkpoint}")
-    left = leave_model(run, trainer, report)
+    left = leave_model(run, trainer, report, results)
     say(console, "model", f"{left.folder}: {left.said}")
     if not left.has_tokenizer:
         say(console, "note", "it has no tokenizer: the text of these ids is not known; --tokenizer names one")
@@ -204,10 +207,6 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
     end = finished(trainer.state, run.config)
     if end is not None:
         say(console, "go on", f"{again} {end[1]}")
-
-
-# What a part shows, in the words of the table.
-PARTS = {"told": "answers told, asked anew", "new": "answers never told"}
 
 
 def part_rows(run: Run, results: "Mapping[str, EvalResult]") -> list[tuple[str, str]]:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from ..errors import DataError
 from .conversation import Conversation
 
-__all__ = ["AGAIN", "Holdout", "hold_out", "told_and_new"]
+__all__ = ["AGAIN", "PARTS", "Holdout", "hold_out", "told_and_new"]
+
+PARTS = {"told": "answers told, asked anew", "new": "answers never told"}  # the words of tables for them
 
 AGAIN = "again"  # category of the package's own rows that ask in other words what another row answers
 

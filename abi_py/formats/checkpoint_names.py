@@ -23,6 +23,7 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"  # of a Hugging Fa
 STATE, SETTINGS = "state.json", "config.yaml"  # of a checkpoint; of a checkpoint and of a run
 MODEL, ORIGIN = "model", "origin.json"  # the folder that a run leaves; in it, which step of the run it is
 RANDOM_BASE = "random_base.json"  # beside adapters, the shape and seed of the random weights that they were trained on
+TRAINING_ARGS = "training_args.json"  # how a model was trained, in the names of transformers' TrainingArguments
 CARD = "README.md"  # the model card, of that folder and of a checkpoint
 NAME = re.compile(r"llm_step_(\d+)")
 
@@ -30,4 +31,3 @@ NAME = re.compile(r"llm_step_(\d+)")
 def is_checkpoint_name(path: Path) -> bool:
     """Say whether a directory has the name of a checkpoint, and so must be a whole one."""
     return NAME.fullmatch(path.name.removeprefix(OLD)) is not None
-TRAINING_ARGS = "training_args.json"  # how a model was trained, in the names of transformers' TrainingArguments

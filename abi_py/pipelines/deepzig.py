@@ -57,6 +57,5 @@ def train_deepzig(
         write_report(report, directory / REPORT)
         if not report.interrupted:
             put_best_back(run, trainer, report)
-            evaluate_parts(run, trainer)
-            leave_model(run, trainer, report)
+            leave_model(run, trainer, report, evaluate_parts(run, trainer))
     return report, directory

@@ -38,10 +38,11 @@ from ..model import LoraModel
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
 from ..model.frozen import FrozenModel
-from ..training.finding import find_place
+from ..training.finding import Origin, find_place
 from ..training.loading import LoadedModel, load_model
 from .companions import with_bytes, with_tokenizer_from
 from .directory import ADAPTER, MODEL
+from .model_card import card_of_another_form
 from .models import find_model, find_tokenizer_beside
 
 __all__ = ["FORMATS", "Exported", "Source", "check_format", "export", "write"]
@@ -105,12 +106,24 @@ class Source:
         is_bytes = self.place is None and self.shape.vocab_size == BYTE_VOCAB_SIZE and TOKENIZER_FILE not in below.files
         return with_bytes(own, context) if is_bytes else own
 
+    def texts(self, form: str) -> dict[str, str]:
+        """What goes along besides: the card of a run's model as it fits that form, and which step of the run it is."""
+        origin, card = self.loaded.origin, self._card
+        if origin is None:
+            return {}
+        found = {ORIGIN: origin.to_json()}
+        if card is not None and form in {each.value for each in ExportFormat}:
+            text = card.read_text("utf-8")
+            found[CARD] = card_of_another_form(text, self.companions, ExportFormat(form), origin)
+        return found
+
     @property
-    def texts(self) -> dict[str, str]:
-        """What goes along besides: the model card of a run's model, and which step of the run it is."""
-        card = self.loaded.directory / CARD
-        found = {CARD: card.read_text("utf-8")} if self.loaded.origin is not None and card.is_file() else {}
-        return found if self.loaded.origin is None else {**found, ORIGIN: self.loaded.origin.to_json()}
+    def _card(self) -> Path | None:
+        """The model card: beside the weights, or, of the adapters of a run, beside the model that it left with them."""
+        place, model = self.loaded.directory, self.loaded.directory.parent / MODEL
+        if place.name == ADAPTER and Origin.read(model) == self.loaded.origin:
+            place = model
+        return place / CARD if (place / CARD).is_file() else None
 
     @property
     def adapters(self) -> LoraModel:
@@ -221,7 +234,7 @@ def export(
     _check_output(source, output, form, force)
     kind = dtype or (source.dtype if form == "hf" else "float32")
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    write(source, output, form, kind, max_shard_size, source.texts)
+    write(source, output, form, kind, max_shard_size, source.texts(form))
     files = {output.name: output.stat().st_size} if output.is_file() else {
         path.relative_to(output).as_posix(): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()
     }  # fmt: skip

@@ -7,6 +7,7 @@ killed before this writes the same later.
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from .directory import ADAPTER, MODEL
 from .settings import ExportConfig
 
 if TYPE_CHECKING:
-    from ..training.report import TrainingReport
+    from ..training.report import EvalResult, TrainingReport
     from ..training.trainer import LlamaTrainer
     from .run import Run
 
@@ -29,11 +30,9 @@ __all__ = ["Left", "check_export", "has_left_model", "leave_model"]
 
 @dataclass(frozen=True)
 class Left:
-    """The folder that a run left, the optimizer steps that made its weights, and whether no evaluation was better."""
+    """The folder that a run left, which step made its weights, and whether it has a tokenizer."""
 
     folder: Path
-    step: int
-    is_best: bool
     said: str  # the step, and why that one
     has_tokenizer: bool
 
@@ -72,8 +71,14 @@ def _is_best_left(run: "Run", trainer: "LlamaTrainer") -> bool:
     return True
 
 
-def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -> Left:
-    """Write RUN/model at the end of a run, in place of what an earlier end left there, and say what it is.
+def leave_model(
+    run: "Run",
+    trainer: "LlamaTrainer",
+    report: "TrainingReport",
+    parts: "Mapping[str, EvalResult] | None" = None,
+) -> Left:
+    """Write RUN/model at the end of a run, in place of what an earlier end left there, and say what it is;
+    `parts` is what `evaluate_parts` found.
 
     CheckpointError, with the remedy, if it cannot be written: the checkpoints are whole all the same.
     """
@@ -88,7 +93,7 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
         known = source.loaded.origin or Origin(step=trainer.state.global_step, steps=None, is_best=False)
         newest = max(order for order, _ in list_checkpoints(root_of_checkpoints(directory)))
         origin = dataclasses.replace(known, order=newest)
-        card = model_card(run, source.companions, report, origin)
+        card = model_card(run, source.companions, export.format, report, origin, parts)
         texts = {CARD: card, ORIGIN: origin.to_json(), **training_args_files(run)}
         if run.config.lora is not None:
             write(source, directory / ADAPTER, "peft", "float32", files=texts)
@@ -99,4 +104,4 @@ def leave_model(run: "Run", trainer: "LlamaTrainer", report: "TrainingReport") -
             f"{output} was not written: {error}; the checkpoints are safe: once that is mended, abi-train resume "
             f"{name} writes it, or abi-train export {name} --{which} -o FOLDER another one"
         ) from None
-    return Left(output, origin.step, origin.is_best, origin.said, source.has_tokenizer)
+    return Left(output, origin.said, source.has_tokenizer)

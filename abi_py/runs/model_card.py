@@ -5,6 +5,7 @@ business.
 """
 
 import math
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,17 +14,25 @@ from typing import TYPE_CHECKING, Protocol
 from ..choices import ExportFormat, LossOn
 from ..config import TrainableModelConfig
 from ..data.byte_tokenizer import byte_tokenizer_files
+from ..data.holdout import PARTS
 from ..data.tokenizer import TOKENIZER_FILE
 from ..errors import counted, on_one_line
+from ..formats.checkpoint_names import is_checkpoint_name
 from ..formats.companions import Companions
+from .directory import ADAPTER, CONFIG, MODEL
 
 if TYPE_CHECKING:
+    from ..data.chat_dataset import ChatDataset
     from ..training.finding import Origin
     from ..training.report import EvalResult, TrainingReport
     from .opening import RunData
     from .settings import RunConfig
 
-__all__ = ["Described", "model_card", "name_of_model"]
+__all__ = ["Described", "card_of_another_form", "model_card"]
+
+
+SECTIONS = ("Use", "Training", "Results", "Limits")
+_LIBRARY = "library_name: "
 
 
 class Described(Protocol):
@@ -37,11 +46,16 @@ class Described(Protocol):
     def valid(self) -> "RunData | None": ...
     @property
     def directory(self) -> Path: ...
+    @property
+    def num_kept(self) -> int: ...
+    @property
+    def parts(self) -> "Mapping[str, ChatDataset]": ...
 
 
 def model_card(
     run: Described,
     companions: Companions,
+    form: ExportFormat,
     report: "TrainingReport | None" = None,
     origin: "Origin | None" = None,
     parts: "Mapping[str, EvalResult] | None" = None,
@@ -49,24 +63,24 @@ def model_card(
     """Return the text of README.md: what the model is, what it was trained on and how well, and how to use it.
 
     companions  what is in the folder beside the weights
+    form        of that folder
     report      of the run; None: it is a checkpoint's, and the run may still go on
     origin      which step of the run it is
-    parts       results on further data, by what these are: a row of the table each
+    parts       results on the parts of what is kept for validation, at these weights: rows of the table
     """
-    name, shape = name_of_model(run), run.config.model
+    name, shape = _quiet(run.directory.resolve().name), run.config.model
     tags = ["abi_py", shape.family.value, *(["conversational"] if run.train.conversations else [])]
     kind = "conversational model" if run.train.conversations else "language model"
     sections = {
-        "Use": _use(run, name, companions),
+        "Use": _use(name, bool(run.train.conversations), companions, form),
         "Training": _wrapped(_training(run)),
-        "Results": _results(report, origin, parts or {}),
+        "Results": _results(run, report, origin, parts or {}),
         "Limits": _wrapped(_limits(run)),
     }
     body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
     head = f"A {kind} of {shape.num_params():,} weights, trained on a CPU with abi_py.\n\n{_table(_facts(shape))}"
-    library = "abi_py" if run.config.export.format is ExportFormat.ZIG else "transformers"
     return f"""---
-library_name: {library}
+{_LIBRARY}{_library(form)}
 pipeline_tag: text-generation
 tags: [{", ".join(tags)}]
 ---
@@ -78,9 +92,36 @@ tags: [{", ".join(tags)}]
 {body}"""
 
 
-def name_of_model(run: Described) -> str:
-    """Return what the model is called: as the directory of its run."""
-    return _quiet(run.directory.resolve().name)
+def card_of_another_form(card: str, companions: Companions, form: ExportFormat, origin: "Origin | None") -> str:
+    """Return the card of a model that is written into another folder: how it is used there, and which step it is.
+
+    A card that `model_card` did not make is returned as it is.
+    """
+    head, *sections = re.split(r"(?m)^## ", card)
+    name = re.search(r"(?m)^# (.+)$", head)
+    by_title = dict(section.split("\n\n", 1) for section in sections if "\n\n" in section)
+    if name is None or list(by_title) != list(SECTIONS):
+        return card
+    head = re.sub(rf"(?m)^{_LIBRARY}.*$", _LIBRARY + _library(form), head)
+    talks = re.search(r"(?m)^tags: .*\bconversational\b", head) is not None
+    by_title["Use"] = _use(name[1], talks, companions, form) + "\n\n"
+    if origin is not None and by_title["Results"].strip() == _wrapped(_MAY_GO_ON):
+        by_title["Results"] = f"{_taken(origin)}\n\n"
+    return head + "".join(f"## {title}\n\n{text}" for title, text in by_title.items())
+
+
+def _library(form: ExportFormat) -> str:
+    return "abi_py" if form is ExportFormat.ZIG else "transformers"
+
+
+def _name_of(place: Path) -> str:
+    """Return what a model is called: as its run, if it is in the directory of one."""
+    place = place.absolute()
+    while is_checkpoint_name(place) or place.name == "checkpoints" or (
+        place.name in (MODEL, ADAPTER) and (place.parent / CONFIG).is_file()
+    ):
+        place = place.parent
+    return _quiet(place.name)
 
 
 def _facts(shape: TrainableModelConfig) -> dict[str, str]:
@@ -106,15 +147,14 @@ def _table(rows: Mapping[str, str]) -> str:
 # -- use ---------------------------------------------------------------------------------------------
 
 
-def _use(run: Described, name: str, companions: Companions) -> str:
+def _use(name: str, talks: bool, companions: Companions, form: ExportFormat) -> str:
     tokenizer = companions.files.get(TOKENIZER_FILE)
     if tokenizer is None:
         return _wrapped(
             "The folder has no tokenizer: the model was trained on token ids whose text is not known. It reads and "
             "writes ids: `abi-train generate FOLDER --ids '1 2 3'`."
         )
-    talks = run.train.conversations
-    if run.config.export.format is ExportFormat.ZIG:
+    if form is ExportFormat.ZIG:
         return f"{_ours(name, talks)}\n\n{_wrapped(_ZIG)}"
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -160,10 +200,10 @@ def _training(run: Described) -> str:
     paths = (*data.path, *(config.chat.mix if config.chat else ()))
     names = ", ".join(f"`{_quiet(Path(path).name)}`" for path in paths)
     amount = counted(len(train), "conversation" if train.conversations else "token")
-    kept = f"; {len(run.valid):,} more were kept for validation" if run.valid is not None else ""
+    kept = f"; {run.num_kept:,} more were kept for validation" if run.num_kept else ""
     text = f"{amount} of {names or 'the help pages of Python'}{kept}. "
     if config.base is not None and config.base.path is not None:
-        text += f"Training went on from `{_quiet(Path(config.base.path).name)}`. "
+        text += f"Training went on from `{_name_of(Path(config.base.path))}`. "
     else:
         text += "Training began with random weights. "
     if config.lora is not None:
@@ -186,24 +226,36 @@ def _training(run: Described) -> str:
     return text + ", ".join(parts) + "."
 
 
-def _results(report: "TrainingReport | None", origin: "Origin | None", parts: "Mapping[str, EvalResult]") -> str:
+_MAY_GO_ON = (
+    "This is a checkpoint of a run that may still go on: `state.json` says of which step, and what was measured by "
+    "then."
+)
+
+
+def _taken(origin: "Origin") -> str:
+    return f"These weights are those of {origin.said}."
+
+
+def _results(
+    run: Described, report: "TrainingReport | None", origin: "Origin | None", parts: "Mapping[str, EvalResult]"
+) -> str:
     if report is None:
-        return _wrapped(
-            "This is a checkpoint of a run that may still go on: `state.json` says of which step, and what was "
-            "measured by then."
-        )
+        return _wrapped(_MAY_GO_ON)
     rows = {"steps, tokens of training": f"{report.total_steps:,}, {report.total_tokens:,}"}
     if math.isfinite(report.final_loss):
         rows["training loss at the last step"] = f"{report.final_loss:.4f}"
     if math.isfinite(report.best_val_loss):
-        rows["best validation loss, perplexity"] = f"{report.best_val_loss:.4f}, {_perplexity(report.best_val_loss)}"
+        parts_of = (f" ({PARTS[name]})" for name, part in run.parts.items() if part is run.valid)
+        label = f"best validation loss, perplexity{next(parts_of, '')}"
+        rows[label] = f"{report.best_val_loss:.4f}, {_perplexity(report.best_val_loss)}"
         if report.best_val_bits_per_byte is not None:
             rows["its bits per byte"] = f"{report.best_val_bits_per_byte:.4f}"
         rows["its accuracy"] = f"{100 * report.best_val_accuracy:.1f}% of the tokens"
     for name, result in parts.items():
-        rows[f"{name}: loss, perplexity"] = f"{result.loss:.4f}, {_perplexity(result.loss)}"
-        rows[f"{name}: accuracy"] = f"{100 * result.accuracy:.1f}% of the tokens"
-    taken = "" if origin is None else f"These weights are those of {origin.said}.\n\n"
+        rows[f"{PARTS[name]}: conversations"] = f"{len(run.parts[name]):,}"
+        rows[f"{PARTS[name]}: loss, perplexity"] = f"{result.loss:.4f}, {_perplexity(result.loss)}"
+        rows[f"{PARTS[name]}: accuracy"] = f"{100 * result.accuracy:.1f}% of the tokens"
+    taken = "" if origin is None else f"{_taken(origin)}\n\n"
     return taken + _table(rows)
 
 

@@ -21,13 +21,16 @@ __all__ = ["evaluate_parts", "put_best_back"]
 
 
 def put_best_back(run: Run, trainer: "LlamaTrainer", report: "TrainingReport") -> None:
-    """Bring the model to the weights that RUN/model has: the best, unless the last are asked for."""
+    """Bring the model to the weights that RUN/model has: the best, unless the last are asked for or nobody has the best
+    any more.
+    """
     from ..training.resume import restore_best
 
     state = trainer.state
     if run.config.export.which is Which.LAST or report.best_checkpoint is None or state.best_step == state.global_step:
         return
-    restore_best(trainer.model, trainer.optimizer, Path(report.best_checkpoint))
+    if Path(report.best_checkpoint).is_dir():
+        restore_best(trainer.model, trainer.optimizer, Path(report.best_checkpoint))
 
 
 def evaluate_parts(run: Run, trainer: "LlamaTrainer") -> "dict[str, EvalResult]":

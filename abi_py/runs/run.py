@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..choices import ExportFormat
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..files import atomic_text, json_text
 from ..training.events import RunLabel
@@ -54,6 +55,12 @@ class Run:
     def steps(self) -> tuple[int, int]:
         """The optimizer steps of an epoch, and of the whole run."""
         return count_steps(self.config.training, self.train)
+
+    @property
+    def num_kept(self) -> int:
+        """How many conversations or tokens are kept for validation, whatever they show."""
+        kept = sum(map(len, self.parts.values()))
+        return kept or (0 if self.valid is None else len(self.valid))
 
     @property
     def early_stopping(self) -> EarlyStoppingConfig | None:
@@ -139,7 +146,7 @@ class Run:
             trainer.load_checkpoint(checkpoint)
             trainer.check_data(self.train)
         companions = companions_of_run(model.companions, self.config, self.directory, self.train.info)
-        model.companions = companions.with_card(model_card(self, companions))
+        model.companions = companions.with_card(model_card(self, companions, ExportFormat.HF))
         codec = codec_of_run(self.directory, self.config.model.vocab_size)
         trainer.count_bytes = None if codec is None else codec.count_bytes
         return trainer

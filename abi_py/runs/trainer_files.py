@@ -9,6 +9,7 @@ is JSON.
 
 from typing import Any
 
+from ..choices import Which
 from ..config import Precision
 from ..files import atomic_text, json_text
 from ..formats.checkpoint_names import TRAINING_ARGS
@@ -51,7 +52,7 @@ def training_args(config: RunConfig, directory: str) -> dict[str, Any]:
         "save_total_limit": training.max_checkpoints or None,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": training.eval_interval or None,
-        "load_best_model_at_end": evaluates,
+        "load_best_model_at_end": evaluates and config.export.which is not Which.LAST,
         "metric_for_best_model": "eval_loss" if evaluates else None,
         "greater_is_better": False if evaluates else None,
         "label_smoothing_factor": training.label_smoothing,

@@ -421,6 +421,9 @@ def test_training_args_say_what_is_trained_with(prepare):
     }
     content = training_args(run.config, "x")
     assert {name: content[name] for name in expected} == expected
+    assert content["load_best_model_at_end"] is True
+    left_last = prepare(**values, **{"export.which": "last"})
+    assert training_args(left_last.config, "x")["load_best_model_at_end"] is False
 
 
 def test_training_args_are_beside_run_and_model(finished):

@@ -51,7 +51,7 @@ KNOWN_JSON = {
     "special_tokens_map.json": "special_tokens_map.json: names of special tokens",
     "report.json": "report.json of a run",
     "state.json": "state.json of a checkpoint",
-    TRAINING_ARGS: f"{TRAINING_ARGS} of a DeepZig run",
+    TRAINING_ARGS: f"{TRAINING_ARGS} of a run: its settings in the names of TrainingArguments",
 }
 PICKLE = "pytorch_model.bin"  # never opened
 NAMES = {"uint16": "BF16", "float64": "F64", "float32": "F32", "float16": "F16"}  # of Stored's arrays
