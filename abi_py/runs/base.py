@@ -87,7 +87,8 @@ class Base:
         if given.digest and not digest.startswith(given.digest.lower()):
             raise ConfigError(
                 f"base ({path}) has the digest {digest[:12]}, but {given.digest[:12]} is asked for: these are other "
-                f"weights; {remedy or 'give the folder with that digest, or leave digest out'}"
+                "weights, as of a run that was trained further; "
+                f"{remedy or 'give the folder with that digest, or leave digest out'}"
             )
         tokenizer = find_tokenizer_beside(found.path, place.run)
         if tokenizer is not None:

@@ -70,7 +70,7 @@ def training_args_files(run: Run) -> dict[str, str]:
     """Return the texts by name of what says how it was trained; none where nobody asked for them."""
     if not run.config.export.trainer_files:
         return {}
-    return {TRAINING_ARGS: json_text(training_args(run.config, str(run.directory)))}
+    return {TRAINING_ARGS: json_text(training_args(run.config, run.directory.resolve().name))}
 
 
 def trainer_sinks(run: Run) -> list[TrainerStateSink]:

@@ -206,7 +206,7 @@ def test_a_base_is_known_by_its_digest_wherever_it_is(abi_train, base, left, tmp
     assert f"does not exist; say where it is: abi-train resume {left} --base FOLDER" in refused(abi_train, *again)
     trained(abi_train, "run", "--base", "moved", *QUICK, "--epochs", "1", "--out", "other")
     said = refused(abi_train, *again, "--base", "other")
-    assert "these are other weights; say where it is: abi-train resume" in said
+    assert "these are other weights, as of a run that was trained further; say where it is: abi-train resume" in said
     assert "digest (00000000) has no effect" in refused(abi_train, *again, "--base-digest", "00000000")
     trained(abi_train, *again, "--base", "moved")
     recorded = yaml.safe_load((left / "config.yaml").read_text())["base"]["path"]

@@ -263,6 +263,11 @@ def test_what_is_left_of_a_finished_run_changes_without_training(abi_train, run)
     assert "log_interval: without effect, because max_steps (4) is reached" in err
 
 
+def test_settings_for_other_tools_name_no_path_of_the_machine(abi_train, tiny, tmp_path):
+    assert abi_train("run", *tiny, "--max-steps", 1, "--trainer-files", "--out", tmp_path / "r")[0] == 0
+    assert read(tmp_path / "r/model/training_args.json")["output_dir"] == "r"
+
+
 def test_samples_that_a_resumed_run_cannot_show_are_refused(abi_train, tiny):
     assert abi_train("run", *tiny, "--max-steps", 2, "--valid-fraction", 0, "--out", "r")[0] == 0
     code, _, err = abi_train("resume", "r", "--max-steps", 4, "--sample-prompt", "foo")
