@@ -41,6 +41,7 @@ def test_adapters_are_trained_and_go_on_to_the_same_bits(abi_train, base, tmp_pa
     assert "lora     224 trained parameters, 3.93 % of 5,696 (rank 4: q_proj, v_proj)" in out
     assert "its weights stay as they are, learning rate 0.01" in out
     assert "step 0: validation loss" in out
+    assert f"the adapters need {base}/model as it is; before that run is trained further, copy it" in out
     config = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())
     assert {**config["lora"], "target_modules": ["q_proj", "v_proj"]} == config["lora"]
     assert (config["lora"]["rank"], config["lora"]["enabled"]) == (4, True)
