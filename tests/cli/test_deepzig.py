@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -196,3 +197,13 @@ def test_a_base_of_another_family_stays_of_it(abi_train, tmp_path):
     config = json.loads((tmp_path / "out/model/config.json").read_text())
     assert (config["model_type"], config["architectures"]) == ("qwen2", ["Qwen2ForCausalLM"])
     assert load_model(tmp_path / "out/model").model.config.family.value == "qwen2"
+
+
+@pytest.mark.parametrize(
+    ("words", "lora"),
+    [([], {}), (["--lora-rank", "3"], {"enabled": True, "rank": 3}), (["--use-lora"], {"enabled": True})],
+)
+def test_a_rank_switches_adapters_on_in_the_example_as_in_the_verb(words, lora, monkeypatch):
+    example = runpy.run_path(str(Path(__file__).resolve().parents[2] / "examples/train_medium.py"))
+    monkeypatch.setattr(sys, "argv", ["train_medium.py", *words])
+    assert example["settings_of"](example["parse"]())["lora"] == lora
