@@ -76,9 +76,12 @@ def open_data(
     files = find_files(data.path, chat)
     if files:
         made = _conversations(files, data, chat, max_seq_len, seed)
+        _check_fits(made.opened, vocab_size, data.train_tokenizer or None)
         return made if vocab_size is None else dataclasses.replace(made, vocab_size=vocab_size)
     if data.train_tokenizer:
+        asked = data.train_tokenizer
         data = data.replace(tokenizer=str(_train_on_texts(data, chat, progress)))
+        _check_fits(data, vocab_size, asked)
     texts = _Texts(data.tokenizer, chat.skip_bad_rows, progress)
     if not data.path:
         dataset = standard_library_corpus(data.corpus_bytes)
@@ -104,24 +107,22 @@ def open_data(
     return OpenData(first, last, size, data)
 
 
-def _check_fits(data: DataConfig, vocab_size: int | None) -> None:
-    """Raise ConfigError for a tokenizer with more ids than the model, whose vocabulary is given."""
+def _check_fits(data: DataConfig, vocab_size: int | None, asked: int | None = None) -> None:
+    """Raise ConfigError for a tokenizer with more ids than the model, whose vocabulary is given.
+
+    `asked` is the size that was asked for of one that the run has trained.
+    """
     from ..data.sources import is_token_file
     from ..data.tokenizer import Tokenizer
 
-    if vocab_size is None:
+    if vocab_size is None or data.tokenizer is None:
         return
-    if data.tokenizer is not None:
-        given = Tokenizer.load(data.tokenizer)
-        if given.vocab_size > vocab_size and not all(map(is_token_file, data.path)):
-            raise ConfigError(
-                f"tokenizer ({data.tokenizer}) has {given.vocab_size:,} ids, and vocab_size ({vocab_size}) "
-                "of the model must be at least that; leave vocab_size out, or give the tokenizer of the model"
-            )
-    elif data.train_tokenizer > vocab_size:
+    given = Tokenizer.load(data.tokenizer)
+    if given.vocab_size > vocab_size and not all(map(is_token_file, data.path)):
+        named = f"tokenizer ({data.tokenizer}) has" if asked is None else f"train_tokenizer ({asked}) came to"
         raise ConfigError(
-            f"train_tokenizer ({data.train_tokenizer}) must be at most vocab_size ({vocab_size}) of the model; lower "
-            "it, or leave vocab_size out"
+            f"{named} {given.vocab_size:,} ids, and vocab_size ({vocab_size}) of the model must be at least that; "
+            "leave vocab_size out, or take another tokenizer"
         )
 
 

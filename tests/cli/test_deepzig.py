@@ -95,7 +95,7 @@ def test_run_has_what_deepzig_is_made_of(abi_train, tmp_path, rows):
         ("--train-tokenizer", 300): "train_tokenizer (300) acts only with path",
         ("--warmup-ratio", 0.1, "--warmup-steps", 3): "warmup_steps (3) acts only without warmup_ratio",
         ("--model-size", "test", "--base", "t"): "model_size (test) must be left out with base",
-        ("text.txt", "--train-tokenizer", 300, "--vocab-size", 280): "must be at most vocab_size (280) of the model",
+        ("text.txt", "--train-tokenizer", 300, "--vocab-size", 269): "ids, and vocab_size (269) of the model must be",
         ("text.txt", "--tokenizer", "t", "--vocab-size", 257): "and vocab_size (257) of the model must be",
         ("text.txt", "--train-tokenizer", 20): "vocab_size (20) must be at least",
     }.items():

@@ -435,9 +435,9 @@ def test_checkpoints_of_another_run_are_not_replaced(abi_train, tmp_path, tiny, 
 def test_the_header_tells_the_number_of_threads(abi_train, tiny):
     before = numba.get_num_threads()
     try:
-        assert ", 1 threads" in abi_train("run", *tiny, "--out", "r", "--max-steps", 1, "--num-threads", 1)[1]
+        assert ", 1 thread," in abi_train("run", *tiny, "--out", "r", "--max-steps", 1, "--num-threads", 1)[1]
         numba.set_num_threads(before)
-        assert ", 1 threads" in abi_train("resume", "r", "--max-steps", 2)[1]
+        assert ", 1 thread," in abi_train("resume", "r", "--max-steps", 2)[1]
     finally:
         numba.set_num_threads(before)
 
