@@ -42,12 +42,15 @@ def find_and_show(run: Run, console: "Console", as_json: bool, steps: int = 100)
     if found.suggestion is None:
         say(console, "rate", "no suggestion: the loss fell at no rate; look at the data, or take a larger batch")
     else:
-        say(console, "rate", f"--learning-rate {found.suggestion:.2g} (where the loss falls fastest)")
+        say(console, "rate", f"--lr {found.suggestion:.2g} (where the loss falls fastest)")
     say(console, "find lr", "nothing was written")
 
 
 def plot(found: "RangeTest") -> list[str]:
-    """Return a bar of the smoothed loss for every few rates, the one nearest to the suggestion marked."""
+    """Return a bar of the smoothed loss for every few rates, the one nearest to the suggestion marked.
+
+    The bars begin at the lowest loss: from zero on, all would look alike.
+    """
     if not found.rates:
         return []
     every = -(-len(found.rates) // LINES)
@@ -56,11 +59,12 @@ def plot(found: "RangeTest") -> list[str]:
     if found.suggestion is not None:
         at = found.rates.index(found.suggestion)
         marked = min(places, key=lambda place: abs(place - at))
-    most = max(found.smoothed[place] for place in places)
+    shown = [found.smoothed[place] for place in places]
+    least, span = min(shown), max(shown) - min(shown)
     lines = []
     for place in places:
         loss = found.smoothed[place]
-        bar = "#" * max(1, round(WIDTH * loss / most))
+        bar = "#" * max(1, round(WIDTH * (loss - least) / span) if span else WIDTH)
         mark = "  <- here" if place == marked else ""
         lines.append(f"{found.rates[place]:9.2e}  {bar:<{WIDTH}} {loss:8.4f}{mark}")
     return lines

@@ -47,13 +47,14 @@ def show_plan(run: Run, console: "Console") -> None:
         table.add_row("free here", megabytes(free))
     console.print(table)
     tokens = config.batch_size * config.max_seq_len * config.grad_accum_steps
+    most = "at most " if run.train.conversations else ""
     seen = run.train.num_tokens * config.epochs
     disk = 4 * sum(tensor.size for tensor in trained) + parts["moments"]
     kept = f"the last {config.max_checkpoints} and the best are kept" if config.max_checkpoints else "all are kept"
     free_disk = shutil.disk_usage(Path.cwd()).free
     rows = [
         ("epochs", f"{config.epochs}"),
-        ("steps", f"{total:,} ({epoch:,} an epoch), {counted(tokens, 'token')} each"),
+        ("steps", f"{total:,} ({epoch:,} an epoch), {most}{counted(tokens, 'token')} each"),
         ("tokens", f"{seen:,}" if not config.max_steps else f"at most {total * tokens:,}"),
         ("schedule", _schedule(config)),
         *_optimizer(run.config),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import EarlyStoppingConfig, Precision
-from ..data.holdout import PARTS
 from ..errors import counted
 from ..runs.conversations import encoder_of_run
 from ..runs.directory import MODEL
@@ -214,6 +213,8 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
 
 def part_rows(run: Run, results: "Mapping[str, EvalResult]") -> list[tuple[str, str]]:
     """Return the lines about each part of what was kept for validation."""
+    from ..data.holdout import PARTS  # with all of data/
+
     rows = []
     for name, result in results.items():
         rows.append((PARTS[name], f"{counted(len(run.parts[name]), 'conversation')}"))

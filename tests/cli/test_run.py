@@ -151,8 +151,10 @@ def sweep(tiny):
 def test_find_lr_suggests_a_rate_and_writes_nothing(abi_train, tmp_path, sweep):
     code, out, err = abi_train("run", *sweep, "--find-lr")
     assert (code, err) == (0, "")
-    assert re.search(r"^rate     --learning-rate [\d.e-]+ \(where the loss falls fastest\)", out, re.MULTILINE)
+    assert re.search(r"^rate     --lr [\d.e-]+ \(where the loss falls fastest\)", out, re.MULTILINE)
     assert out.count("<- here") == 1
+    bars = [line.count("#") for line in out.splitlines() if "#" in line]
+    assert (min(bars), max(bars)) == (1, 40)  # from the lowest loss to the highest
     code, out, _ = abi_train("run", *sweep, "--find-lr", "--json")
     found = json.loads(out)
     assert len(found["rates"]) == len(found["losses"])
