@@ -136,6 +136,7 @@ def _fits(wanted: Any, value: Any) -> bool:
 
 
 def acts_beside(option: Option, values: Mapping[str, Any]) -> bool:
+    """Say whether a setting acts beside the values of the others."""
     groups = conditions_of(option)
     return not groups or any(all(_fits(wanted, values[name]) for name, wanted in group.items()) for group in groups)
 

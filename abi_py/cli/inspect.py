@@ -92,6 +92,7 @@ def _line(label: str, text: str) -> None:
 
 
 def size_text(size: float) -> str:
+    """Return a number of bytes for people, in the largest unit of which there is one."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"
