@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import ConfigError
+from .kernels.engine.scratch import aligned_empty, aligned_zeros
 from .kernels.storage import Storage
 from .kernels.storage.float32 import STORAGE as FLOAT32
 from .reprs import Shown
@@ -177,9 +178,9 @@ class Buffers(Shown):
                 f"{self.size:,} parameters and their gradients need {needed / 1e9:,.1f} GB, and this machine has "
                 f"{memory / 1e9:.1f} GB; take a smaller vocab_size, hidden_dim, intermediate_dim or num_layers"
             )
-        self.weights_flat = np.empty(self.size, np.float32)
+        self.weights_flat = aligned_empty(self.size)
         self.weights = Views(self.weights_flat, self.table)
-        self._gradients_flat = np.zeros(self.size, np.float32)
+        self._gradients_flat = aligned_zeros(self.size)
         self._gradients = Views(self._gradients_flat, self.table)
         self._stale = False
         self.passes = 0  # backward passes that have begun

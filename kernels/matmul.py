@@ -44,7 +44,7 @@ from .engine.panels import (
     panel_depth,
 )
 from .engine.routines import FOLD
-from .engine.scratch import scratch
+from .engine.scratch import aligned_empty, scratch
 from .engine.threads import thread_count
 from .engine.tiles import row_by_row, tile
 
@@ -287,7 +287,7 @@ def matmul(
     stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*stack, m, n)
     if out is None:
-        out = np.empty(shape, np.float32)
+        out = aligned_empty(shape)
     elif out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; the product has shape {shape}")
     a = np.broadcast_to(a, (*stack, *a.shape[-2:]))

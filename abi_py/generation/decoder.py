@@ -17,6 +17,7 @@ import numba
 import numpy as np
 
 from ..errors import DataError
+from ..kernels.engine.scratch import aligned_empty
 from ..kernels.matmul import FEW
 from ..model.arena import make_shape
 from ..model.layers.layer import Branch
@@ -58,7 +59,7 @@ class Cache:
         used = int(self.lengths.max(initial=0))
         for i, (heads, width) in self.shapes.items():
             shape = self.slots, heads, self.capacity, width
-            keys, values = np.empty(shape, np.float32), np.empty(shape, np.float32)
+            keys, values = aligned_empty(shape), aligned_empty(shape)
             if before:
                 for larger, smaller in zip((keys, values), self.kept[i], strict=True):
                     larger[:, :, :used] = smaller[:, :, :used]
@@ -94,7 +95,7 @@ class Decoder:
         self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
         self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)
         self._few = {n: self._arrays(n, n) for n in range(1, min(slots, FEW) + 1)}
-        self._logits = np.empty((slots, self.config.vocab_size), np.float32)
+        self._logits = aligned_empty((slots, self.config.vocab_size))
 
     def _arrays(self, rows: int, wide: int) -> Arrays:
         """Return the arrays between the kernels for `rows` tokens; branches share those of one name."""
@@ -105,16 +106,16 @@ class Decoder:
             for name, entry in branch.decoding().items():
                 count, key = wide if entry.chunked else rows, (name, entry.chunked)
                 if key not in memory or memory[key].size < count * entry.width:
-                    memory[key] = np.empty(count * entry.width, np.float32)
+                    memory[key] = aligned_empty(count * entry.width)
                 arrays[name] = make_shape(entry, memory[key], count)
             branches.append(branch.Decoding(**arrays, **branch.parts(arrays)))
         width = self._stack.embedding.width
         cuts = range(0, rows, wide)
         return Arrays(
-            x=np.empty((rows, width), np.float32),
+            x=aligned_empty((rows, width)),
             **{name: np.empty(rows, np.int32) for name in ("ids", "slots", "positions")},
-            n=np.empty((wide, width), np.float32),
-            r=np.empty(wide, np.float32),
+            n=aligned_empty((wide, width)),
+            r=aligned_empty(wide),
             branches=branches,
             chunks=[(slice(i, min(i + wide, rows)), slice(0, min(wide, rows - i))) for i in cuts],
         )

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..families import layers
+from ..kernels.engine.scratch import LINE, aligned_empty
 from ..shape import CheckpointingStrategy, ModelShape, Precision
 from .layers.embedding import Embedding
 from .layers.head import Head, HeadScratch
@@ -119,17 +120,19 @@ class Places:
                 place = entry.place or name
                 self.floats[place] = max(self.floats.get(place, 0), rows * entry.width)
         self.under = [place for place in self.floats if place not in own]
+        for place in self.under:  # side by side: each begins at a cache line
+            self.floats[place] = -(-self.floats[place] // LINE) * LINE
         self.logits = max(head.logit_floats(rows), sum(self.floats[place] for place in self.under))
 
     def make(self) -> dict[str, np.ndarray]:
         """Return the memory of each place, and `logits`, which spans those under it."""
-        logits, used = np.empty(self.logits, np.float32), 0
+        logits, used = aligned_empty(self.logits), 0
         memory = {"logits": logits}
         for place, size in self.floats.items():
             if place in self.under:
                 memory[place], used = logits[used : used + size], used + size
             else:
-                memory[place] = np.empty(size, np.float32)
+                memory[place] = aligned_empty(size)
         return memory
 
 
@@ -175,8 +178,10 @@ class Arena:
 
     def nbytes(self) -> int:
         """Return the bytes of all arrays."""
-        owned = [array for array in self._scratch.values() if array.base is None]
-        return sum(array.nbytes for array in (*self._flat.values(), *owned))
+        memory: dict[int, int] = {}  # what shares memory counts once
+        for array in (*self._flat.values(), *self._scratch.values()):
+            memory[id(array.base)] = max(memory.get(id(array.base), 0), array.nbytes)
+        return sum(memory.values())
 
     def arrays(self, rows: int, narrow: bool = False) -> Arrays:
         """Return the arrays for `rows` tokens of a step (`narrow`: in bfloat16)."""
@@ -192,7 +197,7 @@ class Arena:
     def _make(self, rows: int, narrow: bool) -> Arrays:
         for key, width in saved_widths(self.slots, narrow).items():
             if key not in self._flat:
-                self._flat[key] = np.empty(self.capacity * width, key[-1])
+                self._flat[key] = aligned_empty(self.capacity * width, key[-1])
         saved, scratch = [], []
         for i, branch in enumerate(self.branches):
             kept = {name: self._saved(i, name, entry, rows, narrow) for name, entry in branch.saved().items()}

@@ -19,6 +19,7 @@ from ..families import layers, tensor_table
 from ..formats.companions import Companions
 from ..formats.finite import check_read
 from ..formats.safetensors import Stack, Stored
+from ..kernels.engine.scratch import aligned_empty
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Buffers, Tensor, Weight
 from .folder import open_weights, read_config
@@ -43,7 +44,7 @@ def _keep(tensor: Stored | Stack) -> _Kept:
         # As it lies; a matrix that is stored transposed is copied, and stays as narrow.
         raw = tensor.raw if tensor.raw.flags.c_contiguous else np.ascontiguousarray(tensor.raw)
         return _Kept(raw, STORAGES["bf16" if tensor.bf16 else "float16"])
-    copy = np.empty(tensor.shape, np.float32)
+    copy = aligned_empty(tensor.shape)
     tensor.copy_to(copy)
     return _Kept(copy, STORAGES["float32"])
 

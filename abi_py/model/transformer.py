@@ -26,6 +26,7 @@ from ..formats.forms import to_stored
 from ..formats.safetensors import Stored
 from ..formats.zig import load_abic, save_abic
 from ..kernels.engine.number_formats import PRECISIONS
+from ..kernels.engine.scratch import aligned_empty
 from ..kernels.engine.threads import PASS, threads_as_before, threads_for
 from ..kernels.unchecked import global_norm
 from ..parameters import Buffers, Parameters, Tensor, Views, Weight
@@ -159,7 +160,7 @@ class Transformer(Shown, ABC):
         check_ids(ids, input_ids, self.config)
         run = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
         self.stack.forward(ids.ravel(), run)
-        logits = np.empty((*ids.shape, self.config.vocab_size), np.float32)
+        logits = aligned_empty((*ids.shape, self.config.vocab_size))
         self.stack.head.logits(logits.reshape(ids.size, -1), self.stack.arrays(run).head, run)
         self._last = (ids, run)
         return logits

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import LlmTrainingConfig, MuonScale, OptimizerType
 from ..errors import CheckpointError, ConfigError, counted
+from ..kernels.engine.scratch import aligned_zeros
 from ..kernels.engine.threads import PASS, threads_as_before
 from ..kernels.muon import muon_flops, muon_ratio
 from ..kernels.optimizers import parameter_chunks
@@ -95,7 +96,7 @@ class Optimizer(Shown):
                 "product, and making it orthogonal says nothing about that; use adamw"
             )
         self._ranges = moments_of(table, config)
-        self.moments = {name: np.zeros(_length(ranges), np.float32) for name, ranges in self._ranges.items()}
+        self.moments = {name: aligned_zeros(_length(ranges)) for name, ranges in self._ranges.items()}
         self._stretches = self._cut(_between(table, self.matrices))
         self._operations = operations_of(self.matrices, config)
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from small_models import make_batch, make_model
 
-from abi_py.config import CheckpointingStrategy
+from abi_py.config import CheckpointingStrategy, LlmTrainingConfig
 from abi_py.families import FAMILIES, Family
 from abi_py.families.llama import FAMILY, NAMES
+from abi_py.generation.decoder import Decoder
 from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.scratch import LINE_BYTES
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.model.arena import Slots
 from abi_py.model.layers.attention import Attention
@@ -19,6 +21,7 @@ from abi_py.model.layers.norm import RmsNorm
 from abi_py.model.layers.run import Angles
 from abi_py.parameters import HfName
 from abi_py.shape import ModelFamily
+from abi_py.training.optimizer import Optimizer
 
 LAYERS = 5
 TIME = 17 if JIT else 3
@@ -138,6 +141,26 @@ def test_the_plan_is_what_is_allocated(rng, options):
     assert plan["saved activations"] == sum(array.nbytes for array in model.stack.arena.saved(2 * 16))
 
 
+def test_what_products_read_and_write_begins_at_cache_lines(rng):
+    """Weights, gradients, moments, saved activations, scratch, logits, and a decoder's arrays."""
+    model = make_model(num_layers=2)
+    ids, labels = make_batch(rng, model, 1, 13)
+    for precision in ("fp32", "bf16"):
+        model.compute_loss(ids, labels, backward=True, precision=precision)
+    arena, decoder = model.stack.arena, Decoder(model, 2)
+    found = {"weights": model.parameters.weights_flat, "gradients": model.parameters.gradients_flat}
+    found |= Optimizer(model.parameters, LlmTrainingConfig()).moments
+    found |= {str(key): array for key, array in arena._flat.items()} | arena._scratch
+    found |= {"logits": model.forward(ids), "decoder's logits": decoder._logits}
+    few = decoder._few[2]
+    found |= {"decoder's x": few.x, "decoder's n": few.n, "decoder's r": few.r}
+    for branch, arrays in zip(decoder._stack.branches, few.branches, strict=True):
+        found |= {f"decoding {name}": getattr(arrays, name) for name in branch.decoding()}
+    for keys, values in decoder.cache.kept.values():
+        found |= {"keys": keys, "values": values}
+    assert not {name for name, array in found.items() if array.size and array.ctypes.data % LINE_BYTES}
+
+
 def test_strategies_save_memory():
     """none, every two layers, full: each saves less; attention_only keeps its entries for one layer alone."""
 
@@ -207,9 +230,9 @@ def test_other_shapes_use_the_same_memory(rng):
 
 def test_a_larger_batch_makes_the_arena_grow(rng):
     model = make_model(4.0)
-    model.train_step(*make_batch(rng, model, 1, 5))
+    model.train_step(*make_batch(rng, model, 1, 8))  # whole cache lines, of which no rest is lost
     small = arena_bytes(model)
-    batch = make_batch(rng, model, 3, 10)
+    batch = make_batch(rng, model, 3, 16)
     got, fresh = step(model, *batch), step(make_model(4.0), *batch)
     assert got[1].tobytes() == fresh[1].tobytes()
     assert arena_bytes(model) == 6 * small

@@ -23,6 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ...kernels.engine.scratch import aligned_empty
 from ...kernels.storage import Storage
 from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import (
@@ -241,7 +242,7 @@ class Linear:
         if self.adapter is None:
             return
         for group in self.adapter.groups:
-            u = np.empty((len(x), len(group.a)), np.float32)
+            u = aligned_empty((len(x), len(group.a)))
             streamed_product(u, x, group.a)
             u *= np.float32(self.adapter.scale)
             for part in group.parts:
