@@ -23,6 +23,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 
@@ -41,6 +42,18 @@ def cpu_name():
         return re.search(r"model name\s*:\s*(.+)", text)[1].strip()
     except (OSError, TypeError):
         return platform.processor() or platform.machine()
+
+
+def has_amx():
+    """Say whether the processor has matrix units for bfloat16 (Intel's AMX); a system may still not permit them."""
+    return bool(llvm.get_host_cpu_features().get("amx-bf16"))
+
+
+def last_level_cache():
+    """Return the bytes of the largest cache that the system reports; None if it reports none."""
+    factors = {"K": 2**10, "M": 2**20}
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) * factors[size[-1]] for size in sizes if size[-1:] in factors), default=None)
 
 
 def commit():
@@ -80,6 +93,8 @@ def header(operation, threads):
         "operation": operation,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
+        "instruction_set": host_isa(),
+        "amx": "yes" if has_amx() else "no",
         "threads": threads,
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -89,8 +104,9 @@ def header(operation, threads):
 
 
 def machine_name():
-    """Return the name of this machine's results files: processor, vectors (which virtual machines hide), cores."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {host_isa()} {os.cpu_count()} cores".lower()).strip("-")
+    """Return the name of this machine's results files: processor, cores, and what virtual machines hide in its name."""
+    units = host_isa() + (" amx" if has_amx() else "")
+    return re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {units} {os.cpu_count()} cores".lower()).strip("-")
 
 
 def save_rows(rows, kind=""):

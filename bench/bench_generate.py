@@ -5,7 +5,7 @@
 
 A step of decoding reads every weight of a matrix once: its bytes of weights over its time is held against the bandwidth
 of a read of an array far beyond the caches, measured before and after in the same process.  A prefill is held against
-the same products alone, with the same number of rows.  Goals: at least 70 % and 60 %.  The last line on stdout is JSON.
+the same products alone, with the same number of rows.  Goals: at least 90 % and 60 %.  The last line on stdout is JSON.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from abi_py.generation.decoder import FEW, Decoder
 from abi_py.kernels.unchecked import product
 from abi_py.model import TrainableModel
 
-GOALS = {"decode": 70.0, "prefill": 60.0}  # per cent
+GOALS = {"decode": 90.0, "prefill": 60.0}  # per cent
 SETTINGS = {"greedy": {"temperature": 0}, "drawn": {"temperature": 0.8, "top_k": 40, "top_p": 0.95}}
 
 

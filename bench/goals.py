@@ -1,17 +1,22 @@
 """Measure every figure that the project has set itself for speed, and print asked, measured and possible side by side.
 
-    python bench/goals.py --peer-python ~/peers/bin/python --save        half an hour, on a quiet machine
+    python bench/goals.py --peer-python ~/peers/bin/python --save        an hour, on a quiet machine
     python bench/goals.py --peer-python ~/peers/bin/python --quick       shows that it works; its figures mean little
     python bench/goals.py --part products --part start                   without PyTorch only some rows are measured
+    python bench/goals.py --only "step small" --only decode              rows whose name holds one of these texts
+    python bench/goals.py --list                                         what is asked on this machine
 
-`possible` is what no program could beat on this machine, from measurements of the same run: a ratio to a peer with our
-step at the whole multiply-add peak; memory with nothing but what training must hold; start-up with nothing but what
-must be loaded.  A row whose `asked` is beyond `possible` is bounded by the machine.  Each row names the command that
-measures it alone.  With --save the rows go to bench/results/<machine>-goals.csv, and those of the comparisons to the
-files of bench_vs_peers.py and products.py.  Exit code 1 if a row is missed or could not be measured.
+Steps are asked for as shares of what the machine can do, of the peak of the numbers that they multiply, and nowhere
+behind a peer.  `possible` is what no program could beat on this machine, from measurements of the same run: a step at
+the whole multiply-add peak whose weights and moments, as far as no cache holds them, pass the memory once; a ratio to
+a peer with that step; memory with nothing but what training must hold; start-up with nothing but what must be loaded.
+A row whose `asked` is beyond `possible` is bounded by the machine.  Each row names the command that measures it alone.
+With --save the rows go to bench/results/<machine>-goals.csv, and those of the comparisons to the files of
+bench_vs_peers.py and products.py.  Exit code 1 if a row is missed or could not be measured.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -21,189 +26,195 @@ import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import NamedTuple
 
 import bench_vs_peers
 import products
-from _bench import header, run_script, save_rows
-from arithmetic import step_flops
-from bench_vs_peers import WorkerFailed, check_contest_options, contest_options, run
+from _bench import has_amx, header, last_level_cache, run_script, save_rows
+from arithmetic import parameters, step_flops
+from bench_vs_peers import WorkerFailed, check_contest_options, contest_options, peak_of, run
+from judging import Figure, Goal, Measurement, figure, judged, table
 from shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("steps", "products", "start")
-TORCH = ["torch", "torch-compile"]
 VS, PRODUCTS = "python bench/bench_vs_peers.py", "python bench/products.py"
 PLAN = (
     "import json, sys; from abi_py.config import TrainableModelConfig as C; from abi_py.model import TrainableModel; "
     "f, b, t = json.loads(sys.argv[1]); print(json.dumps(sum(TrainableModel(C(**f)).memory_plan(b, t).values())))"
 )
-
-
-DISTURBED = "better than possible: other programs ran while the peak was measured, so neither figure counts"
-
-
-class Goal(NamedTuple):
-    """What is asked for: at least, or at most, `limit`."""
-
-    what: str
-    limit: float
-    unit: str  # "x" a ratio, "%" a share, "s" seconds
-    at_least: bool
-    command: str
-
-
-def judged(goal, measured, possible=None, note=""):
-    """Return the row of a goal; `measured` is None if there is no figure, and `note` then says why."""
-    met = measured is not None and (measured >= goal.limit if goal.at_least else measured <= goal.limit)
-    beyond = possible is not None and (possible < goal.limit if goal.at_least else possible > goal.limit)
-    if None not in (measured, possible) and (measured > possible if goal.at_least else measured < possible):
-        note, beyond = DISTURBED, False
-    return {
-        "what": goal.what,
-        "asked": goal.limit,
-        "rule": "at least" if goal.at_least else "at most",
-        "unit": goal.unit,
-        "measured": measured if measured is None else round(measured, 4),
-        "met": "yes" if met else "not measured" if measured is None else "no",
-        "possible": possible if possible is None else round(possible, 4),
-        "bounded_by_machine": "yes" if beyond else "",
-        "command": goal.command,
-        "note": note,
-    }
-
-
-def figure(value, unit):
-    """Return a figure with its unit; "-" if there is none."""
-    if value is None:
-        return "-"
-    return f"{value:.0%}" if unit == "%" else f"{value:.2f} {unit}"
-
-
-def verdict(row):
-    """Say whether a row is met, missed, or not measured."""
-    return {"yes": "met", "no": "missed"}.get(row["met"], row["met"])
-
-
-def table(rows):
-    """Return the rows as text."""
-    lines = [f"{'what':46}{'asked':>16}{'measured':>10}{'':14}{'possible':>10}   command"]
-    for row in rows:
-        asked = f"{row['rule']} {figure(row['asked'], row['unit'])}"
-        measured, possible = (figure(row[key], row["unit"]) for key in ("measured", "possible"))
-        mark = " * " if row["bounded_by_machine"] else "   "
-        figures = f"{asked:>16}{measured:>10}  {verdict(row):12}{possible:>10}"
-        lines.append(f"{row['what']:46}{figures}{mark}{row['command']}")
-        if row["note"]:
-            lines.append(f"    {row['note'].splitlines()[0]}")
-    if any(row["bounded_by_machine"] for row in rows):
-        lines.append("* more is asked than this machine has: possible is what no program could beat on it")
-    return "\n".join(lines)
+BANDWIDTH = "import json; from roofline import bandwidth; print(json.dumps(bandwidth()))"
 
 
 # -- steps ---------------------------------------------------------------------------------------
 
-
-def step_goals(name):
-    """Return the goals of the fp32 step of a shape: [(goal, peers of which the better counts)]."""
-    command = f"{VS} --shape {name} --peer torch --peer torch-compile"
-
-    def ratio(against, limit):
-        return Goal(f"step {name} fp32, vs {against}", limit, "x", True, command)
-
-    if name == "deepzig":
-        return [(ratio("PyTorch eager", 2.2), TORCH[:1]), (ratio("PyTorch compiled", 1.8), TORCH[1:])]
-    limit = {"demo": 4.0, "tiny": 2.5}.get(name, 2.0)
-    return [(ratio("the better PyTorch", limit), TORCH)]
+SHARES = {"deepzig": 0.85, "medium": 0.85, "long": 0.75, "small": 0.75}  # of the peak, in either precision
+RATIOS = {  # peers' step over ours
+    "fp32": {"deepzig": 1.2, "small": 1.2, "medium": 1.2, "long": 1.2, "demo": 4.0, "tiny": 1.5},
+    "bf16": {"deepzig": 1.2 if has_amx() else 1.26, "small": 1.0, "medium": 1.0, "long": 1.0},
+}
+PEERS = {"fp32": ("torch", "torch-compile"), "bf16": ("torch-bf16", "torch-bf16-compile")}
+MEMORY_OF = "deepzig", "fp32"  # the step whose memory is held against PyTorch's
 
 
-BF16 = Goal(
-    "step deepzig bf16, vs PyTorch bf16 compiled", 1.2, "x", True,
-    f"{VS} --shape deepzig --precision bf16 --peer torch-bf16-compile",
-)  # fmt: skip
-SHARE = Goal("share of the fp32 peak, deepzig step", 0.65, "%", True, f"{VS} --shape deepzig")
-MEMORY = Goal("peak memory, deepzig, of PyTorch eager's", 0.45, "%", False, f"{VS} --shape deepzig")
+def step_command(shape, precision, *peers):
+    """Return the command of one comparison."""
+    words = [VS, "--shape", shape, *(["--precision", precision] if precision != "fp32" else [])]
+    return " ".join([*words, *(f"--peer {peer}" for peer in peers)])
 
 
-def ratio_rows(goals, rows, flops):
-    """Return the rows of ratio goals, from the rows of a comparison; possible: our step at the whole peak."""
-    by_name, found = {row["name"]: row for row in rows}, []
-    ours = by_name["abi_py"]
-    for goal, peers in goals:
-        theirs = min(by_name[peer]["step_s"] for peer in peers)
-        at_peak = flops / (ours["peak_gflop_per_s"] * 1e9)
-        found.append(judged(goal, theirs / ours["step_s"], theirs / at_peak))
-    return found
+def contest_goals(shape, precision):
+    """Return the goals that one comparison of steps measures: the ratio first, then the share and the memory."""
+    command = step_command(shape, precision, *PEERS[precision])
+    ratio = Goal(f"step {shape} {precision}, vs the better PyTorch", RATIOS[precision][shape], "x", True, command)
+    found = [ratio]
+    if shape in SHARES:
+        found.append(Goal(f"step {shape} {precision}, share of the peak", SHARES[shape], "%", True, command))
+    if (shape, precision) == MEMORY_OF:
+        found.append(Goal(f"peak memory, {shape}, of PyTorch eager's", 0.45, "%", False, command))
+    return tuple(found)
 
 
-def memory_row(rows, needed):
-    """Return the row of the memory goal; `needed` is the bytes of all arrays of a step."""
+def least_seconds(shape, peak, moved_per_s, cache):
+    """Return the seconds that no step can beat: operations at the whole peak, then the update.
+
+    The update begins when the norm of all gradients is known.  It reads and writes weights and both moments; at most
+    `cache` bytes of them (None: all) can have stayed in a cache since the step before.
+    """
+    state = 12 * parameters(shape)
+    moved = 0 if cache is None else 2 * max(state - cache, 0)
+    return step_flops(shape) / peak + moved / moved_per_s
+
+
+@functools.cache
+def bandwidth(threads):
+    """Return the bytes per second that this machine moves at most, read or copied, from a process of its own."""
+    return max(run([sys.executable, "-c", BANDWIDTH], threads))
+
+
+def ratio_figure(rows, peers, least):
+    """Return the figure of a ratio, of the rows of a comparison; possible: ours in `least` seconds."""
+    by_name = {row["name"]: row for row in rows}
+    theirs = min(by_name[peer]["step_s"] for peer in peers)
+    return Figure(theirs / by_name["abi_py"]["step_s"], theirs / least)
+
+
+def share_figure(shape, rows, least):
+    """Return the figure of a share of the peak, of the rows of a comparison; possible: the share in `least` seconds."""
+    peak = rows[0]["peak_gflop_per_s"]
+    return Figure(rows[0]["share_of_peak"], step_flops(shape) / least / (peak * 1e9), f"of {peak:,.0f} GFLOP/s")
+
+
+def memory_figure(rows, needed):
+    """Return the figure of the memory; `needed` is the bytes of all arrays of a step."""
     ours, theirs = (next(row for row in rows if row["name"] == name)["peak_rss_mb"] for name in ("abi_py", "torch"))
-    return judged(MEMORY, ours / theirs, needed / 2**20 / theirs)
+    return Figure(ours / theirs, needed / 2**20 / theirs)
 
 
 def contest(name, precision, peers, options):
-    """Compare one shape; return the rows, saved if asked."""
+    """Compare one shape; return the rows, saved if asked, and the least seconds of a step."""
     print(f"\nstep {name} {precision}, {SHAPES[name]}", flush=True)
     rows = bench_vs_peers.compare(name, precision, peers, options)
     bench_vs_peers.print_table(rows)
     if options.save:
         about = header(f"step {name} {precision}", options.threads)
         save_rows([about | row for row in rows], "-peers")
-    return rows
+    peak = rows[0]["peak_gflop_per_s"] * 1e9
+    return rows, least_seconds(SHAPES[name], peak, bandwidth(options.threads), last_level_cache())
 
 
-def measure_steps(options):
-    """Yield the rows of all step goals."""
-    for name in ("deepzig", "small", "medium", "long", "demo", "tiny"):
-        shape, goals = SHAPES[name], step_goals(name)
-        try:
-            rows = contest(name, "fp32", TORCH, options)
-        except WorkerFailed as error:
-            missed = [goal for goal, _ in goals] + ([SHARE, MEMORY] if name == "deepzig" else [])
-            yield from (judged(goal, None, note=str(error)) for goal in missed)
-            continue
-        yield from ratio_rows(goals, rows, step_flops(shape))
-        if name == "deepzig":
-            yield judged(SHARE, rows[0]["share_of_peak"], 1.0)
-            asked = json.dumps([shape.model_fields(), shape.batch_size, shape.seq_len])
-            yield memory_row(rows, run([sys.executable, "-c", PLAN, asked], options.threads))
-    try:
-        rows = contest("deepzig", "bf16", ["torch-bf16-compile"], options)
-        yield from ratio_rows([(BF16, ["torch-bf16-compile"])], rows, step_flops(SHAPES["deepzig"]))
-    except WorkerFailed as error:
-        yield judged(BF16, None, note=str(error))
+def measure_step(name, precision, options):
+    """Return the figures of `contest_goals`."""
+    rows, least = contest(name, precision, PEERS[precision], options)
+    found = [ratio_figure(rows, PEERS[precision], least)]
+    if name in SHARES:
+        found.append(share_figure(SHAPES[name], rows, least))
+    if (name, precision) == MEMORY_OF:
+        asked = json.dumps([SHAPES[name].model_fields(), SHAPES[name].batch_size, SHAPES[name].seq_len])
+        found.append(memory_figure(rows, run([sys.executable, "-c", PLAN, asked], options.threads)))
+    return found
+
+
+def measure_jax(options):
+    """Return the figure of the step beside JAX, which has no fused attention: one shape says enough."""
+    rows, least = contest("small", "fp32", ["jax"], options)
+    return [ratio_figure(rows, ["jax"], least)]
+
+
+def measure_plain_run(options):
+    """Return the share of the peak that the run without arguments reaches after its first steps."""
+    peak = peak_of("fp32", options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = 60 if options.quick else 600
+        words = ["-m", "abi_py", "run", "--out", f"{folder}/run", "--max-steps", str(steps), "--eval-interval", "0"]
+        wall_seconds(words, 1, NUMBA_NUM_THREADS=str(options.threads))
+        lines = Path(folder, "run", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rates = [r["gflops"] for r in map(json.loads, lines) if r["type"] == "step" and r["step"] > steps // 3]
+    return [Figure(statistics.median(rates) * 1e9 / peak, 1.0, f"of {peak / 1e9:,.0f} GFLOP/s")]
+
+
+def steps_part():
+    """Return what is measured of steps."""
+    pairs = [(shape, precision) for precision, asked in RATIOS.items() for shape in asked]
+    found = [Measurement(contest_goals(*pair), functools.partial(measure_step, *pair)) for pair in pairs]
+    jax = Goal("step small fp32, vs JAX", 1.0, "x", True, step_command("small", "fp32", "jax"))
+    # 33 % of the peak before small steps were worked on (two cores with AMX): to be up by half
+    plain = Goal("the run without arguments, share of the peak", 0.5, "%", True, "abi-train run")
+    return [*found, Measurement((jax,), measure_jax), Measurement((plain,), measure_plain_run)]
 
 
 # -- products ------------------------------------------------------------------------------------
 
-CONTESTS = [  # goal, library, precision, ABI_SIMD
-    (Goal("matmul fp32, vs NumPy", 1.55, "x", True, PRODUCTS), "numpy", "fp32", None),
-    (
-        Goal("matmul bf16, vs PyTorch bf16", 0.9, "x", True, f"{PRODUCTS} --library torch --precision bf16"),
-        "torch", "bf16", None,
-    ),
-    (Goal("AVX2 path (forced), vs NumPy", 0.9, "x", True, f"{PRODUCTS} --simd avx2"), "numpy", "fp32", "avx2"),
-]  # fmt: skip
+
+def compare_products(names, library, options, precision="fp32", simd=None):
+    """Return the rows of `products.table_rows` for the products of some shapes, saved if asked."""
+    found = products.products_of(*names)
+    what = " ".join(names)
+    print(f"\nproducts of {what}, {precision}, beside {library}", flush=True)
+    further = {"precision": precision, "simd": simd, "runs": 2 if options.quick else 7}
+    measured = products.compare(found, library, Namespace(**vars(options) | further))
+    rows = products.table_rows(found, *measured, library)
+    products.print_table(rows)
+    if options.save:
+        about = header(f"products {what} {precision}", options.threads) | {"simd": simd or "widest"}
+        save_rows([about | row for row in rows], "-products")
+    return rows
 
 
-def measure_products(options):
-    """Yield the rows of the products of the deepzig step; possible: ours at the whole peak."""
-    found = products.products_of(SHAPES["deepzig"])
-    for goal, library, precision, simd in CONTESTS:
-        print(f"\n{goal.what}, products of the deepzig step", flush=True)
-        further = {"precision": precision, "simd": simd, "runs": 2 if options.quick else 7}
-        try:
-            ours, theirs, peak = products.compare(found, library, Namespace(**vars(options) | further))
-        except WorkerFailed as error:
-            yield judged(goal, None, note=str(error))
-            continue
-        rows = products.table_rows(found, ours, theirs, peak, library)
-        products.print_table(rows)
-        if options.save:
-            about = header(f"products deepzig {precision}", options.threads) | {"simd": simd or "widest"}
-            save_rows([about | row for row in rows], "-products")
-        yield judged(goal, rows[-1]["factor"], rows[-1]["possible"])
+def measure_each_product(options):
+    """Return the least factor over NumPy of all products of all shapes, and their geometric mean."""
+    names = ("demo", "tiny") if options.quick else tuple(SHAPES)
+    rows = compare_products(names, "numpy", options)[:-1]
+    worst = min(rows, key=lambda row: row["factor"])
+    mean, at_peak = (statistics.geometric_mean(row[key] for row in rows) for key in ("factor", "possible"))
+    return [Figure(worst["factor"], worst["possible"], worst["name"]), Figure(mean, at_peak)]
+
+
+def measure_all_products(library, precision, simd, options):
+    """Return the factor of all products of the deepzig step, each as often as the step does it."""
+    total = compare_products(("deepzig",), library, options, precision, simd)[-1]
+    return [Figure(total["factor"], total["possible"])]
+
+
+def products_part():
+    """Return what is measured of products; possible: ours at the whole peak."""
+    everywhere = f"{PRODUCTS} --shape all"
+    each = (
+        Goal("product fp32, vs NumPy, the slowest of all shapes", 1.0, "x", True, everywhere),
+        Goal("product fp32, vs NumPy, geometric mean", 1.05, "x", True, everywhere),
+    )
+    contests = [
+        ("product fp32, vs PyTorch", "--library torch", ("torch", "fp32", None)),
+        ("product bf16, vs PyTorch", "--library torch --precision bf16", ("torch", "bf16", None)),
+        ("product fp32, AVX2 on both sides, vs NumPy", "--simd avx2", ("numpy", "fp32", "avx2")),
+    ]
+    return [
+        Measurement(each, measure_each_product),
+        *(
+            Measurement(
+                (Goal(what, 1.0, "x", True, f"{PRODUCTS} {flags}"),), functools.partial(measure_all_products, *how)
+            )
+            for what, flags, how in contests
+        ),
+    ]
 
 
 # -- start ---------------------------------------------------------------------------------------
@@ -223,57 +234,123 @@ def wall_seconds(words, runs, **variables):
     return statistics.median(samples)
 
 
-def measure_start(options):
-    """Yield the rows of start-up; possible: an interpreter that loads only what must be loaded."""
+def measure_cold(words, options):
+    """Return the seconds of a command that finds no compiled kernels; its files go to a folder that is removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [word.replace("FOLDER", folder) for word in words]
+        if options.quick and words[0] == "run":
+            words += ["--max-steps", "20"]
+        return [Figure(wall_seconds(["-m", "abi_py", *words], 1, ABI_CACHE_DIR=f"{folder}/cache"))]
+
+
+def measure_warm(words, least, options):
+    """Return the seconds of a process, possible: those of one with only the arguments `least`."""
     runs = 2 if options.quick else 7
-    plain = wall_seconds(["-c", "pass"], runs)
-    numba = wall_seconds(["-c", "import numba"], runs)
-    cold = Goal("all kernels compiled cold", 30.0, "s", False, "ABI_CACHE_DIR=$(mktemp -d) abi-train warmup")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            taken = wall_seconds(["-m", "abi_py", "warmup"], 1, ABI_CACHE_DIR=folder)
-        yield judged(cold, taken)
-    except WorkerFailed as error:
-        yield judged(cold, None, note=str(error))
-    everything = "import abi_py; abi_py.LlamaTrainer"
+    wall_seconds(words, 1)  # files come from the disk, and kernels are compiled, only once
+    return [Figure(wall_seconds(words, runs), wall_seconds(least, runs))]
+
+
+def start_part():
+    """Return what is measured of start-up; possible: an interpreter that loads only what must be loaded."""
+    everything, numba = "import abi_py; abi_py.LlamaTrainer", ["-c", "import numba"]
+    empty = "ABI_CACHE_DIR=$(mktemp -d) abi-train"
+    cold = [
+        ("all kernels compiled cold", 30.0, f"{empty} warmup", ["warmup"]),
+        ("the first run without arguments, nothing compiled", 90.0, f"{empty} run", ["run", "--out", "FOLDER/run"]),
+    ]
     warm = [
-        (Goal("import abi_py", 0.5, "s", False, "python -c 'import abi_py'"), ["-c", "import abi_py"], plain),
-        (
-            Goal("import abi_py, and all that training loads", 0.5, "s", False, f"python -c '{everything}'"),
-            ["-c", everything], numba,
-        ),
-        (Goal("abi-train info", 1.0, "s", False, "abi-train info"), ["-m", "abi_py", "info"], numba),
-    ]  # fmt: skip
-    for goal, words, possible in warm:
-        try:
-            wall_seconds(words, 1)  # files come from the disk, and kernels are compiled, only once
-            yield judged(goal, wall_seconds(words, runs), possible)
-        except WorkerFailed as error:
-            yield judged(goal, None, note=str(error))
+        ("import abi_py", 0.5, "python -c 'import abi_py'", ["-c", "import abi_py"], ["-c", "pass"]),
+        ("import abi_py, and all that training loads", 0.5, f"python -c '{everything}'", ["-c", everything], numba),
+        ("abi-train info", 1.0, "abi-train info", ["-m", "abi_py", "info"], numba),
+    ]
+    return [
+        Measurement((Goal(what, limit, "s", False, command),), functools.partial(how, *given))
+        for how, rows in ((measure_cold, cold), (measure_warm, warm))
+        for what, limit, command, *given in rows
+    ]
+
+
+# -- generation ----------------------------------------------------------------------------------
+
+DECODE = 0.9  # of the bandwidth of a read
+DECODED = ("deepzig", "medium")
+GENERATE = "python bench/bench_generate.py"
+
+
+def measure_decode(options):
+    """Return the share of the read bandwidth that writing tokens reaches, drawing one from the logits included."""
+    words = [sys.executable, ROOT / "bench/bench_generate.py", *(f"--shape={name}" for name in DECODED)]
+    flags = [*(["--quick"] if options.quick else []), *(["--save"] if options.save else [])]
+    rows = run([*words, *flags, f"--threads={options.threads}"], options.threads)["rows"]
+    return [
+        Figure(row["share"] / 100, 1.0, f"of {row['read_gb_per_s']:.1f} GB/s")
+        for row in rows
+        if row["name"] == "generate, greedy"
+    ]
+
+
+def generation_part():
+    """Return what is measured of generation; possible: every weight read once at the speed of memory."""
+    goals = [
+        Goal(f"decode {name}, share of the read bandwidth", DECODE, "%", True, f"{GENERATE} --shape {name}")
+        for name in DECODED
+    ]
+    return [Measurement(tuple(goals), measure_decode)]
+
+
+# -- all of them ---------------------------------------------------------------------------------
+
+PARTS = {"steps": steps_part, "products": products_part, "start": start_part, "generation": generation_part}
+
+
+def chosen(parts, texts):
+    """Return the measurements of some parts that have a goal whose name holds one of the texts; without texts, all."""
+    found = [measurement for part in dict.fromkeys(parts) for measurement in PARTS[part]()]
+    if not texts:
+        return found
+    return [one for one in found if any(text in goal.what for goal in one.goals for text in texts)]
+
+
+def measured_rows(measurement, options):
+    """Return the rows of a measurement; if its process fails, rows that say so."""
+    try:
+        figures = measurement.measure(options)
+    except WorkerFailed as error:
+        figures = [Figure(None, None, str(error))] * len(measurement.goals)
+    return [judged(goal, *found) for goal, found in zip(measurement.goals, figures, strict=True)]
 
 
 def main():
-    """Read the options, measure part by part, print the table; return 1 unless all goals are met."""
+    """Read the options, measure one after the other, print the table; return 1 unless all goals are met."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=PARTS, action="append", help="repeatable (default: all)")
+    parser.add_argument("--only", metavar="TEXT", action="append", help="rows whose name holds TEXT; repeatable")
+    parser.add_argument("--list", action="store_true", help="print what is asked; measure nothing")
     parser.add_argument("--quick", action="store_true", help="one round, one step of each: shows that it works")
     parser.add_argument("--save", action="store_true", help="add the rows to bench/results/<machine>-goals.csv")
     contest_options(parser)
     options = parser.parse_args()
     check_contest_options(parser, options)
+    wanted = chosen(options.part or PARTS, options.only)
+    if not wanted:
+        parser.error(f"no goal of these parts has {' or '.join(options.only)} in its name; --list shows their names")
+    if options.list:
+        for goal in (goal for measurement in wanted for goal in measurement.goals):
+            rule = "at least" if goal.at_least else "at most"
+            print(f"{goal.what:50}{rule + ' ' + figure(goal.limit, goal.unit):>16}   {goal.command}")
+        return 0
     if options.quick:
         options.rounds, options.steps, options.warmup = 1, 1, 1
     about = header("goals", options.threads)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    measure = {"steps": measure_steps, "products": measure_products, "start": measure_start}
     rows = []
     stopped = False
     try:
-        for part in dict.fromkeys(options.part or PARTS):
-            for row in measure[part](options):
-                rows.append(row)
-                if options.save:  # row by row: what is measured is not lost if a later one is stopped
-                    save_rows([about | row], "-goals")
+        for measurement in wanted:
+            found = measured_rows(measurement, options)
+            rows += found
+            if options.save:  # one by one: what is measured is not lost if a later one is stopped
+                save_rows([about | row for row in found], "-goals")
     except KeyboardInterrupt:
         stopped = True
     print("\n" + table(rows))

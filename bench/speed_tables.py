@@ -11,7 +11,7 @@ import csv
 import sys
 from pathlib import Path
 
-from goals import figure, verdict
+from judging import figure, verdict
 from shapes import SHAPES
 
 from abi_py.kernels.engine.simd import ISAS
@@ -100,7 +100,9 @@ def goals_table(path: Path) -> str:
 
 def _machine(row: Row, path: Path) -> str:
     """Name the machine of a file: processors of different kinds may have one name."""
-    return row["cpu"] + "".join(f" with {name}" for name in ISAS if f"-{name}-" in path.name)
+    return row["cpu"] + "".join(
+        f" with {name}{' and AMX' if f'-{name}-amx-' in path.name else ''}" for name in ISAS if f"-{name}-" in path.name
+    )
 
 
 PAGE = "docs/5-speed.md"

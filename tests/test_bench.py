@@ -7,6 +7,7 @@ import json
 import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numba
@@ -17,7 +18,7 @@ from abi_py.kernels.engine.jit import JIT
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("arithmetic", "shapes", "worker", "_bench", "bench_vs_peers", "products", "speed_tables", "stages",
-         "roofline", "growth", "goals", "step_worker", "product_worker", "bench_step")  # fmt: skip
+         "roofline", "growth", "judging", "goals", "step_worker", "product_worker", "bench_step")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -349,20 +350,21 @@ def test_verdict_of_growth(bench):
 
 
 def test_judging(bench):
-    least = bench.goals.Goal("speed", 2.0, "x", True, "cmd")
-    most = bench.goals.Goal("memory", 0.45, "%", False, "cmd")
-    assert bench.goals.judged(least, 2.0, 2.5)["met"] == "yes"
-    missed = bench.goals.judged(least, 1.9, 1.95)
+    judged, goal = bench.judging.judged, bench.judging.Goal
+    least = goal("speed", 2.0, "x", True, "cmd")
+    most = goal("memory", 0.45, "%", False, "cmd")
+    assert judged(least, 2.0, 2.5)["met"] == "yes"
+    missed = judged(least, 1.9, 1.95)
     assert (missed["met"], missed["bounded_by_machine"]) == ("no", "yes")
-    assert bench.goals.judged(most, 0.4, 0.3)["met"] == "yes"
-    assert bench.goals.judged(most, 0.5, 0.46)["bounded_by_machine"] == "yes"
-    assert bench.goals.judged(most, 0.5, 0.3)["bounded_by_machine"] == ""
-    disturbed = bench.goals.judged(least, 1.9, 1.8)
+    assert judged(most, 0.4, 0.3)["met"] == "yes"
+    assert judged(most, 0.5, 0.46)["bounded_by_machine"] == "yes"
+    assert judged(most, 0.5, 0.3)["bounded_by_machine"] == ""
+    disturbed = judged(least, 1.9, 1.8)
     assert disturbed["bounded_by_machine"] == ""
     assert "neither figure counts" in disturbed["note"]
-    absent = bench.goals.judged(least, None, note="no torch\nTraceback")
+    absent = judged(least, None, note="no torch\nTraceback")
     assert absent["met"] == "not measured"
-    text = bench.goals.table([missed, absent, bench.goals.judged(most, 0.4)])
+    text = bench.judging.table([missed, absent, judged(most, 0.4)])
     assert "1.90 x" in text
     assert "at most 45%" in text
     assert "no torch" in text
@@ -370,22 +372,115 @@ def test_judging(bench):
     assert "* more is asked" in text
 
 
-def test_ratio_goals_take_the_better_peer_and_state_what_is_possible(bench):
-    rows = [
-        {"name": "abi_py", "step_s": 2.0, "peak_gflop_per_s": 4.0, "peak_rss_mb": 50},
-        {"name": "torch", "step_s": 6.0, "peak_rss_mb": 200},
-        {"name": "torch-compile", "step_s": 5.0, "peak_rss_mb": 100},
+PEERS_ROWS = [
+    {"name": "abi_py", "step_s": 2.0, "peak_gflop_per_s": 4.0, "share_of_peak": 0.5, "peak_rss_mb": 50},
+    {"name": "torch", "step_s": 6.0, "peak_rss_mb": 200},
+    {"name": "torch-compile", "step_s": 5.0, "peak_rss_mb": 100},
+]
+
+
+def test_least_seconds_of_a_step(bench):
+    shape = bench.shapes.SHAPES["deepzig"]
+    flops, state = bench.arithmetic.step_flops(shape), 12 * bench.arithmetic.parameters(shape)
+    least = bench.goals.least_seconds
+    assert least(shape, flops / 2, 1.0, None) == pytest.approx(2.0)  # nobody knows of the caches: all may stay there
+    assert least(shape, flops / 2, 1.0, state + 1) == pytest.approx(2.0)
+    assert least(shape, flops / 2, state, 0) == pytest.approx(4.0)  # read once, written once
+    assert least(shape, flops / 2, state / 4, state / 2) == pytest.approx(6.0)
+
+
+def test_ratios_take_the_better_peer_and_state_what_is_possible(bench):
+    goals = bench.goals
+    ratio = goals.ratio_figure(PEERS_ROWS, ("torch", "torch-compile"), least=1.25)
+    assert (ratio.measured, ratio.possible) == (2.5, 4.0)
+    shape = bench.shapes.SHAPES["small"]
+    share = goals.share_figure(shape, PEERS_ROWS, least=bench.arithmetic.step_flops(shape) / 3.2e9)
+    assert share.measured == 0.5
+    assert share.possible == pytest.approx(0.8)
+    assert share.note == "of 4 GFLOP/s"
+    memory = goals.memory_figure(PEERS_ROWS, 20 * 2**20)
+    assert (memory.measured, memory.possible) == (0.25, 0.1)
+
+
+def test_what_is_asked(bench):
+    """Every row has a name of its own and a command that measures it alone; steps are asked for as shares."""
+    asked = [goal for one in bench.goals.chosen(bench.goals.PARTS, None) for goal in one.goals]
+    by_name = {goal.what: goal for goal in asked}
+    assert len(by_name) == len(asked)
+    for precision in ("fp32", "bf16"):
+        shares = [by_name[f"step {shape} {precision}, share of the peak"].limit
+                  for shape in ("deepzig", "medium", "long", "small")]  # fmt: skip
+        assert shares == [0.85, 0.85, 0.75, 0.75]
+    for goal in asked:
+        assert goal.limit >= 1.0 or "vs" not in goal.what, f"{goal.what}: a peer may be ahead"
+        script = goal.command.split()[1] if goal.command.startswith("python bench/") else None
+        assert script is None or (ROOT / script).exists(), goal.command
+    for shape in ("deepzig", "small", "medium", "long"):
+        assert by_name[f"step {shape} fp32, vs the better PyTorch"].limit == 1.2
+
+
+def test_rows_are_chosen_by_their_names(bench):
+    chosen = bench.goals.chosen
+    names = [goal.what for one in chosen(["steps", "products"], ["demo", "AVX2"]) for goal in one.goals]
+    assert names == ["step demo fp32, vs the better PyTorch", "product fp32, AVX2 on both sides, vs NumPy"]
+    assert chosen(["start"], ["no such row"]) == []
+
+
+def test_a_measurement_that_fails_leaves_rows_that_say_so(bench):
+    goal = bench.judging.Goal("speed", 2.0, "x", True, "cmd")
+
+    def fails(options):
+        raise bench.goals.WorkerFailed("no torch")
+
+    one = bench.judging.Measurement((goal, goal._replace(what="memory")), fails)
+    rows = bench.goals.measured_rows(one, None)
+    assert [(row["what"], row["met"], row["note"]) for row in rows] == [
+        ("speed", "not measured", "no torch"),
+        ("memory", "not measured", "no torch"),
     ]
-    ((goal, peers),) = bench.goals.step_goals("small")
-    (row,) = bench.goals.ratio_rows([(goal, peers)], rows, flops=4e9)
-    assert (row["asked"], row["measured"], row["possible"]) == (2.0, 2.5, 5.0)
-    eager, compiled = bench.goals.ratio_rows(bench.goals.step_goals("deepzig"), rows, flops=4e9)
-    assert (eager["asked"], eager["measured"], compiled["asked"], compiled["measured"]) == (2.2, 3.0, 1.8, 2.5)
-    memory = bench.goals.memory_row(rows, 20 * 2**20)
-    assert (memory["measured"], memory["possible"], memory["met"]) == (0.25, 0.1, "yes")
+
+
+@pytest.mark.parametrize("name", ["deepzig", "small"])
+def test_every_goal_of_a_step_gets_its_figure(bench, monkeypatch, name):
+    goals = bench.goals
+    monkeypatch.setattr(goals, "contest", lambda *_: (PEERS_ROWS, 1.0))
+    monkeypatch.setattr(goals, "run", lambda *_: 20 * 2**20)
+    asked = goals.contest_goals(name, "fp32")
+    found = goals.measure_step(name, "fp32", types.SimpleNamespace(threads=1))
+    assert len(found) == len(asked) == (3 if name == "deepzig" else 2)
+
+
+def test_each_product_beside_numpy(bench, monkeypatch):
+    rows = [{"name": name, "factor": factor, "possible": 4 * factor} for name, factor in (("a", 2.0), ("b", 0.5))]
+    rows.append({"name": "all", "factor": 9.0, "possible": 9.0})
+    monkeypatch.setattr(bench.goals, "compare_products", lambda *_: rows)
+    worst, mean = bench.goals.measure_each_product(types.SimpleNamespace(quick=False))
+    assert worst == (0.5, 2.0, "b")
+    assert (mean.measured, mean.possible) == (pytest.approx(1.0), pytest.approx(4.0))
+
+
+def test_products_of_several_shapes_are_each_there_once(bench):
+    one, other = (bench.products.products_of(name) for name in ("deepzig", "deepzig-gqa"))
+    both = bench.products.products_of("deepzig", "deepzig-gqa")
+    sizes = [product[1:5] for product in both]
+    assert len(sizes) == len(set(sizes)) < len(one) + len(other)
+    assert sum(p.calls * p.flops for p in both) == sum(p.calls * p.flops for p in one + other)
+    assert both[0].name == "deepzig w_q w_k w_v y"
+    assert one[0].name == "w_q w_k w_v y"
 
 
 # -- results ---------------------------------------------------------------------------------------
+
+
+def test_results_files_say_what_kind_of_processor_it_was(bench, monkeypatch):
+    monkeypatch.setattr(bench._bench, "cpu_name", lambda: "Intel(R) Xeon(R) Processor")
+    monkeypatch.setattr(bench._bench, "host_isa", lambda: "avx512")
+    monkeypatch.setattr(bench._bench.os, "cpu_count", lambda: 2)
+    for amx, units in ((True, "avx512-amx"), (False, "avx512")):
+        monkeypatch.setattr(bench._bench, "has_amx", lambda amx=amx: amx)
+        assert bench._bench.machine_name() == f"intel-r-xeon-r-processor-{units}-2-cores"
+        about = bench._bench.header("x", 1)
+        assert (about["instruction_set"], about["amx"]) == ("avx512", "yes" if amx else "no")
 
 
 def test_results_of_an_older_form_get_the_new_columns(bench, tmp_path, monkeypatch):
@@ -450,6 +545,8 @@ def test_table_of_the_goals_has_the_newest_measurement_of_each(bench, tmp_path, 
         encoding="utf-8",
     )
     title, _, _, _, *rows = bench.speed_tables.goals_table(path).splitlines()
+    amx = path.rename(tmp_path / "x-avx512-amx-2-cores-goals.csv")
+    assert bench.speed_tables.goals_table(amx).startswith("C with avx512 and AMX, 2 threads (`x-avx512-amx-2-cores")
     assert title == "C with avx2, 2 threads (`x-avx2-2-cores-goals.csv`, 2026-01-01 and 2026-01-02):"
     assert rows == [
         "| cold | at most 30.00 s | 31.00 s |  | missed |",
