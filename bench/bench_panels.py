@@ -6,8 +6,6 @@ from numba import njit
 
 from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32
 from abi_py.kernels.engine.panels import (
-    COLUMNS,
-    ROWS,
     pack_a,
     pack_a_transposed,
     pack_b,
@@ -15,6 +13,7 @@ from abi_py.kernels.engine.panels import (
 )
 from abi_py.kernels.engine.simd import LANES, describe
 
+ROWS, COLUMNS = FLOAT32.rows, FLOAT32.columns
 COUNT, DEPTH = 4 * ROWS * COLUMNS, 256  # what is packed: COUNT rows or columns of A or B over DEPTH
 
 

@@ -5,11 +5,10 @@ import numpy as np
 from _bench import Bench
 
 from abi_py.kernels.engine.number_formats import FLOAT32
-from abi_py.kernels.engine.panels import COLUMNS, ROWS
 from abi_py.kernels.engine.peak import DEPTH, _repeat_tile, measured_peak
 from abi_py.kernels.engine.simd import describe
 
-TIMES = 200
+ROWS, COLUMNS, TIMES = FLOAT32.rows, FLOAT32.columns, 200
 
 bench = Bench("peak", f"Multiply-add peak: {describe()}")
 most = bench.header["threads"]

@@ -41,8 +41,6 @@ from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import BFLOAT16, FLOAT32
 from .engine.panels import (
-    COLUMNS,
-    ROWS,
     as_stored,
     pack_a,
     pack_a_transposed,
@@ -52,14 +50,14 @@ from .engine.panels import (
     pack_stored_b_transposed,
     panel_depth,
 )
-from .engine.routines import FOLD
+from .engine.routines import COLUMNS, FOLD, ROWS, UNIT
 from .engine.scratch import scratch
-from .engine.simd import LANES
-from .engine.tiles import tile
+from .engine.simd import ISA, LANES
+from .engine.tiles import begin, end, tile
 from .engine.vectors import dot, exp, largest, total
 
 # Measured (docs/log.md).
-FORWARD_QUERIES = 128 if 128 % ROWS == 0 else 96  # queries of a block, forward: whole panels
+FORWARD_QUERIES = 128 if 128 % ISA.tile_rows == 0 else 96  # queries of a block, forward: whole panels
 FORWARD_KEYS = 384  # keys of a block, forward
 BACKWARD_BLOCK = 96 if LANES == 16 else 144  # queries, and keys, of a block in backward
 # FORWARD_KEYS and BACKWARD_BLOCK are multiples of every LANES: a row of scores is whole vectors, filled to their end.
@@ -234,10 +232,11 @@ def _whole_vectors(count):
 @helper
 def _scores(s, queries, keys, a, b, depth, ahead, table):
     """s[r, j] = a_r b_j for j <= r + ahead, and on to the end of a vector, maybe past `keys`; a, b: packed panels."""
-    for j in range(0, keys, COLUMNS):
-        for i in range(0, queries, ROWS):
-            m = min(ROWS, queries - i)
-            n = min(COLUMNS, _whole_vectors(min(keys, i + m + ahead) - j))
+    tile_rows, tile_columns = table[ROWS], table[COLUMNS]
+    for j in range(0, keys, tile_columns):
+        for i in range(0, queries, tile_rows):
+            m = min(tile_rows, queries - i)
+            n = min(tile_columns, _whole_vectors(min(keys, i + m + ahead) - j))
             if n > 0:
                 tile(s, s, i, j, m, n, a, i * depth, b, j * depth, depth, False, table)
 
@@ -245,11 +244,11 @@ def _scores(s, queries, keys, a, b, depth, ahead, table):
 @helper
 def _sum_over_keys(c, row, column, queries, width, a, b, keys, ahead, add, table):
     """c[row + r, column:column + width] (+)= sum of a_rj b_j over the keys j <= r + ahead; a_rj = 0 for the others."""
-    depth = panel_depth(keys, table)
-    for j in range(0, width, COLUMNS):
-        n = min(COLUMNS, width - j)
-        for i in range(0, queries, ROWS):
-            m = min(ROWS, queries - i)
+    depth, tile_rows, tile_columns = panel_depth(keys, table), table[ROWS], table[COLUMNS]
+    for j in range(0, width, tile_columns):
+        n = min(tile_columns, width - j)
+        for i in range(0, queries, tile_rows):
+            m = min(tile_rows, queries - i)
             seen = panel_depth(max(min(keys, i + m + ahead), 0), table)
             tile(c, c, row + i, column + j, m, n, a, i * depth, b, j * depth, seen, add, table)
 
@@ -257,14 +256,14 @@ def _sum_over_keys(c, row, column, queries, width, a, b, keys, ahead, add, table
 @helper
 def _sum_over_queries(c, row, column, keys, width, a, b, queries, ahead, add, table):
     """c[row + j, column:column + width] (+)= sum of a_jr b_r over the queries r >= j - ahead; a_jr = 0 for others."""
-    depth = panel_depth(queries, table)
-    for j in range(0, width, COLUMNS):
-        n = min(COLUMNS, width - j)
-        for i in range(0, keys, ROWS):
-            m = min(ROWS, keys - i)
-            first = min(max(i - ahead, 0), queries)
-            first //= table[FOLD]
-            a_at, b_at = i * depth + first * ROWS, j * depth + first * COLUMNS
+    depth, tile_rows, tile_columns = panel_depth(queries, table), table[ROWS], table[COLUMNS]
+    for j in range(0, width, tile_columns):
+        n = min(tile_columns, width - j)
+        for i in range(0, keys, tile_rows):
+            m = min(tile_rows, keys - i)
+            first = min(max(i - ahead, 0), queries) & -table[UNIT]
+            first >>= table[FOLD] - 1  # 1 or 2
+            a_at, b_at = i * depth + first * tile_rows, j * depth + first * tile_columns
             tile(c, c, row + i, column + j, m, n, a, a_at, b, b_at, depth - first, add, table)
 
 
@@ -341,6 +340,7 @@ def _attention_forward(o, lse, qkv, starts, sizes, scale, memory, stop, table):
     for task in prange(batch * heads * blocks):
         if _is_set(stop):
             continue
+        begin(table)
         mine = numba.get_thread_id()
         s, acc, m, l = scores[mine], sums[mine], stats[mine, 0], stats[mine, 1]
         left, right, left_p = panels[mine, 0], panels[mine, 1], panels[mine, 2]
@@ -368,6 +368,7 @@ def _attention_forward(o, lse, qkv, starts, sizes, scale, memory, stop, table):
         for r in range(rows):
             _scaled_copy(o[row + r, q_column : q_column + head_dim], acc[r], np.float32(1) / l[r])
             lse[h, row + r] = m[r] + np.float32(math.log(l[r]))
+        end(table)
 
 
 @helper
@@ -404,6 +405,7 @@ def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, memory
     depth = panel_depth(head_dim, table)
     group = heads // kv_heads
     for task in prange(batch * kv_heads):
+        begin(table)
         mine = numba.get_thread_id()
         p, dp = scores[mine, 0], scores[mine, 1]
         k_t, v_t, k_n, q_l, do_l, q_r, do_r, p_t, ds_t, ds = panels[mine]
@@ -448,36 +450,38 @@ def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, memory
                     # forward: s_ij = scale q_i k_j, so dk_j sums ds_ij q_i, and dq_i sums ds_ij k_j
                     _sum_over_queries(dk, key, kv, columns, head_dim, ds_t, q_r, rows, ahead, more_queries, table)
                     _sum_over_keys(dq, row, c, rows, head_dim, ds, k_n, columns, ahead, more_keys, table)
+        end(table)
 
 
 # -- calling them --------------------------------------------------------------------------------
 
 
-def _panels(count, head_dim):
+def _panels(count, head_dim, number_format):
     """Return the shape of `count` panels for each thread, of the largest operand of a block."""
     longest = max(FORWARD_KEYS, FORWARD_QUERIES, BACKWARD_BLOCK, head_dim)
-    return numba.config.NUMBA_NUM_THREADS, count, (longest + max(COLUMNS, ROWS)) * longest
+    width = longest + max(number_format.rows, number_format.columns)
+    return numba.config.NUMBA_NUM_THREADS, count, width * (longest + number_format.unit)
 
 
 @functools.cache
-def _forward_shapes(head_dim):
+def _forward_shapes(head_dim, number_format):
     """Return, for each thread, scores of a block, sums of p v, stats (running maximum and sum), and three panels."""
-    threads, _, _ = panels = _panels(3, head_dim)
+    threads, _, _ = panels = _panels(3, head_dim, number_format)
     scores, sums = (threads, FORWARD_QUERIES, FORWARD_KEYS), (threads, FORWARD_QUERIES, head_dim)
     return scores, sums, (threads, 2, FORWARD_QUERIES), panels
 
 
 @functools.cache
-def _backward_shapes(head_dim):
+def _backward_shapes(head_dim, number_format):
     """Return, for each thread, p and dp of a block, and ten panels."""
-    threads, _, _ = panels = _panels(10, head_dim)
+    threads, _, _ = panels = _panels(10, head_dim, number_format)
     return (threads, 2, BACKWARD_BLOCK, BACKWARD_BLOCK), panels
 
 
 def _stored(q, k, v):
-    """Return q, k and v as the kernels take them, and the table of the number format that they multiply."""
+    """Return q, k and v as the kernels take them, and the number format that they multiply."""
     number_format = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
-    return (as_stored(q), as_stored(k), as_stored(v)), number_format.table
+    return (as_stored(q), as_stored(k), as_stored(v)), number_format.chosen
 
 
 def _attention_fits(sizes, q, k, v, starts, **others):
@@ -514,12 +518,12 @@ def attention_forward(
     q, k and v have one dtype, float32 or uint16; o is float32.  A row's work grows with the square of its length: where
     another thread sets stop (1,), this ends soon, and what it has written is undefined.
     """
-    stored, table = _stored(q, k, v)
+    stored, number_format = _stored(q, k, v)
     head_dim = q.shape[1] // heads
-    memory = scratch("attention", *_forward_shapes(head_dim))
+    memory = scratch("attention", *_forward_shapes(head_dim, number_format))
     factor = np.float32(_scale(scale, head_dim))
     flag = GOES_ON if stop is None else stop
-    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), factor, memory, flag, table)
+    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), factor, memory, flag, number_format.table)
 
 
 @checked(
@@ -548,9 +552,9 @@ def attention_backward(
     stop: Array | None = None,
 ) -> None:
     """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch, scale that of forward, stop as there."""
-    stored, table = _stored(q, k, v)
+    stored, number_format = _stored(q, k, v)
     head_dim = q.shape[1] // heads
-    memory = delta, *scratch("attention", *_backward_shapes(head_dim))
+    memory = delta, *scratch("attention", *_backward_shapes(head_dim, number_format))
     factor = np.float32(_scale(scale, head_dim))
     gradients, sizes, flag = (dq, dk, dv), (batch, heads, kv_heads), GOES_ON if stop is None else stop
-    _attention_backward(gradients, do, stored, o, lse, starts, sizes, factor, memory, flag, table)
+    _attention_backward(gradients, do, stored, o, lse, starts, sizes, factor, memory, flag, number_format.table)

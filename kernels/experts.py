@@ -33,12 +33,12 @@ import numpy as np
 from .engine.checks import Array, check_apart, checked
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
-from .engine.panels import COLUMNS, ROWS, pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
-from .engine.routines import FOLD
+from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
+from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
 from .engine.scratch import scratch
 from .engine.threads import thread_count
-from .engine.tiles import row_by_row, tile
-from .matmul import BLOCK_ROWS, FEW, ONE_THREAD, PANELS, SLAB_COLUMNS, SLICE_TERMS, THREADS
+from .engine.tiles import begin, end, row_by_row, tile
+from .matmul import FEW, ONE_THREAD, THREADS, panels
 
 __all__ = [
     "expert_gradients",
@@ -49,7 +49,6 @@ __all__ = [
     "to_experts_ref",
 ]
 
-PIECE = max(1, BLOCK_ROWS // COLUMNS) * COLUMNS  # columns of rows that are gathered at a time: they stay in cache
 SHARE = 4  # rows that are worth a thread of their own; with fewer, threads share columns
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -117,15 +116,17 @@ def _to_experts(
     y, x, token, offsets, w, v, matrices, transposed, few, table, packed_a, packed_b, gathered, down, across
 ):
     columns = w.shape[1] if transposed else w.shape[2]  # of y, for each of the matrices
-    terms, slab = x.shape[1], SLAB_COLUMNS // matrices // COLUMNS * COLUMNS
-    slice_terms = table[FOLD] * SLICE_TERMS
+    tile_rows, tile_columns, block_rows = table[ROWS], table[COLUMNS], table[BLOCK_ROWS]
+    slab = table[SLAB_COLUMNS] // matrices // tile_columns * tile_columns
+    terms, slice_terms = x.shape[1], table[SLICE_TERMS]
     for each in prange(down * across):
         part = np.int64(each)
         thread = numba.get_thread_id()
         a_panels, b_panels, rows = packed_a[thread], packed_b[thread], gathered[thread]
+        begin(table)
         first, last = y.shape[0] * (part // across) // down, y.shape[0] * (part // across + 1) // down
-        left = min(columns, _up(columns * (part % across) // across, COLUMNS))
-        right = min(columns, _up(columns * (part % across + 1) // across, COLUMNS))
+        left = min(columns, _up(columns * (part % across) // across, tile_columns))
+        right = min(columns, _up(columns * (part % across + 1) // across, tile_columns))
         for e in range(w.shape[0]):
             top, bottom = max(first, offsets[e]), min(last, offsets[e + 1])
             if top >= bottom:
@@ -143,24 +144,25 @@ def _to_experts(
                 for k0 in range(0, terms, slice_terms):
                     k = min(slice_terms, terms - k0)
                     steps, more = panel_depth(k, table), k0 > 0
-                    size = _up(width, COLUMNS) * steps
+                    size = _up(width, tile_columns) * steps
                     for p in range(matrices):
                         matrix = w[e] if p == 0 else v[e]
                         _pack_matrix(b_panels, p * size, matrix, k0, j0, k, width, transposed, table)
-                    for i0 in range(top, bottom, BLOCK_ROWS):
-                        height = min(BLOCK_ROWS, bottom - i0)
-                        for i in range(0, height, ROWS):
-                            m = min(ROWS, height - i)
+                    for i0 in range(top, bottom, block_rows):
+                        height = min(block_rows, bottom - i0)
+                        for i in range(0, height, tile_rows):
+                            m = min(tile_rows, height - i)
                             _gather(rows, x, token, i0 + i, m, k0, k)
                             pack_a(a_panels, i * steps, rows, 0, 0, m, k, table)
                         for p in range(matrices):
                             at = p * columns + j0
-                            for j in range(0, width, COLUMNS):
-                                n = min(COLUMNS, width - j)
-                                for i in range(0, height, ROWS):
-                                    m = min(ROWS, height - i)
+                            for j in range(0, width, tile_columns):
+                                n = min(tile_columns, width - j)
+                                for i in range(0, height, tile_rows):
+                                    m = min(tile_rows, height - i)
                                     place = i0 + i, at + j, m, n, a_panels, i * steps, b_panels, p * size + j * steps
                                     tile(y, y, *place, steps, more, table)
+        end(table)
 
 
 @helper
@@ -180,19 +182,21 @@ def _from_experts(
     out, base, y, token, offsets, w, v, matrices, transposed, few, add, table, packed_a, packed_b, sums, down, across
 ):
     N, columns = out.shape
-    terms, slab = w.shape[2] if transposed else w.shape[1], SLAB_COLUMNS // matrices // COLUMNS * COLUMNS
-    slice_terms = table[FOLD] * (SLICE_TERMS // matrices)
+    tile_rows, tile_columns, block_rows = table[ROWS], table[COLUMNS], table[BLOCK_ROWS]
+    slab = table[SLAB_COLUMNS] // matrices // tile_columns * tile_columns
+    terms, slice_terms = w.shape[2] if transposed else w.shape[1], table[SLICE_TERMS] // matrices
     for each in prange(down * across):
         part = np.int64(each)
         thread = numba.get_thread_id()
         a_panels, b_panels, some = packed_a[thread], packed_b[thread], sums[thread]
         first, last = N * (part // across) // down, N * (part // across + 1) // down
-        left = min(columns, _up(columns * (part % across) // across, COLUMNS))
-        right = min(columns, _up(columns * (part % across + 1) // across, COLUMNS))
+        left = min(columns, _up(columns * (part % across) // across, tile_columns))
+        right = min(columns, _up(columns * (part % across + 1) // across, tile_columns))
         for n in range(first, last):
             line, before = out[n, left:right], base[n, left:right]
             for j in range(right - left):
                 line[j] = before[j] if add else np.float32(0)
+        begin(table)
         for e in range(w.shape[0]):
             top = _first_of(token, offsets[e], offsets[e + 1], first)
             bottom = _first_of(token, offsets[e], offsets[e + 1], last)
@@ -211,19 +215,19 @@ def _from_experts(
                 for k0 in range(0, terms, slice_terms):
                     k = min(slice_terms, terms - k0)
                     steps = panel_depth(k, table)
-                    size = _up(width, COLUMNS) * steps
+                    size = _up(width, tile_columns) * steps
                     for p in range(matrices):
                         matrix = w[e] if p == 0 else v[e]
                         _pack_matrix(b_panels, p * size, matrix, k0, j0, k, width, transposed, table)
-                    for i0 in range(top, bottom, BLOCK_ROWS):
-                        height = min(BLOCK_ROWS, bottom - i0)
-                        block = _up(height, ROWS) * steps
+                    for i0 in range(top, bottom, block_rows):
+                        height = min(block_rows, bottom - i0)
+                        block = _up(height, tile_rows) * steps
                         for p in range(matrices):
                             pack_a(a_panels, p * block, y, i0, p * terms + k0, height, k, table)
-                        for j in range(0, width, COLUMNS):
-                            n = min(COLUMNS, width - j)
-                            for i in range(0, height, ROWS):
-                                m = min(ROWS, height - i)
+                        for j in range(0, width, tile_columns):
+                            n = min(tile_columns, width - j)
+                            for i in range(0, height, tile_rows):
+                                m = min(tile_rows, height - i)
                                 for p in range(matrices):
                                     more = p > 0
                                     place = 0, 0, m, n, a_panels, p * block + i * steps, b_panels, p * size + j * steps
@@ -232,13 +236,20 @@ def _from_experts(
                                     line, more_of_it = out[token[i0 + i + r], j0 + j : j0 + j + n], some[r]
                                     for c in range(n):
                                         line[c] += more_of_it[c]
+        end(table)
 
 
 @helper
-def _cut(size, share, whole):
+def _piece(block_rows, tile_columns):
+    """Return how many columns of rows are gathered at a time: they stay in cache."""
+    return max(1, block_rows // tile_columns) * tile_columns
+
+
+@helper
+def _cut(size, share, whole, tile_rows):
     """Return where the share (of `whole`) of `size` rows ends, at the edge of a tile."""
     share = max(0, min(share, whole))
-    return min(size, (size + ROWS - 1) // ROWS * share // whole * ROWS)
+    return min(size, (size + tile_rows - 1) // tile_rows * share // whole * tile_rows)
 
 
 @kernel
@@ -246,7 +257,9 @@ def _expert_gradients(
     dw, dv, left, right, token, offsets, matrices, gather_left, add, table, packed_a, packed_b, gathered, parts
 ):
     E, M, K = dw.shape
-    slice_terms = table[FOLD] * SLICE_TERMS
+    slice_terms, slab_columns, block_rows = table[SLICE_TERMS], table[SLAB_COLUMNS], table[BLOCK_ROWS]
+    tile_rows, tile_columns = table[ROWS], table[COLUMNS]
+    piece = _piece(block_rows, tile_columns)
     for each in prange(parts):
         part = np.int64(each)
         thread = numba.get_thread_id()
@@ -258,53 +271,52 @@ def _expert_gradients(
                     dw[e] = 0
                     if matrices == 2:
                         dv[e] = 0
+        begin(table)
         for e in range(E):
             whole = offsets[e + 1] - offsets[e]
             if whole == 0:
                 continue
-            top, bottom = _cut(M, first - offsets[e], whole), _cut(M, last - offsets[e], whole)
+            top = _cut(M, first - offsets[e], whole, tile_rows)
+            bottom = _cut(M, last - offsets[e], whole, tile_rows)
             if top >= bottom:
                 continue
-            for j0 in range(0, K, SLAB_COLUMNS):
-                width = min(SLAB_COLUMNS, K - j0)
+            for j0 in range(0, K, slab_columns):
+                width = min(slab_columns, K - j0)
                 for k0 in range(0, whole, slice_terms):
                     k, s0 = min(slice_terms, whole - k0), offsets[e] + k0
                     steps, more = panel_depth(k, table), add or k0 > 0
                     if gather_left:
                         pack_b(b_panels, 0, right, s0, j0, width, k, table)
                     else:
-                        for j in range(0, width, PIECE):
-                            _gather(some, right, token, s0, k, j0 + j, min(PIECE, width - j))
-                            pack_b(b_panels, j * steps, some, 0, 0, min(PIECE, width - j), k, table)
+                        for j in range(0, width, piece):
+                            _gather(some, right, token, s0, k, j0 + j, min(piece, width - j))
+                            pack_b(b_panels, j * steps, some, 0, 0, min(piece, width - j), k, table)
                     for p in range(matrices):
                         c = dw[e] if p == 0 else dv[e]
-                        for i0 in range(top, bottom, BLOCK_ROWS):
-                            height = min(BLOCK_ROWS, bottom - i0)
+                        for i0 in range(top, bottom, block_rows):
+                            height = min(block_rows, bottom - i0)
                             if gather_left:
                                 _gather(some, left, token, s0, k, p * M + i0, height)
                                 pack_a_transposed(a_panels, 0, some, 0, 0, height, k, table)
                             else:
                                 pack_a_transposed(a_panels, 0, left, s0, p * M + i0, height, k, table)
-                            for j in range(0, width, COLUMNS):
-                                n = min(COLUMNS, width - j)
-                                for i in range(0, height, ROWS):
-                                    m = min(ROWS, height - i)
+                            for j in range(0, width, tile_columns):
+                                n = min(tile_columns, width - j)
+                                for i in range(0, height, tile_rows):
+                                    m = min(tile_rows, height - i)
                                     place = i0 + i, j0 + j, m, n, a_panels, i * steps, b_panels, j * steps
                                     tile(c, c, *place, steps, more, table)
+        end(table)
 
 
 # -- calling them ------------------------------------------------------------------------------
 
-_GATHERED = (THREADS, ROWS, 2 * SLICE_TERMS)  # of each thread; two: the most that share a place of a panel
-_PIECES = (THREADS, 2 * SLICE_TERMS, max(PIECE, BLOCK_ROWS))
-_SUMS = (THREADS, ROWS, COLUMNS)
 
-
-def _grid(rows, columns, operations):
+def _grid(rows, columns, operations, number_format):
     """Return by how many parts down and across work is shared: one for each thread."""
     threads = 1 if operations < ONE_THREAD else thread_count()
     down = max(1, min(threads, rows // SHARE))
-    return down, max(1, min(threads // down, columns // COLUMNS))
+    return down, max(1, min(threads // down, columns // number_format.columns))
 
 
 def _matrices(w, v):
@@ -375,10 +387,11 @@ def to_experts(
     w, v, matrices = _matrices(w, v)
     if not y.size:
         return
-    panels = scratch("experts", *PANELS, _GATHERED)
-    grid = _grid(len(y), y.shape[1] // matrices, y.size * x.shape[1])
-    options = matrices, transposed, _few(transposed, number_format), number_format.table
-    _to_experts(y, x, token, offsets, w, v, *options, *panels, *grid)
+    kind = number_format.chosen
+    memory = scratch("experts", *panels(kind), (THREADS, kind.rows, kind.slice_terms))  # rows that are gathered
+    grid = _grid(len(y), y.shape[1] // matrices, y.size * x.shape[1], kind)
+    options = matrices, transposed, _few(transposed, number_format), kind.table
+    _to_experts(y, x, token, offsets, w, v, *options, *memory, *grid)
 
 
 @checked(
@@ -405,10 +418,11 @@ def from_experts(
     w, v, matrices = _matrices(w, v)
     if not out.size:
         return
-    panels = scratch("experts: sums", *PANELS, _SUMS)
-    grid = _grid(len(out), out.shape[1], y.size * out.shape[1])
-    options = matrices, transposed, _few(transposed, number_format), addend is not None, number_format.table
-    _from_experts(out, out if addend is None else addend, y, token, offsets, w, v, *options, *panels, *grid)
+    kind = number_format.chosen
+    memory = scratch("experts: sums", *panels(kind), (THREADS, kind.rows, kind.columns))  # a tile
+    grid = _grid(len(out), out.shape[1], y.size * out.shape[1], kind)
+    options = matrices, transposed, _few(transposed, number_format), addend is not None, kind.table
+    _from_experts(out, out if addend is None else addend, y, token, offsets, w, v, *options, *memory, *grid)
 
 
 @checked(
@@ -432,7 +446,9 @@ def expert_gradients(
     right (N, .) is gathered by token (S,), and left (S, .) is in the order of rows, or the other way round.
     """
     w, v, matrices = _matrices(dw, dv)
-    panels = scratch("experts: gradients", *PANELS, _PIECES)
-    down, _ = _grid(len(token), 0, len(token) * dw.shape[1] * dw.shape[2])
-    options = matrices, gather_left, accumulate, number_format.table
-    _expert_gradients(w, v, left, right, token, offsets, *options, *panels, down)  # type: ignore[call-arg]
+    kind = number_format.chosen
+    widest = max(kind.block_rows, _piece(kind.block_rows, kind.columns))
+    memory = scratch("experts: gradients", *panels(kind), (THREADS, kind.slice_terms, widest))
+    down, _ = _grid(len(token), 0, len(token) * dw.shape[1] * dw.shape[2], kind)
+    options = matrices, gather_left, accumulate, kind.table
+    _expert_gradients(w, v, left, right, token, offsets, *options, *memory, down)  # type: ignore[call-arg]

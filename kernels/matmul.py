@@ -9,13 +9,14 @@ the register tile (`tiles.tile`) reads straight through.  Transposing is only an
 storage format of weights.
 
     in parallel, for each part of C (about equal parts, one for each thread):
-        for each slab of the part's B: SLICE_TERMS rows x SLAB_COLUMNS columns       packed; stays in last-level cache
-            for each block of its A: BLOCK_ROWS rows x SLICE_TERMS                packed; stays in second-level cache
+        for each slab of the part's B: slice_terms rows x slab_columns columns       packed; stays in last-level cache
+            for each block of its A: block_rows rows x slice_terms                packed; stays in second-level cache
                 for each panel of B, for each panel of A:  tile        a panel of A in first-level cache
 
-A thread packs what it reads, even if another packs the same: a packed slab that two cores write and both read costs
-more in traffic between them than packing it twice (docs/log.md).  Every element of C is summed over the depth in the
-same order however C is cut up, so its bits are the same for any number of threads.
+The sizes are those of the number format (`engine/number_formats.py`).  A thread packs what it reads, even if another
+packs the same: a packed slab that two cores write and both read costs more in traffic between them than packing it
+twice (docs/log.md).  Every element of C is summed over the depth in the same order however C is cut up, so its bits are
+the same for any number of threads.
 
 With few rows of x (a token at a time, in generation) y = x Wᵀ reads each weight for a handful of multiply-adds, and its
 time is that of reading W from memory: then rows of W are multiplied as they are there (`tiles.row_by_row`).
@@ -34,23 +35,12 @@ from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
-from .engine.panels import (
-    COLUMNS,
-    ROWS,
-    pack_a,
-    pack_a_transposed,
-    pack_b,
-    pack_b_transposed,
-    panel_depth,
-)
-from .engine.routines import FOLD
+from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
+from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
 from .engine.scratch import aligned_empty, scratch
 from .engine.threads import thread_count
-from .engine.tiles import row_by_row, tile
+from .engine.tiles import begin, end, row_by_row, tile
 
-SLICE_TERMS = 512  # depth of a pass of the tile; a panel of A is at most 16 KB
-SLAB_COLUMNS = 960 // COLUMNS * COLUMNS  # columns of a packed slab of B: at most 2 MB
-BLOCK_ROWS = 192 // ROWS * ROWS  # rows of a packed block of A: at most 384 KB
 PACKING_COST = 5  # packing an element takes as long as so many multiply-adds
 FEW = 6  # rows of x up to which y = x Wᵀ is better off without packing
 TASK_ROWS = 64  # rows of W of a task, where there are so few rows of x
@@ -107,7 +97,8 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, tabl
     """c (M, N) = op(a) op(b) (+ d if add), in parts of part_rows x part_columns; packed_a, packed_b: scratch."""
     rows, columns = c.shape
     terms = a.shape[0] if transpose_a else a.shape[1]
-    slice_terms = table[FOLD] * SLICE_TERMS  # the same bytes of panels
+    slice_terms, slab_columns, block_rows = table[SLICE_TERMS], table[SLAB_COLUMNS], table[BLOCK_ROWS]
+    tile_rows, tile_columns = table[ROWS], table[COLUMNS]
     down = (rows + part_rows - 1) // part_rows
     across = (columns + part_columns - 1) // part_columns
     for part in prange(down * across):
@@ -117,24 +108,26 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, tabl
         bottom = min(rows, top + part_rows)
         left = part % across * part_columns
         right = min(columns, left + part_columns)
+        begin(table)
         for k0 in range(0, terms, slice_terms):
             k = min(slice_terms, terms - k0)
             steps = panel_depth(k, table)
-            for j0 in range(left, right, SLAB_COLUMNS):
-                width = min(SLAB_COLUMNS, right - j0)
+            for j0 in range(left, right, slab_columns):
+                width = min(slab_columns, right - j0)
                 _pack_right(b_panels, b, j0, k0, width, k, transpose_b, table)
-                for i0 in range(top, bottom, BLOCK_ROWS):
-                    height = min(BLOCK_ROWS, bottom - i0)
+                for i0 in range(top, bottom, block_rows):
+                    height = min(block_rows, bottom - i0)
                     _pack_left(a_panels, a, i0, k0, height, k, transpose_a, table)
-                    for j in range(0, width, COLUMNS):
-                        n = min(COLUMNS, width - j)
-                        for i in range(0, height, ROWS):
-                            m = min(ROWS, height - i)
+                    for j in range(0, width, tile_columns):
+                        n = min(tile_columns, width - j)
+                        for i in range(0, height, tile_rows):
+                            m = min(tile_rows, height - i)
                             place = i0 + i, j0 + j, m, n, a_panels, i * steps, b_panels, j * steps, steps
                             if k0 > 0:
                                 tile(c, c, *place, True, table)
                             else:
                                 tile(c, d, *place, add, table)
+        end(table)
 
 
 @kernel
@@ -152,21 +145,24 @@ def _product_of_few_rows(c, d, a, b, add):
 
 
 THREADS = numba_config.NUMBA_NUM_THREADS
-PANELS = (THREADS, BLOCK_ROWS * SLICE_TERMS), (THREADS, SLAB_COLUMNS * SLICE_TERMS)  # a block of A and a slab of B
 
 
+def panels(number_format):
+    """Return the shapes of scratch for packed panels: a block of A and a slab of B for each thread."""
+    block, slab = number_format.panels
+    return (THREADS, block), (THREADS, slab)
 
 
 @functools.lru_cache(maxsize=4096)
-def _parts(rows, columns, depth, threads):
+def _parts(rows, columns, depth, tile_rows, tile_columns, threads):
     """Return the rows and columns of a part: a grid of as many parts as threads, whose slowest part takes least."""
     if rows * columns * depth < ONE_THREAD:
         threads = 1
     best = None
     for down in range(1, threads + 1):
         across = threads // down
-        height = -(-rows // (down * ROWS)) * ROWS
-        width = -(-columns // (across * COLUMNS)) * COLUMNS
+        height = -(-rows // (down * tile_rows)) * tile_rows
+        width = -(-columns // (across * tile_columns)) * tile_columns
         cost = height * width + PACKING_COST * (height + width)
         if best is None or cost < best[0]:
             best = cost, height, width
@@ -217,9 +213,10 @@ def product(
         out[...] = 0 if addend is None else addend
         return
     base = out if addend is None else addend
-    parts = _parts(rows, columns, terms, thread_count())
+    kind = number_format.chosen
+    parts = _parts(rows, columns, terms, kind.rows, kind.columns, thread_count())
     ways = transpose_a, transpose_b, addend is not None
-    _product(out, base, a, b, *scratch("product", *PANELS), *ways, number_format.table, *parts)  # type: ignore[call-arg]
+    _product(out, base, a, b, *scratch("product", *panels(kind)), *ways, kind.table, *parts)  # type: ignore[call-arg]
 
 
 @checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _streamed_fits)

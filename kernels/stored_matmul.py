@@ -13,7 +13,7 @@ With few rows of x (a token at a time, in generation) not even that: a row of W 
 multiplied with all rows of x while it is there, so memory is read once, and only the bytes that are kept.
 
 The bits are those of one product with all of W decoded: y's elements do not depend on how columns are cut up, and the
-sums of dx go over the rows of W in slices of the same length either way (`matmul.SLICE_TERMS`).
+sums of dx go over the rows of W in slices of the same length either way (`NumberFormat.slice_terms`).
 """
 
 import functools
@@ -25,7 +25,7 @@ from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.scratch import scratch
 from .engine.tiles import row_by_row
-from .matmul import BACKEND, FEW, SLICE_TERMS, TASK_ROWS, product, product_ref, streamed_product
+from .matmul import BACKEND, FEW, TASK_ROWS, product, product_ref, streamed_product
 from .storage import Storage
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "stored_rows_ref",
 ]
 
-STRIP = 2 * SLICE_TERMS  # rows: whole slices of a product's sum, of number formats with one or two elements in a place
+STRIP = 1024  # rows: whole slices of a product's sum, of every number format
 
 # -- reference: plain NumPy, x and dy in any float dtype ---------------------------------------
 

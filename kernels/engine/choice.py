@@ -27,9 +27,16 @@ WORTH = 1.1  # how much faster than the first method another must be: what is ne
 class Method(Protocol):
     """What a choice needs to know of the number formats that it is made between."""
 
-    fold: int
+    rows: int
+    columns: int
+    slice_terms: int
+    slab_columns: int
+    block_rows: int
 
     def round_ref(self, x: np.ndarray) -> np.ndarray: ...
+
+    @property
+    def panels(self) -> tuple[int, int]: ...
 
     @property
     def table(self) -> np.ndarray: ...
@@ -80,15 +87,10 @@ class Choice:
             found = self._kept() or measured  # another process may have written in between
         return found
 
-    @property
-    def number_format(self) -> Method:
+    @functools.cached_property
+    def chosen(self) -> Method:
         """The method that is used."""
         return self.methods[self.method]
-
-    @property
-    def fold(self) -> int:
-        """Elements of the sum in a place of a panel."""
-        return self.number_format.fold
 
     def round_ref(self, x: np.ndarray) -> np.ndarray:
         """Return float32 x rounded to the format, still float32: all methods round alike."""
@@ -97,13 +99,13 @@ class Choice:
     @property
     def table(self) -> np.ndarray:
         """The argument of kernels."""
-        return self.number_format.table
+        return self.chosen.table
 
     @property
     def file(self) -> str:
         """The name under which the cache keeps what is made last at the first use."""
         if os.environ.get(self.variable) or len(self.methods) == 1:
-            return self.number_format.file
+            return self.chosen.file
         return self._record
 
     @property

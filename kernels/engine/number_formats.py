@@ -15,6 +15,10 @@ model stores such numbers between forward and backward (`stored`), and whether t
 (`runs_here`).  Everything else follows: the four packers, the tile, and the *table* of their addresses, which is what
 kernels take.  A format with another tile overrides `routines`.
 
+An instance also has the shape of its tile, `rows` x `columns`, and the sizes of what is packed at a time,
+`slab_columns` and `block_rows`; instances that differ in these alone compute the same bits, because the order of a sum
+follows from the class (`unit`, `slice_terms`).
+
 The dot product of bfloat16 is twice as fast as float32 on some processors and slower than it on others, so it is
 measured (`choice.py`).
 """
@@ -34,10 +38,26 @@ from .cache import source_hash
 from .choice import Choice
 from .halves import fp16_rounded, round_to_bf16_ref, round_to_fp16_ref
 from .jit import JIT
-from .panels import COLUMNS, FORMATS, ROWS, packers
-from .routines import TILE, Routine, routine_table, routines_file
+from .panels import FORMATS, packers
+from .routines import (
+    BEGIN,
+    BLOCK_ROWS,
+    COLUMNS,
+    END,
+    FOLD,
+    FORMAT,
+    ROWS,
+    SLAB_COLUMNS,
+    SLICE_TERMS,
+    STORED,
+    TILE,
+    UNIT,
+    Routine,
+    routine_table,
+    routines_file,
+)
 from .simd import F32, ISA, LANES, VECTOR, declare, each, of_shape
-from .tiles import multiply_add, tile_routine
+from .tiles import multiply_add, tile_routines
 
 __all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "PRECISIONS", "AnyFormat", "NumberFormat"]
 
@@ -47,19 +67,43 @@ class NumberFormat:
 
     name = "float32"
     fold = 1  # elements of the sum in a place of a panel; 1 or 2
+    unit = 1  # elements of the sum to which a panel is filled up with zeros; a power of two, at least `fold`
+    slice_terms = 512  # elements of the sum of a pass of the tile; a panel of A is at most 16 KB
     stored = 0  # which of panels.ELEMENTS the model keeps such numbers in between forward and backward
 
-    def __init__(self) -> None:
-        """Take the next number in `FORMATS`; nothing is compiled before `table` is read."""
+    def __init__(
+        self,
+        rows: int = ISA.tile_rows,
+        columns: int = ISA.tile_columns,
+        slab_columns: int = 960,  # of a packed slab of B: at most 2 MB
+        block_rows: int = 192,  # of a packed block of A: at most 384 KB
+    ) -> None:
+        """Take the next number in `FORMATS`; slab and block are cut to whole panels.
+
+        Nothing is compiled before `table` is read.
+        """
+        self.rows, self.columns = rows, columns
+        self.slab_columns, self.block_rows = slab_columns // columns * columns, block_rows // rows * rows
         self.index = len(FORMATS)
         FORMATS.append(self)
 
     def __repr__(self) -> str:
         return self.name
 
+    @property
+    def chosen(self) -> "NumberFormat":
+        """The format itself; `Choice.chosen` is one of several."""
+        return self
+
     def runs_here(self) -> bool:
         """Say whether this machine has what the format needs; the plain-Python twins need nothing."""
         return True
+
+    @functools.cached_property
+    def panels(self) -> tuple[int, int]:
+        """Floats of a packed block of A, and of a packed slab of B."""
+        depth = self.slice_terms // self.fold
+        return self.block_rows * depth, self.slab_columns * depth
 
     def round_ref(self, x: np.ndarray) -> np.ndarray:
         """Return float32 x rounded to the format, still float32."""
@@ -79,13 +123,16 @@ class NumberFormat:
 
     @property
     def routines(self) -> Mapping[int, Routine]:
-        """The tile and the packers: {slot of the table: routine}."""
-        return {TILE: tile_routine(self)} | packers(self)
+        """The tile, what frames it, and the packers: {slot of the table: routine}."""
+        return tile_routines(self) | packers(self)
 
     @functools.cached_property
     def table(self) -> np.ndarray:
         """The argument of kernels; compiled, or read from the cache, when it is first asked for."""
-        return routine_table(self._kept_as, (self.index, self.fold, self.stored), self.routines)
+        header = {FORMAT: self.index, FOLD: self.fold, STORED: self.stored, ROWS: self.rows, COLUMNS: self.columns}
+        header |= {UNIT: self.unit, SLICE_TERMS: self.slice_terms}
+        header |= {SLAB_COLUMNS: self.slab_columns, BLOCK_ROWS: self.block_rows}
+        return routine_table(self._kept_as, header, self.routines)
 
     @property
     def file(self) -> str:
@@ -94,9 +141,9 @@ class NumberFormat:
 
     @property
     def _kept_as(self) -> str:
-        """The name, and the text of the class: one outside `kernels/` is not in the name of the cache's directory."""
+        """The name, the tile, and the text of the class: one outside `kernels/` is not in the cache's directory."""
         sources = b"".join(source_hash(inspect.getfile(cls)) for cls in type(self).__mro__[:-1])
-        return f"{self.name}-{hashlib.sha256(sources).hexdigest()[:8]}"
+        return f"{self.name}-{self.rows}x{self.columns}-{hashlib.sha256(sources).hexdigest()[:8]}"
 
 
 # -- bfloat16 ------------------------------------------------------------------------------------
@@ -118,7 +165,8 @@ class _BFloat16(NumberFormat):
 class _BFloat16Pairs(_BFloat16):
     """Rounded to bfloat16, two in a place, multiplied by `vdpbf16ps`."""
 
-    name, fold = "bfloat16-pairs", 2
+    name, fold, unit = "bfloat16-pairs", 2, 2
+    slice_terms = 2 * NumberFormat.slice_terms  # the same bytes of panels
 
     def runs_here(self):
         return not JIT or (ISA.name == "avx512" and bool(llvm.get_host_cpu_features().get("avx512bf16")))
@@ -178,16 +226,20 @@ TIMED_DEPTH = 2048  # of sums: panels of A and B of 64 and 384 KiB with AVX-512,
 
 def _time_tile(number_format):
     """Return a function that computes one tile over TIMED_DEPTH, and how many operations that is."""
-    c = np.zeros((ROWS, COLUMNS), np.float32)
-    a, b = np.ones(TIMED_DEPTH * ROWS, np.float32), np.ones(TIMED_DEPTH * COLUMNS, np.float32)
+    rows, columns, depth = number_format.rows, number_format.columns, TIMED_DEPTH // number_format.fold
+    c = np.zeros((rows, columns), np.float32)
+    a, b = np.ones(depth * rows, np.float32), np.ones(depth * columns, np.float32)
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 5, ctypes.c_bool)
-    run, places = kind(int(number_format.table[TILE])), [x.ctypes.data for x in (c, c, a, b)]
-    arguments = *places, COLUMNS, COLUMNS, ROWS, COLUMNS, TIMED_DEPTH // number_format.fold, False
+    frame = ctypes.CFUNCTYPE(None)
+    begin, run, end = (of(int(number_format.table[at])) for of, at in ((frame, BEGIN), (kind, TILE), (frame, END)))
+    arguments = *(x.ctypes.data for x in (c, c, a, b)), columns, columns, rows, columns, depth, False
 
     def once(keep=(c, a, b)):
+        begin()
         run(*arguments)
+        end()
 
-    return once, 2 * ROWS * COLUMNS * TIMED_DEPTH
+    return once, 2 * rows * columns * TIMED_DEPTH
 
 
 FLOAT32, FLOAT16 = NumberFormat(), _Float16()

@@ -3,17 +3,18 @@
     pack_a       panels of A = x[i:i+m, j:j+k]        pack_a_transposed    panels of A = x[i:i+k, j:j+m]ᵀ
     pack_b       panels of B = x[i:i+k, j:j+n]        pack_b_transposed    panels of B = x[i:i+n, j:j+k]ᵀ
 
-A panel holds ROWS rows of A, or COLUMNS columns of B, with the sum's index p outermost; a matrix is packed as one panel
-after the other:
+A panel holds `rows` rows of A, or `columns` columns of B, as many as the tile of the number format has, with the sum's
+index p outermost; a matrix is packed as one panel after the other:
 
-    A (m, k)    element (r, p) is at    at + (r // ROWS * k + p) * ROWS + r % ROWS
-    B (k, n)    element (p, c) is at    at + (c // COLUMNS * k + p) * COLUMNS + c % COLUMNS
+    A (m, k)    element (r, p) is at    at + (r // rows * k + p) * rows + r % rows
+    B (k, n)    element (p, c) is at    at + (c // columns * k + p) * columns + c % columns
 
 Rows and columns that fill up the last panel are zero.  Matrices have unit column stride.
 
 Packing also turns the numbers of x into those that the tile multiplies.  x is stored in float32, or in bfloat16 (as
 uint16: the upper half of a float32).  What the panels hold is a number format (`number_formats.py`), which may put
-`fold` elements of the sum into one place; panels are then `panel_depth` deep.
+`fold` elements of the sum into one place, and fill up the sum to whole `unit`s with zeros; panels are `panel_depth`
+deep.  From a multiple of the unit on, first // fold places, a panel can be read on its own.
 
 A packer is a routine (`routines.py`); the argument `table` is that of a number format.  `pack_a` and its like know from
 x's type how it is stored.  `pack_stored_a` and its like take x as uint16 in any case (`as_stored`): it holds bfloat16
@@ -31,13 +32,12 @@ from numba.core import cgutils
 
 from .halves import bf16_bits, widen, widen_bf16_ref
 from .jit import helper
-from .routines import FOLD, FORMAT, PACKERS, STORED, call_routine, entry_of
+from .routines import COLUMNS, FOLD, FORMAT, PACKERS, ROWS, STORED, UNIT, call_routine, entry_of
 from .simd import (
     F32,
     I16,
     I32,
     I64,
-    ISA,
     LANES,
     constant,
     element_type,
@@ -53,9 +53,7 @@ from .simd import (
 )
 
 __all__ = [
-    "COLUMNS",
     "FORMATS",
-    "ROWS",
     "as_stored",
     "pack_a",
     "pack_a_transposed",
@@ -68,15 +66,14 @@ __all__ = [
     "panel_depth",
 ]
 
-ROWS = ISA.tile_rows
-COLUMNS = ISA.tile_columns
 FORMATS: list[Any] = []  # all number formats, in the order of their tables' FORMAT: the packers' twins look there
 
 
 @helper
 def panel_depth(k, table):
-    """Return how deep panels are for a sum over k elements."""
-    return (k + table[FOLD] - 1) // table[FOLD]
+    """Return how deep panels are for a sum over k elements: places, of whole units."""
+    unit = table[UNIT]
+    return ((k + unit - 1) & -unit) >> (table[FOLD] - 1)  # fold is 1 or 2; tiles are too short to wait for divisions
 
 
 # -- the plain-Python twin of the packers --------------------------------------------------------
@@ -87,8 +84,9 @@ def as_stored(x):
     return x if x.dtype == np.uint16 else x.view(np.uint16)
 
 
-def _pack_twin(width, transposed, stored):
+def _pack_twin(slot, transposed, stored):
     def pack(panels, at, x, i, j, count, k, table):
+        width = table[slot]
         if stored and table[STORED] == 0:
             x = x.view(np.float32)
         x = widen_bf16_ref(x)
@@ -316,7 +314,7 @@ def _pack_copying_body(builder, width, elements, number_format, to, source, row,
             deal(paired, 1, last=True)
 
 
-FORMS = (  # of packing: what emits it, the width of its panels, and whether the sum's index runs over the rows of x
+FORMS = (  # of packing: what emits it, the slot of its panels' width, and whether the sum's index runs over rows of x
     (_pack_transposing_body, ROWS, False),
     (_pack_copying_body, ROWS, True),
     (_pack_copying_body, COLUMNS, True),
@@ -327,7 +325,8 @@ FORMS = (  # of packing: what emits it, the width of its panels, and whether the
 def packers(number_format):
     """Return the routines that pack into panels of a number format: {slot of its table: routine}."""
     found = {}
-    for form, (body, width, _) in enumerate(FORMS):
+    for form, (body, slot, _) in enumerate(FORMS):
+        width = number_format.rows if slot == ROWS else number_format.columns
         for index, elements in enumerate(ELEMENTS):
             arguments = [F32.as_pointer(), elements.element.as_pointer(), I64, I64, I64]
             found[_slot(form) + index] = arguments, functools.partial(_emit, body, width, elements, number_format)
@@ -344,9 +343,9 @@ def _emit(body, width, elements, number_format, builder, *arguments):
 
 
 def _make_packer(form, stored=False):
-    _, width, transposed = FORMS[form]
+    _, width_slot, transposed = FORMS[form]
     name = f"pack_{'stored_' if stored else ''}{form}"
-    return with_twin(_pack_twin(width, transposed, stored))(_packer(name, _slot(form), stored))
+    return with_twin(_pack_twin(width_slot, transposed, stored))(_packer(name, _slot(form), stored))
 
 
 # Called as pack(panels, at, x, i, j, count, k, table): count rows of A or columns of B, a sum over k elements.

@@ -1,6 +1,6 @@
 """Peak: how fast this machine can multiply and add at all, measured with the tile on panels that stay in cache.
 
-    2 ROWS COLUMNS k operations a tile; every thread repeats one tile on panels of its own; nothing reaches memory
+    2 rows columns k operations a tile; every thread repeats one tile on panels of its own; nothing reaches memory
 
 What a training step reaches is stated as a share of this figure.
 """
@@ -12,19 +12,21 @@ import numpy as np
 
 from .jit import kernel, prange
 from .number_formats import BFLOAT16, FLOAT32
-from .panels import COLUMNS, ROWS
-from .tiles import tile
+from .routines import COLUMNS, ROWS
+from .tiles import begin, end, tile
 
 DEPTH = 256  # panels of 6 and 16 KiB with AVX2, of 8 and 48 with AVX-512: they stay in cache
 
 
 @kernel
 def _repeat_tile(c, a, b, depth, times, table):
-    """Add the same product to c (threads, ROWS, COLUMNS) `times` times; a and b (threads, ...) are packed panels."""
+    """Add the same product to c (threads, rows, columns) `times` times; a and b (threads, ...) are packed panels."""
     for t in prange(c.shape[0]):
         mine = c[t]
+        begin(table)
         for _ in range(times):
-            tile(mine, mine, 0, 0, ROWS, COLUMNS, a[t], 0, b[t], 0, depth, True, table)
+            tile(mine, mine, 0, 0, table[ROWS], table[COLUMNS], a[t], 0, b[t], 0, depth, True, table)
+        end(table)
 
 
 def measured_peak(seconds=0.2, bf16=False):
@@ -35,12 +37,13 @@ def measured_peak(seconds=0.2, bf16=False):
     Runs for about `seconds` and takes the best of several rounds, because other programs only ever make a round slower.
     """
     threads = numba.get_num_threads()
-    number_format = BFLOAT16 if bf16 else FLOAT32
-    c = np.zeros((threads, ROWS, COLUMNS), np.float32)
-    a = np.ones((threads, DEPTH * ROWS), np.float32)
-    b = np.ones((threads, DEPTH * COLUMNS), np.float32)
+    number_format = (BFLOAT16 if bf16 else FLOAT32).chosen
+    rows, columns = number_format.rows, number_format.columns
+    c = np.zeros((threads, rows, columns), np.float32)
+    a = np.ones((threads, DEPTH * rows), np.float32)
+    b = np.ones((threads, DEPTH * columns), np.float32)
     _repeat_tile(c, a, b, DEPTH, 10, number_format.table)  # compile, wake the threads
-    work = 2.0 * threads * ROWS * COLUMNS * DEPTH * number_format.fold  # a pair of bfloat16 is two multiply-adds
+    work = 2.0 * threads * rows * columns * DEPTH * number_format.fold  # a pair of bfloat16 is two multiply-adds
     times, best, end = 100, 0.0, time.perf_counter() + seconds
     while True:
         start = time.perf_counter()

@@ -6,10 +6,17 @@ them, each kernel would compile them again, and Numba several times for each ker
 together; the machine code is kept where compiled kernels are.  A kernel takes their addresses as an argument, its
 *table*:
 
-    table (SLOTS,) int64        FORMAT: which number format    FOLD: elements of the sum in a place of a panel
-                                STORED: how the model stores such numbers, see panels.ELEMENTS     then addresses
+    table (SLOTS,) int64
+        FORMAT          which number format, see panels.FORMATS
+        FOLD            elements of the sum in a place of a panel, 1 or 2
+        STORED          how the model stores such numbers, see panels.ELEMENTS
+        ROWS, COLUMNS   of the register tile, and so of a panel of A and of B
+        UNIT            elements of the sum, a power of two, to a multiple of which a panel's depth is filled up
+        SLICE_TERMS     elements of the sum of a pass of the tile: the order of a sum follows from it
+        SLAB_COLUMNS    columns of a packed slab of B    BLOCK_ROWS: rows of a packed block of A
+        TILE ...        addresses
 
-Under NUMBA_DISABLE_JIT=1 nothing is compiled: the addresses are zero, and the operations' twins read the first three.
+Under NUMBA_DISABLE_JIT=1 nothing is compiled: the addresses are zero, and the operations' twins read what is before.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +30,19 @@ from .cache import STORE, numba_config
 from .jit import JIT
 
 __all__ = [
+    "BEGIN",
+    "BLOCK_ROWS",
+    "COLUMNS",
+    "END",
     "FOLD",
     "FORMAT",
     "PACKERS",
+    "ROWS",
+    "SLAB_COLUMNS",
+    "SLICE_TERMS",
     "STORED",
     "TILE",
+    "UNIT",
     "Routine",
     "call_routine",
     "entry_of",
@@ -35,7 +50,8 @@ __all__ = [
     "routines_file",
 ]
 
-FORMAT, FOLD, STORED, TILE, PACKERS = range(5)  # slots; from PACKERS on, one for each packer and kind of elements
+FORMAT, FOLD, STORED, ROWS, COLUMNS, UNIT, SLICE_TERMS, SLAB_COLUMNS, BLOCK_ROWS = range(9)
+TILE, BEGIN, END, PACKERS = range(9, 13)  # from PACKERS on, one for each packer and kind of elements
 SLOTS = PACKERS + 8
 
 Routine = tuple[list[ir.Type], Callable[..., None]]  # types of the arguments; emits the body: body(builder, *arguments)
@@ -48,13 +64,14 @@ def routines_file(name: str) -> str:
     return f"routines-{name}.o"
 
 
-def routine_table(name: str, header: tuple[int, int, int], routines: Mapping[int, Routine]) -> np.ndarray:
-    """Return a table, (SLOTS,) int64: FORMAT, FOLD and STORED of the header, and routines for slots from TILE on.
+def routine_table(name: str, header: Mapping[int, int], routines: Mapping[int, Routine]) -> np.ndarray:
+    """Return a table, (SLOTS,) int64: the numbers of the header, and routines for slots from TILE on.
 
     The routines are compiled, or read from the cache.
     """
     table = np.zeros(SLOTS, np.int64)
-    table[[FORMAT, FOLD, STORED]] = header
+    for slot, number in header.items():
+        table[slot] = number
     if JIT:
         for slot, address in _load(_kept(routines_file(name), lambda: _module(name, routines)), routines).items():
             table[slot] = address

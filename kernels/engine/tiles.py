@@ -16,15 +16,13 @@ from numba import types
 from numba.core import cgutils
 
 from .halves import widen, widen_bf16_ref
-from .panels import COLUMNS, ROWS
-from .routines import FOLD, TILE, call_routine
+from .routines import BEGIN, COLUMNS, END, FOLD, ROWS, TILE, Routine, call_routine
 from .simd import (
     F32,
     I1,
     I16,
     I32,
     I64,
-    ISA,
     LANES,
     VECTOR,
     ZERO,
@@ -44,7 +42,7 @@ from .simd import (
     with_twin,
 )
 
-__all__ = ["multiply_add", "row_by_row", "tile", "tile_routine"]
+__all__ = ["begin", "end", "multiply_add", "row_by_row", "tile", "tile_routines"]
 
 
 # -- plain-Python twin ---------------------------------------------------------------------------
@@ -59,8 +57,9 @@ def _unpair_twin(panel):
 
 
 def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
-    left = a[a_at : a_at + k * ROWS].reshape(k, ROWS)[:, :rows]
-    right = b[b_at : b_at + k * COLUMNS].reshape(k, COLUMNS)[:, :cols]
+    height, width = table[ROWS], table[COLUMNS]
+    left = a[a_at : a_at + k * height].reshape(k, height)[:, :rows]
+    right = b[b_at : b_at + k * width].reshape(k, width)[:, :cols]
     if table[FOLD] == 2:
         left, right = _unpair_twin(left), _unpair_twin(right)
     block = (slice(i, i + rows), slice(j, j + cols))
@@ -99,38 +98,39 @@ def multiply_add(builder, left, right, total):
     return builder.call(declare(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, [VECTOR] * 3), [left, right, total])
 
 
-def _tile_body(builder, multiply, c, d, a, b, c_row, d_row, rows, cols, k, add):
+def _tile_body(builder, number_format, c, d, a, b, c_row, d_row, rows, cols, k, add):
     """Emit the tile for each number of vectors that `cols` may need: an edge costs what is inside the matrix."""
-    for vectors in range(1, ISA.tile_vectors + 1):
+    for vectors in range(1, number_format.columns // LANES + 1):
         above = builder.icmp_signed(">", cols, constant(LANES * (vectors - 1)))
         below = builder.icmp_signed("<=", cols, constant(LANES * vectors))
         with builder.if_then(builder.and_(above, below)):
-            _tile_of(builder, multiply, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add)
+            _tile_of(builder, number_format, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add)
 
 
-def _tile_of(builder, multiply, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add):
+def _tile_of(builder, number_format, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add):
     """Emit a tile that is `vectors` wide: sums in registers over k, then one visit to C."""
-    sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(vectors)] for _ in range(ROWS)]
+    height = number_format.rows
+    sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(vectors)] for _ in range(height)]
     for line in sums:
         for total in line:
             builder.store(ZERO, total)
     prefetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [d.type, I32, I32, I32])
-    for r in range(ROWS):  # C is on its way while the sums are made; an address past the matrix does no harm
+    for r in range(height):  # C is on its way while the sums are made; an address past the matrix does no harm
         line = move(builder, d, builder.mul(d_row, constant(r)))
         for v in range(vectors):
             flags = [ir.Constant(I32, flag) for flag in (1, 3, 1)]  # to be written, keep close, data
             builder.call(prefetch, [move(builder, line, LANES * v), *flags])
     with cgutils.for_range(builder, k) as loop:
-        a_now = move(builder, a, builder.mul(loop.index, constant(ROWS)))
-        b_now = move(builder, b, builder.mul(loop.index, constant(COLUMNS)))
+        a_now = move(builder, a, builder.mul(loop.index, constant(height)))
+        b_now = move(builder, b, builder.mul(loop.index, constant(number_format.columns)))
         right = [load(builder, move(builder, b_now, LANES * v)) for v in range(vectors)]
-        for r in range(ROWS):
+        for r in range(height):
             left = broadcast(builder, builder.load(move(builder, a_now, r)), VECTOR)
             for v in range(vectors):
-                builder.store(multiply(builder, left, right[v], builder.load(sums[r][v])), sums[r][v])
+                builder.store(number_format.multiply(builder, left, right[v], builder.load(sums[r][v])), sums[r][v])
 
     def write(read, put):
-        for r in range(ROWS):
+        for r in range(height):
             with builder.if_then(builder.icmp_signed("<", constant(r), rows)):
                 to = move(builder, c, builder.mul(c_row, constant(r)))
                 base = move(builder, d, builder.mul(d_row, constant(r)))
@@ -157,16 +157,34 @@ def _tile_of(builder, multiply, vectors, c, d, a, b, c_row, d_row, rows, cols, k
 
 # tile(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
 # c[i:i+rows, j:j+cols] = A B, plus d[i:i+rows, j:j+cols] if `add`; d may be c.
-#     a: float32 buffer with a panel of A, (k, ROWS), at `a_at`;  b: the same of B, (k, COLUMNS), at `b_at`
-#     c, d: float32 matrices with unit column stride;  rows <= ROWS, cols <= COLUMNS
+#     a: float32 buffer with a panel of A, (k, tile's rows), at `a_at`;  b: one of B, (k, tile's columns), at `b_at`
+#     c, d: float32 matrices with unit column stride;  rows and cols: at most the tile's
 #     table: the table of what the panels hold; k counts their depth, in pairs for BFLOAT16
 tile = with_twin(_tile_twin)(_tile)
 
 
-def tile_routine(number_format):
-    """Return the tile of a number format: (types of its arguments, what emits it)."""
+def _frame(name, slot):
+    def typed(typing, table):
+        def codegen(context, builder, signature, arguments):
+            call_routine(context, builder, signature.args[0], arguments[0], slot, [])
+            return context.get_dummy_value()
+
+        return types.void(table), codegen
+
+    typed.__name__ = name
+    return with_twin(lambda table: None)(typed)
+
+
+# begin(table), end(table): what a thread does before its first tile of a task and after the last one.
+begin, end = _frame("begin", BEGIN), _frame("end", END)
+
+
+def tile_routines(number_format) -> dict[int, Routine]:
+    """Return the tile of a number format, and what frames a task's tiles, which is nothing: {slot: routine}."""
     arguments = [F32.as_pointer()] * 4 + [I64] * 5 + [I1]
-    return arguments, lambda builder, *values: _tile_body(builder, number_format.multiply, *values)
+    nothing: Routine = ([], lambda builder: None)
+    tile = arguments, lambda builder, *values: _tile_body(builder, number_format, *values)
+    return {TILE: tile, BEGIN: nothing, END: nothing}
 
 
 # -- a row against a row -------------------------------------------------------------------------

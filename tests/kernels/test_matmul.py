@@ -18,13 +18,9 @@ from abi_py.kernels import matmul as module
 from abi_py.kernels.engine.halves import round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS
-from abi_py.kernels.engine.panels import COLUMNS, ROWS
 from abi_py.kernels.engine.simd import LANES
 from abi_py.kernels.matmul import (
-    BLOCK_ROWS,
     FEW,
-    SLAB_COLUMNS,
-    SLICE_TERMS,
     TASK_ROWS,
     matmul,
     product,
@@ -34,6 +30,9 @@ from abi_py.kernels.matmul import (
 )
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
+
+ROWS, COLUMNS, BLOCK_ROWS = FLOAT32.rows, FLOAT32.columns, FLOAT32.block_rows
+SLAB_COLUMNS, SLICE_TERMS = FLOAT32.slab_columns, FLOAT32.slice_terms
 
 
 def operands(rng, m, n, k, transpose_a, transpose_b, dtype=np.float32):

@@ -7,7 +7,7 @@ from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import stored_matmul
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, METHODS
-from abi_py.kernels.matmul import FEW, SLICE_TERMS, product, streamed_product
+from abi_py.kernels.matmul import FEW, product, streamed_product
 from abi_py.kernels.storage import STORAGES
 from abi_py.kernels.stored_matmul import (
     STRIP,
@@ -21,7 +21,7 @@ from abi_py.kernels.stored_matmul import (
 
 ALL = sorted(STORAGES)
 SHAPES = [(1, 1, 1), (FEW, 3, 7), (FEW + 1, 5, 3), (11, 130, 37)]  # (N, M, K)
-LARGE = (FEW + 3, STRIP + SLICE_TERMS + 5, 19) if JIT else (FEW + 3, 9, 5)
+LARGE = (FEW + 3, STRIP + FLOAT32.slice_terms + 5, 19) if JIT else (FEW + 3, 9, 5)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def made(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("speed", "taken"), [(0.5, "a"), (1, "a"), (WORTH - 0.02, "a"), (WORTH + 0.02, "b"), (2, "b")])
 def test_the_faster_is_taken_and_what_is_nearly_equal_is_the_first(made, speed, taken):
     choice = made(speed)
-    assert (choice.method, choice.number_format) == (taken, taken)
+    assert (choice.method, choice.chosen) == (taken, taken)
     assert choice.rates == pytest.approx({"a": 1, "b": speed})
 
 
@@ -87,7 +87,7 @@ def test_the_environment_overrides(made, monkeypatch):
 def test_bfloat16_is_one_of_its_methods():
     assert BFLOAT16.method in METHODS
     assert BFLOAT16.table is METHODS[BFLOAT16.method].table
-    assert BFLOAT16.fold == METHODS[BFLOAT16.method].fold
+    assert BFLOAT16.chosen is METHODS[BFLOAT16.method]
     assert next(iter(METHODS)) == "fp32"
 
 

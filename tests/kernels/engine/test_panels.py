@@ -10,8 +10,6 @@ from numba import njit
 from abi_py.kernels.engine.halves import round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS
 from abi_py.kernels.engine.panels import (
-    COLUMNS,
-    ROWS,
     as_stored,
     pack_a,
     pack_a_transposed,
@@ -24,6 +22,7 @@ from abi_py.kernels.engine.panels import (
 )
 from abi_py.kernels.engine.simd import LANES
 
+ROWS, COLUMNS = FLOAT32.rows, FLOAT32.columns
 UNTOUCHED = np.float32(-77)
 
 

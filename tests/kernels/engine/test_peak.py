@@ -7,7 +7,8 @@ import pytest
 from abi_py.kernels.engine import peak
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32
-from abi_py.kernels.engine.panels import COLUMNS, ROWS
+
+ROWS, COLUMNS = FLOAT32.rows, FLOAT32.columns
 
 
 def test_the_tile_is_repeated_as_often_as_is_counted():

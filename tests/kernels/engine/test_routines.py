@@ -11,7 +11,22 @@ from abi_py.kernels.engine.cache import CacheWarning, Store
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, METHODS
 from abi_py.kernels.engine.panels import FORMATS
-from abi_py.kernels.engine.routines import FOLD, FORMAT, STORED, TILE, call_routine, routine_table, routines_file
+from abi_py.kernels.engine.routines import (
+    BLOCK_ROWS,
+    COLUMNS,
+    FOLD,
+    FORMAT,
+    ROWS,
+    SLAB_COLUMNS,
+    SLICE_TERMS,
+    STORED,
+    TILE,
+    UNIT,
+    call_routine,
+    routine_table,
+    routines_file,
+)
+from abi_py.kernels.stored_matmul import STRIP
 
 I64 = ir.IntType(64)
 compiled_only = pytest.mark.skipif(not JIT, reason="nothing is compiled")
@@ -40,7 +55,7 @@ def call_doubled(x, table):
 def table(tmp_path, monkeypatch):
     """Return what makes a table with one routine, which doubles an integer, in a cache of its own."""
     monkeypatch.setattr(routines, "STORE", Store(tmp_path / "cache"))
-    return lambda: routine_table("doubles", (7, 3, 0), {TILE: ([I64.as_pointer()], double)})
+    return lambda: routine_table("doubles", {FORMAT: 7, FOLD: 3}, {TILE: ([I64.as_pointer()], double)})
 
 
 def result_of(table):
@@ -54,6 +69,10 @@ def test_tables_say_what_they_are():
     assert [tuple(one.table[[FOLD, STORED]]) for one in formats] == [(1, 0), (1, 0), (1, 1), (2, 1)][: len(formats)]
     assert all(FORMATS[one.table[FORMAT]] is one for one in formats)
     assert [str(number_format) for number_format in (FLOAT32, BFLOAT16, FLOAT16)] == ["float32", "bfloat16", "float16"]
+    for one in formats:
+        sizes = one.rows, one.columns, one.unit, one.slice_terms, one.slab_columns, one.block_rows
+        assert tuple(one.table[[ROWS, COLUMNS, UNIT, SLICE_TERMS, SLAB_COLUMNS, BLOCK_ROWS]]) == sizes
+        assert STRIP % one.slice_terms == 0
     for number_format in (FLOAT32, BFLOAT16, FLOAT16):
         assert number_format.table is number_format.table
         assert (number_format.table[TILE:] != 0).all() == JIT

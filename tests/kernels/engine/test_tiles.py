@@ -10,9 +10,10 @@ from numba import njit
 from abi_py.gradcheck import check_close
 from abi_py.kernels.engine.halves import round_to_bf16_ref
 from abi_py.kernels.engine.number_formats import FLOAT32, METHODS
-from abi_py.kernels.engine.panels import COLUMNS, ROWS
 from abi_py.kernels.engine.simd import LANES
 from abi_py.kernels.engine.tiles import tile
+
+ROWS, COLUMNS = FLOAT32.rows, FLOAT32.columns
 
 
 @njit
