@@ -459,8 +459,8 @@ def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, memory
 def _panels(count, head_dim, number_format):
     """Return the shape of `count` panels for each thread, of the largest operand of a block."""
     longest = max(FORWARD_KEYS, FORWARD_QUERIES, BACKWARD_BLOCK, head_dim)
-    width = longest + max(number_format.rows, number_format.columns)
-    return numba.config.NUMBA_NUM_THREADS, count, width * (longest + number_format.unit)
+    depth = -(-longest // number_format.unit) * number_format.unit
+    return numba.config.NUMBA_NUM_THREADS, count, (longest + max(number_format.rows, number_format.columns)) * depth
 
 
 @functools.cache
