@@ -8,15 +8,18 @@ The three products of a linear layer are one kernel, because both operands are *
 the register tile (`tiles.tile`) reads straight through.  Transposing is only another way of packing, and so is any
 storage format of weights.
 
-    in parallel, for each part of C (about equal parts, one for each thread):
-        for each slab of the part's B: slice_terms rows x slab_columns columns       packed; stays in last-level cache
-            for each block of its A: block_rows rows x slice_terms                packed; stays in second-level cache
-                for each panel of B, for each panel of A:  tile        a panel of A in first-level cache
+    in parallel, for each part of C (about equal parts, one or a few for each thread):
+        for each slice of the sum: slice_terms
+            for each slab of the part's B: slab_columns columns       packed; stays in second- or last-level cache
+                for each block of its A: block_rows rows              packed; stays in second-level cache
+                    for each panel of B, for each panel of A:  tile   a panel of A in first-level cache
 
-The sizes are those of the number format (`engine/number_formats.py`).  A thread packs what it reads, even if another
-packs the same: a packed slab that two cores write and both read costs more in traffic between them than packing it
-twice (docs/log.md).  Every element of C is summed over the depth in the same order however C is cut up, so its bits are
-the same for any number of threads.
+That is the order where B stays packed while blocks of A come by.  A part of few rows and many columns is done the other
+way round: its A is packed once and stays, in the scratch that holds the slab of B otherwise, and small slabs of B come by
+in that of the block.  So both operands are packed once wherever one of them fits.  The sizes are those of the number
+format (`engine/number_formats.py`).  A thread packs what it reads, even if another packs the same: a packed slab that two
+cores write and both read costs more in traffic between them than packing it twice (docs/log.md).  Every element of C is
+summed over the depth in the same order however C is cut up, so its bits are the same for any number of threads.
 
 With few rows of x (a token at a time, in generation) y = x Wᵀ reads each weight for a handful of multiply-adds, and its
 time is that of reading W from memory: then rows of W are multiplied as they are there (`tiles.row_by_row`).
@@ -25,7 +28,9 @@ Read it in three steps: `product_loops_ref` (the sum as it is defined), `product
 """
 
 import functools
+import math
 import os
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -34,14 +39,15 @@ from .engine.cache import numba_config
 from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
-from .engine.number_formats import FLOAT32, AnyFormat
+from .engine.number_formats import FLOAT32, AnyFormat, NumberFormat
 from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
 from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
 from .engine.scratch import aligned_empty, scratch
 from .engine.threads import thread_count
 from .engine.tiles import begin, end, row_by_row, tile
 
-PACKING_COST = 5  # packing an element takes as long as so many multiply-adds
+PACKING_COST = 16  # packing an element takes as long as so many multiply-adds
+PARTS_OF_THREAD = 4  # at most
 FEW = 6  # rows of x up to which y = x Wᵀ is better off without packing
 TASK_ROWS = 64  # rows of W of a task, where there are so few rows of x
 ONE_THREAD = 1 << 16  # multiply-adds below which waking other threads does not pay
@@ -93,12 +99,12 @@ def _pack_right(panels, b, j, k0, width, k, transposed, table):
 
 
 @kernel
-def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, table, part_rows, part_columns):
-    """c (M, N) = op(a) op(b) (+ d if add), in parts of part_rows x part_columns; packed_a, packed_b: scratch."""
+def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, table, parts):
+    """c (M, N) = op(a) op(b) (+ d if add), cut up as `parts` says; packed_a, packed_b: scratch."""
     rows, columns = c.shape
     terms = a.shape[0] if transpose_a else a.shape[1]
-    slice_terms, slab_columns, block_rows = table[SLICE_TERMS], table[SLAB_COLUMNS], table[BLOCK_ROWS]
-    tile_rows, tile_columns = table[ROWS], table[COLUMNS]
+    part_rows, part_columns, block_rows, slab_columns, a_stays = parts
+    slice_terms, tile_rows, tile_columns = table[SLICE_TERMS], table[ROWS], table[COLUMNS]
     down = (rows + part_rows - 1) // part_rows
     across = (columns + part_columns - 1) // part_columns
     for part in prange(down * across):
@@ -115,13 +121,17 @@ def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, tabl
             for j0 in range(left, right, slab_columns):
                 width = min(slab_columns, right - j0)
                 _pack_right(b_panels, b, j0, k0, width, k, transpose_b, table)
+                across_slab = (width + tile_columns - 1) // tile_columns
                 for i0 in range(top, bottom, block_rows):
                     height = min(block_rows, bottom - i0)
-                    _pack_left(a_panels, a, i0, k0, height, k, transpose_a, table)
-                    for j in range(0, width, tile_columns):
-                        n = min(tile_columns, width - j)
-                        for i in range(0, height, tile_rows):
-                            m = min(tile_rows, height - i)
+                    if j0 == left or not a_stays:
+                        _pack_left(a_panels, a, i0, k0, height, k, transpose_a, table)
+                    down_block = (height + tile_rows - 1) // tile_rows
+                    outer, inner = (down_block, across_slab) if a_stays else (across_slab, down_block)
+                    for x in range(outer):
+                        for y in range(inner):
+                            i, j = (x * tile_rows, y * tile_columns) if a_stays else (y * tile_rows, x * tile_columns)
+                            m, n = min(tile_rows, height - i), min(tile_columns, width - j)
                             place = i0 + i, j0 + j, m, n, a_panels, i * steps, b_panels, j * steps, steps
                             if k0 > 0:
                                 tile(c, c, *place, True, table)
@@ -153,20 +163,56 @@ def panels(number_format):
     return (THREADS, block), (THREADS, slab)
 
 
+class Parts(NamedTuple):
+    """How a product is cut up; which bits it has does not depend on it."""
+
+    rows: int  # of a part of C
+    columns: int
+    block_rows: int  # of A that are packed at a time
+    slab_columns: int  # of B that are packed at a time
+    a_stays: bool  # A is packed once for each slice of the sum, not for each slab of B
+
+
 @functools.lru_cache(maxsize=4096)
-def _parts(rows, columns, depth, tile_rows, tile_columns, threads):
-    """Return the rows and columns of a part: a grid of as many parts as threads, whose slowest part takes least."""
+def _parts(rows: int, columns: int, depth: int, number_format: NumberFormat, threads: int) -> Parts:
+    """Return the parts of which the slowest thread has done its own first.
+
+    A grid of parts, at most PARTS_OF_THREAD times as many as threads, which take turns.
+    """
     if rows * columns * depth < ONE_THREAD:
         threads = 1
-    best = None
-    for down in range(1, threads + 1):
-        across = threads // down
-        height = -(-rows // (down * tile_rows)) * tile_rows
-        width = -(-columns // (across * tile_columns)) * tile_columns
-        cost = height * width + PACKING_COST * (height + width)
-        if best is None or cost < best[0]:
-            best = cost, height, width
-    return best[1:]
+    tile_rows, tile_columns = number_format.rows, number_format.columns
+    best = math.inf, None
+    for down in range(1, min(PARTS_OF_THREAD * threads, -(-rows // tile_rows)) + 1):
+        height = _even(rows, down, tile_rows)
+        for times in range(1, PARTS_OF_THREAD + 1):
+            width = _even(columns, max(times * threads // down, 1), tile_columns)
+            turns = -(-(-(-rows // height) * -(-columns // width)) // threads)
+            for a_stays in (False, True):
+                block, slab, packed = _blocks(height, width, number_format, a_stays)
+                cost = turns * (height * width + PACKING_COST * packed)
+                if cost < best[0]:
+                    best = cost, Parts(height, width, block, slab, a_stays)
+    return best[1]
+
+
+def _even(size, count, unit):
+    """Return the size of `count` about equal parts, in whole units."""
+    return -(-size // (count * unit)) * unit
+
+
+def _blocks(height, width, number_format, a_stays):
+    """Return the rows of a block of A and columns of a slab of B for a part, and how many of both are packed."""
+    most_rows, most_columns = number_format.block_rows, number_format.slab_columns
+    if a_stays:
+        tile_rows, tile_columns = number_format.rows, number_format.columns
+        most_rows, most_columns = most_columns // tile_rows * tile_rows, most_rows // tile_columns * tile_columns
+        if height > most_rows or most_columns == 0:
+            return height, width, math.inf
+    slabs = -(-width // most_columns)
+    block = _even(height, -(-height // most_rows), number_format.rows)
+    slab = _even(width, slabs, number_format.columns)
+    return block, slab, width + height * (1 if a_stays else slabs)
 
 
 def _streamed_fits(sizes, out, x, w, addend):
@@ -214,9 +260,12 @@ def product(
         return
     base = out if addend is None else addend
     kind = number_format.chosen
-    parts = _parts(rows, columns, terms, kind.rows, kind.columns, thread_count())
+    parts = _parts(rows, columns, terms, kind, thread_count())
+    packed_a, packed_b = scratch("product", *panels(kind))
+    if parts.a_stays:
+        packed_a, packed_b = packed_b, packed_a
     ways = transpose_a, transpose_b, addend is not None
-    _product(out, base, a, b, *scratch("product", *panels(kind)), *ways, kind.table, *parts)  # type: ignore[call-arg]
+    _product(out, base, a, b, packed_a, packed_b, *ways, kind.table, parts)
 
 
 @checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _streamed_fits)

@@ -107,6 +107,31 @@ def _tile_body(builder, number_format, c, d, a, b, c_row, d_row, rows, cols, k, 
             _tile_of(builder, number_format, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add)
 
 
+LINE = 16  # floats of a cache line
+FETCH_STEPS = 2  # steps of the sum between two lines of C that are fetched ahead
+
+
+def _fetch_ahead(builder, step, d, d_row, height, width, k):
+    """Emit the fetching of a tile of D, a cache line every FETCH_STEPS steps of the sum; return the steps done.
+
+    All at once they would fill the buffers for lines on their way, and the panels' own lines would wait (docs/log.md).
+    Where the sum is too short to spread them, nothing is gained by fetching either, and no step is done.
+    """
+    lines = -(-width // LINE) + 1  # of a row that begins anywhere; an address past the matrix does no harm
+    steps = height * lines * FETCH_STEPS
+    prefetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [d.type, I32, I32, I32])
+    flags = [ir.Constant(I32, flag) for flag in (1, 3, 1)]  # to be written, keep close, data
+    rows = builder.select(builder.icmp_signed("<", k, constant(steps)), constant(0), constant(height))
+    with cgutils.for_range(builder, rows) as row:
+        to = move(builder, d, builder.mul(d_row, row.index))
+        with cgutils.for_range(builder, constant(lines)) as line:
+            builder.call(prefetch, [move(builder, to, builder.mul(line.index, constant(LINE))), *flags])
+            at = builder.add(builder.mul(row.index, constant(lines)), line.index)
+            for s in range(FETCH_STEPS):
+                step(builder.add(builder.mul(at, constant(FETCH_STEPS)), constant(s)))
+    return builder.mul(rows, constant(lines * FETCH_STEPS))
+
+
 def _tile_of(builder, number_format, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add):
     """Emit a tile that is `vectors` wide: sums in registers over k, then one visit to C."""
     height = number_format.rows
@@ -114,20 +139,20 @@ def _tile_of(builder, number_format, vectors, c, d, a, b, c_row, d_row, rows, co
     for line in sums:
         for total in line:
             builder.store(ZERO, total)
-    prefetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [d.type, I32, I32, I32])
-    for r in range(height):  # C is on its way while the sums are made; an address past the matrix does no harm
-        line = move(builder, d, builder.mul(d_row, constant(r)))
-        for v in range(vectors):
-            flags = [ir.Constant(I32, flag) for flag in (1, 3, 1)]  # to be written, keep close, data
-            builder.call(prefetch, [move(builder, line, LANES * v), *flags])
-    with cgutils.for_range(builder, k) as loop:
-        a_now = move(builder, a, builder.mul(loop.index, constant(height)))
-        b_now = move(builder, b, builder.mul(loop.index, constant(number_format.columns)))
+
+    def step(p):
+        """Emit the multiply-adds of step p of the sum."""
+        a_now = move(builder, a, builder.mul(p, constant(height)))
+        b_now = move(builder, b, builder.mul(p, constant(number_format.columns)))
         right = [load(builder, move(builder, b_now, LANES * v)) for v in range(vectors)]
         for r in range(height):
             left = broadcast(builder, builder.load(move(builder, a_now, r)), VECTOR)
             for v in range(vectors):
                 builder.store(number_format.multiply(builder, left, right[v], builder.load(sums[r][v])), sums[r][v])
+
+    begun = _fetch_ahead(builder, step, d, d_row, height, LANES * vectors, k)
+    with cgutils.for_range_slice(builder, begun, k, constant(1), I64) as (p, _):
+        step(p)
 
     def write(read, put):
         for r in range(height):
