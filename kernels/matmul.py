@@ -14,12 +14,13 @@ storage format of weights.
                 for each block of its A: block_rows rows              packed; stays in second-level cache
                     for each panel of B, for each panel of A:  tile   a panel of A in first-level cache
 
-That is the order where B stays packed while blocks of A come by.  A part of few rows and many columns is done the other
-way round: its A is packed once and stays, in the scratch that holds the slab of B otherwise, and small slabs of B come by
-in that of the block.  So both operands are packed once wherever one of them fits.  The sizes are those of the number
-format (`engine/number_formats.py`).  A thread packs what it reads, even if another packs the same: a packed slab that two
-cores write and both read costs more in traffic between them than packing it twice (docs/log.md).  Every element of C is
-summed over the depth in the same order however C is cut up, so its bits are the same for any number of threads.
+That is the order where B stays packed while blocks of A come by.  A part of few rows and many columns is done the
+other way round: its A is packed once and stays, in the scratch that holds the slab of B otherwise, and small slabs of B
+come by in that of the block.  So both operands are packed once wherever one of them fits.  The sizes are those of the
+number format (`engine/number_formats.py`).  A thread packs what it reads, even if another packs the same: a packed slab
+that two cores write and both read costs more in traffic between them than packing it twice (docs/log.md).  Every
+element of C is summed over the depth in the same order however C is cut up, so its bits are the same for any number of
+threads.
 
 With few rows of x (a token at a time, in generation) y = x Wᵀ reads each weight for a handful of multiply-adds, and its
 time is that of reading W from memory: then rows of W are multiplied as they are there (`tiles.row_by_row`).
@@ -41,7 +42,7 @@ from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat, NumberFormat
 from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
-from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
+from .engine.routines import COLUMNS, ROWS, SLICE_TERMS
 from .engine.scratch import aligned_empty, scratch
 from .engine.threads import thread_count
 from .engine.tiles import begin, end, row_by_row, tile

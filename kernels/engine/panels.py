@@ -41,6 +41,7 @@ from .simd import (
     LANES,
     constant,
     element_type,
+    fetch,
     first_lanes,
     load,
     masked_load,
@@ -171,27 +172,31 @@ def _pieces(width):
 
 
 def _transpose(builder, rows):
-    """Transpose n vectors of n floats, n a power of two: log2(n) rounds of two-vector shuffles (Eklundh 1972)."""
-    size = len(rows)
-    half = size // 2
+    """Transpose squares of n x n floats that are side by side in n vectors, n a power of two.
+
+    log2(n) rounds of two-vector shuffles (Eklundh 1972).
+    """
+    lanes = range(rows[0].type.count)
+    half = len(rows) // 2
     while half:
         mixed = list(rows)
-        low = [lane if not lane & half else size + lane - half for lane in range(size)]
-        high = [lane + half if not lane & half else size + lane for lane in range(size)]
-        for index in range(size):
+        low = [lane if not lane & half else len(lanes) + lane - half for lane in lanes]
+        high = [lane + half if not lane & half else len(lanes) + lane for lane in lanes]
+        for index in range(len(rows)):
             if not index & half:
                 pair = rows[index], rows[index + half]
-                mixed[index] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, size), low))
-                mixed[index + half] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, size), high))
+                mixed[index] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(lanes)), low))
+                mixed[index + half] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(lanes)), high))
         rows, half = mixed, half // 2
     return rows
 
 
-def _cut(builder, vector, lanes):
-    """Return the first `lanes` lanes of a vector."""
+def _cut(builder, vector, lanes, first=0):
+    """Return `lanes` lanes of a vector, from `first` on."""
     if lanes == vector.type.count:
         return vector
-    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))))
+    chosen = ir.Constant(ir.VectorType(I32, lanes), list(range(first, first + lanes)))
+    return builder.shuffle_vector(vector, vector, chosen)
 
 
 def _packed_depth(builder, k, fold):
@@ -229,15 +234,16 @@ def _pack_transposing_body(builder, width, elements, number_format, to, source, 
     with cgutils.for_range_slice(builder, constant(0), count, constant(width), I64) as (first, _):
         panel = builder.gep(to, [builder.mul(first, depth)])
         for lane, lanes in _pieces(width):
-            size = 1 << (lanes - 1).bit_length()  # side of the square
-            vector = ir.VectorType(F32, size)
+            size = 1 << (lanes - 1).bit_length()  # side of a square
+            run = max(size, LANES)  # places of whole vectors: some squares side by side
+            vector = ir.VectorType(F32, run)
             top = builder.add(first, constant(lane))
 
-            def square(p, left, lanes=lanes, size=size, vector=vector, top=top, lane=lane, panel=panel):
-                """Move the square at column p of x, of which `left` columns exist (None: all)."""
+            def squares(p, left, lanes=lanes, size=size, vector=vector, top=top, lane=lane, panel=panel):
+                """Move the squares from column p of x on, of which `left` columns exist (None: all)."""
                 lines = []
                 for r in range(size):
-                    zero = ir.Constant(vector, [0.0] * size)
+                    zero = ir.Constant(vector, [0.0] * vector.count)
                     if r >= lanes:
                         lines.append(zero)
                         continue
@@ -245,27 +251,31 @@ def _pack_transposing_body(builder, width, elements, number_format, to, source, 
                     inside = builder.icmp_signed("<", index, count)
                     index = builder.select(inside, index, first)  # a row that exists; its values are then dropped
                     at = builder.gep(source, [builder.add(builder.mul(index, row), p)])
-                    places = _read_along(builder, elements, number_format, at, size, left)
+                    fetch(builder, builder.gep(at, [builder.mul(row, constant(AHEAD))]))
+                    places = _read_along(builder, elements, number_format, at, vector.count, left)
                     lines.append(builder.select(inside, places, zero))
                 packed_p = builder.sdiv(p, constant(fold))
-                for s, line in enumerate(_transpose(builder, lines)):
-                    spot = builder.add(builder.mul(builder.add(packed_p, constant(s)), constant(width)), constant(lane))
-                    spot = builder.gep(panel, [spot])
+                lines = _transpose(builder, lines)
+                for place in range(vector.count):
+                    part = _cut(builder, lines[place % size], lanes, place // size * size)
+                    spot = builder.add(packed_p, constant(place))
+                    spot = builder.gep(panel, [builder.add(builder.mul(spot, constant(width)), constant(lane))])
                     if left is None:
-                        store(builder, _cut(builder, line, lanes), spot)
+                        store(builder, part, spot)
                     else:
-                        with builder.if_then(builder.icmp_signed("<", constant(s * fold), left)):
-                            store(builder, _cut(builder, line, lanes), spot)
+                        with builder.if_then(builder.icmp_signed("<", constant(place * fold), left)):
+                            store(builder, part, spot)
 
-            left = builder.srem(k, constant(size * fold))
+            left = builder.srem(k, constant(run * fold))
             whole = builder.sub(k, left)
-            with cgutils.for_range_slice(builder, constant(0), whole, constant(size * fold), I64) as (p, _):
-                square(p, None)
+            with cgutils.for_range_slice(builder, constant(0), whole, constant(run * fold), I64) as (p, _):
+                squares(p, None)
             with builder.if_then(builder.icmp_signed(">", left, constant(0))):
-                square(whole, left)
+                squares(whole, left)
 
 
 STEPS = 4  # steps of the sum dealt out at a time: two full cache lines to each panel of A
+AHEAD = 16  # rows of x between the one that is read and the one that is fetched; past the matrix that does no harm
 
 
 def _pack_copying_body(builder, width, elements, number_format, to, source, row, count, k):
@@ -285,7 +295,7 @@ def _pack_copying_body(builder, width, elements, number_format, to, source, row,
     def deal(p, steps, last=False):
         """Copy the rows of x from p on, `steps` steps of the sum, to their places in every panel."""
         lines = [builder.gep(source, [builder.mul(builder.add(p, constant(s * fold)), row)]) for s in range(steps)]
-        packed_p = builder.sdiv(p, constant(fold))
+        packed_p, ahead = builder.sdiv(p, constant(fold)), builder.mul(row, constant(AHEAD))
         with cgutils.for_range_slice(builder, constant(0), count, constant(width), I64) as (first, _):
             panel = builder.gep(to, [builder.add(builder.mul(first, depth), builder.mul(packed_p, constant(width)))])
             inside = builder.icmp_signed("<=", builder.add(first, constant(width)), count)
@@ -294,6 +304,7 @@ def _pack_copying_body(builder, width, elements, number_format, to, source, row,
                     for s, line in enumerate(lines):
                         for lane, lanes in _pieces(width):
                             at = move(builder, builder.gep(line, [first]), lane)
+                            fetch(builder, builder.gep(at, [ahead]))
                             store(builder, places(at, lanes, None, last), move(builder, panel, s * width + lane))
                 with edge:
                     for lane, lanes in _pieces(width):

@@ -201,6 +201,14 @@ def masked_store(builder, value, pointer, mask):
     builder.call(function, [value, address, ir.Constant(I32, 4), mask])
 
 
+def fetch(builder, pointer, write=False):
+    """Ask for a cache line ahead: into the first-level cache to be written, or the second-level one to be read."""
+    address = builder.bitcast(pointer, F32.as_pointer())
+    prefetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [address.type, I32, I32, I32])
+    flags = (1, 3, 1) if write else (0, 2, 1)  # to be written, how close, data
+    builder.call(prefetch, [address, *(ir.Constant(I32, flag) for flag in flags)])
+
+
 def broadcast(builder, value, vector):
     """A vector with `value` in every lane."""
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))

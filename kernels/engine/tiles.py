@@ -21,7 +21,6 @@ from .simd import (
     F32,
     I1,
     I16,
-    I32,
     I64,
     LANES,
     VECTOR,
@@ -30,6 +29,7 @@ from .simd import (
     constant,
     declare,
     element_type,
+    fetch,
     first_lanes,
     load,
     masked_load,
@@ -119,13 +119,11 @@ def _fetch_ahead(builder, step, d, d_row, height, width, k):
     """
     lines = -(-width // LINE) + 1  # of a row that begins anywhere; an address past the matrix does no harm
     steps = height * lines * FETCH_STEPS
-    prefetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [d.type, I32, I32, I32])
-    flags = [ir.Constant(I32, flag) for flag in (1, 3, 1)]  # to be written, keep close, data
     rows = builder.select(builder.icmp_signed("<", k, constant(steps)), constant(0), constant(height))
     with cgutils.for_range(builder, rows) as row:
         to = move(builder, d, builder.mul(d_row, row.index))
         with cgutils.for_range(builder, constant(lines)) as line:
-            builder.call(prefetch, [move(builder, to, builder.mul(line.index, constant(LINE))), *flags])
+            fetch(builder, move(builder, to, builder.mul(line.index, constant(LINE))), write=True)
             at = builder.add(builder.mul(row.index, constant(lines)), line.index)
             for s in range(FETCH_STEPS):
                 step(builder.add(builder.mul(at, constant(FETCH_STEPS)), constant(s)))
