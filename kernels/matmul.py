@@ -100,11 +100,26 @@ def _pack_right(panels, b, j, k0, width, k, transposed, table):
 
 
 @kernel
-def _product(c, d, a, b, packed_a, packed_b, transpose_a, transpose_b, add, table, parts):
-    """c (M, N) = op(a) op(b) (+ d if add), cut up as `parts` says; packed_a, packed_b: scratch."""
+def _product(
+    c,
+    d,
+    a,
+    b,
+    packed_a,
+    packed_b,
+    transpose_a,
+    transpose_b,
+    add,
+    table,
+    part_rows,
+    part_columns,
+    block_rows,
+    slab_columns,
+    a_stays,
+):
+    """c (M, N) = op(a) op(b) (+ d if add), cut up as `Parts` says; packed_a, packed_b: scratch."""
     rows, columns = c.shape
     terms = a.shape[0] if transpose_a else a.shape[1]
-    part_rows, part_columns, block_rows, slab_columns, a_stays = parts
     slice_terms, tile_rows, tile_columns = table[SLICE_TERMS], table[ROWS], table[COLUMNS]
     down = (rows + part_rows - 1) // part_rows
     across = (columns + part_columns - 1) // part_columns
@@ -266,7 +281,7 @@ def product(
     if parts.a_stays:
         packed_a, packed_b = packed_b, packed_a
     ways = transpose_a, transpose_b, addend is not None
-    _product(out, base, a, b, packed_a, packed_b, *ways, kind.table, parts)
+    _product(out, base, a, b, packed_a, packed_b, *ways, kind.table, *parts)  # type: ignore[call-arg]
 
 
 @checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _streamed_fits)
