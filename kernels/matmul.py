@@ -31,7 +31,7 @@ Read it in three steps: `product_loops_ref` (the sum as it is defined), `product
 import functools
 import math
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -40,7 +40,7 @@ from .engine.cache import numba_config
 from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
-from .engine.number_formats import FLOAT32, AnyFormat, NumberFormat
+from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
 from .engine.routines import COLUMNS, ROWS, SLICE_TERMS
 from .engine.scratch import aligned_empty, scratch
@@ -190,26 +190,24 @@ class Parts(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def _parts(rows: int, columns: int, depth: int, number_format: NumberFormat, threads: int) -> Parts:
+def _parts(rows: int, columns: int, depth: int, number_format: Any, threads: int) -> Parts:
     """Return the parts of which the slowest thread has done its own first.
 
     A grid of parts, at most PARTS_OF_THREAD times as many as threads, which take turns.
     """
     if rows * columns * depth < ONE_THREAD:
         threads = 1
-    tile_rows, tile_columns = number_format.rows, number_format.columns
-    best = math.inf, None
-    for down in range(1, min(PARTS_OF_THREAD * threads, -(-rows // tile_rows)) + 1):
-        height = _even(rows, down, tile_rows)
+    found: list[tuple[float, Parts]] = []
+    for down in range(1, min(PARTS_OF_THREAD * threads, -(-rows // number_format.rows)) + 1):
+        height = _even(rows, down, number_format.rows)
         for times in range(1, PARTS_OF_THREAD + 1):
-            width = _even(columns, max(times * threads // down, 1), tile_columns)
+            width = _even(columns, max(times * threads // down, 1), number_format.columns)
             turns = -(-(-(-rows // height) * -(-columns // width)) // threads)
             for a_stays in (False, True):
                 block, slab, packed = _blocks(height, width, number_format, a_stays)
                 cost = turns * (height * width + PACKING_COST * packed)
-                if cost < best[0]:
-                    best = cost, Parts(height, width, block, slab, a_stays)
-    return best[1]
+                found.append((cost, Parts(height, width, block, slab, a_stays)))
+    return min(found, key=lambda option: option[0])[1]
 
 
 def _even(size, count, unit):

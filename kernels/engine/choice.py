@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ ROUNDS, TIMES = 20, 100  # each method is timed in turn with the others; the bes
 WORTH = 1.1  # how much faster than the first method another must be: what is nearly equal would depend on the hour
 
 
-class Method(Protocol):
+class Method(Hashable, Protocol):
     """What a choice needs to know of the number formats that it is made between."""
 
     rows: int
