@@ -17,6 +17,7 @@ from numba.core import cgutils
 
 from .halves import widen, widen_bf16_ref
 from .routines import BEGIN, COLUMNS, END, FOLD, ROWS, TILE, Routine, call_routine
+from .scratch import LINE
 from .simd import (
     F32,
     I1,
@@ -107,7 +108,6 @@ def _tile_body(builder, number_format, c, d, a, b, c_row, d_row, rows, cols, k, 
             _tile_of(builder, number_format, vectors, c, d, a, b, c_row, d_row, rows, cols, k, add)
 
 
-LINE = 16  # floats of a cache line
 FETCH_STEPS = 2  # steps of the sum between two lines of C that are fetched ahead
 
 

@@ -18,6 +18,7 @@ from abi_py.kernels import matmul as module
 from abi_py.kernels.engine.halves import round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS
+from abi_py.kernels.engine.scratch import scratch
 from abi_py.kernels.engine.simd import LANES
 from abi_py.kernels.matmul import (
     FEW,
@@ -426,3 +427,44 @@ def test_rounded_products_have_the_same_bits_for_any_number_of_threads(rng, same
         return out
 
     same_bits(make)
+
+
+# -- how a product is cut up ------------------------------------------------------------------------
+
+
+def _cut_product(a, b, way, number_format, parts, addend):
+    """Return the product of parts that are given; `product` chooses them."""
+    out = np.full(addend.shape, np.nan, np.float32)
+    packed = scratch("product", *module.panels(number_format))
+    packed = packed[::-1] if parts.a_stays else packed
+    module._product(out, addend, a, b, *packed, *way, True, number_format.table, *parts)
+    return out
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bits_do_not_depend_on_how_a_product_is_cut_up(rng, way):
+    m, n, k = (333, 401, FLOAT32.slice_terms + 77) if JIT else (21, 67, 9)
+    a, b = operands(rng, m, n, k, *way)
+    addend = rng.standard_normal((m, n)).astype(np.float32)
+    expected = np.empty((m, n), np.float32)
+    product(expected, a, b, *way, addend=addend)
+    check_close(expected, exact(a, b, *way, addend), 1e-5)
+    cuts = {module._parts(m, n, 1 << 20, FLOAT32, threads) for threads in (1, 2, 3, 8, 32, 128)}
+    rows, columns = FLOAT32.rows, FLOAT32.columns
+    cuts |= {module.Parts(m, n, m + rows, columns, True), module.Parts(m, n, rows, columns, False)}
+    assert len(cuts) > 4
+    for parts in cuts:
+        assert np.array_equal(_cut_product(a, b, way, FLOAT32, parts, addend), expected), parts
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8, 32, 128])
+def test_parts_cover_a_product_and_keep_threads_busy(threads):
+    for m, n, k in ((2048, 1536, 512), (2048, 512, 1536), (512, 512, 2048), (384, 32000, 512), (32000, 512, 384)):
+        parts = module._parts(m, n, k, FLOAT32, threads)
+        count = -(-m // parts.rows) * -(-n // parts.columns)
+        turns = -(-count // threads)
+        assert m * n / (threads * turns * parts.rows * parts.columns) > 0.7  # of the slowest thread's time all work
+        most = FLOAT32.panels[::-1] if parts.a_stays else FLOAT32.panels
+        assert parts.block_rows * FLOAT32.slice_terms <= most[0]
+        assert parts.slab_columns * FLOAT32.slice_terms <= most[1]
+    assert module._parts(8, 8, 8, FLOAT32, threads).rows >= 8  # too small to be shared
