@@ -26,6 +26,7 @@ from shapes import Shape
 from stages import attention_stages, seconds_per_call
 from step_worker import Step
 
+from abi_py.kernels.engine.number_formats import PRECISIONS
 from abi_py.kernels.engine.peak import measured_peak
 
 WIDTHS, DEPTHS, LENGTHS = (128, 256, 512, 1024), (2, 4, 8, 16), (128, 256, 512, 1024, 2048, 4096)
@@ -153,7 +154,7 @@ def main():
     about = header(f"growth {options.precision}", options.threads)
     print("How the training step grows")
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    peak = measured_peak(0.5, bf16=options.precision == "bf16")
+    peak = measured_peak(0.5, PRECISIONS[options.precision])
     rows, failed = [], False
     for axis in dict.fromkeys(options.axis or AXES):
         sizes = dict(list(AXES[axis].items())[: 3 if options.quick else None])

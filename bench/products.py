@@ -21,6 +21,7 @@ from pathlib import Path
 from _bench import header, run_script, save_rows
 from arithmetic import head_products, layer_products
 from bench_vs_peers import WorkerFailed, peak_of, run
+from product_worker import PRECISIONS
 from shapes import SHAPES
 
 HERE = Path(__file__).resolve().parent
@@ -121,7 +122,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=[*SHAPES, "all"], default="deepzig", help="whose products, see shapes.py")
     parser.add_argument("--library", choices=["numpy", "torch"], default="numpy")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: with --library torch")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="ours; bf16: with --library torch")
     parser.add_argument("--simd", metavar="NAME", help="force an instruction set for ours: avx512, avx2, neon, generic")
     parser.add_argument("--rounds", type=int, default=3, help="times that each side runs")
     parser.add_argument("--runs", type=int, default=7, help="runs of each product in a round")

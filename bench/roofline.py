@@ -3,7 +3,8 @@
     python bench/roofline.py --shape deepzig
     python bench/roofline.py --shape deepzig --precision bf16 --save
 
-The host: multiply-add peak in float32 and bfloat16, bandwidth of a read and of a copy of arrays far beyond its caches.
+The host: multiply-add peak in float32 and, by the method in use, in bfloat16; bandwidth of a read and of a copy of
+arrays far beyond its caches.
 The stages: each kernel by itself, on arrays as in the step, times its number of calls.  Operations and bytes follow
 from the shape (arithmetic.py).  A stage is compared with the peak of the operands it multiplies, or, if it moves more
 than it computes, with the faster of read and copy; above 100 % its data came from a cache.  `least` is what the stage
@@ -25,6 +26,7 @@ from stages import measured_stages
 from step_worker import Step
 
 from abi_py.kernels.engine.jit import kernel, prange
+from abi_py.kernels.engine.number_formats import BFLOAT16, PRECISIONS
 from abi_py.kernels.engine.peak import measured_peak
 from abi_py.kernels.engine.vectors import total
 
@@ -167,11 +169,12 @@ def main():
     print(", ".join(f"{key} {value}" for key, value in about.items()))
 
     read, copy = bandwidth(megabytes, max(runs, 3))
-    peaks = {precision: measured_peak(0.5, bf16=precision == "bf16") for precision in ("fp32", "bf16")}
+    peaks = {precision: measured_peak(0.5, PRECISIONS[precision]) for precision in ("fp32", "bf16")}
     host = {f"{name}_flop_per_s": peak for name, peak in peaks.items()}
     host |= {"bytes_per_s": max(read, copy), "step_flops": step_flops(shape)}
     gflops = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
-    print(f"host: {gflops}; read {read / 1e9:.1f} GB/s, copy {copy / 1e9:.1f} GB/s ({megabytes} MB)")
+    speeds = f"read {read / 1e9:.1f} GB/s, copy {copy / 1e9:.1f} GB/s ({megabytes} MB)"
+    print(f"host: {gflops} (by {BFLOAT16.method}); {speeds}")
     whole = whole_step(shape, options.precision, runs)
     found = stages(shape, options.precision == "bf16")
     seconds = measured_stages(shape, found, options.precision == "bf16", runs)
@@ -183,6 +186,7 @@ def main():
             f"not a quiet machine: its float32 peak was {peaks['fp32'] / 1e9:.0f} GFLOP/s at the beginning and "
             f"{again / 1e9:.0f} at the end; measure again when nothing else runs"
         )
+    about["bf16_method"] = BFLOAT16.method
     about |= {f"peak_{name}_gflop_per_s": round(peak / 1e9, 1) for name, peak in peaks.items()}
     about |= {"read_gb_per_s": round(read / 1e9, 1), "copy_gb_per_s": round(copy / 1e9, 1)}
     if options.save:

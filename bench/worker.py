@@ -21,7 +21,7 @@ EPS, THETA = 1e-5, 1e4
 LEARNING_RATE, BETA1, BETA2, ADAM_EPS, WEIGHT_DECAY, MAX_NORM = 1e-4, 0.9, 0.999, 1e-8, 0.01, 1.0
 
 
-def options_of(title, *flags, precisions=("fp32", "bf16")):
+def options_of(title, *flags, precisions=("fp32", "bf16", "bf16x3", "bf16x6")):
     """Return the options that every worker has, and those of `flags`: (name, keywords of add_argument)."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--shape", choices=SHAPES, default="tiny", help="model and batch, see shapes.py")

@@ -39,7 +39,7 @@ import numpy as np
 from .engine.checks import Array, checked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
-from .engine.number_formats import BFLOAT16, FLOAT32
+from .engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
 from .engine.panels import (
     as_stored,
     pack_a,
@@ -478,15 +478,19 @@ def _backward_shapes(head_dim, number_format):
     return (threads, 2, BACKWARD_BLOCK, BACKWARD_BLOCK), panels
 
 
-def _stored(q, k, v):
+def _stored(q, k, v, number_format):
     """Return q, k and v as the kernels take them, and the number format that they multiply."""
-    number_format = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
+    if number_format is None:
+        number_format = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
     return (as_stored(q), as_stored(k), as_stored(v)), number_format.chosen
 
 
-def _attention_fits(sizes, q, k, v, starts, **others):
+def _attention_fits(sizes, q, k, v, starts, number_format, **others):
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"q is {q.dtype}, k {k.dtype} and v {v.dtype}; attention takes one type for the three")
+    if number_format is not None and (number_format is BFLOAT16) != (q.dtype == np.uint16):
+        stored = "uint16" if number_format is BFLOAT16 else "float32"
+        raise TypeError(f"q is {q.dtype}; in attention {number_format} is stored as {stored}; convert q, k, v")
     position = np.arange(len(starts)) % sizes["T"]
     wrong = (starts < 0) | (starts > position)
     if wrong.any():
@@ -499,6 +503,7 @@ def _attention_fits(sizes, q, k, v, starts, **others):
     "k v (N, kv_heads D) float32|uint16; starts (N) int; stop? (1) uint8; heads = kv_heads group; N = batch T",
     _attention_fits,
     scale=float | int | None,
+    number_format=AnyFormat | None,
 )
 def attention_forward(
     o: Array,
@@ -512,18 +517,20 @@ def attention_forward(
     kv_heads: int,
     scale: float | None = None,
     stop: Array | None = None,
+    number_format: AnyFormat | None = None,
 ) -> None:
     """Write o (N, H D) and lse (H, N); q, k, v and o may be column slices of wider arrays.
 
     q, k and v have one dtype, float32 or uint16; o is float32.  A row's work grows with the square of its length: where
-    another thread sets stop (1,), this ends soon, and what it has written is undefined.
+    another thread sets stop (1,), this ends soon, and what it has written is undefined.  `number_format` is what is
+    multiplied: by itself bfloat16 where q is stored so, else float32.
     """
-    stored, number_format = _stored(q, k, v)
+    stored, chosen = _stored(q, k, v, number_format)
     head_dim = q.shape[1] // heads
-    memory = scratch("attention", *_forward_shapes(head_dim, number_format))
+    memory = scratch("attention", *_forward_shapes(head_dim, chosen))
     factor = np.float32(_scale(scale, head_dim))
     flag = GOES_ON if stop is None else stop
-    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), factor, memory, flag, number_format.table)
+    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), factor, memory, flag, chosen.table)
 
 
 @checked(
@@ -532,6 +539,7 @@ def attention_forward(
     "stop? (1) uint8; heads = kv_heads group; N = batch T",
     _attention_fits,
     scale=float | int | None,
+    number_format=AnyFormat | None,
 )
 def attention_backward(
     dq: Array,
@@ -550,11 +558,12 @@ def attention_backward(
     kv_heads: int,
     scale: float | None = None,
     stop: Array | None = None,
+    number_format: AnyFormat | None = None,
 ) -> None:
-    """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch, scale that of forward, stop as there."""
-    stored, number_format = _stored(q, k, v)
+    """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch, the options those of forward."""
+    stored, chosen = _stored(q, k, v, number_format)
     head_dim = q.shape[1] // heads
-    memory = delta, *scratch("attention", *_backward_shapes(head_dim, number_format))
+    memory = delta, *scratch("attention", *_backward_shapes(head_dim, chosen))
     factor = np.float32(_scale(scale, head_dim))
     gradients, sizes, flag = (dq, dk, dv), (batch, heads, kv_heads), GOES_ON if stop is None else stop
-    _attention_backward(gradients, do, stored, o, lse, starts, sizes, factor, memory, flag, number_format.table)
+    _attention_backward(gradients, do, stored, o, lse, starts, sizes, factor, memory, flag, chosen.table)

@@ -49,14 +49,15 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
 
     from ..kernels import matmul
     from ..kernels.engine import simd
-    from ..kernels.engine.number_formats import BFLOAT16
+    from ..kernels.engine.number_formats import PRECISIONS
 
     facts = simd.describe()
     product = f", {facts['simd']}, tile {facts['tile']}" if matmul.BACKEND == "numba" else ", products by BLAS"
     rounding = ""
     if precision is not Precision.FP32:
-        method = BFLOAT16.method if precision is Precision.BF16 else "fp32"
-        rounding = f", {precision.value}: {BF16_METHODS[method]}"
+        method = getattr(PRECISIONS[precision], "method", "fp32")
+        exact = precision is Precision.BF16X6 and method == "fp32"  # nothing is gained by parts on this machine
+        rounding = f", {precision.value}: {'float32 arithmetic' if exact else BF16_METHODS[method]}"
     return f"{cpu_name()}, {counted(numba.get_num_threads(), 'thread')}{product}{rounding}"
 
 

@@ -66,10 +66,11 @@ def machine_facts() -> dict[str, Any]:
     from ..kernels.engine import simd
     from ..kernels.engine.cache import STORE
     from ..kernels.engine.jit import JIT
+    from ..kernels.engine.number_formats import BFLOAT16, FLOAT32
     from ..kernels.engine.peak import measured_peak
     from ..runs.compiling import is_cached, kernel_names
 
-    peaks = [round(measured_peak(0.1, bf16=bf16) / 1e9, 1) if JIT else None for bf16 in (False, True)]
+    peaks = [round(measured_peak(0.1, one) / 1e9, 1) if JIT else None for one in (FLOAT32, BFLOAT16)]
     names = kernel_names()
     warm = sum(map(is_cached, names))
     facts = simd.describe()

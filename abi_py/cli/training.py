@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import EarlyStoppingConfig, Precision
+from ..config import EarlyStoppingConfig
 from ..errors import counted
 from ..runs.conversations import encoder_of_run
 from ..runs.directory import MODEL
@@ -146,6 +146,7 @@ def fit_and_show(
     What can be wrong with flags and files has been told by then: compiling takes a minute.  Writes report.json; returns
     the report and the exit code.
     """
+    from ..kernels.engine.number_formats import PRECISIONS
     from ..kernels.engine.peak import measured_peak
     from ..training.console import ConsoleSink
     from ..training.metrics import METRICS, JsonlSink
@@ -155,7 +156,7 @@ def fit_and_show(
     config = trainer.config
     prepare_training(trainer.model, config, console, lambda text: say(console, "compile", text), decodes)
     trainer.add_sink(JsonlSink(directory / METRICS))
-    peak = measured_peak(bf16=config.mixed_precision is Precision.BF16) / 1e9
+    peak = measured_peak(number_format=PRECISIONS[config.mixed_precision]) / 1e9
     in_terminal = console.is_terminal  # asked later, one that has gone says no
     trainer.add_sink(_Thinned(ConsoleSink(console, peak), 0.0 if in_terminal else LINE_SECONDS))
     with GracefulStop(tell=lambda text: console.print(text, soft_wrap=True)) as stop:

@@ -112,6 +112,7 @@ def exercise(name: str, variant: str = "", family: ModelFamily | None = None) ->
 
     from ..config import LlmTrainingConfig, OptimizerType
     from ..kernels import dropout
+    from ..kernels.engine.number_formats import PRECISIONS
     from ..kernels.engine.peak import measured_peak
     from ..model import LoraModel
     from ..training.trainer import LlamaTrainer
@@ -121,7 +122,7 @@ def exercise(name: str, variant: str = "", family: ModelFamily | None = None) ->
     x = np.zeros((2, 2), np.float32)
     alone: dict[str, Callable[[], object]] = {  # what no step of a model without adapters calls
         "_dropout": lambda: dropout.dropout_forward(x, x, 0.5, 1),
-        "_repeat_tile": lambda: measured_peak(0.0, bf16=precision == "bf16"),
+        "_repeat_tile": lambda: measured_peak(0.0, PRECISIONS[precision]),
     }
     if name in alone:
         alone[name]()

@@ -12,7 +12,8 @@ from ..config import Precision
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_directory, write_inside
 from ..formats.companions import Companions
-from ..kernels.engine.number_formats import BFLOAT16
+from ..kernels.engine.choice import Choice
+from ..kernels.engine.number_formats import PRECISIONS
 from ..locks import DirectoryLock
 from .checkpoint import check_unused, locate, prune, recover, save_checkpoint
 from .events import CheckpointEvent
@@ -22,6 +23,14 @@ from .session import Session
 from .state import Position
 
 __all__ = ["Saver"]
+
+
+def _method(precision: Precision) -> str:
+    """Return how products of a precision are made here, where there are several ways; its name before, but of bf16."""
+    choice = PRECISIONS[precision]
+    if not isinstance(choice, Choice):
+        return ""
+    return choice.method if precision is Precision.BF16 else f"{choice} {choice.method}"
 
 
 class Saver:
@@ -91,7 +100,7 @@ class Saver:
         model, precision = session.model, session.config.mixed_precision
         state.checkpoints_saved += 1
         state.draws, state.base_digest = model.draws, model.base_digest()
-        state.bf16_method = BFLOAT16.method if precision is Precision.BF16 else ""
+        state.bf16_method = _method(precision)
         arrays: dict[str, np.ndarray] = {**session.optimizer.moments}
         arrays["loss_history"] = np.array(session.loss_history, np.float64)
         if state.micro_step:
@@ -183,11 +192,12 @@ class Saver:
         state.become(restored)
         session.loss_history[:] = losses
         session.model.draws = state.draws
-        method = state.bf16_method
-        if method and session.config.mixed_precision is Precision.BF16 and method != BFLOAT16.method:
+        before, here = state.bf16_method.split(), _method(session.config.mixed_precision).split()
+        if before and here and before[:-1] == here[:-1] and before != here:
+            choice = PRECISIONS[session.config.mixed_precision]
             session.warn(
-                f"{found.path} multiplied bfloat16 by the method {method}, here it is {BFLOAT16.method}: the last bits "
-                f"will differ; ABI_BF16={method} keeps them where the processor has it"
+                f"{found.path} multiplied {choice} by the method {before[-1]}, here it is {here[-1]}: the last bits "
+                f"will differ; {getattr(choice, 'variable', '')}={before[-1]} keeps them where the processor has it"
             )
         session.scaler.load(
             LossScalerStats(

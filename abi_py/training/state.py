@@ -75,7 +75,7 @@ class TrainingState(Shown):
     overflow_count: int = 0  # windows dropped because of it
     draws: int = 0  # training passes that drew random numbers (dropout)
     base_digest: str = ""  # SHA-256 of the frozen weights under adapters
-    bf16_method: str = ""  # how products of bfloat16 were made: another way has other last bits; empty: there were none
+    bf16_method: str = ""  # how products of bfloat16, or of its parts, were made: another way has other last bits
     rate_set: float | None = None  # by a callback, instead of the schedule's
     rate_factor: float = 1.0  # by callbacks
     own_schedule: str = ""  # name of the function that is the schedule; empty: the configuration's

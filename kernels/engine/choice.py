@@ -27,6 +27,7 @@ WORTH = 1.1  # how much faster than the first method another must be: what is ne
 class Method(Hashable, Protocol):
     """What a choice needs to know of the number formats that it is made between."""
 
+    fold: int
     rows: int
     columns: int
     slice_terms: int

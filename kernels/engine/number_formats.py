@@ -6,6 +6,9 @@
                 panel, the first in the lower half, of which the processor's dot product adds both products at once
     FLOAT16     rounded to IEEE half precision (beyond 65504: infinity), kept as float32; so the machine needs no
                 half-precision arithmetic
+    BF16X3      float32 by the products of bfloat16 parts, three or six of them (`parts.py`), on matrix units, which
+    BF16X6      multiply bfloat16 many times as fast as float32; elsewhere float32 arithmetic, which is exacter and as
+                fast as any way of multiplying parts: of x1 + x2, or of the numbers as they are
 
 Rounding is to nearest even, and happens while an operand is packed (`panels.py`).  Sums are float32 in any case.
 
@@ -39,6 +42,7 @@ from .choice import Choice
 from .halves import fp16_rounded, round_to_bf16_ref, round_to_fp16_ref
 from .jit import JIT
 from .panels import FORMATS, packers
+from .parts import bf16_parts, bf16_parts_ref, joined
 from .routines import (
     BEGIN,
     BLOCK_ROWS,
@@ -59,7 +63,7 @@ from .routines import (
 from .simd import F32, ISA, LANES, VECTOR, declare, each, of_shape
 from .tiles import multiply_add, tile_routines
 
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "PRECISIONS", "AnyFormat", "NumberFormat"]
+__all__ = ["BF16X3", "BF16X6", "BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "PRECISIONS", "AnyFormat", "NumberFormat"]
 
 
 class NumberFormat:
@@ -219,6 +223,22 @@ class _Float16(NumberFormat):
         return fp16_rounded(builder, elements.widened(builder, read[0]))
 
 
+# -- float32 by parts ----------------------------------------------------------------------------
+
+
+class _TwoParts(NumberFormat):
+    """What two bfloat16 parts hold of a float32, 16 bits and a sign between them, kept as float32."""
+
+    name = "bf16x3"
+
+    def round_ref(self, x):
+        with np.errstate(over="ignore"):
+            return sum(bf16_parts_ref(x, 2))
+
+    def place(self, builder, elements, read):
+        return joined(builder, bf16_parts(builder, elements.widened(builder, read[0]), 2))
+
+
 # -- the formats, and which way of multiplying bfloat16 is the faster ----------------------------
 
 TIMED_DEPTH = 2048  # of sums: panels of A and B of 64 and 384 KiB with AVX-512, a second-level cache
@@ -245,9 +265,13 @@ def _time_tile(number_format):
 FLOAT32, FLOAT16 = NumberFormat(), _Float16()
 METHODS = {name: one for name, one in (("fp32", _BFloat16()), ("dot", _BFloat16Pairs())) if one.runs_here()}
 BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, _time_tile)
+BF16X3 = Choice("bf16x3", "ABI_BF16_PARTS", {"fp32": _TwoParts()}, _time_tile)
+BF16X6 = Choice("bf16x6", "ABI_BF16_PARTS", {"fp32": FLOAT32}, _time_tile)
 AnyFormat = NumberFormat | Choice  # what an operation takes
 PRECISIONS: dict[str, AnyFormat] = {  # by the names of the settings, `shape.Precision`
     "fp32": FLOAT32,
     "bf16": BFLOAT16,
     "fp16": FLOAT16,
+    "bf16x3": BF16X3,
+    "bf16x6": BF16X6,
 }

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from .jit import kernel, prange
-from .number_formats import BFLOAT16, FLOAT32
+from .number_formats import FLOAT32, AnyFormat
 from .routines import COLUMNS, ROWS
 from .tiles import begin, end, tile
 
@@ -29,25 +29,25 @@ def _repeat_tile(c, a, b, depth, times, table):
         end(table)
 
 
-def measured_peak(seconds=0.2, bf16=False):
+def measured_peak(seconds: float = 0.2, number_format: AnyFormat = FLOAT32) -> float:
     """Return this machine's multiply-add peak in operations per second, with the threads now in use.
 
-    The peak is of float32, or of bfloat16 operands with float32 sums.
+    The peak is that of a number format by the method in use, with float32 sums; a product of parts counts once.
 
     Runs for about `seconds` and takes the best of several rounds, because other programs only ever make a round slower.
     """
     threads = numba.get_num_threads()
-    number_format = (BFLOAT16 if bf16 else FLOAT32).chosen
-    rows, columns = number_format.rows, number_format.columns
+    chosen = number_format.chosen
+    rows, columns, table = chosen.rows, chosen.columns, chosen.table
     c = np.zeros((threads, rows, columns), np.float32)
     a = np.ones((threads, DEPTH * rows), np.float32)
     b = np.ones((threads, DEPTH * columns), np.float32)
-    _repeat_tile(c, a, b, DEPTH, 10, number_format.table)  # compile, wake the threads
-    work = 2.0 * threads * rows * columns * DEPTH * number_format.fold  # a pair of bfloat16 is two multiply-adds
+    _repeat_tile(c, a, b, DEPTH, 10, table)  # compile, wake the threads
+    work = 2.0 * threads * rows * columns * DEPTH * chosen.fold  # a pair of bfloat16 is two multiply-adds
     times, best, end = 100, 0.0, time.perf_counter() + seconds
     while True:
         start = time.perf_counter()
-        _repeat_tile(c, a, b, DEPTH, times, number_format.table)
+        _repeat_tile(c, a, b, DEPTH, times, table)
         now = time.perf_counter()
         best = max(best, work * times / (now - start))
         if now > end:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from abi_py.config import EarlyStoppingConfig
 from abi_py.data.tokens import TokenizedDataset
 from abi_py.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from abi_py.formats.zig import save_ablc
+from abi_py.kernels.engine.number_formats import BFLOAT16
 from abi_py.training.checkpoint import find_latest
 from abi_py.training.metrics import JsonlSink
 from abi_py.training.stop import GracefulStop
@@ -92,8 +92,6 @@ def test_stop_and_resume_in_fp16(make_model, make_config, data, tmp_path):
 
 def test_a_checkpoint_names_how_bfloat16_was_multiplied(make_model, make_config, data, tmp_path, monkeypatch):
     """Another method has other last bits, so a run that is resumed with it says so."""
-    here = SimpleNamespace(method="dot")
-    monkeypatch.setattr("abi_py.training.saving.BFLOAT16", here)
     config = make_config(epochs=1, mixed_precision="bf16", checkpoint_path=str(tmp_path / "bf16"))
     LlamaTrainer(make_model(), config).fit(data)
 
@@ -102,10 +100,13 @@ def test_a_checkpoint_names_how_bfloat16_was_multiplied(make_model, make_config,
         state = json.loads((trainer.load_checkpoint(config.checkpoint_path) / "state.json").read_text())["state"]
         return state["bf16_method"], trainer.events.warnings
 
-    assert warnings(config) == ("dot", [])
-    here.method = "fp32"
+    here = BFLOAT16.method
+    assert warnings(config) == (here, [])
+    monkeypatch.setitem(vars(BFLOAT16), "method", "other")
     _, (warning,) = warnings(config)
-    assert "multiplied bfloat16 by the method dot, here it is fp32: the last bits will differ; ABI_BF16=dot" in warning
+    assert f"multiplied bfloat16 by the method {here}, here it is other: the last bits will differ" in warning
+    assert f"ABI_BF16={here} keeps" in warning
+    assert warnings(config.replace(mixed_precision="bf16x3")) == (here, [])  # another precision has other bits anyway
     config = make_config(epochs=1, checkpoint_path=str(tmp_path / "fp32"))
     LlamaTrainer(make_model(), config).fit(data)
     assert warnings(config) == ("", [])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...kernels.engine.number_formats import AnyFormat
 from ...kernels.unchecked import (
     attention_backward,
     attention_forward,
@@ -228,9 +229,9 @@ class Attention(Branch):
             return NO_ANGLES, NO_ANGLES, run.positions, 0
         return *self.angles.of(run, capacity), self.heads + self.kv_heads
 
-    def _options(self, run: Run) -> tuple[int, int, int, float | None, np.ndarray | None]:
+    def _options(self, run: Run) -> tuple[int, int, int, float | None, np.ndarray | None, AnyFormat]:
         """Return what attention takes after `starts`."""
-        return run.batch, self.heads, self.kv_heads, self.scale, run.stop
+        return run.batch, self.heads, self.kv_heads, self.scale, run.stop, run.attention_format
 
     def fill(self, a: Saved, s: Scratch, run: Run) -> None:
         """Compute a.r, a.qkv, a.att and a.lse from a.x."""

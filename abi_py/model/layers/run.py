@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...kernels.attention import starts_within
-from ...kernels.engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
+from ...kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, AnyFormat
 from ...kernels.rope import rope_angles, rope_frequencies, rope_table
 
 __all__ = ["Angles", "Check", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
@@ -101,6 +101,11 @@ class Run:
     def stop(self) -> np.ndarray | None:
         """Return what attention looks at, and ends early where it is set; None: nobody sets it."""
         return None if self.check is None else self.check.flag
+
+    @property
+    def attention_format(self) -> AnyFormat:
+        """What attention multiplies: halves have too little range for it."""
+        return FLOAT32 if self.number_format is FLOAT16 else self.number_format
 
     @property
     def narrow(self) -> bool:

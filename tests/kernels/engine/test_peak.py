@@ -37,7 +37,7 @@ def test_operations_are_counted_by_the_clock(monkeypatch):
         numba.set_num_threads(before)
     assert one == 2 * ROWS * COLUMNS * peak.DEPTH * calls[1][2]  # in one second
     assert two == 2 * one
-    assert peak.measured_peak(3, bf16=True) > 0
+    assert peak.measured_peak(3, BFLOAT16) > 0
     assert {call[0] for call in calls} == {1, 2}
 
 
