@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import ConfigError
-from .kernels.engine.scratch import aligned_empty, aligned_zeros
+from .kernels.engine.scratch import aligned_empty
 from .kernels.storage import Storage
 from .kernels.storage.float32 import STORAGE as FLOAT32
 from .reprs import Shown
@@ -166,7 +166,7 @@ class Buffers(Shown):
     """The flat buffers of some tensors and of their gradients, float32 (P,), with their named views."""
 
     def __init__(self, table: tuple[Tensor, ...]) -> None:
-        """Allocate both; the weights are not filled, the gradients are 0.
+        """Allocate both; the weights are not filled, the gradients read as 0.
 
         ConfigError if they are larger than the machine's memory: the system would grant it, and kill the process later.
         """
@@ -180,15 +180,25 @@ class Buffers(Shown):
             )
         self.weights_flat = aligned_empty(self.size)
         self.weights = Views(self.weights_flat, self.table)
-        self._gradients_flat = aligned_zeros(self.size)
+        self._gradients_flat = aligned_empty(self.size)
         self._gradients = Views(self._gradients_flat, self.table)
-        self._stale = False
+        self._stale = True
         self.passes = 0  # backward passes that have begun
 
     def _says(self) -> str:
         return f"{self.size:,} trained weights in {len(self.table)} tensors, with gradients"
 
     # Zeroing the gradients is put off: a backward that comes next overwrites them, which saves a pass over memory.
+
+    @property
+    def lends(self) -> bool:
+        """Whether what the gradients' memory holds is read by nobody: the next backward pass overwrites it."""
+        return self._stale
+
+    @property
+    def gradients_memory(self) -> np.ndarray:
+        """The gradients' memory, float32 (P,), whatever it holds."""
+        return self._gradients_flat
 
     def zero_gradients(self) -> None:
         """Make all gradients read as zero; a backward that comes first saves the pass over memory."""

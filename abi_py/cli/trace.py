@@ -81,7 +81,7 @@ def trace_step(shape: Mapping[str, Any] = SHAPE) -> list[Call]:
     ids = np.arange(BATCH * TIME + 1, dtype=np.uint32)
     inputs, labels = ids[:-1].reshape(BATCH, TIME), ids[1:].reshape(BATCH, TIME)
     trainer.train_step(inputs, labels)  # compiles or loads the kernels: not part of a step
-    kept = {array.ctypes.data: array.nbytes for array in model.stack.arena.saved(BATCH * TIME)}
+    kept = {array.ctypes.data: array.nbytes for array in model.stack.arena.saved(BATCH * TIME, borrows=True)}
     calls: list[Call] = []
     with recorded(calls, kept):
         trainer.train_step(inputs, labels)

@@ -16,6 +16,9 @@ Scratch is used again and again: entries that name the same `place` share its me
 last time before the other is written (a linear layer's backward reads its input before it writes the input's gradient),
 or because a kernel turns the one into the other (SwiGLU's backward: dh into h).  The head works between the two passes
 over the branches: the memory of its logits spans all the scratch that it does not use itself.
+
+In a step that does not add to gradients, saved arrays lie in the memory of gradients that are not written yet
+(`lent.py`), as far as they find room there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +28,17 @@ from typing import Any
 import numpy as np
 
 from ..config import TrainableModelConfig
-from ..families import layers
-from ..kernels.engine.scratch import LINE, aligned_empty
+from ..families import layers, tensor_table
+from ..kernels.engine.scratch import aligned_empty, whole_lines
+from ..parameters import Buffers, Tensor
 from ..shape import CheckpointingStrategy, ModelShape, Precision
 from .layers.embedding import Embedding
 from .layers.head import Head, HeadScratch
 from .layers.layer import Branch, Layer
 from .layers.run import Entry, Form
+from .lent import Piece, lay_out, lent_ranges
+
+Key = tuple[int, str, int, np.dtype]  # of an array that is saved: its slot (`Slots`) and type
 
 __all__ = ["Arena", "Arrays", "memory_plan", "parts_of", "saved_bytes", "scratch_bytes"]
 
@@ -92,20 +99,43 @@ class Slots:
         return place, name, -inside if first else inside  # inner inputs have arrays of their own, apart from the kept
 
 
-def saved_widths(slots: Slots, narrow: bool) -> dict[tuple[int, str, int, np.dtype], int]:
-    """Return the width of each array that has memory of its own, by slot and type: the widest entry of all in it."""
-    widths: dict[tuple[int, str, int, np.dtype], int] = {}
+@dataclass
+class Needed:
+    """An array that is saved: its width, that of the widest entry in it, and the first branch that uses it."""
+
+    width: int
+    first: int
+
+    def piece(self, key: Key, rows: int) -> Piece:
+        """Return what it takes of a buffer of float32."""
+        return Piece(-(-rows * self.width * key[-1].itemsize // 4), self.first)
+
+
+def saved_arrays(slots: Slots, narrow: bool) -> dict[Key, Needed]:
+    """Return the arrays that a step saves, by slot and type; branches with the same slot share one."""
+    found: dict[Key, Needed] = {}
     for i, branch in enumerate(slots.branches):
         for name, entry in branch.saved().items():
-            key = (*slots.slot(i, name, entry), dtype(entry, narrow))
-            widths[key] = max(widths.get(key, 0), entry.width)
-    return widths
+            needed = found.setdefault((*slots.slot(i, name, entry), dtype(entry, narrow)), Needed(0, i))
+            needed.width = max(needed.width, entry.width)
+    return found
 
 
-def saved_bytes(shape: ModelShape, branches: Sequence[Branch], rows: int, narrow: bool = False) -> int:
-    """Return the bytes of saved activations for `rows` tokens; `narrow`: of a step in bfloat16."""
-    widths = saved_widths(Slots(shape, branches), narrow)
-    return rows * sum(kind.itemsize * width for (*_, kind), width in widths.items())
+def borrowed(arrays: Mapping[Key, Needed], rows: int, lent: Sequence[Sequence[slice]]) -> dict[Key, slice]:
+    """Return which of the arrays lie in the memory of gradients, and where."""
+    return lay_out({key: needed.piece(key, rows) for key, needed in arrays.items()}, lent)
+
+
+def saved_bytes(
+    shape: ModelShape, branches: Sequence[Branch], rows: int, narrow: bool = False, table: Sequence[Tensor] = ()
+) -> int:
+    """Return the bytes of saved activations for `rows` tokens, without those that the gradients of `table` hold.
+
+    narrow   of a step in bfloat16
+    """
+    arrays = saved_arrays(Slots(shape, branches), narrow)
+    elsewhere = borrowed(arrays, rows, lent_ranges(table, branches))
+    return rows * sum(key[-1].itemsize * needed.width for key, needed in arrays.items() if key not in elsewhere)
 
 
 class Places:
@@ -121,7 +151,7 @@ class Places:
                 self.floats[place] = max(self.floats.get(place, 0), rows * entry.width)
         self.under = [place for place in self.floats if place not in own]
         for place in self.under:  # side by side: each begins at a cache line
-            self.floats[place] = -(-self.floats[place] // LINE) * LINE
+            self.floats[place] = whole_lines(self.floats[place])
         self.logits = max(head.logit_floats(rows), sum(self.floats[place] for place in self.under))
 
     def make(self) -> dict[str, np.ndarray]:
@@ -156,51 +186,67 @@ class Arrays:
 class Arena:
     """Activations and scratch for up to `capacity` rows; `arrays` hands them out, made once for each number of rows."""
 
-    def __init__(self, shape: ModelShape, layers: Sequence[Layer]) -> None:
-        """Allocate nothing yet."""
-        self.shape = shape
+    def __init__(self, shape: ModelShape, layers: Sequence[Layer], lender: Buffers | None = None) -> None:
+        """Allocate nothing yet; the gradients of `lender` lend memory to steps that borrow."""
+        self.shape, self.lender = shape, lender
         _, self.branches, self.head = parts_of(layers)
         self.slots = Slots(shape, self.branches)
         self.capacity = 0
-        self._flat: dict[tuple[int, str, int, np.dtype], np.ndarray] = {}
+        self._lent = lent_ranges(lender.table if lender else (), self.branches)
+        self._flat: dict[Key, np.ndarray] = {}
         self._scratch: dict[str, np.ndarray] = {}
-        self._arrays: dict[tuple[int, bool], Arrays] = {}
+        self._arrays: dict[tuple[int, bool, bool], Arrays] = {}
 
-    def _saved(self, i: int, name: str, entry: Entry, rows: int, narrow: bool) -> np.ndarray:
-        return make_shape(entry, self._flat[(*self.slots.slot(i, name, entry), dtype(entry, narrow))], rows)
-
-    def saved(self, rows: int, narrow: bool = False) -> list[np.ndarray]:
+    def saved(self, rows: int, narrow: bool = False, borrows: bool = False) -> list[np.ndarray]:
         """Return all arrays that a step of `rows` tokens keeps for its backward pass, each once."""
-        made = self.arrays(rows, narrow).saved
+        made = self.arrays(rows, narrow, borrows).saved
         tables = [(a, branch.saved()) for a, branch in zip(made, self.branches, strict=True)]
         arrays = [getattr(a, name) for a, table in tables for name, entry in table.items() if entry.width]
         return list({array.ctypes.data: array for array in arrays}.values())
 
     def nbytes(self) -> int:
-        """Return the bytes of all arrays."""
+        """Return the bytes of all arrays but those that lie in gradients."""
         memory: dict[int, int] = {}  # what shares memory counts once
         for array in (*self._flat.values(), *self._scratch.values()):
             memory[id(array.base)] = max(memory.get(id(array.base), 0), array.nbytes)
         return sum(memory.values())
 
-    def arrays(self, rows: int, narrow: bool = False) -> Arrays:
-        """Return the arrays for `rows` tokens of a step (`narrow`: in bfloat16)."""
+    def arrays(self, rows: int, narrow: bool = False, borrows: bool = False) -> Arrays:
+        """Return the arrays for `rows` tokens of a step.
+
+        narrow    in bfloat16
+        borrows   gradients lend memory to it: they are overwritten after it, not added to
+        """
         if rows > self.capacity:
             self.capacity = rows
             self._flat.clear()
             self._arrays.clear()
             self._scratch = Places(self.branches, self.head, rows).make()
-        if (rows, narrow) not in self._arrays:
-            self._arrays[rows, narrow] = self._make(rows, narrow)
-        return self._arrays[rows, narrow]
+        key = rows, narrow, borrows
+        if key not in self._arrays:
+            self._arrays[key] = self._make(*key)
+        return self._arrays[key]
 
-    def _make(self, rows: int, narrow: bool) -> Arrays:
-        for key, width in saved_widths(self.slots, narrow).items():
+    def _memory(self, narrow: bool, borrows: bool) -> dict[Key, np.ndarray]:
+        """Return the flat memory of each array that is saved, for `capacity` rows."""
+        arrays, memory = saved_arrays(self.slots, narrow), dict[Key, np.ndarray]()
+        if borrows and self.lender is not None:
+            places = borrowed(arrays, self.capacity, self._lent)
+            memory = {key: self.lender.gradients_memory[place].view(key[-1]) for key, place in places.items()}
+        for key in arrays.keys() - memory.keys():
             if key not in self._flat:
-                self._flat[key] = aligned_empty(self.capacity * width, key[-1])
+                self._flat[key] = aligned_empty(self.capacity * arrays[key].width, key[-1])
+            memory[key] = self._flat[key]
+        return memory
+
+    def _make(self, rows: int, narrow: bool, borrows: bool) -> Arrays:
+        memory = self._memory(narrow, borrows)
         saved, scratch = [], []
         for i, branch in enumerate(self.branches):
-            kept = {name: self._saved(i, name, entry, rows, narrow) for name, entry in branch.saved().items()}
+            kept = {
+                name: make_shape(entry, memory[(*self.slots.slot(i, name, entry), dtype(entry, narrow))], rows)
+                for name, entry in branch.saved().items()
+            }
             saved.append(branch.Saved(**kept, **branch.parts(kept)))
             between = self._between(branch.scratch(), rows)
             scratch.append(branch.Scratch(**between, **branch.parts(between)))
@@ -219,6 +265,7 @@ def memory_plan(
     batch_size: int,
     seq_len: int,
     precision: Precision = Precision.FP32,
+    accumulates: bool = False,
     *,
     adapted: Sequence[Layer] | None = None,
     trained: int = 0,
@@ -226,15 +273,17 @@ def memory_plan(
 ) -> dict[str, int]:
     """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len); no model is needed.
 
+    A window of several micro-batches `accumulates` gradients; those of one lend memory to saved activations.
     Of a model with adapters, its `adapted` layers, the number of `trained` weights, and the bytes of those `frozen`.
     """
     made, rows = adapted or layers(config), batch_size * seq_len
     _, branches, head = parts_of(made)
     trained = trained if adapted else config.num_params()
+    lender = () if adapted or accumulates else tensor_table(config)
     return {
         "weights": 4 * trained + frozen,
         "gradients": 4 * trained,
         "moments": 8 * trained,
-        "saved activations": saved_bytes(config, branches, rows, precision == Precision.BF16),
+        "saved activations": saved_bytes(config, branches, rows, precision == Precision.BF16, lender),
         "scratch": scratch_bytes(branches, head, rows),
     }

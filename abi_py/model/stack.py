@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..parameters import Buffers
 from ..shape import CheckpointingStrategy, ModelShape
 from .arena import Arena, Arrays, parts_of, segment_length
 from .inputs import segment_starts
@@ -41,11 +42,14 @@ def flops_per_token(layers: Sequence[Layer], seq_len: int) -> float:
 class Stack:
     """A list of bound layers and the arena of their passes."""
 
-    def __init__(self, shape: ModelShape, layers: Sequence[Layer]) -> None:
-        """Prepare for the passes; nothing is allocated before the first of them."""
+    def __init__(self, shape: ModelShape, layers: Sequence[Layer], lender: Buffers | None = None) -> None:
+        """Prepare for the passes; nothing is allocated before the first of them.
+
+        lender   whose gradients lend memory to the activations of a run that `borrows`
+        """
         self.shape, self.layers = shape, list(layers)
         self.embedding, self.branches, self.head = parts_of(layers)
-        self.arena = Arena(shape, layers)
+        self.arena = Arena(shape, layers, lender)
         self._segments = self._cut(segment_length(shape))
         self._trained, self._below = [layer.is_trained() for layer in layers], trained_below(layers)
 
@@ -66,7 +70,7 @@ class Stack:
 
     def arrays(self, run: Run) -> Arrays:
         """Return the arrays of a pass."""
-        return self.arena.arrays(len(run.positions), run.narrow)
+        return self.arena.arrays(len(run.positions), run.narrow, run.borrows)
 
     def forward(self, ids: np.ndarray, run: Run) -> np.ndarray:
         """Return hidden (N, C), the input of the head's matrix, for ids (N,); the arena keeps what backward needs."""
@@ -113,21 +117,25 @@ class Runs:
 
     def __init__(self) -> None:
         """Begin without any."""
-        self._plain: dict[tuple[int, int], Run] = {}
+        self._plain: dict[tuple[tuple[int, int], bool], Run] = {}
 
     def run(
-        self, shape: tuple[int, int], attention_mask: npt.ArrayLike | None, segment_ids: npt.ArrayLike | None
+        self,
+        shape: tuple[int, int],
+        attention_mask: npt.ArrayLike | None,
+        segment_ids: npt.ArrayLike | None,
+        borrows: bool = False,
     ) -> Run:
         """Return starts and positions of all rows; a run of equal segment ids (or mask values) is a segment."""
         plain = attention_mask is None and segment_ids is None
-        if plain and shape in self._plain:
-            return self._plain[shape]
+        if plain and (shape, borrows) in self._plain:
+            return self._plain[shape, borrows]
         starts = segment_starts(shape, attention_mask, segment_ids)
         positions = np.arange(shape[1], dtype=np.int32) - starts
         counted = None if attention_mask is None else _counted(attention_mask)
-        run = Run(*shape, starts.ravel(), positions.ravel(), counted=counted)
+        run = Run(*shape, starts.ravel(), positions.ravel(), counted=counted, borrows=borrows)
         if plain:
-            self._plain[shape] = run
+            self._plain[shape, borrows] = run
         return run
 
 

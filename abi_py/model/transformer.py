@@ -57,7 +57,7 @@ class Transformer(Shown, ABC):
         """Prepare for the passes over bound layers; nothing is allocated before the first of them."""
         self.config, self.base = config, base
         self.layers = list(layers)
-        self.stack = Stack(config, layers)
+        self.stack = Stack(config, layers, self.parameters)
         self._runs = Runs()
         self._flops: dict[int, float] = {}  # by length of a row
         self._last: tuple[np.ndarray, Run] | None = None  # ids and run of the forward that the arena holds
@@ -225,7 +225,9 @@ class Transformer(Shown, ABC):
         ids = as_ids(input_ids, self.config)
         check_ids(ids, input_ids, self.config)
         targets = as_labels(labels, ids.shape, self.config).ravel()
-        plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
+        plain = self._runs.run(
+            (ids.shape[0], ids.shape[1]), attention_mask, segment_ids, borrows=self.parameters.lends
+        )
         draw = self._next_draw() if backward else None
         number_format = PRECISIONS[precision]
         same = draw is plain.draw and number_format is plain.number_format and check is None
@@ -260,12 +262,17 @@ class Transformer(Shown, ABC):
 
     # -- what it costs ---------------------------------------------------------------------------
 
-    def memory_plan(self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32) -> dict[str, int]:
-        """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len)."""
+    def memory_plan(
+        self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32, *, accumulates: bool = False
+    ) -> dict[str, int]:
+        """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len).
+
+        A window of several micro-batches `accumulates` gradients, which then lend no memory to activations.
+        """
+        batch = batch_size, seq_len, precision, accumulates
         if self.base is self.weights:
-            return memory_plan(self.config, batch_size, seq_len, precision)
+            return memory_plan(self.config, *batch)
         frozen, trained = sum(w.nbytes for w in self.base.values()), self.num_params()
-        batch = batch_size, seq_len, precision
         return memory_plan(self.config, *batch, adapted=self.layers, trained=trained, frozen=frozen)
 
     def flops_per_token(self, seq_len: int) -> float:
@@ -330,7 +337,8 @@ class TrainableModel(Transformer):
             layer.bind(self.parameters.weight)
         super().__init__(config, self.parameters.weights, made)
         overwritten = {name for layer in made for name in layer.overwritten()}
-        self._added_to = [each for name, each in self.parameters.gradients.items() if name not in overwritten]
+        added_to = (self.parameters.weight(name).dw for name in self.weights if name not in overwritten)
+        self._added_to = [dw for dw in added_to if dw is not None]
 
     def frozen(self, name: str) -> Weight:
         """Return a tensor for a layer that does not train it."""

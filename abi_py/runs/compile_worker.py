@@ -139,7 +139,7 @@ def exercise(name: str, variant: str = "", family: ModelFamily | None = None) ->
     model: TrainableModel | LoraModel = tiny(family)
     if variant in (LORA, LORA_BF16, LORA_NARROW):
         model = LoraModel(tiny(family) if variant == LORA else tiny_frozen(family, "bf16"), LoraConfig(rank=2))
-    for array in model.stack.arena.saved(ids.size, precision == "bf16"):
+    for array in model.stack.arena.saved(ids.size, precision == "bf16", borrows=True):
         array.fill(0)  # rows of experts, which a kernel would look for where silent ones left anything
     if precision == "fp32":
         LlamaTrainer(model, config).train_step(ids, ids)

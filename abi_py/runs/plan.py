@@ -40,7 +40,8 @@ def memory_by_part(run: Run) -> dict[str, int]:
     from ..training.optimizer import matrices_of, moments_of, stack_of
 
     config, training, table = run.config, run.config.training, trained_tensors(run.config)
-    sizes = config.model, training.batch_size, training.max_seq_len, training.mixed_precision
+    batch = training.batch_size, training.max_seq_len, training.mixed_precision, training.grad_accum_steps > 1
+    sizes = config.model, *batch
     if config.lora is None:
         parts = memory_plan(*sizes)
     else:

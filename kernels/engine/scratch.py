@@ -20,13 +20,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LINE", "LINE_BYTES", "aligned_empty", "aligned_zeros", "scratch"]
+__all__ = ["LINE_BYTES", "aligned_empty", "aligned_zeros", "scratch", "whole_lines"]
 
 LINE_BYTES = 64  # of a cache line on x86-64, and of a 512-bit vector
 LINE = LINE_BYTES // 4  # floats of one, at which each array of a name's scratch begins
 KEPT = 4  # shapes of a name: attention asks for two of them in turn
 
 Shape = tuple[int, ...]
+
+
+def whole_lines(floats: int) -> int:
+    """Return so many floats, rounded up to whole cache lines."""
+    return -(-floats // LINE) * LINE
 
 
 def aligned_empty(shape: int | Shape, dtype: npt.DTypeLike = np.float32) -> np.ndarray:
@@ -68,7 +73,7 @@ def scratch(name: str, *shapes: Shape) -> tuple[np.ndarray, ...]:
     sizes = [math.prod(shape) for shape in shapes]
     starts = [0]
     for size in sizes:
-        starts.append(starts[-1] + -(-size // LINE) * LINE)
+        starts.append(starts[-1] + whole_lines(size))
     memory = _mine.memory.get(name)
     if memory is None or memory.size < starts[-1]:
         memory = _mine.memory[name] = aligned_empty(starts[-1])

@@ -124,6 +124,12 @@ def test_a_table_of_angles_is_as_long_as_was_asked_while_another_thread_asks_for
     assert [len(part) for part in Raced(8, 10000.0, 64).upto(9)] == [9, 9]
 
 
+def own_arrays(model, rows):
+    """Return the saved arrays of a step that borrows which do not lie in gradients."""
+    gradients = model.parameters.gradients_memory
+    return [a for a in model.stack.arena.saved(rows, borrows=True) if not np.shares_memory(a, gradients)]
+
+
 def arena_bytes(model):
     return model.stack.arena.nbytes()
 
@@ -134,6 +140,10 @@ def test_the_plan_is_what_is_allocated(rng, options):
     ids, labels = make_batch(rng, model, 2, 16, ignored=0)
     model.train_step(ids, labels)
     plan = model.memory_plan(2, 16)
+    assert plan["saved activations"] == sum(array.nbytes for array in own_arrays(model, 2 * 16))
+    assert plan["saved activations"] + plan["scratch"] == arena_bytes(model)
+    model.train_step(ids, labels)  # which adds to the gradients
+    plan = model.memory_plan(2, 16, accumulates=True)
     assert plan["weights"] == model.parameters.weights_flat.nbytes
     assert plan["gradients"] == model.parameters.gradients_flat.nbytes
     assert plan["moments"] == 2 * plan["weights"]
@@ -165,7 +175,7 @@ def test_strategies_save_memory():
     """none, every two layers, full: each saves less; attention_only keeps its entries for one layer alone."""
 
     def saved(**options):
-        return make_model(num_layers=LAYERS, **options).memory_plan(2, 16)["saved activations"]
+        return make_model(num_layers=LAYERS, **options).memory_plan(2, 16, accumulates=True)["saved activations"]
 
     none = saved()
     tables = [branch.saved() for branch in make_model(num_layers=1).stack.branches]
@@ -212,6 +222,77 @@ def ids_of_arrays(model):
     return {key: id(array) for arrays in (arena._flat, arena._scratch) for key, array in arrays.items()}
 
 
+# -- activations in the memory of gradients --------------------------------------------------------
+
+
+def all_weights(layer):
+    """Return the weights of a layer and of its linear layers."""
+    return [*layer.weights, *(weight for linear in layer.linears for weight in linear.weights)]
+
+
+@pytest.mark.parametrize("family", [family.value for family in ModelFamily])
+@pytest.mark.parametrize("options", [{}, *STRATEGIES[1:]], ids=identify)
+def test_what_lies_in_gradients_is_read_before_they_are_written(rng, options, family):
+    """No array that a branch uses lies in gradients of the head, of a branch above, or its own."""
+    model = make_model(num_layers=LAYERS, num_kv_heads=4, family=family, **options)
+    branches = model.stack.branches
+    for narrow in (False, True):
+        made = model.stack.arena.arrays(8, narrow, True).saved
+        gradients = model.parameters.gradients_memory
+        borrowed = [[a for a in vars(each).values() if np.shares_memory(a, gradients)] for each in made]
+        assert any(borrowed)
+        for i, arrays in enumerate(borrowed):
+            above = [weight.dw for layer in (*branches[i:], model.stack.head) for weight in all_weights(layer)]
+            assert not any(np.shares_memory(a, dw) for a in arrays for dw in (*above, *model._added_to))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("options", [{}, *STRATEGIES], ids=identify)
+def test_activations_in_gradients_give_the_same_bits(rng, options, precision):
+    """A pass over gradients that read as zero borrows their memory, one that adds to zeros does not."""
+    model = make_model(4.0, num_layers=LAYERS, **options)
+    ids, labels = make_batch(rng, model, 1, 8)
+    model.zero_gradients()
+    model.parameters.gradients_memory.fill(np.nan)
+    losses, flat = [], []
+    for _ in range(2):
+        assert model.parameters.lends is (not losses)
+        losses.append(model.compute_loss(ids, labels, backward=True, precision=precision).loss)
+        flat.append(model.parameters.gradients_flat.copy())
+        model.parameters.gradients_flat.fill(0)  # not `zero_gradients`: what is there is read
+    assert losses[0] == losses[1]
+    np.testing.assert_array_equal(*flat)
+
+
+def test_a_loss_between_backward_passes_leaves_the_gradients(rng):
+    model, ids = make_model(), np.arange(8)
+    model.train_step(ids, ids)
+    before = model.parameters.gradients_flat.copy()
+    model.compute_loss(ids[::-1], ids)
+    model.forward(ids)
+    np.testing.assert_array_equal(model.parameters.gradients_flat, before)
+
+
+def test_a_forward_by_itself_borrows_nothing(rng):
+    """Between it and its backward the user may read the gradients, which makes them zeros."""
+    one, other = make_model(4.0), make_model(4.0)
+    ids, dlogits = np.arange(8), rng.standard_normal((1, 8, 97)).astype(np.float32)
+    for model in (one, other):
+        model.forward(ids[None])
+        if model is other:
+            assert not model.parameters.gradients_flat.any()
+        model.backward(dlogits)
+    np.testing.assert_array_equal(one.parameters.gradients_flat, other.parameters.gradients_flat)
+
+
+@pytest.mark.parametrize("family", [family.value for family in ModelFamily])
+def test_a_backward_pass_overwrites_all_that_is_lent(family):
+    model = make_model(num_layers=2, num_kv_heads=4, family=family)
+    for branch in model.stack.branches:
+        specs = {branch.at + spec.name for spec in branch.tensors() if len(spec.shape) > 1}
+        assert specs == branch.overwritten()
+
+
 # -- reuse ---------------------------------------------------------------------------------------
 
 
@@ -235,7 +316,8 @@ def test_a_larger_batch_makes_the_arena_grow(rng):
     batch = make_batch(rng, model, 3, 16)
     got, fresh = step(model, *batch), step(make_model(4.0), *batch)
     assert got[1].tobytes() == fresh[1].tobytes()
-    assert arena_bytes(model) == 6 * small
+    plans = [model.memory_plan(1, 8), model.memory_plan(3, 16)]
+    assert [small, arena_bytes(model)] == [plan["saved activations"] + plan["scratch"] for plan in plans]
 
 
 def test_two_models_do_not_disturb_each_other(rng):

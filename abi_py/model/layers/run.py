@@ -76,6 +76,7 @@ class Run:
     number_format: AnyFormat = FLOAT32  # what the products of linear layers multiply
     draw: int | None = None  # number of the training pass, which decides the masks of dropout; None: nothing is dropped
     accumulate: bool = True  # backward: add to the gradients of matrices, or overwrite them
+    borrows: bool = False  # saved activations may lie where backward will overwrite gradients (`lent.py`)
     penalties: Penalties | None = None  # backward of a loss; None: only the gradient of what forward returned
     counted: np.ndarray | None = None  # (N,) uint8: 0 where the attention mask is, which penalties leave out; None: all
     slots: np.ndarray | None = None  # (N,) int32: where a decoder's cache keeps the sequence of a row
