@@ -79,6 +79,7 @@ def test_neighbours_are_one_matrix():
     assert not adjoin(v, o)  # rows of another length
     assert not adjoin(o, norm)
     gate, up = (parameters.weight(f"layers.0.{name}") for name in ("w_gate", "w_up"))
+    assert not parameters.gradients_flat.any()
     joined([gate.dw, up.dw])[:] = 3
     assert (parameters.gradients["layers.0.w_gate"] == 3).all()
     assert (parameters.gradients["layers.0.w_up"] == 3).all()

@@ -7,6 +7,7 @@
     stack.py         the two passes over the list of layers
     layers/          the layers, a file each
     arena.py         the arrays between the operations, and what gradient checkpointing keeps of them
+    lent.py          which of them lie in the memory of gradients that are not written yet
     inputs.py        ids, labels and marks, checked
     folder.py        a Hugging Face folder as a model
     presets.py       shapes with a name
