@@ -225,9 +225,7 @@ class Transformer(Shown, ABC):
         ids = as_ids(input_ids, self.config)
         check_ids(ids, input_ids, self.config)
         targets = as_labels(labels, ids.shape, self.config).ravel()
-        plain = self._runs.run(
-            (ids.shape[0], ids.shape[1]), attention_mask, segment_ids, borrows=self.parameters.lends
-        )
+        plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids, self.parameters.lends)
         draw = self._next_draw() if backward else None
         number_format = PRECISIONS[precision]
         same = draw is plain.draw and number_format is plain.number_format and check is None
@@ -265,10 +263,7 @@ class Transformer(Shown, ABC):
     def memory_plan(
         self, batch_size: int, seq_len: int, precision: Precision = Precision.FP32, *, accumulates: bool = False
     ) -> dict[str, int]:
-        """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len).
-
-        A window of several micro-batches `accumulates` gradients, which then lend no memory to activations.
-        """
+        """Return the bytes of a step by part, with AdamW; `accumulates`: one of several micro-batches to a window."""
         batch = batch_size, seq_len, precision, accumulates
         if self.base is self.weights:
             return memory_plan(self.config, *batch)
