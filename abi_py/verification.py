@@ -228,11 +228,11 @@ def _attention_of(rng: np.random.Generator, name: str, window: int | None, scale
     starts = np.tile(np.where(np.arange(length) < 20, 0, 20).astype(np.int32), batch)  # two segments in a row
     starts = attention.starts_within(starts, length, window)
     sizes_and_scale = batch, heads, kv_heads, scale
-    o, lse, delta = np.empty_like(do), np.empty((heads, rows), np.float32), np.empty((heads, rows), np.float32)
+    o, lse = np.empty_like(do), np.empty((heads, rows), np.float32)
     d_joined = np.empty_like(joined)
     dq, dk, dv = gradients = np.split(d_joined, (sizes[0], sum(sizes)), axis=1)
     attention.attention_forward(o, lse, q, k, v, starts, *sizes_and_scale)
-    attention.attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, *sizes_and_scale)
+    attention.attention_backward(dq, dk, dv, do, q, k, v, o, lse, starts, *sizes_and_scale)
     inputs, do = _wide(q, k, v), do.astype(np.float64)
 
     def reference(q: Any, k: Any, v: Any) -> Any:

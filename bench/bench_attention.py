@@ -22,16 +22,16 @@ for B, T, H, G, D in SHAPES:
     d_qkv = np.empty_like(qkv)
     dq, dk, dv = np.split(d_qkv, [q_width, q_width + kv_width], axis=1)
     do, o = rng.standard_normal((N, q_width)).astype(np.float32), np.empty((N, q_width), np.float32)
-    lse, delta = np.empty((2, H, N), np.float32)
+    lse = np.empty((H, N), np.float32)
     starts = np.zeros(N, np.int32)
 
     def forward(o=o, lse=lse, q=q, k=k, v=v, starts=starts, B=B, H=H, G=G):
         attention_forward(o, lse, q, k, v, starts, B, H, G)
 
     def backward(
-        dq=dq, dk=dk, dv=dv, do=do, q=q, k=k, v=v, o=o, lse=lse, delta=delta, starts=starts, B=B, H=H, G=G
+        dq=dq, dk=dk, dv=dv, do=do, q=q, k=k, v=v, o=o, lse=lse, starts=starts, B=B, H=H, G=G
     ):
-        attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, B, H, G)
+        attention_backward(dq, dk, dv, do, q, k, v, o, lse, starts, B, H, G)
 
     def numpy_forward(q=q, k=k, v=v, starts=starts, B=B, H=H, G=G):
         attention_forward_ref(q, k, v, starts, B, H, G)

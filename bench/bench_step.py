@@ -80,7 +80,7 @@ class Clocks:
         return "attention  y", 4.0 * (q.shape[1] // heads) * visible_pairs(lse, starts, batch)
 
     @staticmethod
-    def attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, batch, heads, *others):
+    def attention_backward(dq, dk, dv, do, q, k, v, o, lse, starts, batch, heads, *others):
         """Describe its backward: five products, since the scores are computed again."""
         return "attention  dx", 10.0 * (q.shape[1] // heads) * visible_pairs(lse, starts, batch)
 

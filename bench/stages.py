@@ -66,14 +66,14 @@ def attention_stages(shape, bf16):
     qkv = [np.split(saved(draw(rows, c + 2 * kv), bf16), ends, axis=1) for _ in layers]
     att, lse = ([np.zeros(size, np.float32) for _ in layers] for size in ((rows, c), (shape.num_heads, rows)))
     dqkv, datt = np.split(np.zeros((rows, c + 2 * kv), np.float32), ends, axis=1), draw(rows, c)
-    delta, starts = np.empty((shape.num_heads, rows), np.float32), np.zeros(rows, np.int32)
+    starts = np.zeros(rows, np.int32)
     last = starts, shape.batch_size, shape.num_heads, shape.num_kv_heads
 
     def forward(i):
         attention_forward(att[i], lse[i], *qkv[i], *last)
 
     def backward(i):
-        attention_backward(*dqkv, datt, *qkv[i], att[i], lse[i], delta, *last)
+        attention_backward(*dqkv, datt, *qkv[i], att[i], lse[i], *last)
 
     for i in layers:  # backward reads what forward saved
         forward(i)

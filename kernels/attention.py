@@ -20,9 +20,8 @@ to it while they are packed.  Everything else is float32.
 
 No T x T matrix is stored.  A block of queries walks over blocks of keys with a running maximum m and sum l of its
 softmax (Milakov and Gimelshein 2018; Dao et al. 2022, "FlashAttention", algorithm 1), and backward computes p again
-from lse.  Each of the seven products is `tiles.tile` on packed panels.  All gradients are overwritten.  A task of the
-backward owns one key/value head of one sample, with all query heads that share it, so no two threads write to the
-same place.
+from lse.  Each of the seven products is `tiles.tile` on packed panels.  All gradients are overwritten.  Which thread
+does what is a plan (`forward_plan`, `backward_plan`); no two write to the same place, and no sum depends on it.
 
 Read it in three steps: `attention_*_ref` (the T x T matrix of the formulas above), `attention_blocked_*_ref` (the same
 figures by blocks of keys, still in NumPy), and the kernel (blocks of queries too, on packed panels, in threads).
@@ -39,28 +38,31 @@ import numpy as np
 from .engine.checks import Array, checked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
-from .engine.number_formats import BFLOAT16, FLOAT32, AnyFormat
+from .engine.number_formats import BFLOAT16, FLOAT32, AnyFormat, NumberFormat
 from .engine.panels import (
     as_stored,
     pack_a,
     pack_a_transposed,
     pack_b,
     pack_stored_a,
+    pack_stored_a_transposed,
     pack_stored_b,
     pack_stored_b_transposed,
     panel_depth,
 )
 from .engine.routines import COLUMNS, FOLD, ROWS, UNIT
-from .engine.scratch import scratch
-from .engine.simd import ISA, LANES
+from .engine.scratch import LINE, scratch
+from .engine.shares import Plan, least, shared
+from .engine.simd import LANES
+from .engine.softmax import row_dots, scale_columns, soften_back, soften_columns, turn
+from .engine.threads import thread_count
 from .engine.tiles import begin, end, tile
-from .engine.vectors import dot, exp, largest, total
 
-# Measured (docs/log.md).
-FORWARD_QUERIES = 128 if 128 % ISA.tile_rows == 0 else 96  # queries of a block, forward: whole panels
-FORWARD_KEYS = 384  # keys of a block, forward
-BACKWARD_BLOCK = 96 if LANES == 16 else 144  # queries, and keys, of a block in backward
-# FORWARD_KEYS and BACKWARD_BLOCK are multiples of every LANES: a row of scores is whole vectors, filled to their end.
+# Sums over keys and queries go by these blocks, so they are the same for all machines (docs/log.md).
+FORWARD_KEYS = 128  # a panel of scores of 48 queries is 24 KB
+BACKWARD_KEYS = 384
+BACKWARD_QUERIES = 96
+MOST_QUERIES = 768  # of a task of forward, which packs its keys for itself; no sum depends on it
 
 GOES_ON = np.zeros(1, np.uint8)  # a `stop` that nobody sets
 
@@ -219,9 +221,9 @@ def attention_blocked_backward_ref(
 
 # -- kernels -------------------------------------------------------------------------------------
 
-
-# The three kinds of product of a block of queries and a block of keys, whose first query is `ahead` positions after its
-# first key.  Query r sees the keys up to r + ahead; tiles leave out what no query of theirs sees.
+# Forward makes scores as panels of keys x queries: its second product finds p where it reads it, and the softmax goes
+# down the columns.  Backward makes them as panels of queries x keys, for the sums over queries, dv and dk; for dq, ds
+# is packed once more.  What no query of a tile sees is left out.
 
 
 @helper
@@ -230,94 +232,12 @@ def _whole_vectors(count):
 
 
 @helper
-def _scores(s, queries, keys, a, b, depth, ahead, table):
-    """s[r, j] = a_r b_j for j <= r + ahead, and on to the end of a vector, maybe past `keys`; a, b: packed panels."""
-    tile_rows, tile_columns = table[ROWS], table[COLUMNS]
-    for j in range(0, keys, tile_columns):
-        for i in range(0, queries, tile_rows):
-            m = min(tile_rows, queries - i)
-            n = min(tile_columns, _whole_vectors(min(keys, i + m + ahead) - j))
-            if n > 0:
-                tile(s, s, i, j, m, n, a, i * depth, b, j * depth, depth, False, table)
-
-
-@helper
-def _sum_over_keys(c, row, column, queries, width, a, b, keys, ahead, add, table):
-    """c[row + r, column:column + width] (+)= sum of a_rj b_j over the keys j <= r + ahead; a_rj = 0 for the others."""
-    depth, tile_rows, tile_columns = panel_depth(keys, table), table[ROWS], table[COLUMNS]
-    for j in range(0, width, tile_columns):
-        n = min(tile_columns, width - j)
-        for i in range(0, queries, tile_rows):
-            m = min(tile_rows, queries - i)
-            seen = panel_depth(max(min(keys, i + m + ahead), 0), table)
-            tile(c, c, row + i, column + j, m, n, a, i * depth, b, j * depth, seen, add, table)
-
-
-@helper
-def _sum_over_queries(c, row, column, keys, width, a, b, queries, ahead, add, table):
-    """c[row + j, column:column + width] (+)= sum of a_jr b_r over the queries r >= j - ahead; a_jr = 0 for others."""
-    depth, tile_rows, tile_columns = panel_depth(queries, table), table[ROWS], table[COLUMNS]
-    for j in range(0, width, tile_columns):
-        n = min(tile_columns, width - j)
-        for i in range(0, keys, tile_rows):
-            m = min(tile_rows, keys - i)
-            first = min(max(i - ahead, 0), queries) & -table[UNIT]
-            first >>= table[FOLD] - 1  # 1 or 2
-            a_at, b_at = i * depth + first * tile_rows, j * depth + first * tile_columns
-            tile(c, c, row + i, column + j, m, n, a, a_at, b, b_at, depth - first, add, table)
-
-
-@helper
-def _first_visible(starts, row, rows):
-    """Smallest start of a block of queries."""
-    first = starts[row]
+def _extremes(starts, row, rows):
+    """Return the smallest and the largest start of a block of queries."""
+    first = last = starts[row]
     for r in range(1, rows):
-        first = min(first, starts[row + r])
-    return first
-
-
-@helper
-def _visible(start, position, j0, columns):
-    """Return low, high, end: of a block's keys a query sees low ... high - 1, in vectors that end before `end`.
-
-    `end` may be past `columns`.  The caller makes the scores from high to end -inf, and their exponentials are zero.
-    """
-    low = min(max(start - j0, 0), columns)
-    high = max(min(position - j0 + 1, columns), low)
-    return low, high, _whole_vectors(high) if high > low else high
-
-
-@helper
-def _scaled_copy(y, x, factor):
-    for i in range(y.size):
-        y[i] = x[i] * factor
-
-
-@helper
-def _softmax_row(s, scale, top):
-    """Turn scores into exp(scale s - m) in place, m the larger of `top` and their maximum; return m and their sum."""
-    best = max(top, largest(s) * scale)  # drops NaN; the sum below does not
-    for j in range(s.size):
-        s[j] = exp(s[j] * scale - best)
-    return best, total(s)
-
-
-@helper
-def _softmax_step(s, o, m, l, starts, row, t0, j0, rows, columns, scale):
-    """Turn the scores s of one block into exp(s - m) in place; update the running maximum m and sum l; rescale o."""
-    for r in range(rows):
-        low, high, end = _visible(starts[row + r], t0 + r, j0, columns)
-        s[r, :low] = 0
-        s[r, high:end] = -np.inf
-        s[r, end:columns] = 0
-        if low == high:
-            continue
-        top, added = _softmax_row(s[r, low:end], scale, m[r])
-        shrink = exp(m[r] - top)  # 0 at the first block: m is -inf
-        for d in range(o.shape[1]):
-            o[r, d] *= shrink
-        l[r] = l[r] * shrink + added
-        m[r] = top
+        first, last = min(first, starts[row + r]), max(last, starts[row + r])
+    return first, last
 
 
 @helper
@@ -326,156 +246,340 @@ def _is_set(stop):
     return stop[0] != 0
 
 
+@helper
+def _scores_of_keys(s, keys, queries, a, b, b_at, depth, ahead, table):
+    """s[j, r] = k_j q_r for j <= r + ahead; a: packed keys; b: packed queries, of which a panel begins at b_at."""
+    for j in range(0, keys, table[ROWS]):
+        hidden = max(j - ahead, 0) // LANES * LANES  # queries before see neither key j nor later ones
+        if table[UNIT] > 2:
+            hidden = 0  # such panels cannot be read from the middle of a row
+        n = _whole_vectors(queries) - hidden
+        if n > 0:
+            m = min(table[ROWS], keys - j)
+            tile(s, s, j, hidden, m, n, a, j * depth, b, b_at + hidden, depth, False, table)
+
+
+@helper
+def _hide_queries(s, keys, queries, t0, j0, starts, row, last):
+    """s[j, r] becomes -inf where query t0 + r does not see key j0 + j; no start of theirs is after `last`."""
+    for j in range(min(max(last - j0, 0), keys)):
+        for r in range(queries):
+            s[j, r] = -np.inf if starts[row + r] > j0 + j else s[j, r]
+    for j in range(max(t0 - j0 + 1, 0), keys):
+        s[j, : min(j0 + j - t0, s.shape[1])] = -np.inf
+
+
 @kernel
-def _attention_forward(o, lse, qkv, starts, sizes, scale, memory, stop, table):
-    """Write o and lse; qkv: q, k and v `as_stored`; sizes: batch, heads, kv_heads; memory: `_forward_shapes`."""
+def _attention_forward(o, lse, qkv, starts, sizes, scale, tasks, ends, memory, stop, table):
+    """Write o and lse; qkv: q, k and v `as_stored`; sizes: batch, heads, kv_heads, packs_p; memory: `_forward_shapes`.
+
+    tasks (n, 4): `forward_plan`; a share of them ends where `ends` says.
+    """
     q, k, v = qkv
-    batch, heads, kv_heads = sizes
-    scores, sums, stats, panels = memory
+    batch, heads, kv_heads, packs_p = sizes
+    scores, sums, stats, of_queries, of_keys = memory
     time = o.shape[0] // batch
     head_dim = o.shape[1] // heads
     depth = panel_depth(head_dim, table)
-    group = heads // kv_heads
-    blocks = (time + FORWARD_QUERIES - 1) // FORWARD_QUERIES
-    for task in prange(batch * heads * blocks):
-        if _is_set(stop):
-            continue
+    tall, wide = table[ROWS], table[COLUMNS]
+    for share in prange(len(ends) - 1):
         begin(table)
         mine = numba.get_thread_id()
-        s, acc, m, l = scores[mine], sums[mine], stats[mine, 0], stats[mine, 1]
-        left, right, left_p = panels[mine, 0], panels[mine, 1], panels[mine, 2]
-        b = task // (heads * blocks)
-        h = task // blocks % heads
-        turn = task % blocks
-        block = turn // 2 if turn % 2 == 0 else blocks - 1 - turn // 2  # long and short rows in turn: even shares
-        t0 = block * FORWARD_QUERIES
-        rows = min(FORWARD_QUERIES, time - t0)
-        row = b * time + t0
-        q_column, kv_column = h * head_dim, h // group * head_dim
-        m[:rows] = -np.inf
-        l[:rows] = 0
-        acc[:rows] = 0
-        pack_stored_a(left, 0, q, row, q_column, rows, head_dim, table)
-        first = _first_visible(starts, row, rows) // FORWARD_KEYS * FORWARD_KEYS
-        for j0 in range(first, t0 + rows, FORWARD_KEYS):
-            columns = min(FORWARD_KEYS, t0 + rows - j0)
-            pack_stored_b_transposed(right, 0, k, b * time + j0, kv_column, columns, head_dim, table)
-            _scores(s, rows, columns, left, right, depth, t0 - j0, table)
-            _softmax_step(s, acc, m, l, starts, row, t0, j0, rows, columns, scale)
-            pack_a(left_p, 0, s, 0, 0, rows, columns, table)
-            pack_stored_b(right, 0, v, b * time + j0, kv_column, head_dim, columns, table)
-            _sum_over_keys(acc, 0, 0, rows, head_dim, left_p, right, columns, t0 - j0, True, table)
-        for r in range(rows):
-            _scaled_copy(o[row + r, q_column : q_column + head_dim], acc[r], np.float32(1) / l[r])
-            lse[h, row + r] = m[r] + np.float32(math.log(l[r]))
+        s, p = scores[mine, 0], scores[mine, 1 if packs_p else 0].reshape(-1)
+        q_r, k_l, v_l = of_queries[mine], of_keys[mine, 0], of_keys[mine, 1]
+        m, l, factor = stats[mine, 0], stats[mine, 1], stats[mine, 2]
+        for task in range(ends[share], ends[share + 1]):
+            if _is_set(stop):
+                break
+            b, h, t0, count = tasks[task, 0], tasks[task, 1], tasks[task, 2], tasks[task, 3] - tasks[task, 2]
+            row = b * time + t0
+            q_column, kv_column = h * head_dim, h * kv_heads // heads * head_dim
+            m[:count], l[:count] = -np.inf, 0
+            pack_stored_b_transposed(q_r, 0, q, row, q_column, count, head_dim, table)
+            first, _ = _extremes(starts, row, count)
+            for j0 in range(first // FORWARD_KEYS * FORWARD_KEYS, t0 + count, FORWARD_KEYS):
+                keys = min(FORWARD_KEYS, t0 + count - j0)
+                places = panel_depth(keys, table)
+                pack_stored_a(k_l, 0, k, b * time + j0, kv_column, keys, head_dim, table)
+                pack_stored_a_transposed(v_l, 0, v, b * time + j0, kv_column, head_dim, keys, table)
+                for c in range(0, count, wide):
+                    n = min(wide, count - c)
+                    seen = min(keys, t0 + c + n - j0)  # by the last of them
+                    first, last = _extremes(starts, row + c, n)
+                    if seen <= 0 or first >= j0 + seen:
+                        continue
+                    again = first < j0  # a block of keys before this one has written o
+                    acc = sums[mine, c // wide]
+                    _scores_of_keys(s, seen, n, k_l, q_r, c * depth, depth, t0 + c - j0, table)
+                    _hide_queries(s, seen, n, t0 + c, j0, starts, row + c, last)
+                    if soften_columns(s, seen, n, m[c : c + wide], l[c : c + wide], factor, scale) and again:
+                        scale_columns(acc, head_dim, n, factor)
+                    if packs_p:
+                        pack_b(p, 0, s, 0, 0, n, seen, table)
+                    seen = panel_depth(seen, table)
+                    for d in range(0, head_dim, tall):
+                        tile(acc, acc, d, 0, min(tall, head_dim - d), n, v_l, d * places, p, 0, seen, again, table)
+            for c in range(0, count, wide):
+                n = min(wide, count - c)
+                for r in range(n):
+                    factor[r] = np.float32(1) / l[c + r]
+                    lse[h, row + c + r] = m[c + r] + np.float32(math.log(l[c + r]))
+                scale_columns(sums[mine, c // wide], head_dim, n, factor)
+                turn(o, row + c, q_column, sums[mine, c // wide], head_dim, n)
         end(table)
 
 
 @helper
-def _softmax_backward_row(p, dp, scale, lse, delta):
-    """Turn scores into probabilities p, and dp into scale ds, both in place."""
-    for j in range(p.size):
-        probability = exp(p[j] * scale - lse)  # as in forward: s = scale q k, p = exp(s - lse), a softmax
-        p[j] = probability
-        dp[j] = probability * (dp[j] - delta) * scale
+def _scores_of_queries(s, queries, keys, a, b, b_at, depth, ahead, table):
+    """s[r, j] = a_r b_j for j <= r + ahead, and on to the end of a vector; of b's panels one begins at b_at."""
+    for i in range(0, queries, table[ROWS]):
+        m = min(table[ROWS], queries - i)
+        n = _whole_vectors(min(keys, i + m + ahead))
+        if n > 0:
+            tile(s, s, i, 0, m, n, a, i * depth, b, b_at, depth, False, table)
 
 
 @helper
-def _softmax_backward(p, dp, lse, delta, starts, row, t0, j0, rows, columns, scale):
-    """Do that for a block of queries; what the mask hides is zero, if lse and delta of its row are finite."""
-    for r in range(rows):
-        low, high, end = _visible(starts[row + r], t0 + r, j0, columns)
-        p[r, :low] = 0
-        p[r, high:end] = -np.inf
-        p[r, end:columns] = 0
+def _hide_keys(p, dp, first, queries, keys, t0, j0, starts, row):
+    """Where query t0 + r, from the first on, does not see key j0 + j, its score becomes -inf and its dp zero."""
+    filled = _whole_vectors(keys)
+    for r in range(first, queries):
+        if starts[row + r] <= j0 and t0 + r - j0 >= filled - 1:
+            continue
+        low = min(max(starts[row + r] - j0, 0), filled)
+        high = min(max(t0 + r - j0 + 1, low), filled)
+        p[r, :low] = -np.inf
         dp[r, :low] = 0
-        dp[r, high:columns] = 0
-        _softmax_backward_row(p[r, low:end], dp[r, low:end], scale, lse[row + r], delta[row + r])
+        p[r, high:filled] = -np.inf
+        dp[r, high:filled] = 0
+
+
+@helper
+def _sum_over_keys(c, row, column, queries, width, a, b, keys, ahead, add, table):
+    """c[row + r, column:column + width] (+)= sum of a_rj b_j over the keys j <= r + ahead; a_rj = 0 for the others."""
+    depth = panel_depth(keys, table)
+    for j in range(0, width, table[COLUMNS]):
+        n = min(table[COLUMNS], width - j)
+        for i in range(0, queries, table[ROWS]):
+            m = min(table[ROWS], queries - i)
+            seen = panel_depth(max(min(keys, i + m + ahead), 0), table)
+            tile(c, c, row + i, column + j, m, n, a, i * depth, b, j * depth, seen, add, table)
 
 
 @kernel
-def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, memory, stop, table):
-    """Write gradients: dq, dk and dv; qkv and sizes as in forward; memory: delta and `_backward_shapes`."""
+def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, tasks, ends, memory, stop, table):
+    """Write gradients: dq, dk and dv, those that a task says; qkv and sizes as in forward; memory: `_backward_shapes`.
+
+    tasks (n, 9): `backward_plan`; a share of them ends where `ends` says.
+    """
     dq, dk, dv = gradients
     q, k, v = qkv
-    batch, heads, kv_heads = sizes
-    delta, scores, panels = memory
+    batch, heads, _, packs_p = sizes
+    scores, sums, stats, of_keys, of_queries, of_scores = memory
     time = do.shape[0] // batch
     head_dim = do.shape[1] // heads
     depth = panel_depth(head_dim, table)
-    group = heads // kv_heads
-    for task in prange(batch * kv_heads):
+    tall, wide = table[ROWS], table[COLUMNS]
+    for share in prange(len(ends) - 1):
         begin(table)
         mine = numba.get_thread_id()
+        delta, ds_l = stats[mine], of_scores[mine]
         p, dp = scores[mine, 0], scores[mine, 1]
-        k_t, v_t, k_n, q_l, do_l, q_r, do_r, p_t, ds_t, ds = panels[mine]
-        b, g = task // kv_heads, task % kv_heads
-        kv = g * head_dim
-        for h in range(g * group, (g + 1) * group):
-            head = slice(h * head_dim, (h + 1) * head_dim)
-            for n in range(b * time, (b + 1) * time):
-                delta[h, n] = dot(do[n, head], o[n, head])  # sum_j p_ij dp_ij
-        for j0 in range(0, time, BACKWARD_BLOCK):
-            columns = min(BACKWARD_BLOCK, time - j0)
-            key = b * time + j0
-            pack_stored_b_transposed(k_t, 0, k, key, kv, columns, head_dim, table)
-            pack_stored_b_transposed(v_t, 0, v, key, kv, columns, head_dim, table)
-            pack_stored_b(k_n, 0, k, key, kv, head_dim, columns, table)
-            for h in range(g * group, (g + 1) * group):
-                if _is_set(stop):
-                    break
-                c = h * head_dim
-                for t0 in range(j0, time, BACKWARD_BLOCK):
-                    rows = min(BACKWARD_BLOCK, time - t0)
-                    row = b * time + t0
-                    first = _first_visible(starts, row, rows)
-                    if first >= j0 + columns:
-                        continue
-                    more_keys = first < j0  # an earlier block has written dq
-                    more_queries = t0 > j0 or h > g * group  # the same of dk and dv: the diagonal is never left out
-                    ahead = t0 - j0
-                    pack_stored_a(q_l, 0, q, row, c, rows, head_dim, table)
-                    pack_a(do_l, 0, do, row, c, rows, head_dim, table)
-                    pack_stored_b(q_r, 0, q, row, c, head_dim, rows, table)
-                    pack_b(do_r, 0, do, row, c, head_dim, rows, table)
-                    # forward: s_ij = scale q_i k_j, p_ij = exp(s_ij - lse_i), o_i = sum_j p_ij v_j
-                    _scores(p, rows, columns, q_l, k_t, depth, ahead, table)
-                    _scores(dp, rows, columns, do_l, v_t, depth, ahead, table)
-                    _softmax_backward(p, dp, lse[h], delta[h], starts, row, t0, j0, rows, columns, scale)
-                    pack_a_transposed(p_t, 0, p, 0, 0, columns, rows, table)
-                    pack_a_transposed(ds_t, 0, dp, 0, 0, columns, rows, table)
-                    pack_a(ds, 0, dp, 0, 0, rows, columns, table)
-                    # forward: o_i = sum_j p_ij v_j, so dv_j sums p_ij do_i over the queries
-                    _sum_over_queries(dv, key, kv, columns, head_dim, p_t, do_r, rows, ahead, more_queries, table)
-                    # forward: s_ij = scale q_i k_j, so dk_j sums ds_ij q_i, and dq_i sums ds_ij k_j
-                    _sum_over_queries(dk, key, kv, columns, head_dim, ds_t, q_r, rows, ahead, more_queries, table)
-                    _sum_over_keys(dq, row, c, rows, head_dim, ds, k_n, columns, ahead, more_keys, table)
+        p_r, ds_r = scores[mine, 2 if packs_p else 0].reshape(-1), scores[mine, 3 if packs_p else 1].reshape(-1)
+        k_r, v_r, k_n = of_keys[mine, 0], of_keys[mine, 1], of_keys[mine, 2]
+        q_l, do_l, q_t, do_t = of_queries[mine, 0], of_queries[mine, 1], of_queries[mine, 2], of_queries[mine, 3]
+        for task in range(ends[share], ends[share + 1]):
+            b, g, first_head, end_head, first_key, end_key, first_query, end_query, what = tasks[task]
+            kv, sums_keys, sums_queries = g * head_dim, what & DQ, what & DK_DV
+            for j0 in range(first_key, end_key, BACKWARD_KEYS):
+                keys = min(BACKWARD_KEYS, end_key - j0)
+                key, places = b * time + j0, panel_depth(keys, table)
+                pack_stored_b_transposed(k_r, 0, k, key, kv, keys, head_dim, table)
+                pack_stored_b_transposed(v_r, 0, v, key, kv, keys, head_dim, table)
+                if sums_keys:
+                    pack_stored_b(k_n, 0, k, key, kv, head_dim, keys, table)
+                for h in range(first_head, end_head):
+                    if _is_set(stop):
+                        break
+                    c = h * head_dim
+                    for t0 in range(first_query, end_query, BACKWARD_QUERIES):
+                        rows = min(BACKWARD_QUERIES, end_query - t0)
+                        row = b * time + t0
+                        first, last = _extremes(starts, row, rows)
+                        if t0 + rows <= j0 or first >= j0 + keys:
+                            continue
+                        row_dots(delta, do, o, row, c, rows, head_dim)  # sum_j p_ij dp_ij
+                        pack_stored_a(q_l, 0, q, row, c, rows, head_dim, table)
+                        pack_a(do_l, 0, do, row, c, rows, head_dim, table)
+                        deep = panel_depth(rows, table)
+                        if sums_queries:
+                            pack_stored_a_transposed(q_t, 0, q, row, c, head_dim, rows, table)
+                            pack_a_transposed(do_t, 0, do, row, c, head_dim, rows, table)
+                        for j in range(0, min(keys, t0 + rows - j0), wide):
+                            n = min(wide, keys - j)
+                            ahead = t0 - j0 - j
+                            # forward: s_ij = scale q_i k_j, p_ij = exp(s_ij - lse_i), o_i = sum_j p_ij v_j
+                            _scores_of_queries(p, rows, n, q_l, k_r, j * depth, depth, ahead, table)
+                            _scores_of_queries(dp, rows, n, do_l, v_r, j * depth, depth, ahead, table)
+                            hidden = max(-ahead, 0) & -table[UNIT]  # queries before key j
+                            r0 = min(hidden, max(-ahead, 0) // tall * tall)
+                            if ahead < n + LANES or last > j0 + j:
+                                _hide_keys(p, dp, r0, rows, n, t0, j0 + j, starts, row)
+                            soften_back(p, dp, r0, rows, n, scale, lse[h, row : row + rows], delta)
+                            if sums_keys:
+                                for i in range(r0 // tall * tall, rows, tall):
+                                    to = i * places + j // table[FOLD] * tall
+                                    pack_a(ds_l, to, dp, i, 0, min(tall, rows - i), n, table)
+                            if sums_queries:
+                                if packs_p:
+                                    pack_b(p_r, 0, p, 0, 0, n, rows, table)
+                                    pack_b(ds_r, 0, dp, 0, 0, n, rows, table)
+                                hidden //= table[FOLD]
+                                seen = deep - hidden
+                                again = h > first_head or t0 > j0 + j  # not the first block that sees key j
+                                v_sum, k_sum = sums[mine, 0, j // wide], sums[mine, 1, j // wide]
+                                # forward: o_i = sum_j p_ij v_j, so dv_j sums p_ij do_i over the queries
+                                # forward: s_ij = scale q_i k_j, so dk_j sums ds_ij q_i
+                                for d in range(0, head_dim, tall):
+                                    m, at, b_at = min(tall, head_dim - d), d * deep + hidden * tall, hidden * wide
+                                    tile(v_sum, v_sum, d, 0, m, n, do_t, at, p_r, b_at, seen, again, table)
+                                    tile(k_sum, k_sum, d, 0, m, n, q_t, at, ds_r, b_at, seen, again, table)
+                        if sums_keys:  # ... and dq_i sums ds_ij k_j
+                            _sum_over_keys(dq, row, c, rows, head_dim, ds_l, k_n, keys, t0 - j0, first < j0, table)
+                if sums_queries and not _is_set(stop):
+                    for j in range(0, keys, wide):
+                        turn(dv, key + j, kv, sums[mine, 0, j // wide], head_dim, min(wide, keys - j))
+                        turn(dk, key + j, kv, sums[mine, 1, j // wide], head_dim, min(wide, keys - j))
         end(table)
+
+
+# -- who does what -------------------------------------------------------------------------------
+
+# What a task costs, in units of one pair of a query and a key in one product.
+SOFTMAX = 0.4  # of a pair, in forward, whose two products are 2
+SOFTMAX_BACKWARD = 0.7
+PACKED = 16  # of a row of q, k, v or do, each time that it is packed
+REGION = 100_000  # starting a parallel region
+DK_DV, DQ = 1, 2  # what a task of backward writes
+
+
+def _pairs(first_key, end_key, first_query, end_query):
+    """Return how many pairs of a query and a key that it may see are in a rectangle of them."""
+
+    def below(queries):  # a triangle
+        return np.where(queries > 0, queries * (queries + 1) // 2, 0)
+
+    return sum(
+        sign * below(query - key)
+        for sign, query, key in (
+            (1, end_query, first_key),
+            (-1, first_query, first_key),
+            (-1, end_query, end_key),
+            (1, first_query, end_key),
+        )
+    )
+
+
+def _up(count, unit):
+    return -(-count // unit) * unit
+
+
+def _cut(length, width):
+    """Return equal blocks of `width` or less: (first, end) of each."""
+    return [(at, min(at + width, length)) for at in range(0, length, width)]
+
+
+@functools.lru_cache(maxsize=256)
+def forward_plan(batch: int, time: int, heads: int, columns: int, threads: int) -> Plan:
+    """Return the tasks of forward: sample, head, first query and end of its queries; `columns`: of the tile.
+
+    A task packs the keys that it needs, so blocks of queries are as wide as the threads' shares allow.  The bits do not
+    depend on them.
+    """
+
+    def plan(width):
+        cuts = _cut(time, width)
+        tasks = np.array([(b, h, *cut) for b in range(batch) for h in range(heads) for cut in cuts], np.int64)
+        begins, ends = tasks[:, 2:].T
+        costs = (2 + SOFTMAX) * _pairs(0, ends, begins, ends) + PACKED * (3 * ends - begins)
+        return shared(tasks, costs, threads)
+
+    widest = min(_up(time, columns), MOST_QUERIES // columns * columns)
+    return least(plan(width) for width in range(widest, 0, -columns))
+
+
+@functools.lru_cache(maxsize=256)
+def backward_plan(batch: int, time: int, heads: int, kv_heads: int, columns: int, threads: int) -> tuple[Plan, ...]:
+    """Return the tasks of backward, in one phase or two after each other.
+
+    A task: sample, key/value head, first query head and end of its heads, first key and end, first query and end, and
+    what it writes.  Where there are tasks enough for all threads, one owns a key/value head of a sample, and computes p
+    and ds once for dq, dk and dv.  Where not, the tasks of the first phase own keys, and write dk and dv, and those of
+    the second own queries, and write dq.  The order of every sum is the same.
+    """
+    group = heads // kv_heads
+
+    def plan(kinds, products, packings):
+        tasks = np.array(kinds, np.int64)
+        heads_of_task = tasks[:, 3] - tasks[:, 2]
+        first_key, end_key, first_query, end_query = tasks[:, 4:8].T
+        blocks = np.ceil((end_key - first_key) / BACKWARD_KEYS)
+        rows = np.maximum(end_query - np.maximum(first_query, first_key), 0)
+        pairs = _pairs(first_key, end_key, first_query, end_query)
+        costs = heads_of_task * ((products + SOFTMAX_BACKWARD) * pairs + PACKED * packings * blocks * rows)
+        costs = costs + 3 * PACKED * (np.minimum(end_key, end_query) - first_key)
+        return shared(tasks, costs, threads)
+
+    each = [(b, g) for b in range(batch) for g in range(kv_heads)]
+    joint = plan([(b, g, g * group, (g + 1) * group, 0, time, 0, time, DK_DV | DQ) for b, g in each], 5, 5)
+    if threads == 1 or joint.imbalance < 1.2:
+        return (joint,)
+
+    def of_keys(parts):
+        cuts = _cut(time, _up(-(-BACKWARD_KEYS // parts), columns))
+        return plan([(b, g, g * group, (g + 1) * group, *cut, 0, time, DK_DV) for b, g in each for cut in cuts], 4, 5)
+
+    def of_queries(width):
+        cuts = _cut(time, width)
+        all_heads = [(b, g, h) for b, g in each for h in range(g * group, (g + 1) * group)]
+        return plan([(b, g, h, h + 1, 0, end, at, end, DQ) for b, g, h in all_heads for at, end in cuts], 3, 3)
+
+    keys = least(of_keys(parts) for parts in range(1, BACKWARD_KEYS // columns + 1))
+    queries = least(of_queries(width) for width in range(4 * BACKWARD_QUERIES, 0, -BACKWARD_QUERIES))
+    return (joint,) if joint.slowest < keys.slowest + queries.slowest + REGION else (keys, queries)
 
 
 # -- calling them --------------------------------------------------------------------------------
 
 
-def _panels(count, head_dim, number_format):
-    """Return the shape of `count` panels for each thread, of the largest operand of a block."""
-    longest = max(FORWARD_KEYS, FORWARD_QUERIES, BACKWARD_BLOCK, head_dim)
-    depth = -(-longest // number_format.unit) * number_format.unit
-    return numba.config.NUMBA_NUM_THREADS, count, (longest + max(number_format.rows, number_format.columns)) * depth
-
-
 @functools.cache
 def _forward_shapes(head_dim, number_format):
-    """Return, for each thread, scores of a block, sums of p v, stats (running maximum and sum), and three panels."""
-    threads, _, _ = panels = _panels(3, head_dim, number_format)
-    scores, sums = (threads, FORWARD_QUERIES, FORWARD_KEYS), (threads, FORWARD_QUERIES, head_dim)
-    return scores, sums, (threads, 2, FORWARD_QUERIES), panels
+    """Return, for each thread: scores and packed p; sums of p v; m, l and a factor; packed q; packed k and v."""
+    threads, wide, tall = numba.config.NUMBA_NUM_THREADS, number_format.columns, number_format.rows
+    queries, deep = _up(MOST_QUERIES, wide), _up(head_dim, number_format.unit)
+    keys = _up(max((FORWARD_KEYS + tall) * deep, (head_dim + tall) * FORWARD_KEYS), LINE)
+    return (
+        (threads, 2, FORWARD_KEYS, wide),
+        (threads, queries // wide, _up(head_dim, LINE), wide),
+        (threads, 3, queries),
+        (threads, queries * deep),
+        (threads, 2, keys),
+    )
 
 
 @functools.cache
 def _backward_shapes(head_dim, number_format):
-    """Return, for each thread, p and dp of a block, and ten panels."""
-    threads, _, _ = panels = _panels(10, head_dim, number_format)
-    return (threads, 2, BACKWARD_BLOCK, BACKWARD_BLOCK), panels
+    """Return, for each thread: p and dp, also packed; sums of dv and dk; delta; packed k v k; q do q do; ds."""
+    threads, wide, tall = numba.config.NUMBA_NUM_THREADS, number_format.columns, number_format.rows
+    keys, queries, deep = _up(BACKWARD_KEYS, wide), _up(BACKWARD_QUERIES, tall), _up(head_dim, number_format.unit)
+    return (
+        (threads, 4, BACKWARD_QUERIES, wide),
+        (threads, 2, keys // wide, _up(head_dim, LINE), wide),
+        (threads, BACKWARD_QUERIES),
+        (threads, 3, _up(keys * max(deep, _up(head_dim, wide)), LINE)),
+        (threads, 4, _up(max(queries * deep, BACKWARD_QUERIES * _up(head_dim, tall)), LINE)),
+        (threads, _up(queries * keys, LINE)),
+    )
 
 
 def _stored(q, k, v, number_format):
@@ -483,6 +587,11 @@ def _stored(q, k, v, number_format):
     if number_format is None:
         number_format = BFLOAT16 if q.dtype == np.uint16 else FLOAT32
     return (as_stored(q), as_stored(k), as_stored(v)), number_format.chosen
+
+
+def _packs_p(number_format):
+    """Return 0 where a panel of B is what the tile has written: float32 scores, row by row; else 1."""
+    return 0 if type(number_format) is NumberFormat else 1
 
 
 def _attention_fits(sizes, q, k, v, starts, number_format, **others):
@@ -527,14 +636,16 @@ def attention_forward(
     """
     stored, chosen = _stored(q, k, v, number_format)
     head_dim = q.shape[1] // heads
+    plan = forward_plan(batch, len(q) // batch, heads, chosen.columns, thread_count())
     memory = scratch("attention", *_forward_shapes(head_dim, chosen))
-    factor = np.float32(_scale(scale, head_dim))
+    sizes, factor = (batch, heads, kv_heads, _packs_p(chosen)), np.float32(_scale(scale, head_dim))
     flag = GOES_ON if stop is None else stop
-    _attention_forward(o, lse, stored, starts, (batch, heads, kv_heads), factor, memory, flag, chosen.table)
+    share = plan.tasks, plan.ends
+    _attention_forward(o, lse, stored, starts, sizes, factor, *share, memory, flag, chosen.table)
 
 
 @checked(
-    "dq! do o (N, heads D); dk! dv! (N, kv_heads D); lse delta! (heads, N); "
+    "dq! do o (N, heads D); dk! dv! (N, kv_heads D); lse (heads, N); "
     "q (N, heads D) float32|uint16; k v (N, kv_heads D) float32|uint16; starts (N) int; "
     "stop? (1) uint8; heads = kv_heads group; N = batch T",
     _attention_fits,
@@ -551,7 +662,6 @@ def attention_backward(
     v: Array,
     o: Array,
     lse: Array,
-    delta: Array,
     starts: Array,
     batch: int,
     heads: int,
@@ -560,10 +670,14 @@ def attention_backward(
     stop: Array | None = None,
     number_format: AnyFormat | None = None,
 ) -> None:
-    """Write dq (N, H D), dk and dv (N, G D), float32; delta (H, N) is scratch, the options those of forward."""
+    """Write dq (N, H D), dk and dv (N, G D), float32; the options are those of forward."""
     stored, chosen = _stored(q, k, v, number_format)
     head_dim = q.shape[1] // heads
-    memory = delta, *scratch("attention", *_backward_shapes(head_dim, chosen))
-    factor = np.float32(_scale(scale, head_dim))
-    gradients, sizes, flag = (dq, dk, dv), (batch, heads, kv_heads), GOES_ON if stop is None else stop
-    _attention_backward(gradients, do, stored, o, lse, starts, sizes, factor, memory, flag, chosen.table)
+    memory = scratch("attention", *_backward_shapes(head_dim, chosen))
+    sizes, factor = (batch, heads, kv_heads, _packs_p(chosen)), np.float32(_scale(scale, head_dim))
+    flag = GOES_ON if stop is None else stop
+    for plan in backward_plan(batch, len(q) // batch, heads, kv_heads, chosen.columns, thread_count()):
+        share = plan.tasks, plan.ends
+        _attention_backward(
+            (dq, dk, dv), do, stored, o, lse, starts, sizes, factor, *share, memory, flag, chosen.table
+        )

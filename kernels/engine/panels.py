@@ -61,10 +61,12 @@ __all__ = [
     "pack_b",
     "pack_b_transposed",
     "pack_stored_a",
+    "pack_stored_a_transposed",
     "pack_stored_b",
     "pack_stored_b_transposed",
     "packers",
     "panel_depth",
+    "transposed",
 ]
 
 FORMATS: list[Any] = []  # all number formats, in the order of their tables' FORMAT: the packers' twins look there
@@ -171,7 +173,7 @@ def _pieces(width):
     return [(first, min(LANES, width - first)) for first in range(0, width, LANES)]
 
 
-def _transpose(builder, rows):
+def transposed(builder, rows):
     """Transpose squares of n x n floats that are side by side in n vectors, n a power of two.
 
     log2(n) rounds of two-vector shuffles (Eklundh 1972).
@@ -255,7 +257,7 @@ def _pack_transposing_body(builder, width, elements, number_format, to, source, 
                     places = _read_along(builder, elements, number_format, at, vector.count, left)
                     lines.append(builder.select(inside, places, zero))
                 packed_p = builder.sdiv(p, constant(fold))
-                lines = _transpose(builder, lines)
+                lines = transposed(builder, lines)
                 for place in range(vector.count):
                     part = _cut(builder, lines[place % size], lanes, place // size * size)
                     spot = builder.add(packed_p, constant(place))
@@ -361,4 +363,6 @@ def _make_packer(form, stored=False):
 
 # Called as pack(panels, at, x, i, j, count, k, table): count rows of A or columns of B, a sum over k elements.
 pack_a, pack_a_transposed, pack_b, pack_b_transposed = (_make_packer(form) for form in range(len(FORMS)))
-pack_stored_a, pack_stored_b, pack_stored_b_transposed = (_make_packer(form, stored=True) for form in (0, 2, 3))
+pack_stored_a, pack_stored_a_transposed, pack_stored_b, pack_stored_b_transposed = (
+    _make_packer(form, stored=True) for form in range(len(FORMS))
+)

@@ -15,7 +15,6 @@ from numba import types
 from numba.core import cgutils
 
 from .halves import widen, widen_bf16_ref
-from .jit import JIT, helper
 from .simd import (
     F32,
     I16,
@@ -26,15 +25,17 @@ from .simd import (
     ZERO,
     constant,
     declare,
+    each,
     element_type,
     first_lanes,
     load,
     masked_load,
+    of_shape,
     pointer,
     with_twin,
 )
 
-__all__ = ["dot", "dot3", "exp", "float_from_bits", "fma", "largest", "sum_of_squares", "total", "wide_total"]
+__all__ = ["dot", "dot3", "exp", "exp_of", "float_from_bits", "fma", "largest", "sum_of_squares", "total", "wide_total"]
 
 # -- plain-Python twins: what each operation means -----------------------------------------------
 
@@ -45,10 +46,6 @@ def _fma_twin(a, b, c):
 
 def _float_from_bits_twin(bits):
     return np.int32(bits).view(np.float32)
-
-
-def _bits_from_float_twin(value):
-    return np.float32(value).view(np.int32)
 
 
 def _largest_twin(x):
@@ -93,16 +90,6 @@ def float_from_bits(typing, bits):
     return types.float32(types.int32), codegen
 
 
-@with_twin(_bits_from_float_twin)
-def bits_from_float(typing, value):
-    """Return the IEEE 754 representation of a float32 as an int32."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], I32)
-
-    return types.int32(types.float32), codegen
-
-
 _EXP_LOW, _EXP_HIGH = np.float32(-87.33654), np.float32(88.72283)  # ln of the smallest normal and largest float32
 _LOG2_E = np.float32(1 / math.log(2))
 _LN2_HIGH = np.float32(0.693359375)  # 355 / 512: n * _LN2_HIGH is exact for |n| < 2^15 (Cody and Waite 1980)
@@ -114,30 +101,60 @@ _ONE, _HALF, _ZERO_F, _INFINITY = np.float32(1), np.float32(0.5), np.float32(0),
 _SHIFT = np.int32(23)
 
 
-@helper
-def exp(x):
+@np.errstate(over="ignore", invalid="ignore")  # NumPy's scalars warn of overflows that are meant
+def _exp_twin(x):
+    shifted = _fma_twin(x, _LOG2_E, _TO_INTEGER)
+    n = shifted - _TO_INTEGER
+    r = _fma_twin(n, -_LN2_HIGH, x)
+    r = _fma_twin(n, -_LN2_LOW, r)
+    r2 = r * r
+    p = _fma_twin(_fma_twin(_EXP_7, r, _EXP_6), r2, _fma_twin(_EXP_5, r, _EXP_4))
+    p = _fma_twin(_fma_twin(p, r2, _fma_twin(_EXP_3, r, _HALF)), r2, r) + _ONE
+    y = _float_from_bits_twin(p.view(np.int32) + (shifted.view(np.int32) << _SHIFT))
+    y = _ZERO_F if x < _EXP_LOW else y
+    return y if x <= _EXP_HIGH else x * _INFINITY
+
+
+def exp_of(builder, x):
+    """Emit e^x of a float32 or of a vector of them: `exp`."""
+
+    def every(value):
+        return each(float(value), x.type)
+
+    def fma(a, b, c):
+        a, b, c = (v if isinstance(v, ir.Value) else every(v) for v in (a, b, c))
+        suffix = f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
+        return builder.call(declare(builder, f"llvm.fmuladd.{suffix}", x.type, [x.type] * 3), [a, b, c])
+
+    integers = of_shape(x.type, I32)
+    shifted = fma(x, _LOG2_E, _TO_INTEGER)
+    n = builder.fsub(shifted, every(_TO_INTEGER))
+    r = fma(n, -_LN2_HIGH, x)
+    r = fma(n, -_LN2_LOW, r)
+    r2 = builder.fmul(r, r)
+    p = fma(fma(_EXP_7, r, _EXP_6), r2, fma(_EXP_5, r, _EXP_4))
+    p = builder.fadd(fma(fma(p, r2, fma(_EXP_3, r, _HALF)), r2, r), every(_ONE))
+    # p's exponent field is raised by n as an integer: 2^n as a factor would overflow at n = 128, where e^x does not.
+    # The last bits of `shifted` are n.
+    raised = builder.shl(builder.bitcast(shifted, integers), each(int(_SHIFT), integers))
+    y = builder.bitcast(builder.add(builder.bitcast(p, integers), raised), x.type)
+    y = builder.select(builder.fcmp_ordered("<", x, every(_EXP_LOW)), every(0), y)
+    return builder.select(builder.fcmp_ordered("<=", x, every(_EXP_HIGH)), y, builder.fmul(x, every(_INFINITY)))
+
+
+@with_twin(_exp_twin)
+def exp(typing, x):
     """Return e^x for a float32 x; relative error below 2e-7, 0 below -87.3, inf above 88.7, NaN for NaN.
 
     x = n ln 2 + r with |r| <= ln(2)/2; e^x = 2^n e^r.  e^r is summed in pairs (after Estrin 1960): five operations that
     wait for each other, where Horner's scheme has seven.  Branch-free, so that a loop over it becomes vector code.  NaN
     fails both comparisons and leaves as x times infinity.
     """
-    shifted = fma(x, _LOG2_E, _TO_INTEGER)
-    n = shifted - _TO_INTEGER
-    r = fma(n, -_LN2_HIGH, x)
-    r = fma(n, -_LN2_LOW, r)
-    r2 = r * r
-    p = fma(fma(_EXP_7, r, _EXP_6), r2, fma(_EXP_5, r, _EXP_4))
-    p = fma(fma(p, r2, fma(_EXP_3, r, _HALF)), r2, r) + _ONE
-    # p's exponent field is raised by n as an integer: 2^n as a factor would overflow at n = 128, where e^x does not.
-    # The last bits of `shifted` are n.
-    y = float_from_bits(bits_from_float(p) + (bits_from_float(shifted) << _SHIFT))
-    y = _ZERO_F if x < _EXP_LOW else y
-    return y if x <= _EXP_HIGH else x * _INFINITY
 
+    def codegen(context, builder, signature, arguments):
+        return exp_of(builder, arguments[0])
 
-if not JIT:
-    exp = np.errstate(over="ignore", invalid="ignore")(exp)  # NumPy's scalars warn of overflows that are meant
+    return types.float32(types.float32), codegen
 
 
 @with_twin(_largest_twin)

@@ -10,9 +10,10 @@ import pytest
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import attention
 from abi_py.kernels.attention import (
-    BACKWARD_BLOCK,
+    BACKWARD_KEYS,
+    BACKWARD_QUERIES,
     FORWARD_KEYS,
-    FORWARD_QUERIES,
+    MOST_QUERIES,
     attention_backward,
     attention_backward_ref,
     attention_blocked_backward_ref,
@@ -22,7 +23,6 @@ from abi_py.kernels.attention import (
 )
 from abi_py.kernels.engine.halves import round_to_bf16_ref, widen_bf16_ref
 from abi_py.kernels.engine.jit import JIT
-from abi_py.kernels.engine.simd import ISAS
 
 # (B, T, H, G, D)
 SMALL = [
@@ -30,16 +30,17 @@ SMALL = [
     (2, 3, 2, 2, 2),  # one key/value head for each query head
     (2, 7, 6, 3, 5),  # grouped, D odd
     (3, 13, 4, 1, 8),  # one key/value head for all
-    (1, FORWARD_QUERIES + 1, 2, 1, 17),  # a second block of queries
+    (1, 51, 2, 1, 17),  # a second panel of queries
 ]
 LARGE = [
-    (2, BACKWARD_BLOCK + 1, 2, 1, 16),
+    (2, BACKWARD_QUERIES + 1, 2, 1, 16),
     (1, FORWARD_KEYS, 1, 1, 64),
-    (2, 2 * FORWARD_KEYS + 5, 4, 2, 24),  # three blocks of keys, seven of queries
+    (2, 2 * BACKWARD_KEYS + 5, 4, 2, 24),  # three blocks of keys in backward, seven in forward
+    (1, MOST_QUERIES + 3, 1, 1, 8),  # two tasks of forward
     (1, 131, 3, 3, 200),  # heads wider than a block of keys
 ]
 NAMES = ("o", "lse", "dq", "dk", "dv")  # what the kernels write
-SEGMENTED = (2, FORWARD_KEYS + 37, 4, 2, 12) if JIT else (2, 19, 4, 2, 12)
+SEGMENTED = (2, BACKWARD_KEYS + 37, 4, 2, 12) if JIT else (2, 19, 4, 2, 12)
 
 
 def inputs(rng, B, T, H, G, D, dtype=np.float32):
@@ -72,8 +73,7 @@ def run_kernels(q, k, v, do, starts, *sizes):
     o, lse = np.full_like(q, np.nan), np.full((H, N), np.nan, np.float32)
     attention_forward(o, lse, q, k, v, starts, *sizes)
     dq, dk, dv = (np.full_like(x, np.nan) for x in (q, k, v))
-    delta = np.full((H, N), np.nan, np.float32)
-    attention_backward(dq, dk, dv, do, q, k, v, o, lse, delta, starts, *sizes)
+    attention_backward(dq, dk, dv, do, q, k, v, o, lse, starts, *sizes)
     return o, lse, dq, dk, dv
 
 
@@ -316,11 +316,11 @@ def test_columns_of_wide_matrices(rng):
     for view, x in zip(views, (q, k, v), strict=True):
         view[...] = x
     before, d_before = wide.copy(), d_wide.copy()
-    o_wide, lse, delta = np.full((B * T, H * D + 7), -1, np.float32), *np.empty((2, H, B * T), np.float32)
+    o_wide, lse = np.full((B * T, H * D + 7), -1, np.float32), np.empty((H, B * T), np.float32)
     o = o_wide[:, 4 : 4 + H * D]
     do_wide = np.concatenate([do, do], axis=1)[:, H * D :]
     attention_forward(o, lse, *views, starts, B, H, G)
-    attention_backward(*d_views, do_wide, *views, o, lse, delta, starts, B, H, G)
+    attention_backward(*d_views, do_wide, *views, o, lse, starts, B, H, G)
     for a, b in zip((o, lse, *d_views), expected, strict=True):
         check_close(a, b, 1e-5)  # not to the bit: sums over strided rows are vectorised in another order
     assert (np.delete(o_wide, np.s_[4 : 4 + H * D], axis=1) == -1).all()
@@ -351,16 +351,16 @@ def test_windows(rng, shape, segmented):
     arrays, starts = inputs(rng, *shape)
     if segmented:
         starts = random_starts(rng, B, T)
-    for window in {2, T // 3 + 1, BACKWARD_BLOCK, T}:
+    for window in {2, T // 3 + 1, BACKWARD_QUERIES, T}:
         check_equal(arrays, windowed(starts, B, window), B, H, G, 0.3)
 
 
 @pytest.mark.skipif(not JIT, reason="long rows")
 def test_blocks_of_keys_out_of_all_windows_are_not_read(rng):
     """A key that is read and masked would multiply its NaN by zero."""
-    B, _, H, G, _ = shape = 1, 3 * FORWARD_KEYS, 2, 1, 8
+    B, _, H, G, _ = shape = 1, 3 * BACKWARD_KEYS, 2, 1, 8
     (q, k, v, do), starts = inputs(rng, *shape)
-    block = max(FORWARD_KEYS, BACKWARD_BLOCK)
+    block = BACKWARD_KEYS
     starts = windowed(starts, B, 20)
     expected = run_kernels(q, k, v, do, starts, B, H, G)
     k[:block] = v[:block] = np.nan
@@ -411,11 +411,6 @@ def test_nan_stays_in_its_sample(rng):
             assert np.isnan(head[at:T]).all()
 
 
-def test_blocks_are_whole_vectors_of_every_instruction_set():
-    for isa in ISAS.values():
-        assert FORWARD_KEYS % isa.lanes == BACKWARD_BLOCK % isa.lanes == 0
-
-
 # -- bfloat16 ------------------------------------------------------------------------------------
 
 
@@ -436,7 +431,7 @@ def test_stored_in_bfloat16(rng, shape, segmented):
     o, lse = np.full_like(q, np.nan), np.full((H, len(q)), np.nan, np.float32)
     attention_forward(o, lse, *stored, starts, B, H, G)
     gradients = [np.full_like(x, np.nan) for x in (q, k, v)]
-    attention_backward(*gradients, do, *stored, o, lse, np.empty_like(lse), starts, B, H, G)
+    attention_backward(*gradients, do, *stored, o, lse, starts, B, H, G)
     expected = run_reference(*(widen_bf16_ref(x) for x in stored), round_to_bf16_ref(do), starts, B, H, G)
     for name, found, right in zip(NAMES, (o, lse, *gradients), expected, strict=True):
         scale = max(np.abs(right).max(), 0.2)  # dq and dk of a single visible key are zero
@@ -452,7 +447,7 @@ def test_bfloat16_has_the_same_bits_for_any_thread_count(rng, same_bits):
         o, lse = np.empty_like(q), np.empty((H, len(q)), np.float32)
         attention_forward(o, lse, *stored, starts, B, H, G)
         gradients = [np.empty_like(x) for x in (q, k, v)]
-        attention_backward(*gradients, do, *stored, o, lse, np.empty_like(lse), starts, B, H, G)
+        attention_backward(*gradients, do, *stored, o, lse, starts, B, H, G)
         return o, lse, *gradients
 
     same_bits(make)
@@ -466,7 +461,7 @@ def test_both_storage_formats_run_the_same_compiled_kernel(rng):
     for stored in ((q, k, v), [narrow(x) for x in (q, k, v)]):
         attention_forward(o, lse, *stored, starts, B, H, G)
         gradients = [np.empty_like(x) for x in (q, k, v)]
-        attention_backward(*gradients, do, *stored, o, lse, np.empty_like(lse), starts, B, H, G)
+        attention_backward(*gradients, do, *stored, o, lse, starts, B, H, G)
     for compiled in (attention._attention_forward, attention._attention_backward):
         at = compiled.__code__.co_varnames.index("qkv")
         types = {str(kind.dtype) for signature in compiled.signatures for kind in signature[at]}
@@ -505,7 +500,7 @@ def test_a_kernel_that_runs_ends_early(rng, backward):
     watcher = threading.Thread(target=watch)
     watcher.start()
     if backward:
-        attention_backward(dq, dk, dv, do, q, k, v, do, lse, np.empty_like(lse), starts, B, H, G, None, stop)
+        attention_backward(dq, dk, dv, do, q, k, v, do, lse, starts, B, H, G, None, stop)
         unfinished = dk[-1]
     else:
         attention_forward(o, lse, q, k, v, starts, B, H, G, None, stop)

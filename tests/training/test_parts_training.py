@@ -72,10 +72,10 @@ def test_attention_beside_float64(rng, precision, window):
     k, v = rng.standard_normal((2, rows, kv_heads * width)).astype(np.float32)
     starts = starts_within(np.zeros(rows, np.int32), length, window)
     sizes = batch, heads, kv_heads
-    o, lse, delta = np.empty_like(do), *np.empty((2, heads, rows), np.float32)
+    o, lse = np.empty_like(do), np.empty((heads, rows), np.float32)
     gradients = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     attention_forward(o, lse, q, k, v, starts, *sizes, number_format=PARTS[precision])
-    attention_backward(*gradients, do, q, k, v, o, lse, delta, starts, *sizes, number_format=PARTS[precision])
+    attention_backward(*gradients, do, q, k, v, o, lse, starts, *sizes, number_format=PARTS[precision])
     wide = [x.astype(np.float64) for x in (do, q, k, v)]
     assert share(o, attention_forward_ref(*wide[1:], starts, *sizes)[0]) < TOLERANCE[precision]
     for found, exact in zip(gradients, attention_backward_ref(*wide, starts, *sizes), strict=True):

@@ -69,7 +69,6 @@ class Attention(Branch):
         dqkv: np.ndarray  # (N, (H + 2 G) D)
         dz: np.ndarray  # (N, C)
         datt: np.ndarray  # (N, H D)
-        delta: np.ndarray  # (H, N)
         du: np.ndarray  # flat, as `AdapterScratch` has it
         dropped: np.ndarray
         dq: np.ndarray  # (N, H D): columns of dqkv
@@ -183,7 +182,6 @@ class Attention(Branch):
             "dqkv": Entry(self.qkv.width, place="h"),
             "dz": Entry(self.width if self.after else 0, place="h"),
             "datt": Entry(self.o.inputs, place="n"),
-            "delta": Entry(self.heads, Form.COLUMNS),
             **adapter_scratch(self.linears),
         }
 
@@ -270,7 +268,7 @@ class Attention(Branch):
         if not further:
             return
         # forward: att = attention(RoPE(q), RoPE(k), v)
-        saved = a.q, a.k, a.v, a.att, a.lse, s.delta, run.starts_within(self.window), *self._options(run)
+        saved = a.q, a.k, a.v, a.att, a.lse, run.starts_within(self.window), *self._options(run)
         attention_backward(s.dq, s.dk, s.dv, s.datt, *saved)
         if self.angles is not None:
             rope_backward(s.dqkv, *self._angles(run))
