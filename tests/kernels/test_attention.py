@@ -337,6 +337,31 @@ def test_same_bits_for_any_thread_count(rng, same_bits):
     same_bits(lambda: run_kernels(*arrays, starts, B, H, G))
 
 
+@pytest.mark.skipif(not JIT, reason="long rows")
+@pytest.mark.parametrize("window", [None, 50])
+def test_same_bits_for_any_plan(rng, monkeypatch, window):
+    """For 8 to 128 threads backward has two phases, whose tasks own keys, then queries; here two threads do them all."""
+    B, T, H, G, _ = shape = 1, 3 * BACKWARD_KEYS + 5, 4, 2, 24
+    arrays, starts = inputs(rng, *shape)
+    starts = starts if window is None else windowed(starts, B, window)
+    expected = run_kernels(*arrays, starts, B, H, G)
+    for threads in (3, 8, 32, 128):
+        monkeypatch.setattr(attention, "thread_count", lambda threads=threads: threads)
+        for name, a, b in zip(NAMES, run_kernels(*arrays, starts, B, H, G), expected, strict=True):
+            assert a.tobytes() == b.tobytes(), (name, threads)
+    assert len(attention.backward_plan(B, T, H, G, attention.FLOAT32.columns, 32)) == 2
+
+
+def test_shares_are_about_equal():
+    """Of the deepzig step's attention and of a long row, as far as there is work for so many threads."""
+    for batch, time, heads, kv_heads in ((4, 512, 8, 8), (1, 4096, 8, 4)):
+        for threads in (8, 32):
+            plans = attention.backward_plan(batch, time, heads, kv_heads, 48, threads)
+            for plan in (attention.forward_plan(batch, time, heads, 48, threads), *plans):
+                assert plan.imbalance < 1.2, (batch, time, threads)
+                assert len(plan.ends) == threads + 1
+
+
 def test_wide_heads_and_then_narrow_ones(rng):
     """The scratch is made for the widest heads seen; heads narrower than it must not read what is beside."""
     for shape in ((1, 5, 2, 1, 40), (1, 5, 2, 1, 3), (2, 5, 1, 1, 64), (1, 4, 2, 2, 7)):
