@@ -340,7 +340,7 @@ def test_same_bits_for_any_thread_count(rng, same_bits):
 @pytest.mark.skipif(not JIT, reason="long rows")
 @pytest.mark.parametrize("window", [None, 50])
 def test_same_bits_for_any_plan(rng, monkeypatch, window):
-    """For 8 to 128 threads backward has two phases, whose tasks own keys, then queries; here two threads do them all."""
+    """For 8 to 128 threads backward has two phases, whose tasks own keys, then queries; two do them here."""
     B, T, H, G, _ = shape = 1, 3 * BACKWARD_KEYS + 5, 4, 2, 24
     arrays, starts = inputs(rng, *shape)
     starts = starts if window is None else windowed(starts, B, window)
@@ -354,11 +354,11 @@ def test_same_bits_for_any_plan(rng, monkeypatch, window):
 
 def test_shares_are_about_equal():
     """Of the deepzig step's attention and of a long row, as far as there is work for so many threads."""
-    for batch, time, heads, kv_heads in ((4, 512, 8, 8), (1, 4096, 8, 4)):
+    for batch, length, heads, kv_heads in ((4, 512, 8, 8), (1, 4096, 8, 4)):
         for threads in (8, 32):
-            plans = attention.backward_plan(batch, time, heads, kv_heads, 48, threads)
-            for plan in (attention.forward_plan(batch, time, heads, 48, threads), *plans):
-                assert plan.imbalance < 1.2, (batch, time, threads)
+            plans = attention.backward_plan(batch, length, heads, kv_heads, 48, threads)
+            for plan in (attention.forward_plan(batch, length, heads, 48, threads), *plans):
+                assert plan.imbalance < 1.2, (batch, length, threads)
                 assert len(plan.ends) == threads + 1
 
 
