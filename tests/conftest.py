@@ -36,6 +36,16 @@ def golden():
     return read
 
 
+@pytest.fixture(scope="session")
+def tiles():
+    """Return float32 with every tile that may be chosen on a machine like this, and with small blocks."""
+    from abi_py.kernels.engine.number_formats import TILES, NumberFormat
+
+    formats = [NumberFormat(*shape) for shape in TILES.methods.values()]
+    rows, columns = formats[-1].rows, formats[-1].columns
+    return [*formats, NumberFormat(rows, columns, slab_columns=2 * columns, block_rows=2 * rows)]
+
+
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request):
     """Run the test with one thread and with two; the value is their number."""

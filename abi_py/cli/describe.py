@@ -49,10 +49,10 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
 
     from ..kernels import matmul
     from ..kernels.engine import simd
-    from ..kernels.engine.number_formats import PRECISIONS
+    from ..kernels.engine.number_formats import FLOAT32, PRECISIONS
 
-    facts = simd.describe()
-    product = f", {facts['simd']}, tile {facts['tile']}" if matmul.BACKEND == "numba" else ", products by BLAS"
+    tile = f"{FLOAT32.rows} x {FLOAT32.columns}"
+    product = f", {simd.ISA.name}, tile {tile}" if matmul.BACKEND == "numba" else ", products by BLAS"
     rounding = ""
     if precision is not Precision.FP32:
         method = getattr(PRECISIONS[precision], "method", "fp32")

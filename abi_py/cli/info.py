@@ -58,6 +58,15 @@ def bf16_method() -> str:
     return BF16_METHODS[BFLOAT16.method] + chosen
 
 
+def tile() -> str:
+    """Say which register tile float32 has here, and what was measured of each."""
+    from ..kernels.engine.number_formats import FLOAT32, TILES
+
+    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in TILES.rates.items())
+    measured = f" (measured, one thread, GFLOP/s: {rates})" if rates else ""
+    return f"{FLOAT32.rows} x {FLOAT32.columns}" + (" (ABI_TILE)" if os.environ.get("ABI_TILE") else measured)
+
+
 def machine_facts() -> dict[str, Any]:
     """Return what matters for speed; measuring the two peaks takes a fifth of a second."""
     import numba
@@ -83,7 +92,7 @@ def machine_facts() -> dict[str, Any]:
         "simd": facts["simd"],
         "widest_simd_of_the_host": facts["host"],
         "floats_in_a_vector": facts["lanes"],
-        "tile": facts["tile"],
+        "tile": tile(),
         "matmul": f"{matmul.BACKEND} (ABI_MATMUL)",
         "compiled": JIT,
         "measured_peak_gflops": peaks[0],

@@ -151,10 +151,10 @@ class Store:
             return None
         return raw[DIGEST:]
 
-    def write(self, name: str, content: bytes | memoryview) -> None:
-        """Keep `content`; other processes find all of it or nothing."""
+    def write(self, name: str, content: bytes | memoryview, first: bool = False) -> None:
+        """Keep `content`; other processes find all of it or nothing.  With `first`, what is there already stays."""
         if self.usable:
-            self._try(name, content)
+            self._try(name, content, first)
         self._tell_problem()
 
     def has_room(self) -> bool:
@@ -166,10 +166,10 @@ class Store:
         self._tell_problem()
         return self.problem is None
 
-    def _try(self, name: str, content: bytes | memoryview) -> None:
+    def _try(self, name: str, content: bytes | memoryview, first: bool = False) -> None:
         try:
             self._sweep()
-            self._write(name, content)
+            self._write(name, content, first)
             self.problem = None
         except OSError as error:
             remedy = "set ABI_CACHE_DIR to another place"
@@ -178,7 +178,7 @@ class Store:
             where = error.filename2 or self.directory
             self.problem = f"compiled kernels are not kept: {where}: {error.strerror}; {remedy}"
 
-    def _write(self, name: str, content: bytes | memoryview) -> None:
+    def _write(self, name: str, content: bytes | memoryview, first: bool) -> None:
         descriptor, part = tempfile.mkstemp(prefix=PART, dir=self.directory)
         try:
             with open(descriptor, "wb") as file:
@@ -186,7 +186,11 @@ class Store:
                 file.write(content)
             with contextlib.suppress(OSError):
                 self.path(name).rmdir()  # an empty directory in its place; all else is replaced
-            os.replace(part, self.path(name))
+            if first:
+                with contextlib.suppress(FileExistsError):
+                    os.link(part, self.path(name))
+            else:
+                os.replace(part, self.path(name))
         finally:
             Path(part).unlink(missing_ok=True)
 

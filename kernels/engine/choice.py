@@ -1,9 +1,12 @@
-"""A number format that a machine can multiply in several ways: the fastest is measured once and kept.
+"""What is faster on a machine does not follow from its features: it is measured once, and kept.
 
-Which way is fastest does not follow from the processor's features: its dot product of bfloat16 doubles the speed of one
-processor and halves that of another.  The ways round alike and add in different orders, so their last bits differ, and
-a resumed run must find the choice of the run before.  So it is made at the first use on a machine and kept beside the
-compiled kernels; a variable of the environment overrides it.
+    Measured    one of several things, chosen when it is first asked for
+    Choice      a number format that a machine can multiply in several ways
+
+The processor's dot product of bfloat16 doubles the speed of one processor and halves that of another.  The ways round
+alike and add in different orders, so their last bits differ, and a resumed run must find the choice of the run before.
+So it is made at the first use on a machine and kept beside the compiled kernels; of two processes that measure at once,
+the second takes the choice of the first.  A variable of the environment overrides it.
 """
 
 import functools
@@ -11,28 +14,39 @@ import json
 import os
 import time
 from collections.abc import Callable, Hashable, Mapping
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from .cache import STORE
 from .jit import JIT
 
-__all__ = ["Choice"]
+__all__ = ["Choice", "Measured"]
 
 ROUNDS, TIMES = 20, 100  # each method is timed in turn with the others; the best round counts, others only disturb
-WORTH = 1.1  # how much faster than the first method another must be: what is nearly equal would depend on the hour
+WORTH = 1.1  # how much faster another way of multiplying must be: it changes the last bits
 
 
 class Method(Hashable, Protocol):
     """What a choice needs to know of the number formats that it is made between."""
 
-    fold: int
-    rows: int
-    columns: int
-    slice_terms: int
-    slab_columns: int
-    block_rows: int
+    @property
+    def fold(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def columns(self) -> int: ...
+
+    @property
+    def slice_terms(self) -> int: ...
+
+    @property
+    def slab_columns(self) -> int: ...
+
+    @property
+    def block_rows(self) -> int: ...
 
     def round_ref(self, x: np.ndarray) -> np.ndarray: ...
 
@@ -46,13 +60,21 @@ class Method(Hashable, Protocol):
     def file(self) -> str: ...
 
 
-Timed = Callable[[Method], tuple[Callable[[], None], int]]
+Option = TypeVar("Option")
 
 
-class Choice:
-    """A number format with several methods; used like one, and chosen when its table is first asked for."""
+class Measured(Generic[Option]):
+    """One of several options; the fastest, measured when it is first asked for."""
 
-    def __init__(self, name: str, variable: str, methods: Mapping[str, Method], timed: Timed) -> None:
+    worth = 1.05  # how much faster than the first option another must be: what is nearly equal would depend on the hour
+
+    def __init__(
+        self,
+        name: str,
+        variable: str,
+        methods: Mapping[str, Option],
+        timed: Callable[[Option], tuple[Callable[[], None], int]],
+    ) -> None:
         """Describe it; the first method is the one that every machine has.
 
         `timed(method)` returns a function that computes something with a method, and its operations.
@@ -74,7 +96,7 @@ class Choice:
                 )
             return wanted
         rates = self.rates or {self._first: 1.0}
-        return max(rates, key=lambda name: rates[name] / (1 if name == self._first else WORTH))
+        return max(rates, key=lambda name: rates[name] / (1 if name == self._first else self.worth))
 
     @functools.cached_property
     def rates(self) -> dict[str, float]:
@@ -84,30 +106,15 @@ class Choice:
         found = self._kept()
         if found is None:
             measured = self._measure()
-            STORE.write(self._record, json.dumps(measured).encode())
+            stale = STORE.read(self._record) is not None  # of other methods
+            STORE.write(self._record, json.dumps(measured).encode(), first=not stale)
             found = self._kept() or measured  # another process may have written in between
         return found
 
     @functools.cached_property
-    def chosen(self) -> Method:
+    def chosen(self) -> Option:
         """The method that is used."""
         return self.methods[self.method]
-
-    def round_ref(self, x: np.ndarray) -> np.ndarray:
-        """Return float32 x rounded to the format, still float32: all methods round alike."""
-        return self.methods[self._first].round_ref(x)
-
-    @property
-    def table(self) -> np.ndarray:
-        """The argument of kernels."""
-        return self.chosen.table
-
-    @property
-    def file(self) -> str:
-        """The name under which the cache keeps what is made last at the first use."""
-        if os.environ.get(self.variable) or len(self.methods) == 1:
-            return self.chosen.file
-        return self._record
 
     @property
     def _first(self) -> str:
@@ -134,3 +141,25 @@ class Choice:
                     run()
                 best[name] = max(best[name], TIMES * operations / (time.perf_counter() - began))
         return best
+
+
+class Choice(Measured[Method]):
+    """A number format with several methods; used like one, and chosen when its table is first asked for."""
+
+    worth = WORTH
+
+    def round_ref(self, x: np.ndarray) -> np.ndarray:
+        """Return float32 x rounded to the format, still float32: all methods round alike."""
+        return self.methods[self._first].round_ref(x)
+
+    @property
+    def table(self) -> np.ndarray:
+        """The argument of kernels."""
+        return self.chosen.table
+
+    @property
+    def file(self) -> str:
+        """The name under which the cache keeps what is made last at the first use."""
+        if os.environ.get(self.variable) or len(self.methods) == 1:
+            return self.chosen.file
+        return self._record

@@ -18,9 +18,9 @@ model stores such numbers between forward and backward (`stored`), and whether t
 (`runs_here`).  Everything else follows: the four packers, the tile, and the *table* of their addresses, which is what
 kernels take.  A format with another tile overrides `routines`.
 
-An instance also has the shape of its tile, `rows` x `columns`, and the sizes of what is packed at a time,
-`slab_columns` and `block_rows`; instances that differ in these alone compute the same bits, because the order of a sum
-follows from the class (`unit`, `slice_terms`).
+An instance also has the shape of its tile, `rows` x `columns`, which is measured where it is not given (`TILES`), and
+the sizes of what is packed at a time, `slab_columns` and `block_rows`; instances that differ in these alone compute the
+same bits, because the order of a sum follows from the class (`unit`, `slice_terms`).
 
 The dot product of bfloat16 is twice as fast as float32 on some processors and slower than it on others, so it is
 measured (`choice.py`).
@@ -38,7 +38,7 @@ import llvmlite.ir as ir
 import numpy as np
 
 from .cache import source_hash
-from .choice import Choice
+from .choice import Choice, Measured
 from .halves import fp16_rounded, round_to_bf16_ref, round_to_fp16_ref
 from .jit import JIT
 from .panels import FORMATS, packers
@@ -60,10 +60,22 @@ from .routines import (
     routine_table,
     routines_file,
 )
+from .scratch import aligned_zeros
 from .simd import F32, ISA, LANES, VECTOR, declare, each, of_shape
 from .tiles import multiply_add, tile_routines
 
-__all__ = ["BF16X3", "BF16X6", "BFLOAT16", "FLOAT16", "FLOAT32", "METHODS", "PRECISIONS", "AnyFormat", "NumberFormat"]
+__all__ = [
+    "BF16X3",
+    "BF16X6",
+    "BFLOAT16",
+    "FLOAT16",
+    "FLOAT32",
+    "METHODS",
+    "PRECISIONS",
+    "TILES",
+    "AnyFormat",
+    "NumberFormat",
+]
 
 
 class NumberFormat:
@@ -77,19 +89,38 @@ class NumberFormat:
 
     def __init__(
         self,
-        rows: int = ISA.tile_rows,
-        columns: int = ISA.tile_columns,
+        rows: int = 0,
+        columns: int = 0,
         slab_columns: int = 960,  # of a packed slab of B: at most 2 MB
         block_rows: int = 192,  # of a packed block of A: at most 384 KB
     ) -> None:
         """Take the next number in `FORMATS`; slab and block are cut to whole panels.
 
-        Nothing is compiled before `table` is read.
+        Without rows and columns the tile is that of TILES.  Nothing is measured or compiled before it is needed.
         """
-        self.rows, self.columns = rows, columns
-        self.slab_columns, self.block_rows = slab_columns // columns * columns, block_rows // rows * rows
+        self._tile, self._most = (rows, columns), (slab_columns, block_rows)
         self.index = len(FORMATS)
         FORMATS.append(self)
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """Rows of the register tile, and so of a panel of A."""
+        return self._tile[0] or TILES.chosen[0]
+
+    @functools.cached_property
+    def columns(self) -> int:
+        """Columns of the register tile, and so of a panel of B."""
+        return self._tile[1] or TILES.chosen[1]
+
+    @functools.cached_property
+    def slab_columns(self) -> int:
+        """Columns of B that are packed at a time, at most."""
+        return self._most[0] // self.columns * self.columns
+
+    @functools.cached_property
+    def block_rows(self) -> int:
+        """Rows of A that are packed at a time, at most."""
+        return self._most[1] // self.rows * self.rows
 
     def __repr__(self) -> str:
         return self.name
@@ -239,19 +270,20 @@ class _TwoParts(NumberFormat):
         return joined(builder, bf16_parts(builder, elements.widened(builder, read[0]), 2))
 
 
-# -- the formats, and which way of multiplying bfloat16 is the faster ----------------------------
+# -- the formats, which tile is the fastest, and which way of multiplying bfloat16 ----------------
 
 TIMED_DEPTH = 2048  # of sums: panels of A and B of 64 and 384 KiB with AVX-512, a second-level cache
 
 
-def _time_tile(number_format):
+def _time_tile(number_format, table=None):
     """Return a function that computes one tile over TIMED_DEPTH, and how many operations that is."""
     rows, columns, depth = number_format.rows, number_format.columns, TIMED_DEPTH // number_format.fold
+    table = number_format.table if table is None else table
     c = np.zeros((rows, columns), np.float32)
-    a, b = np.ones(depth * rows, np.float32), np.ones(depth * columns, np.float32)
+    a, b = aligned_zeros(depth * rows), aligned_zeros(depth * columns)
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 5, ctypes.c_bool)
     frame = ctypes.CFUNCTYPE(None)
-    begin, run, end = (of(int(number_format.table[at])) for of, at in ((frame, BEGIN), (kind, TILE), (frame, END)))
+    begin, run, end = (of(int(table[at])) for of, at in ((frame, BEGIN), (kind, TILE), (frame, END)))
     arguments = *(x.ctypes.data for x in (c, c, a, b)), columns, columns, rows, columns, depth, False
 
     def once(keep=(c, a, b)):
@@ -262,6 +294,16 @@ def _time_tile(number_format):
     return once, 2 * rows * columns * TIMED_DEPTH
 
 
+def _time_shape(shape):
+    """Return the same for float32 and a tile of rows x columns; only the tile is compiled."""
+    number_format = NumberFormat(*shape)
+    table = routine_table(f"tile-{shape[0]}x{shape[1]}", {}, tile_routines(number_format))
+    return _time_tile(number_format, table)
+
+
+TILES = Measured(
+    "tile", "ABI_TILE", {f"{m}x{v * LANES}": (m, v * LANES) for m, v in ISA.tiles}, _time_shape
+)  # of formats that multiply by vectors; their bits do not depend on it
 FLOAT32, FLOAT16 = NumberFormat(), _Float16()
 METHODS = {name: one for name, one in (("fp32", _BFloat16()), ("dot", _BFloat16Pairs())) if one.runs_here()}
 BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, _time_tile)

@@ -4,8 +4,8 @@
     with_twin         an operation in LLVM and its twin in plain Python
     constant ...      the blocks from which halves.py, vectors.py, panels.py and tiles.py are built
 
-The vector width follows from the host's features, and so does the tile; `ABI_SIMD=avx512|avx2|neon|generic` overrides
-them, so that every path can be tested on any machine (LLVM splits vectors that the host does not have).  Under
+The vector width follows from the host's features, and so do the tiles that fit; `ABI_SIMD=avx512|avx2|neon|generic`
+overrides them, so that every path can be tested on any machine (LLVM splits vectors that the host does not have).  Under
 NUMBA_DISABLE_JIT=1 the plain-Python twin of each operation runs instead; the twins are also its definition.
 """
 
@@ -25,25 +25,29 @@ from .jit import JIT
 
 @dataclass(frozen=True)
 class Isa:
-    """An instruction set as the kernels see it: floats per vector, and the register tile that fits its registers."""
+    """An instruction set as the kernels see it: floats per vector, and the register tiles that fit its registers."""
 
     name: str
     lanes: int  # float32 per vector
-    tile_rows: int
-    tile_vectors: int
+    tiles: tuple[tuple[int, int], ...]  # rows and vectors; the fastest on a machine is measured (`number_formats.py`)
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the first tile."""
+        return self.tiles[0][0]
 
     @property
     def tile_columns(self) -> int:
-        """Columns of the register tile, in floats."""
-        return self.tile_vectors * self.lanes
+        """Columns of the first tile, in floats."""
+        return self.tiles[0][1] * self.lanes
 
 
-# tile_rows * tile_vectors sums, tile_vectors of B and one of A must fit the vector registers: 32, 16, 32, 16 or more.
+# rows * vectors sums, vectors of B and one of A must fit the vector registers: 32, 16, 32, 16 or more.
 ISAS = {
-    "avx512": Isa("avx512", 16, 8, 3),
-    "avx2": Isa("avx2", 8, 6, 2),
-    "neon": Isa("neon", 4, 8, 2),
-    "generic": Isa("generic", 4, 4, 2),
+    "avx512": Isa("avx512", 16, ((8, 3), (12, 2))),
+    "avx2": Isa("avx2", 8, ((6, 2), (4, 3))),
+    "neon": Isa("neon", 4, ((8, 2), (6, 4))),
+    "generic": Isa("generic", 4, ((4, 2),)),
 }
 
 
@@ -223,5 +227,5 @@ def first_lanes(builder, count, lanes=LANES):
 
 
 def describe() -> dict[str, Any]:
-    """Say which vectors and which tile the kernels use on this machine."""
-    return {"simd": ISA.name, "lanes": LANES, "tile": f"{ISA.tile_rows} x {ISA.tile_columns}", "host": host_isa()}
+    """Say which vectors the kernels use on this machine."""
+    return {"simd": ISA.name, "lanes": LANES, "host": host_isa()}

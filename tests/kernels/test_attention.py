@@ -532,3 +532,15 @@ def test_a_kernel_that_runs_ends_early(rng, backward):
         unfinished = o
     watcher.join()
     assert np.isnan(unfinished).any()
+
+
+@pytest.mark.skipif(not JIT, reason="a tile's twin is NumPy's product, whose last bits depend on the shape")
+def test_bits_do_not_depend_on_the_tile(rng, monkeypatch, tiles):
+    arrays, starts = inputs(rng, 2, FORWARD_KEYS + 37, 4, 2, 20)
+    found = []
+    for number_format in tiles:
+        monkeypatch.setattr(attention, "FLOAT32", number_format)
+        found.append(run_kernels(*arrays, starts, 2, 4, 2))
+    for results in found[1:]:
+        for name, x, expected in zip(NAMES, results, found[0], strict=True):
+            assert np.array_equal(x, expected), name

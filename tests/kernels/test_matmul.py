@@ -457,6 +457,22 @@ def test_bits_do_not_depend_on_how_a_product_is_cut_up(rng, way):
         assert np.array_equal(_cut_product(a, b, way, FLOAT32, parts, addend), expected), parts
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_bits_do_not_depend_on_tile_and_blocks(rng, way, tiles):
+    m, n, k = (71, 131, FLOAT32.slice_terms + 19) if JIT else (13, 37, 9)
+    a, b = operands(rng, m, n, k, *way)
+    found = []
+    for number_format in tiles:
+        out = np.ones((m, n), np.float32)
+        product(out, a, b, *way, addend=out, number_format=number_format)
+        found.append(out)
+    check_close(found[0], exact(a, b, *way, np.ones((m, n), np.float32)), 1e-5)
+    if JIT:  # a tile's twin is NumPy's product, whose last bits depend on the shape
+        assert all(np.array_equal(x, found[0]) for x in found)
+    for x in found:
+        check_close(x, found[0], 1e-6)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 8, 32, 128])
 def test_parts_cover_a_product_and_keep_threads_busy(threads):
     for m, n, k in ((2048, 1536, 512), (2048, 512, 1536), (512, 512, 2048), (384, 32000, 512), (32000, 512, 384)):

@@ -9,7 +9,8 @@ from abi_py.kernels.engine import choice
 from abi_py.kernels.engine.cache import CacheWarning, Store
 from abi_py.kernels.engine.choice import ROUNDS, TIMES, WORTH, Choice
 from abi_py.kernels.engine.jit import JIT
-from abi_py.kernels.engine.number_formats import BFLOAT16, METHODS
+from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32, METHODS, TILES, NumberFormat
+from abi_py.kernels.engine.simd import ISA
 from abi_py.kernels.matmul import product
 
 compiled_only = pytest.mark.skipif(not JIT, reason="nothing is measured")
@@ -99,3 +100,23 @@ def test_both_methods_compute_the_same_but_for_the_last_bits(rng):
         found[name] = np.empty((70, 70), np.float32)
         product(found[name], a, b, transpose_b=True, number_format=number_format)
     assert np.abs(found["dot"] - found["fp32"]).max() < 1e-4 * np.abs(found["fp32"]).max()
+
+
+@compiled_only
+def test_of_two_that_measure_at_once_the_first_one_to_write_decides(made, monkeypatch):
+    measure = Choice._measure
+
+    def overtaken(self):
+        choice.STORE.write("kind.json", b'{"a": 1, "b": 3}', first=True)  # another process, meanwhile
+        return measure(self)
+
+    monkeypatch.setattr(Choice, "_measure", overtaken)
+    assert made(0.5).method == "b"
+
+
+def test_the_tile_is_one_that_fits():
+    assert (FLOAT32.rows, FLOAT32.columns) == TILES.chosen
+    assert TILES.method in TILES.methods
+    assert next(iter(TILES.methods.values())) == (ISA.tile_rows, ISA.tile_columns)
+    assert NumberFormat(4, 16).rows == 4
+    assert set(TILES.rates) == (set(TILES.methods) if JIT and len(TILES.methods) > 1 else set())

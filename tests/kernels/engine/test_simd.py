@@ -20,14 +20,14 @@ def test_description():
     assert said["simd"] in ISAS
     assert said["host"] in ISAS
     assert said["lanes"] == LANES
-    assert said["tile"] == f"{ISA.tile_rows} x {ISA.tile_columns}"
 
 
 def test_tiles_fit_the_registers():
     registers = {"avx512": 32, "avx2": 16, "neon": 32, "generic": 16}
     for name, isa in ISAS.items():
-        assert isa.tile_rows * isa.tile_vectors + isa.tile_vectors + 1 <= registers[name]
-        assert isa.tile_columns == isa.tile_vectors * isa.lanes
+        for rows, vectors in isa.tiles:
+            assert rows * vectors + vectors + 1 <= registers[name]
+        assert (isa.tile_rows, isa.tile_columns) == (isa.tiles[0][0], isa.tiles[0][1] * isa.lanes)
 
 
 def in_child(arguments, **changes):
