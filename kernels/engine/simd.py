@@ -5,8 +5,8 @@
     constant ...      the blocks from which halves.py, vectors.py, panels.py and tiles.py are built
 
 The vector width follows from the host's features, and so do the tiles that fit; `ABI_SIMD=avx512|avx2|neon|generic`
-overrides them, so that every path can be tested on any machine (LLVM splits vectors that the host does not have).  Under
-NUMBA_DISABLE_JIT=1 the plain-Python twin of each operation runs instead; the twins are also its definition.
+overrides them, so that every path can be tested on any machine (LLVM splits vectors that the host does not have).
+Under NUMBA_DISABLE_JIT=1 the plain-Python twin of each operation runs instead; the twins are also its definition.
 """
 
 import functools

@@ -9,7 +9,7 @@ import pytest
 
 from abi_py.kernels.engine import simd
 from abi_py.kernels.engine.jit import JIT
-from abi_py.kernels.engine.simd import ISA, ISAS, LANES
+from abi_py.kernels.engine.simd import ISAS, LANES
 
 ROOT = Path(__file__).resolve().parents[3]
 TESTS = "tests/kernels"
