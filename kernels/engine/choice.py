@@ -105,8 +105,8 @@ class Measured(Generic[Option]):
             return {}
         found = self._kept()
         if found is None:
-            measured = self._measure()
             stale = STORE.read(self._record) is not None  # of other methods
+            measured = self._measure()
             STORE.write(self._record, json.dumps(measured).encode(), first=not stale)
             found = self._kept() or measured  # another process may have written in between
         return found
