@@ -30,7 +30,11 @@ __all__ = [
     "report_rows",
 ]
 
-BF16_METHODS = {"dot": "the processor's dot product", "fp32": "rounded operands, float32 arithmetic"}
+BF16_METHODS = {
+    "amx": "the processor's matrix registers, AMX",
+    "dot": "the processor's dot product",
+    "fp32": "rounded operands, float32 arithmetic",
+}
 
 
 def cpu_name() -> str:

@@ -67,6 +67,16 @@ def tile() -> str:
     return f"{FLOAT32.rows} x {FLOAT32.columns}" + (" (ABI_TILE)" if os.environ.get("ABI_TILE") else measured)
 
 
+def amx_state() -> str:
+    """Say whether AMX can be used: the machine has it, the system gives it, and a few tiles are right."""
+    from ..kernels.engine import amx
+    from ..kernels.engine.jit import JIT
+    from ..kernels.engine.number_formats import METHODS
+
+    missing = METHODS["amx"].missing if JIT and "amx" in METHODS else amx.lacks()
+    return f"no: {missing}" if missing else "there, permitted and tested" if JIT else "there"
+
+
 def machine_facts() -> dict[str, Any]:
     """Return what matters for speed; measuring the two peaks takes a fifth of a second."""
     import numba
@@ -98,6 +108,7 @@ def machine_facts() -> dict[str, Any]:
         "measured_peak_gflops": peaks[0],
         "measured_peak_bf16_gflops": peaks[1],
         "bf16": bf16_method(),
+        "amx": amx_state(),
         "cache": str(STORE.directory),
         "kernels_in_the_cache": f"{warm} of {len(names)}",
         "python": sys.version.split()[0],

@@ -48,6 +48,9 @@ class Method(Hashable, Protocol):
     @property
     def block_rows(self) -> int: ...
 
+    @property
+    def missing(self) -> str: ...
+
     def round_ref(self, x: np.ndarray) -> np.ndarray: ...
 
     @property
@@ -89,14 +92,20 @@ class Measured(Generic[Option]):
         """The name of the method that is used in this process; ValueError if the variable names none."""
         wanted = os.environ.get(self.variable)
         if wanted:
-            if wanted not in self.methods:
+            if wanted not in self.usable:
+                why = getattr(self.methods.get(wanted), "missing", "")
                 raise ValueError(
-                    f"{self.variable} ({wanted}) must be one of {', '.join(self.methods)} on this machine; unset it to "
-                    "use the one that was measured to be fastest"
+                    f"{self.variable} ({wanted}) must be one of {', '.join(self.usable)} on this machine"
+                    f"{f', because {why}' if why else ''}; unset it to use the one that was measured to be fastest"
                 )
             return wanted
         rates = self.rates or {self._first: 1.0}
         return max(rates, key=lambda name: rates[name] / (1 if name == self._first else self.worth))
+
+    @functools.cached_property
+    def usable(self) -> dict[str, Option]:
+        """The methods that can be used here: all."""
+        return dict(self.methods)
 
     @functools.cached_property
     def rates(self) -> dict[str, float]:
@@ -129,10 +138,10 @@ class Measured(Generic[Option]):
         if content is None:
             return None
         rates: dict[str, float] = json.loads(bytes(content))
-        return rates if set(rates) == set(self.methods) else None
+        return rates if set(rates) == set(self.usable) else None
 
     def _measure(self) -> dict[str, float]:
-        timed = {name: self.timed(method) for name, method in self.methods.items()}
+        timed = {name: self.timed(method) for name, method in self.usable.items()}
         best = dict.fromkeys(timed, 0.0)
         for _ in range(ROUNDS):
             for name, (run, operations) in timed.items():
@@ -147,6 +156,11 @@ class Choice(Measured[Method]):
     """A number format with several methods; used like one, and chosen when its table is first asked for."""
 
     worth = WORTH
+
+    @functools.cached_property
+    def usable(self) -> dict[str, Method]:
+        """The methods that this machine has and the system permits."""
+        return {name: method for name, method in self.methods.items() if not method.missing}
 
     def round_ref(self, x: np.ndarray) -> np.ndarray:
         """Return float32 x rounded to the format, still float32: all methods round alike."""

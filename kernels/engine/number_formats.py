@@ -1,9 +1,10 @@
 """Number formats: what products multiply, a class each, with everything that the house knows of it.
 
     FLOAT32     the numbers as they are
-    BFLOAT16    rounded to bfloat16, in one of two ways, of which the faster is taken: kept as float32, which every
+    BFLOAT16    rounded to bfloat16, in one of three ways, of which the fastest is taken: kept as float32, which every
                 machine can multiply; or in pairs, elements p and p + 1 of the sum in the 32 bits of one place of a
-                panel, the first in the lower half, of which the processor's dot product adds both products at once
+                panel, the first in the lower half, of which the processor's dot product adds both products at once;
+                or by its matrix registers (`amx.py`)
     FLOAT16     rounded to IEEE half precision (beyond 65504: infinity), kept as float32; so the machine needs no
                 half-precision arithmetic
     BF16X3      float32 by the products of bfloat16 parts, three or six of them (`parts.py`), on matrix units, which
@@ -37,9 +38,10 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
+from . import amx
 from .cache import source_hash
 from .choice import Choice, Measured
-from .halves import fp16_rounded, round_to_bf16_ref, round_to_fp16_ref
+from .halves import fp16_rounded, round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
 from .jit import JIT
 from .panels import FORMATS, packers
 from .parts import bf16_parts, bf16_parts_ref, joined
@@ -60,7 +62,7 @@ from .routines import (
     routine_table,
     routines_file,
 )
-from .scratch import aligned_zeros
+from .scratch import aligned_empty
 from .simd import F32, ISA, LANES, VECTOR, declare, each, of_shape
 from .tiles import multiply_add, tile_routines
 
@@ -134,6 +136,11 @@ class NumberFormat:
         """Say whether this machine has what the format needs; the plain-Python twins need nothing."""
         return True
 
+    @property
+    def missing(self) -> str:
+        """Why the format can't be used here, found out when it is about to be; "" if it can."""
+        return ""
+
     @functools.cached_property
     def panels(self) -> tuple[int, int]:
         """Floats of a packed block of A, and of a packed slab of B."""
@@ -147,6 +154,28 @@ class NumberFormat:
     def place_ref(self, block: np.ndarray) -> np.ndarray:
         """Return the places of a panel, ((k + fold - 1) // fold, n) float32, from elements (k, n) float32."""
         return self.round_ref(block)
+
+    def elements_ref(self, x: np.ndarray) -> np.ndarray:
+        """Return the numbers of x, float32 or bfloat16 (as uint16), as packers read them: float32."""
+        return widen_bf16_ref(x)
+
+    def panels_ref(self, block: np.ndarray, of_a: bool) -> np.ndarray:
+        """Return panels of A or B, flat float32, from elements (k, n) float32."""
+        width = self.rows if of_a else self.columns
+        places = self.place_ref(np.ascontiguousarray(block))
+        full = np.zeros((len(places), -(-block.shape[1] // width) * width), np.float32)
+        full[:, : block.shape[1]] = places
+        return full.reshape(len(places), -1, width).swapaxes(0, 1).ravel()
+
+    def unpacked_ref(self, panel: np.ndarray) -> np.ndarray:
+        """Return the elements of places (depth, width): (k, width) float32."""
+        return panel
+
+    def tile_ref(self, a: np.ndarray, b: np.ndarray, base: np.ndarray) -> np.ndarray:
+        """Return base (m, n) + the product of a panel of A, flat, and one of B, cut to m rows and n columns."""
+        left, right = a.reshape(-1, self.rows), b.reshape(-1, self.columns)
+        m, n = base.shape
+        return self.unpacked_ref(left[:, :m]).T @ self.unpacked_ref(right[:, :n]) + base
 
     def place(self, builder: ir.IRBuilder, elements: Any, read: list[Any]) -> ir.Value:
         """Emit a place, or a vector of them, from what was read: `fold` numbers, or vectors, of one of ELEMENTS."""
@@ -211,6 +240,12 @@ class _BFloat16Pairs(_BFloat16):
         halves[: block.shape[0]] = self.round_ref(block).view(np.uint32) >> np.uint32(16)
         return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
 
+    def unpacked_ref(self, panel):
+        bits = np.ascontiguousarray(panel).view(np.uint32)
+        halves = np.empty((2 * bits.shape[0], bits.shape[1]), np.uint32)
+        halves[::2], halves[1::2] = bits << np.uint32(16), bits & np.uint32(0xFFFF0000)
+        return halves.view(np.float32)
+
     def place(self, builder, elements, read):
         lower, upper = (elements.halves(builder, x) for x in read)
         return builder.bitcast(builder.or_(lower, builder.shl(upper, each(16, upper.type))), of_shape(lower.type, F32))
@@ -237,6 +272,65 @@ class _BFloat(ir.Type):
 
     def __hash__(self):
         return hash(_BFloat)
+
+
+class _BFloat16Amx(_BFloat16):
+    """Rounded to bfloat16, multiplied by AMX (`amx.py`)."""
+
+    name, fold, unit = "bfloat16-amx", 2, amx.UNIT_TERMS
+    slice_terms = 2 * NumberFormat.slice_terms
+
+    def __init__(self) -> None:
+        super().__init__(amx.SIDE, amx.SIDE, slab_columns=1024, block_rows=192)
+
+    def runs_here(self):
+        return not JIT or not amx.lacks()
+
+    @functools.cached_property
+    def missing(self):
+        return "" if not JIT else self._unavailable or self._differs()
+
+    @property
+    def _unavailable(self):
+        return amx.lacks() or amx.refused()
+
+    @functools.cached_property
+    def table(self):
+        """As elsewhere; RuntimeError without permission, because a tile instruction would end the process."""
+        if JIT and self._unavailable:
+            raise RuntimeError(f"AMX can't be used: {self._unavailable}; take another method of BFLOAT16")
+        return super().table
+
+    def _differs(self):
+        """Compute a few tiles, and say so if they are not what they are defined to be: then nobody may use them."""
+        rng = np.random.default_rng(0)
+        depth = 2 * self.unit
+        for scale in (1, 2.0**-66):  # the second makes denormal products and sums
+            x = [(scale * rng.standard_normal((depth, amx.SIDE))).astype(np.float32) for _ in range(2)]
+            a, b = (aligned_empty((depth * amx.SIDE // 2,)) for _ in range(2))
+            a[:], b[:] = self.panels_ref(x[0], True), self.panels_ref(x[1], False)
+            c = rng.standard_normal((amx.SIDE, amx.SIDE)).astype(np.float32)
+            expected = self.tile_ref(a, b, c)
+            _one_tile(self, c, a, b, True)()
+            if c.tobytes() != expected.tobytes():
+                return "its tiles compute other bits here than they are defined to"
+        return ""
+
+    @property
+    def routines(self):
+        return amx.tile_routines() | amx.packers()
+
+    def elements_ref(self, x):
+        return amx.flushed(x) if x.dtype == np.float32 else widen_bf16_ref(x)  # only the conversion flushes
+
+    def panels_ref(self, block, of_a):
+        return amx.panels_ref(self.round_ref(block), of_a)
+
+    def tile_ref(self, a, b, base):
+        whole = np.zeros((amx.SIDE, amx.SIDE), np.float32)
+        m, n = base.shape
+        whole[:m, :n] = base
+        return amx.tile_ref(a, b, whole)[:m, :n]
 
 
 # -- float16 -------------------------------------------------------------------------------------
@@ -275,23 +369,29 @@ class _TwoParts(NumberFormat):
 TIMED_DEPTH = 2048  # of sums: panels of A and B of 64 and 384 KiB with AVX-512, a second-level cache
 
 
-def _time_tile(number_format, table=None):
-    """Return a function that computes one tile over TIMED_DEPTH, and how many operations that is."""
-    rows, columns, depth = number_format.rows, number_format.columns, TIMED_DEPTH // number_format.fold
+def _one_tile(number_format, c, a, b, add, table=None):
+    """Return a function that computes c = A B, or adds it: one whole tile of two panels."""
+    rows, columns, depth = number_format.rows, number_format.columns, a.size // number_format.rows
     table = number_format.table if table is None else table
-    c = np.zeros((rows, columns), np.float32)
-    a, b = aligned_zeros(depth * rows), aligned_zeros(depth * columns)
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 5, ctypes.c_bool)
     frame = ctypes.CFUNCTYPE(None)
     begin, run, end = (of(int(table[at])) for of, at in ((frame, BEGIN), (kind, TILE), (frame, END)))
-    arguments = *(x.ctypes.data for x in (c, c, a, b)), columns, columns, rows, columns, depth, False
+    arguments = *(x.ctypes.data for x in (c, c, a, b)), columns, columns, rows, columns, depth, add
 
     def once(keep=(c, a, b)):
         begin()
         run(*arguments)
         end()
 
-    return once, 2 * rows * columns * TIMED_DEPTH
+    return once
+
+
+def _time_tile(number_format, table=None):
+    """Return a function that computes one tile over TIMED_DEPTH, and how many operations that is."""
+    rows, columns, depth = number_format.rows, number_format.columns, TIMED_DEPTH // number_format.fold
+    c, a, b = (aligned_empty(shape) for shape in ((rows, columns), (depth * rows,), (depth * columns,)))
+    a[:], b[:] = 1, 1
+    return _one_tile(number_format, c, a, b, False, table), 2 * rows * columns * TIMED_DEPTH
 
 
 def _time_shape(shape):
@@ -305,7 +405,8 @@ TILES = Measured(
     "tile", "ABI_TILE", {f"{m}x{v * LANES}": (m, v * LANES) for m, v in ISA.tiles}, _time_shape
 )  # of formats that multiply by vectors; their bits do not depend on it
 FLOAT32, FLOAT16 = NumberFormat(), _Float16()
-METHODS = {name: one for name, one in (("fp32", _BFloat16()), ("dot", _BFloat16Pairs())) if one.runs_here()}
+_WAYS = {"fp32": _BFloat16(), "dot": _BFloat16Pairs(), "amx": _BFloat16Amx()}
+METHODS = {name: one for name, one in _WAYS.items() if one.runs_here()}
 BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, _time_tile)
 BF16X3 = Choice("bf16x3", "ABI_BF16_PARTS", {"fp32": _TwoParts()}, _time_tile)
 BF16X6 = Choice("bf16x6", "ABI_BF16_PARTS", {"fp32": FLOAT32}, _time_tile)

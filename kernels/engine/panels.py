@@ -30,7 +30,7 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from .halves import bf16_bits, widen, widen_bf16_ref
+from .halves import bf16_bits, widen
 from .jit import helper
 from .routines import COLUMNS, FOLD, FORMAT, PACKERS, ROWS, STORED, UNIT, call_routine, entry_of
 from .simd import (
@@ -89,18 +89,13 @@ def as_stored(x):
 
 def _pack_twin(slot, transposed, stored):
     def pack(panels, at, x, i, j, count, k, table):
-        width = table[slot]
         if stored and table[STORED] == 0:
             x = x.view(np.float32)
-        x = widen_bf16_ref(x)
+        number_format = FORMATS[table[FORMAT]]
+        x = number_format.elements_ref(x)
         block = x[i : i + k, j : j + count] if transposed else x[i : i + count, j : j + k].T  # (k, count)
-        k = panel_depth(k, table)
-        block = FORMATS[table[FORMAT]].place_ref(block)
-        for c in range(0, count, width):
-            panel = panels[at + c * k : at + (c + width) * k].reshape(k, width)
-            part = block[:, c : c + width]
-            panel[:, : part.shape[1]] = part
-            panel[:, part.shape[1] :] = 0
+        packed = number_format.panels_ref(block, slot == ROWS)
+        panels[at : at + packed.size] = packed
 
     return pack
 

@@ -16,7 +16,8 @@ from numba import types
 from numba.core import cgutils
 
 from .halves import widen, widen_bf16_ref
-from .routines import BEGIN, COLUMNS, END, FOLD, ROWS, TILE, Routine, call_routine
+from .panels import FORMATS
+from .routines import BEGIN, COLUMNS, END, FORMAT, ROWS, TILE, Routine, call_routine
 from .scratch import LINE
 from .simd import (
     F32,
@@ -49,22 +50,10 @@ __all__ = ["begin", "end", "multiply_add", "row_by_row", "tile", "tile_routines"
 # -- plain-Python twin ---------------------------------------------------------------------------
 
 
-def _unpair_twin(panel):
-    """Turn (k, count) pairs of bfloat16 into (2 k, count) float32."""
-    bits = np.ascontiguousarray(panel).view(np.uint32)
-    halves = np.empty((2 * bits.shape[0], bits.shape[1]), np.uint32)
-    halves[::2], halves[1::2] = bits << np.uint32(16), bits & np.uint32(0xFFFF0000)
-    return halves.view(np.float32)
-
-
 def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
-    height, width = table[ROWS], table[COLUMNS]
-    left = a[a_at : a_at + k * height].reshape(k, height)[:, :rows]
-    right = b[b_at : b_at + k * width].reshape(k, width)[:, :cols]
-    if table[FOLD] == 2:
-        left, right = _unpair_twin(left), _unpair_twin(right)
+    left, right = a[a_at : a_at + k * table[ROWS]], b[b_at : b_at + k * table[COLUMNS]]
     block = (slice(i, i + rows), slice(j, j + cols))
-    c[block] = left.T @ right + (d[block] if add else np.float32(0))
+    c[block] = FORMATS[table[FORMAT]].tile_ref(left, right, d[block] if add else np.zeros((rows, cols), np.float32))
 
 
 def _row_by_row_twin(c, d, i, j, a, b, row, add):

@@ -22,7 +22,6 @@ from abi_py.kernels.engine.panels import (
 )
 from abi_py.kernels.engine.simd import LANES
 
-ROWS, COLUMNS = FLOAT32.rows, FLOAT32.columns
 UNTOUCHED = np.float32(-77)
 
 
@@ -36,19 +35,20 @@ def compiled(pack):
     return call
 
 
-# name: (function, panel width, whether the counted rows or columns are the rows of x)
+# name: (function, whether the counted rows or columns are the rows of x)
 PACKERS = {
-    "a": (compiled(pack_a), ROWS, True),
-    "a_transposed": (compiled(pack_a_transposed), ROWS, False),
-    "b": (compiled(pack_b), COLUMNS, False),
-    "b_transposed": (compiled(pack_b_transposed), COLUMNS, True),
+    "a": (compiled(pack_a), True),
+    "a_transposed": (compiled(pack_a_transposed), False),
+    "b": (compiled(pack_b), False),
+    "b_transposed": (compiled(pack_b_transposed), True),
 }
 STORED = {
     "a": compiled(pack_stored_a),
     "b": compiled(pack_stored_b),
     "b_transposed": compiled(pack_stored_b_transposed),
 }
-TABLES = {str(kind): kind.table for kind in (FLOAT32, *METHODS.values(), FLOAT16)}
+KINDS = {str(kind): kind for kind in (FLOAT32, *METHODS.values(), FLOAT16) if not kind.missing}
+TABLES = {name: kind.table for name, kind in KINDS.items()}
 DEPTHS = [1, 2, LANES - 1, LANES, 2 * LANES + 3, 4 * LANES, 64 * LANES + 1]
 
 
@@ -71,18 +71,28 @@ def pairs(block):
 
 PLACES = {
     **{"float32": lambda block: block, "bfloat16": round_to_bf16_ref, "bfloat16-pairs": pairs},
+    "bfloat16-amx": pairs,
     "float16": round_to_fp16_ref,
 }
 
 
-def expected_panels(block, width, number_format):
+def width_of(name, number_format):
+    """Return how many rows or columns a panel has."""
+    kind = KINDS[number_format]
+    return kind.rows if name.startswith("a") else kind.columns
+
+
+def expected_panels(block, name, number_format):
     """Panels of a block (k, count): ceil(count / width) of (depth, width), filled up with zeros."""
-    places = PLACES[number_format](np.ascontiguousarray(widen_bf16_ref(block)))
-    depth, count = places.shape
-    assert depth == panel_depth(block.shape[0], TABLES[number_format])
+    width, places = width_of(name, number_format), PLACES[number_format](np.ascontiguousarray(widen_bf16_ref(block)))
+    depth, count = panel_depth(block.shape[0], TABLES[number_format]), places.shape[1]
     filled = np.zeros((depth, -(-count // width) * width), np.float32)
-    filled[:, :count] = places
-    return filled.reshape(depth, -1, width).swapaxes(0, 1).ravel()
+    filled[: len(places), :count] = places
+    panels = filled.reshape(depth, -1, width).swapaxes(0, 1)
+    if number_format != "bfloat16-amx":
+        return panels.ravel()
+    tiles = panels.reshape(len(panels), depth // 16, 16, 2, 16)  # panel, block, pair, half, lane
+    return tiles.transpose((0, 1, 3, 4, 2) if name.startswith("a") else (0, 1, 3, 2, 4)).ravel()
 
 
 @pytest.mark.parametrize("kind", ["plain", "wide", "backwards"])
@@ -90,12 +100,13 @@ def expected_panels(block, width, number_format):
 @pytest.mark.parametrize("number_format", TABLES)
 @pytest.mark.parametrize("name", PACKERS)
 def test_packing(rng, name, number_format, stored, kind):
-    pack, width, rows_counted = PACKERS[name]
+    pack, rows_counted = PACKERS[name]
+    width = width_of(name, number_format)
     at, i, j = 11, 2, 3
     for k in DEPTHS:
         for count in (1, width - 1, width, width + 1, 3 * width, 3 * width + width // 2 + 1):
             x = matrix(rng, kind, stored, *((i + count, j + k) if rows_counted else (i + k, j + count)))
-            expected = expected_panels(x[i:, j:].T if rows_counted else x[i:, j:], width, number_format)
+            expected = expected_panels(x[i:, j:].T if rows_counted else x[i:, j:], name, number_format)
             panels = np.full(at + expected.size + 2 * LANES, UNTOUCHED)
             pack(panels, at, x, i, j, count, k, TABLES[number_format])
             assert panels[at : at + expected.size].tobytes() == expected.tobytes(), (k, count)
@@ -108,14 +119,15 @@ def test_packing(rng, name, number_format, stored, kind):
 @pytest.mark.parametrize("name", PACKERS)
 def test_packing_reads_nothing_beyond_the_edge(name, number_format, stored):
     """What is past the last row and column is NaN; none of it may show in the panels."""
-    pack, width, rows_counted = PACKERS[name]
+    pack, rows_counted = PACKERS[name]
+    width = width_of(name, number_format)
     nan, one = (0x7FC0, 0x3F80) if stored == "bfloat16" else (np.nan, 1)
-    whole = np.full((4 * COLUMNS, 4 * COLUMNS), nan, np.uint16 if stored == "bfloat16" else np.float32)
+    whole = np.full((4 * width + 64, 4 * width + 64), nan, np.uint16 if stored == "bfloat16" else np.float32)
     count, k = width + 3, LANES + 3  # an odd k: the last pair has one element
     whole[(slice(count), slice(k)) if rows_counted else (slice(k), slice(count))] = one
     panels = np.full(2 * width * panel_depth(k, TABLES[number_format]), np.nan, np.float32)
     pack(panels, 0, whole, 0, 0, count, k, TABLES[number_format])
-    halves = widen_bf16_ref(panels.view(np.uint16)) if number_format == "bfloat16-pairs" else panels
+    halves = widen_bf16_ref(panels.view(np.uint16)) if KINDS[number_format].fold == 2 else panels
     assert np.isin(halves, [0, 1]).all()
 
 
@@ -124,23 +136,26 @@ def test_packing_reads_nothing_beyond_the_edge(name, number_format, stored):
 @pytest.mark.parametrize("name", STORED)
 def test_packing_what_is_stored_as_the_numbers_are(rng, name, number_format, kind):
     """The same panels as from the packer that knows the type, from x seen as uint16."""
-    pack, width, rows_counted = PACKERS[name]
+    pack, rows_counted = PACKERS[name]
+    width = width_of(name, number_format)
     i, j, k, count = 2, 3, 2 * LANES + 3, 2 * width + 1  # odd everywhere
     stored = "bfloat16" if number_format.startswith("bfloat16") else "float32"
     x = matrix(rng, kind, stored, *((i + count, j + k) if rows_counted else (i + k, j + count)))
-    expected, panels = np.full((2, 3 * width * k), UNTOUCHED)
+    expected, panels = np.full((2, 3 * width * (k + 32)), UNTOUCHED)
     pack(expected, 0, x, i, j, count, k, TABLES[number_format])
     STORED[name](panels, 0, as_stored(x), i, j, count, k, TABLES[number_format])
     assert panels.tobytes() == expected.tobytes()
 
 
-def packed_column(bits, table):
+def packed_column(bits, kind):
     """Pack float32 given by their bits, each twice along the sum; return the panel's places as bits."""
     x = np.array(bits, np.uint32).view(np.float32)[:, None].repeat(2, axis=1)  # (count, k)
-    panels = np.zeros(-(-len(bits) // ROWS) * ROWS * 2, np.float32)
-    PACKERS["a"][0](panels, 0, x, 0, 0, len(bits), 2, table)
-    depth = panel_depth(2, table)
-    return panels.view(np.uint32).reshape(-1, ROWS)[::depth].ravel()[: len(bits)]
+    depth = panel_depth(2, kind.table)
+    panels = np.zeros(-(-len(bits) // kind.rows) * kind.rows * depth, np.float32)
+    PACKERS["a"][0](panels, 0, x, 0, 0, len(bits), 2, kind.table)
+    if str(kind) == "bfloat16-amx":
+        return panels.view(np.uint32)[::16][: len(bits)]
+    return panels.view(np.uint32).reshape(-1, kind.rows)[::depth].ravel()[: len(bits)]
 
 
 def test_rounding_to_bfloat16():
@@ -148,7 +163,9 @@ def test_rounding_to_bfloat16():
     bits = [0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFFFFFFFF, 0x80000000]
     expected = [0x3F80, 0x3F82, 0x3F81, 0x7F80, 0x7F80, 0x7FC0, 0xFFFF, 0x8000]
     for number_format in METHODS.values():
-        found = packed_column(bits, number_format.table)
+        if number_format.missing:
+            continue
+        found = packed_column(bits, number_format)
         lower = expected if number_format.fold == 2 else [0] * len(expected)
         assert [hex(value >> 16) for value in found] == [hex(value) for value in expected]
         assert [hex(value & 0xFFFF) for value in found] == [hex(value) for value in lower]
@@ -159,6 +176,6 @@ def test_rounding_to_half_precision(rng):
     special = [1 + 2**-11, 1 + 3 * 2**-11, 65504, 65519.996, 65520, 1e30, 2**-14, 2**-24, 2**-25, 1.1 * 2**-25, 3e-8, 0]
     x = np.array([*special, np.inf, *(rng.standard_normal(500) * 2.0 ** rng.integers(-30, 20, 500))], np.float32)
     x = np.concatenate([x, -x])
-    found = packed_column(x.view(np.uint32), TABLES["float16"])
+    found = packed_column(x.view(np.uint32), FLOAT16)
     assert found.tobytes() == round_to_fp16_ref(x).tobytes()
-    assert np.isnan(packed_column([0x7FC00000], TABLES["float16"]).view(np.float32)).all()
+    assert np.isnan(packed_column([0x7FC00000], FLOAT16).view(np.float32)).all()

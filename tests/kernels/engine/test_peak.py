@@ -16,9 +16,11 @@ def test_the_tile_is_repeated_as_often_as_is_counted():
     a, b = np.ones((2, 3 * ROWS), np.float32), np.full((2, 3 * COLUMNS), 2, np.float32)
     peak._repeat_tile(c, a, b, 3, 5, FLOAT32.table)
     assert (c == 3 * 2 * 5).all()  # depth 3, one times two, five times: nothing was left out by the compiler
-    c[...] = 0
-    peak._repeat_tile(c, a, b, 3, 5, BFLOAT16.table)
-    assert (c == 3 * 2 * 5).all()  # of each pair, here 1 and 2 in float32, the upper halves are 1 and 2, the lower 0
+    for kind in BFLOAT16.usable.values():  # a pair is 1 (or 2) in the upper half, 0 in the lower
+        c, depth = np.zeros((2, kind.rows, kind.columns), np.float32), 2 * kind.unit
+        a, b = np.ones((2, depth * kind.rows), np.float32), np.full((2, depth * kind.columns), 2, np.float32)
+        peak._repeat_tile(c, a, b, depth, 5, kind.table)
+        assert (c == depth * 2 * 5).all()
 
 
 def test_operations_are_counted_by_the_clock(monkeypatch):
