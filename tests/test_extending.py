@@ -17,7 +17,7 @@ import pytest
 from waiting import PATIENCE
 
 from abi_py.gradcheck import check_close, check_gradient
-from abi_py.kernels.engine import number_formats, panels
+from abi_py.kernels.engine import number_format, number_formats, panels
 from abi_py.kernels.matmul import FEW, product, product_ref
 from abi_py.kernels.stored_matmul import (
     stored_product,
@@ -227,7 +227,7 @@ def test_the_storage(load, rng):
 
 def test_the_number_format(rng, monkeypatch):
     monkeypatch.setattr(panels, "FORMATS", list(panels.FORMATS))
-    monkeypatch.setattr(number_formats, "FORMATS", panels.FORMATS)
+    monkeypatch.setattr(number_format, "FORMATS", panels.FORMATS)
     (change,) = (text for path, text in CHANGES if "class _TF32" in text)
     names = dict(vars(number_formats))
     exec("\n".join(line[1:] for line in change.splitlines() if line[0] == "+"), names)
