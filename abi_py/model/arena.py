@@ -22,7 +22,7 @@ In a step that does not add to gradients, saved arrays lie in the memory of grad
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from .layers.head import Head, HeadScratch
 from .layers.layer import Branch, Layer
 from .layers.run import Entry, Form
 from .lent import Piece, lay_out, lent_ranges
+from .passes import Passes
 
 Key = tuple[int, str, int, np.dtype]  # of an array that is saved: its slot (`Slots`) and type
 
@@ -181,6 +182,7 @@ class Arrays:
     head: HeadScratch
     dx: np.ndarray  # (N, C)
     unread: np.ndarray  # (N, C): for an output that is not needed again
+    passes: Passes = field(default_factory=Passes)
 
 
 class Arena:

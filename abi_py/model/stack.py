@@ -8,18 +8,21 @@ packed row.  Backward runs a segment of blocks forward again where gradient chec
 unless the shared arrays still hold it, which they do for the last one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from ..kernels.engine.replay import between
 from ..parameters import Buffers
 from ..shape import CheckpointingStrategy, ModelShape
 from .arena import Arena, Arrays, parts_of, segment_length
 from .inputs import segment_starts
 from .layers.experts import Experts
-from .layers.layer import Branch, Layer
+from .layers.layer import Branch, Layer, has_only_kernels
 from .layers.run import Run
+from .passes import LONG
 
 __all__ = ["Runs", "Stack", "flops_per_token"]
 
@@ -52,6 +55,8 @@ class Stack:
         self.arena = Arena(shape, layers, lender)
         self._segments = self._cut(segment_length(shape))
         self._trained, self._below = [layer.is_trained() for layer in layers], trained_below(layers)
+        self._noted = {id(layer) for layer in layers if has_only_kernels(layer)}
+        self._short: dict[tuple[int, int], bool] = {}  # by shape of a batch: whether passes are replayed
 
     def _cut(self, length: int) -> list[range]:
         """Return the branches of each segment of so many blocks."""
@@ -66,7 +71,41 @@ class Stack:
         routing = next((layer.routing for layer in self.branches if isinstance(layer, Experts)), None)
         return routing.loads() if routing is not None else None
 
-    # -- the passes ------------------------------------------------------------------------------
+    # -- the passes, replayed where they are short and known ---------------------------------------
+
+    def pass_forward(self, ids: np.ndarray, run: Run) -> None:
+        """Do what `forward` does."""
+        if self._is_short(run):
+            self.arrays(run).passes.run(self.forward, (ids,), run)
+        else:
+            self.forward(ids, run)
+
+    def pass_backward(self, labels: np.ndarray, ids: np.ndarray, run: Run) -> None:
+        """Do what `loss_backward` does."""
+        if self._is_short(run):
+            numbers = run.objective if self._is_noted_head(run) else None
+            self.arrays(run).passes.run(self.loss_backward, (labels, ids), run, numbers)
+        else:
+            self.loss_backward(labels, ids, run)
+
+    def _is_short(self, run: Run) -> bool:
+        shape = run.batch, run.length
+        if shape not in self._short:
+            self._short[shape] = run.batch * run.length * flops_per_token(self.layers, run.length) < LONG
+        return self._short[shape]
+
+    def _is_noted_head(self, run: Run) -> bool:
+        """Say whether the head's calls follow from the objective: rows that do not count are left out of them."""
+        return id(self.head) in self._noted and run.objective is not None and run.objective.whole
+
+    def _do(self, layer: Layer, function: Callable[[Run], object], run: Run) -> None:
+        """Call function(run), a pass through a layer; Python does so in a replay too, unless all of it is noted."""
+        if id(layer) in self._noted:
+            function(run)
+        else:
+            between(function, run)
+
+    # -- their text ------------------------------------------------------------------------------
 
     def arrays(self, run: Run) -> Arrays:
         """Return the arrays of a pass."""
@@ -75,10 +114,11 @@ class Stack:
     def forward(self, ids: np.ndarray, run: Run) -> np.ndarray:
         """Return hidden (N, C), the input of the head's matrix, for ids (N,); the arena keeps what backward needs."""
         arrays = self.arrays(run)
-        self.embedding.forward(arrays.saved[0].x, ids, run)
+        self._do(self.embedding, partial(self.embedding.forward, arrays.saved[0].x, ids), run)
         for segment in self._segments:
             self._run(segment, arrays, run)
-        return self.head.forward(arrays.head)
+        self._do(self.head, lambda run: self.head.forward(arrays.head), run)
+        return arrays.head.hidden
 
     def _run(self, segment: range, arrays: Arrays, run: Run, redo: bool = False) -> None:
         """Run the branches of a segment; a repeated run leaves out the last one's output, which is there already."""
@@ -86,13 +126,14 @@ class Stack:
             out = arrays.head.x if i == len(self.branches) - 1 else arrays.saved[i + 1].x
             if redo and i == segment[-1]:
                 out = arrays.unread  # not needed again, and its place may hold what is
-            self.branches[i].forward(out, arrays.saved[i], arrays.scratch[i], run)
+            branch = self.branches[i]
+            self._do(branch, partial(branch.forward, out, arrays.saved[i], arrays.scratch[i]), run)
             run.between_layers()
 
     def backward(self, ids: np.ndarray, run: Run) -> None:
         """Go from the gradient of hidden, in the head's scratch, to the gradients of what is trained."""
         arrays, dx, last = self.arrays(run), self.arrays(run).dx, self._segments[-1]
-        self.head.backward(dx, arrays.head)
+        self._do(self.head, lambda run: self.head.backward(dx, arrays.head), run)
         for segment in reversed(self._segments):
             if segment is not last:
                 self._run(segment, arrays, run, redo=True)
@@ -101,10 +142,19 @@ class Stack:
                 if not (self._trained[i + 1] or self._below[i + 1]):
                     return
                 if self._is_shared(branch):
-                    branch.fill(a, s, run)
-                branch.backward(dx, a, s, run, self._below[i + 1])
+                    self._do(branch, partial(branch.fill, a, s), run)
+                self._do(branch, partial(branch.backward, dx, a, s, below=self._below[i + 1]), run)
                 run.between_layers()
-        self.embedding.backward(dx, ids, run)
+        self._do(self.embedding, partial(self.embedding.backward, dx, ids), run)
+
+    def loss_backward(self, labels: np.ndarray, ids: np.ndarray, run: Run) -> None:
+        """Write losses, hits and gradients, after `forward`, for labels (N,) and the run's objective."""
+        step = partial(self.head.loss_backward, labels, self.arrays(run).head)
+        if self._is_noted_head(run):
+            step(run)
+        else:
+            between(step, run)
+        self.backward(ids, run)
 
     def _is_shared(self, branch: Branch) -> bool:
         """Say whether the next block has overwritten what `attention_only` does not keep."""

@@ -36,7 +36,7 @@ from .folder import open_weights, read_config
 from .folder_writing import Savable, write_folder
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
-from .layers.run import Check, Penalties, Run
+from .layers.run import Check, Objective, Penalties, Run
 from .loss_output import LossOutput
 from .stack import Runs, Stack, flops_per_token
 
@@ -232,17 +232,17 @@ class Transformer(Shown, ABC):
         run = plain if same else replace(plain, number_format=number_format, draw=draw, check=check)
         count = int(np.count_nonzero(targets >= 0))
         scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
+        objective = Objective(float(scale), float(label_smoothing), float(z_loss), count == targets.size)
         penalties = Penalties(scale * count)
         with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
-            self.stack.forward(ids.ravel(), run)
+            self.stack.pass_forward(ids.ravel(), run)
             self._last = None
-            head, s = self.stack.head, self.stack.arrays(run).head
+            s = self.stack.arrays(run).head
             if backward:
-                run = replace(run, accumulate=self._begin_backward(), penalties=penalties)
-                head.loss_backward(targets, s, label_smoothing, z_loss, scale, run)
-                self.stack.backward(ids.ravel(), run)
+                run = replace(run, accumulate=self._begin_backward(), objective=objective, penalties=penalties)
+                self.stack.pass_backward(targets, ids.ravel(), run)
             else:
-                head.loss(targets, s, label_smoothing, run)
+                self.stack.head.loss(targets, s, label_smoothing, run)
         loss_sum = float(s.losses.sum(dtype=np.float64))
         return LossOutput(
             loss=loss_sum / max(count, 1),

@@ -16,6 +16,7 @@ from numba import njit, prange
 from numba.extending import register_jitable
 
 from .cache import KernelCache, numba_config
+from .calls import Kernel
 from .threads import on_threads
 
 __all__ = ["JIT", "helper", "kernel", "prange"]
@@ -33,7 +34,7 @@ def kernel(function: Function) -> Function:
     if not JIT:
         return compiled
     compiled._cache = KernelCache(function)  # where `cache=True` puts Numba's own
-    return on_threads(compiled)
+    return Kernel(compiled, on_threads(compiled))
 
 
 def helper(function: Function) -> Function:

@@ -45,6 +45,7 @@ __all__ = [
     "UNIT",
     "Routine",
     "call_routine",
+    "compiled_functions",
     "entry_of",
     "routine_table",
     "routines_file",
@@ -55,6 +56,7 @@ TILE, BEGIN, END, PACKERS = range(9, 13)  # from PACKERS on, one for each packer
 SLOTS = PACKERS + 8
 
 Routine = tuple[list[ir.Type], Callable[..., None]]  # types of the arguments; emits the body: body(builder, *arguments)
+Function = tuple[ir.FunctionType, Callable[..., None]]  # the same of one whose body returns, and what
 
 _engines: list[Any] = []  # the machine code lives as long as they do
 
@@ -73,19 +75,34 @@ def routine_table(name: str, header: Mapping[int, int], routines: Mapping[int, R
     for slot, number in header.items():
         table[slot] = number
     if JIT:
-        for slot, address in _load(_kept(routines_file(name), lambda: _module(name, routines)), routines).items():
+        functions = {slot: _returning(routine) for slot, routine in routines.items()}
+        for slot, address in compiled_functions(name, functions).items():
             table[slot] = address
     return table
 
 
-def _module(name: str, routines: Mapping[int, Routine]) -> str:
+def compiled_functions(name: str, functions: Mapping[int, Function]) -> dict[int, int]:
+    """Return the addresses of numbered functions, compiled together or read from the cache under a name."""
+    return _load(_kept(routines_file(name), lambda: _module(name, functions)), functions)
+
+
+def _module(name: str, functions: Mapping[int, Function]) -> str:
     module = ir.Module(name)
-    for slot, (arguments, body) in routines.items():
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), _symbol(slot))
-        builder = ir.IRBuilder(function.append_basic_block("entry"))
-        body(builder, *function.args)
-        builder.ret_void()
+    for slot, (kind, body) in functions.items():
+        function = ir.Function(module, kind, _symbol(slot))
+        body(ir.IRBuilder(function.append_basic_block("entry")), *function.args)
     return str(module)
+
+
+def _returning(routine: Routine) -> Function:
+    """Return a routine as a function, with the return after its body."""
+    arguments, body = routine
+
+    def whole(builder: ir.IRBuilder, *values: ir.Value) -> None:
+        body(builder, *values)
+        builder.ret_void()
+
+    return ir.FunctionType(ir.VoidType(), arguments), whole
 
 
 def _symbol(slot: int) -> str:

@@ -28,7 +28,7 @@ import numba
 from numba import config
 from numba.np.ufunc import parallel
 
-__all__ = ["PARTS", "PASS", "on_threads", "thread_count", "threads_as_before", "threads_for"]
+__all__ = ["PARTS", "PASS", "forked", "on_threads", "taking_turns", "thread_count", "threads_as_before", "threads_for"]
 
 PARTS = 16  # a sum over rows goes into so many partial sums, however many threads there are: same bits for all
 
@@ -147,6 +147,11 @@ class _InTurn:
         return getattr(self.compiled, name)
 
 
+def taking_turns() -> contextlib.AbstractContextManager[object]:
+    """Return a block in which kernels may be called by their addresses: in its turn, where calls take turns."""
+    return _turn if _turns_needed() else contextlib.nullcontext()
+
+
 @functools.cache
 def _turns_needed() -> bool:
     """Say whether Numba is going to choose `workqueue`: it decides when the first kernel is compiled, too late here."""
@@ -172,11 +177,20 @@ def _there(layer: str) -> bool:
 # -- forks -----------------------------------------------------------------------------------------
 
 
+_forked = False
+
+
+def forked() -> bool:
+    """Say whether this process is a forked child in which kernels refuse to run."""
+    return _forked
+
+
 def _in_child() -> None:
     """Begin anew in a forked child: the parent's threads are not there."""
-    global _turn
+    global _turn, _forked
     _turn = threading.Lock()  # a thread of the parent may have held it
     if parallel._is_initialized and numba.threading_layer() == "omp" and sys.platform.startswith("linux"):
+        _forked = True
         for compiled in _kernels:
             compiled._clear()  # what is compiled is no longer found, and what is called to find it refuses
             compiled._compile_for_args = _refuse

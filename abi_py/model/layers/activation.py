@@ -55,7 +55,7 @@ class Activation(ABC):
 class Swiglu(Activation):
     """silu(gate) up (`kernels/swiglu.py`)."""
 
-    gated = True
+    gated, only_kernels = True, True
     kernels = "swiglu_forward", "swiglu_forward_rounded", "swiglu_backward"
 
     def forward(self, h: np.ndarray, u: np.ndarray) -> None:
@@ -82,6 +82,7 @@ class Swiglu(Activation):
 class Gelu(Activation):
     """gelu(u), or gelu(gate) up if `gated` (`kernels/gelu.py`); by a tanh, unless it is `exact`."""
 
+    only_kernels = True
     kernels = "gelu_forward", "gelu_forward_rounded", "gelu_backward"
 
     def __init__(self, *, exact: bool = False, gated: bool = False) -> None:

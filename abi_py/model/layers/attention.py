@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...kernels.engine.number_formats import AnyFormat
+from ...kernels.engine.replay import by_numpy
 from ...kernels.unchecked import (
     attention_backward,
     attention_forward,
@@ -92,6 +93,7 @@ class Attention(Branch):
         k: np.ndarray  # (N, G D)
         v: np.ndarray  # (N, G D)
 
+    only_kernels = True
     reference = reference.attention_forward, reference.attention_backward
 
     def __init__(
@@ -254,7 +256,7 @@ class Attention(Branch):
             return
         self.o.forward(a.z, a.att, a.u_o, s, run)
         self.after.forward(out, a.r_z, a.z)
-        out += a.x
+        by_numpy(np.add, out, a.x, out=out)
 
     def backward(self, dx: np.ndarray, a: Saved, s: Scratch, run: Run, below: bool) -> None:
         """Turn dx (N, C) from the gradient of out into that of a.x, in place."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from ...kernels.embedding import embedding_backward_ref, embedding_forward_ref
+from ...kernels.engine.replay import by_numpy
 from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import embedding_backward, embedding_forward, embedding_forward_adding, stored_rows
 from ...parameters import TensorSpec, Weight
@@ -20,6 +21,7 @@ __all__ = ["Embedding"]
 class Embedding(Layer):
     """Rows of W, times a scale that is rounded to float32, and those of P; gradients are always added to."""
 
+    only_kernels = True
     name = "token_embedding"
     positions = "position_embedding"
 
@@ -61,7 +63,7 @@ class Embedding(Layer):
         else:
             stored_rows(x, ids, self.weight.w, self.weight.storage)
         if self.scale != 1:
-            x *= np.float32(self.scale)
+            by_numpy(np.multiply, x, np.float32(self.scale), out=x)
         if self.learned_positions:
             embedding_forward_adding(x, run.positions, self._positions)
 
@@ -72,7 +74,7 @@ class Embedding(Layer):
             embedding_backward(gradients[1], dx, run.positions)
         if gradients[0] is not None:  # forward: x = scale W[ids]
             if self.scale != 1:
-                dx *= np.float32(self.scale)
+                by_numpy(np.multiply, dx, np.float32(self.scale), out=dx)
             embedding_backward(gradients[0], dx, ids)
 
     def forward_ref(self, w: Mapping[str, np.ndarray], ids: np.ndarray, positions: np.ndarray) -> np.ndarray:

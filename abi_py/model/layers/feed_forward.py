@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...kernels.engine.replay import by_numpy
 from ...parameters import INITIAL_STD, TensorSpec
 from .. import reference
 from .activation import Activation, Swiglu
@@ -62,6 +63,7 @@ class FeedForward(Branch):
         z: np.ndarray  # (rows, C), and
         r_z: np.ndarray  # (rows,), with a norm after the branch
 
+    only_kernels = True
     reference = reference.feed_forward_forward, reference.feed_forward_backward
 
     def __init__(
@@ -99,6 +101,10 @@ class FeedForward(Branch):
         """Return its tensors."""
         norms = (spec for norm in (self.norm, *self.inner_norms) for spec in norm.tensors())
         return (*self.gate_up.tensors(), *self.down.tensors(), *norms)
+
+    def pieces(self) -> tuple[object, ...]:
+        """Return its norms and its activation."""
+        return (*super().pieces(), self.activation)
 
     def kernels(self) -> set[str]:
         """Return those of its norms, biases and activation."""
@@ -163,7 +169,7 @@ class FeedForward(Branch):
             return
         self.down.forward(a.z, s.h, a.u_down, s, run)
         self.after.forward(out, a.r_z, a.z)
-        out += a.x
+        by_numpy(np.add, out, a.x, out=out)
 
     def backward(self, dx: np.ndarray, a: Saved, s: Scratch, run: Run, below: bool) -> None:
         """Turn dx (N, C) from the gradient of out into that of a.x, in place."""

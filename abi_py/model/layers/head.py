@@ -7,10 +7,12 @@ W (V, C) is the head's own, or the embedding where the two are tied.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from ...kernels.cross_entropy import scratch_floats
+from ...kernels.engine.replay import between
 from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import head_loss, head_loss_backward, product
 from ...parameters import TensorSpec, Weight
@@ -40,6 +42,8 @@ class HeadScratch:
 class Head(Layer):
     """The norm and the output matrix: `output_proj`, or the embedding's if tied."""
 
+    only_kernels = True
+
     def __init__(self, norm: Norm, vocab_size: int, width: int, tied: bool) -> None:
         """Describe it."""
         super().__init__("")
@@ -51,6 +55,10 @@ class Head(Layer):
         """Return its tensors."""
         own = () if self.tied else (replace(each, hidden=False) for each in self._linear.matrices())
         return (*self.norm.tensors(), *own)
+
+    def pieces(self) -> tuple[object, ...]:
+        """Return its norm."""
+        return (self.norm,)
 
     def scratch(self) -> dict[str, Entry]:
         """Return its arrays but for hits and logits, which are no floats for each row."""
@@ -114,18 +122,23 @@ class Head(Layer):
         options = smoothing, run.number_format, self._storage, run.check
         head_loss(s.losses, s.hits, s.hidden, self.weight.w, labels, s.logits, *options)
 
-    def loss_backward(
-        self, labels: np.ndarray, s: HeadScratch, smoothing: float, z_loss: float, scale: float, run: Run
-    ) -> None:
+    def loss_backward(self, labels: np.ndarray, s: HeadScratch, run: Run) -> None:
         """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss.
 
         The z-loss is in the gradients, and among the penalties of the run.
         """
+        if run.objective is None:
+            raise RuntimeError("the gradient of a loss needs an objective")
+        scale, smoothing, z_loss = run.objective.scale, run.objective.smoothing, run.objective.z_loss
         options = scale, smoothing, run.accumulate, run.number_format, self._storage, z_loss, s.lse, run.check
         results = s.losses, s.hits, s.dhidden, self.weight.dw
         head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options)
-        if z_loss and run.penalties is not None:
-            squares = float(np.square(s.lse, dtype=np.float64).sum())  # 0 where no label counts
+        if z_loss:
+            between(partial(self._penalise, labels, s.lse, z_loss), run)
+
+    def _penalise(self, labels: np.ndarray, lse: np.ndarray, z_loss: float, run: Run) -> None:
+        if run.penalties is not None:
+            squares = float(np.square(lse, dtype=np.float64).sum())  # 0 where no label counts
             run.penalties.add("z_loss", z_loss * squares / max(int(np.count_nonzero(labels >= 0)), 1))
 
     def backward(self, dx: np.ndarray, s: HeadScratch) -> None:

@@ -21,16 +21,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...parameters import TensorSpec, Weight
 from .linear import Linear
 from .norm import Norm
 from .run import Chunk, Entry, KeysAndValues, Run
 
-__all__ = ["Branch", "Layer"]
+__all__ = ["Branch", "Layer", "has_only_kernels"]
 
 
 class Layer(ABC):
-    """A layer; `at` is what its tensors' names begin with, as in `layers.3.`."""
+    """A layer; `at` is what its tensors' names begin with, as in `layers.3.`.
+
+    `only_kernels`, in a class's own body, says that its passes do nothing but call kernels, `between` and `by_numpy`
+    (`kernels/engine/replay.py`); what does not say it for itself, as a class made from another one, is run by Python.
+    """
+
+    only_kernels: ClassVar[bool] = False
 
     def __init__(self, at: str) -> None:
         """Describe it."""
@@ -53,6 +60,10 @@ class Layer(ABC):
         `below`: something below it is trained, so the gradient of its input is wanted.
         """
 
+    def pieces(self) -> tuple[object, ...]:
+        """Return the parts of a layer that have passes of their own and say `only_kernels` for themselves."""
+        return ()
+
     def overwritten(self) -> set[str]:
         """Return the tensors whose gradients backward overwrites unless it must add to them; it adds to all others."""
         return {part.name for linear in self.linears for part in linear.parts}
@@ -71,6 +82,14 @@ class Layer(ABC):
         return own or any(linear.is_trained() for linear in self.linears)
 
 
+def has_only_kernels(layer: Layer) -> bool:
+    """Say whether all of a bound layer's passes can be noted; decoding other storages of weights is Python's."""
+    pieces = layer, *layer.pieces()
+    return all(vars(type(each)).get("only_kernels", False) for each in pieces) and all(
+        weight.storage is FLOAT32 for weight in layer.weights
+    )
+
+
 class Branch(Layer):
     """A residual branch: out = x + f(x)."""
 
@@ -86,6 +105,10 @@ class Branch(Layer):
         super().__init__(at)
         self.block = block
         self.inner_norms: tuple[Norm, ...] = ()  # all others
+
+    def pieces(self) -> tuple[object, ...]:
+        """Return its norms."""
+        return (self.norm, *self.inner_norms)
 
     def bind(self, weights: Callable[[str], Weight]) -> None:
         """Take the weights of its linear layers and of its norms by their full names."""

@@ -18,11 +18,13 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", se
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
+from ...kernels.engine.replay import between, by_numpy
 from ...kernels.engine.scratch import aligned_empty
 from ...kernels.storage import Storage
 from ...kernels.storage.float32 import STORAGE as FLOAT32
@@ -83,11 +85,25 @@ class Adapter:
     seed: int  # of the masks
     streams: int  # number of groups in the whole model
 
-    def mask_seed(self, group: Group, run: Run) -> int | None:
-        """Return the seed of a group's mask in this pass; None if nothing is dropped."""
-        if self.dropout == 0 or run.draw is None:
-            return None
-        return (self.seed + run.draw * self.streams + group.stream) % 2**63
+    def drops(self, run: Run) -> bool:
+        """Say whether something is dropped in this pass."""
+        return self.dropout > 0 and run.draw is not None
+
+    def mask_seed(self, group: Group, run: Run) -> int:
+        """Return the seed of a group's mask in this pass, in which something is dropped."""
+        return (self.seed + (run.draw or 0) * self.streams + group.stream) % 2**63
+
+    def drop(self, x: np.ndarray, group: Group, s: "AdapterScratch", run: Run) -> np.ndarray:
+        """Return D(x): x itself where nothing is dropped, else a copy in s.dropped."""
+        if not self.drops(run):
+            return x
+        kept = _shaped(s.dropped, *x.shape)
+        between(lambda run: dropout_forward(kept, x, self.dropout, self.mask_seed(group, run)), run)
+        return kept
+
+    def drop_backward(self, dx: np.ndarray, group: Group, run: Run) -> None:
+        """Turn dx from the gradient of D(x) into that of x, in place."""
+        dropout_backward(dx, dx, self.dropout, self.mask_seed(group, run))
 
 
 class AdapterScratch(Protocol):
@@ -224,9 +240,9 @@ class Linear:
         if self.adapter is None:
             return
         for group in self.adapter.groups:
-            kept = _drop(x, self.adapter.dropout, self.adapter.mask_seed(group, run), s)
+            kept = self.adapter.drop(x, group, s, run)
             product(u[group.ranks], group.a, kept, transpose_b=True, number_format=run.number_format)
-        u *= np.float32(self.adapter.scale)
+        by_numpy(np.multiply, u, np.float32(self.adapter.scale), out=u)
         for group in self.adapter.groups:
             for part in group.parts:
                 target = y[:, part.columns]
@@ -282,7 +298,7 @@ class Linear:
                 product(
                     du[part.ranks], part.b, dy_part, transpose_a=True, transpose_b=True, number_format=run.number_format
                 )
-        du *= np.float32(self.adapter.scale)  # forward: u = s D(x) Aᵀ
+        by_numpy(np.multiply, du, np.float32(self.adapter.scale), out=du)  # forward: u = s D(x) Aᵀ
 
     def weight_gradients(self, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Add to the gradients of the matrices and adapters, or overwrite them; those of biases are added to."""
@@ -303,7 +319,7 @@ class Linear:
             for part in group.parts:  # forward: y = u Bᵀ
                 dy_part, base = dy[:, part.columns], part.db if run.accumulate else None
                 product(part.db, dy_part, u[part.ranks], **both, addend=base, number_format=number_format)
-            kept = _drop(x, self.adapter.dropout, self.adapter.mask_seed(group, run), s)
+            kept = self.adapter.drop(x, group, s, run)
             product(
                 group.da,
                 du[group.ranks],
@@ -320,14 +336,13 @@ class Linear:
             return
         du = _shaped(s.du, *u.shape)
         for group in self.adapter.groups:  # forward: u = s D(x) Aᵀ
-            seed = self.adapter.mask_seed(group, run)
-            if seed is None:
+            if not self.adapter.drops(run):
                 product(dx, du[group.ranks], group.a, transpose_a=True, addend=dx, number_format=run.number_format)
             else:
                 part_of_dx = _shaped(s.dropped, *dx.shape)
                 product(part_of_dx, du[group.ranks], group.a, transpose_a=True, number_format=run.number_format)
-                dropout_backward(part_of_dx, part_of_dx, self.adapter.dropout, seed)
-                dx += part_of_dx
+                between(partial(self.adapter.drop_backward, part_of_dx, group), run)
+                by_numpy(np.add, dx, part_of_dx, out=dx)
 
 
 def adapter_scratch(linears: Sequence[Linear]) -> dict[str, Entry]:
@@ -351,15 +366,6 @@ def _join(weights: Sequence[Weight], columns: Sequence[slice], parts: int) -> li
         w, dw = joined([weights[i].w for i in run]), joined(gradients) if gradients else None
         found.append(Joined(span, w, dw, weights[run[0]].storage))
     return found
-
-
-def _drop(x: np.ndarray, rate: float, seed: int | None, s: AdapterScratch) -> np.ndarray:
-    """Return D(x): x itself where nothing is dropped, else a copy in s.dropped."""
-    if seed is None:
-        return x
-    kept = _shaped(s.dropped, *x.shape)
-    dropout_forward(kept, x, rate, seed)
-    return kept
 
 
 def _shaped(scratch: np.ndarray, rows: int, columns: int) -> np.ndarray:

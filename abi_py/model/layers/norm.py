@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ...kernels.engine.replay import by_numpy
 from ...kernels.layer_norm import layer_norm_backward_ref, layer_norm_forward_ref
 from ...kernels.rms_norm import rms_norm_backward_ref, rms_norm_forward_ref
 from ...kernels.unchecked import (
@@ -71,6 +72,7 @@ class RmsNorm(Norm):
     It also takes rows of heads, x (N, H C) and r (N H,): each head is normed for itself.
     """
 
+    only_kernels = True
     kernels = "rms_norm_forward", "rms_norm_backward"
 
     def __init__(self, name: str, width: int, eps: float, *, above_one: bool = False) -> None:
@@ -85,7 +87,10 @@ class RmsNorm(Norm):
 
     def _w(self) -> np.ndarray:
         (weight,) = self.weights
-        return np.add(weight.w, np.float32(1), out=self._whole) if self.above_one else weight.w
+        if not self.above_one:
+            return weight.w
+        by_numpy(np.add, weight.w, np.float32(1), out=self._whole)
+        return self._whole
 
     def forward(self, y: np.ndarray, r: np.ndarray, x: np.ndarray) -> None:
         """Write y (N, C) and r = 1 / rms (N,) from x (N, C)."""
@@ -116,6 +121,7 @@ class RmsNorm(Norm):
 class LayerNorm(Norm):
     """LayerNorm (`kernels/layer_norm.py`): y = (x - mean) r w + b, with b called `NAME_bias`."""
 
+    only_kernels = True
     kernels = "layer_norm_forward", "layer_norm_backward"
 
     def tensors(self) -> tuple[TensorSpec, ...]:

@@ -11,7 +11,7 @@ from ...kernels.attention import starts_within
 from ...kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, AnyFormat
 from ...kernels.rope import rope_angles, rope_frequencies, rope_table
 
-__all__ = ["Angles", "Check", "Chunk", "Entry", "Form", "KeysAndValues", "Penalties", "Run"]
+__all__ = ["Angles", "Check", "Chunk", "Entry", "Form", "KeysAndValues", "Objective", "Penalties", "Run"]
 
 
 class Check(Protocol):
@@ -66,6 +66,16 @@ class Penalties:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What the head computes of the logits: `kernels/cross_entropy.py`."""
+
+    scale: float  # of the gradients
+    smoothing: float
+    z_loss: float
+    whole: bool  # every label counts
+
+
+@dataclass(frozen=True)
 class Run:
     """What kernels need to know about a pass over N = batch * length rows."""
 
@@ -77,6 +87,7 @@ class Run:
     draw: int | None = None  # number of the training pass, which decides the masks of dropout; None: nothing is dropped
     accumulate: bool = True  # backward: add to the gradients of matrices, or overwrite them
     borrows: bool = False  # saved activations may lie where backward will overwrite gradients (`lent.py`)
+    objective: Objective | None = None  # of the loss; None: only the gradient of what forward returned
     penalties: Penalties | None = None  # backward of a loss; None: only the gradient of what forward returned
     counted: np.ndarray | None = None  # (N,) uint8: 0 where the attention mask is, which penalties leave out; None: all
     slots: np.ndarray | None = None  # (N,) int32: where a decoder's cache keeps the sequence of a row

@@ -1,0 +1,91 @@
+"""The passes that a model has by heart: what Python did once, replayed (`kernels/engine/replay.py`).
+
+    1st pass of a kind    Python: compiles what is missing, lays out memory
+    2nd                   Python, and its calls are noted
+    3rd, 4th ...          the notes, on the numbers that are in the arrays now
+
+A kind of pass is all that decides which calls Python makes, with which arrays and numbers:
+
+    which pass     forward, or head and backward, and the objective where its numbers are in the calls
+    the run        batch and length, number format, adding or overwriting, whether something is dropped, no marks
+    who runs it    the Python thread, whose scratch it is, and how many threads kernels use
+    the arrays     activations and scratch are those of one `Arrays`, which has its own passes; weights stay where
+                   they are, in buffers that a model keeps for life, and so do their gradients
+
+What else changes from pass to pass is in arrays: ids and labels are copied into those that were noted.  Masks, segments
+and whatever a pass does between kernels are Python's each time, as are long passes, where nothing would be gained and
+a stop may be wanted between two layers.
+"""
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..kernels.engine.calls import NotNumbers
+from ..kernels.engine.replay import Recording, recorded, replays
+from ..kernels.engine.threads import thread_count
+from .layers.run import Run
+
+__all__ = ["LONG", "Passes"]
+
+LONG = 2e10  # operations of a step; half a second on a slow machine, and beyond it Python is below 1 %
+KEPT = 12  # kinds of passes
+
+Text = Callable[..., object]  # text(*inputs, run)
+
+
+@dataclass
+class _Kind:
+    """What is known of a kind of passes."""
+
+    starts: np.ndarray | None
+    positions: np.ndarray
+    inputs: tuple[np.ndarray, ...]
+    recording: Recording | None = None
+    refused: bool = False  # a call cannot be made again
+
+
+class Passes:
+    """Those over one set of arrays."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._known: dict[Hashable, _Kind] = {}
+
+    def run(self, text: Text, inputs: tuple[np.ndarray, ...], run: Run, objective: Hashable = None) -> None:
+        """Do what text(*inputs, run) does; `objective`: the numbers of `run.objective` that its calls are given."""
+        if not replays() or run.counted is not None:
+            text(*inputs, run)
+            return
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
+        what = text.__name__, objective, run.batch, run.length, run.number_format, run.accumulate, run.draw is None
+        key = *what, shapes, thread_count(), threading.get_ident()
+        kind = self._known.get(key)
+        if kind is None or kind.starts is not run.starts or kind.positions is not run.positions:
+            if len(self._known) >= KEPT:
+                self._known.clear()
+            self._known[key] = _Kind(run.starts, run.positions, tuple(x.copy() for x in inputs))
+            text(*inputs, run)
+            return
+        if kind.refused:
+            text(*inputs, run)
+            return
+        for kept, x in zip(kind.inputs, inputs, strict=True):
+            np.copyto(kept, x)
+        if kind.recording is None:
+            _note(kind, text, run)
+        else:
+            kind.recording.replay(run)
+        run.between_layers()
+
+
+def _note(kind: _Kind, text: Text, run: Run) -> None:
+    """Do what the text does, and note it; nothing that is noted looks at a request to stop."""
+    with recorded() as notes:
+        text(*kind.inputs, replace(run, check=None))
+    try:
+        kind.recording = Recording(notes)
+    except NotNumbers:
+        kind.refused = True
