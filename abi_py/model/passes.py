@@ -54,6 +54,10 @@ class Passes:
         """Begin without any."""
         self._known: dict[Hashable, _Kind] = {}
 
+    def __len__(self) -> int:
+        """Return how many kinds are known."""
+        return len(self._known)
+
     def run(self, text: Text, inputs: tuple[np.ndarray, ...], run: Run, objective: Hashable = None) -> None:
         """Do what text(*inputs, run) does; `objective`: the numbers of `run.objective` that its calls are given."""
         if not replays() or run.counted is not None:
