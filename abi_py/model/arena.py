@@ -255,8 +255,8 @@ class Arena:
         head = HeadScratch(
             **self._between(self.head.scratch(), rows), hits=np.empty(rows, np.uint8), logits=self._scratch["logits"]
         )
-        stream = {"dx": Entry(self.head.width), "unread": Entry(self.head.width, place="n")}
-        return Arrays(saved, scratch, head, **self._between(stream, rows))
+        stream = self._between({"dx": Entry(self.head.width), "unread": Entry(self.head.width, place="n")}, rows)
+        return Arrays(saved, scratch, head, stream["dx"], stream["unread"])
 
     def _between(self, table: Mapping[str, Entry], rows: int) -> dict[str, np.ndarray]:
         return {name: make_shape(entry, self._scratch[entry.place or name], rows) for name, entry in table.items()}

@@ -2,7 +2,6 @@
 
     Kernel      a compiled function that Python calls
     noted       a block in which this thread's calls are listed besides being made
-    unnoted     a block within it whose calls are not
     words_of    the arguments of a call as Numba's compiled code takes them: one number of 64 bits for each
 
 Numba's compiled code takes an array as its parts.  Of these the first two, which tell who owns the memory, may be
@@ -18,7 +17,7 @@ from typing import Any
 
 from numba import types
 
-__all__ = ["Call", "Kernel", "NotNumbers", "noted", "unnoted", "words_of"]
+__all__ = ["Call", "Kernel", "NotNumbers", "noted", "words_of"]
 
 
 class NotNumbers(Exception):
@@ -67,18 +66,8 @@ class Kernel:
 
 
 @contextmanager
-def noted(notes: list[Any]) -> Iterator[None]:
-    """Append the calls of this thread to `notes`."""
-    yield from _noting(notes)
-
-
-@contextmanager
-def unnoted() -> Iterator[list[Any] | None]:
-    """Append them to nothing; yields the list of the block around this one, if there is one."""
-    yield from _noting(None)
-
-
-def _noting(notes: list[Any] | None) -> Iterator[list[Any] | None]:
+def noted(notes: list[Any] | None) -> Iterator[list[Any] | None]:
+    """Append the calls of this thread to `notes`; None: to nothing.  Yields the list of the block around this one."""
     before, _mine.notes = _mine.notes, notes
     try:
         yield before
@@ -96,5 +85,6 @@ def words_of(kind: types.Type, value: Any) -> list[int]:
         form = "<d" if kind.bitwidth == 64 else "<f"
         return [int.from_bytes(struct.pack(form, value), "little")]
     if isinstance(kind, types.BaseTuple):
-        return [word for each, part in zip(kind, value, strict=True) for word in words_of(each, part)]
+        kinds: Any = kind  # one for each part
+        return [word for each, part in zip(kinds, value, strict=True) for word in words_of(each, part)]
     raise NotNumbers(f"{kind} is no array, number or tuple of them")

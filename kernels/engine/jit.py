@@ -34,7 +34,8 @@ def kernel(function: Function) -> Function:
     if not JIT:
         return compiled
     compiled._cache = KernelCache(function)  # where `cache=True` puts Numba's own
-    return Kernel(compiled, on_threads(compiled))
+    made: Any = Kernel(compiled, on_threads(compiled))
+    return made
 
 
 def helper(function: Function) -> Function:

@@ -10,7 +10,8 @@ change.  So a pass is noted once, as Python runs it, and then made again from a 
     walk        calls the trampolines one after the other
 
 Python stays the text of a pass, and a `Recording` is that text's calls: the same functions, arguments, order, threads,
-and so the same bits.  What a pass does otherwise than by kernels it says by `between` and `by_numpy`, and Python does that again.
+and so the same bits.  What a pass does otherwise than by kernels it says by `between` and `by_numpy`, and Python does
+that again.
 
 A recording is right for as long as the same Python would make the same calls; who keeps it has to know that
 (`abi_py/model/passes.py`).  It keeps the memory that its calls name.  A kernel that fails is called once more from
@@ -29,7 +30,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core.registry import cpu_target
 
-from .calls import Call, NotNumbers, noted, unnoted, words_of
+from .calls import Call, NotNumbers, noted, words_of
 from .jit import JIT
 from .routines import compiled_functions
 from .threads import forked, taking_turns
@@ -88,7 +89,7 @@ def between(function: Callable[..., object], *now: Any) -> None:
 
     The kernels that it calls are not noted.
     """
-    with unnoted() as notes:
+    with noted(None) as notes:
         if notes is not None:
             notes.append(function)
         function(*now)
