@@ -84,6 +84,13 @@ def test_every_family_has_the_bits_of_python(family, precision, monkeypatch, rep
     assert len(replays) >= 5
 
 
+@pytest.mark.parametrize("precision", [Precision.BF16X3, Precision.BF16X6], ids=str)
+def test_products_of_parts_are_replayed(precision, monkeypatch, replays):
+    """Formats whose numbers have several parts."""
+    same_bits(*run_twice(monkeypatch, make_model, lambda model: train(model, batches_of(model), precision=precision)))
+    assert len(replays) == 5
+
+
 @pytest.mark.parametrize("strategy", list(CheckpointingStrategy), ids=lambda strategy: strategy.value)
 def test_gradient_checkpointing_is_replayed(strategy, monkeypatch, replays):
     """Blocks that are computed again are part of the pass."""
