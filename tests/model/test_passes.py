@@ -228,7 +228,7 @@ def test_a_request_to_stop_is_seen_after_a_replayed_pass(replays):
         model.compute_loss(*batch, backward=True, check=Check())
     seen.clear()
     model.compute_loss(*batch, backward=True, check=Check())
-    assert seen == [3, 4]
+    assert seen == [1, 2]  # gradients were empty at the first step, which has other arrays
     seen.extend(range(100))
     with pytest.raises(InterruptedError):
         model.compute_loss(*batch, backward=True, check=Check())
