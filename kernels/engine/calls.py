@@ -8,6 +8,7 @@ Numba's compiled code takes an array as its parts.  Of these the first two, whic
 zero: then the caller sees to it that the memory stays.
 """
 
+import inspect
 import struct
 import threading
 from collections.abc import Iterator
@@ -54,8 +55,10 @@ class Kernel:
         for name in ("__name__", "__qualname__", "__module__", "__doc__"):
             setattr(self, name, getattr(compiled.py_func, name))
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call it, and list the call where calls are noted."""
+        if named:
+            arguments = inspect.signature(self.compiled.py_func).bind(*arguments, **named).args
         notes = _mine.notes
         if notes is not None:
             notes.append(Call(self, arguments))
