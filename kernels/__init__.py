@@ -20,6 +20,7 @@ __all__ = [  # noqa: RUF022 (in the order of kernels/README.md; a test holds it 
     "rms_norm",
     "layer_norm",
     "matmul",
+    "streamed_matmul",
     "stored_matmul",
     "bias",
     "rope",

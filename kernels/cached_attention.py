@@ -1,4 +1,4 @@
-"""Attention of new tokens over stored keys and values: what decoding needs instead of the attention of whole samples.
+"""Attention of new tokens over stored keys and values: what generation needs instead of the attention of whole samples.
 
     append     keys[slot_n, :, position_n] = k_n      values[slot_n, :, position_n] = v_n
     forward    s_j = scale q_n k_j    for start_n <= j <= position_n, k_j and v_j from the cache of the row's slot
@@ -8,20 +8,22 @@
     H query heads share G key/value heads: head h reads head h // (H / G).   No backward: it serves generation only.
     start_n is 0, or position_n - window + 1 where that is more; scale is 1 / sqrt(D) unless it is given.
 
-A row is one new token of the sequence in `slots[n]`; rows of one slot may follow each other (a prompt that goes on a
-stored conversation), if all of them were appended before.  The cache holds key/value heads, not query heads, and all
-keys of a head are in one piece, so decoding reads memory straight through and every key serves its H / G queries while
-it is in first-level cache.
+A row is one new token of the sequence in `slots[n]`; rows of one slot may follow each other (a prompt), if all of them
+were appended before.  The cache holds key/value heads, not query heads, and all keys of a head are in one piece, so
+decoding reads memory straight through and every key serves its H / G queries while it is in first-level cache.
 
-The keys of a row are cut into parts of TASK_KEYS, wherever the row is and however many threads there are.  A part is
-one task; it gives its maximum m_p, its sum l_p and its weighted values a_p, and a second loop puts them together:
+**What a row is the sum of, and in what order, depends on nothing but the row itself**: not on threads, not on other
+rows, not on how a prompt is cut into calls.  Keys are cut where their number is a multiple of TASK_KEYS, into parts,
+and these into blocks of BLOCK_KEYS.  Inside a block a score is summed from the first element of q to the last, and a
+sum of values from the first key to the last; blocks of a part, and then parts, are joined by
 
-    m = max_p m_p      o = sum_p exp(m_p - m) a_p / sum_p exp(m_p - m) l_p
+    m' = max(m, m_p)    l' = exp(m - m') l + exp(m_p - m') l_p    a' = exp(m - m') a + exp(m_p - m') a_p    o = a / l
 
 (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", section 3; cut over keys as in Dao et al.
-2023, "Flash-Decoding").  Parts before a row's start are left out, and are no task.  So the bits depend on nothing but
-the row itself: not on threads, not on other rows.  Inside a part the same sum runs over blocks of BLOCK_KEYS, whose
-scores and keys stay in first-level cache.
+2023, "Flash-Decoding").  There are two kernels with this one order:
+
+    single rows        a task is a part of a row's keys and a key/value head; `stream` multiplies with keys as they are
+    rows in a row      a task is QUERIES rows of one slot and a key/value head; keys and values are packed for the tile
 """
 
 import math
@@ -33,6 +35,9 @@ from numba.core import cgutils
 
 from .engine.checks import Array, checked
 from .engine.jit import helper, kernel, prange
+from .engine.number_formats import FLOAT32
+from .engine.panels import pack_a, pack_b, pack_b_transposed, panel_depth
+from .engine.routines import COLUMNS, ROWS
 from .engine.scratch import scratch
 from .engine.simd import (
     I64,
@@ -41,17 +46,18 @@ from .engine.simd import (
     ZERO,
     broadcast,
     constant,
-    declare,
     first_lanes,
     load,
     masked_load,
     masked_store,
     pointer,
     store,
-    sum_of_lanes,
     with_twin,
 )
+from .engine.tiles import begin, end, multiply_add, tile
 from .engine.vectors import exp, largest, total
+from .matmul import THREADS
+from .streamed_matmul import STREAMED, stream, streams
 
 __all__ = [
     "cache_append",
@@ -60,8 +66,10 @@ __all__ = [
     "cached_attention_forward_ref",
 ]
 
-TASK_KEYS = 512  # keys of a task
+TASK_KEYS = 512  # keys of a part
 BLOCK_KEYS = 64  # keys of a block: 64 x 64 floats of keys are 16 KB
+QUERIES = 64  # rows of a task of many
+BLOCK_ROWS = 8  # rows from which on they are one: a tile's, about
 TOGETHER = 4  # vectors of a weighted sum that grow side by side: a multiply-add waits four cycles for the one before
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -116,9 +124,8 @@ def cache_append(keys: Array, values: Array, k: Array, v: Array, slots: Array, p
                 values[slot, g, position, d] = v[n, g * head_dim + d]
 
 
-# The compiler makes no vectors of a float sum (see `jit.py`), and would keep `sums` in memory while it adds up a block
-# of values.  So both products of a block are spelt out: a score is LANES partial sums, added up by halves; a vector of
-# `sums` stays in its register from the first value to the last.
+# The compiler would keep `sums` in memory while it adds up a block of values.  So that product is spelt out: a vector
+# of the sum stays in its register from the first value to the last.
 
 
 def _each_piece(builder, start, head_dim, visit):
@@ -140,67 +147,37 @@ def _shape(context, builder, kind, array):
     return [builder.extract_value(context.make_array(kind)(context, builder, array).shape, i) for i in range(kind.ndim)]
 
 
-def _scores_twin(s, query, keys, scale):
-    s[:] = keys @ query * scale
-
-
-@with_twin(_scores_twin)
-def _scores(typing, s, query, keys, scale):
-    """s (columns,) = keys query scale, for query (D,) and keys (columns, D), all with unit stride in the last axis."""
-
-    def codegen(context, builder, signature, arguments):
-        kinds = signature.args
-        columns, head_dim = _shape(context, builder, kinds[2], arguments[2])
-        out, query = (pointer(context, builder, kinds[i], arguments[i], constant(0)) for i in (0, 1))
-        with cgutils.for_range(builder, columns, intp=I64) as loop:
-            key = pointer(context, builder, kinds[2], arguments[2], loop.index, constant(0))
-            partial = cgutils.alloca_once_value(builder, ZERO)
-            builder.store(ZERO, partial)
-
-            def visit(at, mask, key=key, partial=partial):
-                added = builder.fmul(_load(builder, query, at, mask), _load(builder, key, at, mask))
-                builder.store(builder.fadd(builder.load(partial), added), partial)
-
-            _each_piece(builder, constant(0), head_dim, visit)
-            score = builder.fmul(sum_of_lanes(builder, builder.load(partial)), arguments[3])
-            builder.store(score, builder.gep(out, [loop.index]))
-        return context.get_dummy_value()
-
-    return types.void(s, query, keys, types.float32), codegen
-
-
 def _weigh_twin(sums, p, values, shrink):
     sums[:] = sums * shrink + p @ values
 
 
 @with_twin(_weigh_twin)
 def _weigh(typing, sums, p, values, shrink):
-    """sums (D,) = shrink sums + p values, for p (columns,) and values (columns, D), in the order of the columns."""
+    """sums (D,) = p values + shrink sums, for p (columns,) and values (columns, D), in the order of the columns."""
 
     def codegen(context, builder, signature, arguments):
         kinds = signature.args
         columns, head_dim = _shape(context, builder, kinds[2], arguments[2])
         sums, weights = (pointer(context, builder, kinds[i], arguments[i], constant(0)) for i in (0, 1))
         factor = broadcast(builder, arguments[3], VECTOR)
-        multiply_add = declare(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, [VECTOR] * 3)
 
         def visit(at, mask, count=1):
             held = [cgutils.alloca_once_value(builder, ZERO) for _ in range(count)]
             places = [builder.add(at, constant(i * LANES)) for i in range(count)]
-            for place, vector in zip(places, held):
-                builder.store(builder.fmul(_load(builder, sums, place, mask), factor), vector)
             with cgutils.for_range(builder, columns, intp=I64) as loop:
                 weight = broadcast(builder, builder.load(builder.gep(weights, [loop.index])), VECTOR)
                 value = pointer(context, builder, kinds[2], arguments[2], loop.index, constant(0))
                 for place, vector in zip(places, held):
-                    now = [weight, _load(builder, value, place, mask), builder.load(vector)]
-                    builder.store(builder.call(multiply_add, now), vector)
+                    factors = weight, _load(builder, value, place, mask)
+                    builder.store(multiply_add(builder, *factors, builder.load(vector)), vector)
             for place, vector in zip(places, held):
                 address = builder.gep(sums, [place])
+                before = builder.fmul(_load(builder, sums, place, mask), factor)
+                result = builder.fadd(builder.load(vector), before)
                 if mask is None:
-                    store(builder, builder.load(vector), address)
+                    store(builder, result, address)
                 else:
-                    masked_store(builder, builder.load(vector), address, mask)
+                    masked_store(builder, result, address, mask)
 
         whole = builder.sub(head_dim, builder.srem(head_dim, constant(TOGETHER * LANES)))
         with cgutils.for_range_slice(builder, constant(0), whole, constant(TOGETHER * LANES), I64) as (at, _):
@@ -212,48 +189,78 @@ def _weigh(typing, sums, p, values, shrink):
 
 
 @helper
-def _attend(sums, stats, queries, keys, values, s, scale):
-    """One part: sums (group, D) and stats (group, 2) = maximum and sum, of keys and values (columns, D)."""
-    group, head_dim = sums.shape
-    sums[:] = 0
-    stats[:, 0] = -np.inf
-    stats[:, 1] = 0
-    for j0 in range(0, keys.shape[0], BLOCK_KEYS):
-        columns = min(BLOCK_KEYS, keys.shape[0] - j0)
-        for i in range(group):
-            row = s[i, :columns]
-            _scores(row, queries[i * head_dim : (i + 1) * head_dim], keys[j0 : j0 + columns], scale)
-            top = max(stats[i, 0], largest(row))  # drops NaN; the sum below does not
-            for j in range(columns):
-                row[j] = exp(row[j] - top)
-            shrink = exp(stats[i, 0] - top)  # 0 at the first block
-            stats[i, 1] = stats[i, 1] * shrink + total(row)
-            stats[i, 0] = top
-            _weigh(sums[i], row, values[j0 : j0 + columns], shrink)
+def _soften(s, low, high, stats, scale):
+    """Turn scores s (BLOCK_KEYS,), of which low ... high - 1 count, into exp(scale s - m), the others into 0.
+
+    stats (2,) = m and l take them in; return the factor of what was summed before, which is 0 at the first block.
+    """
+    inner = s[low:high]
+    for j in range(inner.size):
+        inner[j] *= scale
+    s[:low] = -np.inf
+    s[high:] = -np.inf
+    top = max(stats[0], largest(s))  # drops NaN; the sum below does not
+    for j in range(s.size):
+        s[j] = exp(s[j] - top)
+    shrink = exp(stats[0] - top)
+    stats[1] = stats[1] * shrink + total(s)
+    stats[0] = top
+    return shrink
 
 
 @helper
-def _join(o, sums, stats, parts):
-    """o (D,) from the parts' sums (parts, D) and stats (parts, 2), added from the first to the last."""
-    top = stats[0, 0]
-    for p in range(1, parts):
-        top = max(top, stats[p, 0])
-    length = np.float32(0)
-    o[:] = 0
-    for p in range(parts):
-        shrink = exp(stats[p, 0] - top)
-        length += shrink * stats[p, 1]
-        for d in range(o.size):
-            o[d] += shrink * sums[p, d]
-    factor = np.float32(1) / length
+def _merge(o, whole, sums, stats):
+    """Add a part's sums (D,) and stats (2,) to those of the parts before it, o and whole."""
+    top = max(whole[0], stats[0])
+    before, now = exp(whole[0] - top), exp(stats[0] - top)
+    for d in range(o.size):
+        o[d] = before * o[d] + now * sums[d]
+    whole[1] = before * whole[1] + now * stats[1]
+    whole[0] = top
+
+
+@helper
+def _begin(sums, stats):
+    """Begin a sum: of nothing."""
+    sums[:] = 0
+    stats[0] = -np.inf
+    stats[1] = 0
+
+
+@helper
+def _finish(o, whole):
+    """Divide a sum by the sum of its weights."""
+    factor = np.float32(1) / whole[1]
     for d in range(o.size):
         o[d] *= factor
 
 
+@helper
+def _attend(sums, stats, queries, keys, values, first, last, s, scale, routines):
+    """One part: sums (group, D) and stats (group, 2) of queries (group, D) over keys and values first ... last - 1."""
+    group = len(queries)
+    for i in range(group):
+        _begin(sums[i], stats[i])
+    for j0 in range(first // BLOCK_KEYS * BLOCK_KEYS, last, BLOCK_KEYS):
+        low, high = max(j0, first), min(j0 + BLOCK_KEYS, last)
+        for i in range(0, group, STREAMED):
+            count = min(STREAMED, group - i)
+            stream(s, s, i, low - j0, count, high - low, queries[i:], keys, low, False, routines)
+        for i in range(group):
+            shrink = _soften(s[i], low - j0, high - j0, stats[i], scale)
+            _weigh(sums[i], s[i, low - j0 : high - j0], values[low:high], shrink)
+
+
 @kernel
-def _cached_attention(o, q, keys, values, slots, positions, window, heads, longest, scores, sums, stats, scale):
-    """scores (threads, H, BLOCK_KEYS);  sums (N, G, longest, H/G, D) and stats (N, G, longest, H/G, 2) of parts."""
-    rows, kv_heads, head_dim = q.shape[0], keys.shape[1], keys.shape[3]
+def _cached_attention(
+    o, q, keys, values, slots, positions, window, longest, scores, sums, stats, whole, scale, routines
+):
+    """Single rows; o and q (N, H, D).  Scratch: scores (threads, H, BLOCK_KEYS), and of the parts of each row
+
+    sums (N, G, longest, H/G, D), stats (N, G, longest, H/G, 2); whole (N, H, 2): of all parts of a head
+    """
+    rows, heads = q.shape[:2]
+    kv_heads = keys.shape[1]
     group = heads // kv_heads
     for task in prange(rows * kv_heads * longest):
         s = scores[numba.get_thread_id()]
@@ -265,29 +272,137 @@ def _cached_attention(o, q, keys, values, slots, positions, window, heads, longe
         begin = (start // TASK_KEYS + part) * TASK_KEYS
         first, last = max(begin, start), min(begin + TASK_KEYS, end)
         if first < last:
-            queries = q[n, g * group * head_dim : (g + 1) * group * head_dim]
-            k, v = keys[slots[n], g, first:last], values[slots[n], g, first:last]
-            _attend(sums[n, g, part], stats[n, g, part], queries, k, v, s, scale)
+            k, v, queries = keys[slots[n], g], values[slots[n], g], q[n, g * group : (g + 1) * group]
+            _attend(sums[n, g, part], stats[n, g, part], queries, k, v, first, last, s, scale, routines)
             if longest == 1:  # no other part to wait for: one parallel region less
                 for i in range(group):
                     h = g * group + i
-                    _join(o[n, h * head_dim : (h + 1) * head_dim], sums[n, g, :, i], stats[n, g, :, i], 1)
+                    _begin(o[n, h], whole[n, h])
+                    _merge(o[n, h], whole[n, h], sums[n, g, 0, i], stats[n, g, 0, i])
+                    _finish(o[n, h], whole[n, h])
     if longest > 1:
         for task in prange(rows * heads):
             n, h = task // heads, task % heads
             g, i = h // group, h % group
             parts = positions[n] // TASK_KEYS - max(positions[n] + 1 - window, 0) // TASK_KEYS + 1
-            _join(o[n, h * head_dim : (h + 1) * head_dim], sums[n, g, :, i], stats[n, g, :, i], parts)
+            _begin(o[n, h], whole[n, h])
+            for part in range(parts):
+                _merge(o[n, h], whole[n, h], sums[n, g, part, i], stats[n, g, part, i])
+            _finish(o[n, h], whole[n, h])
+
+
+@kernel
+def _attention_of_rows(o, q, keys, values, past, window, scale, panels, scores, sums, stats, whole, table):
+    """Rows in a row, of one sequence from position `past` on: o and q (N, H D), keys and values (G, capacity, D).
+
+    Scratch of each thread: panels of q (group QUERIES D), keys, values, weights; scores (QUERIES, BLOCK_KEYS); sums
+    (group, QUERIES, D), stats and whole (group, QUERIES, 2).
+    """
+    rows, kv_heads, head_dim = q.shape[0], keys.shape[0], keys.shape[2]
+    group = q.shape[1] // (kv_heads * head_dim)
+    blocks = (rows + QUERIES - 1) // QUERIES
+    tile_rows, tile_columns, depth = table[ROWS], table[COLUMNS], panel_depth(head_dim, table)
+    q_size = (QUERIES + tile_rows - 1) // tile_rows * tile_rows * depth
+    for task in prange(kv_heads * blocks):
+        thread = numba.get_thread_id()
+        q_panels, k_panels = panels[0][thread], panels[1][thread]
+        v_panels, p_panels = panels[2][thread], panels[3][thread]
+        s, a, l, w = scores[thread], sums[thread], stats[thread], whole[thread]
+        g, n0 = task // blocks, task % blocks * QUERIES
+        k, v = keys[g], values[g]
+        count = min(QUERIES, rows - n0)
+        t0 = past + n0  # position of the first row
+        stop = t0 + count
+        begin(table)
+        for i in range(group):
+            h = g * group + i
+            pack_a(q_panels, i * q_size, q, n0, h * head_dim, count, head_dim, table)
+            for r in range(count):
+                _begin(o[n0 + r, h * head_dim : (h + 1) * head_dim], w[i, r])
+        start = max(t0 + 1 - window, 0)
+        for first in range(start // TASK_KEYS * TASK_KEYS, stop, TASK_KEYS):
+            last = min(first + TASK_KEYS, stop)
+            for i in range(group):
+                for r in range(count):
+                    _begin(a[i, r], l[i, r])
+            for j0 in range(max(first, start // BLOCK_KEYS * BLOCK_KEYS), last, BLOCK_KEYS):
+                width = min(BLOCK_KEYS, last - j0)
+                terms = panel_depth(width, table)
+                # Rows that see a key of the block.
+                top, bottom = max(0, j0 - t0), min(count, j0 + BLOCK_KEYS - 1 + window - t0)
+                height = bottom - top
+                if height <= 0:
+                    continue
+                pack_b_transposed(k_panels, 0, k, j0, 0, width, head_dim, table)
+                pack_b(v_panels, 0, v, j0, 0, head_dim, width, table)
+                for i in range(group):
+                    for r in range(top // tile_rows * tile_rows, bottom, tile_rows):
+                        m, at = min(tile_rows, bottom - r), i * q_size + r * depth
+                        for c in range(0, width, tile_columns):
+                            place = r, c, m, min(tile_columns, width - c), q_panels, at, k_panels, c * depth, depth
+                            tile(s, s, *place, False, table)
+                    for r in range(top, bottom):
+                        low, high = max(t0 + r + 1 - window - j0, 0), min(t0 + r + 1 - j0, BLOCK_KEYS)
+                        shrink, line = _soften(s[r], low, high, l[i, r], scale), a[i, r]
+                        for d in range(head_dim):
+                            line[d] *= shrink
+                    pack_a(p_panels, 0, s, top, 0, height, width, table)
+                    for r in range(0, height, tile_rows):
+                        m = min(tile_rows, height - r)
+                        for c in range(0, head_dim, tile_columns):
+                            n = min(tile_columns, head_dim - c)
+                            place = top + r, c, m, n, p_panels, r * terms, v_panels, c * terms, terms
+                            tile(a[i], a[i], *place, True, table)
+            for i in range(group):
+                h = g * group + i
+                for r in range(count):
+                    if t0 + r >= first and t0 + r + 1 - window < last:
+                        _merge(o[n0 + r, h * head_dim : (h + 1) * head_dim], w[i, r], a[i, r], l[i, r])
+        for i in range(group):
+            h = g * group + i
+            for r in range(count):
+                _finish(o[n0 + r, h * head_dim : (h + 1) * head_dim], w[i, r])
+        end(table)
 
 
 # -- calling it --------------------------------------------------------------------------------
 
 
 def _memory(rows, heads, kv_heads, head_dim, parts):
-    """Return scores, sums and stats as the kernel takes them."""
-    scores = numba.config.NUMBA_NUM_THREADS, heads, BLOCK_KEYS
+    """Return scores, sums, stats and whole as the kernel of single rows takes them."""
     shape = rows, kv_heads, parts, heads // kv_heads
-    return scratch("cached attention", scores, (*shape, head_dim), (*shape, 2))
+    scores = THREADS, heads, BLOCK_KEYS
+    return scratch("cached attention", scores, (*shape, head_dim), (*shape, 2), (rows, heads, 2))
+
+
+def _memory_of_rows(group, head_dim, kind):
+    """Return panels, scores, sums, stats and whole as the kernel of rows in a row takes them."""
+    rows = _upto(QUERIES, kind.rows)
+    depth, keys = _upto(head_dim, kind.unit), _upto(BLOCK_KEYS, kind.unit)
+    panels = group * rows * depth, _upto(BLOCK_KEYS, kind.columns) * depth, _upto(head_dim, kind.columns) * keys
+    shape = THREADS, group, QUERIES
+    *packed, weights, scores, sums, stats, whole = scratch(
+        "attention of rows",
+        *((THREADS, size) for size in panels),
+        (THREADS, rows * keys),
+        (THREADS, QUERIES, BLOCK_KEYS),
+        (*shape, head_dim),
+        (*shape, 2),
+        (*shape, 2),
+    )
+    return (*packed, weights), scores, sums, stats, whole
+
+
+def _upto(size, step):
+    """Return the multiple of step that size needs."""
+    return -(-size // step) * step
+
+
+def _in_a_row(slots, positions):
+    """Say whether rows are of one slot, each at the position after the one before."""
+    if slots[0] != slots[-1] or positions[-1] - positions[0] != len(positions) - 1:
+        return False
+    return bool((slots == slots[0]).all() and (np.diff(positions) == 1).all())
 
 
 def _window_fits(sizes, window, **others):
@@ -315,12 +430,20 @@ def cached_attention_forward(
 
     window    keys that a row sees, its own among them; None: all
     """
-    head_dim = keys.shape[3]
-    heads, kv_heads = q.shape[1] // head_dim, keys.shape[1]
+    _, kv_heads, _, head_dim = keys.shape
+    heads = q.shape[1] // head_dim
+    factor = np.float32(_scale(scale, head_dim))
     longest = int(positions.max()) + 1
     reach = longest if window is None else min(int(window), longest)
+    kind = FLOAT32.chosen
+    if len(q) >= BLOCK_ROWS and head_dim <= kind.slice_terms and _in_a_row(slots, positions):
+        memory = _memory_of_rows(heads // kv_heads, head_dim, kind)
+        cache = keys[slots[0]], values[slots[0]], int(positions[0])
+        _attention_of_rows(o, q, *cache, reach, factor, *memory, kind.table)
+        return
     # So many whole parts, and one more where a window begins and ends inside one.
     parts = min((longest - 1) // TASK_KEYS + 1, (reach - 2) // TASK_KEYS + 2)
     memory = _memory(len(q), heads, kv_heads, head_dim, parts)
-    factor = np.float32(_scale(scale, head_dim))
-    _cached_attention(o, q, keys, values, slots, positions, reach, heads, parts, *memory, factor)
+    shape = len(q), heads, head_dim
+    heads_apart = o.reshape(shape), q.reshape(shape)  # views: only the last axis is cut
+    _cached_attention(*heads_apart, keys, values, slots, positions, reach, parts, *memory, factor, streams())

@@ -21,8 +21,8 @@ of experts are: of the S rows; of the tokens, whose rows are neighbours in each 
 tokens; of the rows of dW, weighed by the rows that are summed.  What an element is the sum of, and in what order
 (experts, then depth), does not depend on how work is shared, so its bits are the same for any number of threads.
 
-An expert with at most FEW rows multiplies them with W as it is in memory, like a token in generation (`matmul.py`): so
-decoding reads the weights of the chosen experts, once, and nothing else.
+An expert with few rows multiplies them with W as it is in memory, like a token in generation (`streamed_matmul.py`): so
+decoding reads the weights of the chosen experts, once, and nothing else.  The bits are the same.
 
 Longer than 400 lines because the three products, in reference and kernel, are read side by side.
 """
@@ -37,8 +37,9 @@ from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed,
 from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
 from .engine.scratch import scratch
 from .engine.threads import thread_count
-from .engine.tiles import begin, end, row_by_row, tile
-from .matmul import FEW, ONE_THREAD, THREADS, panels
+from .engine.tiles import begin, end, tile
+from .matmul import ONE_THREAD, THREADS, panels
+from .streamed_matmul import STREAMED, stream, streams
 
 __all__ = [
     "expert_gradients",
@@ -113,7 +114,7 @@ def _gather(rows, x, token, s0, count, j0, width):
 
 @kernel
 def _to_experts(
-    y, x, token, offsets, w, v, matrices, transposed, few, table, packed_a, packed_b, gathered, down, across
+    y, x, token, offsets, w, v, matrices, transposed, few, table, routines, packed_a, packed_b, gathered, down, across
 ):
     columns = w.shape[1] if transposed else w.shape[2]  # of y, for each of the matrices
     tile_rows, tile_columns, block_rows = table[ROWS], table[COLUMNS], table[BLOCK_ROWS]
@@ -136,8 +137,8 @@ def _to_experts(
                     matrix = w[e] if p == 0 else v[e]
                     for s in range(top, bottom):
                         a, c = x[token[s] : token[s] + 1], y[s : s + 1, p * columns : (p + 1) * columns]
-                        for j in range(left, right):
-                            row_by_row(c, c, 0, j, a, matrix, j, False)
+                        if left < right:
+                            stream(c, c, 0, left, 1, right - left, a, matrix, left, False, routines)
                 continue
             for j0 in range(left, right, slab):
                 width = min(slab, right - j0)
@@ -179,7 +180,8 @@ def _first_of(token, low, high, n):
 
 @kernel
 def _from_experts(
-    out, base, y, token, offsets, w, v, matrices, transposed, few, add, table, packed_a, packed_b, sums, down, across
+    out, base, y, token, offsets, w, v, matrices, transposed, few, add, table, routines,
+    packed_a, packed_b, sums, down, across
 ):
     N, columns = out.shape
     tile_rows, tile_columns, block_rows = table[ROWS], table[COLUMNS], table[BLOCK_ROWS]
@@ -203,12 +205,10 @@ def _from_experts(
             if top >= bottom:
                 continue
             if offsets[e + 1] - offsets[e] <= few:
-                for p in range(matrices):
-                    matrix = w[e] if p == 0 else v[e]
-                    for s in range(top, bottom):
-                        a, c = y[s : s + 1, p * terms : (p + 1) * terms], out[token[s] : token[s] + 1]
-                        for j in range(left, right):
-                            row_by_row(c, c, 0, j, a, matrix, j, True)
+                for s in range(top, bottom):
+                    c = out[token[s] : token[s] + 1]
+                    if left < right:
+                        stream(c, c, 0, left, 1, right - left, y[s : s + 1], w[e], left, True, routines)
                 continue
             for j0 in range(left, right, slab):
                 width = min(slab, right - j0)
@@ -323,9 +323,9 @@ def _matrices(w, v):
     return (w, w, 1) if v is None else (w, v, 2)
 
 
-def _few(transposed, number_format):
-    """Return up to how many rows of an expert are multiplied with its matrix as it is."""
-    return FEW if transposed and number_format is FLOAT32 else 0
+def _few(transposed, number_format, matrices=1):
+    """Return up to how many rows of an expert are multiplied with its matrix as it is; `matrices` in one sum."""
+    return STREAMED if transposed and number_format is FLOAT32 and matrices == 1 else 0
 
 
 def _check(sizes, offsets, w, v, inner, outer):
@@ -390,7 +390,7 @@ def to_experts(
     kind = number_format.chosen
     memory = scratch("experts", *panels(kind), (THREADS, kind.rows, kind.slice_terms))  # rows that are gathered
     grid = _grid(len(y), y.shape[1] // matrices, y.size * x.shape[1], kind)
-    options = matrices, transposed, _few(transposed, number_format), kind.table
+    options = matrices, transposed, _few(transposed, number_format), kind.table, streams()
     _to_experts(y, x, token, offsets, w, v, *options, *memory, *grid)
 
 
@@ -421,7 +421,8 @@ def from_experts(
     kind = number_format.chosen
     memory = scratch("experts: sums", *panels(kind), (THREADS, kind.rows, kind.columns))  # a tile
     grid = _grid(len(out), out.shape[1], y.size * out.shape[1], kind)
-    options = matrices, transposed, _few(transposed, number_format), addend is not None, kind.table
+    few = _few(transposed, number_format, matrices)
+    options = matrices, transposed, few, addend is not None, kind.table, streams()
     _from_experts(out, out if addend is None else addend, y, token, offsets, w, v, *options, *memory, *grid)
 
 

@@ -23,7 +23,7 @@ element of C is summed over the depth in the same order however C is cut up, so 
 threads.
 
 With few rows of x (a token at a time, in generation) y = x Wᵀ reads each weight for a handful of multiply-adds, and its
-time is that of reading W from memory: then rows of W are multiplied as they are there (`tiles.row_by_row`).
+time is that of reading W from memory: that is `streamed_matmul.py`, with the same bits.
 
 Read it in three steps: `product_loops_ref` (the sum as it is defined), `product_ref` (NumPy's product), and the kernel.
 """
@@ -45,12 +45,10 @@ from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed,
 from .engine.routines import COLUMNS, ROWS, SLICE_TERMS
 from .engine.scratch import aligned_empty, scratch
 from .engine.threads import thread_count
-from .engine.tiles import begin, end, row_by_row, tile
+from .engine.tiles import begin, end, tile
 
 PACKING_COST = 16  # packing an element takes as long as so many multiply-adds
 PARTS_OF_THREAD = 4  # at most
-FEW = 6  # rows of x up to which y = x Wᵀ is better off without packing
-TASK_ROWS = 64  # rows of W of a task, where there are so few rows of x
 ONE_THREAD = 1 << 16  # multiply-adds below which waking other threads does not pay
 BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
 if BACKEND not in ("numba", "blas"):
@@ -156,17 +154,6 @@ def _product(
         end(table)
 
 
-@kernel
-def _product_of_few_rows(c, d, a, b, add):
-    """c (M, N) = a (M, K) b (N, K)ᵀ (+ d if add); b is read once."""
-    rows, columns = c.shape
-    for task in prange((columns + TASK_ROWS - 1) // TASK_ROWS):
-        first = task * TASK_ROWS
-        for j in range(first, min(columns, first + TASK_ROWS)):
-            for i in range(rows):
-                row_by_row(c, d, i, j, a, b, j, add)
-
-
 # -- calling it ----------------------------------------------------------------------------------
 
 
@@ -229,10 +216,6 @@ def _blocks(height, width, number_format, a_stays):
     return block, slab, width + height * (1 if a_stays else slabs)
 
 
-def _streamed_fits(sizes, out, x, w, addend):
-    check_apart("out", out, addend, x=x, w=w)
-
-
 def _product_fits(sizes, out, a, b, transpose_a, transpose_b, addend, number_format):
     m, k = a.shape[::-1] if transpose_a else a.shape
     depth, n = b.shape[::-1] if transpose_b else b.shape
@@ -280,21 +263,6 @@ def product(
         packed_a, packed_b = packed_b, packed_a
     ways = transpose_a, transpose_b, addend is not None
     _product(out, base, a, b, packed_a, packed_b, *ways, kind.table, *parts)  # type: ignore[call-arg]
-
-
-@checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _streamed_fits)
-def streamed_product(out: Array, x: Array, w: Array, addend: Array | None = None) -> None:
-    """Write x wᵀ (+ addend) to out; up to FEW rows of x are multiplied with w as it is in memory.
-
-    All float32, but w may be bfloat16 (as uint16).  For generation.  A row's bits are those of the row alone among few
-    rows, and of `product` among more.
-    """
-    if len(x) > FEW or BACKEND == "blas":
-        unchecked(product)(out, x, w, transpose_b=True, addend=addend)
-    elif x.shape[1] == 0:
-        out[...] = 0 if addend is None else addend
-    else:
-        _product_of_few_rows(out, out if addend is None else addend, x, w, addend is not None)
 
 
 def _readable(x):

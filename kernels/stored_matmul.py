@@ -9,24 +9,28 @@ products.  Of any other, STRIP rows at a time are decoded to float32 scratch and
 
     for each strip of rows of W:      decode it;  y[:, strip] = x stripᵀ      or      dx (+)= dy[:, strip] strip
 
-With few rows of x (a token at a time, in generation) not even that: a row of W is decoded into first-level cache and
-multiplied with all rows of x while it is there, so memory is read once, and only the bytes that are kept.
+With few rows of x (a token for each of some sequences, in generation) not even that: LANES rows of W are decoded into
+a cache of the core and multiplied with all rows of x while they are there (`streamed_matmul.stream`), so memory is read
+once, and only the bytes that are kept.
 
-The bits are those of one product with all of W decoded: y's elements do not depend on how columns are cut up, and the
-sums of dx go over the rows of W in slices of the same length either way (`NumberFormat.slice_terms`).
+The bits are those of one product with all of W decoded: y's elements do not depend on how columns are cut up or on the
+number of rows, and the sums of dx go over the rows of W in slices of the same length (`NumberFormat.slice_terms`).
 """
 
 import functools
 
 import numba
+import numpy as np
 
 from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.scratch import scratch
-from .engine.tiles import row_by_row
-from .matmul import BACKEND, FEW, TASK_ROWS, product, product_ref, streamed_product
+from .engine.simd import LANES
+from .engine.threads import thread_count
+from .matmul import BACKEND, ONE_THREAD, THREADS, product, product_ref
 from .storage import Storage
+from .streamed_matmul import STREAMED, share_of, stream, streamed_product, streams
 
 __all__ = [
     "stored_product",
@@ -37,6 +41,7 @@ __all__ = [
     "stored_rows_ref",
 ]
 
+FEW = 4 * STREAMED  # rows of x that are multiplied with rows of W while these are in cache
 STRIP = 1024  # rows: whole slices of a product's sum, of every number format
 
 # -- reference: plain NumPy, x and dy in any float dtype ---------------------------------------
@@ -65,16 +70,18 @@ def _product_of_few_rows(decode_row):
     """Return the kernel of one storage."""
 
     @kernel
-    def product_of_few_stored_rows(c, d, a, raw, decoded, add):
-        """c (N, M) = a (N, K) Wᵀ (+ d if add); decoded (threads, 1, K) is scratch."""
+    def product_of_few_stored_rows(c, d, a, raw, decoded, add, parts, routines):
+        """c (N, M) = a (N, K) Wᵀ (+ d if add); decoded (threads, LANES, K) is scratch."""
         rows, columns = c.shape
-        for task in prange((columns + TASK_ROWS - 1) // TASK_ROWS):
+        for part in prange(parts):
             w = decoded[numba.get_thread_id()]
-            first = task * TASK_ROWS
-            for j in range(first, min(columns, first + TASK_ROWS)):
-                decode_row(w[0], raw[j])
-                for i in range(rows):
-                    row_by_row(c, d, i, j, a, w, 0, add)
+            last = share_of(columns, LANES, np.int64(part) + 1, parts)
+            for j in range(share_of(columns, LANES, np.int64(part), parts), last, LANES):
+                cols = min(LANES, last - j)
+                for r in range(cols):
+                    decode_row(w[r], raw[j + r])
+                for i in range(0, rows, STREAMED):
+                    stream(c, d, i, j, min(STREAMED, rows - i), cols, a, w, 0, add, routines)
 
     return product_of_few_stored_rows
 
@@ -116,17 +123,18 @@ def stored_product(
 ) -> None:
     """Write y = x Wᵀ (+ addend); addend may be y; x and W are rounded to the number format as in `product`.
 
-    In FLOAT32 a row's bits are those of the row alone among up to FEW rows, and of `product` among more.
+    A row's bits are those of the row alone.
     """
-    few = len(x) <= FEW and number_format is FLOAT32 and BACKEND == "numba"
-    if storage.read_by_products and few:
+    exact = number_format is FLOAT32 and BACKEND == "numba"
+    if storage.read_by_products and exact:
         unchecked(streamed_product)(y, x, storage.for_kernels(raw), addend)
     elif storage.read_by_products:
         unchecked(product)(y, x, storage.for_kernels(raw), False, True, addend, number_format)
-    elif few and x.shape[1]:
-        (decoded,) = scratch("stored product: row", (numba.config.NUMBA_NUM_THREADS, 1, x.shape[1]))  # type: ignore[attr-defined]
-        multiply = _product_of_few_rows(storage.decode_row)
-        multiply(y, y if addend is None else addend, x, storage.for_kernels(raw), decoded, addend is not None)
+    elif exact and 0 < len(x) <= FEW and x.shape[1]:
+        (decoded,) = scratch("stored product: rows", (THREADS, LANES, x.shape[1]))
+        parts = 1 if y.size * x.shape[1] < ONE_THREAD else thread_count()
+        multiply, options = _product_of_few_rows(storage.decode_row), (addend is not None, parts, streams())
+        multiply(y, y if addend is None else addend, x, storage.for_kernels(raw), decoded, *options)
     else:
         for rows, strip in _strips(raw, storage, x.shape[1]):
             base = None if addend is None else addend[:, rows]

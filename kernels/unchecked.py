@@ -14,7 +14,7 @@ from .engine.checks import unchecked
 __all__ = []  # names are found when they are asked for, so that a process that compiles can replace kernels before
 
 MODULES = (
-    *("embedding", "rms_norm", "layer_norm", "matmul", "stored_matmul", "bias", "rope", "attention"),
+    *("embedding", "rms_norm", "layer_norm", "matmul", "streamed_matmul", "stored_matmul", "bias", "rope", "attention"),
     *("cached_attention", "swiglu", "gelu", "router", "experts", "cross_entropy", "dropout", "global_norm"),
     *("optimizers", "muon"),
 )

@@ -159,7 +159,7 @@ def test_a_step_is_split_into_all_its_stages(bench):
 
 LIGHT = (
     *("bias", "dropout", "embedding", "gelu", "global_norm", "layer_norm", "panels", "peak", "rms_norm", "rope"),
-    *("simd", "stored_matmul", "swiglu", "tiles"),
+    *("simd", "stored_matmul", "streamed_matmul", "swiglu", "tiles"),
 )
 
 

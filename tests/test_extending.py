@@ -18,8 +18,9 @@ from waiting import PATIENCE
 
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels.engine import number_format, number_formats, panels
-from abi_py.kernels.matmul import FEW, product, product_ref
+from abi_py.kernels.matmul import product, product_ref
 from abi_py.kernels.stored_matmul import (
+    FEW,
     stored_product,
     stored_product_backward,
     stored_product_backward_ref,

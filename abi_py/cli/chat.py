@@ -95,7 +95,7 @@ def command(
     ends = loaded.eos_ids or ()
     if template is not None and "stop_ids" not in flags:  # those of the file are of another template
         ends, settings = (*(settings.stop_ids or ()), *ends), settings.replace(stop_ids=None)
-    chat = Chat(Generator(loaded.model, codec, reuse=True), encoder, settings, system, ends)
+    chat = Chat(Generator(loaded.model, codec), encoder, settings, system, ends)
     utf8_output()
     if once is not None:
         chat.prompt([*chat.messages, {"role": "user", "content": once}])  # raises for a question that is too long

@@ -1,13 +1,15 @@
 """The forward pass for decoding: new tokens only, over a cache of the keys and values of all earlier ones.
 
-    prefill   the ids of one sequence, as rows; whole samples through `attention_forward`
-    step      one id for each of several sequences, as rows; through `cached_attention_forward`
+    prefill   the ids of one sequence, as rows
+    step      one id for each of several sequences, as rows
 
 Both give the logits of the next token.  Each branch has a `decode` beside its forward (`model/layers/`), with the same
-kernels but for that one; nothing is kept for a backward pass, so one set of arrays serves all branches.
+kernels but for attention's, which is `cached_attention_forward`; nothing is kept for a backward pass, so one set of
+arrays serves all branches.
 
-A sequence is computed by itself when it is read, and at most FEW rows go through a step together: kernels give a row
-the same bits whatever is beside it, so a prompt in a batch has the logits that it has alone.
+What is computed for a token depends, to the bit, on the token and those before it alone: not on the rows beside it, on
+how a text was cut into calls, or on whether it was read or written.  So a prompt in a batch has the logits that it has
+alone, and keys and values may be kept for the next prompt that begins alike (`prefixes.py`).
 """
 
 from dataclasses import dataclass
@@ -17,14 +19,14 @@ import numba
 import numpy as np
 
 from ..errors import DataError
+from ..kernels.engine.checksum import checksum
 from ..kernels.engine.scratch import aligned_empty
-from ..kernels.matmul import FEW
 from ..model.arena import make_shape
 from ..model.layers.layer import Branch
 from ..model.layers.run import Chunk, KeysAndValues, Run
 from ..model.transformer import Transformer
 
-__all__ = ["FEW", "Cache", "Decoder"]
+__all__ = ["Cache", "Decoder", "weights_mark"]
 
 CHUNK = 512  # rows of a prompt that go through the wide products at once: bounds the memory of a long prompt
 BYTES_OF_A_THREAD = 2 << 20  # weights that one thread reads in the time of a few kernel calls: fewer need no second
@@ -46,24 +48,41 @@ class Cache:
         self.kept: dict[int, KeysAndValues] = {}  # by the number of the branch
 
     @property
+    def bytes_of_position(self) -> int:
+        """Bytes that a token of one sequence takes."""
+        return sum(8 * heads * width for heads, width in self.shapes.values())
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(array.nbytes for pair in self.kept.values() for array in pair)
 
-    def reserve(self, positions: int) -> None:
-        """Make room for so many positions in every slot, at most `longest`; growth doubles, so copies are rare."""
-        if positions <= self.capacity:
+    def reserve(self, positions: int, slots: int = 0) -> None:
+        """Make room for so many positions in every slot, at most `longest`; growth doubles, so copies are rare.
+
+        slots   have at least so many of them
+        """
+        if positions <= self.capacity and slots <= self.slots:
             return
-        grown = max(positions, 2 * self.capacity, FIRST_CAPACITY)
-        self.capacity, before = min(grown, self.longest), self.capacity
-        used = int(self.lengths.max(initial=0))
+        before, used = min(self.capacity, self.slots), int(self.lengths.max(initial=0))
+        if positions > self.capacity:
+            self.capacity = min(max(positions, 2 * self.capacity, FIRST_CAPACITY), self.longest)
+        self.lengths = np.append(self.lengths, np.zeros(max(slots - self.slots, 0), np.int32))
+        self.slots = len(self.lengths)
         for i, (heads, width) in self.shapes.items():
             shape = self.slots, heads, self.capacity, width
             keys, values = aligned_empty(shape), aligned_empty(shape)
             if before:
                 for larger, smaller in zip((keys, values), self.kept[i], strict=True):
-                    larger[:, :, :used] = smaller[:, :, :used]
+                    larger[: len(smaller), :, :used] = smaller[:, :, :used]
             self.kept[i] = keys, values
+
+
+def weights_mark(model: Transformer) -> bytes:
+    """Return a checksum of what of a model's weights can be changed: not of files that are mapped to be read."""
+    trained = model.parameters.weights_flat
+    others = [w for w in model.base.values() if w.flags.writeable and not np.may_share_memory(w, trained)]
+    return checksum(trained, *others)
 
 
 @dataclass
@@ -84,8 +103,8 @@ class Decoder:
     """A model's weights, read for decoding, and the cache of up to `slots` sequences.
 
     The weights are views: a model that is trained further is decoded as it is at that moment, but what a slot holds
-    then belongs to older weights and must be read again (`clear`).  Those of a LoraModel on a TrainableModel are a
-    merged copy, so that a token costs no more than without adapters; after further training, make a new Decoder.
+    then belongs to older weights and must be read again (`weights_mark`).  Those of a LoraModel on a TrainableModel are
+    a merged copy, so that a token costs no more than without adapters; after further training, make a new Decoder.
     """
 
     def __init__(self, model: Transformer, slots: int = 1) -> None:
@@ -94,8 +113,10 @@ class Decoder:
         self.config, self._stack = model.config, model.stack
         self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
         self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)
-        self._few = {n: self._arrays(n, n) for n in range(1, min(slots, FEW) + 1)}
+        self._of_steps: dict[int, Arrays] = {}  # by the number of sequences
         self._logits = aligned_empty((slots, self.config.vocab_size))
+        angles = [angles for branch in self._stack.branches if (angles := getattr(branch, "angles", None)) is not None]
+        self.longest_kept = min((each.unscaled for each in angles), default=self.config.max_seq_len)
 
     def _arrays(self, rows: int, wide: int) -> Arrays:
         """Return the arrays between the kernels for `rows` tokens; branches share those of one name."""
@@ -131,6 +152,19 @@ class Decoder:
         """Forget what slot holds after its first `length` tokens."""
         self.cache.lengths[slot] = min(length, int(self.cache.lengths[slot]))
 
+    def reserve_slots(self, slots: int) -> None:
+        """Have at least so many slots; what they hold stays."""
+        self.cache.reserve(0, slots)
+        if len(self._logits) < slots:
+            self._logits = aligned_empty((slots, self.config.vocab_size))
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let a slot hold the first `length` tokens of another one, which must hold as many."""
+        for keys, values in self.cache.kept.values():
+            keys[target, :, :length] = keys[source, :, :length]
+            values[target, :, :length] = values[source, :, :length]
+        self.cache.lengths[target] = length
+
     def prefill(self, slot: int, ids: np.ndarray) -> np.ndarray:
         """Append ids (T,) to a slot and return the logits (V,) after the last: a view, valid until the next call.
 
@@ -141,10 +175,9 @@ class Decoder:
         past = int(self.lengths[slot])
         rows = ids.size
         self.cache.reserve(past + rows)
-        a = self._few[rows] if rows in self._few else self._arrays(rows, min(rows, CHUNK))
+        a = self._arrays(rows, min(rows, CHUNK))
         a.ids[:], a.slots[:], a.positions[:] = ids, slot, np.arange(past, past + rows)
-        starts = np.zeros(rows, np.int32) if past == 0 and rows > 1 else None
-        self._run(a, starts)
+        self._run(a)
         self.lengths[slot] += rows
         return self._output(a.x[-1:], a, self._logits[slot : slot + 1])[0]
 
@@ -158,12 +191,13 @@ class Decoder:
         allowed = numba.get_num_threads()
         numba.set_num_threads(min(allowed, self._threads))
         try:
-            for first in range(0, len(slots), FEW):
-                some = slots[first : first + FEW]
-                a = self._few[len(some)]
-                a.ids[:], a.slots[:], a.positions[:] = ids[first : first + FEW], some, self.lengths[some]
-                self._run(a, None)
-                self._output(a.x, a, self._logits[first : first + len(some)])
+            rows = len(slots)
+            if rows not in self._of_steps:
+                self._of_steps[rows] = self._arrays(rows, rows)
+            a = self._of_steps[rows]
+            a.ids[:], a.slots[:], a.positions[:] = ids, slots, self.lengths[slots]
+            self._run(a)
+            self._output(a.x, a, self._logits[:rows])
         finally:
             numba.set_num_threads(allowed)
         self.lengths[slots] += 1
@@ -183,9 +217,9 @@ class Decoder:
 
     # -- the pass --------------------------------------------------------------------------------
 
-    def _run(self, a: Arrays, starts: np.ndarray | None) -> None:
-        """Turn a.ids into a.x, the output of the last branch; `starts`: the rows are a whole sample from position 0."""
-        run = Run(1, len(a.ids), starts, a.positions, slots=a.slots)
+    def _run(self, a: Arrays) -> None:
+        """Turn a.ids into a.x, the output of the last branch."""
+        run = Run(1, len(a.ids), None, a.positions, slots=a.slots)
         self._stack.embedding.forward(a.x, a.ids, run)
         for i, (branch, arrays) in enumerate(zip(self._stack.branches, a.branches, strict=True)):
             branch.decode(a.x, arrays, self.cache.kept.get(i), run, a.chunks)

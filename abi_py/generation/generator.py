@@ -4,8 +4,10 @@
     generate_stream(model, prompts, config)    the same, token by token
     Generator(model, tokenizer)                the same with everything that is known of each continuation
 
-Up to FEW sequences go through a step together; where one ends, the next prompt takes its place.  A sequence that fills
-the context loses the older half of it and goes on: the rest is read again.
+Up to TOGETHER sequences go through a step together, which reads every weight once for all of them; where one ends, the
+next prompt takes its place.  A prompt that begins like another text that is still there is only read from where it
+differs (`prefixes.py`).  A sequence that fills the context loses the older half of it and goes on: the rest is read
+again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import numpy.typing as npt
 from ..errors import ConfigError, DataError
 from ..model.transformer import Transformer
 from ..reprs import Shown
-from .decoder import FEW, Decoder
+from .decoder import Decoder, weights_mark
+from .prefixes import NOTHING, Prefixes
 from .sequence import Generation, Sequence, Token
 from .settings import GenerationConfig
 from .text import TextCodec, text_codec
@@ -35,18 +38,18 @@ Prompt = str | npt.ArrayLike
 class Generator(Shown):
     """A model, its tokenizer, and a cache that lives as long as this object.
 
-    With `reuse`, a prompt that begins with what the cache holds is only read from there on: for a conversation that
-    grows.  The model must not be trained in between, and the rounding of a few bits depends on what was kept.
+    What the cache holds serves the next call: a conversation that grows, or another prompt with the same instructions,
+    is only read from where it differs.  The tokens are the same, to the bit of their log-probabilities; where the
+    model's weights have changed since, everything is read again.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Any = None, *, reuse: bool = False) -> None:
+    def __init__(self, model: Transformer, tokenizer: Any = None) -> None:
         """Take any model of `abi_py`; DataError if the tokenizer has more ids than the model."""
-        self.model, self.reuse, self._given = model, reuse, tokenizer is not None
+        self.model, self._given = model, tokenizer is not None
         self.codec: TextCodec | None = text_codec(tokenizer, model.config.vocab_size)
         self.prefill_tokens = self.decode_tokens = 0  # of the last call, and the seconds that they took
         self.prefill_seconds = self.decode_seconds = 0.0
-        self._decoder: Decoder | None = None
-        self._held = np.empty(0, np.int32)  # what slot 0 has read, if `reuse`
+        self._kept: tuple[Prefixes, bytes] | None = None  # of a stream that has ended, and the mark of its weights
         self._sequences: list[Sequence] = []
 
     def _says(self) -> str:
@@ -130,63 +133,71 @@ class Generator(Shown):
 
     # -- the loop --------------------------------------------------------------------------------
 
-    def _decoder_for(self, count: int) -> Decoder:
-        slots = max(1, min(count, FEW))
-        if self._decoder is None or self._decoder.cache.slots < slots or not self.reuse:
-            self._decoder, self._held = Decoder(self.model, slots), np.empty(0, np.int32)
-        return self._decoder
+    def _prefixes(self, mark: bytes) -> Prefixes:
+        """Return what an earlier stream left, or an empty cache: while another stream goes on, or for new weights."""
+        kept, self._kept = self._kept, None
+        prefixes = kept[0] if kept is not None and kept[1] == mark else Prefixes(Decoder(self.model))
+        prefixes.reserve(self._slots(prefixes.decoder))
+        return prefixes
+
+    def _slots(self, decoder: Decoder) -> int:
+        """Return how many of the sequences are to go on together, as far as their cache has room."""
+        longest = self.model.config.max_seq_len
+        positions = max((min(len(each.prompt) + each.limit, longest) for each in self._sequences), default=1)
+        room = BYTES_OF_CACHE // max(decoder.cache.bytes_of_position * positions, 1)
+        return max(1, min(len(self._sequences), TOGETHER, room))
 
     def _tokens(self) -> Iterator[Token]:
-        decoder = self._decoder_for(len(self._sequences))
+        mark = weights_mark(self.model)
+        prefixes = self._prefixes(mark)
         self.prefill_tokens = self.decode_tokens = 0
         self.prefill_seconds = self.decode_seconds = 0.0
-        waiting, active = deque(self._sequences), list[Sequence]()
-        free = list(range(decoder.cache.slots))[::-1]
+        try:
+            yield from self._written(prefixes, deque(self._sequences))
+        finally:
+            self._kept = prefixes, mark
+
+    def _written(self, prefixes: Prefixes, waiting: deque[Sequence]) -> Iterator[Token]:
+        active = list[Sequence]()
+        together, free = self._slots(prefixes.decoder), list(range(prefixes.decoder.cache.slots))
         while waiting or active:
-            while waiting and free:
+            while waiting and len(active) < together:
                 sequence = waiting.popleft()
                 if sequence.limit == 0:
                     yield sequence.end_at_once()
                     continue
-                sequence.slot = free.pop()
-                yield sequence.take(self._read(decoder, sequence))
+                logits = self._read(prefixes, sequence, free)
+                yield sequence.take(logits)
                 active.append(sequence)
             for sequence in [each for each in active if each.finish_reason]:
                 active.remove(sequence)
                 free.append(sequence.slot)
             if active:
-                yield from self._step(decoder, active)
+                yield from self._step(prefixes, active)
 
-    def _read(self, decoder: Decoder, sequence: Sequence) -> np.ndarray:
-        """Read a prompt, of one longer than the context its end, and return the logits after it."""
-        longest = self.model.config.max_seq_len
+    def _read(self, prefixes: Prefixes, sequence: Sequence, free: list[int]) -> np.ndarray:
+        """Read a prompt into one of the free slots, of one longer than the context its end; return the logits after it.
+        """
+        longest, decoder = self.model.config.max_seq_len, prefixes.decoder
         sequence.dropped = max(len(sequence.prompt) - longest, 0)
         kept = sequence.prompt[sequence.dropped :]
-        common = self._common(kept) if self.reuse and sequence.slot == 0 else 0
-        decoder.clear(sequence.slot, common)
         decoder.cache.reserve(min(len(kept) + sequence.limit, longest, 4 * (len(kept) + FIRST_ROOM)))
-        if sequence.slot == 0:
-            self._held = kept[:common]  # true, too, if Ctrl-C comes in the middle of reading
         began = time.perf_counter()
+        sequence.slot, common = prefixes.begin(kept, free)
+        free.remove(sequence.slot)
         logits = decoder.prefill(sequence.slot, kept[common:])
+        prefixes.hold(sequence.slot, kept)
         self.prefill_seconds += time.perf_counter() - began
         self.prefill_tokens += len(kept) - common
-        if sequence.slot == 0:
-            self._held = kept
         return logits
 
-    def _common(self, ids: np.ndarray) -> int:
-        """Return how many ids at the beginning are in slot 0 already; at least one is left to read."""
-        length = min(len(ids) - 1, len(self._held))
-        differ = np.flatnonzero(ids[:length] != self._held[:length])
-        return int(differ[0]) if differ.size else length
-
-    def _step(self, decoder: Decoder, active: list[Sequence]) -> Iterator[Token]:
-        longest = self.model.config.max_seq_len
+    def _step(self, prefixes: Prefixes, active: list[Sequence]) -> Iterator[Token]:
+        longest, decoder = self.model.config.max_seq_len, prefixes.decoder
         for sequence in [each for each in active if decoder.lengths[each.slot] >= longest]:
             # No room: keep the newer half, which the sequence then has read as if it were all.
             kept = sequence.ids[-max(longest // 2, 1) :]
             sequence.dropped = len(sequence.ids) - len(kept)
+            prefixes.hold(sequence.slot, NOTHING)
             decoder.clear(sequence.slot)
             if len(kept) > 1:
                 decoder.prefill(sequence.slot, kept[:-1])
@@ -196,12 +207,14 @@ class Generator(Shown):
         logits = decoder.step(slots, ids)
         self.decode_seconds += time.perf_counter() - began
         self.decode_tokens += len(active)
+        for sequence in active:
+            prefixes.hold(sequence.slot, sequence.ids[sequence.dropped :])
         for sequence, z in zip(list(active), logits):
             yield sequence.take(z)
-            if sequence.slot == 0:
-                self._held = sequence.ids[sequence.dropped :][: decoder.lengths[0]]
 
 
+TOGETHER = 32  # sequences that share a step at most
+BYTES_OF_CACHE = 1 << 30  # fewer, where their keys and values would take more
 FIRST_ROOM = 256  # a new cache has room for four times the prompt and so many tokens, at most; it grows later
 
 

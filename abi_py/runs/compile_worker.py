@@ -20,8 +20,8 @@ from .compiling import (
     STORED_ROWS,
     dispatchers,
     list_of,
-    number_format_of,
     of_layers,
+    routines_of,
 )
 from .tiny_models import decode_once, tiny, tiny_frozen, tiny_shape
 
@@ -48,7 +48,7 @@ def worker(names: list[str]) -> None:
         kernel, _, variant = name.partition(":")
         began = time.perf_counter()
         if kernel == ROUTINES:
-            _ = number_format_of(variant).table
+            routines_of(name)[1]()
         elif kernel == STORED_ROWS:
             STORE.write(list_of(name), "\n".join(_read_rows(variant)).encode())
         else:

@@ -52,8 +52,8 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     **{"sgd": ("sgd_",), "adam": ("adam_",), "adamw": ("adamw_",)},
     "muon": ("adamw_", "_muon_direction", "_muon_polynomial", "_muon_step"),
 }
-GENERATION = ("cache_append", "_cached_attention", "_product_of_few_rows")
-FORWARD = ("embedding_forward", "_attention_forward", "_product")  # the last two where a prompt is long
+GENERATION = ("cache_append", "_cached_attention", "_attention_of_rows", "_streamed", "_checksum")
+FORWARD = ("embedding_forward", "_product")  # the last where a prompt is long
 TRAINS = ("_backward", "_rounded", "_gradients", "_in_place")  # end the names of layers' kernels that generation lacks
 NOT_IN_A_STEP = ("_dropout", *GENERATION)
 ONLY_NARROW = (  # not in float32
@@ -61,6 +61,8 @@ ONLY_NARROW = (  # not in float32
     "weighted_swiglu_forward_rounded",
 )
 ROUTINES = "routines"
+STREAM = f"{ROUTINES}:stream"  # those that multiply with weights as they are in memory
+EXPERTS = {"_to_experts", "_from_experts"}  # kernels that take them, too
 HEADS = "heads"
 STORED_ROWS, NARROW = "stored_rows", ("bf16", "float16")  # of the storages of weights that are not trained
 LORA, LORA_BF16, LORA_NARROW = "lora", "lora_bf16", "lora_narrow"  # adapters on float32, on bfloat16, on either half
@@ -93,6 +95,7 @@ def kernel_names() -> list[str]:
     names = [ROUTINES, *(name for name in plain if name not in ONLY_NARROW)]
     names += [f"{name}:{variant}" for variant, kernels in VARIANTS.items() for name in kernels]
     names += [f"{STORED_ROWS}:{storage}" for storage in NARROW]
+    names.append(STREAM)
     return sorted(names, key=_order)
 
 
@@ -136,6 +139,7 @@ def kernels_of_training(
     others.discard(ROUTINES)  # of float32: a kernel that all precisions share is compiled in a step of float32
     wanted = {name for name in kernel_names() if ":" not in name and name not in others}
     wanted |= {f"{kernel}:{precision}" for kernel in VARIANTS[precision] if kernel not in elsewhere} | own
+    wanted |= {STREAM} if own & EXPERTS else set()
     if lora is not None:
         others -= {"_dropout"} if lora.dropout else set()
         variants = [LORA, *([LORA_BF16] if "bf16" in storages else []), *([LORA_NARROW] if storages else [])]
@@ -159,7 +163,7 @@ def kernels_of_step(model: "TrainableModel | LoraModel", config: "LlmTrainingCon
 def kernels_of_generation(shape: ModelShape, *more: str) -> list[str]:
     """Return the kernels that reading a prompt and writing a text with such a model run, and `more`."""
     own = {name for name in of_layers(shape) if not name.partition(":")[0].endswith(TRAINS)}
-    wanted = {ROUTINES, *FORWARD, *GENERATION, *own, *more}
+    wanted = {ROUTINES, STREAM, *FORWARD, *GENERATION, *own, *more}
     return [name for name in kernel_names() if name in wanted]
 
 
@@ -172,7 +176,7 @@ def is_cached(name: str) -> bool:
 
     kernel, _, variant = name.partition(":")
     if kernel == ROUTINES:
-        return whole(number_format_of(variant).file)
+        return whole(routines_of(name)[0])
     if not variant:
         variants = (f"{kernel}:{each}" for each, kernels in VARIANTS.items() if kernel in kernels)
         others = {file for each in variants for file in _files(each)}
@@ -189,11 +193,17 @@ def _files(name: str) -> list[str]:
     return bytes(STORE.read(list_of(name)) or b"").decode().split()
 
 
-def number_format_of(precision: str) -> "AnyFormat":
-    """Return the number format of a precision; from the kernels, so that `info` need not load the model."""
+def routines_of(name: str) -> tuple[str, Callable[[], object]]:
+    """Return the file that keeps some routines, and what compiles them; nothing of the model is loaded."""
+    if name == STREAM:
+        from ..kernels.engine.routines import routines_file
+        from ..kernels.streamed_matmul import NAME, streams
+
+        return routines_file(NAME), streams
     from ..kernels.engine.number_formats import PRECISIONS
 
-    return PRECISIONS[precision or "fp32"]
+    number_format: AnyFormat = PRECISIONS[name.partition(":")[2] or "fp32"]
+    return number_format.file, lambda: number_format.table
 
 
 def list_of(name: str) -> str:

@@ -21,7 +21,7 @@ def tiny_shape(family: ModelFamily) -> "TrainableModelConfig":
     from ..config import TrainableModelConfig
 
     heads = {"num_heads": 2, "num_kv_heads": 1}
-    sizes = {"hidden_dim": 16, "num_layers": 1, "intermediate_dim": 16, "vocab_size": 32, "max_seq_len": 8}
+    sizes = {"hidden_dim": 16, "num_layers": 1, "intermediate_dim": 16, "vocab_size": 32, "max_seq_len": 64}
     return TrainableModelConfig.from_dict({**heads, **sizes}).replace(family=family)
 
 
@@ -59,13 +59,15 @@ def decode_like(model: "Transformer") -> None:
 
 
 def decode_once(models: Iterable["Transformer"]) -> None:
-    """Read a few tokens and write one with each model, with the types of generation: products of many rows and few."""
+    """Read some tokens and write one with each model, with the types of generation: products of some rows and few."""
     import numpy as np
 
-    from ..generation.decoder import Decoder
-    from ..kernels.matmul import FEW
+    from ..generation.decoder import Decoder, weights_mark
+    from ..kernels.cached_attention import BLOCK_ROWS
+    from ..kernels.streamed_matmul import STREAMED
 
     for model in models:
+        weights_mark(model)
         decoder = Decoder(model)
-        decoder.prefill(0, np.arange(FEW + 1, dtype=np.int32))
+        decoder.prefill(0, np.arange(STREAMED + BLOCK_ROWS, dtype=np.int32))
         decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))

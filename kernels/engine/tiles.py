@@ -1,8 +1,6 @@
 """The register tile: the inside of every matrix product in the house.
 
     tile          C[rows, cols] = A B, or D[rows, cols] + A B, for one panel of A and one of B (see `panels.py`)
-    row_by_row    one element, of a row of A and a row of Bᵀ as they are in memory, for products of so few rows that
-                  packing B, which is read only once, would cost more than it saves
 
 A tile keeps ROWS x COLUMNS sums in vector registers and reads both panels straight through, in the way of Goto and van
 de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  Sums are float32 in any case.
@@ -10,19 +8,16 @@ de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).  Sums are 
 What a tile multiplies is a number format (`number_formats.py`); kernels take its table.
 """
 
-import llvmlite.ir as ir
 import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from .halves import widen, widen_bf16_ref
 from .panels import FORMATS
 from .routines import BEGIN, COLUMNS, END, FORMAT, ROWS, TILE, Routine, call_routine
 from .scratch import LINE
 from .simd import (
     F32,
     I1,
-    I16,
     I64,
     LANES,
     VECTOR,
@@ -30,7 +25,6 @@ from .simd import (
     broadcast,
     constant,
     declare,
-    element_type,
     fetch,
     first_lanes,
     load,
@@ -40,11 +34,10 @@ from .simd import (
     pointer,
     row_length,
     store,
-    sum_of_lanes,
     with_twin,
 )
 
-__all__ = ["begin", "end", "multiply_add", "row_by_row", "tile", "tile_routines"]
+__all__ = ["begin", "end", "multiply_add", "tile", "tile_routines"]
 
 
 # -- plain-Python twin ---------------------------------------------------------------------------
@@ -54,10 +47,6 @@ def _tile_twin(c, d, i, j, rows, cols, a, a_at, b, b_at, k, add, table):
     left, right = a[a_at : a_at + k * table[ROWS]], b[b_at : b_at + k * table[COLUMNS]]
     block = (slice(i, i + rows), slice(j, j + cols))
     c[block] = FORMATS[table[FORMAT]].tile_ref(left, right, d[block] if add else np.zeros((rows, cols), np.float32))
-
-
-def _row_by_row_twin(c, d, i, j, a, b, row, add):
-    c[i, j] = widen_bf16_ref(b[row]) @ a[i] + (d[i, j] if add else np.float32(0))
 
 
 # -- one register tile ---------------------------------------------------------------------------
@@ -197,56 +186,3 @@ def tile_routines(number_format) -> dict[int, Routine]:
     nothing: Routine = ([], lambda builder: None)
     tile = arguments, lambda builder, *values: _tile_body(builder, number_format, *values)
     return {TILE: tile, BEGIN: nothing, END: nothing}
-
-
-# -- a row against a row -------------------------------------------------------------------------
-
-
-def _row_by_row(typing, c, d, i, j, a, b, row, add):
-    def codegen(context, builder, signature, arguments):
-        c, d, i, j, a, b, row, add = arguments
-        kinds = signature.args
-        pointers = [
-            pointer(context, builder, kinds[at], array, row, column)
-            for at, array, row, column in ((0, c, i, j), (1, d, i, j), (4, a, i, constant(0)), (5, b, row, constant(0)))
-        ]
-        terms = builder.extract_value(context.make_array(kinds[4])(context, builder, a).shape, 1)
-        _row_by_row_body(builder, *pointers, element_type(kinds[5])[0], terms, add)
-        return context.get_dummy_value()
-
-    return types.void(c, d, types.intp, types.intp, a, b, types.intp, types.boolean), codegen
-
-
-SUMS = 4  # vectors summed side by side, which hides the latency of adding
-
-
-def _row_by_row_body(builder, c, d, a, b, element, terms, add):
-    """Emit SUMS sums of vectors over the terms, and what is left of the terms by masks; b holds `element`."""
-    sums = [cgutils.alloca_once_value(builder, ZERO) for _ in range(SUMS)]
-    stored = ir.VectorType(element, LANES)
-
-    def visit(at, total, read):
-        left, right = read(move(builder, a, at), VECTOR), read(move(builder, b, at), stored)
-        if element == I16:
-            right = widen(builder, right)
-        builder.store(multiply_add(builder, left, right, builder.load(total)), total)
-
-    whole = builder.sub(terms, builder.srem(terms, constant(SUMS * LANES)))
-    with cgutils.for_range_slice(builder, constant(0), whole, constant(SUMS * LANES), I64) as (at, _):
-        for index, total in enumerate(sums):
-            visit(builder.add(at, constant(index * LANES)), total, lambda x, vector: load(builder, x, vector))
-    with builder.if_then(builder.icmp_signed("<", whole, terms)):
-        for index, total in enumerate(sums):
-            at = builder.add(whole, constant(index * LANES))
-            mask = first_lanes(builder, builder.sub(terms, at))
-            visit(at, total, lambda x, vector, mask=mask: masked_load(builder, x, mask, vector=vector))
-    vectors = [builder.load(total) for total in sums]
-    while len(vectors) > 1:
-        vectors = [builder.fadd(x, y) for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
-    base = builder.select(add, builder.load(d), ir.Constant(F32, 0.0))
-    builder.store(builder.fadd(sum_of_lanes(builder, vectors[0]), base), c)
-
-
-# row_by_row(c, d, i, j, a, b, row, add): c[i, j] = sum_k a[i, k] b[row, k], plus d[i, j] if `add`
-#     matrices with unit column stride; float32, but b may be bfloat16 (as uint16)
-row_by_row = with_twin(_row_by_row_twin)(_row_by_row)

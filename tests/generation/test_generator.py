@@ -3,14 +3,23 @@
 import numpy as np
 import pytest
 
-from abi_py.config import TrainableModelConfig
+from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import ConfigError, DataError, NonFiniteError
 from abi_py.generation import GenerationConfig, Generator, generate, generate_stream
-from abi_py.generation.decoder import FEW, Decoder
+from abi_py.generation import generator as generator_module
+from abi_py.generation.decoder import Decoder
 from abi_py.generation.text import ByteText, StopText
-from abi_py.model import TrainableModel
+from abi_py.kernels.engine.jit import JIT
+from abi_py.model import LoraModel, TrainableModel
 
 SHAPE = {"hidden_dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 24}
+OTHERS = [  # models
+    {},
+    {"family": "mistral", "sliding_window": 9},
+    {"family": "gpt2", "num_kv_heads": 4},
+    {"family": "mixtral", "num_experts": 4, "experts_per_token": 2},
+]
+compiled_only = pytest.mark.skipif(not JIT, reason="NumPy's sums depend on the shape")
 DRAWN = {"temperature": 1.3, "top_k": 0, "top_p": 0.95}
 
 
@@ -27,10 +36,10 @@ def model():
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0}, DRAWN], ids=["greedy", "drawn"])
-def test_a_batch_gives_what_each_prompt_gives_alone(model, rng, settings):
+def test_a_batch_gives_what_each_prompt_gives_alone(model, rng, settings, monkeypatch):
     """More prompts than slots, of different lengths, ending at different times."""
     prompts = [rng.integers(0, 257, n) for n in (1, 30, 4, 9, 2, 17, 1, 3, 8, 12, 5)]
-    assert len(prompts) > FEW
+    monkeypatch.setattr(generator_module, "TOGETHER", 4)
     settings = {**settings, "stop_ids": tuple(range(40, 90)), "max_new_tokens": 20}
     together = generate(model, prompts, **settings)
     assert len({len(ids) for ids in together}) > 3
@@ -187,7 +196,7 @@ def test_nothing_asked_nothing_made(model):
 
 def test_a_growing_conversation_reads_only_what_is_new(model, rng):
     ids = rng.integers(0, 257, 12)
-    generator = Generator(model, reuse=True)
+    generator = Generator(model)
     settings = GenerationConfig(max_new_tokens=6, temperature=0, stop_ids=())
     (first,) = generator.run([ids], settings)
     longer = np.concatenate((ids, first.ids, [5, 6, 7]))
@@ -200,6 +209,106 @@ def test_a_growing_conversation_reads_only_what_is_new(model, rng):
     assert third.ids.tolist() == generate(model, other, settings).tolist()
     (again,) = generator.run([other], settings)
     assert again.ids.tolist() == third.ids.tolist()
+
+
+@compiled_only
+@pytest.mark.parametrize("changes", OTHERS)
+def test_what_was_read_before_changes_no_bit(rng, changes, threads):
+    """Of log-probabilities too: a beginning that is kept, copied, or was written and not read."""
+    model = make(**changes)
+    settings = {"max_new_tokens": 7, "temperature": 0, "stop_ids": (), "logprobs": 2}
+    begin = rng.integers(0, 257, 19)
+    prompts = [begin, np.append(begin, 5), begin[:7], begin, np.concatenate((begin[:12], rng.integers(0, 257, 9)))]
+    generator = Generator(model)
+    results = generator.run(prompts, **settings)
+    assert generator.prefill_tokens == 19 + 1 + 1 + 1 + 9
+    prompts.append(np.concatenate((begin, results[0].ids, rng.integers(0, 257, 4))))
+    results += generator.run(prompts[-1:], **settings)
+    assert generator.prefill_tokens == 1 + 4
+    for prompt, result in zip(prompts, results, strict=True):
+        (alone,) = Generator(model).run([prompt], **settings)
+        assert alone.ids.tolist() == result.ids.tolist()
+        assert alone.logprobs.tobytes() == result.logprobs.tobytes()
+        assert alone.top_logprobs == result.top_logprobs
+
+
+def test_what_was_read_with_other_weights_is_forgotten(rng):
+    model = make()
+    ids, settings = rng.integers(0, 257, 20), {"max_new_tokens": 3, "temperature": 0, "stop_ids": ()}
+    generator = Generator(model)
+    generator.run([ids], **settings)
+    generator.run([ids], **settings)
+    assert generator.prefill_tokens == 1
+    model.weights["layers.1.w_down"][3, 4] += 1
+    (result,) = generator.run([ids], **settings)
+    assert generator.prefill_tokens == 20
+    assert result.ids.tolist() == generate(model, ids, **settings).tolist()
+
+
+def test_adapters_that_were_trained_are_seen(rng):
+    lora = LoraModel(make(), LoraConfig(rank=2))
+    ids, settings = rng.integers(0, 257, 20), {"max_new_tokens": 3, "temperature": 0, "stop_ids": ()}
+    generator = Generator(lora)
+    (before,) = generator.run([ids], **settings, logprobs=0)
+    for w in lora.weights.values():
+        w += 0.5
+    (after,) = generator.run([ids], **settings, logprobs=0)
+    assert generator.prefill_tokens == 20
+    assert before.logprobs[0] != after.logprobs[0]
+    assert after.ids.tolist() == generate(lora, ids, **settings).tolist()
+
+
+def test_texts_take_the_slot_that_was_used_longest_ago(rng):
+    """As many stay as there are slots, and a common beginning is copied rather than lost."""
+    model, settings = make(), {"max_new_tokens": 1, "temperature": 0, "stop_ids": ()}
+    a, b, c = (np.append([7, 8, 9], rng.integers(10, 257, 12)) for _ in range(3))
+    generator, read = Generator(model), []
+
+    def run(*prompts):
+        generator.run(list(prompts), **settings)
+        read.append(generator.prefill_tokens)
+
+    run(a, b)  # 15, and 12: the first three are copied
+    run(a)
+    run(b)
+    run(c)  # over a, of which only the beginning is used
+    run(b)
+    run(a)
+    assert read == [15 + 12, 1, 1, 12, 1, 12]
+
+
+def test_rows_whose_angles_follow_the_length_are_read_again(rng):
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    model, settings = make(rope_scaling=scaling), {"max_new_tokens": 2, "temperature": 0, "stop_ids": ()}
+    ids = rng.integers(0, 257, 40)
+    generator, read = Generator(model), []
+    for length in (16, 20, 30, 31, 20, 20):
+        (result,) = generator.run([ids[:length]], **settings, logprobs=0)
+        read.append(generator.prefill_tokens)
+        (alone,) = Generator(model).run([ids[:length]], **settings, logprobs=0)
+        assert result.logprobs.tobytes() == alone.logprobs.tobytes() or not JIT
+    assert read == [16, 4, 30, 31, 20, 1]
+
+
+def test_a_stream_that_goes_on_keeps_its_cache(model):
+    """Another one that begins meanwhile gets its own."""
+    settings = {"max_new_tokens": 12, "temperature": 0, "stop_ids": ()}
+    generator = Generator(model)
+    first, second = generator.stream([[1, 2, 3]], **settings), None
+    made = [next(first).id for _ in range(4)]
+    second = [token.id for token in generator.stream([[1, 2, 9, 4]], **settings)]
+    made += [token.id for token in first]
+    assert made == generate(model, [1, 2, 3], **settings).tolist()
+    assert second == generate(model, [1, 2, 9, 4], **settings).tolist()
+
+
+def test_fewer_go_together_where_their_cache_would_be_large(model, monkeypatch):
+    prompts, settings = [[i, 2] for i in range(5)], {"max_new_tokens": 6, "temperature": 0}
+    expected = [ids.tolist() for ids in generate(model, prompts, **settings)]
+    monkeypatch.setattr(generator_module, "BYTES_OF_CACHE", 2 * 8 * 2 * SHAPE["num_layers"] * 2 * 4 * 4)
+    gen = Generator(model)
+    assert [result.ids.tolist() for result in gen.run(prompts, **settings)] == expected
+    assert gen._kept[0].decoder.cache.slots == 2
 
 
 def test_bans_and_ends_while_a_text_grows(model):

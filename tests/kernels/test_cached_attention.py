@@ -1,5 +1,7 @@
 """Attention over a cache: the definition, the same as attention of the whole sample, parts, slots, threads and NaN."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ from abi_py.gradcheck import check_close
 from abi_py.kernels.attention import attention_forward_ref
 from abi_py.kernels.cached_attention import (
     BLOCK_KEYS,
+    BLOCK_ROWS,
+    QUERIES,
     TASK_KEYS,
     cache_append,
     cache_append_ref,
@@ -95,6 +99,31 @@ def test_a_prompt_that_goes_on_equals_the_whole_sample(rng):
     o = forward(q[past:], keys, values, slots[past:], positions[past:], window=11, scale=0.4)
     whole, _ = attention_forward_ref(*wide(q, k, v), np.maximum(0, positions - 10), 1, heads, kv_heads, 0.4)
     check_close(o, whole[past:], 1e-5)
+
+
+@pytest.mark.skipif(not JIT, reason="NumPy's sums depend on the shape")
+@pytest.mark.parametrize("window", [None, 5, BLOCK_KEYS, TASK_KEYS + 3])
+@pytest.mark.parametrize("shape", [(4, 2, 24), (3, 3, 64), (2, 1, 72), (8, 1, 10)], ids=str)
+def test_bits_do_not_depend_on_how_a_prompt_is_cut(rng, shape, window, same_bits):
+    """Row by row, in pieces, and as a whole: by different kernels."""
+    heads, kv_heads, head_dim = shape
+    time = TASK_KEYS + BLOCK_KEYS + 2 * QUERIES + 3
+    q = rng.standard_normal((time, heads * head_dim)).astype(np.float32)
+    keys, values = rng.standard_normal((2, 2, kv_heads, time + 2, head_dim)).astype(np.float32)
+    positions, slots = np.arange(time, dtype=np.int32), np.full(time, 1, np.int32)
+    same_bits(lambda: forward(q, keys, values, slots, positions, window=window))
+    whole = forward(q, keys, values, slots, positions, window=window)
+    wanted = cached_attention_forward_ref(*wide(q, keys, values), slots, positions, window)
+    check_close(whole, wanted, 1e-5)
+    for cuts in ([1], [QUERIES + 1], [7, BLOCK_ROWS + 3, 100]):
+        at, made = 0, []
+        for n in itertools.chain.from_iterable(itertools.repeat(cuts)):
+            some = slice(at, at + n)
+            made.append(forward(q[some], keys, values, slots[some], positions[some], window=window))
+            at += n
+            if at >= time:
+                break
+        assert np.concatenate(made).tobytes() == whole.tobytes()
 
 
 def test_append_writes_its_places_only(rng):

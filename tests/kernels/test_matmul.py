@@ -21,13 +21,10 @@ from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS
 from abi_py.kernels.engine.scratch import scratch
 from abi_py.kernels.engine.simd import LANES
 from abi_py.kernels.matmul import (
-    FEW,
-    TASK_ROWS,
     matmul,
     product,
     product_loops_ref,
     product_ref,
-    streamed_product,
 )
 
 WAYS = [(False, False), (False, True), (True, False), (True, True)]
@@ -200,8 +197,6 @@ def test_a_product_is_not_written_over_its_operands(rng):
             product(*arguments)
     with pytest.raises(ValueError, match="out overlaps addend"):
         product(y[1:], x[1:], x, addend=y[:8])
-    with pytest.raises(ValueError, match="out overlaps w"):
-        streamed_product(y[:2], x[:2], y)
     assert np.array_equal(y, before)
     product(y, x, x, addend=y)
     check_close(y, exact(x, x, addend=before), 1e-5)
@@ -231,17 +226,13 @@ def test_same_bits_for_any_thread_count(rng, same_bits, way):
     same_bits(lambda: matmul(a, b, None, *way))
 
 
-@pytest.mark.parametrize("few", [False, True])
-def test_same_bits_however_many_rows_go_together(rng, few):
+def test_same_bits_however_many_rows_go_together(rng):
     """A row of the product does not depend on the other rows: a batch of one gives the bits of a batch of many."""
-    a, b = operands(rng, FEW if few else 2 * ROWS + 3, 53, 41, False, True)
+    a, b = operands(rng, 2 * ROWS + 3, 53, 41, False, True)
 
     def multiplied(rows):
         out = np.empty((len(rows), len(b)), np.float32)
-        if few:
-            streamed_product(out, rows, b)
-        else:
-            product(out, rows, b, transpose_b=True)
+        product(out, rows, b, transpose_b=True)
         return out
 
     alone = np.concatenate([multiplied(a[i : i + 1]) for i in range(len(a))])
@@ -338,44 +329,6 @@ def test_an_unknown_backend_is_refused():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "ABI_MATMUL (mkl) must be numba or blas" in done.stderr
     assert done.returncode != 0
-
-
-# -- few rows ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("add", [False, True])
-def test_few_rows_against_rows_as_they_lie(rng, add, threads):
-    for m, n, k in ((1, 1, 1), (FEW, 5, 4 * LANES + 1), (2, TASK_ROWS + 3, 7), (FEW, 2 * TASK_ROWS, 8 * LANES)):
-        a, wide = rng.standard_normal((m, k + 3)).astype(np.float32), rng.standard_normal((n, k + 9)).astype(np.float32)
-        a, b = a[:, 3:], wide[::-1, 4 : 4 + k]
-        whole = rng.standard_normal((m + 1, n + 5)).astype(np.float32)
-        before, out = whole.copy(), whole[:m, 2 : 2 + n]
-        streamed_product(out, a, b, addend=out if add else None)
-        expected = a.astype(np.float64) @ b.T.astype(np.float64) + (before[:m, 2 : 2 + n] if add else 0)
-        check_close(out, expected, 1e-5)
-        before[:m, 2 : 2 + n] = out
-        assert np.array_equal(whole, before)  # nothing else was written
-
-
-def test_few_rows_have_the_same_bits_for_any_number_of_threads(rng, same_bits):
-    a, b = operands(rng, FEW, *((3 * TASK_ROWS + 1, 5 * LANES + 3) if JIT else (9, 5)), False, True)
-
-    def make():
-        out = np.empty((len(a), len(b)), np.float32)
-        streamed_product(out, a, b)
-        return out
-
-    same_bits(make)
-
-
-def test_nan_in_few_rows_stays_in_its_row_and_column(rng):
-    a, b = operands(rng, 3, 7, 5, False, True)
-    a[1, 2] = b[4, 0] = np.nan
-    out = np.zeros((3, 7), np.float32)
-    streamed_product(out, a, b)
-    expected = np.zeros((3, 7), bool)
-    expected[1], expected[:, 4] = True, True
-    assert np.array_equal(np.isnan(out), expected)
 
 
 # -- bfloat16 and half precision -----------------------------------------------------------------

@@ -86,7 +86,6 @@ class Attention(Branch):
         r_q: np.ndarray  # (N H,)
         r_k: np.ndarray  # (N G,)
         att: np.ndarray  # (N, H D)
-        lse: np.ndarray  # (H, N)
         z: np.ndarray  # (N, C)
         r_z: np.ndarray  # (N,)
         q: np.ndarray  # (N, H D): columns of qkv
@@ -196,7 +195,6 @@ class Attention(Branch):
             "r_q": Entry(self.heads if self.qk_norm else 0, Form.FLAT),
             "r_k": Entry(self.kv_heads if self.qk_norm else 0, Form.FLAT),
             "att": Entry(self.o.inputs),
-            "lse": Entry(self.heads, Form.COLUMNS),
             "z": Entry(self.width if self.after else 0),
             "r_z": Entry(1 if self.after else 0, Form.NUMBERS),
         }
@@ -297,10 +295,7 @@ class Attention(Branch):
         if self.angles is not None:
             rope_forward(s.qkv, *self._angles(run, keys.shape[2]))
         cache_append(keys, values, s.k, s.v, run.slots, run.positions)
-        if run.starts is None:
-            cached_attention_forward(s.att, s.q, keys, values, run.slots, run.positions, self.window, self.scale)
-        else:
-            attention_forward(s.att, s.lse, s.q, s.k, s.v, run.starts_within(self.window), *self._options(run))
+        cached_attention_forward(s.att, s.q, keys, values, run.slots, run.positions, self.window, self.scale)
         if self.after is None:
             self.o.decode(x, s.att, addend=x)
             return

@@ -142,6 +142,11 @@ class Angles:
         self._table: tuple[np.ndarray, np.ndarray] | None = None
         self._last: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None  # a longer one, and what it was made for
 
+    @property
+    def unscaled(self) -> int:
+        """Length of a text up to which a row's angles depend on its place alone."""
+        return self._unscaled
+
     def of(self, run: Run, capacity: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return cos and sin, (length, D/2) float32, and the place (N,) int32 of each row in them.
 
