@@ -439,11 +439,11 @@ def cached_attention_forward(
     if len(q) >= BLOCK_ROWS and head_dim <= kind.slice_terms and _in_a_row(slots, positions):
         memory = _memory_of_rows(heads // kv_heads, head_dim, kind)
         cache = keys[slots[0]], values[slots[0]], int(positions[0])
-        _attention_of_rows(o, q, *cache, reach, factor, *memory, kind.table)
+        _attention_of_rows(o, q, *cache, reach, factor, *memory, kind.table)  # type: ignore[call-arg]
         return
     # So many whole parts, and one more where a window begins and ends inside one.
     parts = min((longest - 1) // TASK_KEYS + 1, (reach - 2) // TASK_KEYS + 2)
     memory = _memory(len(q), heads, kv_heads, head_dim, parts)
     shape = len(q), heads, head_dim
     heads_apart = o.reshape(shape), q.reshape(shape)  # views: only the last axis is cut
-    _cached_attention(*heads_apart, keys, values, slots, positions, reach, parts, *memory, factor, streams())
+    _cached_attention(*heads_apart, keys, values, slots, positions, reach, parts, *memory, factor, streams())  # type: ignore[call-arg]
