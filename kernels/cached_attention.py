@@ -24,6 +24,8 @@ sum of values from the first key to the last; blocks of a part, and then parts, 
 
     single rows        a task is a part of a row's keys and a key/value head; `stream` multiplies with keys as they are
     rows in a row      a task is QUERIES rows of one slot and a key/value head; keys and values are packed for the tile
+
+Longer than 400 lines because two kernels that must sum in one order are read side by side.
 """
 
 import math
