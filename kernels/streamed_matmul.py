@@ -22,7 +22,7 @@ from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import NumberFormat
-from .engine.panels import transpose
+from .engine.panels import transposed
 from .engine.routines import TILE, entry_of, routine_table
 from .engine.simd import (
     F32,
@@ -104,7 +104,7 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
                 else:
                     vector = masked_load(builder, at, first_lanes(builder, left, LANES * fold), vector=stored)
                 read.append(builder.bitcast(vector, places))
-            for s, line in enumerate(transpose(builder, read)):
+            for s, line in enumerate(transposed(builder, read)):
                 for half in range(fold):
                     term = s * fold + half
 
