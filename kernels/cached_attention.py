@@ -71,7 +71,7 @@ __all__ = [
 TASK_KEYS = 512  # keys of a part
 BLOCK_KEYS = 64  # keys of a block: 64 x 64 floats of keys are 16 KB
 QUERIES = 64  # rows of a task of many
-BLOCK_ROWS = 8  # rows from which on they are one: a tile's, about
+ROWS_OF_A_BLOCK = 8  # rows from which on they are one: a tile's, about
 TOGETHER = 4  # vectors of a weighted sum that grow side by side: a multiply-add waits four cycles for the one before
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -438,7 +438,7 @@ def cached_attention_forward(
     longest = int(positions.max()) + 1
     reach = longest if window is None else min(int(window), longest)
     kind = FLOAT32.chosen
-    if len(q) >= BLOCK_ROWS and head_dim <= kind.slice_terms and _in_a_row(slots, positions):
+    if len(q) >= ROWS_OF_A_BLOCK and head_dim <= kind.slice_terms and _in_a_row(slots, positions):
         memory = _memory_of_rows(heads // kv_heads, head_dim, kind)
         cache = keys[slots[0]], values[slots[0]], int(positions[0])
         _attention_of_rows(o, q, *cache, reach, factor, *memory, kind.table)  # type: ignore[call-arg]
