@@ -63,11 +63,11 @@ def decode_once(models: Iterable["Transformer"]) -> None:
     import numpy as np
 
     from ..generation.decoder import Decoder, weights_mark
-    from ..kernels.cached_attention import BLOCK_ROWS
+    from ..kernels.cached_attention import ROWS_OF_A_BLOCK
     from ..kernels.streamed_matmul import STREAMED
 
     for model in models:
         weights_mark(model)
         decoder = Decoder(model)
-        decoder.prefill(0, np.arange(STREAMED + BLOCK_ROWS, dtype=np.int32))
+        decoder.prefill(0, np.arange(STREAMED + ROWS_OF_A_BLOCK, dtype=np.int32))
         decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))

@@ -9,7 +9,7 @@ from abi_py.gradcheck import check_close
 from abi_py.kernels.attention import attention_forward_ref
 from abi_py.kernels.cached_attention import (
     BLOCK_KEYS,
-    BLOCK_ROWS,
+    ROWS_OF_A_BLOCK,
     QUERIES,
     TASK_KEYS,
     cache_append,
@@ -115,7 +115,7 @@ def test_bits_do_not_depend_on_how_a_prompt_is_cut(rng, shape, window, same_bits
     whole = forward(q, keys, values, slots, positions, window=window)
     wanted = cached_attention_forward_ref(*wide(q, keys, values), slots, positions, window)
     check_close(whole, wanted, 1e-5)
-    for cuts in ([1], [QUERIES + 1], [7, BLOCK_ROWS + 3, 100]):
+    for cuts in ([1], [QUERIES + 1], [7, ROWS_OF_A_BLOCK + 3, 100]):
         at, made = 0, []
         for n in itertools.chain.from_iterable(itertools.repeat(cuts)):
             some = slice(at, at + n)
