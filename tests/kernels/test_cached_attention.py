@@ -9,8 +9,8 @@ from abi_py.gradcheck import check_close
 from abi_py.kernels.attention import attention_forward_ref
 from abi_py.kernels.cached_attention import (
     BLOCK_KEYS,
-    ROWS_OF_A_BLOCK,
     QUERIES,
+    ROWS_OF_A_BLOCK,
     TASK_KEYS,
     cache_append,
     cache_append_ref,
