@@ -3,24 +3,24 @@
 import numpy as np
 import pytest
 
-from abi_py.kernels.engine.checksum import WORDS_OF_A_SUM, _checksum, checksum, checksum_ref
+from abi_py.kernels.engine.checksum import SUMMED, _checksum, checksum, checksum_ref
 from abi_py.kernels.engine.jit import JIT
 
 
 @pytest.mark.skipif(not JIT, reason="plain Python sums with the reference")
-@pytest.mark.parametrize("size", [1, 7, WORDS_OF_A_SUM, 2 * WORDS_OF_A_SUM + 5])
+@pytest.mark.parametrize("size", [1, 7, SUMMED, 2 * SUMMED + 5])
 def test_kernel_equals_the_reference(rng, size, same_bits):
     words = rng.integers(0, 2**32, size, dtype=np.uint32)
 
     def make():
-        sums = np.zeros(-(-size // WORDS_OF_A_SUM), np.uint64)
+        sums = np.zeros(-(-size // SUMMED), np.uint64)
         _checksum(sums, words)
         return sums
 
     same_bits(make)
     assert np.array_equal(make(), checksum_ref(words))
     i = size // 2
-    by_hand = sum(int(word) * (at * 2654435761 % 2**32 | 1) for at, word in enumerate(words[:WORDS_OF_A_SUM])) % 2**64
+    by_hand = sum(int(word) * (at * 2654435761 % 2**32 | 1) for at, word in enumerate(words[:SUMMED])) % 2**64
     assert int(checksum_ref(words)[0]) == by_hand, i
 
 
