@@ -19,6 +19,7 @@ from step_worker import STRATEGIES, Step
 
 from abi_py.cli.trace import replaced
 from abi_py.kernels.engine.peak import measured_peak
+from abi_py.kernels.engine.replay import python_alone
 
 
 class Clocks:
@@ -115,7 +116,7 @@ def measured_steps(step, count):
     seconds = defaultdict(list)
     for _ in range(count):
         clocks.reset()
-        with clocks.running():
+        with python_alone(), clocks.running():
             start = time.perf_counter()
             step.gradients()
             passes = time.perf_counter() - start

@@ -56,10 +56,10 @@ from .engine.simd import (
     store,
     with_twin,
 )
+from .engine.streams import STREAMED, stream, streams
 from .engine.tiles import begin, end, multiply_add, tile
 from .engine.vectors import exp, largest, total
 from .matmul import THREADS
-from .streamed_matmul import STREAMED, stream, streams
 
 __all__ = [
     "cache_append",

@@ -36,10 +36,10 @@ from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
 from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
 from .engine.scratch import scratch
+from .engine.streams import STREAMED, stream, streams
 from .engine.threads import thread_count
 from .engine.tiles import begin, end, tile
 from .matmul import ONE_THREAD, THREADS, panels
-from .streamed_matmul import STREAMED, stream, streams
 
 __all__ = [
     "expert_gradients",

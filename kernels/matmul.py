@@ -38,6 +38,7 @@ import numpy as np
 
 from .engine.cache import numba_config
 from .engine.checks import Array, check_apart, checked, unchecked
+from .engine.choice import Method
 from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
@@ -160,9 +161,9 @@ def _product(
 THREADS = numba_config.NUMBA_NUM_THREADS
 
 
-def panels(number_format):
+def panels(kind: Method) -> tuple[tuple[int, int], ...]:
     """Return the shapes of scratch for packed panels: a block of A and a slab of B for each thread."""
-    block, slab = number_format.panels
+    block, slab = kind.panels
     return (THREADS, block), (THREADS, slab)
 
 

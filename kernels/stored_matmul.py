@@ -10,7 +10,7 @@ products.  Of any other, STRIP rows at a time are decoded to float32 scratch and
     for each strip of rows of W:      decode it;  y[:, strip] = x stripᵀ      or      dx (+)= dy[:, strip] strip
 
 With few rows of x (a token for each of some sequences, in generation) not even that: LANES rows of W are decoded into
-a cache of the core and multiplied with all rows of x while they are there (`streamed_matmul.stream`), so memory is read
+a cache of the core and multiplied with all rows of x while they are there (`engine/streams.py`), so memory is read
 once, and only the bytes that are kept.
 
 The bits are those of one product with all of W decoded: y's elements do not depend on how columns are cut up or on the
@@ -27,10 +27,11 @@ from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.scratch import scratch
 from .engine.simd import LANES
+from .engine.streams import STREAMED, share_of, stream, streams
 from .engine.threads import thread_count
 from .matmul import BACKEND, ONE_THREAD, THREADS, product, product_ref
 from .storage import Storage
-from .streamed_matmul import STREAMED, share_of, stream, streamed_product, streams
+from .streamed_matmul import streamed_product
 
 __all__ = [
     "stored_product",

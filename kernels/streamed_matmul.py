@@ -6,55 +6,21 @@ An element of y is summed as in `matmul.py`: slices of 512 terms, each from the 
 one after the other.  So a row has the same bits alone, among others, in a prompt, and in `product`, and what multiplies
 it is a matter of speed only:
 
-    up to STREAMED rows     `stream`: LANES rows of W are read as they are in memory, transposed in registers, and
+    up to STREAMED rows     `engine/streams.py`: LANES rows of W are read as they are in memory, transposed in registers, and
                             multiplied with all rows of x at once
     more                    `product`, which packs W
 """
 
-import functools
-
-import llvmlite.ir as ir
 import numpy as np
-from numba import types
-from numba.core import cgutils
 
 from .engine.checks import Array, check_apart, checked, unchecked
-from .engine.halves import widen_bf16_ref
-from .engine.jit import helper, kernel, prange
-from .engine.number_formats import NumberFormat
-from .engine.panels import transposed
-from .engine.routines import TILE, entry_of, routine_table
-from .engine.simd import (
-    F32,
-    I1,
-    I16,
-    I32,
-    I64,
-    LANES,
-    VECTOR,
-    ZERO,
-    broadcast,
-    constant,
-    element_type,
-    fetch,
-    first_lanes,
-    load,
-    masked_load,
-    masked_store,
-    move,
-    pointer,
-    row_length,
-    with_twin,
-)
+from .engine.jit import kernel, prange
+from .engine.simd import LANES
+from .engine.streams import STREAMED, share_of, stream, streams
 from .engine.threads import thread_count
-from .engine.tiles import multiply_add
 from .matmul import BACKEND, ONE_THREAD, product, product_ref
 
-__all__ = ["STREAMED", "share_of", "stream", "streamed_product", "streamed_product_ref", "streams"]
-
-STREAMED = LANES // 2  # rows of x: their sums and LANES vectors of W fit the registers
-SLICE = NumberFormat.slice_terms  # terms that are summed before they are added to the others
-NAME = "stream"  # of the routines, where compiled code is kept
+__all__ = ["streamed_product", "streamed_product_ref"]
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
 
@@ -64,152 +30,7 @@ def streamed_product_ref(x: Array, w: Array, addend: Array | None = None) -> Arr
     return product_ref(x, w, transpose_b=True, addend=addend)
 
 
-# -- rows of W as they are in memory -------------------------------------------------------------
-
-VARIANTS = (1, STREAMED)  # rows of x that are multiplied together
-
-
-def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_row, rows, cols, k, add):
-    """Emit c (rows, cols) = a (rows, k) b (cols, k)ᵀ (+ d), rows <= together; b holds `element`."""
-    fold = 1 if element == F32 else 2  # elements of b in 32 bits, which are transposed as one
-    places = ir.VectorType(F32, LANES)
-    stored = ir.VectorType(element, LANES * fold)
-    lefts = []
-    for r in range(together):  # a row that exists; what comes of it is not stored
-        inside = builder.icmp_signed("<", constant(r), rows)
-        lefts.append(move(builder, a, builder.mul(builder.select(inside, constant(r), constant(0)), a_row)))
-    totals = [cgutils.alloca_once(builder, VECTOR) for _ in range(together)]
-    sums = [cgutils.alloca_once(builder, VECTOR) for _ in range(together)]
-
-    with cgutils.for_range_slice(builder, constant(0), cols, constant(LANES), I64) as (j, _):
-        mask = first_lanes(builder, builder.sub(cols, j))
-        lines = []
-        for lane in range(LANES):
-            index = builder.add(j, constant(lane))
-            index = builder.select(builder.icmp_signed("<", index, cols), index, j)
-            lines.append(move(builder, b, builder.mul(index, b_row)))
-        ahead = builder.mul(b_row, constant(LANES))  # the same place of the next rows
-        for r, total in enumerate(totals):
-            at = move(builder, move(builder, d, builder.mul(_row(builder, r, rows), d_row)), j)
-            builder.store(masked_load(builder, at, mask), total)
-
-        def block(p, left):
-            """Multiply with the columns of b from p on, LANES * fold of them, or `left`."""
-            read = []
-            for line in lines:
-                at = move(builder, line, p)
-                if left is None:
-                    vector = load(builder, at, stored)
-                    fetch(builder, move(builder, at, ahead))
-                else:
-                    vector = masked_load(builder, at, first_lanes(builder, left, LANES * fold), vector=stored)
-                read.append(builder.bitcast(vector, places))
-            for s, line in enumerate(transposed(builder, read)):
-                for half in range(fold):
-                    term = s * fold + half
-
-                    def multiply(line=line, term=term, half=half):
-                        right = line if fold == 1 else _half(builder, line, half)
-                        for at, total in zip(lefts, sums, strict=True):
-                            number = builder.load(move(builder, at, builder.add(p, constant(term))))
-                            both = broadcast(builder, number, VECTOR), right
-                            builder.store(multiply_add(builder, *both, builder.load(total)), total)
-
-                    if left is None:
-                        multiply()
-                    else:
-                        with builder.if_then(builder.icmp_signed("<", constant(term), left)):
-                            multiply()
-
-        with cgutils.for_range_slice(builder, constant(0), k, constant(SLICE), I64) as (k0, _):
-            for total in sums:
-                builder.store(ZERO, total)
-            rest = builder.sub(k, k0)
-            terms = builder.select(builder.icmp_signed("<", rest, constant(SLICE)), rest, constant(SLICE))
-            left = builder.srem(terms, constant(LANES * fold))
-            whole = builder.add(k0, builder.sub(terms, left))
-            with cgutils.for_range_slice(builder, k0, whole, constant(LANES * fold), I64) as (p, _):
-                block(p, None)
-            with builder.if_then(builder.icmp_signed(">", left, constant(0))):
-                block(whole, left)
-            more = builder.or_(add, builder.icmp_signed(">", k0, constant(0)))
-            for part, total in zip(sums, totals, strict=True):
-                both = builder.fadd(builder.load(part), builder.load(total))
-                builder.store(builder.select(more, both, builder.load(part)), total)
-        for r, total in enumerate(totals):
-            with builder.if_then(builder.icmp_signed("<", constant(r), rows)):
-                at = move(builder, move(builder, c, builder.mul(constant(r), c_row)), j)
-                masked_store(builder, builder.load(total), at, mask)
-
-
-def _row(builder, r, rows):
-    return builder.select(builder.icmp_signed("<", constant(r), rows), constant(r), constant(0))
-
-
-def _half(builder, line, half):
-    """Return the first or the second bfloat16 of each lane, as float32."""
-    whole = ir.VectorType(I32, LANES)
-    bits = builder.bitcast(line, whole)
-    if half == 0:
-        bits = builder.shl(bits, ir.Constant(whole, [16] * LANES))
-    else:
-        bits = builder.and_(bits, ir.Constant(whole, [0xFFFF0000] * LANES))
-    return builder.bitcast(bits, VECTOR)
-
-
-@functools.cache
-def streams() -> np.ndarray:
-    """Return the table of `stream`'s routines."""
-    routines = {}
-    for index, element in enumerate((F32, I16)):
-        for variant, together in enumerate(VARIANTS):
-            arguments = [*[F32.as_pointer()] * 3, element.as_pointer(), *[I64] * 7, I1]
-            routines[_slot(index, variant)] = arguments, functools.partial(_stream_body, together, element)
-    return routine_table(NAME, {}, routines)
-
-
-def _slot(element, variant):
-    return TILE + element * len(VARIANTS) + variant
-
-
-def _stream_twin(c, d, i, j, rows, cols, a, b, row, add, table):
-    block = slice(i, i + rows), slice(j, j + cols)
-    c[block] = a[i : i + rows] @ widen_bf16_ref(b[row : row + cols]).T + (d[block] if add else np.float32(0))
-
-
-@with_twin(_stream_twin)
-def stream(typing, c, d, i, j, rows, cols, a, b, row, add, table):
-    """c[i : i + rows, j : j + cols] = a[i : i + rows] b[row : row + cols]ᵀ, plus d there if `add`; d may be c.
-
-    rows <= STREAMED; float32, but b may be bfloat16 (as uint16); table: `streams()`
-    """
-
-    def codegen(context, builder, signature, arguments):
-        c, d, i, j, rows, cols, a, b, row, add, table = arguments
-        kinds = signature.args
-        given = (0, c, i, j), (1, d, i, j), (6, a, i, constant(0)), (7, b, row, constant(0))
-        pointers = [pointer(context, builder, kinds[at], array, *place) for at, array, *place in given]
-        lengths = [row_length(context, builder, kinds[at], array) for at, array, *_ in given]
-        terms = builder.extract_value(context.make_array(kinds[6])(context, builder, a).shape, 1)
-        element = element_type(kinds[7])[0]
-        slot = constant(_slot((F32, I16).index(element), 0))
-        slot = builder.add(slot, builder.zext(builder.icmp_signed(">", rows, constant(VARIANTS[0])), I64))
-        address = entry_of(context, builder, kinds[10], table, slot)
-        values = [*pointers, *lengths, rows, cols, terms, add]
-        function = ir.FunctionType(ir.VoidType(), [value.type for value in values]).as_pointer()
-        builder.call(builder.inttoptr(address, function), values)
-        return context.get_dummy_value()
-
-    return types.void(c, d, *[types.intp] * 4, a, b, types.intp, types.boolean, table), codegen
-
-
-# -- kernels -----------------------------------------------------------------------------------
-
-
-@helper
-def share_of(size, step, part, parts):
-    """Return where the part of a size begins, at a multiple of step."""
-    return min(size, (size + step - 1) // step * part // parts * step)
+# -- kernel -------------------------------------------------------------------------------------
 
 
 @kernel

@@ -397,8 +397,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "abi_py/model/layers/embedding.py",
-        "                dx *= np.float32(self.scale)",
-        "                dx *= np.float32(1)",
+        "by_numpy(np.multiply, dx, np.float32(self.scale), out=dx)",
+        "by_numpy(np.multiply, dx, np.float32(1), out=dx)",
         "tests/model/test_options.py",
     ),
     Mutation(

@@ -197,7 +197,7 @@ def routines_of(name: str) -> tuple[str, Callable[[], object]]:
     """Return the file that keeps some routines, and what compiles them; nothing of the model is loaded."""
     if name == STREAM:
         from ..kernels.engine.routines import routines_file
-        from ..kernels.streamed_matmul import NAME, streams
+        from ..kernels.engine.streams import NAME, streams
 
         return routines_file(NAME), streams
     from ..kernels.engine.number_formats import PRECISIONS

@@ -64,7 +64,7 @@ def decode_once(models: Iterable["Transformer"]) -> None:
 
     from ..generation.decoder import Decoder, weights_mark
     from ..kernels.cached_attention import ROWS_OF_A_BLOCK
-    from ..kernels.streamed_matmul import STREAMED
+    from ..kernels.engine.streams import STREAMED
 
     for model in models:
         weights_mark(model)

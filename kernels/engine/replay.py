@@ -35,7 +35,7 @@ from .jit import JIT
 from .routines import compiled_functions
 from .threads import forked, taking_turns
 
-__all__ = ["Recording", "between", "by_numpy", "recorded", "replays"]
+__all__ = ["Recording", "between", "by_numpy", "python_alone", "recorded", "replays"]
 
 WORD = ir.IntType(64)
 STATUS = ir.IntType(32)
@@ -47,9 +47,23 @@ if SETTING not in ("0", "1"):
     raise ValueError(f"ABI_REPLAY ({SETTING}) must be 0 or 1; unset it to replay passes where that is faster")
 
 
+_python_alone = False
+
+
 def replays() -> bool:
     """Say whether passes are replayed here: not if ABI_REPLAY is 0, if nothing is compiled, or in a forked child."""
-    return JIT and SETTING == "1" and not forked()
+    return JIT and SETTING == "1" and not (_python_alone or forked())
+
+
+@contextlib.contextmanager
+def python_alone() -> Iterator[None]:
+    """Replay nothing in the block: for who watches the calls of a pass."""
+    global _python_alone
+    before, _python_alone = _python_alone, True
+    try:
+        yield
+    finally:
+        _python_alone = before
 
 
 class Recording:

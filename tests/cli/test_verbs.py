@@ -39,10 +39,10 @@ def test_info_as_json(abi_train):
 
 
 def test_an_unknown_method_of_bfloat16_is_a_wrong_call(process):
-    child = process("run", "--mixed-precision", "bf16", "--out", "x", env={"ABI_BF16": "amx"})
+    child = process("run", "--mixed-precision", "bf16", "--out", "x", env={"ABI_BF16": "tf32"})
     _, err = child.communicate(timeout=PATIENCE)
     assert child.returncode == 2
-    assert "ABI_BF16 (amx) must be one of fp32" in err
+    assert "ABI_BF16 (tf32) must be one of fp32" in err
     assert len(err.splitlines()) == 1
 
 

@@ -7,9 +7,10 @@ from abi_py.gradcheck import check_close
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.number_formats import FLOAT32
 from abi_py.kernels.engine.simd import LANES
+from abi_py.kernels.engine.streams import STREAMED
 from abi_py.kernels.matmul import product
 from abi_py.kernels.storage.bf16 import STORAGE as BF16
-from abi_py.kernels.streamed_matmul import STREAMED, streamed_product, streamed_product_ref
+from abi_py.kernels.streamed_matmul import streamed_product, streamed_product_ref
 
 ROWS, COLUMNS, SLICE_TERMS = FLOAT32.chosen.rows, FLOAT32.chosen.columns, FLOAT32.chosen.slice_terms
 SHAPES = [  # (N, M, K)

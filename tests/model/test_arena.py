@@ -162,7 +162,7 @@ def test_what_products_read_and_write_begins_at_cache_lines(rng):
     found |= Optimizer(model.parameters, LlmTrainingConfig()).moments
     found |= {str(key): array for key, array in arena._flat.items()} | arena._scratch
     found |= {"logits": model.forward(ids), "decoder's logits": decoder._logits}
-    few = decoder._few[2]
+    few = decoder._arrays(2, 2)
     found |= {"decoder's x": few.x, "decoder's n": few.n, "decoder's r": few.r}
     for branch, arrays in zip(decoder._stack.branches, few.branches, strict=True):
         found |= {f"decoding {name}": getattr(arrays, name) for name in branch.decoding()}

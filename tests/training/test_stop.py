@@ -61,6 +61,13 @@ def whole_state(trainer):
     return trainer.model.parameters.weights_flat.tobytes(), moments, trainer.loss_history, state, trainer.model.draws
 
 
+@pytest.fixture
+def long_passes(monkeypatch):
+    """Passes that look for a stop between two layers; short ones do so at their end (tests/model/test_passes.py)."""
+    monkeypatch.setattr("abi_py.model.stack.LONG", 0.0)
+
+
+@pytest.mark.usefixtures("long_passes")
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_pass_given_up_at_any_layer_changes_nothing(make_model, make_config, data, tmp_path, lora):
     """A check follows each of 4 branches and the head, forward and backward: 9 in each of 16 micro-batches."""
@@ -94,6 +101,7 @@ def test_the_forward_pass_of_a_later_micro_batch_costs_only_itself(make_model, m
         assert (trainer.state.batch_position, trainer.state.micro_step) == (position, position)
 
 
+@pytest.mark.usefixtures("long_passes")
 def test_a_window_of_an_older_checkpoint_is_repeated_too(make_model, make_config, data):
     """It does not say where the epoch's loss was."""
     trainer = LlamaTrainer(make_model(), make_config())
@@ -173,6 +181,7 @@ def test_a_second_ctrl_c_is_not_put_off():
         signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.usefixtures("long_passes")
 def test_an_evaluation_is_given_up(make_model, make_config, data, record):
     config, sink = make_config(eval_interval=2, epochs=1), record()
     trainer = LlamaTrainer(make_model(), config, [sink])
@@ -209,7 +218,7 @@ def test_attention_sees_the_flag_of_the_pass(make_model, one_batch, monkeypatch)
     seen = []
     for name in ("attention_forward", "attention_backward"):
         right = getattr(attention, name)
-        spy = lambda *given, right=right: (seen.append(given[-1]), right(*given))  # noqa: E731
+        spy = lambda *given, right=right: (seen.append(given[-2]), right(*given))  # noqa: E731
         monkeypatch.setattr(attention, name, spy)
     model, check = make_model(), PassWatch()
     model.compute_loss(*one_batch(), backward=True, check=check)

@@ -33,7 +33,8 @@ def test_emitted_for_a_processor_that_has_it():
     except RuntimeError:
         pytest.skip("this LLVM has no code generator for x86")
     machine = target.create_target_machine("sapphirerapids", "", opt=3)
-    text = llvm.parse_assembly(routines._module("amx", amx.tile_routines() | amx.packers()))
+    emitted = {slot: routines._returning(each) for slot, each in (amx.tile_routines() | amx.packers()).items()}
+    text = llvm.parse_assembly(routines._module("amx", emitted))
     text.triple, text.data_layout = triple, str(machine.target_data)
     text.verify()
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
