@@ -6,8 +6,7 @@ An element of y is summed as in `matmul.py`: slices of 512 terms, each from the 
 one after the other.  So a row has the same bits alone, among others, in a prompt, and in `product`, and what multiplies
 it is a matter of speed only:
 
-    up to STREAMED rows     `engine/streams.py`: LANES rows of W are read as they are in memory, transposed in registers, and
-                            multiplied with all rows of x at once
+    up to STREAMED rows     rows of W as they are in memory, multiplied with all rows of x at once (`engine/streams.py`)
     more                    `product`, which packs W
 """
 

@@ -183,9 +183,6 @@ def stream(typing, c, d, i, j, rows, cols, a, b, row, add, table):
     return types.void(c, d, *[types.intp] * 4, a, b, types.intp, types.boolean, table), codegen
 
 
-# -- kernels -----------------------------------------------------------------------------------
-
-
 @helper
 def share_of(size, step, part, parts):
     """Return where the part of a size begins, at a multiple of step."""
