@@ -41,7 +41,10 @@ PLAN = (
     "import json, sys; from abi_py.config import TrainableModelConfig as C; from abi_py.model import TrainableModel; "
     "f, b, t = json.loads(sys.argv[1]); print(json.dumps(sum(TrainableModel(C(**f)).memory_plan(b, t).values())))"
 )
-BANDWIDTH = "import json; from roofline import bandwidth; print(json.dumps(bandwidth()))"
+BANDWIDTH = (  # arguments: this directory, and megabytes if not the usual ones
+    "import json, sys; sys.path.insert(0, sys.argv[1]); from roofline import bandwidth; "
+    "print(json.dumps(bandwidth(*map(int, sys.argv[2:]))))"
+)
 
 
 # -- steps ---------------------------------------------------------------------------------------
@@ -85,9 +88,9 @@ def least_seconds(shape, peak, moved_per_s, cache):
 
 
 @functools.cache
-def bandwidth(threads):
+def bandwidth(threads, *megabytes):
     """Return the bytes per second that this machine moves at most, read or copied, from a process of its own."""
-    return max(run([sys.executable, "-c", BANDWIDTH], threads))
+    return max(run([sys.executable, "-c", BANDWIDTH, Path(__file__).parent, *megabytes], threads))
 
 
 def ratio_figure(rows, peers, least):

@@ -440,6 +440,11 @@ def test_a_measurement_that_fails_leaves_rows_that_say_so(bench):
     ]
 
 
+@pytest.mark.skipif(not JIT, reason="times compiled loops")
+def test_bandwidth_is_measured_in_a_process_of_its_own(bench):
+    assert bench.goals.bandwidth(1, 4) > 1e8  # bytes per second
+
+
 @pytest.mark.parametrize("name", ["deepzig", "small"])
 def test_every_goal_of_a_step_gets_its_figure(bench, monkeypatch, name):
     goals = bench.goals
