@@ -14,7 +14,7 @@ import numpy as np
 
 from .engine.checks import Array, checked
 from .engine.jit import kernel, prange
-from .engine.threads import PARTS
+from .engine.shares import add_partial_sums, partial_sums
 
 __all__ = ["bias_backward", "bias_backward_ref", "bias_forward", "bias_forward_ref"]
 
@@ -49,16 +49,13 @@ def bias_forward(y: Array, b: Array) -> None:
 def bias_backward(db: Array, dy: Array) -> None:
     """Add the sum of dy (N, C) over its rows to db (C,)."""
     N, C = dy.shape
-    partial = np.empty((PARTS, C), np.float64)
-    for p in prange(PARTS):
+    parts = partial_sums(N)
+    partial = np.empty((parts, C), np.float64)
+    for p in prange(parts):
         part = np.int64(p)
         for j in range(C):
             partial[part, j] = 0
-        for n in range(N * part // PARTS, N * (part + 1) // PARTS):
+        for n in range(N * part // parts, N * (part + 1) // parts):
             for j in range(C):
                 partial[part, j] += dy[n, j]  # forward: y = ... + b
-    for j in range(C):
-        total = 0.0
-        for p in range(PARTS):
-            total += partial[p, j]
-        db[j] += np.float32(total)
+    add_partial_sums(db, partial)

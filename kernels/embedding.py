@@ -6,15 +6,17 @@
     x dx (N, C)   w dw (V, C)   ids (N,) int32, each in [0, V)   N = B*T      saved for backward: ids
     x is overwritten, or added to (learned positions are rows as well); dw is accumulated.
 
-A token that occurs twice must be added twice, so two threads must never own the same element of dw.  The backward
-kernel is parallel over fixed slices of columns: one thread adds all rows to its slice, in the order of n.  No race,
-and the same bits for every number of threads.
+A token that occurs twice must be added twice, so two threads must never own the same element of dw.  A task of backward
+has the tokens that are equal modulo `down`, and of many threads' tasks each has a slice of the columns only: it adds
+all rows of these tokens, in the order of n.  No race, and the same bits for every number of threads.
 """
 
 import numpy as np
 
 from .engine.checks import Array, checked
 from .engine.jit import kernel, prange
+from .engine.shares import share_of
+from .engine.threads import thread_count
 
 __all__ = [
     "embedding_backward",
@@ -22,9 +24,12 @@ __all__ = [
     "embedding_forward",
     "embedding_forward_adding",
     "embedding_forward_ref",
+    "grid",
 ]
 
-SLICE_COLUMNS = 128  # columns in a slice: 512 bytes, long enough for the hardware to fetch ahead
+ALONE = 1 << 19  # elements of dx below which a second thread does not pay (docs/log.md)
+BY_TOKEN = 8  # tasks by tokens, before columns are shared too: a token that is every 20th makes one a third longer
+NARROWEST = 32  # columns at least: 128 bytes, the two lines that hardware fetches together
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -63,17 +68,35 @@ def embedding_forward_adding(x: Array, ids: Array, w: Array) -> None:
             x[n, j] += w[v, j]
 
 
-@checked("dw! (V, C); dx (N, C); ids (N) int < V")
 @kernel
-def embedding_backward(dw: Array, dx: Array, ids: Array) -> None:
-    """Add each row of dx (N, C) to the row of dw (V, C) that ids (N,) names."""
+def _embedding_backward(dw, dx, ids, down, across):
     N, C = dx.shape
-    slices = (C + SLICE_COLUMNS - 1) // SLICE_COLUMNS
-    for s in prange(slices):
-        start = np.int64(s) * SLICE_COLUMNS
-        stop = min(start + SLICE_COLUMNS, C)
+    for task in prange(down * across):
+        turn, s = np.uint32(np.int64(task) // across), np.int64(task) % across
+        start, stop = share_of(C, NARROWEST, s, across), share_of(C, NARROWEST, s + 1, across)
         for n in range(N):
+            if down > 1 and np.uint32(ids[n]) % np.uint32(down) != turn:
+                continue
             # Views that begin at 0: LLVM then sees plain vector code, four times as fast as dw[v, start + j].
             to, row = dw[ids[n], start:stop], dx[n, start:stop]
             for j in range(stop - start):
                 to[j] += row[j]  # forward: x[n, j] = w[ids[n], j]
+
+
+# -- calling it ----------------------------------------------------------------------------------
+
+
+def grid(rows: int, columns: int, threads: int) -> tuple[int, int]:
+    """Return into how many tasks backward is cut by tokens, times by columns: one for each thread."""
+    if rows * columns < ALONE:
+        return 1, 1
+    across = min(max(1, threads // BY_TOKEN), -(-columns // NARROWEST))
+    return threads // across, across
+
+
+@checked("dw! (V, C); dx (N, C); ids (N) int < V")
+def embedding_backward(dw: Array, dx: Array, ids: Array) -> None:
+    """Add each row of dx (N, C) to the row of dw (V, C) that ids (N,) names."""
+    if dx.size:
+        rows, columns = dx.shape
+        _embedding_backward(dw, dx, ids, *grid(rows, columns, thread_count()))

@@ -37,9 +37,9 @@ from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed,
 from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
 from .engine.scratch import scratch
 from .engine.streams import STREAMED, stream, streams
-from .engine.threads import thread_count
+from .engine.threads import ONE_THREAD, thread_count
 from .engine.tiles import begin, end, tile
-from .matmul import ONE_THREAD, THREADS, panels
+from .matmul import THREADS, panels
 
 __all__ = [
     "expert_gradients",

@@ -4,7 +4,7 @@
 
     g (P,) float32, contiguous      returns a float64
 
-Each block of 65 536 elements has a partial sum of its own, in float64, and the partial sums are added in order: same
+Each block (`elements_each`) has a partial sum of its own, in float64, and the partial sums are added in order: same
 bits for every number of threads.  A float64 sum cannot overflow here, so the result is inf or NaN only if an element
 of g is.
 """
@@ -15,11 +15,10 @@ import numpy as np
 
 from .engine.checks import Array, checked
 from .engine.jit import kernel, prange
+from .engine.shares import elements_each
 from .engine.vectors import sum_of_squares
 
 __all__ = ["global_norm", "global_norm_ref"]
-
-PARTIAL_SUM = 65536  # elements in one partial sum
 
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
@@ -34,11 +33,12 @@ def global_norm_ref(g: Array) -> float:
 def global_norm(g: Array) -> float:
     """Return the norm of g (P,) float32 as a float."""
     P = g.shape[0]
-    blocks = (P + PARTIAL_SUM - 1) // PARTIAL_SUM
+    each = elements_each(P)
+    blocks = (P + each - 1) // each
     partial = np.empty(blocks, np.float64)
     for k in prange(blocks):
-        start = np.int64(k) * PARTIAL_SUM
-        block = g[start : min(start + PARTIAL_SUM, P)]
+        start = np.int64(k) * each
+        block = g[start : min(start + each, P)]
         partial[k] = sum_of_squares(block)
     total = 0.0
     for k in range(blocks):

@@ -20,7 +20,7 @@ import numpy as np
 
 from .engine.checks import Array, checked
 from .engine.jit import helper, kernel, prange
-from .engine.threads import PARTS
+from .engine.shares import add_partial_sums, partial_sums
 from .engine.vectors import dot, dot3, sum_of_squares, wide_total
 
 __all__ = ["layer_norm_backward", "layer_norm_backward_ref", "layer_norm_forward", "layer_norm_forward_ref"]
@@ -74,14 +74,15 @@ def layer_norm_backward(
 ) -> None:
     """Overwrite dx (N, C), or add to it where `accumulate` is true, and add to dw (C,) and db (C,)."""
     N, C = x.shape
-    partial = np.empty((PARTS, 3, C), np.float32)  # dw, db, and the normalised row at hand
-    for p in prange(PARTS):
+    parts = partial_sums(N)
+    partial = np.empty((3, parts, C), np.float32)  # dw, db, and the normalised row at hand
+    for p in prange(parts):
         part = np.int64(p)
         for j in range(C):
-            partial[part, 0, j] = 0
-            partial[part, 1, j] = 0
-        normed = partial[part, 2]
-        for n in range(N * part // PARTS, N * (part + 1) // PARTS):
+            partial[0, part, j] = 0
+            partial[1, part, j] = 0
+        normed = partial[2, part]
+        for n in range(N * part // parts, N * (part + 1) // parts):
             rn = r[n]
             _normalize(normed, x[n], np.float32(wide_total(x[n]) / C), rn)
             mean = dot(dy[n], w) / np.float32(C)  # mean_j g_j
@@ -90,17 +91,12 @@ def layer_norm_backward(
                 for j in range(C):
                     # forward: y = n w + b, n = (x - m) r, and m and r depend on x
                     dx[n, j] += rn * (dy[n, j] * w[j] - mean - normed[j] * along)
-                    partial[part, 0, j] += dy[n, j] * normed[j]
-                    partial[part, 1, j] += dy[n, j]
+                    partial[0, part, j] += dy[n, j] * normed[j]
+                    partial[1, part, j] += dy[n, j]
             else:
                 for j in range(C):
                     dx[n, j] = rn * (dy[n, j] * w[j] - mean - normed[j] * along)
-                    partial[part, 0, j] += dy[n, j] * normed[j]
-                    partial[part, 1, j] += dy[n, j]
-    for j in range(C):
-        scale, shift = np.float32(0), np.float32(0)
-        for p in range(PARTS):
-            scale += partial[p, 0, j]
-            shift += partial[p, 1, j]
-        dw[j] += scale
-        db[j] += shift
+                    partial[0, part, j] += dy[n, j] * normed[j]
+                    partial[1, part, j] += dy[n, j]
+    add_partial_sums(dw, partial[0])
+    add_partial_sums(db, partial[1])

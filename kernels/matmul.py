@@ -45,12 +45,11 @@ from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
 from .engine.routines import COLUMNS, ROWS, SLICE_TERMS
 from .engine.scratch import aligned_empty, scratch
-from .engine.threads import thread_count
+from .engine.threads import ONE_THREAD, thread_count
 from .engine.tiles import begin, end, tile
 
 PACKING_COST = 16  # packing an element takes as long as so many multiply-adds
 PARTS_OF_THREAD = 4  # at most
-ONE_THREAD = 1 << 16  # multiply-adds below which waking other threads does not pay
 BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
 if BACKEND not in ("numba", "blas"):
     raise ValueError(f"ABI_MATMUL ({BACKEND}) must be numba or blas; unset it to use the kernels of this file")

@@ -25,18 +25,20 @@ import numpy as np
 
 from .engine.checks import Array, checked
 from .engine.jit import kernel, prange
+from .engine.shares import elements_each
 
 __all__ = ["adam_", "adam_ref", "adamw_", "adamw_ref", "parameter_chunks", "sgd_", "sgd_ref"]
 
 
 def parameter_chunks(
-    offsets: Sequence[int], sizes: Sequence[int], decays: Sequence[bool], size: int = 65536
+    offsets: Sequence[int], sizes: Sequence[int], decays: Sequence[bool], size: int | None = None
 ) -> tuple[Array, Array]:
-    """Cut tensors into ranges of at most `size` elements; return chunks (n, 2) int64 and decay (n,) bool.
+    """Cut tensors into ranges of at most `size` elements (`elements_each`); return chunks (n, 2), decay (n,) bool.
 
     offsets, sizes and decays have one entry for each tensor: where it begins in the flat buffer, how many elements it
     has, and whether weight decay applies to it.
     """
+    size = elements_each(sum(sizes)) if size is None else size
     chunks, decay = [], []
     for offset, count, decays_here in zip(offsets, sizes, decays, strict=True):
         for start in range(offset, offset + count, size):

@@ -23,7 +23,7 @@ import numpy as np
 
 from .engine.checks import Array, checked
 from .engine.jit import helper, kernel, prange
-from .engine.threads import PARTS
+from .engine.shares import add_partial_sums, partial_sums
 from .engine.vectors import dot3, sum_of_squares
 
 __all__ = [
@@ -91,12 +91,13 @@ def rms_norm_backward(dx: Array, dw: Array, dy: Array, x: Array, w: Array, r: Ar
     """Overwrite dx (N, H C), or add to it where `accumulate` is true, and add to dw (C,); one pass over dy and x."""
     N, C = x.shape[0], w.size
     heads = x.shape[1] // C
-    partial = np.empty((PARTS, C), np.float32)
-    for p in prange(PARTS):
+    parts = partial_sums(N)
+    partial = np.empty((parts, C), np.float32)
+    for p in prange(parts):
         part = np.int64(p)
         for j in range(C):
             partial[part, j] = 0
-        for n in range(N * part // PARTS, N * (part + 1) // PARTS):
+        for n in range(N * part // parts, N * (part + 1) // parts):
             for h in range(heads):
                 head = slice(h * C, (h + 1) * C)
                 xh, dyh, dxh, rh = x[n, head], dy[n, head], dx[n, head], r[n * heads + h]
@@ -111,8 +112,4 @@ def rms_norm_backward(dx: Array, dw: Array, dy: Array, x: Array, w: Array, r: Ar
                         normed, g = xh[j] * rh, dyh[j]  # g before dx, which may be in its place
                         dxh[j] = rh * (g * w[j] - normed * mean)
                         partial[part, j] += g * normed
-    for j in range(C):
-        total = np.float32(0)
-        for p in range(PARTS):
-            total += partial[p, j]
-        dw[j] += total
+    add_partial_sums(dw, partial)

@@ -37,7 +37,7 @@ import numpy as np
 from .engine.checks import Array, checked
 from .engine.jit import helper, kernel, prange
 from .engine.scratch import scratch
-from .engine.threads import PARTS
+from .engine.shares import partial_sums
 from .engine.vectors import dot, exp, total
 
 __all__ = [
@@ -139,13 +139,14 @@ def _route(
 ):
     N, E = logits.shape
     K = chosen.shape[1]
-    for q in prange(PARTS):
+    sums = len(p)  # partial sums over rows
+    for q in prange(sums):
         part = np.int64(q)
         row = p[part]
         parts[part] = 0.0
         for e in range(E):
             places[part, e], loads[part, e], shares[part, e] = 0, 0.0, 0.0
-        for n in range(N * part // PARTS, N * (part + 1) // PARTS):
+        for n in range(N * part // sums, N * (part + 1) // sums):
             _choose(chosen[n], gates[n], logits[n])
             high = gates[n, 0]
             for e in range(E):
@@ -167,21 +168,21 @@ def _route(
                     loads[part, chosen[n, j]] += 1.0
                 parts[part] += np.float64(lse[n]) * lse[n]
     squares[0] = 0.0
-    for part in range(PARTS):  # not `parts.sum()`: Numba would share it among threads
+    for part in range(sums):  # not `parts.sum()`: Numba would share it among threads
         squares[0] += parts[part]
     at = 0
     for e in range(E):  # how many rows there are becomes where they begin
         offsets[e], load[e], share[e] = at, 0.0, 0.0
-        for part in range(PARTS):
+        for part in range(sums):
             load[e] += loads[part, e]
             share[e] += shares[part, e]
             count = places[part, e]
             places[part, e] = at
             at += count
     offsets[E] = at
-    for q in prange(PARTS):
+    for q in prange(sums):
         part = np.int64(q)
-        for n in range(N * part // PARTS, N * (part + 1) // PARTS):
+        for n in range(N * part // sums, N * (part + 1) // sums):
             for j in range(K):
                 s = places[part, chosen[n, j]]
                 places[part, chosen[n, j]] = s + 1
@@ -261,8 +262,9 @@ def route_forward(
     NaN in a row makes its lse and its weights NaN.
     """
     (N, E), K = logits.shape, chosen.shape[1]
-    wide = (PARTS, 2 * E), (PARTS, 2 * E), (2 * PARTS,)  # float64
-    places, p, gates, *sums = scratch("router", (PARTS, E), (PARTS, E), (N, K), *wide)
+    parts = partial_sums(N)
+    wide = (parts, 2 * E), (parts, 2 * E), (2 * parts,)  # float64
+    places, p, gates, *sums = scratch("router", (parts, E), (parts, E), (N, K), *wide)
     outputs = chosen, weights, lse, token, slot, offsets, load, share, squares
     every = _EVERY if counted is None else counted
     between = places.view(np.int32), p, *(each.view(np.float64) for each in sums), gates

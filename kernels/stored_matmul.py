@@ -26,10 +26,11 @@ from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.scratch import scratch
+from .engine.shares import share_of
 from .engine.simd import LANES
-from .engine.streams import STREAMED, share_of, stream, streams
-from .engine.threads import thread_count
-from .matmul import BACKEND, ONE_THREAD, THREADS, product, product_ref
+from .engine.streams import STREAMED, stream, streams
+from .engine.threads import ONE_THREAD, thread_count
+from .matmul import BACKEND, THREADS, product, product_ref
 from .storage import Storage
 from .streamed_matmul import streamed_product
 

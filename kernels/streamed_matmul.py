@@ -14,10 +14,11 @@ import numpy as np
 
 from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.jit import kernel, prange
+from .engine.shares import share_of
 from .engine.simd import LANES
-from .engine.streams import STREAMED, share_of, stream, streams
-from .engine.threads import thread_count
-from .matmul import BACKEND, ONE_THREAD, product, product_ref
+from .engine.streams import STREAMED, stream, streams
+from .engine.threads import ONE_THREAD, thread_count
+from .matmul import BACKEND, product, product_ref
 
 __all__ = ["streamed_product", "streamed_product_ref"]
 

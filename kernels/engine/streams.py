@@ -12,7 +12,6 @@ from numba import types
 from numba.core import cgutils
 
 from .halves import widen_bf16_ref
-from .jit import helper
 from .number_format import NumberFormat
 from .panels import transposed
 from .routines import TILE, entry_of, routine_table
@@ -40,7 +39,7 @@ from .simd import (
 )
 from .tiles import multiply_add
 
-__all__ = ["NAME", "STREAMED", "share_of", "stream", "streams"]
+__all__ = ["NAME", "STREAMED", "stream", "streams"]
 
 STREAMED = LANES // 2  # rows of x: their sums and LANES vectors of W fit the registers
 SLICE = NumberFormat.slice_terms  # terms that are summed before they are added to the others
@@ -181,9 +180,3 @@ def stream(typing, c, d, i, j, rows, cols, a, b, row, add, table):
         return context.get_dummy_value()
 
     return types.void(c, d, *[types.intp] * 4, a, b, types.intp, types.boolean, table), codegen
-
-
-@helper
-def share_of(size, step, part, parts):
-    """Return where the part of a size begins, at a multiple of step."""
-    return min(size, (size + step - 1) // step * part // parts * step)

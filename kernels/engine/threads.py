@@ -28,9 +28,16 @@ import numba
 from numba import config
 from numba.np.ufunc import parallel
 
-__all__ = ["PARTS", "PASS", "forked", "on_threads", "taking_turns", "thread_count", "threads_as_before", "threads_for"]
-
-PARTS = 16  # a sum over rows goes into so many partial sums, however many threads there are: same bits for all
+__all__ = [
+    "ONE_THREAD",
+    "PASS",
+    "forked",
+    "on_threads",
+    "taking_turns",
+    "thread_count",
+    "threads_as_before",
+    "threads_for",
+]
 
 
 def thread_count() -> int:
@@ -53,6 +60,7 @@ _asking: list[Callable[[], int]] = []
 # of them in a step, and that on the machine and the hour (docs/log.md).  Between these limits both are tried.
 TINY, SMALL = 1e6, 100e6  # operations
 TRIALS = 8  # of each
+ONE_THREAD = 1 << 16  # multiply-adds of a call below which waking other threads does not pay
 PASS = 200  # operations of one core in the time that a pass over the weights (norm, update) takes for one of them
 
 

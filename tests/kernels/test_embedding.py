@@ -5,15 +5,16 @@ import pytest
 
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels.embedding import (
-    SLICE_COLUMNS,
+    _embedding_backward,
     embedding_backward,
     embedding_backward_ref,
     embedding_forward,
     embedding_forward_adding,
     embedding_forward_ref,
+    grid,
 )
 
-SHAPES = [(1, 1, 1), (5, 3, 7), (31, 13, 11), (64, 2 * SLICE_COLUMNS + 37, 19)]  # (N, C, V); the last: three slices
+SHAPES = [(1, 1, 1), (5, 3, 7), (31, 13, 11), (257, 293, 19)]  # (N, C, V); the last: for several threads
 
 
 def inputs(rng, N, C, V, dtype=np.float32):
@@ -67,6 +68,22 @@ def test_same_bits_for_any_thread_count(rng, same_bits):
         return x, dw
 
     same_bits(run)
+
+
+def test_any_number_of_tasks_gives_the_bits_of_one(rng):
+    ids, w, dx = inputs(rng, *SHAPES[-1])
+    wanted = np.ones_like(w)
+    _embedding_backward(wanted, dx, ids, 1, 1)
+    for down, across in ((1, 2), (1, 10), (2, 10), (6, 7), (3, 1)):
+        dw = np.ones_like(w)
+        _embedding_backward(dw, dx, ids, down, across)
+        assert dw.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(("threads", "wanted"), [(1, (1, 1)), (2, (2, 1)), (8, (8, 1)), (32, (8, 4)), (128, (8, 16))])
+def test_there_is_a_task_for_every_thread(threads, wanted):
+    assert grid(2048, 512, threads) == wanted
+    assert grid(64, 64, threads) == (1, 1)  # the demo step
 
 
 def test_nan_stays_nan(rng):
