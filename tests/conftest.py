@@ -5,6 +5,8 @@ from pathlib import Path
 
 # Numba fixes the largest number of threads when it is imported; two must be possible on a machine with one core, too.
 os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, os.cpu_count() or 1)))
+# As abi-train does (abi_py/cli): a thread that waits leaves its core soon, to the other worker of `pytest -n 2`.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import hypothesis
 import numba

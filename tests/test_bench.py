@@ -4,6 +4,7 @@ import csv
 import importlib
 import itertools
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -190,9 +191,10 @@ def test_pytest_benchmark_times_the_rows_of_a_script(tmp_path):
     words = ["--benchmark-only", "--benchmark-min-rounds=1", "--benchmark-max-time=0", "--benchmark-json=found.json"]
     words = [*words, "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"-c{ROOT / 'setup.cfg'}"]
     scripts = [ROOT / f"bench/bench_{name}.py" for name in ("simd", "step")]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words, *scripts], cwd=tmp_path, capture_output=True, text=True
-    )
+    # Not a worker of this session, where pytest-benchmark would time nothing.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    command = [sys.executable, "-m", "pytest", *words, *scripts]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
     assert [(row["group"], row["name"]) for row in rows] == [
