@@ -180,11 +180,12 @@ class Parts(NamedTuple):
 def _parts(rows: int, columns: int, depth: int, number_format: Any, threads: int) -> Parts:
     """Return the parts of which the slowest thread has done its own first.
 
-    A grid of parts, at most PARTS_OF_THREAD times as many as threads, which take turns.
+    A grid of parts, at most PARTS_OF_THREAD times as many as threads, which take turns.  Of equal ones those that need
+    least of the second-level cache: the fewest rows and columns that are packed at a time.
     """
     if rows * columns * depth < ONE_THREAD:
         threads = 1
-    found: list[tuple[float, Parts]] = []
+    found: list[tuple[float, int, Parts]] = []
     for down in range(1, min(PARTS_OF_THREAD * threads, -(-rows // number_format.rows)) + 1):
         height = _even(rows, down, number_format.rows)
         for times in range(1, PARTS_OF_THREAD + 1):
@@ -193,8 +194,8 @@ def _parts(rows: int, columns: int, depth: int, number_format: Any, threads: int
             for a_stays in (False, True):
                 block, slab, packed = _blocks(height, width, number_format, a_stays)
                 cost = turns * (height * width + PACKING_COST * packed)
-                found.append((cost, Parts(height, width, block, slab, a_stays)))
-    return min(found, key=lambda option: option[0])[1]
+                found.append((cost, block + slab, Parts(height, width, block, slab, a_stays)))
+    return min(found)[-1]
 
 
 def _even(size, count, unit):
