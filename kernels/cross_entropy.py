@@ -25,7 +25,7 @@ import numpy as np
 from .engine.checks import Array, checked, unchecked
 from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
-from .engine.vectors import exp, largest, total
+from .engine.vectors import largest, soften
 from .matmul import product
 from .storage import STORAGES, Storage
 from .stored_matmul import stored_product, stored_product_backward
@@ -128,10 +128,9 @@ def cross_entropy(
         logits = np.float64(0)
         for j0 in range(0, columns, PARTIAL_LOGITS):  # float32 sums of stretches, float64 sums of those
             part = line[j0 : min(j0 + PARTIAL_LOGITS, columns)]
-            logits += total(part)
-            for j in range(part.size):
-                part[j] = exp(part[j] - m)
-            exponentials += total(part)
+            before, after = soften(part, m)
+            logits += before
+            exponentials += after
         log_sum = m + math.log(exponentials)
         lse[n] = log_sum
         losses[n] = log_sum - kept * at_label - spread * logits

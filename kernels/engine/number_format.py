@@ -67,7 +67,7 @@ class NumberFormat:
         self,
         rows: int = 0,
         columns: int = 0,
-        slab_columns: int = 576,  # of a packed slab of B: at most 1.2 MB, so that a slab of 528 is one (docs/log.md)
+        slab_columns: int = 576,  # of a packed slab of B: at most 1.2 MB (docs/log.md)
         block_rows: int = 192,  # of a packed block of A: at most 384 KB
     ) -> None:
         """Take the next number in `FORMATS`; slab and block are cut to whole panels.

@@ -3,6 +3,7 @@
     exp        e^x in float32 as a polynomial that the loop vectoriser can widen (LLVM has no vector exp of its own)
     largest    the maximum of a vector
     total      its sum;  dot, dot3: of the products of two or three;  wide_total, sum_of_squares: in float64
+    soften     e^(x - m) in place, with both sums: the inside of a softmax
 
 Vectors are contiguous float32; sums take bfloat16 (as uint16) as well.
 """
@@ -23,6 +24,7 @@ from .simd import (
     LANES,
     VECTOR,
     ZERO,
+    broadcast,
     constant,
     declare,
     each,
@@ -30,12 +32,26 @@ from .simd import (
     first_lanes,
     load,
     masked_load,
+    masked_store,
     of_shape,
     pointer,
+    store,
     with_twin,
 )
 
-__all__ = ["dot", "dot3", "exp", "exp_of", "float_from_bits", "fma", "largest", "sum_of_squares", "total", "wide_total"]
+__all__ = [
+    "dot",
+    "dot3",
+    "exp",
+    "exp_of",
+    "float_from_bits",
+    "fma",
+    "largest",
+    "soften",
+    "sum_of_squares",
+    "total",
+    "wide_total",
+]
 
 # -- plain-Python twins: what each operation means -----------------------------------------------
 
@@ -65,6 +81,13 @@ def _sum_of_squares_twin(x):
 
 def _wide_total_twin(x):
     return x.sum(dtype=np.float64)
+
+
+def _soften_twin(x, m):
+    before = _total_twin(x)
+    with np.errstate(invalid="ignore"):
+        x[...] = [_exp_twin(number) for number in x - m]
+    return before, _total_twin(x)
 
 
 # -- scalars: e^x --------------------------------------------------------------------------------
@@ -206,6 +229,12 @@ def _each_vector(context, builder, kinds, arrays, visit, filling=None):
         visit([read(kind, builder.gep(start, [whole]), mask) for kind, start in zip(kinds, starts, strict=True)])
 
 
+def _added_up(builder, sums):
+    """Add partial sums, from the first to the last."""
+    add_up = declare(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, [F32, VECTOR])
+    return builder.call(add_up, [ir.Constant(F32, -0.0), sums])
+
+
 def _sum_of_products(count):
     """Return an intrinsic that sums the products of `count` vectors in float32."""
 
@@ -219,8 +248,7 @@ def _sum_of_products(count):
             builder.store(builder.fadd(builder.load(sums), product), sums)
 
         _each_vector(context, builder, signature.args, arguments, visit)
-        add_up = declare(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", F32, [F32, VECTOR])
-        return builder.call(add_up, [ir.Constant(F32, -0.0), builder.load(sums)])
+        return _added_up(builder, builder.load(sums))
 
     def total(typing, x):
         return types.float32(x), codegen
@@ -266,3 +294,39 @@ def sum_of_squares(typing, x):
 def wide_total(typing, x):
     """Return the sum of a contiguous float32 vector in float64."""
     return types.float64(x), _wide_sum(lambda builder, x: x)
+
+
+@with_twin(_soften_twin)
+def soften(typing, x, m):
+    """Turn a contiguous float32 vector x into e^(x - m) in place; return `total` of x before, and after.
+
+    One pass, whose exponentials hide the waiting of both sums, and in whole vectors: left to LLVM, a loop over `exp`
+    has half of one where it prefers vectors of 256 bits.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        x, m = arguments
+        start = pointer(context, builder, signature.args[0], x, constant(0))
+        size = builder.extract_value(context.make_array(signature.args[0])(context, builder, x).shape, 0)
+        away = broadcast(builder, m, VECTOR)
+        before, after = (cgutils.alloca_once_value(builder, ZERO) for _ in range(2))
+
+        def visit(value, mask=None):
+            y = exp_of(builder, builder.fsub(value, away))
+            y = y if mask is None else builder.select(mask, y, ZERO)
+            for sums, addend in ((before, value), (after, y)):
+                builder.store(builder.fadd(builder.load(sums), addend), sums)
+            return y
+
+        left = builder.srem(size, constant(LANES))
+        whole = builder.sub(size, left)
+        with cgutils.for_range_slice(builder, constant(0), whole, constant(LANES), I64) as (first, _):
+            at = builder.gep(start, [first])
+            store(builder, visit(load(builder, at)), at)
+        with builder.if_then(builder.icmp_signed(">", left, constant(0))):
+            mask, at = first_lanes(builder, left), builder.gep(start, [whole])
+            masked_store(builder, visit(masked_load(builder, at, mask), mask), at, mask)
+        totals = [_added_up(builder, builder.load(sums)) for sums in (before, after)]
+        return context.make_tuple(builder, signature.return_type, totals)
+
+    return types.UniTuple(types.float32, 2)(x, types.float32), codegen

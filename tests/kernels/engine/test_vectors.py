@@ -1,4 +1,4 @@
-"""Vectors: exp over the whole range, and largest.
+"""Vectors: exp over the whole range, largest, and soften.
 
 What is expected is here in NumPy: one run checks the compiled operations, one with NUMBA_DISABLE_JIT=1 their twins.
 """
@@ -10,7 +10,7 @@ from numba import njit
 from abi_py.kernels.engine import vectors
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.simd import LANES
-from abi_py.kernels.engine.vectors import exp, largest
+from abi_py.kernels.engine.vectors import exp, largest, soften, total
 
 SAMPLES = 1_000_000 if JIT else 2_000
 
@@ -111,3 +111,38 @@ def test_largest_of_special_values():
     assert largest_of(x) == np.nanmax(x)
     x[1] = inf
     assert largest_of(x) == inf
+
+
+# -- soften --------------------------------------------------------------------------------------
+
+
+@njit
+def soften_it(x, m):
+    return soften(x, m)
+
+
+@njit
+def total_of(x):
+    return total(x)
+
+
+@pytest.mark.parametrize("size", [0, 1, LANES - 1, LANES, LANES + 1, 3 * LANES + 5])
+def test_soften_has_the_bits_of_exp_and_total(rng, size):
+    whole = rng.standard_normal(size + 2).astype(np.float32)
+    x = whole[1:-1]  # not aligned, and with neighbours that must stay as they are
+    m, ends, y = np.float32(1.5), whole[[0, -1]].copy(), exps(x - np.float32(1.5))
+    expected = total_of(x.copy()), total_of(y)
+    assert soften_it(x, m) == expected
+    assert x.tobytes() == y.tobytes()
+    assert np.array_equal(whole[[0, -1]], ends)
+
+
+def test_soften_of_special_values():
+    inf = np.float32(np.inf)
+    for bad in (np.float32(np.nan), inf):
+        x = np.zeros(LANES + 1, np.float32)
+        x[-1] = bad
+        assert np.isnan(soften_it(x, max(bad, np.float32(0)))[1])
+    x = np.array([-inf, 0], np.float32)  # what is left out
+    assert soften_it(x, np.float32(0)) == (-inf, 1)
+    assert x.tolist() == [0, 1]
