@@ -17,6 +17,7 @@ from numba.extending import register_jitable
 
 from .cache import KernelCache, numba_config
 from .calls import Kernel
+from .libraries import KernelCompiler
 from .threads import on_threads
 
 __all__ = ["JIT", "helper", "kernel", "prange"]
@@ -30,7 +31,7 @@ def kernel(function: Function) -> Function:
     """Compile a function that Python calls, at its first call; `prange` loops in it run in parallel."""
     # A dictionary, because the types that Numba declares for `njit` lack one of the options.
     options: dict[str, Any] = {"parallel": True, "nogil": True, "no_cfunc_wrapper": True}
-    compiled: Any = njit(error_model="numpy", **options)(function)
+    compiled: Any = njit(error_model="numpy", pipeline_class=KernelCompiler, **options)(function)
     if not JIT:
         return compiled
     compiled._cache = KernelCache(function)  # where `cache=True` puts Numba's own
