@@ -70,7 +70,7 @@ def share_of(size, step, part, parts):
 @helper
 def elements_each(size):
     """Return how many elements of a flat array of `size` a task passes over: about 1024 tasks, of 4096 to 65536."""
-    return min(max(size // MOST_TASKS, FEWEST_ELEMENTS), MOST_ELEMENTS)
+    return min(max((size + MOST_TASKS - 1) // MOST_TASKS, FEWEST_ELEMENTS), MOST_ELEMENTS)
 
 
 def turns_of_threads(count: int, threads: int) -> list[tuple[int, int]]:
