@@ -2,6 +2,7 @@
 
     python bench/tasks.py                    the tables of docs/5-many-cores.md
     python bench/tasks.py --shape long       each kernel of one shape
+    python bench/tasks.py --write            put them there
     python bench/tasks.py --check            say whether the page has these tables; a test runs it
 
 Who does what is asked of the kernels themselves: `Parts` of products, plans of attention, `grid`, `partial_sums`,
@@ -163,11 +164,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, help="each kernel of this shape")
     parser.add_argument("--check", action="store_true", help="fail unless the page has these tables")
+    parser.add_argument("--write", action="store_true", help="put these tables into the page")
     options = parser.parse_args()
-    if options.check:
-        text = PAGE.read_text(encoding="utf-8")
-        if text.partition(BEGIN)[2].partition(END)[0].strip() != page().strip():
-            sys.exit(f"{PAGE.name} has other tables; put in what `python bench/tasks.py` prints")
+    if options.check or options.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        found, _, after = rest.partition(END)
+        if options.write:
+            PAGE.write_text(before + BEGIN + page() + END + after, encoding="utf-8")
+        elif found != page():
+            sys.exit(f"{PAGE.name} has other tables; run `python bench/tasks.py --write`")
         return
     print("\n".join(table(SHAPES[options.shape])) if options.shape else page(), end="\n" if options.shape else "")
 

@@ -54,7 +54,7 @@ def test_scratch_for_128_threads_fits_a_machine_that_has_them(tasks):
 
 def test_the_page_has_the_tables():
     done = subprocess.run([sys.executable, ROOT / "bench/tasks.py", "--check"], check=False)
-    assert done.returncode == 0, "put what `python bench/tasks.py` prints into docs/5-many-cores.md"
+    assert done.returncode == 0, "run `python bench/tasks.py --write`"
 
 
 STEPS = """
