@@ -66,7 +66,8 @@ def weights(threads, precision):
     numba.set_num_threads(threads)
     model = abi.TrainableModel(abi.TrainableModelConfig(
         hidden_dim=96, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_dim=64, vocab_size=67, max_seq_len=64))
-    trainer = abi.LlamaTrainer(model, abi.LlmTrainingConfig(batch_size=8, max_seq_len=64, mixed_precision=precision))
+    trainer = abi.LlamaTrainer(model, abi.LlmTrainingConfig(
+        batch_size=8, max_seq_len=64, grad_accum_steps=1, warmup_steps=1, mixed_precision=precision))
     ids = np.random.default_rng(0).integers(0, 67, (8, 65)).astype(np.int32)
     trainer.train_step(ids[:, :-1].copy(), ids[:, 1:].copy())
     return hashlib.sha256(model.parameters.weights_flat.tobytes()).hexdigest()
