@@ -50,7 +50,7 @@ from .engine.panels import (
     pack_stored_b_transposed,
     panel_depth,
 )
-from .engine.routines import COLUMNS, FOLD, ROWS, UNIT
+from .engine.routines import COLUMNS, ROWS, UNIT
 from .engine.scratch import LINE, scratch
 from .engine.shares import Plan, least, shared
 from .engine.simd import LANES
@@ -428,13 +428,13 @@ def _attention_backward(gradients, do, qkv, o, lse, starts, sizes, scale, tasks,
                             soften_back(p, dp, r0, rows, n, scale, lse[h, row : row + rows], delta)
                             if sums_keys:
                                 for i in range(r0 // tall * tall, rows, tall):
-                                    to = i * places + j // table[FOLD] * tall
+                                    to = i * places + panel_depth(j, table) * tall
                                     pack_a(ds_l, to, dp, i, 0, min(tall, rows - i), n, table)
                             if sums_queries:
                                 if packs_p:
                                     pack_b(p_r, 0, p, 0, 0, n, rows, table)
                                     pack_b(ds_r, 0, dp, 0, 0, n, rows, table)
-                                hidden //= table[FOLD]
+                                hidden = panel_depth(hidden, table)
                                 seen = deep - hidden
                                 again = h > first_head or t0 > j0 + j  # not the first block that sees key j
                                 v_sum, k_sum = sums[mine, 0, j // wide], sums[mine, 1, j // wide]
@@ -556,10 +556,11 @@ def backward_plan(batch: int, time: int, heads: int, kv_heads: int, columns: int
 def _forward_shapes(head_dim, number_format):
     """Return, for each thread: scores and packed p; sums of p v; m, l and a factor; packed q; packed k and v."""
     threads, wide, tall = numba.config.NUMBA_NUM_THREADS, number_format.columns, number_format.rows
-    queries, deep = _up(MOST_QUERIES, wide), _up(head_dim, number_format.unit)
-    keys = _up(max((FORWARD_KEYS + tall) * deep, (head_dim + tall) * FORWARD_KEYS), LINE)
+    queries, deep = _up(MOST_QUERIES, wide), number_format.depth_of(head_dim)
+    places = number_format.depth_of(FORWARD_KEYS)
+    keys = _up(max((FORWARD_KEYS + tall) * deep, (head_dim + tall) * places), LINE)
     return (
-        (threads, 2, FORWARD_KEYS, wide),
+        (threads, 2, max(FORWARD_KEYS, places), wide),
         (threads, queries // wide, _up(head_dim, LINE), wide),
         (threads, 3, queries),
         (threads, queries * deep),
@@ -571,14 +572,15 @@ def _forward_shapes(head_dim, number_format):
 def _backward_shapes(head_dim, number_format):
     """Return, for each thread: p and dp, also packed; sums of dv and dk; delta; packed k v k; q do q do; ds."""
     threads, wide, tall = numba.config.NUMBA_NUM_THREADS, number_format.columns, number_format.rows
-    keys, queries, deep = _up(BACKWARD_KEYS, wide), _up(BACKWARD_QUERIES, tall), _up(head_dim, number_format.unit)
+    keys, queries = _up(BACKWARD_KEYS, wide), _up(BACKWARD_QUERIES, tall)
+    deep, of_keys, of_queries = map(number_format.depth_of, (head_dim, BACKWARD_KEYS, BACKWARD_QUERIES))
     return (
-        (threads, 4, BACKWARD_QUERIES, wide),
+        (threads, 4, max(BACKWARD_QUERIES, of_queries), wide),
         (threads, 2, keys // wide, _up(head_dim, LINE), wide),
         (threads, BACKWARD_QUERIES),
-        (threads, 3, _up(keys * max(deep, _up(head_dim, wide)), LINE)),
-        (threads, 4, _up(max(queries * deep, BACKWARD_QUERIES * _up(head_dim, tall)), LINE)),
-        (threads, _up(queries * keys, LINE)),
+        (threads, 3, _up(max(keys * deep, of_keys * _up(head_dim, wide)), LINE)),
+        (threads, 4, _up(max(queries * deep, of_queries * _up(head_dim, tall)), LINE)),
+        (threads, _up(queries * of_keys, LINE)),
     )
 
 
@@ -678,6 +680,4 @@ def attention_backward(
     flag = GOES_ON if stop is None else stop
     for plan in backward_plan(batch, len(q) // batch, heads, kv_heads, chosen.columns, thread_count()):
         share = plan.tasks, plan.ends
-        _attention_backward(
-            (dq, dk, dv), do, stored, o, lse, starts, sizes, factor, *share, memory, flag, chosen.table
-        )
+        _attention_backward((dq, dk, dv), do, stored, o, lse, starts, sizes, factor, *share, memory, flag, chosen.table)

@@ -13,6 +13,11 @@ As 16 x 16 pairs, a tile of B is a tile of A transposed.  So each of the four wa
 pairs, side by side in a row of x or one above the other in two rows, and transposes them where rows of x are not rows
 of the tile.
 
+float32 by parts (`parts.py`): a block of a panel then holds all parts of its elements, one after the other, and the
+tile multiplies those that a *scheme* pairs.  Consecutive pairs share an operand, so three products need 8 loads for 12
+multiplications, six need 16 for 24.  Six products are to be as exact as float32, so the small ones of the whole panel
+come first, and what is added to comes last.
+
 What `tdpbf16ps` computes, bit for bit: the even and the odd elements of 32 are summed apart, from zero, each product
 added with one rounding; both sums are added, and then to C.  Denormal numbers, read or made, are zero.
 
@@ -28,6 +33,7 @@ import ctypes
 import functools
 import os
 import platform
+from typing import NamedTuple
 
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
@@ -35,6 +41,7 @@ import numpy as np
 from numba.core import cgutils
 
 from .panels import transposed
+from .parts import bf16_parts_ref
 from .routines import BEGIN, END, PACKERS, TILE, Routine
 from .simd import (
     F32,
@@ -52,7 +59,20 @@ from .simd import (
     move,
 )
 
-__all__ = ["SIDE", "UNIT_TERMS", "lacks", "packers", "panels_ref", "refused", "tile_ref", "tile_routines"]
+__all__ = [
+    "PLAIN",
+    "SIDE",
+    "SIX",
+    "THREE",
+    "UNIT_TERMS",
+    "Scheme",
+    "lacks",
+    "packers",
+    "panels_ref",
+    "refused",
+    "tile_ref",
+    "tile_routines",
+]
 
 SIDE = 32  # rows and columns of the register tile
 UNIT_TERMS = 32  # elements of the sum of a tile register's row
@@ -65,6 +85,19 @@ I8 = ir.IntType(8)
 BYTES = I8.as_pointer()
 FLOATS = ir.VectorType(F32, 16)
 PAIRS = ir.VectorType(I32, 16)
+
+
+class Scheme(NamedTuple):
+    """Which products of parts are added up, and in which order."""
+
+    parts: int  # of an element
+    passes: tuple[tuple[tuple[int, int], ...], ...]  # over two panels: pairs of a part of A and one of B
+    base_last: bool  # what the product is added to comes last, not first
+
+
+PLAIN = Scheme(1, (((0, 0),),), False)
+THREE = Scheme(2, (((1, 0), (0, 0), (0, 1)),), False)
+SIX = Scheme(3, (((2, 0), (1, 0), (1, 1), (0, 1), (0, 2)), ((0, 0),)), True)
 
 
 # -- whether it can be used ----------------------------------------------------------------------
@@ -98,8 +131,14 @@ def flushed(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
 
 
-def panels_ref(block: np.ndarray, of_a: bool) -> np.ndarray:
-    """Return panels, flat float32 of two bfloat16 each, of elements (k, n) float32 that are rounded."""
+def panels_ref(block: np.ndarray, of_a: bool, scheme: Scheme = PLAIN) -> np.ndarray:
+    """Return panels, flat float32 of two bfloat16 each, of elements (k, n) float32."""
+    parts = [_panels_of(part, of_a).reshape(-1, BLOCK) for part in bf16_parts_ref(block, scheme.parts, flushed)]
+    return np.stack(parts, axis=1).ravel()
+
+
+def _panels_of(block, of_a):
+    """Return panels of elements (k, n) float32 that hold bfloat16."""
     k, n = block.shape
     full = np.zeros((-(-n // SIDE) * SIDE, -(-k // UNIT_TERMS) * UNIT_TERMS), np.uint16)
     full[:n, :k] = (np.ascontiguousarray(block).view(np.uint32) >> np.uint32(16)).T
@@ -109,32 +148,45 @@ def panels_ref(block: np.ndarray, of_a: bool) -> np.ndarray:
 
 
 def _unpacked(panel, of_a):
-    """Return elements (blocks, 16 pairs, 2, 32) of a panel."""
-    tiles = panel.view(np.uint32).reshape(-1, 2, 16, 16)  # block, half, and lane and pair, or pair and lane
+    """Return elements (blocks, 16 pairs, 2, 32) of one part of a panel, (blocks, BLOCK)."""
+    words = np.ascontiguousarray(panel).view(np.uint32)
+    tiles = words.reshape(-1, 2, 16, 16)  # block, half, and lane and pair, or pair and lane
     tiles = tiles.transpose(0, 3, 1, 2) if of_a else tiles.transpose(0, 2, 1, 3)  # block, pair, half, lane
     pairs = np.ascontiguousarray(tiles).reshape(len(tiles), 16, SIDE)
     return flushed(np.stack([pairs << np.uint32(16), pairs & np.uint32(0xFFFF0000)], axis=2).view(np.float32))
 
 
-def tile_ref(a: np.ndarray, b: np.ndarray, base: np.ndarray) -> np.ndarray:
+def tile_ref(a: np.ndarray, b: np.ndarray, base: np.ndarray, scheme: Scheme = PLAIN) -> np.ndarray:
     """Return base (32, 32) + the product of a panel of A and one of B, as the processor adds."""
-    c = base
+    lefts, rights = (
+        [_unpacked(panel.reshape(-1, scheme.parts, BLOCK)[:, part], of_a) for part in range(scheme.parts)]
+        for panel, of_a in ((a, True), (b, False))
+    )
+    c = np.zeros_like(base) if scheme.base_last else base
     with np.errstate(all="ignore"):
-        for left, right in zip(_unpacked(a, True), _unpacked(b, False), strict=True):
-            sums = np.zeros((2, SIDE, SIDE), np.float32)
-            for x, y in zip(left, right, strict=True):  # a product of two bfloat16 is exact in float32
-                sums = flushed(sums + x[:, :, None] * y[:, None, :])
-            c = flushed(flushed(c) + flushed(sums[0] + sums[1]))
-    return c
+        for pairs in scheme.passes:
+            for block in range(len(lefts[0])):
+                for left, right in pairs:
+                    c = _multiplied(c, lefts[left][block], rights[right][block])
+        return c + base if scheme.base_last else c
+
+
+def _multiplied(c, left, right):
+    """Return c + the product of a block of A and one of B, each (16 pairs, 2, 32)."""
+    sums = np.zeros((2, SIDE, SIDE), np.float32)
+    for x, y in zip(left.astype(np.float64), right.astype(np.float64), strict=True):
+        # Rounded once: of these sums float64 leaves out nothing that a float32 would show.
+        sums = flushed((sums + x[:, :, None] * y[:, None, :]).astype(np.float32))
+    return flushed(flushed(c) + flushed(sums[0] + sums[1]))
 
 
 # -- the tile ------------------------------------------------------------------------------------
 
 
-def tile_routines() -> dict[int, Routine]:
+def tile_routines(scheme: Scheme = PLAIN) -> dict[int, Routine]:
     """Return the tile, and what frames a task's tiles: {slot of a table: routine}."""
     arguments = [F32.as_pointer()] * 4 + [I64] * 5 + [I1]
-    return {TILE: (arguments, _tile_body), BEGIN: ([], _configure), END: ([], _release)}
+    return {TILE: (arguments, functools.partial(_tile_body, scheme)), BEGIN: ([], _configure), END: ([], _release)}
 
 
 def _configure(builder):
@@ -167,7 +219,7 @@ def _move_tile(builder, name, tile, at, row):
     builder.call(operation, values)
 
 
-def _tile_body(builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
+def _tile_body(scheme, builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
     """Emit C = A B (+ D): sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7; the edge of C goes through memory here."""
     memory = cgutils.alloca_once(builder, ir.ArrayType(F32, SIDE * SIDE))
     memory.align = 64
@@ -197,21 +249,56 @@ def _tile_body(builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
     def put(far, near, mask):
         masked_store(builder, load(builder, near, FLOATS), far, mask)
 
-    with builder.if_else(add) as (then, otherwise):
+    first = builder.and_(add, builder.not_(ir.Constant(I1, scheme.base_last)))
+    with builder.if_else(first) as (then, otherwise):
         with then:
             at_edge(fetch, d, d_row)
             corners("tileloadd64", d, d_row)
         with otherwise:
             for tile in range(4):
                 _on_tiles(builder, "tilezero", tile)
-    with cgutils.for_range(builder, builder.sdiv(k, constant(UNIT_TERMS // 2))) as loop:
-        left, right = (move(builder, x, builder.mul(loop.index, constant(BLOCK))) for x in (a, b))
-        for tile, at in ((6, right), (4, left), (7, move(builder, right, HALF)), (5, move(builder, left, HALF))):
-            _move_tile(builder, "tileloadd64", tile, at, constant(16))
-        for tile in range(4):
-            _on_tiles(builder, "tdpbf16ps", tile, 4 + tile // 2, 6 + tile % 2)
-    corners("tilestored64", c, c_row)
-    at_edge(put, c, c_row)
+    for pairs in scheme.passes:
+        _pass(builder, scheme, pairs, a, b, builder.sdiv(k, constant(scheme.parts * UNIT_TERMS // 2)))
+
+    def write(builder):
+        corners("tilestored64", c, c_row)
+        at_edge(put, c, c_row)
+
+    if not scheme.base_last:
+        write(builder)
+        return
+    with builder.if_else(add) as (then, otherwise):
+        with then:
+            for tile in range(4):
+                at = move(builder, memory, SIDE * 16 * (tile // 2) + 16 * (tile % 2))
+                _move_tile(builder, "tilestored64", tile, at, constant(SIDE))
+            with cgutils.for_range(builder, rows) as loop:
+                near = move(builder, memory, builder.mul(constant(SIDE), loop.index))
+                base, far = (move(builder, x, builder.mul(row, loop.index)) for x, row in ((d, d_row), (c, c_row)))
+                for lane in (0, 16):
+                    mask = first_lanes(builder, builder.sub(cols, constant(lane)), 16)
+                    old = masked_load(builder, move(builder, base, lane), mask, vector=FLOATS)
+                    total = builder.fadd(load(builder, move(builder, near, lane), FLOATS), old)
+                    masked_store(builder, total, move(builder, far, lane), mask)
+        with otherwise:
+            write(builder)
+
+
+def _pass(builder, scheme, pairs, a, b, blocks):
+    """Emit one pass over two panels: for each block, the products of pairs of parts."""
+    with cgutils.for_range(builder, blocks) as loop:
+        stride = builder.mul(loop.index, constant(scheme.parts * BLOCK))
+        left, right = (move(builder, x, stride) for x in (a, b))
+        held = None, None
+        for pair in pairs:
+            x, y = (move(builder, at, BLOCK * part) for at, part in zip((left, right), pair, strict=True))
+            loads = ((1, 6, y), (0, 4, x), (1, 7, move(builder, y, HALF)), (0, 5, move(builder, x, HALF)))
+            for operand, tile, at in loads:
+                if held[operand] != pair[operand]:
+                    _move_tile(builder, "tileloadd64", tile, at, constant(16))
+            held = pair
+            for tile in range(4):
+                _on_tiles(builder, "tdpbf16ps", tile, 4 + tile // 2, 6 + tile % 2)
 
 
 # -- packing -------------------------------------------------------------------------------------
@@ -224,18 +311,18 @@ WAYS = (  # in the order of panels.FORMS: whether x has the sum's index along it
 )
 
 
-def packers() -> dict[int, Routine]:
-    """Return the routines that pack: {slot of a table: routine}, for float32 and bfloat16 in turn."""
+def packers(parts: int = 1) -> dict[int, Routine]:
+    """Return the routines that pack so many parts: {slot of a table: routine}, for float32 and bfloat16 in turn."""
     found: dict[int, Routine] = {}
     for form, ways in enumerate(WAYS):
         for index, element in enumerate((F32, I16)):
             arguments = [F32.as_pointer(), element.as_pointer(), I64, I64, I64]
-            found[PACKERS + 2 * form + index] = arguments, functools.partial(_call_pack, element, *ways)
+            found[PACKERS + 2 * form + index] = arguments, functools.partial(_call_pack, element, parts, *ways)
     return found
 
 
-def _call_pack(element, along, turned, builder, *arguments):
-    _pack_body(builder, element, along, turned, *arguments)
+def _call_pack(element, parts, along, turned, builder, *arguments):
+    _pack_body(builder, element, parts, along, turned, *arguments)
 
 
 def _read(builder, at, vector, left):
@@ -244,23 +331,48 @@ def _read(builder, at, vector, left):
     return masked_load(builder, at, first_lanes(builder, left, vector.count), vector=vector)
 
 
-def _as_pairs(builder, element, first, second, left, left_of_second, interleaved):
-    """Read 16 pairs: of 32 elements side by side, or of 16 here and 16 there.  `left` of them exist (None: all)."""
+def _as_pairs(builder, element, parts, first, second, left, left_of_second, interleaved):
+    """Read 16 pairs: of 32 elements side by side, or of 16 here and 16 there.  `left` of them exist (None: all).
+
+    Return the pairs of each part of the elements.
+    """
+    nothing = [ir.Constant(PAIRS, [0] * 16)] * (parts - 1)  # a bfloat16 is its own first part
     if element == I16 and not interleaved:
-        return builder.bitcast(_read(builder, first, ir.VectorType(I16, 32), left), PAIRS)
+        return [builder.bitcast(_read(builder, first, ir.VectorType(I16, 32), left), PAIRS), *nothing]
     vector = ir.VectorType(element, 16)
     lower, upper = _read(builder, first, vector, left), _read(builder, second, vector, left_of_second)
     wide = ir.VectorType(I16, 32)
     if element == I16:
-        both = lower, upper
-    else:  # to nearest even; NaN stays NaN, and denormal numbers become zero, as they are to the tile in any case
-        round_two = declare(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", _BFloats(), [FLOATS, FLOATS])
+        return [_interleaved(builder, lower, upper), *nothing]
+    # To nearest even; NaN stays NaN, and denormal numbers become zero, as they are to the tile in any case.
+    round_two = declare(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", _BFloats(), [FLOATS, FLOATS])
+    found = []
+    for part in range(parts):
         rounded = builder.bitcast(builder.call(round_two, [upper, lower]), wide)
-        if not interleaved:
-            return builder.bitcast(rounded, PAIRS)
-        both = rounded, rounded
+        if part < parts - 1:
+            rounded = _kept_finite(builder, rounded)
+            lower, upper = (builder.fsub(x, _widened(builder, rounded, lane)) for x, lane in ((lower, 0), (upper, 16)))
+        found.append(_interleaved(builder, rounded, rounded) if interleaved else builder.bitcast(rounded, PAIRS))
+    return found
+
+
+def _interleaved(builder, lower, upper):
+    """Return pairs of the first 16 elements of a vector and 16 of the other: its first, or its last if it has 32."""
     lanes = [i // 2 + 16 * (i % 2) for i in range(32)]
-    return builder.bitcast(builder.shuffle_vector(*both, ir.Constant(ir.VectorType(I32, 32), lanes)), PAIRS)
+    return builder.bitcast(builder.shuffle_vector(lower, upper, ir.Constant(ir.VectorType(I32, 32), lanes)), PAIRS)
+
+
+def _kept_finite(builder, halves):
+    """Return bfloat16 with the largest finite number in the place of infinity."""
+    size = builder.and_(halves, ir.Constant(halves.type, [0x7FFF] * 32))
+    infinite = builder.icmp_unsigned("==", size, ir.Constant(halves.type, [0x7F80] * 32))
+    return builder.select(infinite, builder.sub(halves, ir.Constant(halves.type, [1] * 32)), halves)
+
+
+def _widened(builder, halves, lane):
+    """Return 16 of 32 bfloat16, from `lane` on, as float32."""
+    some = builder.shuffle_vector(halves, halves, ir.Constant(PAIRS, list(range(lane, lane + 16))))
+    return builder.bitcast(builder.shl(builder.zext(some, PAIRS), ir.Constant(PAIRS, [16] * 16)), FLOATS)
 
 
 class _BFloats(ir.VectorType):
@@ -281,7 +393,7 @@ class _BFloats(ir.VectorType):
         return hash(_BFloats)
 
 
-def _pack_body(builder, element, along, turned, to, source, row, count, k):
+def _pack_body(builder, element, parts, along, turned, to, source, row, count, k):
     """Emit packing, a block of a panel after the other; the inner loop goes where x is read from end to end."""
     blocks = builder.sdiv(builder.add(k, constant(UNIT_TERMS - 1)), constant(UNIT_TERMS))
 
@@ -291,27 +403,28 @@ def _pack_body(builder, element, along, turned, to, source, row, count, k):
         first = builder.gep(source, [builder.add(builder.mul(r, row), c)])
         second = move(builder, first, 16) if along else builder.gep(first, [row])
         if whole:
-            return _as_pairs(builder, element, first, second, None, None, not along)
+            return _as_pairs(builder, element, parts, first, second, None, None, not along)
         if along:
             left = builder.select(builder.icmp_signed("<", r, count), builder.sub(k, p), constant(0))
-            return _as_pairs(builder, element, first, second, left, builder.sub(left, constant(16)), False)
+            return _as_pairs(builder, element, parts, first, second, left, builder.sub(left, constant(16)), False)
         lefts = (
             builder.select(
                 builder.icmp_signed("<", builder.add(r, constant(next_one)), k), builder.sub(count, c), constant(0)
             )
             for next_one in (0, 1)
         )
-        return _as_pairs(builder, element, first, second, *lefts, True)
+        return _as_pairs(builder, element, parts, first, second, *lefts, True)
 
     def block(first, p, whole):
         place = builder.add(builder.mul(builder.sdiv(first, constant(SIDE)), blocks), builder.sdiv(p, constant(32)))
-        start = move(builder, to, builder.mul(place, constant(BLOCK)))
+        start = move(builder, to, builder.mul(place, constant(parts * BLOCK)))
         for half in (0, 1):
             lane = builder.add(first, constant(16 * half))
             lines = [line(lane, p, i, whole) for i in range(16)]
-            for i, pairs in enumerate(transposed(builder, lines) if turned else lines):
-                at = move(builder, start, HALF * half + 16 * i)
-                builder.store(pairs, builder.bitcast(at, PAIRS.as_pointer())).align = 4
+            for part, pairs in enumerate(zip(*lines, strict=True)):
+                for i, each in enumerate(transposed(builder, pairs) if turned else pairs):
+                    at = move(builder, start, BLOCK * part + HALF * half + 16 * i)
+                    builder.store(each, builder.bitcast(at, PAIRS.as_pointer())).align = 4
 
     def visit(first, p):
         ends = (builder.icmp_signed("<=", builder.add(at, constant(32)), end) for at, end in ((first, count), (p, k)))

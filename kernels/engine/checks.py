@@ -227,9 +227,7 @@ def _kind(x: Any) -> str:
     return str(x.dtype) if isinstance(x, np.ndarray) else type(x).__name__
 
 
-def checked(
-    signature: str, also: Callable[..., None] | None = None, **others: Class
-) -> Callable[[Function], Function]:
+def checked(signature: str, also: Callable[..., None] | None = None, **others: Class) -> Callable[[Function], Function]:
     """Check the arguments of a kernel, or of a function that calls kernels, at each call; see the top of the file.
 
     `also(sizes, **arguments)` raises ValueError for what a signature cannot say; `others` are the classes of arguments

@@ -37,6 +37,7 @@ from .routines import (
     END,
     FOLD,
     FORMAT,
+    PARTS,
     ROWS,
     SLAB_COLUMNS,
     SLICE_TERMS,
@@ -59,6 +60,7 @@ class NumberFormat:
 
     name = "float32"
     fold = 1  # elements of the sum in a place of a panel; 1 or 2
+    parts = 1  # numbers that stand for an element, each in a place of its own
     unit = 1  # elements of the sum to which a panel is filled up with zeros; a power of two, at least `fold`
     slice_terms = 512  # elements of the sum of a pass of the tile; a panel of A is at most 16 KB
     stored = 0  # which of panels.ELEMENTS the model keeps such numbers in between forward and backward
@@ -115,10 +117,14 @@ class NumberFormat:
         """Why the format can't be used here, found out when it is about to be; "" if it can."""
         return ""
 
+    def depth_of(self, terms: int) -> int:
+        """Return how deep panels are for a sum over so many elements; `panels.panel_depth` is the same in kernels."""
+        return -(-terms // self.unit) * self.unit // self.fold * self.parts
+
     @functools.cached_property
     def panels(self) -> tuple[int, int]:
         """Floats of a packed block of A, and of a packed slab of B."""
-        depth = self.slice_terms // self.fold
+        depth = self.depth_of(self.slice_terms)
         return self.block_rows * depth, self.slab_columns * depth
 
     def round_ref(self, x: np.ndarray) -> np.ndarray:
@@ -168,7 +174,7 @@ class NumberFormat:
     def table(self) -> np.ndarray:
         """The argument of kernels; compiled, or read from the cache, when it is first asked for."""
         header = {FORMAT: self.index, FOLD: self.fold, STORED: self.stored, ROWS: self.rows, COLUMNS: self.columns}
-        header |= {UNIT: self.unit, SLICE_TERMS: self.slice_terms}
+        header |= {UNIT: self.unit, SLICE_TERMS: self.slice_terms, PARTS: self.parts}
         header |= {SLAB_COLUMNS: self.slab_columns, BLOCK_ROWS: self.block_rows}
         return routine_table(self._kept_as, header, self.routines)
 
@@ -208,7 +214,7 @@ def one_tile(number_format, c, a, b, add, table=None):
 
 def time_tile(number_format, table=None):
     """Return a function that computes one tile over TIMED_DEPTH, and how many operations that is."""
-    rows, columns, depth = number_format.rows, number_format.columns, TIMED_DEPTH // number_format.fold
+    rows, columns, depth = number_format.rows, number_format.columns, number_format.depth_of(TIMED_DEPTH)
     c, a, b = (aligned_empty(shape) for shape in ((rows, columns), (depth * rows,), (depth * columns,)))
     a[:], b[:] = 1, 1
     return one_tile(number_format, c, a, b, False, table), 2 * rows * columns * TIMED_DEPTH

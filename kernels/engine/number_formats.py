@@ -115,9 +115,10 @@ class _BFloat16Amx(_BFloat16):
 
     name, fold, unit = "bfloat16-amx", 2, amx.UNIT_TERMS
     slice_terms = 2 * NumberFormat.slice_terms
+    scheme = amx.PLAIN
 
-    def __init__(self) -> None:
-        super().__init__(amx.SIDE, amx.SIDE, slab_columns=1024, block_rows=192)
+    def __init__(self, slab_columns: int = 1024) -> None:
+        super().__init__(amx.SIDE, amx.SIDE, slab_columns=slab_columns, block_rows=192)
 
     def runs_here(self):
         return not JIT or not amx.lacks()
@@ -143,7 +144,7 @@ class _BFloat16Amx(_BFloat16):
         depth = 2 * self.unit
         for scale in (1, 2.0**-66):  # the second makes denormal products and sums
             x = [(scale * rng.standard_normal((depth, amx.SIDE))).astype(np.float32) for _ in range(2)]
-            a, b = (aligned_empty((depth * amx.SIDE // 2,)) for _ in range(2))
+            a, b = (aligned_empty((self.depth_of(depth) * amx.SIDE,)) for _ in range(2))
             a[:], b[:] = self.panels_ref(x[0], True), self.panels_ref(x[1], False)
             c = rng.standard_normal((amx.SIDE, amx.SIDE)).astype(np.float32)
             expected = self.tile_ref(a, b, c)
@@ -154,19 +155,19 @@ class _BFloat16Amx(_BFloat16):
 
     @property
     def routines(self):
-        return amx.tile_routines() | amx.packers()
+        return amx.tile_routines(self.scheme) | amx.packers(self.parts)
 
     def elements_ref(self, x):
         return amx.flushed(x) if x.dtype == np.float32 else widen_bf16_ref(x)  # only the conversion flushes
 
     def panels_ref(self, block, of_a):
-        return amx.panels_ref(self.round_ref(block), of_a)
+        return amx.panels_ref(block, of_a, self.scheme)
 
     def tile_ref(self, a, b, base):
         whole = np.zeros((amx.SIDE, amx.SIDE), np.float32)
         m, n = base.shape
         whole[:m, :n] = base
-        return amx.tile_ref(a, b, whole)[:m, :n]
+        return amx.tile_ref(a, b, whole, self.scheme)[:m, :n]
 
 
 # -- float16 -------------------------------------------------------------------------------------
@@ -200,14 +201,39 @@ class _TwoParts(NumberFormat):
         return joined(builder, bf16_parts(builder, elements.widened(builder, read[0]), 2))
 
 
+class _PartsAmx(_BFloat16Amx):
+    """float32 by the products of parts that a scheme pairs, on AMX."""
+
+    stored, slice_terms = 0, NumberFormat.slice_terms
+
+    def __init__(self, name: str, scheme: amx.Scheme, slab_columns: int) -> None:
+        super().__init__(slab_columns)
+        self.name, self.scheme, self.parts = name, scheme, scheme.parts
+
+    def round_ref(self, x):
+        with np.errstate(over="ignore"):
+            return sum(bf16_parts_ref(x, self.parts))
+
+
 # -- the formats, and which way of multiplying bfloat16 is the fastest ---------------------------
 
 FLOAT32, FLOAT16 = NumberFormat(), _Float16()
 _WAYS = {"fp32": _BFloat16(), "dot": _BFloat16Pairs(), "amx": _BFloat16Amx()}
 METHODS = {name: one for name, one in _WAYS.items() if one.runs_here()}
 BFLOAT16 = Choice("bfloat16", "ABI_BF16", METHODS, time_tile)
-BF16X3 = Choice("bf16x3", "ABI_BF16_PARTS", {"fp32": _TwoParts()}, time_tile)
-BF16X6 = Choice("bf16x6", "ABI_BF16_PARTS", {"fp32": FLOAT32}, time_tile)
+_PARTS_AMX = {
+    "bf16x3": _PartsAmx("bf16x3-amx", amx.THREE, slab_columns=1024),
+    "bf16x6": _PartsAmx("bf16x6-amx", amx.SIX, slab_columns=512),
+}
+
+
+def _by_parts(name: str, elsewhere: NumberFormat) -> Choice:
+    """Return the choice between matrix units and the number format that stands for the parts' products elsewhere."""
+    ways = {"fp32": elsewhere, "amx": _PARTS_AMX[name]}
+    return Choice(name, "ABI_BF16_PARTS", {way: one for way, one in ways.items() if one.runs_here()}, time_tile)
+
+
+BF16X3, BF16X6 = _by_parts("bf16x3", _TwoParts()), _by_parts("bf16x6", FLOAT32)
 AnyFormat = NumberFormat | Choice  # what an operation takes
 PRECISIONS: dict[str, AnyFormat] = {  # by the names of the settings, `shape.Precision`
     "fp32": FLOAT32,

@@ -14,7 +14,7 @@ Rows and columns that fill up the last panel are zero.  Matrices have unit colum
 Packing also turns the numbers of x into those that the tile multiplies.  x is stored in float32, or in bfloat16 (as
 uint16: the upper half of a float32).  What the panels hold is a number format (`number_formats.py`), which may put
 `fold` elements of the sum into one place, and fill up the sum to whole `unit`s with zeros; panels are `panel_depth`
-deep.  From a multiple of the unit on, first // fold places, a panel can be read on its own.
+deep.  From a multiple of the unit on, a panel can be read on its own.
 
 A packer is a routine (`routines.py`); the argument `table` is that of a number format.  `pack_a` and its like know from
 x's type how it is stored.  `pack_stored_a` and its like take x as uint16 in any case (`as_stored`): it holds bfloat16
@@ -32,7 +32,7 @@ from numba.core import cgutils
 
 from .halves import bf16_bits, widen
 from .jit import helper
-from .routines import COLUMNS, FOLD, FORMAT, PACKERS, ROWS, STORED, UNIT, call_routine, entry_of
+from .routines import COLUMNS, FOLD, FORMAT, PACKERS, PARTS, ROWS, STORED, UNIT, call_routine, entry_of
 from .simd import (
     F32,
     I16,
@@ -76,7 +76,8 @@ FORMATS: list[Any] = []  # all number formats, in the order of their tables' FOR
 def panel_depth(k, table):
     """Return how deep panels are for a sum over k elements: places, of whole units."""
     unit = table[UNIT]
-    return ((k + unit - 1) & -unit) >> (table[FOLD] - 1)  # fold is 1 or 2; tiles are too short to wait for divisions
+    # fold is 1 or 2; tiles are too short to wait for divisions
+    return (((k + unit - 1) & -unit) >> (table[FOLD] - 1)) * table[PARTS]
 
 
 # -- the plain-Python twin of the packers --------------------------------------------------------

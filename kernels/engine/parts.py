@@ -31,8 +31,11 @@ LARGEST = np.uint32(0x7F7F0000).view(np.float32)  # of bfloat16
 # -- reference -----------------------------------------------------------------------------------
 
 
-def bf16_parts_ref(x, count):
-    """Return `count` arrays, float32 that hold bfloat16, whose sum is float32 x, or as near as so many come to it."""
+def bf16_parts_ref(x, count, flushed=lambda rest: rest):
+    """Return `count` arrays, float32 that hold bfloat16, whose sum is float32 x, or as near as so many come to it.
+
+    `flushed(rest)` is what the second part on are made of: matrix units take denormal numbers for zero.
+    """
     parts, rest = [], np.asarray(x, np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         for index in range(count):
@@ -40,7 +43,7 @@ def bf16_parts_ref(x, count):
             if index < count - 1:
                 part = np.clip(part, -LARGEST, LARGEST)
             parts.append(part)
-            rest = rest - part
+            rest = flushed(rest - part)
     return parts
 
 

@@ -39,15 +39,17 @@ def measured_peak(seconds: float = 0.2, number_format: AnyFormat = FLOAT32) -> f
     threads = numba.get_num_threads()
     chosen = number_format.chosen
     rows, columns, table = chosen.rows, chosen.columns, chosen.table
+    terms = max(DEPTH * chosen.fold // chosen.parts // chosen.unit, 1) * chosen.unit
+    depth = chosen.depth_of(terms)  # DEPTH, or less where parts do not divide it
     c = np.zeros((threads, rows, columns), np.float32)
-    a = np.ones((threads, DEPTH * rows), np.float32)
-    b = np.ones((threads, DEPTH * columns), np.float32)
-    _repeat_tile(c, a, b, DEPTH, 10, table)  # compile, wake the threads
-    work = 2.0 * threads * rows * columns * DEPTH * chosen.fold  # a pair of bfloat16 is two multiply-adds
+    a = np.ones((threads, depth * rows), np.float32)
+    b = np.ones((threads, depth * columns), np.float32)
+    _repeat_tile(c, a, b, depth, 10, table)  # compile, wake the threads
+    work = 2.0 * threads * rows * columns * terms
     times, best, end = 100, 0.0, time.perf_counter() + seconds
     while True:
         start = time.perf_counter()
-        _repeat_tile(c, a, b, DEPTH, times, table)
+        _repeat_tile(c, a, b, depth, times, table)
         now = time.perf_counter()
         best = max(best, work * times / (now - start))
         if now > end:

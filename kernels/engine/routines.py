@@ -9,6 +9,7 @@ together; the machine code is kept where compiled kernels are.  A kernel takes t
     table (SLOTS,) int64
         FORMAT          which number format, see panels.FORMATS
         FOLD            elements of the sum in a place of a panel, 1 or 2
+        PARTS           places that an element, or a pair of them, takes: one for each of its parts (`parts.py`)
         STORED          how the model stores such numbers, see panels.ELEMENTS
         ROWS, COLUMNS   of the register tile, and so of a panel of A and of B
         UNIT            elements of the sum, a power of two, to a multiple of which a panel's depth is filled up
@@ -37,6 +38,7 @@ __all__ = [
     "FOLD",
     "FORMAT",
     "PACKERS",
+    "PARTS",
     "ROWS",
     "SLAB_COLUMNS",
     "SLICE_TERMS",
@@ -51,8 +53,8 @@ __all__ = [
     "routines_file",
 ]
 
-FORMAT, FOLD, STORED, ROWS, COLUMNS, UNIT, SLICE_TERMS, SLAB_COLUMNS, BLOCK_ROWS = range(9)
-TILE, BEGIN, END, PACKERS = range(9, 13)  # from PACKERS on, one for each packer and kind of elements
+FORMAT, FOLD, STORED, ROWS, COLUMNS, UNIT, SLICE_TERMS, SLAB_COLUMNS, BLOCK_ROWS, PARTS = range(10)
+TILE, BEGIN, END, PACKERS = range(10, 14)  # from PACKERS on, one for each packer and kind of elements
 SLOTS = PACKERS + 8
 
 Routine = tuple[list[ir.Type], Callable[..., None]]  # types of the arguments; emits the body: body(builder, *arguments)

@@ -8,7 +8,7 @@ import pytest
 from numba import njit
 
 from abi_py.kernels.engine.halves import round_to_bf16_ref, round_to_fp16_ref, widen_bf16_ref
-from abi_py.kernels.engine.number_formats import FLOAT16, FLOAT32, METHODS
+from abi_py.kernels.engine.number_formats import BF16X3, BF16X6, FLOAT16, FLOAT32, METHODS
 from abi_py.kernels.engine.panels import (
     as_stored,
     pack_a,
@@ -20,6 +20,7 @@ from abi_py.kernels.engine.panels import (
     pack_stored_b_transposed,
     panel_depth,
 )
+from abi_py.kernels.engine.parts import bf16_parts_ref
 from abi_py.kernels.engine.simd import LANES
 
 UNTOUCHED = np.float32(-77)
@@ -47,7 +48,8 @@ STORED = {
     "b": compiled(pack_stored_b),
     "b_transposed": compiled(pack_stored_b_transposed),
 }
-KINDS = {str(kind): kind for kind in (FLOAT32, *METHODS.values(), FLOAT16) if not kind.missing}
+BY_PARTS = BF16X3.methods | {"six": BF16X6.methods.get("amx", FLOAT32)}
+KINDS = {str(kind): kind for kind in (FLOAT32, *METHODS.values(), FLOAT16, *BY_PARTS.values()) if not kind.missing}
 TABLES = {name: kind.table for name, kind in KINDS.items()}
 DEPTHS = [1, 2, LANES - 1, LANES, 2 * LANES + 3, 4 * LANES, 64 * LANES + 1]
 
@@ -69,10 +71,15 @@ def pairs(block):
     return (halves[::2] | halves[1::2] << np.uint32(16)).view(np.float32)
 
 
-PLACES = {
-    **{"float32": lambda block: block, "bfloat16": round_to_bf16_ref, "bfloat16-pairs": pairs},
-    "bfloat16-amx": pairs,
-    "float16": round_to_fp16_ref,
+PLACES = {  # what the panels of each part of the elements hold
+    "float32": lambda block: [block],
+    "bfloat16": lambda block: [round_to_bf16_ref(block)],
+    "bfloat16-pairs": lambda block: [pairs(block)],
+    "bfloat16-amx": lambda block: [pairs(block)],
+    "float16": lambda block: [round_to_fp16_ref(block)],
+    "bf16x3": lambda block: [sum(bf16_parts_ref(block, 2))],
+    "bf16x3-amx": lambda block: [pairs(part) for part in bf16_parts_ref(block, 2)],
+    "bf16x6-amx": lambda block: [pairs(part) for part in bf16_parts_ref(block, 3)],
 }
 
 
@@ -84,15 +91,16 @@ def width_of(name, number_format):
 
 def expected_panels(block, name, number_format):
     """Panels of a block (k, count): ceil(count / width) of (depth, width), filled up with zeros."""
-    width, places = width_of(name, number_format), PLACES[number_format](np.ascontiguousarray(widen_bf16_ref(block)))
-    depth, count = panel_depth(block.shape[0], TABLES[number_format]), places.shape[1]
-    filled = np.zeros((depth, -(-count // width) * width), np.float32)
-    filled[: len(places), :count] = places
-    panels = filled.reshape(depth, -1, width).swapaxes(0, 1)
-    if number_format != "bfloat16-amx":
+    width, parts = width_of(name, number_format), PLACES[number_format](np.ascontiguousarray(widen_bf16_ref(block)))
+    depth, count = panel_depth(block.shape[0], TABLES[number_format]) // len(parts), block.shape[1]
+    filled = np.zeros((len(parts), depth, -(-count // width) * width), np.float32)
+    for part, places in zip(filled, parts, strict=True):
+        part[: len(places), :count] = places
+    panels = filled.reshape(len(parts), depth, -1, width).transpose(2, 0, 1, 3)  # panel, part, place, lane
+    if not number_format.endswith("-amx"):
         return panels.ravel()
-    tiles = panels.reshape(len(panels), depth // 16, 16, 2, 16)  # panel, block, pair, half, lane
-    return tiles.transpose((0, 1, 3, 4, 2) if name.startswith("a") else (0, 1, 3, 2, 4)).ravel()
+    tiles = panels.reshape(len(panels), len(parts), depth // 16, 16, 2, 16)  # panel, part, block, pair, half, lane
+    return tiles.transpose((0, 2, 1, 4, 5, 3) if name.startswith("a") else (0, 2, 1, 4, 3, 5)).ravel()
 
 
 @pytest.mark.parametrize("kind", ["plain", "wide", "backwards"])
@@ -141,7 +149,7 @@ def test_packing_what_is_stored_as_the_numbers_are(rng, name, number_format, kin
     i, j, k, count = 2, 3, 2 * LANES + 3, 2 * width + 1  # odd everywhere
     stored = "bfloat16" if number_format.startswith("bfloat16") else "float32"
     x = matrix(rng, kind, stored, *((i + count, j + k) if rows_counted else (i + k, j + count)))
-    expected, panels = np.full((2, 3 * width * (k + 32)), UNTOUCHED)
+    expected, panels = np.full((2, 3 * width * panel_depth(k + 32, TABLES[number_format])), UNTOUCHED)
     pack(expected, 0, x, i, j, count, k, TABLES[number_format])
     STORED[name](panels, 0, as_stored(x), i, j, count, k, TABLES[number_format])
     assert panels.tobytes() == expected.tobytes()

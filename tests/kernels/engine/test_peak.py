@@ -6,7 +6,7 @@ import pytest
 
 from abi_py.kernels.engine import peak
 from abi_py.kernels.engine.jit import JIT
-from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT32
+from abi_py.kernels.engine.number_formats import BF16X3, BF16X6, BFLOAT16, FLOAT32
 
 ROWS, COLUMNS = FLOAT32.rows, FLOAT32.columns
 
@@ -16,11 +16,13 @@ def test_the_tile_is_repeated_as_often_as_is_counted():
     a, b = np.ones((2, 3 * ROWS), np.float32), np.full((2, 3 * COLUMNS), 2, np.float32)
     peak._repeat_tile(c, a, b, 3, 5, FLOAT32.table)
     assert (c == 3 * 2 * 5).all()  # depth 3, one times two, five times: nothing was left out by the compiler
-    for kind in BFLOAT16.usable.values():  # a pair is 1 (or 2) in the upper half, 0 in the lower
-        c, depth = np.zeros((2, kind.rows, kind.columns), np.float32), 2 * kind.unit
+    for kind in (one for choice in (BFLOAT16, BF16X3, BF16X6) for one in choice.usable.values()):
+        c, depth = np.zeros((2, kind.rows, kind.columns), np.float32), kind.depth_of(2 * kind.unit)
         a, b = np.ones((2, depth * kind.rows), np.float32), np.full((2, depth * kind.columns), 2, np.float32)
         peak._repeat_tile(c, a, b, depth, 5, kind.table)
-        assert (c == depth * 2 * 5).all()
+        products = {1: 1, 2: 3, 3: 6}[kind.parts]
+        # A pair is 1 (or 2) in the upper half, 0 in the lower: one term for each place, or for those of all parts.
+        assert (c == depth // kind.parts * products * 2 * 5).all()
 
 
 def test_operations_are_counted_by_the_clock(monkeypatch):
@@ -41,6 +43,13 @@ def test_operations_are_counted_by_the_clock(monkeypatch):
     assert two == 2 * one
     assert peak.measured_peak(3, BFLOAT16) > 0
     assert {call[0] for call in calls} == {1, 2}
+    for choice in (BF16X3, BF16X6):
+        calls.clear()
+        kind, found = choice.chosen, peak.measured_peak(3, choice)
+        _, depth, times = calls[1]
+        threads, terms = calls[1][0], depth * kind.fold // kind.parts  # a product of parts counts once
+        assert kind.depth_of(terms) == depth <= peak.DEPTH
+        assert found == 2 * threads * kind.rows * kind.columns * terms * times
 
 
 @pytest.mark.skipif(not JIT, reason="plain Python has no peak")

@@ -9,13 +9,14 @@ from numba.extending import intrinsic
 from abi_py.kernels.engine import routines
 from abi_py.kernels.engine.cache import CacheWarning, Store
 from abi_py.kernels.engine.jit import JIT
-from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, METHODS
-from abi_py.kernels.engine.panels import FORMATS
+from abi_py.kernels.engine.number_formats import BF16X3, BF16X6, BFLOAT16, FLOAT16, FLOAT32, METHODS
+from abi_py.kernels.engine.panels import FORMATS, panel_depth
 from abi_py.kernels.engine.routines import (
     BLOCK_ROWS,
     COLUMNS,
     FOLD,
     FORMAT,
+    PARTS,
     ROWS,
     SLAB_COLUMNS,
     SLICE_TERMS,
@@ -65,16 +66,18 @@ def result_of(table):
 
 
 def test_tables_say_what_they_are():
-    formats = (FLOAT32, FLOAT16, *METHODS.values())
+    by_parts = [choice.methods["amx"] for choice in (BF16X3, BF16X6) if "amx" in choice.methods]
+    formats = (FLOAT32, FLOAT16, *METHODS.values(), *by_parts)
     assert list(METHODS) == ["fp32", "dot", "amx"][: len(METHODS)]  # a machine with AMX has the dot product too
-    folds = [(1, 0), (1, 0), (1, 1), (2, 1), (2, 1)]
-    assert [tuple(one.table[[FOLD, STORED]]) for one in formats] == folds[: len(formats)]
+    folds = [(1, 1, 0), (1, 1, 0), (1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 2, 0), (2, 3, 0)]
+    assert [tuple(one.table[[FOLD, PARTS, STORED]]) for one in formats] == folds[: len(formats)]
     assert all(FORMATS[one.table[FORMAT]] is one for one in formats)
     assert [str(number_format) for number_format in (FLOAT32, BFLOAT16, FLOAT16)] == ["float32", "bfloat16", "float16"]
     for one in formats:
         sizes = one.rows, one.columns, one.unit, one.slice_terms, one.slab_columns, one.block_rows
         assert tuple(one.table[[ROWS, COLUMNS, UNIT, SLICE_TERMS, SLAB_COLUMNS, BLOCK_ROWS]]) == sizes
         assert STRIP % one.slice_terms == 0
+        assert all(one.depth_of(k) == panel_depth(k, one.table) for k in (1, 31, 32, 33, 500))
     for number_format in (FLOAT32, BFLOAT16, FLOAT16):
         assert number_format.table is number_format.table
         assert (number_format.table[TILE:] != 0).all() == JIT

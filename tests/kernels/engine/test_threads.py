@@ -145,7 +145,9 @@ def multiply():
 @pytest.mark.skipif(not JIT, reason="nothing runs in parallel")
 def test_numbas_own_pool_takes_one_call_at_a_time():
     """It ends the process with SIGABRT where two threads begin parallel loops at once."""
-    code = MULTIPLY + """
+    code = (
+        MULTIPLY
+        + """
 expected, found = multiply(), []
 def many():
     for _ in range(300):
@@ -156,6 +158,7 @@ for thread in threads: thread.join()
 import numba
 print(numba.threading_layer(), len(found), all(found))
 """
+    )
     assert run(code, NUMBA_THREADING_LAYER="workqueue").split() == ["workqueue", "600", "True"]
 
 
