@@ -27,6 +27,8 @@ then the system saves 8 KiB more at each switch.
 
 LLVM ends the process when it meets these instructions for a processor without them ("Cannot select"), so nothing here
 is emitted for a machine that has them not (`lacks`).
+
+Longer than 400 lines because layout, packing, tile and the reference of each are read side by side.
 """
 
 import ctypes

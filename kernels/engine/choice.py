@@ -163,7 +163,17 @@ class Measured(Generic[Option]):
 class Choice(Measured[Method]):
     """A number format with several methods; used like one, and chosen when its table is first asked for."""
 
-    worth = WORTH
+    def __init__(
+        self,
+        name: str,
+        variable: str,
+        methods: Mapping[str, Method],
+        timed: Callable[[Method], tuple[Callable[[], None], int]],
+        worth: float = WORTH,
+    ) -> None:
+        """Describe it; `worth` is how much faster than the first method another must be."""
+        super().__init__(name, variable, methods, timed)
+        self.worth = worth
 
     @functools.cached_property
     def usable(self) -> dict[str, Method]:

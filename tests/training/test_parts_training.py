@@ -21,6 +21,7 @@ from abi_py.model.reference import loss_and_gradients
 from abi_py.training.trainer import LlamaTrainer
 
 PARTS = {"bf16x3": BF16X3, "bf16x6": BF16X6}
+METHODS = {(name, way): one for name, choice in PARTS.items() for way, one in choice.usable.items()}
 # Of gradients, as a share of their length: 3 to 4 roundings of 2^-17 and what float32 sums lose.
 TOLERANCE = {"bf16x3": 3e-5, "bf16x6": 3e-6}
 
@@ -63,9 +64,10 @@ def test_activations_are_saved_in_float32(precision):
     assert model.memory_plan(1, 5, Precision.BF16) != model.memory_plan(1, 5)
 
 
-@pytest.mark.parametrize("precision", PARTS)
+@pytest.mark.parametrize("method", METHODS, ids=" by ".join)
 @pytest.mark.parametrize("window", [None, 5])
-def test_attention_beside_float64(rng, precision, window):
+def test_attention_beside_float64(rng, method, window):
+    (precision, _), kind = method, METHODS[method]
     batch, length, heads, kv_heads, width = 2, 70 if JIT else 11, 4, 2, 10
     rows = batch * length
     q, do = rng.standard_normal((2, rows, heads * width)).astype(np.float32)
@@ -74,8 +76,8 @@ def test_attention_beside_float64(rng, precision, window):
     sizes = batch, heads, kv_heads
     o, lse = np.empty_like(do), np.empty((heads, rows), np.float32)
     gradients = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-    attention_forward(o, lse, q, k, v, starts, *sizes, number_format=PARTS[precision])
-    attention_backward(*gradients, do, q, k, v, o, lse, starts, *sizes, number_format=PARTS[precision])
+    attention_forward(o, lse, q, k, v, starts, *sizes, number_format=kind)
+    attention_backward(*gradients, do, q, k, v, o, lse, starts, *sizes, number_format=kind)
     wide = [x.astype(np.float64) for x in (do, q, k, v)]
     assert share(o, attention_forward_ref(*wide[1:], starts, *sizes)[0]) < TOLERANCE[precision]
     for found, exact in zip(gradients, attention_backward_ref(*wide, starts, *sizes), strict=True):
