@@ -71,8 +71,17 @@ class Option:
     metadata: Mapping[str, Any]
 
 
+_found: dict[type, tuple[Option, ...]] = {}  # every command is made from them, dozens of times each
+
+
 def fields_of(cls: type) -> tuple[Option, ...]:
     """Return the options of a config class in the order in which they are declared."""
+    if cls not in _found:
+        _found[cls] = _declared(cls)
+    return _found[cls]
+
+
+def _declared(cls: type) -> tuple[Option, ...]:
     hints, switch = typing.get_type_hints(cls), getattr(cls, "switch", None)
     options = []
     for each in dataclasses.fields(cls):
