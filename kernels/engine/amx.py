@@ -54,6 +54,7 @@ from .simd import (
     ISA,
     constant,
     declare,
+    fetch,
     first_lanes,
     load,
     masked_load,
@@ -221,6 +222,26 @@ def _move_tile(builder, name, tile, at, row):
     builder.call(operation, values)
 
 
+FETCHED_ROWS = 4  # of C, for each step of the sum
+
+
+def _fetch_ahead(builder, step, at, row, blocks):
+    """Emit the fetching of a tile of C, a few rows with each step of the sum; return the steps done.
+
+    Where the sum is too short for that, C has just been written, and no step is done.
+    """
+    steps = SIDE // FETCHED_ROWS
+    done = builder.select(builder.icmp_signed("<", blocks, constant(steps)), constant(0), constant(steps))
+    with cgutils.for_range(builder, done) as loop:
+        for i in range(FETCHED_ROWS):
+            line = builder.add(builder.mul(loop.index, constant(FETCHED_ROWS)), constant(i))
+            first = move(builder, at, builder.mul(row, line))
+            for column in (0, 16, SIDE - 1):  # a row that begins inside a cache line is in three
+                fetch(builder, move(builder, first, column), write=True)
+        step(loop.index)
+    return done
+
+
 def _tile_body(scheme, builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
     """Emit C = A B (+ D): sums in tiles 0 to 3, A in 4 and 5, B in 6 and 7; the edge of C goes through memory here."""
     memory = cgutils.alloca_once(builder, ir.ArrayType(F32, SIDE * SIDE))
@@ -245,7 +266,7 @@ def _tile_body(scheme, builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
                 mask = first_lanes(builder, builder.sub(cols, constant(first)), 16)
                 copy(move(builder, far, first), move(builder, near, first), mask)
 
-    def fetch(far, near, mask):
+    def get(far, near, mask):
         builder.store(masked_load(builder, far, mask, vector=FLOATS), builder.bitcast(near, FLOATS.as_pointer()))
 
     def put(far, near, mask):
@@ -254,13 +275,21 @@ def _tile_body(scheme, builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
     first = builder.and_(add, builder.not_(ir.Constant(I1, scheme.base_last)))
     with builder.if_else(first) as (then, otherwise):
         with then:
-            at_edge(fetch, d, d_row)
+            at_edge(get, d, d_row)
             corners("tileloadd64", d, d_row)
         with otherwise:
             for tile in range(4):
                 _on_tiles(builder, "tilezero", tile)
-    for pairs in scheme.passes:
-        _pass(builder, scheme, pairs, a, b, builder.sdiv(k, constant(scheme.parts * UNIT_TERMS // 2)))
+    blocks = builder.sdiv(k, constant(scheme.parts * UNIT_TERMS // 2))
+    below = move(builder, d, builder.mul(d_row, constant(SIDE)))  # for the tile after this one, which reads D first
+    ahead = (builder.select(first, x, y) for x, y in ((below, c), (d_row, c_row)))
+    step, *others = (_pass_step(builder, scheme, pairs, a, b) for pairs in scheme.passes)
+    begun = _fetch_ahead(builder, step, *ahead, blocks)
+    with cgutils.for_range_slice(builder, begun, blocks, constant(1), I64) as (block, _):
+        step(block)
+    for step in others:
+        with cgutils.for_range(builder, blocks) as loop:
+            step(loop.index)
 
     def write(builder):
         corners("tilestored64", c, c_row)
@@ -286,10 +315,11 @@ def _tile_body(scheme, builder, c, d, a, b, c_row, d_row, rows, cols, k, add):
             write(builder)
 
 
-def _pass(builder, scheme, pairs, a, b, blocks):
-    """Emit one pass over two panels: for each block, the products of pairs of parts."""
-    with cgutils.for_range(builder, blocks) as loop:
-        stride = builder.mul(loop.index, constant(scheme.parts * BLOCK))
+def _pass_step(builder, scheme, pairs, a, b):
+    """Return what emits a step of one pass over two panels: step(block), the products of pairs of parts of a block."""
+
+    def step(block):
+        stride = builder.mul(block, constant(scheme.parts * BLOCK))
         left, right = (move(builder, x, stride) for x in (a, b))
         held = None, None
         for pair in pairs:
@@ -301,6 +331,8 @@ def _pass(builder, scheme, pairs, a, b, blocks):
             held = pair
             for tile in range(4):
                 _on_tiles(builder, "tdpbf16ps", tile, 4 + tile // 2, 6 + tile % 2)
+
+    return step
 
 
 # -- packing -------------------------------------------------------------------------------------
@@ -405,6 +437,8 @@ def _pack_body(builder, element, parts, along, turned, to, source, row, count, k
         first = builder.gep(source, [builder.add(builder.mul(r, row), c)])
         second = move(builder, first, 16) if along else builder.gep(first, [row])
         if whole:
+            for at in (first, second):
+                fetch(builder, builder.gep(at, [builder.mul(row, constant(SIDE))]))
             return _as_pairs(builder, element, parts, first, second, None, None, not along)
         if along:
             left = builder.select(builder.icmp_signed("<", r, count), builder.sub(k, p), constant(0))
