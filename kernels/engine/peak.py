@@ -8,14 +8,14 @@ What a training step reaches is stated as a share of this figure.
 import time
 
 import numba
-import numpy as np
 
 from .jit import kernel, prange
 from .number_formats import FLOAT32, AnyFormat
 from .routines import COLUMNS, ROWS
+from .scratch import aligned_empty, aligned_zeros
 from .tiles import begin, end, tile
 
-DEPTH = 256  # panels of 6 and 16 KiB with AVX2, of 8 and 48 with AVX-512: they stay in cache
+DEPTH = 256  # elements of the sum, fewer where each is several parts: panels of 6 and 16 KiB with AVX2, 8 and 48 with AVX-512, 16 and 16 with AMX
 
 
 @kernel
@@ -39,11 +39,11 @@ def measured_peak(seconds: float = 0.2, number_format: AnyFormat = FLOAT32) -> f
     threads = numba.get_num_threads()
     chosen = number_format.chosen
     rows, columns, table = chosen.rows, chosen.columns, chosen.table
-    terms = max(DEPTH * chosen.fold // chosen.parts // chosen.unit, 1) * chosen.unit
-    depth = chosen.depth_of(terms)  # DEPTH, or less where parts do not divide it
-    c = np.zeros((threads, rows, columns), np.float32)
-    a = np.ones((threads, depth * rows), np.float32)
-    b = np.ones((threads, depth * columns), np.float32)
+    terms = max(DEPTH // chosen.parts // chosen.unit, 1) * chosen.unit
+    depth = chosen.depth_of(terms)
+    c = aligned_zeros((threads, rows, columns))
+    a, b = (aligned_empty((threads, depth * width)) for width in (rows, columns))  # panels begin at a cache line
+    a[...], b[...] = 1, 1
     _repeat_tile(c, a, b, depth, 10, table)  # compile, wake the threads
     work = 2.0 * threads * rows * columns * terms
     times, best, end = 100, 0.0, time.perf_counter() + seconds
