@@ -15,7 +15,9 @@ from .routines import COLUMNS, ROWS
 from .scratch import aligned_empty, aligned_zeros
 from .tiles import begin, end, tile
 
-DEPTH = 256  # elements of the sum, fewer where each is several parts: panels of 6 and 16 KiB with AVX2, 8 and 48 with AVX-512, 16 and 16 with AMX
+# Elements of the sum, fewer where each is several parts: panels of 6 and 16 KiB with AVX2, 8 and 48 with AVX-512, 16
+# and 16 with AMX.
+DEPTH = 256
 
 
 @kernel
