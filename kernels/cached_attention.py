@@ -48,6 +48,7 @@ from .engine.simd import (
     ZERO,
     broadcast,
     constant,
+    fetch,
     first_lanes,
     load,
     masked_load,
@@ -66,6 +67,7 @@ __all__ = [
     "cache_append_ref",
     "cached_attention_forward",
     "cached_attention_forward_ref",
+    "parts_of",
 ]
 
 TASK_KEYS = 512  # keys of a part
@@ -169,8 +171,11 @@ def _weigh(typing, sums, p, values, shrink):
             with cgutils.for_range(builder, columns, intp=I64) as loop:
                 weight = broadcast(builder, builder.load(builder.gep(weights, [loop.index])), VECTOR)
                 value = pointer(context, builder, kinds[2], arguments[2], loop.index, constant(0))
+                next_block = builder.add(loop.index, constant(BLOCK_KEYS))
+                later = pointer(context, builder, kinds[2], arguments[2], next_block, constant(0))
                 for place, vector in zip(places, held):
                     factors = weight, _load(builder, value, place, mask)
+                    fetch(builder, builder.gep(later, [place]))
                     builder.store(multiply_add(builder, *factors, builder.load(vector)), vector)
             for place, vector in zip(places, held):
                 address = builder.gep(sums, [place])
@@ -400,6 +405,11 @@ def _upto(size, step):
     return -(-size // step) * step
 
 
+def parts_of(keys: int) -> int:
+    """Return into how many parts so many keys are cut: calls for single rows differ by this number alone."""
+    return (keys - 1) // TASK_KEYS + 1
+
+
 def _in_a_row(slots, positions):
     """Say whether rows are of one slot, each at the position after the one before."""
     if slots[0] != slots[-1] or positions[-1] - positions[0] != len(positions) - 1:
@@ -436,7 +446,8 @@ def cached_attention_forward(
     heads = q.shape[1] // head_dim
     factor = np.float32(_scale(scale, head_dim))
     longest = int(positions.max()) + 1
-    reach = longest if window is None else min(int(window), longest)
+    # No position exceeds the capacity, so what a kernel is told depends on the number of parts alone: see `parts_of`.
+    reach = keys.shape[2] if window is None else min(int(window), keys.shape[2])
     kind = FLOAT32.chosen
     if len(q) >= ROWS_OF_A_BLOCK and head_dim <= kind.slice_terms and _in_a_row(slots, positions):
         memory = _memory_of_rows(heads // kv_heads, head_dim, kind)
@@ -444,7 +455,7 @@ def cached_attention_forward(
         _attention_of_rows(o, q, *cache, reach, factor, *memory, kind.table)  # type: ignore[call-arg]
         return
     # So many whole parts, and one more where a window begins and ends inside one.
-    parts = min((longest - 1) // TASK_KEYS + 1, (reach - 2) // TASK_KEYS + 2)
+    parts = min(parts_of(longest), (reach - 2) // TASK_KEYS + 2)
     memory = _memory(len(q), heads, kv_heads, head_dim, parts)
     shape = len(q), heads, head_dim
     heads_apart = o.reshape(shape), q.reshape(shape)  # views: only the last axis is cut

@@ -12,18 +12,23 @@ how a text was cut into calls, or on whether it was read or written.  So a promp
 alone, and keys and values may be kept for the next prompt that begins alike (`prefixes.py`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numba
 import numpy as np
 
 from ..errors import DataError
+from ..kernels.cached_attention import parts_of
 from ..kernels.engine.checksum import checksum
+from ..kernels.engine.replay import between
 from ..kernels.engine.scratch import aligned_empty
 from ..model.arena import make_shape
-from ..model.layers.layer import Branch
+from ..model.layers.layer import Branch, Layer, decodes_by_kernels
 from ..model.layers.run import Chunk, KeysAndValues, Run
+from ..model.passes import Passes
 from ..model.transformer import Transformer
 
 __all__ = ["Cache", "Decoder", "weights_mark"]
@@ -43,7 +48,7 @@ class Cache:
         """Begin empty, with room for few positions; `longest`: no sequence has more."""
         self.slots, self.longest = slots, longest
         self.shapes = {i: found for i, branch in enumerate(branches) if (found := branch.keys_and_values)}
-        self.capacity = 0
+        self.capacity = self.moves = 0  # how often keys and values went to new arrays
         self.lengths = np.zeros(slots, np.int32)
         self.kept: dict[int, KeysAndValues] = {}  # by the number of the branch
 
@@ -64,6 +69,7 @@ class Cache:
         """
         if positions <= self.capacity and slots <= self.slots:
             return
+        self.moves += 1
         before, used = min(self.capacity, self.slots), int(self.lengths.max(initial=0))
         if positions > self.capacity:
             self.capacity = min(max(positions, 2 * self.capacity, FIRST_CAPACITY), self.longest)
@@ -97,6 +103,7 @@ class Arrays:
     r: np.ndarray  # (wide,)
     branches: list[Any]  # of each its `Decoding`
     chunks: list[Chunk]
+    steps: Passes = field(default_factory=Passes)  # over these arrays and the present cache
 
 
 class Decoder:
@@ -114,6 +121,8 @@ class Decoder:
         self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
         self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)
         self._of_steps: dict[int, Arrays] = {}  # by the number of sequences
+        layers = self._stack.embedding, *self._stack.branches, self._stack.head
+        self._noted, self._moves = {id(layer) for layer in layers if decodes_by_kernels(layer)}, 0
         self._logits = aligned_empty((slots, self.config.vocab_size))
         angles = [angles for branch in self._stack.branches if (angles := getattr(branch, "angles", None)) is not None]
         self.longest_kept = min((each.unscaled for each in angles), default=self.config.max_seq_len)
@@ -177,7 +186,7 @@ class Decoder:
         self.cache.reserve(past + rows)
         a = self._arrays(rows, min(rows, CHUNK))
         a.ids[:], a.slots[:], a.positions[:] = ids, slot, np.arange(past, past + rows)
-        self._run(a)
+        self._run(a, a.ids, Run(1, rows, None, a.positions, slots=a.slots))
         self.lengths[slot] += rows
         return self._output(a.x[-1:], a, self._logits[slot : slot + 1])[0]
 
@@ -186,8 +195,12 @@ class Decoder:
 
         DataError for ids outside the vocabulary or a slot that holds max_seq_len tokens.
         """
-        self._check(ids, int(self.lengths[slots].max()) + 1)
-        self.cache.reserve(int(self.lengths[slots].max()) + 1)
+        longest = int(self.lengths[slots].max()) + 1
+        self._check(ids, longest)
+        self.cache.reserve(longest)
+        if self._moves != self.cache.moves:  # what was noted over smaller arrays goes, and they with it
+            self._of_steps.clear()
+            self._moves = self.cache.moves
         allowed = numba.get_num_threads()
         numba.set_num_threads(min(allowed, self._threads))
         try:
@@ -196,8 +209,11 @@ class Decoder:
                 self._of_steps[rows] = self._arrays(rows, rows)
             a = self._of_steps[rows]
             a.ids[:], a.slots[:], a.positions[:] = ids, slots, self.lengths[slots]
-            self._run(a)
-            self._output(a.x, a, self._logits[:rows])
+            run = Run(1, rows, None, a.positions, slots=a.slots)
+            if self.cache.capacity <= self.longest_kept:
+                a.steps.run(self._step, (a.ids,), run, parts_of(longest))
+            else:  # angles that depend on how long a text is are made anew
+                self._step(a.ids, run)
         finally:
             numba.set_num_threads(allowed)
         self.lengths[slots] += 1
@@ -217,12 +233,26 @@ class Decoder:
 
     # -- the pass --------------------------------------------------------------------------------
 
-    def _run(self, a: Arrays) -> None:
-        """Turn a.ids into a.x, the output of the last branch."""
-        run = Run(1, len(a.ids), None, a.positions, slots=a.slots)
-        self._stack.embedding.forward(a.x, a.ids, run)
+    def _step(self, ids: np.ndarray, run: Run) -> None:
+        """Write the logits of a step: the text of what `steps` replays."""
+        a = self._of_steps[len(ids)]
+        self._run(a, ids, run)
+        self._do(self._stack.head, lambda run: self._output(a.x, a, self._logits[: len(ids)]), run)
+
+    def _run(self, a: Arrays, ids: np.ndarray, run: Run) -> None:
+        """Turn ids into a.x, the output of the last branch."""
+        embedding = self._stack.embedding
+        self._do(embedding, lambda run: embedding.forward(a.x, ids, run), run)
         for i, (branch, arrays) in enumerate(zip(self._stack.branches, a.branches, strict=True)):
-            branch.decode(a.x, arrays, self.cache.kept.get(i), run, a.chunks)
+            decode = partial(branch.decode, a.x, arrays, self.cache.kept.get(i), chunks=a.chunks)
+            self._do(branch, lambda run, decode=decode: decode(run=run), run)
+
+    def _do(self, layer: Layer, function: Callable[[Run], object], run: Run) -> None:
+        """Call function(run), a layer's decoding; Python does so in a replay too, unless all of it is noted."""
+        if id(layer) in self._noted:
+            function(run)
+        else:
+            between(function, run)
 
     def _output(self, x: np.ndarray, a: Arrays, logits: np.ndarray) -> np.ndarray:
         """Write the logits (N, V) of the last branch's output x (N, C)."""

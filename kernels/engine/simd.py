@@ -205,11 +205,11 @@ def masked_store(builder, value, pointer, mask):
     builder.call(function, [value, address, ir.Constant(I32, 4), mask])
 
 
-def fetch(builder, pointer, write=False):
-    """Ask for a cache line ahead: into the first-level cache to be written, or the second-level one to be read."""
+def fetch(builder, pointer, write=False, near=False):
+    """Ask for a cache line ahead: into the first-level cache to be written or if `near`, else the second-level one."""
     address = builder.bitcast(pointer, F32.as_pointer())
     prefetch = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [address.type, I32, I32, I32])
-    flags = (1, 3, 1) if write else (0, 2, 1)  # to be written, how close, data
+    flags = int(write), 3 if write or near else 2, 1  # to be written, how close, data
     builder.call(prefetch, [address, *(ir.Constant(I32, flag) for flag in flags)])
 
 

@@ -2,6 +2,10 @@
 
 LANES rows of W are read where they lie, transposed in registers, and multiplied with all rows of a at once: nothing is
 packed, so a weight costs the memory one reading.  An element is summed as in `matmul.py`.
+
+Memory is asked twice for what is read.  The next LANES rows are fetched into the second-level cache in the order in
+which they are in memory, a vector for each one read: the order that memory, and what the processor fetches by itself,
+are fastest in.  From there each row's vectors are fetched into the first-level cache NEAR steps ahead.
 """
 
 import functools
@@ -45,7 +49,8 @@ STREAMED = LANES // 2  # rows of x: their sums and LANES vectors of W fit the re
 SLICE = NumberFormat.slice_terms  # terms that are summed before they are added to the others
 NAME = "stream"  # of the routines, where compiled code is kept
 
-VARIANTS = (1, STREAMED)  # rows of x that are multiplied together
+VARIANTS = tuple(2**i for i in range(STREAMED.bit_length()))  # rows of x that are multiplied together
+NEAR = 2  # vectors of a row
 
 
 def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_row, rows, cols, k, add):
@@ -53,6 +58,10 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
     fold = 1 if element == F32 else 2  # elements of b in 32 bits, which are transposed as one
     places = ir.VectorType(F32, LANES)
     stored = ir.VectorType(element, LANES * fold)
+    # Rows without a gap are fetched as one, a line of memory after the other; others each at the place being read.
+    whole_rows = builder.icmp_signed("==", b_row, k)
+    along = builder.select(whole_rows, constant(LANES), constant(1))
+    across = builder.select(whole_rows, constant(stored.count), b_row)
     lefts = []
     for r in range(together):  # a row that exists; what comes of it is not stored
         inside = builder.icmp_signed("<", constant(r), rows)
@@ -67,7 +76,7 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
             index = builder.add(j, constant(lane))
             index = builder.select(builder.icmp_signed("<", index, cols), index, j)
             lines.append(move(builder, b, builder.mul(index, b_row)))
-        ahead = builder.mul(b_row, constant(LANES))  # the same place of the next rows
+        following = move(builder, lines[0], builder.mul(b_row, constant(LANES)))  # the next rows
         for r, total in enumerate(totals):
             at = move(builder, move(builder, d, builder.mul(_row(builder, r, rows), d_row)), j)
             builder.store(masked_load(builder, at, mask), total)
@@ -79,7 +88,9 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
                 at = move(builder, line, p)
                 if left is None:
                     vector = load(builder, at, stored)
-                    fetch(builder, move(builder, at, ahead))
+                    place = builder.add(builder.mul(p, along), builder.mul(across, constant(len(read))))
+                    fetch(builder, move(builder, following, place))
+                    fetch(builder, move(builder, at, constant(NEAR * stored.count)), near=True)
                 else:
                     vector = masked_load(builder, at, first_lanes(builder, left, LANES * fold), vector=stored)
                 read.append(builder.bitcast(vector, places))
@@ -172,7 +183,8 @@ def stream(typing, c, d, i, j, rows, cols, a, b, row, add, table):
         terms = builder.extract_value(context.make_array(kinds[6])(context, builder, a).shape, 1)
         element = element_type(kinds[7])[0]
         slot = constant(_slot((F32, I16).index(element), 0))
-        slot = builder.add(slot, builder.zext(builder.icmp_signed(">", rows, constant(VARIANTS[0])), I64))
+        for smaller in VARIANTS[:-1]:
+            slot = builder.add(slot, builder.zext(builder.icmp_signed(">", rows, constant(smaller)), I64))
         address = entry_of(context, builder, kinds[10], table, slot)
         values = [*pointers, *lengths, rows, cols, terms, add]
         function = ir.FunctionType(ir.VoidType(), [value.type for value in values]).as_pointer()

@@ -301,4 +301,4 @@ class Attention(Branch):
             return
         self.o.decode(s.z, s.att)
         self.after.forward(s.z, s.r_z, s.z)
-        x += s.z
+        by_numpy(np.add, x, s.z, out=x)

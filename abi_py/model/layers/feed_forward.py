@@ -203,4 +203,4 @@ class FeedForward(Branch):
                 continue
             self.down.decode(s.z[few], s.h[few])
             self.after.forward(s.z[few], s.r_z[few], s.z[few])
-            x[rows] += s.z[few]
+            by_numpy(np.add, x[rows], s.z[few], out=x[rows])

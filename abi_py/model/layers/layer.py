@@ -27,7 +27,7 @@ from .linear import Linear
 from .norm import Norm
 from .run import Chunk, Entry, KeysAndValues, Run
 
-__all__ = ["Branch", "Layer", "has_only_kernels"]
+__all__ = ["Branch", "Layer", "decodes_by_kernels", "has_only_kernels"]
 
 
 class Layer(ABC):
@@ -84,10 +84,16 @@ class Layer(ABC):
 
 def has_only_kernels(layer: Layer) -> bool:
     """Say whether all of a bound layer's passes can be noted; decoding other storages of weights is Python's."""
-    pieces = layer, *layer.pieces()
-    return all(vars(type(each)).get("only_kernels", False) for each in pieces) and all(
-        weight.storage is FLOAT32 for weight in layer.weights
-    )
+    return _says_so(layer) and all(weight.storage is FLOAT32 for weight in layer.weights)
+
+
+def decodes_by_kernels(layer: Layer) -> bool:
+    """Say whether a bound layer's decoding can be noted: so can storages that the products read as they are."""
+    return _says_so(layer) and all(weight.storage.read_by_products for weight in layer.weights)
+
+
+def _says_so(layer: Layer) -> bool:
+    return all(vars(type(each)).get("only_kernels", False) for each in (layer, *layer.pieces()))
 
 
 class Branch(Layer):

@@ -260,7 +260,7 @@ class Linear:
         for group in self.adapter.groups:
             u = aligned_empty((len(x), len(group.a)))
             streamed_product(u, x, group.a)
-            u *= np.float32(self.adapter.scale)
+            by_numpy(np.multiply, u, np.float32(self.adapter.scale), out=u)
             for part in group.parts:
                 ranks = slice(part.ranks.start - group.ranks.start, part.ranks.stop - group.ranks.start)
                 target = y[:, part.columns]
