@@ -143,7 +143,9 @@ class Decoder:
         cuts = range(0, rows, wide)
         return Arrays(
             x=aligned_empty((rows, width)),
-            **{name: np.empty(rows, np.int32) for name in ("ids", "slots", "positions")},
+            ids=np.empty(rows, np.int32),
+            slots=np.empty(rows, np.int32),
+            positions=np.empty(rows, np.int32),
             n=aligned_empty((wide, width)),
             r=aligned_empty(wide),
             branches=branches,
@@ -242,10 +244,9 @@ class Decoder:
     def _run(self, a: Arrays, ids: np.ndarray, run: Run) -> None:
         """Turn ids into a.x, the output of the last branch."""
         embedding = self._stack.embedding
-        self._do(embedding, lambda run: embedding.forward(a.x, ids, run), run)
+        self._do(embedding, partial(embedding.forward, a.x, ids), run)
         for i, (branch, arrays) in enumerate(zip(self._stack.branches, a.branches, strict=True)):
-            decode = partial(branch.decode, a.x, arrays, self.cache.kept.get(i), chunks=a.chunks)
-            self._do(branch, lambda run, decode=decode: decode(run=run), run)
+            self._do(branch, partial(branch.decode, a.x, arrays, self.cache.kept.get(i), chunks=a.chunks), run)
 
     def _do(self, layer: Layer, function: Callable[[Run], object], run: Run) -> None:
         """Call function(run), a layer's decoding; Python does so in a replay too, unless all of it is noted."""

@@ -67,14 +67,14 @@ def test_replayed_steps_have_the_bits_of_python(changes, monkeypatch, replays):
 
 
 def test_a_longer_cache_and_more_parts_of_keys_are_other_steps(monkeypatch, replays):
-    model = make(TASK_KEYS + 200, num_layers=1)
+    model = make(3 * TASK_KEYS, num_layers=1)
 
     def script():
         decoder, found = Decoder(model), []
         decoder.prefill(0, np.arange(TASK_KEYS - 12, dtype=np.int32) % 61)
         for step in range(24):
             if step == 6:
-                decoder.cache.reserve(TASK_KEYS + 100)
+                decoder.cache.reserve(2 * TASK_KEYS)
             found.append(decoder.step(np.zeros(1, np.int32), np.array([step]))[0].copy())
         return np.array(found)
 
