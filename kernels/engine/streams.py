@@ -47,7 +47,7 @@ __all__ = ["NAME", "STREAMED", "stream", "streams"]
 
 STREAMED = LANES // 2  # rows of x: their sums and LANES vectors of W fit the registers
 SLICE = NumberFormat.slice_terms  # terms that are summed before they are added to the others
-NAME = "stream"  # of the routines, where compiled code is kept
+NAME = "streams"  # of the routines, where compiled code is kept
 
 VARIANTS = tuple(2**i for i in range(STREAMED.bit_length()))  # rows of x that are multiplied together
 NEAR = 2  # vectors of a row
