@@ -596,11 +596,13 @@ def _packs_p(number_format):
     return 0 if type(number_format) is NumberFormat else 1
 
 
-def _attention_fits(sizes, q, k, v, starts, number_format, **others):
+def _attention_fits(sizes, q, k, v, starts, scale, number_format, **others):
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale is {scale}; scores are hidden before they are scaled, so it must be above 0")
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"q is {q.dtype}, k {k.dtype} and v {v.dtype}; attention takes one type for the three")
-    if number_format is not None and (number_format is BFLOAT16) != (q.dtype == np.uint16):
-        stored = "uint16" if number_format is BFLOAT16 else "float32"
+    stored = "uint16" if number_format is not None and number_format.chosen.stored else "float32"
+    if number_format is not None and q.dtype != stored:
         raise TypeError(f"q is {q.dtype}; in attention {number_format} is stored as {stored}; convert q, k, v")
     position = np.arange(len(starts)) % sizes["T"]
     wrong = (starts < 0) | (starts > position)

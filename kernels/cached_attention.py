@@ -252,7 +252,7 @@ def _attend(sums, stats, queries, keys, values, first, last, s, scale, routines)
         low, high = max(j0, first), min(j0 + BLOCK_KEYS, last)
         for i in range(0, group, STREAMED):
             count = min(STREAMED, group - i)
-            stream(s, s, i, low - j0, count, high - low, queries[i:], keys, low, False, routines)
+            stream(s, s, i, low - j0, count, high - low, queries, keys, low, False, routines)
         for i in range(group):
             shrink = _soften(s[i], low - j0, high - j0, stats[i], scale)
             _weigh(sums[i], s[i, low - j0 : high - j0], values[low:high], shrink)

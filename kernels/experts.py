@@ -21,8 +21,8 @@ of experts are: of the S rows; of the tokens, whose rows are neighbours in each 
 tokens; of the rows of dW, weighed by the rows that are summed.  What an element is the sum of, and in what order
 (experts, then depth), does not depend on how work is shared, so its bits are the same for any number of threads.
 
-An expert with few rows multiplies them with W as it is in memory, like a token in generation (`streamed_matmul.py`): so
-decoding reads the weights of the chosen experts, once, and nothing else.  The bits are the same.
+An expert with few rows multiplies each of them with W as it is in memory (`engine/streams.py`): so decoding one text
+reads the weights of the chosen experts, once, and nothing else.  The bits are the same.
 
 Longer than 400 lines because the three products, in reference and kernel, are read side by side.
 """
@@ -36,7 +36,7 @@ from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
 from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
 from .engine.scratch import scratch
-from .engine.streams import STREAMED, stream, streams
+from .engine.streams import stream, streams
 from .engine.threads import ONE_THREAD, thread_count
 from .engine.tiles import begin, end, tile
 from .matmul import THREADS, panels
@@ -49,6 +49,8 @@ __all__ = [
     "to_experts",
     "to_experts_ref",
 ]
+
+ONE_BY_ONE = 3  # rows of an expert: each reads W anew, and packing W once costs about as much as four (docs/log.md)
 
 SHARE = 4  # rows that are worth a thread of their own; with fewer, threads share columns
 
@@ -325,7 +327,7 @@ def _matrices(w, v):
 
 def _few(transposed, number_format, matrices=1):
     """Return up to how many rows of an expert are multiplied with its matrix as it is; `matrices` in one sum."""
-    return STREAMED if transposed and number_format is FLOAT32 and matrices == 1 else 0
+    return ONE_BY_ONE if transposed and number_format is FLOAT32 and matrices == 1 else 0
 
 
 def _check(sizes, offsets, w, v, inner, outer):

@@ -95,6 +95,19 @@ def make_private(directory: Path) -> None:
     directory.mkdir(mode=0o700, exist_ok=True)
 
 
+def _linked(part: str, path: Path) -> bool:
+    """Give a file its name if no file has it; say whether there is one now: not where links are unknown."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return path.exists()  # exFAT, some network drives: two processes at the same moment keep the later choice
+    return True
+
+
 class Store:
     """A directory of checksummed files.  No trouble with it is an error: `read` gives None, `write` does nothing.
 
@@ -186,10 +199,7 @@ class Store:
                 file.write(content)
             with contextlib.suppress(OSError):
                 self.path(name).rmdir()  # an empty directory in its place; all else is replaced
-            if first:
-                with contextlib.suppress(FileExistsError):
-                    os.link(part, self.path(name))
-            else:
+            if not first or not _linked(part, self.path(name)):
                 os.replace(part, self.path(name))
         finally:
             Path(part).unlink(missing_ok=True)

@@ -65,7 +65,13 @@ class Kernel:
         return self.function(*arguments)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "compiled":  # not yet: while it is copied
+            raise AttributeError(name)
         return getattr(self.compiled, name)
+
+    def __reduce__(self) -> str:
+        """Copy and pickle it by its name, as Python's functions."""
+        return str(self.__qualname__)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -3,10 +3,9 @@
     kernel     a function called from Python; loops over `prange` run on all threads
     helper     a function called from kernels, and part of them; never parallel itself
 
-No fast-math flag at all.  NaN stays NaN, and bits stay what they are: Numba optimises a helper once for the process
-that compiles it, and once more inside the kernel that goes into the cache, so wherever a flag leaves the compiler a
-choice, the process that compiled and the next one, which loads from the cache, may choose differently (measured, see
-docs/log.md).  Sums that are to be vectors are spelled out in `vectors.py`.
+No fast-math flag at all.  NaN stays NaN, and bits stay what they are: wherever a flag leaves the compiler a choice, two
+compilations of a function may choose differently, as Numba's own of a helper did (measured, see docs/log.md).  Sums
+that are to be vectors are spelled out in `vectors.py`.
 """
 
 from collections.abc import Callable

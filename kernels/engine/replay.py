@@ -149,7 +149,7 @@ def _line(call: Call) -> tuple[str, list[int]]:
     kinds = tuple(compiled.typeof_pyval(argument) for argument in call.arguments)
     found = compiled.overloads.get(kinds)
     if found is None:
-        raise NotNumbers(f"{call.kernel.__name__} was called by names, or with arguments of other types")
+        raise NotNumbers(f"{call.kernel.__name__} leaves an argument to its default, or takes it as another type")
     if str(found.signature.return_type) != "none":
         raise NotNumbers(f"{call.kernel.__name__} returns something")
     address = found.library.get_pointer_to_function(found.fndesc.llvm_func_name)

@@ -23,6 +23,7 @@ from abi_py.kernels.attention import (
 )
 from abi_py.kernels.engine.halves import round_to_bf16_ref, widen_bf16_ref
 from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.number_formats import METHODS
 
 # (B, T, H, G, D)
 SMALL = [
@@ -544,3 +545,19 @@ def test_bits_do_not_depend_on_the_tile(rng, monkeypatch, tiles):
     for results in found[1:]:
         for name, x, expected in zip(NAMES, results, found[0], strict=True):
             assert np.array_equal(x, expected), name
+
+
+@pytest.mark.parametrize("scale", [0, -0.5, float("nan")])
+def test_a_scale_that_is_not_above_0_is_refused(rng, scale):
+    arrays, starts = inputs(rng, 1, 5, 2, 1, 8)
+    with pytest.raises(ValueError, match=r"^scale is .*; scores are hidden before they are scaled, so it must"):
+        run_kernels(*arrays, starts, 1, 2, 1, scale)
+
+
+def test_a_method_of_bfloat16_takes_what_is_stored_so(rng):
+    """Also one that was not chosen."""
+    arrays, starts = inputs(rng, 1, 5, 2, 1, 8)
+    q, k, v = (x for x in arrays[:3])
+    o, lse = np.empty_like(q), np.empty((2, len(q)), np.float32)
+    with pytest.raises(TypeError, match=r"^q is float32; in attention .* is stored as uint16; convert q, k, v"):
+        attention.attention_forward(o, lse, q, k, v, starts, 1, 2, 1, number_format=METHODS["fp32"])

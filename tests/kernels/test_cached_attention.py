@@ -18,6 +18,7 @@ from abi_py.kernels.cached_attention import (
     cached_attention_forward_ref,
 )
 from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.streams import STREAMED
 
 SHAPES = [  # (heads, kv_heads, D, positions of the rows)
     (1, 1, 2, [0]),
@@ -26,6 +27,8 @@ SHAPES = [  # (heads, kv_heads, D, positions of the rows)
     (4, 4, 16, [BLOCK_KEYS + 1, 2]),
     (2, 1, 72, [TASK_KEYS - 1, TASK_KEYS, 2 * TASK_KEYS + 5]),
     (3, 3, 100, [9]),
+    (STREAMED + 1, 1, 16, [70, 3]),  # more queries to a key head than are multiplied together
+    (4 * STREAMED + 4, 2, 10, [BLOCK_KEYS + 3]),
 ]
 
 

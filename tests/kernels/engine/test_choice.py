@@ -1,5 +1,6 @@
 """Which method multiplies bfloat16: measured once, kept, stable where methods are nearly equal, and overridden."""
 
+import errno
 import json
 
 import numpy as np
@@ -124,6 +125,18 @@ def test_of_two_that_measure_at_once_the_first_one_to_write_decides(made, monkey
 
     monkeypatch.setattr(Choice, "_measure", overtaken)
     assert made(0.5).method == "b"
+
+
+@compiled_only
+def test_it_is_kept_where_files_cannot_be_linked(made, monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+    first = made(0.5)
+    assert first.method
+    assert choice.STORE.read("kind.json") is not None
+    assert choice.STORE.problem is None
 
 
 def test_the_tile_is_one_that_fits():

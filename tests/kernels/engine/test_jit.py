@@ -1,5 +1,6 @@
 """Kernels give the same bits from the compiler and from the cache."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from abi_py.kernels.engine.calls import Kernel
 from abi_py.kernels.engine.jit import JIT
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,3 +46,11 @@ def test_the_process_that_compiles_and_the_next_give_the_same_bits(tmp_path):
     ]
     assert list(tmp_path.rglob("*.kernel"))  # the second did load something
     assert runs[0] == runs[1]
+
+
+@pytest.mark.skipif(not JIT, reason="Python's own functions")
+def test_a_kernel_is_copied_as_functions_are():
+    from abi_py.kernels.streamed_matmul import _streamed as kernel
+
+    assert isinstance(kernel, Kernel)
+    assert copy.deepcopy(kernel) is copy.copy(kernel) is kernel

@@ -5,7 +5,6 @@ import itertools
 
 import numpy as np
 import pytest
-from numba.np.ufunc import omppool
 
 from abi_py.kernels.engine.shares import add_partial_sums, elements_each, partial_sums, share_of, turns_of_threads
 
@@ -49,6 +48,7 @@ def test_shares_of_a_row_meet(rng):
 @pytest.mark.parametrize("count", [1, 2, 5, 20, 64, 100, 128, 384, 1000])
 def test_numba_deals_out_turns_so(count, threads):
     """`turns_of_threads` against the scheduler that runs: neighbours, numbers that differ by one at most."""
+    omppool = pytest.importorskip("numba.np.ufunc.omppool")
     word, words = ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t)
     kind = ctypes.CFUNCTYPE(None, word, words, words, word, words, ctypes.c_ssize_t)
     dealt = (word * (2 * threads))()

@@ -55,6 +55,8 @@ def test_every_path(path):
         f"{TESTS}/test_attention.py::test_kernels_equal_the_reference",
         f"{TESTS}/test_attention.py::test_segments_equal_the_reference",
         f"{TESTS}/test_attention.py::test_stored_in_bfloat16",
+        f"{TESTS}/test_cached_attention.py::test_kernel_equals_the_reference",
+        f"{TESTS}/test_streamed_matmul.py",
     ]
     changes = {"NUMBA_DISABLE_JIT": "1"} if path == "plain Python" else {"ABI_SIMD": path}
     done = in_child(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not every_path", *selected], **changes)
