@@ -9,6 +9,7 @@ neighbours can be used as one matrix (`joined`): w_q, w_k, w_v are the rows of o
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,6 +184,7 @@ class Buffers(Shown):
         self._gradients_flat = aligned_empty(self.size)
         self._gradients = Views(self._gradients_flat, self.table)
         self._stale = True
+        self._lent = False
         self.passes = 0  # backward passes that have begun
 
     def _says(self) -> str:
@@ -200,25 +202,49 @@ class Buffers(Shown):
         """The gradients' memory, float32 (P,), whatever it holds."""
         return self._gradients_flat
 
+    @contextmanager
+    def lending(self) -> Iterator[bool]:
+        """Lend the gradients' memory to a pass, if it `lends`, which is yielded; till the end they cannot be read."""
+        try:
+            self._lent = self.lends
+            yield self._lent
+        finally:
+            self._lent = False
+
     def zero_gradients(self) -> None:
-        """Make all gradients read as zero; a backward that comes first saves the pass over memory."""
+        """Make all gradients read as zero; a backward that comes first saves the pass over memory.
+
+        Only a new look at `gradients` or `gradients_flat` finds the zeros: until then, views that were taken before
+        show what the memory holds, which is activations after the next forward.
+        """
         self._stale = True
 
     @property
     def gradients_flat(self) -> np.ndarray:
-        """All gradients, float32 (P,)."""
-        if self._stale:
-            self._gradients_flat.fill(0)
-            self._stale = False
+        """All gradients, float32 (P,); RuntimeError and views as in `gradients`."""
+        self._settle()
         return self._gradients_flat
 
     @property
     def gradients(self) -> Views:
-        """The gradients by name."""
+        """The gradients by name: views, which hold them until `zero_gradients`, and again after the next backward.
+
+        Between the two a view that was taken before may show activations; look again, or keep a copy.
+        RuntimeError inside a pass whose activations lie there (a `check`, another thread): they come with its backward.
+        """
+        self._settle()
+        return self._gradients
+
+    def _settle(self) -> None:
+        """Make the memory hold the gradients."""
+        if self._lent:
+            raise RuntimeError(
+                "the gradients cannot be read inside a pass that keeps activations in their memory; read them after "
+                "its backward, when compute_loss or train_step has returned"
+            )
         if self._stale:
             self._gradients_flat.fill(0)
             self._stale = False
-        return self._gradients
 
     def gradients_to_write(self) -> tuple[Views, bool]:
         """Return the gradients for a backward pass, and whether it must add to them; if not, it overwrites them all."""

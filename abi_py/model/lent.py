@@ -1,13 +1,15 @@
 """Memory that gradients lend to activations: the activations of a step lie where its gradients will be written.
 
-The first micro-batch of a window overwrites the gradients of matrices and does not add to them, so until its backward
-pass has come to a branch, nobody reads what their memory holds.  Backward goes through the branches in reverse.  So
-what a branch has saved is read for the last time before a branch *below* it writes its gradients, and may lie there.
+The first micro-batch of a window overwrites the gradients that a branch names in `overwritten`, its matrices', and does
+not add to them, so until its backward pass has come to the branch, nobody reads what their memory holds.  Backward goes
+through the branches in reverse.  So what a branch has saved is read for the last time before a branch *below* it writes
+its gradients, and may lie there.
 
     step        ... branch 2 writes its saved arrays, some of them in the gradients of branches 0 and 1 ...
                 ... branch 2 reads them in backward; then branch 1 writes its gradients over them ...
 
-Later micro-batches of a window add to the gradients; they need arrays of their own.
+All other gradients are added to: they are filled with 0 when backward begins, while saved arrays are still to be read,
+so they lend nothing.  Later micro-batches of a window add to the gradients; they need arrays of their own.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -32,7 +34,7 @@ class Piece:
 
 
 def lent_ranges(table: Sequence[Tensor], branches: Sequence[Branch]) -> list[list[slice]]:
-    """Return of each branch the ranges of the flat buffer that it lends: its matrices, neighbours together.
+    """Return of each branch the ranges of the flat buffer that it lends: what it overwrites, neighbours together.
 
     `table` is that of the buffer; what is not in it is frozen and has no gradient.
     """
@@ -40,8 +42,8 @@ def lent_ranges(table: Sequence[Tensor], branches: Sequence[Branch]) -> list[lis
     lent: list[list[slice]] = []
     for branch in branches:
         ranges: list[slice] = []
-        names = (branch.at + spec.name for spec in branch.tensors() if len(spec.shape) > 1)
-        for place in sorted((places[name] for name in names if name in places), key=lambda each: each.start):
+        lends = (places[name] for name in branch.overwritten() if name in places)
+        for place in sorted(lends, key=lambda each: each.start):
             joins = ranges and ranges[-1].stop == place.start
             ranges.append(slice(ranges.pop().start if joins else place.start, place.stop))
         lent.append(ranges)

@@ -76,7 +76,7 @@ class Transformer(Shown, ABC):
 
     @property
     def gradients(self) -> Views:
-        """The gradients by name, of the same shapes."""
+        """The gradients by name, of the same shapes: views, see `Buffers.gradients` for how long they hold them."""
         return self.parameters.gradients
 
     def sections(self) -> dict[str, Config]:
@@ -105,7 +105,7 @@ class Transformer(Shown, ABC):
     # -- gradients -------------------------------------------------------------------------------
 
     def zero_gradients(self) -> None:
-        """Make all gradients zero."""
+        """Make all gradients zero; views that were taken before show it after a new look (`Buffers.zero_gradients`)."""
         self.parameters.zero_gradients()
 
     def compute_gradient_norm(self) -> float:
@@ -208,7 +208,7 @@ class Transformer(Shown, ABC):
         with `backward` only, and are told apart from the loss: z_loss times the mean of the squared log-sum-exp of the
         logits (1e-4 in PaLM; `kernels/cross_entropy.py`), and what layers add (`layers/run.py`).
         `check` is called between layers, and its flag ends attention early (`layers/run.py`); what it raises gives the
-        pass up, after which the gradients are undefined if `parameters.passes` has grown.
+        pass up, after which the gradients are undefined if `parameters.passes` has grown.  It cannot read them.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
         DataError for an id or label outside the vocabulary and for shapes that do not fit.
         """
@@ -225,16 +225,17 @@ class Transformer(Shown, ABC):
         ids = as_ids(input_ids, self.config)
         check_ids(ids, input_ids, self.config)
         targets = as_labels(labels, ids.shape, self.config).ravel()
-        plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids, self.parameters.lends)
-        draw = self._next_draw() if backward else None
-        number_format = PRECISIONS[precision]
-        same = draw is plain.draw and number_format is plain.number_format and check is None
-        run = plain if same else replace(plain, number_format=number_format, draw=draw, check=check)
         count = int(np.count_nonzero(targets >= 0))
         scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
         objective = Objective(float(scale), float(label_smoothing), float(z_loss), count == targets.size)
         penalties = Penalties(scale * count)
-        with threads_for(ids.size * self.flops_per_token(ids.shape[1])):
+        work = ids.size * self.flops_per_token(ids.shape[1])
+        with threads_for(work), self.parameters.lending() as borrows:
+            plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids, borrows)
+            draw = self._next_draw() if backward else None
+            number_format = PRECISIONS[precision]
+            same = draw is plain.draw and number_format is plain.number_format and check is None
+            run = plain if same else replace(plain, number_format=number_format, draw=draw, check=check)
             self.stack.pass_forward(ids.ravel(), run)
             self._last = None
             s = self.stack.arrays(run).head

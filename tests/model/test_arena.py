@@ -2,19 +2,21 @@
 
 import gc
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from small_models import make_batch, make_model
 
 from abi_py.config import CheckpointingStrategy, LlmTrainingConfig
-from abi_py.families import FAMILIES, Family
+from abi_py.families import FAMILIES, Family, layers
 from abi_py.families.llama import FAMILY, NAMES
 from abi_py.generation.decoder import Decoder
+from abi_py.gradcheck import check_close
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.scratch import LINE_BYTES
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
-from abi_py.model.arena import Slots
+from abi_py.model.arena import Slots, parts_of
 from abi_py.model.layers.attention import Attention
 from abi_py.model.layers.feed_forward import FeedForward
 from abi_py.model.layers.norm import RmsNorm
@@ -286,11 +288,99 @@ def test_a_forward_by_itself_borrows_nothing(rng):
 
 
 @pytest.mark.parametrize("family", [family.value for family in ModelFamily])
-def test_a_backward_pass_overwrites_all_that_is_lent(family):
+def test_every_matrix_of_a_branch_is_overwritten_and_so_lent(family):
+    """A description without weights says the same: the memory plan follows from it."""
     model = make_model(num_layers=2, num_kv_heads=4, family=family)
-    for branch in model.stack.branches:
+    described = parts_of(layers(model.config))[1]
+    for branch, unbound in zip(model.stack.branches, described, strict=True):
         specs = {branch.at + spec.name for spec in branch.tensors() if len(spec.shape) > 1}
-        assert specs == branch.overwritten()
+        assert specs == branch.overwritten() == unbound.overwritten()
+
+
+class Adding(FeedForward):
+    """A branch that adds to the gradients of its matrices too, so it names none that it overwrites."""
+
+    def overwritten(self):
+        return set()
+
+    def backward(self, dx, a, s, run, below):
+        super().backward(dx, a, s, replace(run, accumulate=True), below)
+
+
+def adding_layers(shape):
+    made = FAMILY.layers(shape)
+    for i, layer in enumerate(made):
+        if isinstance(layer, FeedForward):
+            norm = RmsNorm("ffn_norm", shape.hidden_dim, shape.norm_eps)
+            made[i] = Adding(layer.at, layer.block, shape.hidden_dim, shape.intermediate_dim, norm)
+    return made
+
+
+def test_gradients_that_are_added_to_are_not_lent(rng, monkeypatch):
+    """They are filled with 0 when backward begins, and the activations are read after that."""
+    plain = make_model(4.0, num_layers=LAYERS)
+    ids, labels = make_batch(rng, plain, 1, 16, ignored=0)
+    expected = step(plain, ids, labels)
+    monkeypatch.setitem(FAMILIES, ModelFamily.LLAMA, Family(**{**vars(FAMILY), "layers": adding_layers}))
+    model = make_model(4.0, num_layers=LAYERS)
+    got = step(model, ids, labels)
+    assert got[0] == expected[0]
+    check_close(got[1], expected[1], 1e-6)
+    added_to = [weight for branch in model.stack.branches[1::2] for weight in all_weights(branch)]
+    matrices = [weight.dw for weight in added_to if weight.w.ndim > 1]
+    assert matrices
+    gradients, saved = model.parameters.gradients_memory, model.stack.arena.saved(16, borrows=True)
+    lent = [array for array in saved if np.shares_memory(array, gradients)]
+    assert lent  # by attention
+    assert not any(np.shares_memory(array, dw) for array in lent for dw in matrices)
+    plan = model.memory_plan(1, 16)
+    assert plan["saved activations"] + plan["scratch"] == arena_bytes(model)
+
+
+class Calling:
+    """A check that calls a function and lets attention go on."""
+
+    def __init__(self, function):
+        self.function, self.flag = function, np.zeros(1, np.uint8)
+
+    def __call__(self):
+        self.function()
+
+
+def test_gradients_cannot_be_read_while_activations_lie_in_them(rng):
+    """Reading makes them zeros, which would ruin the activations of the pass and leave what its backward adds to."""
+    model = make_model(4.0, num_layers=LAYERS)
+    ids, labels = make_batch(rng, model, 1, 8)
+    expected, looks = step(model, ids, labels), []
+
+    def look():
+        for read in (lambda: model.gradients, lambda: model.parameters.gradients_flat, model.compute_gradient_norm):
+            with pytest.raises(RuntimeError, match=r"gradients cannot be read inside a pass .* after its backward"):
+                read()
+        looks.append(model.parameters.passes)
+
+    got = step(model, ids, labels, check=Calling(look))
+    assert len(set(looks)) == 2  # in forward and in backward
+    assert got[0] == expected[0]
+    assert got[1].tobytes() == expected[1].tobytes()
+    model.compute_loss(ids, labels, backward=True, check=Calling(model.compute_gradient_norm))
+    check_close(model.parameters.gradients_flat, 2 * expected[1], 1e-6)  # it added, and lent nothing
+
+
+def test_gradients_are_zeros_after_a_forward_that_was_given_up(rng):
+    model = make_model()
+    ids, labels = make_batch(rng, model, 1, 8)
+    seen = model.gradients["layers.0.w_q"]
+    model.zero_gradients()
+
+    def give_up():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.compute_loss(ids, labels, backward=True, check=Calling(give_up))
+    assert seen.any()  # a view that was taken before shows activations until gradients are looked at again
+    assert not model.gradients["layers.0.w_q"].any()
+    assert not seen.any()
 
 
 # -- reuse ---------------------------------------------------------------------------------------

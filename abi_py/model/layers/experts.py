@@ -38,6 +38,8 @@ from .run import Chunk, Entry, Form, KeysAndValues, Penalties, Run
 
 __all__ = ["Experts", "Routed", "Routing"]
 
+MATRICES = "experts_gate", "experts_up", "experts_down"
+
 
 class Routed:
     """What one router did with the tokens of a pass."""
@@ -152,8 +154,8 @@ class Experts(Branch):
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
         E, F, C = self.experts, self.inner, self.width
-        shapes = {"experts_gate": (E, F, C), "experts_up": (E, F, C), "experts_down": (E, C, F)}
-        matrices = (TensorSpec(name, shape, hidden=True) for name, shape in shapes.items())
+        shapes = (E, F, C), (E, F, C), (E, C, F)
+        matrices = (TensorSpec(name, shape, hidden=True) for name, shape in zip(MATRICES, shapes, strict=True))
         router = (replace(each, hidden=False) for each in self._linear.tensors())  # a choice
         return (*router, *matrices, *self.norm.tensors())
 
@@ -214,14 +216,14 @@ class Experts(Branch):
         super().bind(weights)
         self._linear.bind(self.at, weights)
         (router,), (self.router,) = self._linear.parts, self._linear.products
-        self.matrices = tuple(weights(self.at + name) for name in ("experts_gate", "experts_up", "experts_down"))
+        self.matrices = tuple(weights(self.at + name) for name in MATRICES)
         self.own = [router, *self.matrices]
         self.weights = [*self.weights, *self.own]
         self.routed = self.routing.join(self.block)
 
     def overwritten(self) -> set[str]:
         """Return the tensors whose gradients backward overwrites."""
-        return {weight.name for weight in self.own}
+        return {self.at + name for name in (self._linear.projections[0].name, *MATRICES)}
 
     # -- passes ----------------------------------------------------------------------------------
 

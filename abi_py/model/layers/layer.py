@@ -65,8 +65,12 @@ class Layer(ABC):
         return ()
 
     def overwritten(self) -> set[str]:
-        """Return the tensors whose gradients backward overwrites unless it must add to them; it adds to all others."""
-        return {part.name for linear in self.linears for part in linear.parts}
+        """Return the tensors, by full names, whose gradients backward overwrites unless it must add to them.
+
+        It adds to all others, which hold 0 when it begins.  Those of a branch lend their memory to activations
+        (`model/lent.py`); so the memory plan follows from them, and they are known before weights are bound.
+        """
+        return {self.at + projection.name for linear in self.linears for projection in linear.projections}
 
     def kernels(self) -> set[str]:
         """Return the kernels that not every layer of its kind runs."""
