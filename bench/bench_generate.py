@@ -75,7 +75,7 @@ def decode_rows(model, rng, context, steps, read):
     alone = None
     for sequences in SEQUENCES:
         decoder = Decoder(model, sequences)
-        decoder.cache.reserve(context + steps + 2)
+        decoder.reserve(context + steps + 2)
         decoder.prefill(0, rng.integers(0, model.config.vocab_size, context))
         for slot in range(1, sequences):
             decoder.copy(0, slot, context)

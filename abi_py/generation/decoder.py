@@ -45,10 +45,10 @@ class Cache:
     """
 
     def __init__(self, branches: list[Branch], slots: int, longest: int) -> None:
-        """Begin empty, with room for few positions; `longest`: no sequence has more."""
-        self.slots, self.longest = slots, longest
+        """Begin empty, without room; `longest`: no sequence has more, and until it is changed `doubles_to` is that."""
+        self.slots, self.longest, self.doubles_to = slots, longest, longest
         self.shapes = {i: found for i, branch in enumerate(branches) if (found := branch.keys_and_values)}
-        self.capacity = self.moves = 0  # how often keys and values went to new arrays
+        self.capacity = 0
         self.lengths = np.zeros(slots, np.int32)
         self.kept: dict[int, KeysAndValues] = {}  # by the number of the branch
 
@@ -62,26 +62,29 @@ class Cache:
         """Bytes of all arrays."""
         return sum(array.nbytes for pair in self.kept.values() for array in pair)
 
-    def reserve(self, positions: int, slots: int = 0) -> None:
-        """Make room for so many positions in every slot, at most `longest`; growth doubles, so copies are rare.
+    def grown(self, positions: int) -> int:
+        """Return the capacity for so many positions: it doubles, up to `doubles_to`, so copies are rare."""
+        if positions <= self.capacity:
+            return self.capacity
+        return min(max(positions, min(max(2 * self.capacity, FIRST_CAPACITY), self.doubles_to)), self.longest)
 
-        slots   have at least so many of them
+    def move(self, kept: list[int], slots: int, capacity: int) -> None:
+        """Go to new arrays of so many slots and positions, in which slot i holds what kept[i] held.
+
+        What is longer than `capacity` is forgotten.  Only what a slot holds is copied: memory that nothing was written
+        to costs none.
         """
-        if positions <= self.capacity and slots <= self.slots:
-            return
-        self.moves += 1
-        before, used = min(self.capacity, self.slots), int(self.lengths.max(initial=0))
-        if positions > self.capacity:
-            self.capacity = min(max(positions, 2 * self.capacity, FIRST_CAPACITY), self.longest)
-        self.lengths = np.append(self.lengths, np.zeros(max(slots - self.slots, 0), np.int32))
-        self.slots = len(self.lengths)
+        lengths = np.zeros(slots, np.int32)
+        lengths[: len(kept)] = np.where(self.lengths[kept] <= capacity, self.lengths[kept], 0)
         for i, (heads, width) in self.shapes.items():
-            shape = self.slots, heads, self.capacity, width
-            keys, values = aligned_empty(shape), aligned_empty(shape)
-            if before:
-                for larger, smaller in zip((keys, values), self.kept[i], strict=True):
-                    larger[: len(smaller), :, :used] = smaller[:, :, :used]
-            self.kept[i] = keys, values
+            shape = slots, heads, capacity, width
+            pair = aligned_empty(shape), aligned_empty(shape)
+            for slot in np.flatnonzero(lengths):
+                for new, old in zip(pair, self.kept[i], strict=True):
+                    new[slot, :, : lengths[slot]] = old[kept[slot], :, : lengths[slot]]
+            self.kept[i] = pair
+        self.lengths = lengths
+        self.slots, self.capacity = slots, capacity
 
 
 def weights_mark(model: Transformer) -> bytes:
@@ -122,7 +125,7 @@ class Decoder:
         self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)
         self._of_steps: dict[int, Arrays] = {}  # by the number of sequences
         layers = self._stack.embedding, *self._stack.branches, self._stack.head
-        self._noted, self._moves = {id(layer) for layer in layers if decodes_by_kernels(layer)}, 0
+        self._noted = {id(layer) for layer in layers if decodes_by_kernels(layer)}
         self._logits = aligned_empty((slots, self.config.vocab_size))
         angles = [angles for branch in self._stack.branches if (angles := getattr(branch, "angles", None)) is not None]
         self.longest_kept = min((each.unscaled for each in angles), default=self.config.max_seq_len)
@@ -163,10 +166,16 @@ class Decoder:
         """Forget what slot holds after its first `length` tokens."""
         self.cache.lengths[slot] = min(length, int(self.cache.lengths[slot]))
 
-    def reserve_slots(self, slots: int) -> None:
-        """Have at least so many slots; what they hold stays."""
-        self.cache.reserve(0, slots)
-        if len(self._logits) < slots:
+    def reserve(self, positions: int) -> None:
+        """Have room for so many positions in every slot; what they hold stays."""
+        if positions > self.cache.capacity:
+            self.move(list(range(self.cache.slots)), self.cache.slots, self.cache.grown(positions))
+
+    def move(self, kept: list[int], slots: int, capacity: int) -> None:
+        """Let the cache `move`."""
+        self._of_steps.clear()  # what was noted over the old arrays goes, and they with it
+        self.cache.move(kept, slots, capacity)
+        if len(self._logits) != slots:
             self._logits = aligned_empty((slots, self.config.vocab_size))
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -185,7 +194,7 @@ class Decoder:
         self._check(ids, int(self.lengths[slot]) + ids.size)
         past = int(self.lengths[slot])
         rows = ids.size
-        self.cache.reserve(past + rows)
+        self.reserve(past + rows)
         a = self._arrays(rows, min(rows, CHUNK))
         a.ids[:], a.slots[:], a.positions[:] = ids, slot, np.arange(past, past + rows)
         self._run(a, a.ids, Run(1, rows, None, a.positions, slots=a.slots))
@@ -199,10 +208,7 @@ class Decoder:
         """
         longest = int(self.lengths[slots].max()) + 1
         self._check(ids, longest)
-        self.cache.reserve(longest)
-        if self._moves != self.cache.moves:  # what was noted over smaller arrays goes, and they with it
-            self._of_steps.clear()
-            self._moves = self.cache.moves
+        self.reserve(longest)
         allowed = numba.get_num_threads()
         numba.set_num_threads(min(allowed, self._threads))
         try:
@@ -236,7 +242,7 @@ class Decoder:
     # -- the pass --------------------------------------------------------------------------------
 
     def _step(self, ids: np.ndarray, run: Run) -> None:
-        """Write the logits of a step: the text of what `steps` replays."""
+        """Write the logits of a step: the function that `steps` replays."""
         a = self._of_steps[len(ids)]
         self._run(a, ids, run)
         self._do(self._stack.head, lambda run: self._output(a.x, a, self._logits[: len(ids)]), run)

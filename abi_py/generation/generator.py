@@ -40,7 +40,9 @@ class Generator(Shown):
 
     What the cache holds serves the next call: a conversation that grows, or another prompt with the same instructions,
     is only read from where it differs.  The tokens are the same, to the bit of their log-probabilities; where the
-    model's weights have changed since, everything is read again.
+    model's weights have changed since, everything is read again.  Weights are compared when a stream begins and when it
+    ends, not at each token, which would take as long as the token: what changes while a stream is suspended, and is
+    changed back before it ends, is not noticed.
     """
 
     def __init__(self, model: Transformer, tokenizer: Any = None) -> None:
@@ -80,7 +82,7 @@ class Generator(Shown):
         """Yield the tokens of all prompts as they come; the same errors as `run`, at the call itself."""
         config = configured(config, settings)
         self._sequences = [self._sequence(i, prompt, config) for i, prompt in enumerate(prompts)]
-        return self._tokens()
+        return self._tokens(self._sequences)
 
     def results(self) -> list[Generation]:
         """Return what has come of each prompt of the last call so far."""
@@ -136,30 +138,31 @@ class Generator(Shown):
     def _prefixes(self, mark: bytes) -> Prefixes:
         """Return what an earlier stream left, or an empty cache: while another stream goes on, or for new weights."""
         kept, self._kept = self._kept, None
-        prefixes = kept[0] if kept is not None and kept[1] == mark else Prefixes(Decoder(self.model))
-        prefixes.reserve(self._slots(prefixes.decoder))
-        return prefixes
+        return kept[0] if kept is not None and kept[1] == mark else Prefixes(Decoder(self.model))
 
-    def _slots(self, decoder: Decoder) -> int:
-        """Return how many of the sequences are to go on together, as far as their cache has room."""
+    def _make_room(self, prefixes: Prefixes, sequences: list[Sequence]) -> int:
+        """Return how many of the sequences are to go on together, as far as their cache has room; make it."""
         longest = self.model.config.max_seq_len
-        positions = max((min(len(each.prompt) + each.limit, longest) for each in self._sequences), default=1)
-        room = BYTES_OF_CACHE // max(decoder.cache.bytes_of_position * positions, 1)
-        return max(1, min(len(self._sequences), TOGETHER, room))
+        positions = max((min(len(each.prompt) + each.limit, longest) for each in sequences), default=1)
+        most = BYTES_OF_CACHE // max(prefixes.decoder.cache.bytes_of_position, 1)
+        together = max(1, min(len(sequences), TOGETHER, most // positions))
+        prefixes.make_room([each.prompt[-longest:] for each in sequences], together, positions, most)
+        return together
 
-    def _tokens(self) -> Iterator[Token]:
+    def _tokens(self, sequences: list[Sequence]) -> Iterator[Token]:
         mark = weights_mark(self.model)
         prefixes = self._prefixes(mark)
+        together = self._make_room(prefixes, sequences)
         self.prefill_tokens = self.decode_tokens = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         try:
-            yield from self._written(prefixes, deque(self._sequences))
+            yield from self._written(prefixes, deque(sequences), together)
         finally:
-            self._kept = prefixes, mark
+            if weights_mark(self.model) == mark:
+                self._kept = prefixes, mark
 
-    def _written(self, prefixes: Prefixes, waiting: deque[Sequence]) -> Iterator[Token]:
-        active = list[Sequence]()
-        together, free = self._slots(prefixes.decoder), list(range(prefixes.decoder.cache.slots))
+    def _written(self, prefixes: Prefixes, waiting: deque[Sequence], together: int) -> Iterator[Token]:
+        active, free = list[Sequence](), list(range(prefixes.decoder.cache.slots))
         while waiting or active:
             while waiting and len(active) < together:
                 sequence = waiting.popleft()
@@ -181,7 +184,7 @@ class Generator(Shown):
         longest, decoder = self.model.config.max_seq_len, prefixes.decoder
         sequence.dropped = max(len(sequence.prompt) - longest, 0)
         kept = sequence.prompt[sequence.dropped :]
-        decoder.cache.reserve(min(len(kept) + sequence.limit, longest, 4 * (len(kept) + FIRST_ROOM)))
+        decoder.reserve(min(len(kept) + sequence.limit, longest, 4 * (len(kept) + FIRST_ROOM)))
         began = time.perf_counter()
         sequence.slot, common = prefixes.begin(kept, free)
         free.remove(sequence.slot)
@@ -214,7 +217,7 @@ class Generator(Shown):
 
 
 TOGETHER = 32  # sequences that share a step at most
-BYTES_OF_CACHE = 1 << 30  # fewer, where their keys and values would take more
+BYTES_OF_CACHE = 1 << 30  # of keys and values: fewer sequences, where theirs would take more; one may
 FIRST_ROOM = 256  # a new cache has room for four times the prompt and so many tokens, at most; it grows later
 
 

@@ -33,7 +33,7 @@ __all__ = ["LONG", "Passes"]
 LONG = 2e10  # operations of a step; half a second on a slow machine, and beyond it Python is below 1 %
 KEPT = 12  # kinds of passes
 
-Text = Callable[..., object]  # text(*inputs, run)
+PassFunction = Callable[..., object]  # function(*inputs, run)
 
 
 @dataclass
@@ -58,37 +58,37 @@ class Passes:
         """Return how many kinds are known."""
         return len(self._known)
 
-    def run(self, text: Text, inputs: tuple[np.ndarray, ...], run: Run, objective: Hashable = None) -> None:
-        """Do what text(*inputs, run) does; `objective`: the numbers of `run.objective` that its calls are given."""
+    def run(self, function: PassFunction, inputs: tuple[np.ndarray, ...], run: Run, objective: Hashable = None) -> None:
+        """Do what function(*inputs, run) does; `objective`: the numbers of `run.objective` that its calls are given."""
         if not replays() or run.counted is not None:
-            text(*inputs, run)
+            function(*inputs, run)
             return
         shapes = tuple((x.shape, x.dtype) for x in inputs)
-        what = text.__name__, objective, run.batch, run.length, run.number_format, run.accumulate, run.draw is None
+        what = function.__name__, objective, run.batch, run.length, run.number_format, run.accumulate, run.draw is None
         key = *what, shapes, thread_count(), threading.get_ident()
         kind = self._known.get(key)
         if kind is None or kind.starts is not run.starts or kind.positions is not run.positions:
             if len(self._known) >= KEPT:
                 self._known.clear()
             self._known[key] = _Kind(run.starts, run.positions, tuple(x.copy() for x in inputs))
-            text(*inputs, run)
+            function(*inputs, run)
             return
         if kind.refused:
-            text(*inputs, run)
+            function(*inputs, run)
             return
         for kept, x in zip(kind.inputs, inputs, strict=True):
             np.copyto(kept, x)
         if kind.recording is None:
-            _note(kind, text, run)
+            _note(kind, function, run)
         else:
             kind.recording.replay(run)
         run.between_layers()
 
 
-def _note(kind: _Kind, text: Text, run: Run) -> None:
-    """Do what the text does, and note it; nothing that is noted looks at a request to stop."""
+def _note(kind: _Kind, function: PassFunction, run: Run) -> None:
+    """Do what the function does, and note it; nothing that is noted looks at a request to stop."""
     with recorded() as notes:
-        text(*kind.inputs, replace(run, check=None))
+        function(*kind.inputs, replace(run, check=None))
     try:
         kind.recording = Recording(notes)
     except NotNumbers:

@@ -6,6 +6,7 @@ import pytest
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import ConfigError, DataError, NonFiniteError
 from abi_py.generation import GenerationConfig, Generator, generate, generate_stream
+from abi_py.generation import decoder as decoder_module
 from abi_py.generation import generator as generator_module
 from abi_py.generation.decoder import Decoder
 from abi_py.generation.text import ByteText, StopText
@@ -73,9 +74,7 @@ def test_the_cache_holds_key_value_heads_only(heads):
 
 
 def test_the_cache_grows_seldom_and_keeps_what_it_holds(rng, monkeypatch):
-    from abi_py.generation import decoder as module
-
-    monkeypatch.setattr(module, "FIRST_CAPACITY", 16)
+    monkeypatch.setattr(decoder_module, "FIRST_CAPACITY", 16)
     model = make(vocab_size=31, max_seq_len=70)
     ids = rng.integers(0, 31, 70).astype(np.int32)
     decoder, capacities = Decoder(model), set()
@@ -102,11 +101,9 @@ def test_decoding_computes_what_training_does_with_every_shape(rng, changes):
 
 
 def test_a_long_prompt_in_chunks_equals_one_pass(rng, monkeypatch):
-    from abi_py.generation import decoder
-
     model, ids = make(vocab_size=31, max_seq_len=80), rng.integers(0, 31, 77)
     whole = Decoder(model).prefill(0, ids)
-    monkeypatch.setattr(decoder, "CHUNK", 20)
+    monkeypatch.setattr(decoder_module, "CHUNK", 20)
     assert np.abs(Decoder(model).prefill(0, ids) - whole).max() < 1e-5
 
 
@@ -245,6 +242,32 @@ def test_what_was_read_with_other_weights_is_forgotten(rng):
     assert result.ids.tolist() == generate(model, ids, **settings).tolist()
 
 
+def test_what_was_read_with_weights_of_a_suspended_stream_is_forgotten(rng):
+    """They are others in the middle of a stream, and the old ones again when the next one begins."""
+    model = make()
+    ids, settings = rng.integers(0, 257, 20), {"max_new_tokens": 8, "temperature": 0, "stop_ids": (), "logprobs": 0}
+    generator, w = Generator(model), model.weights["layers.1.w_down"]
+    stream, before = generator.stream([ids], **settings), w.copy()
+    for _ in range(2):
+        next(stream)
+    w += 1
+    list(stream)
+    w[...] = before
+    longer = np.concatenate((ids, generator.results()[0].ids))
+    (result,) = generator.run([longer], **settings)
+    assert generator.prefill_tokens == 28
+    (alone,) = Generator(model).run([longer], **settings)
+    assert result.logprobs.tolist() == alone.logprobs.tolist()
+
+
+def test_streams_that_begin_later_than_they_are_made_have_their_own_prompts(model):
+    settings = {"max_new_tokens": 5, "temperature": 0, "stop_ids": ()}
+    generator = Generator(model)
+    first, second = generator.stream([[1, 2, 3]], **settings), generator.stream([[7, 5]], **settings)
+    assert [token.id for token in first] == generate(model, [1, 2, 3], **settings).tolist()
+    assert [token.id for token in second] == generate(model, [7, 5], **settings).tolist()
+
+
 def test_adapters_that_were_trained_are_seen(rng):
     lora = LoraModel(make(), LoraConfig(rank=2))
     ids, settings = rng.integers(0, 257, 20), {"max_new_tokens": 3, "temperature": 0, "stop_ids": ()}
@@ -309,6 +332,72 @@ def test_fewer_go_together_where_their_cache_would_be_large(model, monkeypatch):
     gen = Generator(model)
     assert [result.ids.tolist() for result in gen.run(prompts, **settings)] == expected
     assert gen._kept[0].decoder.cache.slots == 2
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """Let caches take 64 positions of `make`'s models, and begin with 4; return the bytes of a position."""
+    position = 2 * 4 * SHAPE["num_layers"] * SHAPE["num_kv_heads"] * SHAPE["hidden_dim"] // SHAPE["num_heads"]
+    monkeypatch.setattr(generator_module, "BYTES_OF_CACHE", 64 * position)
+    monkeypatch.setattr(decoder_module, "FIRST_CAPACITY", 4)
+    return position
+
+
+def test_the_bound_of_the_cache_holds_for_several_calls(small_cache, rng):
+    """Slots of short texts go where a long one comes, and a long one where many short ones come."""
+    model, generator = make(max_seq_len=100), Generator(make(max_seq_len=100))
+    calls = (8, 4, 4), (1, 40, 8), (8, 4, 4), (2, 10, 20), (1, 61, 30), (9, 2, 5)
+    for count, length, new in calls:
+        prompts = [rng.integers(0, 257, length) for _ in range(count)]
+        settings = {"max_new_tokens": new, "temperature": 0, "stop_ids": ()}
+        results = generator.run(prompts, **settings)
+        cache = generator._kept[0].decoder.cache
+        assert cache.slots == count
+        assert cache.nbytes == cache.slots * cache.capacity * small_cache
+        assert cache.slots * cache.capacity <= max(64, length + new)
+        for prompt, result in zip(prompts, results):
+            assert result.ids.tolist() == generate(model, prompt, **settings).tolist()
+
+
+def test_slots_that_are_in_the_way_of_a_longer_text_go(small_cache, rng):
+    """Not those that the texts of the call begin like, and of the others those that were used longest ago."""
+    model, settings = make(max_seq_len=100), {"max_new_tokens": 1, "temperature": 0, "stop_ids": ()}
+    a, b, c, d = (rng.integers(0, 257, 9) for _ in range(4))
+    generator, read = Generator(model), []
+
+    def run(*prompts):
+        results = generator.run([np.asarray(ids) for ids in prompts], **settings, logprobs=0)
+        read.append((generator.prefill_tokens, generator._kept[0].decoder.cache.slots))
+        for ids, result in zip(prompts, results):
+            (alone,) = Generator(model).run([ids], **settings, logprobs=0)
+            assert not JIT or alone.logprobs.tobytes() == result.logprobs.tobytes()
+
+    run(a, b, c, d)
+    run(np.append(a, range(8)), b[:5])  # of four two: a, and b, of which five stay
+    run(np.append(a, range(8)), b)
+    run(np.append(b, range(20)))
+    run(np.append(b, range(20)))
+    assert read == [(36, 4), (9, 2), (1 + 4, 2), (20, 1), (1, 1)]
+
+
+def test_a_longer_cache_copies_what_each_slot_holds(monkeypatch):
+    monkeypatch.setattr(decoder_module, "aligned_empty", lambda shape: np.full(shape, np.nan, np.float32))
+    cache = decoder_module.Cache(make().stack.branches, 3, 40)
+    cache.move([0, 1, 2], 3, 8)
+    cache.lengths[...] = 2, 0, 8
+    for pair in cache.kept.values():
+        for array in pair:
+            array[...] = np.arange(3)[:, None, None, None]
+    cache.move([0, 1, 2], 3, 16)
+    assert cache.lengths.tolist() == [2, 0, 8]
+    for pair in cache.kept.values():
+        for array in pair:
+            assert np.isfinite(array).sum((1, 2, 3)).tolist() == [2 * 8, 0, 8 * 8]
+    cache.move([1, 2], 4, 16)
+    assert cache.lengths.tolist() == [0, 8, 0, 0]
+    assert all((pair[0][1, :, :8] == 2).all() for pair in cache.kept.values())
+    cache.move([1], 1, 6)
+    assert cache.lengths.tolist() == [0]
 
 
 def test_bans_and_ends_while_a_text_grows(model):

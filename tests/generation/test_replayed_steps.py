@@ -74,7 +74,7 @@ def test_a_longer_cache_and_more_parts_of_keys_are_other_steps(monkeypatch, repl
         decoder.prefill(0, np.arange(TASK_KEYS - 12, dtype=np.int32) % 61)
         for step in range(24):
             if step == 6:
-                decoder.cache.reserve(2 * TASK_KEYS)
+                decoder.reserve(2 * TASK_KEYS)
             found.append(decoder.step(np.zeros(1, np.int32), np.array([step]))[0].copy())
         return np.array(found)
 
