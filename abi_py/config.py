@@ -167,7 +167,7 @@ class LlmTrainingConfig(Config):
     eval_interval: int = opt(500, "steps between evaluations (0 = off); on the validation data", common=True)
     mixed_precision: Accepts[Precision, str | bool] = opt(
         Precision.FP32,
-        "number format; products round their operands to it",
+        "what products multiply; bf16 and fp16 round, bf16x3 and bf16x6 are float32 by bfloat16 parts",
         aliases=_PRECISION_ALIASES,
         common=True,
     )

@@ -324,8 +324,8 @@ class Precision(str, Enum):
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
-    BF16X3 = "bf16x3"  # float32 by three products of bfloat16 parts, or by six
-    BF16X6 = "bf16x6"
+    BF16X3 = "bf16x3"  # float32 by three products of bfloat16 parts
+    BF16X6 = "bf16x6"  # by six
 
 
 # -- adapters -----------------------------------------------------------------------------------

@@ -6,10 +6,11 @@
     python bench/goals.py --only "step small" --only decode              rows whose name holds one of these texts
     python bench/goals.py --list                                         what is asked on this machine
 
-Steps are asked for as shares of what the machine can do, of the peak of the numbers that they multiply, and nowhere
-behind a peer.  `possible` is what no program could beat on this machine, from measurements of the same run: a step at
-the whole multiply-add peak whose weights and moments, as far as no cache holds them, pass the memory once; a ratio to
-a peer with that step; memory with nothing but what training must hold; start-up with nothing but what must be loaded.
+Steps are asked for as shares of what the machine can do, of the peak of the numbers that they multiply, and ahead of
+their peers: by what was reached somewhere (RATIOS), else not behind.  `possible` is what no program could beat on this
+machine, from measurements of the same run: a step at the whole multiply-add peak whose weights and moments, as far as
+no cache holds them, pass the memory once; a ratio to a peer with that step; memory with nothing but what training must
+hold; start-up with nothing but what must be loaded.
 A row whose `asked` is beyond `possible` is bounded by the machine.  Each row names the command that measures it alone.
 With --save the rows go to bench/results/<machine>-goals.csv, and those of the comparisons to the files of
 bench_vs_peers.py and products.py.  Exit code 1 if a row is missed or could not be measured.

@@ -33,7 +33,7 @@ __all__ = [
 BF16_METHODS = {
     "amx": "the processor's matrix registers, AMX",
     "dot": "the processor's dot product",
-    "fp32": "rounded operands, float32 arithmetic",
+    "fp32": "float32 arithmetic",
 }
 
 

@@ -48,14 +48,12 @@ def defaults() -> dict[str, dict[str, Any]]:
     return values
 
 
-def bf16_method() -> str:
-    """Say how products of bfloat16 are made here, and what was measured of each way."""
-    from ..kernels.engine.number_formats import BFLOAT16
-
-    rates = ", ".join(f"{BF16_METHODS[name]} {rate / 1e9:.0f}" for name, rate in BFLOAT16.rates.items())
-    measured = f" (measured, one thread, GFLOP/s: {rates})" if rates else ""
-    chosen = " (ABI_BF16)" if os.environ.get("ABI_BF16") else measured
-    return BF16_METHODS[BFLOAT16.method] + chosen
+def multiplied(choice: Any) -> str:
+    """Say how products of bfloat16, or of its parts, are made here, and what was measured of each way."""
+    rates = ", ".join(f"{BF16_METHODS[name]} {rate / 1e9:.0f}" for name, rate in choice.rates.items())
+    measured = f" (measured, one thread, GFLOP/s: {rates}; another way from {choice.worth:g} times on)" if rates else ""
+    chosen = f" ({choice.variable})" if os.environ.get(choice.variable) else measured
+    return BF16_METHODS[choice.method] + chosen
 
 
 def tile() -> str:
@@ -85,7 +83,7 @@ def machine_facts() -> dict[str, Any]:
     from ..kernels.engine import simd
     from ..kernels.engine.cache import STORE
     from ..kernels.engine.jit import JIT
-    from ..kernels.engine.number_formats import BFLOAT16, FLOAT32
+    from ..kernels.engine.number_formats import BF16X3, BF16X6, BFLOAT16, FLOAT32
     from ..kernels.engine.peak import measured_peak
     from ..runs.compiling import is_cached, kernel_names
 
@@ -107,7 +105,9 @@ def machine_facts() -> dict[str, Any]:
         "compiled": JIT,
         "measured_peak_gflops": peaks[0],
         "measured_peak_bf16_gflops": peaks[1],
-        "bf16": bf16_method(),
+        "bf16": multiplied(BFLOAT16),
+        "bf16x3": multiplied(BF16X3),
+        "bf16x6": multiplied(BF16X6),
         "amx": amx_state(),
         "cache": str(STORE.directory),
         "kernels_in_the_cache": f"{warm} of {len(names)}",
