@@ -43,6 +43,7 @@ from .engine.halves import widen_bf16_ref
 from .engine.jit import helper, kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
+from .engine.replay import by_numpy
 from .engine.routines import COLUMNS, ROWS, SLICE_TERMS
 from .engine.scratch import aligned_empty, scratch
 from .engine.threads import ONE_THREAD, thread_count
@@ -245,16 +246,14 @@ def product(
     multiplied: a and b are rounded to it while they are packed.  Sums are float32.
     """
     if BACKEND == "blas":
-        a, b = (number_format.round_ref(widen_bf16_ref(x)) for x in (a, b))
-        y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
-        np.copyto(out, y if addend is None else y + addend)
+        by_numpy(_product_by_blas, out, a, b, transpose_a, transpose_b, addend, number_format)
         return
     rows, columns = out.shape
     if rows == 0 or columns == 0:
         return
     terms = a.shape[0] if transpose_a else a.shape[1]
     if terms == 0:
-        out[...] = 0 if addend is None else addend
+        by_numpy(np.copyto, out, np.float32(0) if addend is None else addend)
         return
     base = out if addend is None else addend
     kind = number_format.chosen
@@ -264,6 +263,12 @@ def product(
         packed_a, packed_b = packed_b, packed_a
     ways = transpose_a, transpose_b, addend is not None
     _product(out, base, a, b, packed_a, packed_b, *ways, kind.table, *parts)  # type: ignore[call-arg]
+
+
+def _product_by_blas(out, a, b, transpose_a, transpose_b, addend, number_format):
+    a, b = (number_format.round_ref(widen_bf16_ref(x)) for x in (a, b))
+    y = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
+    np.copyto(out, y if addend is None else y + addend)
 
 
 def _readable(x):

@@ -14,6 +14,7 @@ import numpy as np
 
 from .engine.checks import Array, check_apart, checked, unchecked
 from .engine.jit import kernel, prange
+from .engine.replay import by_numpy
 from .engine.shares import share_of
 from .engine.simd import LANES
 from .engine.streams import STREAMED, stream, streams
@@ -61,7 +62,7 @@ def streamed_product(out: Array, x: Array, w: Array, addend: Array | None = None
     if rows > STREAMED or BACKEND == "blas":
         unchecked(product)(out, x, w, transpose_b=True, addend=addend)
     elif x.shape[1] == 0:
-        out[...] = 0 if addend is None else addend
+        by_numpy(np.copyto, out, np.float32(0) if addend is None else addend)
     elif rows:
         base = out if addend is None else addend
         parts = 1 if rows * w.size < ONE_THREAD else thread_count()

@@ -26,7 +26,7 @@ from ..kernels.engine.checksum import checksum
 from ..kernels.engine.replay import between
 from ..kernels.engine.scratch import aligned_empty
 from ..model.arena import make_shape
-from ..model.layers.layer import Branch, Layer, decodes_by_kernels
+from ..model.layers.layer import Branch, Layer, Noted
 from ..model.layers.run import Chunk, KeysAndValues, Run
 from ..model.passes import Passes
 from ..model.transformer import Transformer
@@ -124,8 +124,8 @@ class Decoder:
         self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
         self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)
         self._of_steps: dict[int, Arrays] = {}  # by the number of sequences
-        layers = self._stack.embedding, *self._stack.branches, self._stack.head
-        self._noted = {id(layer) for layer in layers if decodes_by_kernels(layer)}
+        self._notable = Noted(self._stack.layers, decoding=True)
+        self._noted = self._notable.now()  # in the present step: ids of layers
         self._logits = aligned_empty((slots, self.config.vocab_size))
         angles = [angles for branch in self._stack.branches if (angles := getattr(branch, "angles", None)) is not None]
         self.longest_kept = min((each.unscaled for each in angles), default=self.config.max_seq_len)
@@ -219,7 +219,8 @@ class Decoder:
             a.ids[:], a.slots[:], a.positions[:] = ids, slots, self.lengths[slots]
             run = Run(1, rows, None, a.positions, slots=a.slots)
             if self.cache.capacity <= self.longest_kept:
-                a.steps.run(self._step, (a.ids,), run, parts_of(longest))
+                self._noted = self._notable.now()
+                a.steps.run(self._step, (a.ids,), run, self._noted, parts_of(longest))
             else:  # angles that depend on how long a text is are made anew
                 self._step(a.ids, run)
         finally:

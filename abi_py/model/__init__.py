@@ -8,6 +8,7 @@
     layers/          the layers, a file each
     arena.py         the arrays between the operations, and what gradient checkpointing keeps of them
     lent.py          which of them lie in the memory of gradients that are not written yet
+    passes.py        which passes are replayed, and for what
     inputs.py        ids, labels and marks, checked
     folder.py        a Hugging Face folder as a model
     presets.py       shapes with a name

@@ -20,7 +20,7 @@ from ..shape import CheckpointingStrategy, ModelShape
 from .arena import Arena, Arrays, parts_of, segment_length
 from .inputs import segment_starts
 from .layers.experts import Experts
-from .layers.layer import Branch, Layer, has_only_kernels
+from .layers.layer import Branch, Layer, Noted
 from .layers.run import Run
 from .passes import LONG
 
@@ -55,7 +55,8 @@ class Stack:
         self.arena = Arena(shape, layers, lender)
         self._segments = self._cut(segment_length(shape))
         self._trained, self._below = [layer.is_trained() for layer in layers], trained_below(layers)
-        self._noted = {id(layer) for layer in layers if has_only_kernels(layer)}
+        self._notable = Noted(self.layers)
+        self._noted = self._notable.now()  # in the present pass: ids of layers
         self._short: dict[tuple[int, int], bool] = {}  # by shape of a batch: whether passes are replayed
 
     def _cut(self, length: int) -> list[range]:
@@ -76,15 +77,17 @@ class Stack:
     def pass_forward(self, ids: np.ndarray, run: Run) -> None:
         """Do what `forward` does."""
         if self._is_short(run):
-            self.arrays(run).passes.run(self.forward, (ids,), run)
+            self._noted = self._notable.now()
+            self.arrays(run).passes.run(self.forward, (ids,), run, self._noted)
         else:
             self.forward(ids, run)
 
     def pass_backward(self, labels: np.ndarray, ids: np.ndarray, run: Run) -> None:
         """Do what `loss_backward` does."""
         if self._is_short(run):
+            self._noted = self._notable.now()
             numbers = run.objective if self._is_noted_head(run) else None
-            self.arrays(run).passes.run(self.loss_backward, (labels, ids), run, numbers)
+            self.arrays(run).passes.run(self.loss_backward, (labels, ids), run, self._noted, numbers)
         else:
             self.loss_backward(labels, ids, run)
 
@@ -177,15 +180,18 @@ class Runs:
         borrows: bool = False,
     ) -> Run:
         """Return starts and positions of all rows; a run of equal segment ids (or mask values) is a segment."""
-        plain = attention_mask is None and segment_ids is None
-        if plain and (shape, borrows) in self._plain:
-            return self._plain[shape, borrows]
+        key = shape, borrows
+        if attention_mask is None and segment_ids is None and key in self._plain:
+            return self._plain[key]
         starts = segment_starts(shape, attention_mask, segment_ids)
-        positions = np.arange(shape[1], dtype=np.int32) - starts
         counted = None if attention_mask is None else _counted(attention_mask)
+        plain = counted is None and not starts.any()  # marks that mark nothing, as a mask of ones, are none
+        if plain and key in self._plain:
+            return self._plain[key]
+        positions = np.arange(shape[1], dtype=np.int32) - starts
         run = Run(*shape, starts.ravel(), positions.ravel(), counted=counted, borrows=borrows)
         if plain:
-            self._plain[shape, borrows] = run
+            self._plain[key] = run
         return run
 
 

@@ -100,3 +100,27 @@ def test_adapters(monkeypatch, replays):
     model.parameters.weights_flat[...] += np.float32(0.01)
     both(monkeypatch, lambda: decode(model, 9))
     assert replays
+
+
+def test_a_hook_on_an_instance_is_called_in_every_step(monkeypatch, replays):
+    """One that comes after steps were noted, and changes what is computed."""
+
+    def script():
+        model = make()
+        decoder, calls = Decoder(model), []
+        linear = decoder._stack.branches[0].linears[0]
+        inner = linear.decode
+
+        def hook(y, *others, **named):
+            calls.append(y)
+            inner(y, *others, **named)
+            y *= np.float32(1.25)
+
+        found = [decoder.step(np.zeros(1, np.int32), np.array([3]))[0].copy() for _ in range(4)]
+        linear.decode = hook
+        found += [decoder.step(np.zeros(1, np.int32), np.array([3]))[0].copy() for _ in range(4)]
+        assert len(calls) == 4
+        return np.array(found)
+
+    both(monkeypatch, script)
+    assert len(replays) == 2 + 2

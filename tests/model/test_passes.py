@@ -11,10 +11,14 @@ from small_models import make_batch, make_model
 
 from abi_py.config import CheckpointingStrategy, LoraConfig, Precision, TrainableModelConfig
 from abi_py.families import FAMILIES
+from abi_py.kernels import matmul
 from abi_py.kernels.engine import replay, threads
+from abi_py.kernels.engine.calls import NotNumbers
 from abi_py.kernels.engine.jit import JIT
-from abi_py.model import LoraModel, TrainableModel
+from abi_py.model import LoraModel, TrainableModel, passes
 from abi_py.model.layers.activation import Swiglu
+from abi_py.model.layers.linear import Linear
+from abi_py.model.layers.run import Angles
 from abi_py.model.stack import Stack
 
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled, so nothing is replayed")
@@ -65,6 +69,11 @@ def train(model, batches, rate=0.1, **options):
     return found
 
 
+def passes_of(model, narrow=False):
+    """Return the kinds of passes over 26 rows that are known, of steps that begin with empty gradients."""
+    return model.stack.arena.arrays(26, narrow, True).passes
+
+
 def batches_of(model, count=5, **sizes):
     """Return so many different batches; of every label, and in the end of some."""
     rng = np.random.default_rng(3)
@@ -78,7 +87,10 @@ def test_every_family_has_the_bits_of_python(family, precision, monkeypatch, rep
     config = TrainableModelConfig(**SMALL, head_dim=16).replace(family=family)
 
     def script(model):
-        return train(model, batches_of(model), precision=precision, z_loss=1e-3, label_smoothing=0.1)
+        found = train(model, batches_of(model), precision=precision, z_loss=1e-3, label_smoothing=0.1)
+        assert passes_of(model, precision is Precision.BF16).refused == []
+        assert replay.SETTING == "0" or len(passes_of(model, precision is Precision.BF16)) > 0
+        return found
 
     same_bits(*run_twice(monkeypatch, lambda: TrainableModel(config), script))
     assert len(replays) >= 5
@@ -168,16 +180,37 @@ def test_whatever_comes_in_between_is_not_replayed_for_it(monkeypatch, replays):
 
 
 def test_each_python_thread_replays_with_its_own_scratch(replays):
-    """A pass that one thread noted is not another's."""
+    """A pass that one thread noted is not another's: two threads that live at once take turns, four passes each."""
+    model, turns = make_model(), threading.Barrier(2)
+    batches = [batch for batch in batches_of(model)[:4] for _ in range(2)]
+    expected, found, seen = train(make_model(), batches), [], []
+    replays.clear()
+
+    def work(me):
+        for i, batch in enumerate(batches):
+            turns.wait(60)
+            if i % 2 == me:
+                found.extend(train(model, [batch]))
+                seen.append(len(replays))
+
+    both = [threading.Thread(target=work, args=(me,)) for me in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    same_bits(found, expected)
+    assert seen == [0, 0, 0, 0, 2, 4, 6, 8]  # each thread's first pass is plain, and its second is noted
+
+
+def test_a_thread_with_the_number_of_one_that_has_ended_is_another(replays):
+    """Linux gives the number of a thread that has ended to the next one."""
     model = make_model()
     batches = batches_of(model)
-    expected = train(make_model(), batches)
-    found = []
-    for i in range(len(batches)):
-        work = threading.Thread(target=lambda i=i: found.extend(train(model, batches[i : i + 1])))
-        work.start()
-        work.join()
-    same_bits(found, expected)
+    for i in range(12):
+        thread = threading.Thread(target=train, args=(model, [batches[i % 4]]))
+        thread.start()
+        thread.join()
+    assert not replays  # none of them has made a second pass
 
 
 class Leaky(Swiglu):
@@ -201,6 +234,91 @@ def test_a_layer_that_does_not_say_that_it_only_calls_kernels_stays_python(monke
 
     same_bits(*run_twice(monkeypatch, make, lambda model: train(model, batches_of(model))))
     assert replays
+
+
+class LeakyLinear(Linear):
+    """A linear layer with something of NumPy's after it, which it does not tell."""
+
+    def forward(self, y, *others, **named):
+        """Write y, and change it."""
+        super().forward(y, *others, **named)
+        y *= np.float32(1.5)
+
+
+class LeakyAngles(Angles):
+    """Angles that grow from pass to pass."""
+
+    def of(self, run, capacity=0):
+        """Return them."""
+        cos, sin, rows = super().of(run, capacity)
+        self.passes = getattr(self, "passes", 0) + 1
+        return cos, sin * np.float32(1 + self.passes / 100), rows
+
+
+@pytest.mark.parametrize("kind", [LeakyLinear, LeakyAngles])
+def test_pieces_of_other_classes_stay_python(kind, monkeypatch, replays):
+    """A linear layer or angles of a class of one's own."""
+
+    def make():
+        model = make_model()
+        for branch in model.stack.branches:
+            piece = branch.linears[0] if kind is LeakyLinear else getattr(branch, "angles", None)
+            if piece is not None:
+                piece.__class__ = kind
+        model.stack = Stack(model.config, model.layers)
+        return model
+
+    same_bits(*run_twice(monkeypatch, make, lambda model: train(model, batches_of(model))))
+    assert replays
+
+
+@pytest.mark.parametrize("place", ["branch", "linear", "norm"])
+def test_a_hook_on_an_instance_is_called_in_every_pass(place, monkeypatch, replays):
+    """One that comes after passes were noted, changes what is computed, and is taken away again."""
+
+    def script(model):
+        branch = model.stack.branches[1]
+        layer = {"branch": branch, "linear": branch.linears[1], "norm": branch.norm}[place]
+        batches, calls, inner = batches_of(model), [], layer.forward
+
+        def hook(y, *others, **named):
+            calls.append(y)
+            inner(y, *others, **named)
+            y *= np.float32(1.25)
+
+        found = train(model, batches, rate=0.01)
+        layer.forward = hook
+        found += train(model, batches, rate=0.01)
+        assert len(calls) == len(batches) * (2 if place == "norm" else 1)  # backward norms again
+        del layer.forward
+        before = len(replays)
+        found += train(model, batches, rate=0.01)
+        assert replay.SETTING == "0" or len(replays) > before
+        return found
+
+    same_bits(*run_twice(monkeypatch, make_model, script))
+
+
+def test_marks_that_mark_nothing_are_none(monkeypatch, replays):
+    """A mask of ones and segments of one number have the bits of a batch without them, and its replays."""
+
+    def script(model, **marks):
+        return train(model, batches_of(model), **marks)
+
+    ones = np.ones((2, 13), np.uint8)
+    expected = script(make_model())
+    for marks in ({"attention_mask": ones}, {"segment_ids": 3 * ones}, {"attention_mask": ones, "segment_ids": ones}):
+        replays.clear()
+        same_bits(*run_twice(monkeypatch, make_model, lambda model, marks=marks: script(model, **marks)))
+        assert len(replays) == 5
+        same_bits(script(make_model(), **marks), expected)
+
+
+def test_products_by_blas_are_replayed(monkeypatch, replays):
+    """NumPy's products, ABI_MATMUL=blas, are part of the pass."""
+    monkeypatch.setattr(matmul, "BACKEND", "blas")
+    same_bits(*run_twice(monkeypatch, make_model, lambda model: train(model, batches_of(model))))
+    assert len(replays) == 5
 
 
 def test_a_long_step_is_left_to_python(monkeypatch, replays):
@@ -242,9 +360,27 @@ def test_what_is_remembered_dies_with_the_arrays(replays):
     for scale in range(40):
         model.compute_loss(*batches_of(model)[0], backward=True, loss_scale=1.0 + scale)
     assert len(arrays().passes) <= 12
+    replays.clear()
+    for scale in range(20):  # what is used is kept, whatever else comes
+        model.compute_loss(*batches_of(model)[0], backward=True)
+        model.compute_loss(*batches_of(model)[0], backward=True, loss_scale=100.0 + scale)
+    assert len(replays) == 2 * 20 - 2 + 20  # all but the first two backwards; forward has no scale
     train(model, batches_of(model, batch=3))
     gc.collect()
     assert arrays() is None
+
+
+def test_why_a_pass_is_refused_is_kept(monkeypatch, replays):
+    """A call that cannot be made again leaves the pass to Python, and says why."""
+
+    def refuse(notes):
+        raise NotNumbers("kernel returns something")
+
+    monkeypatch.setattr(passes, "Recording", refuse)
+    model = make_model()
+    train(model, batches_of(model))
+    assert not replays
+    assert set(passes_of(model).refused) == {"kernel returns something"}
 
 
 def test_the_setting_switches_it_off(monkeypatch, replays):

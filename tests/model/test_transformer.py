@@ -13,6 +13,7 @@ from abi_py.gradcheck import check_close, relative_error
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.optimizers import adamw_, parameter_chunks
 from abi_py.model import LossOutput, TrainableModel, reference
+from abi_py.model.layers.run import Run
 from abi_py.training.schedule import learning_rate
 
 SHAPES = {
@@ -597,3 +598,12 @@ def test_flops_equal_a_count_by_hand(name):
             for _ in range(query + 1):
                 total += 6 * 2 * D  # q k, p v;  dv, dp, dq, dk
     check_close(T * model.flops_per_token(T), total, 1e-12)
+
+
+def test_the_gradient_of_a_loss_without_an_objective_is_refused():
+    """One line: where, what, the rule, the remedy."""
+    model = make_model()
+    run = Run(1, 1, np.zeros(1, np.int32), np.zeros(1, np.int32))
+    message = r"Head\.loss_backward: run\.objective is None.*pass replace\(run, objective="
+    with pytest.raises(RuntimeError, match=message):
+        model.stack.head.loss_backward(np.zeros(1, np.int32), model.stack.arrays(run).head, run)

@@ -148,6 +148,10 @@ class Attention(Branch):
         norms = (spec for norm in (self.norm, *self.inner_norms) for spec in norm.tensors())
         return (*self.qkv.tensors(), *self.o.tensors(), *norms)
 
+    def pieces(self) -> tuple[object, ...]:
+        """Return its linear layers, its norms and its angles."""
+        return super().pieces() if self.angles is None else (*super().pieces(), self.angles)
+
     def kernels(self) -> set[str]:
         """Return those of its norms, biases and angles; rows of heads are another layout of what a norm takes."""
         found = super().kernels()

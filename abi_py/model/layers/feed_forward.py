@@ -103,7 +103,7 @@ class FeedForward(Branch):
         return (*self.gate_up.tensors(), *self.down.tensors(), *norms)
 
     def pieces(self) -> tuple[object, ...]:
-        """Return its norms and its activation."""
+        """Return its linear layers, its norms and its activation."""
         return (*super().pieces(), self.activation)
 
     def kernels(self) -> set[str]:

@@ -57,8 +57,8 @@ class Head(Layer):
         return (*self.norm.tensors(), *own)
 
     def pieces(self) -> tuple[object, ...]:
-        """Return its norm."""
-        return (self.norm,)
+        """Return its norm and its matrix."""
+        return (self.norm, self._linear)
 
     def scratch(self) -> dict[str, Entry]:
         """Return its arrays but for hits and logits, which are no floats for each row."""
@@ -128,7 +128,10 @@ class Head(Layer):
         The z-loss is in the gradients, and among the penalties of the run.
         """
         if run.objective is None:
-            raise RuntimeError("the gradient of a loss needs an objective")
+            raise RuntimeError(
+                "Head.loss_backward: run.objective is None, and the gradient of a loss is that of an objective; "
+                "pass replace(run, objective=Objective(...)), as model.compute_loss(..., backward=True) does"
+            )
         scale, smoothing, z_loss = run.objective.scale, run.objective.smoothing, run.objective.z_loss
         options = scale, smoothing, run.accumulate, run.number_format, self._storage, z_loss, s.lse, run.check
         results = s.losses, s.hits, s.dhidden, self.weight.dw

@@ -15,6 +15,7 @@ A branch works in place: its input x is saved for backward, and its backward tur
 that of its input.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from .linear import Linear
 from .norm import Norm
 from .run import Chunk, Entry, KeysAndValues, Run
 
-__all__ = ["Branch", "Layer", "decodes_by_kernels", "has_only_kernels"]
+__all__ = ["Branch", "Layer", "Noted"]
 
 
 class Layer(ABC):
@@ -35,6 +36,7 @@ class Layer(ABC):
 
     `only_kernels`, in a class's own body, says that its passes do nothing but call kernels, `between` and `by_numpy`
     (`kernels/engine/replay.py`); what does not say it for itself, as a class made from another one, is run by Python.
+    So is a layer that has, itself or in one of its `pieces`, a method of its own in place of its class's, as a hook is.
     """
 
     only_kernels: ClassVar[bool] = False
@@ -61,8 +63,11 @@ class Layer(ABC):
         """
 
     def pieces(self) -> tuple[object, ...]:
-        """Return the parts of a layer that have passes of their own and say `only_kernels` for themselves."""
-        return ()
+        """Return the parts of a layer that have passes of their own and say `only_kernels` for themselves.
+
+        Here its linear layers.
+        """
+        return self.linears
 
     def overwritten(self) -> set[str]:
         """Return the tensors, by full names, whose gradients backward overwrites unless it must add to them.
@@ -86,18 +91,34 @@ class Layer(ABC):
         return own or any(linear.is_trained() for linear in self.linears)
 
 
-def has_only_kernels(layer: Layer) -> bool:
-    """Say whether all of a bound layer's passes can be noted; decoding other storages of weights is Python's."""
-    return _says_so(layer) and all(weight.storage is FLOAT32 for weight in layer.weights)
+class Noted:
+    """Those of a list of bound layers whose calls can be noted.  Classes are looked at once, instances in each pass."""
+
+    def __init__(self, layers: Sequence[Layer], *, decoding: bool = False) -> None:
+        """Look at the classes; other storages of weights are Python's, but for what generation's products read."""
+        self._watched: dict[int, list[tuple[frozenset[str], dict[str, Any]]]] = {}  # methods, and the instance's own
+        for layer in layers:
+            pieces = layer, *layer.pieces()
+            storages = [weight.storage for weight in layer.weights]
+            if all(vars(type(each)).get("only_kernels", False) for each in pieces) and all(
+                storage.read_by_products if decoding else storage is FLOAT32 for storage in storages
+            ):
+                self._watched[id(layer)] = [(_methods_of(each), vars(each)) for each in pieces]
+        watched = [each for pieces in self._watched.values() for each in pieces]
+        self._methods, self._own = [methods for methods, _ in watched], [own for _, own in watched]
+        self._all = frozenset(self._watched)
+
+    def now(self) -> frozenset[int]:
+        """Return their ids, without those where an instance, such as one with a hook, has a method of its own."""
+        if all(map(frozenset.isdisjoint, self._methods, self._own)):  # nearly always; 3 us
+            return self._all
+        return frozenset(i for i, pieces in self._watched.items() if all(m.isdisjoint(own) for m, own in pieces))
 
 
-def decodes_by_kernels(layer: Layer) -> bool:
-    """Say whether a bound layer's decoding can be noted: so can storages that the products read as they are."""
-    return _says_so(layer) and all(weight.storage.read_by_products for weight in layer.weights)
-
-
-def _says_so(layer: Layer) -> bool:
-    return all(vars(type(each)).get("only_kernels", False) for each in (layer, *layer.pieces()))
+def _methods_of(piece: object) -> frozenset[str]:
+    """Return the names of a piece's methods, those of its class."""
+    kind = type(piece)
+    return frozenset(name for name in dir(kind) if name[:2] != "__" and inspect.isroutine(getattr(kind, name)))
 
 
 class Branch(Layer):
@@ -117,8 +138,8 @@ class Branch(Layer):
         self.inner_norms: tuple[Norm, ...] = ()  # all others
 
     def pieces(self) -> tuple[object, ...]:
-        """Return its norms."""
-        return (self.norm, *self.inner_norms)
+        """Return its linear layers and its norms."""
+        return (*super().pieces(), self.norm, *self.inner_norms)
 
     def bind(self, weights: Callable[[str], Weight]) -> None:
         """Take the weights of its linear layers and of its norms by their full names."""

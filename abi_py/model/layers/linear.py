@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -150,6 +150,8 @@ class Joined:
 
 class Linear:
     """One linear layer from `inputs` to the widths of its projections together."""
+
+    only_kernels: ClassVar[bool] = True  # `layer.py`
 
     def __init__(self, inputs: int, *projections: Projection) -> None:
         """Describe it."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -133,6 +133,8 @@ class Angles:
     are kept stay as they were rotated then.  So there a token past the length before scaling is not what a pass over
     the whole text would make of it.
     """
+
+    only_kernels: ClassVar[bool] = True  # `layer.py`: its tables are the same in every pass of a kind
 
     def __init__(self, head_dim: int, theta: float, longest: int, scaling: Mapping[str, Any] | None = None) -> None:
         """Begin with an empty table; it grows to `longest` at most.  scaling: as `rope_frequencies` takes it."""
