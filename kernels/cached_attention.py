@@ -67,7 +67,7 @@ __all__ = [
     "cache_append_ref",
     "cached_attention_forward",
     "cached_attention_forward_ref",
-    "parts_of",
+    "parts_of_keys",
 ]
 
 TASK_KEYS = 512  # keys of a part
@@ -405,7 +405,7 @@ def _upto(size, step):
     return -(-size // step) * step
 
 
-def parts_of(keys: int) -> int:
+def parts_of_keys(keys: int) -> int:
     """Return into how many parts so many keys are cut: calls for single rows differ by this number alone."""
     return (keys - 1) // TASK_KEYS + 1
 
@@ -446,7 +446,7 @@ def cached_attention_forward(
     heads = q.shape[1] // head_dim
     factor = np.float32(_scale(scale, head_dim))
     longest = int(positions.max()) + 1
-    # No position exceeds the capacity, so what a kernel is told depends on the number of parts alone: see `parts_of`.
+    # No position exceeds the capacity, so what a kernel is told depends on `parts_of_keys` alone.
     reach = keys.shape[2] if window is None else min(int(window), keys.shape[2])
     kind = FLOAT32.chosen
     if len(q) >= ROWS_OF_A_BLOCK and head_dim <= kind.slice_terms and _in_a_row(slots, positions):
@@ -455,7 +455,7 @@ def cached_attention_forward(
         _attention_of_rows(o, q, *cache, reach, factor, *memory, kind.table)  # type: ignore[call-arg]
         return
     # So many whole parts, and one more where a window begins and ends inside one.
-    parts = min(parts_of(longest), (reach - 2) // TASK_KEYS + 2)
+    parts = min(parts_of_keys(longest), (reach - 2) // TASK_KEYS + 2)
     memory = _memory(len(q), heads, kv_heads, head_dim, parts)
     shape = len(q), heads, head_dim
     heads_apart = o.reshape(shape), q.reshape(shape)  # views: only the last axis is cut

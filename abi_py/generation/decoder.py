@@ -21,7 +21,7 @@ import numba
 import numpy as np
 
 from ..errors import DataError
-from ..kernels.cached_attention import parts_of
+from ..kernels.cached_attention import parts_of_keys
 from ..kernels.engine.checksum import checksum
 from ..kernels.engine.replay import between
 from ..kernels.engine.scratch import aligned_empty
@@ -220,7 +220,7 @@ class Decoder:
             run = Run(1, rows, None, a.positions, slots=a.slots)
             if self.cache.capacity <= self.longest_kept:
                 self._noted = self._notable.now()
-                a.steps.run(self._step, (a.ids,), run, self._noted, parts_of(longest))
+                a.steps.run(self._step, (a.ids,), run, self._noted, parts_of_keys(longest))
             else:  # angles that depend on how long a text is are made anew
                 self._step(a.ids, run)
         finally:

@@ -44,7 +44,7 @@ def worker(names: list[str]) -> None:
         for file in files:  # a kernel's file may have another's, as Muon has the norm
             if vars(file).get(name) is known:
                 setattr(file, name, switches[name])
-    for name in names:
+    for name in sorted(names, key=lambda name: ":" in name):  # a variant's run calls the plain kernel, too
         kernel, _, variant = name.partition(":")
         began = time.perf_counter()
         if kernel == ROUTINES:

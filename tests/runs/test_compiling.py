@@ -249,6 +249,22 @@ def test_work_is_shared_out_by_its_length():
 
 
 @compiled_only
+def test_a_worker_may_be_given_a_variant_before_the_plain_kernel(tmp_path):
+    """What runs the variant calls the plain kernel, too; which comes first is a matter of seconds measured."""
+    code = "from abi_py.runs.compile_worker import worker; worker(['bias_forward:lora_narrow', 'bias_forward'])"
+    environment = {**os.environ, "ABI_CACHE_DIR": str(tmp_path)}
+    read, write = os.pipe()  # a worker ends when its input does
+    try:
+        command = [sys.executable, "-c", code]
+        made = subprocess.run(command, env=environment, stdin=read, capture_output=True, text=True, check=False)
+    finally:
+        os.close(read)
+        os.close(write)
+    assert made.returncode == 0, made.stderr
+    assert [line.split()[0] for line in made.stdout.splitlines()] == ["bias_forward", "bias_forward:lora_narrow"]
+
+
+@compiled_only
 def test_every_kernel_is_compiled_by_what_runs_it_and_once():
     """In a process of its own, where no other test has called one.
 

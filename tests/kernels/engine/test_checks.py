@@ -39,7 +39,7 @@ LARGEST = {  # they reach to the last place
 FREE = {("cross_entropy", "z", 0), ("bias_forward", "y", 0)}  # outputs that may be smaller: fewer rows
 NO_ARRAYS_TO_CHECK = {"rope_table", "muon_ratio", "muon_flops", "starts_within", "load_balancing", "z_loss"}
 NO_ARRAYS_TO_CHECK |= {"rope_angles", "rope_frequencies", "parameter_chunks", "chunk_rows", "scratch_floats"}
-NO_ARRAYS_TO_CHECK |= {"forward_plan", "backward_plan", "Parts", "panels", "grid"}
+NO_ARRAYS_TO_CHECK |= {"forward_plan", "backward_plan", "Parts", "panels", "grid", "parts_of_keys"}
 OWN_CHECKS = {"matmul"}
 
 
