@@ -52,7 +52,7 @@ from .engine.panels import (
 )
 from .engine.routines import COLUMNS, ROWS, UNIT
 from .engine.scratch import LINE, scratch
-from .engine.shares import Plan, least, shared
+from .engine.shares import Plan, least, round_up, shared
 from .engine.simd import LANES
 from .engine.softmax import row_dots, scale_columns, soften_back, soften_columns, turn
 from .engine.threads import thread_count
@@ -480,10 +480,6 @@ def _pairs(first_key, end_key, first_query, end_query):
     )
 
 
-def _up(count, unit):
-    return -(-count // unit) * unit
-
-
 def _cut(length, width):
     """Return equal blocks of `width` or less: (first, end) of each."""
     return [(at, min(at + width, length)) for at in range(0, length, width)]
@@ -504,7 +500,7 @@ def forward_plan(batch: int, time: int, heads: int, columns: int, threads: int) 
         costs = (2 + SOFTMAX) * _pairs(0, ends, begins, ends) + PACKED * (3 * ends - begins)
         return shared(tasks, costs, threads)
 
-    widest = min(_up(time, columns), MOST_QUERIES // columns * columns)
+    widest = min(round_up(time, columns), MOST_QUERIES // columns * columns)
     return least(plan(width) for width in range(widest, 0, -columns))
 
 
@@ -536,7 +532,7 @@ def backward_plan(batch: int, time: int, heads: int, kv_heads: int, columns: int
         return (joint,)
 
     def of_keys(parts):
-        cuts = _cut(time, _up(-(-BACKWARD_KEYS // parts), columns))
+        cuts = _cut(time, round_up(-(-BACKWARD_KEYS // parts), columns))
         return plan([(b, g, g * group, (g + 1) * group, *cut, 0, time, DK_DV) for b, g in each for cut in cuts], 4, 5)
 
     def of_queries(width):
@@ -556,12 +552,12 @@ def backward_plan(batch: int, time: int, heads: int, kv_heads: int, columns: int
 def _forward_shapes(head_dim, number_format):
     """Return, for each thread: scores and packed p; sums of p v; m, l and a factor; packed q; packed k and v."""
     threads, wide, tall = numba.config.NUMBA_NUM_THREADS, number_format.columns, number_format.rows
-    queries, deep = _up(MOST_QUERIES, wide), number_format.depth_of(head_dim)
+    queries, deep = round_up(MOST_QUERIES, wide), number_format.depth_of(head_dim)
     places = number_format.depth_of(FORWARD_KEYS)
-    keys = _up(max((FORWARD_KEYS + tall) * deep, (head_dim + tall) * places), LINE)
+    keys = round_up(max((FORWARD_KEYS + tall) * deep, (head_dim + tall) * places), LINE)
     return (
         (threads, 2, max(FORWARD_KEYS, places), wide),
-        (threads, queries // wide, _up(head_dim, LINE), wide),
+        (threads, queries // wide, round_up(head_dim, LINE), wide),
         (threads, 3, queries),
         (threads, queries * deep),
         (threads, 2, keys),
@@ -572,15 +568,15 @@ def _forward_shapes(head_dim, number_format):
 def _backward_shapes(head_dim, number_format):
     """Return, for each thread: p and dp, also packed; sums of dv and dk; delta; packed k v k; q do q do; ds."""
     threads, wide, tall = numba.config.NUMBA_NUM_THREADS, number_format.columns, number_format.rows
-    keys, queries = _up(BACKWARD_KEYS, wide), _up(BACKWARD_QUERIES, tall)
+    keys, queries = round_up(BACKWARD_KEYS, wide), round_up(BACKWARD_QUERIES, tall)
     deep, of_keys, of_queries = map(number_format.depth_of, (head_dim, BACKWARD_KEYS, BACKWARD_QUERIES))
     return (
         (threads, 4, max(BACKWARD_QUERIES, of_queries), wide),
-        (threads, 2, keys // wide, _up(head_dim, LINE), wide),
+        (threads, 2, keys // wide, round_up(head_dim, LINE), wide),
         (threads, BACKWARD_QUERIES),
-        (threads, 3, _up(max(keys * deep, of_keys * _up(head_dim, wide)), LINE)),
-        (threads, 4, _up(max(queries * deep, of_queries * _up(head_dim, tall)), LINE)),
-        (threads, _up(queries * of_keys, LINE)),
+        (threads, 3, round_up(max(keys * deep, of_keys * round_up(head_dim, wide)), LINE)),
+        (threads, 4, round_up(max(queries * deep, of_queries * round_up(head_dim, tall)), LINE)),
+        (threads, round_up(queries * of_keys, LINE)),
     )
 
 

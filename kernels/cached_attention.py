@@ -41,6 +41,7 @@ from .engine.number_formats import FLOAT32
 from .engine.panels import pack_a, pack_b, pack_b_transposed, panel_depth
 from .engine.routines import COLUMNS, ROWS
 from .engine.scratch import scratch
+from .engine.shares import round_up
 from .engine.simd import (
     I64,
     LANES,
@@ -384,9 +385,9 @@ def _memory(rows, heads, kv_heads, head_dim, parts):
 
 def _memory_of_rows(group, head_dim, kind):
     """Return panels, scores, sums, stats and whole as the kernel of rows in a row takes them."""
-    rows = _upto(QUERIES, kind.rows)
-    depth, keys = _upto(head_dim, kind.unit), _upto(BLOCK_KEYS, kind.unit)
-    panels = group * rows * depth, _upto(BLOCK_KEYS, kind.columns) * depth, _upto(head_dim, kind.columns) * keys
+    rows = round_up(QUERIES, kind.rows)
+    depth, keys = round_up(head_dim, kind.unit), round_up(BLOCK_KEYS, kind.unit)
+    panels = group * rows * depth, round_up(BLOCK_KEYS, kind.columns) * depth, round_up(head_dim, kind.columns) * keys
     shape = THREADS, group, QUERIES
     *packed, weights, scores, sums, stats, whole = scratch(
         "attention of rows",
@@ -398,11 +399,6 @@ def _memory_of_rows(group, head_dim, kind):
         (*shape, 2),
     )
     return (*packed, weights), scores, sums, stats, whole
-
-
-def _upto(size, step):
-    """Return the multiple of step that size needs."""
-    return -(-size // step) * step
 
 
 def parts_of_keys(keys: int) -> int:

@@ -36,6 +36,7 @@ from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.panels import pack_a, pack_a_transposed, pack_b, pack_b_transposed, panel_depth
 from .engine.routines import BLOCK_ROWS, COLUMNS, ROWS, SLAB_COLUMNS, SLICE_TERMS
 from .engine.scratch import scratch
+from .engine.shares import round_up
 from .engine.streams import stream, streams
 from .engine.threads import ONE_THREAD, thread_count
 from .engine.tiles import begin, end, tile
@@ -92,12 +93,6 @@ def expert_gradients_ref(left: Array, right: Array, offsets: Array) -> Array:
 
 
 @helper
-def _up(size, step):
-    """Return the multiple of step that size needs."""
-    return (size + step - 1) // step * step
-
-
-@helper
 def _pack_matrix(panels, at, w, k0, j0, k, width, transposed, table):
     if transposed:
         pack_b_transposed(panels, at, w, j0, k0, width, k, table)
@@ -128,8 +123,8 @@ def _to_experts(
         a_panels, b_panels, rows = packed_a[thread], packed_b[thread], gathered[thread]
         begin(table)
         first, last = y.shape[0] * (part // across) // down, y.shape[0] * (part // across + 1) // down
-        left = min(columns, _up(columns * (part % across) // across, tile_columns))
-        right = min(columns, _up(columns * (part % across + 1) // across, tile_columns))
+        left = min(columns, round_up(columns * (part % across) // across, tile_columns))
+        right = min(columns, round_up(columns * (part % across + 1) // across, tile_columns))
         for e in range(w.shape[0]):
             top, bottom = max(first, offsets[e]), min(last, offsets[e + 1])
             if top >= bottom:
@@ -147,7 +142,7 @@ def _to_experts(
                 for k0 in range(0, terms, slice_terms):
                     k = min(slice_terms, terms - k0)
                     steps, more = panel_depth(k, table), k0 > 0
-                    size = _up(width, tile_columns) * steps
+                    size = round_up(width, tile_columns) * steps
                     for p in range(matrices):
                         matrix = w[e] if p == 0 else v[e]
                         _pack_matrix(b_panels, p * size, matrix, k0, j0, k, width, transposed, table)
@@ -194,8 +189,8 @@ def _from_experts(
         thread = numba.get_thread_id()
         a_panels, b_panels, some = packed_a[thread], packed_b[thread], sums[thread]
         first, last = N * (part // across) // down, N * (part // across + 1) // down
-        left = min(columns, _up(columns * (part % across) // across, tile_columns))
-        right = min(columns, _up(columns * (part % across + 1) // across, tile_columns))
+        left = min(columns, round_up(columns * (part % across) // across, tile_columns))
+        right = min(columns, round_up(columns * (part % across + 1) // across, tile_columns))
         for n in range(first, last):
             line, before = out[n, left:right], base[n, left:right]
             for j in range(right - left):
@@ -217,13 +212,13 @@ def _from_experts(
                 for k0 in range(0, terms, slice_terms):
                     k = min(slice_terms, terms - k0)
                     steps = panel_depth(k, table)
-                    size = _up(width, tile_columns) * steps
+                    size = round_up(width, tile_columns) * steps
                     for p in range(matrices):
                         matrix = w[e] if p == 0 else v[e]
                         _pack_matrix(b_panels, p * size, matrix, k0, j0, k, width, transposed, table)
                     for i0 in range(top, bottom, block_rows):
                         height = min(block_rows, bottom - i0)
-                        block = _up(height, tile_rows) * steps
+                        block = round_up(height, tile_rows) * steps
                         for p in range(matrices):
                             pack_a(a_panels, p * block, y, i0, p * terms + k0, height, k, table)
                         for j in range(0, width, tile_columns):

@@ -38,6 +38,21 @@ def golden():
     return read
 
 
+@pytest.fixture
+def replays(monkeypatch):
+    """Return the recordings that were replayed so far, a list that grows."""
+    from abi_py.kernels.engine.replay import Recording
+
+    made, original = [], Recording.replay
+
+    def counted(recording, *now):
+        made.append(recording)
+        original(recording, *now)
+
+    monkeypatch.setattr(Recording, "replay", counted)
+    return made
+
+
 @pytest.fixture(scope="session")
 def tiles():
     """Return float32 with every tile that may be chosen on a machine like this, and with small blocks."""

@@ -57,6 +57,7 @@ from .simd import (
     fetch,
     first_lanes,
     load,
+    load_first,
     masked_load,
     masked_store,
     move,
@@ -359,12 +360,6 @@ def _call_pack(element, parts, along, turned, builder, *arguments):
     _pack_body(builder, element, parts, along, turned, *arguments)
 
 
-def _read(builder, at, vector, left):
-    if left is None:
-        return load(builder, at, vector)
-    return masked_load(builder, at, first_lanes(builder, left, vector.count), vector=vector)
-
-
 def _as_pairs(builder, element, parts, first, second, left, left_of_second, interleaved):
     """Read 16 pairs: of 32 elements side by side, or of 16 here and 16 there.  `left` of them exist (None: all).
 
@@ -372,9 +367,9 @@ def _as_pairs(builder, element, parts, first, second, left, left_of_second, inte
     """
     nothing = [ir.Constant(PAIRS, [0] * 16)] * (parts - 1)  # a bfloat16 is its own first part
     if element == I16 and not interleaved:
-        return [builder.bitcast(_read(builder, first, ir.VectorType(I16, 32), left), PAIRS), *nothing]
+        return [builder.bitcast(load_first(builder, first, ir.VectorType(I16, 32), left), PAIRS), *nothing]
     vector = ir.VectorType(element, 16)
-    lower, upper = _read(builder, first, vector, left), _read(builder, second, vector, left_of_second)
+    lower, upper = load_first(builder, first, vector, left), load_first(builder, second, vector, left_of_second)
     wide = ir.VectorType(I16, 32)
     if element == I16:
         return [_interleaved(builder, lower, upper), *nothing]

@@ -42,9 +42,7 @@ from .simd import (
     constant,
     element_type,
     fetch,
-    first_lanes,
-    load,
-    masked_load,
+    load_first,
     move,
     of_shape,
     pointer,
@@ -206,23 +204,16 @@ def _read_along(builder, elements, number_format, at, size, left):
     fold = number_format.fold
     if fold > 1 and elements.element == I16:  # as they are in memory, they are pairs already
         wide = ir.VectorType(I16, fold * size)
-        return builder.bitcast(_read(builder, at, wide, left), ir.VectorType(F32, size))
+        return builder.bitcast(load_first(builder, at, wide, left), ir.VectorType(F32, size))
     vector = ir.VectorType(elements.element, size)
     parts = []
     for part in range(fold):
         remaining = left if left is None or part == 0 else builder.sub(left, constant(part * size))
-        parts.append(_read(builder, move(builder, at, part * size), vector, remaining))
+        parts.append(load_first(builder, move(builder, at, part * size), vector, remaining))
     if fold > 1:  # elements p and p + 1 are side by side: even ones to one vector, odd ones to the other
         lanes = [ir.Constant(ir.VectorType(I32, size), [fold * i + part for i in range(size)]) for part in range(fold)]
         parts = [builder.shuffle_vector(*parts, lane) for lane in lanes]
     return number_format.place(builder, elements, parts)
-
-
-def _read(builder, at, vector, left):
-    """Read a vector of which `left` elements exist (None: all); zero in place of the others."""
-    if left is None:
-        return load(builder, at, vector)
-    return masked_load(builder, at, first_lanes(builder, left, vector.count), vector=vector)
 
 
 def _pack_transposing_body(builder, width, elements, number_format, to, source, row, count, k):
@@ -284,10 +275,10 @@ def _pack_copying_body(builder, width, elements, number_format, to, source, row,
     def places(at, lanes, left, last):
         """Read a vector across the sum's index, from `fold` rows of x, or all but the last of them."""
         vector = ir.VectorType(elements.element, lanes)
-        rows = [_read(builder, at, vector, left)]
+        rows = [load_first(builder, at, vector, left)]
         for _ in range(1, fold):
             at = builder.gep(at, [row])
-            rows.append(ir.Constant(vector, None) if last else _read(builder, at, vector, left))
+            rows.append(ir.Constant(vector, None) if last else load_first(builder, at, vector, left))
         return number_format.place(builder, elements, rows)
 
     def deal(p, steps, last=False):

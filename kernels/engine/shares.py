@@ -26,6 +26,7 @@ __all__ = [
     "elements_each",
     "least",
     "partial_sums",
+    "round_up",
     "share_of",
     "shared",
     "turns_of_threads",
@@ -59,6 +60,12 @@ def add_partial_sums(total, partial):
             whole[j] += part[j]
     for j in range(whole.size):
         total[j] += np.float32(whole[j])
+
+
+@helper
+def round_up(size, step):
+    """Return the multiple of step that size needs."""
+    return (size + step - 1) // step * step
 
 
 @helper

@@ -226,6 +226,13 @@ def first_lanes(builder, count, lanes=LANES):
     return builder.icmp_signed("<", ir.Constant(wide, list(range(lanes))), broadcast(builder, count, wide))
 
 
+def load_first(builder, pointer, vector, left):
+    """Read a vector of which `left` elements exist (None: all); zero in place of the others."""
+    if left is None:
+        return load(builder, pointer, vector)
+    return masked_load(builder, pointer, first_lanes(builder, left, vector.count), vector=vector)
+
+
 def describe() -> dict[str, Any]:
     """Say which vectors the kernels use on this machine."""
     return {"simd": ISA.name, "lanes": LANES, "host": host_isa()}

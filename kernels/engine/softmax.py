@@ -24,7 +24,6 @@ from .simd import (
     ZERO,
     broadcast,
     constant,
-    declare,
     first_lanes,
     load,
     masked_load,
@@ -35,6 +34,7 @@ from .simd import (
     sum_of_lanes,
     with_twin,
 )
+from .tiles import multiply_add
 from .vectors import exp, exp_of
 
 __all__ = ["row_dots", "scale_columns", "soften_back", "soften_columns", "turn"]
@@ -99,10 +99,6 @@ def _larger(builder, x, best):
     return builder.select(builder.fcmp_ordered(">", x, best), x, best)
 
 
-def _fma(builder, a, b, c):
-    return builder.call(declare(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, [VECTOR] * 3), [a, b, c])
-
-
 @with_twin(_soften_columns_twin)
 def soften_columns(typing, s, keys, columns, m, l, shrink, scale):
     """Turn scores s[:keys, :columns] into exp(scale s - m) in place, m[c] the larger of itself and their maximum.
@@ -148,7 +144,7 @@ def soften_columns(typing, s, keys, columns, m, l, shrink, scale):
             builder.store(ZERO, added)
             with cgutils.for_range(builder, keys) as loop:
                 place = at(loop.index)
-                y = exp_of(builder, _fma(builder, load(builder, place), scale, minus))
+                y = exp_of(builder, multiply_add(builder, load(builder, place), scale, minus))
                 store(builder, y, place)
                 builder.store(builder.fadd(builder.load(added), y), added)
             sums = builder.gep(l, [first])
@@ -256,7 +252,7 @@ def row_dots(typing, out, x, y, i, j, rows, columns):
             builder.store(builder.fmul(left, right), sums)
             with _each_vector(builder, whole) as (first, _):
                 left, right = (load(builder, builder.gep(line, [first])) for line in lines)
-                builder.store(_fma(builder, left, right, builder.load(sums)), sums)
+                builder.store(multiply_add(builder, left, right, builder.load(sums)), sums)
             builder.store(sum_of_lanes(builder, builder.load(sums)), builder.gep(out, [r]))
         return context.get_dummy_value()
 
@@ -283,7 +279,7 @@ def soften_back(typing, p, dp, first_row, rows, columns, scale, lse, delta):
             minus = builder.fneg(minus)
             with _each_vector(builder, columns) as (first, _):
                 at, d_at = (builder.gep(line, [first]) for line in lines)
-                y = exp_of(builder, _fma(builder, load(builder, at), scale, minus))
+                y = exp_of(builder, multiply_add(builder, load(builder, at), scale, minus))
                 store(builder, y, at)
                 d = builder.fsub(load(builder, d_at), away)
                 store(builder, builder.fmul(builder.fmul(y, d), scale), d_at)

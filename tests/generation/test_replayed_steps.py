@@ -26,19 +26,6 @@ def make(max_seq_len=40, **changes):
     return TrainableModel(TrainableModelConfig(**SHAPE | {"max_seq_len": max_seq_len, "seed": 5} | changes))
 
 
-@pytest.fixture
-def replays(monkeypatch):
-    """Return the recordings that were replayed so far, a list that grows."""
-    made, original = [], replay.Recording.replay
-
-    def counted(recording, *now):
-        made.append(recording)
-        original(recording, *now)
-
-    monkeypatch.setattr(replay.Recording, "replay", counted)
-    return made
-
-
 def both(monkeypatch, script):
     """Hold what script() returns with replays to the bits of what it returns without."""
     found = []

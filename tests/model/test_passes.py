@@ -28,17 +28,10 @@ SMALL = {"hidden_dim": 48, "num_layers": 2, "num_heads": 4, "intermediate_dim": 
 
 
 @pytest.fixture
-def replays(monkeypatch):
-    """Return the passes that were replayed so far, a list that grows."""
-    made, original = [], replay.Recording.replay
-
-    def counted(recording, *now):
-        made.append(recording)
-        original(recording, *now)
-
-    monkeypatch.setattr(replay.Recording, "replay", counted)
-    monkeypatch.setattr(threads, "SMALL", 0.0)  # no trials of one thread and more, which are kinds of their own
-    return made
+def replays(replays, monkeypatch):
+    """Return the recordings that were replayed so far, without trials of one thread and more, kinds of their own."""
+    monkeypatch.setattr(threads, "SMALL", 0.0)
+    return replays
 
 
 def run_twice(monkeypatch, make, script):
