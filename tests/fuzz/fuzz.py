@@ -1,11 +1,12 @@
 """Damage the files of every reader, millions of times if asked, and say what each did.
 
-    python tests/fuzz/fuzz.py --inputs 1000000             every reader in turn, as many processes as there are cores
-    python tests/fuzz/fuzz.py --reader tokenizer --inputs 5000
-    python tests/fuzz/fuzz.py --reader tokenizer --replay 4711     one input again, with its traceback and its files
+    python -m tests.fuzz --inputs 1000000                  every reader in turn, as many processes as there are cores
+    python -m tests.fuzz --reader gguf --minutes 60 --keep found     for an hour, and what did harm is kept
+    python -m tests.fuzz --reader gguf --replay 4711       one input again, with its traceback and its files
 
-An input is made from its number and the seed alone.  What counts as a defect is an exception that is not ours, a
-process that dies, a reader that takes more than ten seconds, or memory above 32 MB and twenty times the damaged file.
+An input is made from its number and the seed alone; the names of the readers are in `readers.py`.  What counts as a
+defect is an exception that is not ours, a process that dies, a reader that takes more than ten seconds, or memory above
+32 MB and twenty times the damaged file.
 """
 
 import argparse
@@ -141,10 +142,14 @@ def scratch():
 
 @dataclass
 class Outcome:
-    """How many inputs were read, and the defects: (reader, kind) -> numbers of inputs."""
+    """How many inputs each reader was given, and the defects: (reader, kind) -> numbers of inputs."""
 
-    inputs: int = 0
+    counts: Counter = field(default_factory=Counter)  # of inputs, by reader
     defects: dict = field(default_factory=dict)
+
+    @property
+    def inputs(self):
+        return self.counts.total()
 
     def add(self, reader, number, kind):
         self.defects.setdefault((reader, kind), []).append(number)
@@ -170,7 +175,8 @@ def campaign(names, seed, inputs, jobs, seconds=None):
                     number = process.place()[0]
                     outcome.add(readers[number % len(readers)].name, number, problem)
                     process.start(number + jobs)
-        outcome.inputs = sum(process.count() for process in _Process.ended)
+        for process in _Process.ended:
+            outcome.counts.update(readers[number % len(readers)].name for number in process.done_numbers())
         _Process.ended.clear()
         for line in findings.read_text().splitlines():
             outcome.add(*json.loads(line))
@@ -229,18 +235,30 @@ class _Process:
         self.process.wait()
         _Process.ended.append(self)
 
-    def count(self):
-        number = min(max(self.place()[0], self.job), self.inputs)
-        return len(range(self.job, number, self.jobs))
+    def done_numbers(self):
+        return range(self.job, min(max(self.place()[0], self.job), self.inputs), self.jobs)
 
 
 def describe(outcome):
     """Return the outcome as lines."""
     counts = Counter({key: len(numbers) for key, numbers in outcome.defects.items()})
-    lines = [f"{outcome.inputs:,} inputs, {sum(counts.values()):,} defects of {len(counts)} kinds"]
+    lines = [f"{count:9,}  {reader}" for reader, count in sorted(outcome.counts.items())]
+    lines.append(f"{outcome.inputs:9,}  inputs, {counts.total():,} defects of {len(counts)} kinds")
     for (reader, kind), count in counts.most_common():
         lines.append(f"{count:7,}  {reader}: {kind}   (e.g. input {outcome.defects[reader, kind][0]})")
     return lines
+
+
+def keep(outcome, names, seed, folder):
+    """Write the first inputs of each kind of defect to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        worker = Worker(names, seed, Path(place))
+        for (reader, _kind), numbers in outcome.defects.items():
+            for number in numbers[:3]:
+                damaged = worker.damage(number)[2]
+                shutil.copy(damaged, folder / f"{reader.replace(' ', '_')}-{number}-{damaged.name}")
+                worker.repair(worker.reader_of(number))
 
 
 def replay(names, seed, number):
@@ -258,23 +276,29 @@ def replay(names, seed, number):
 
 def main():
     parser = argparse.ArgumentParser(description="damage the files of every reader and say what each did")
-    parser.add_argument("--inputs", type=int, default=20_000)
-    parser.add_argument("--reader", action="append", default=[])
+    parser.add_argument("--inputs", type=int, help="how many; 20,000, or with --minutes no end")
+    parser.add_argument("--minutes", type=float, help="stop after so long")
+    parser.add_argument("--reader", action="append", default=[], help="one of readers.py; all of them otherwise")
+    parser.add_argument("--keep", type=Path, help="a folder for the inputs that did harm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    parser.add_argument("--seconds", type=float)
     parser.add_argument("--replay", type=int)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if not schedule(given.reader):
+        parser.error(f"no reader is called {' or '.join(given.reader)}; readers.py has their names")
+    inputs = given.inputs or (2**62 if given.minutes else 20_000)
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
     if given.work:
         first, step, status, findings = json.loads(given.work)
-        work(given.reader, given.seed, first, given.inputs, step, status, findings)
+        work(given.reader, given.seed, first, inputs, step, status, findings)
     elif given.replay is not None:
         replay(given.reader, given.seed, given.replay)
     else:
-        outcome = campaign(given.reader, given.seed, given.inputs, given.jobs, given.seconds)
+        outcome = campaign(given.reader, given.seed, inputs, given.jobs, given.minutes and 60 * given.minutes)
         print("\n".join(describe(outcome)))
+        if given.keep and outcome.defects:
+            keep(outcome, given.reader, given.seed, given.keep)
         sys.exit(bool(outcome.defects))
 
 

@@ -1,7 +1,8 @@
-"""Small damages to a valid file: of its bytes, or of the JSON in it."""
+"""Small damages to a valid file: of its bytes, of the JSON in it, or of what a GGUF file counts by."""
 
 import json
 import random
+import struct
 from typing import Any
 
 WORDS = (
@@ -72,7 +73,7 @@ def mutate_bytes(data: bytes, random_: random.Random) -> bytes:
     for _ in range(random_.choice((1, 1, 1, 2, 4))):
         at = random_.randrange(len(raw) + 1)
         size = random_.choice((1, 1, 2, 4, 8, 30, 200))
-        what = random_.randrange(9)
+        what = random_.randrange(10)
         if what == 0 and raw:
             raw[at % len(raw)] ^= 1 << random_.randrange(8)
         elif what == 1 and raw:
@@ -91,17 +92,21 @@ def mutate_bytes(data: bytes, random_: random.Random) -> bytes:
         elif what == 7:
             width = random_.choice((2, 4, 8))
             raw[at : at + width] = (random_.choice(NUMBERS) & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+        elif what == 8:
+            there = random_.randrange(len(raw) + 1)
+            raw[at : at + size] = raw[there : there + size]
         elif random_.random() < 0.3:
             del raw[at:]
     return bytes(raw[:LARGEST])
 
 
 def mutate(data: bytes, random_: random.Random) -> bytes:
-    """Return a damaged copy of a file's content; JSON, JSON lines and safetensors are often damaged in their values."""
+    """Return a damaged copy of a file's content; JSON, JSON lines, safetensors and GGUF often by their values."""
     if random_.random() < 0.6:
-        changed = _as_json(data, random_) or _as_safetensors(data, random_) or _as_lines(data, random_)
-        if changed is not None:
-            return changed[:LARGEST]
+        for damage in (_as_gguf, _as_json, _as_safetensors, _as_lines):
+            changed = damage(data, random_)
+            if changed is not None:
+                return changed[:LARGEST]
     return mutate_bytes(data, random_)
 
 
@@ -139,3 +144,72 @@ def _as_lines(data: bytes, random_: random.Random) -> bytes | None:
         return None
     lines[at] = changed
     return b"\n".join(lines)
+
+
+# -- GGUF ----------------------------------------------------------------------------------------
+
+WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
+
+
+def _gguf_fields(data: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
+    """Return the numbers (place, width) that a valid file is read by, and its records: (count's place, first, last)."""
+    fields, records, at = [(4, 4)], [], 8
+
+    def number(width: int) -> int:
+        nonlocal at
+        fields.append((at, width))
+        at += width
+        return int.from_bytes(data[at - width : at], "little")
+
+    def text() -> None:
+        nonlocal at
+        length = number(8)
+        at += length
+
+    def value(kind: int) -> None:
+        if kind == 9:
+            inner, count = number(4), number(8)
+            for _ in range(count):
+                value(inner)
+        elif kind == 8:
+            text()
+        else:
+            number(WIDTHS[kind])
+
+    tensors, entries = number(8), number(8)
+    for _ in range(entries):
+        first = at
+        text()
+        value(number(4))
+        records.append((16, first, at))
+    for _ in range(tensors):
+        first = at
+        text()
+        for _ in range(number(4)):
+            number(8)
+        number(4), number(8)
+        records.append((8, first, at))
+    return fields, records
+
+
+def _as_gguf(data: bytes, random_: random.Random) -> bytes | None:
+    if data[:4] != b"GGUF":
+        return None
+    raw = bytearray(data)
+    fields, records = _gguf_fields(data)
+    what = random_.randrange(8)
+    if what == 0:  # a record twice, or missing, and counted so
+        count, first, last = random_.choice(records)
+        twice = random_.random() < 0.5
+        raw[first:last] = data[first:last] * (2 * twice)
+        struct.pack_into("<Q", raw, count, int.from_bytes(raw[count : count + 8], "little") + (1 if twice else -1))
+        return bytes(raw)
+    for _ in range(random_.choice((1, 1, 1, 2, 3))):
+        at, width = random_.choice(fields)
+        old = int.from_bytes(raw[at : at + width], "little")
+        there, other_width = random_.choice(fields)
+        other = int.from_bytes(data[there : there + other_width], "little")
+        near = old + random_.choice((-32, -8, -1, 1, 8, 32, 256))
+        new = random_.choice((near, near, old ^ 1 << random_.randrange(8 * width), other, random_.choice(NUMBERS)))
+        raw[at : at + width] = (new & (1 << 8 * width) - 1).to_bytes(width, "little")
+    return bytes(raw) if what > 1 else mutate_bytes(bytes(raw), random_)

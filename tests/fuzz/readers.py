@@ -4,6 +4,8 @@ A reader may refuse a file with an error of `abi_py.errors`, or with FileNotFoun
 other exception, a process that dies, a hang, or memory out of proportion is a defect.
 """
 
+import contextlib
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -21,7 +23,24 @@ from abi_py import data
 from abi_py.config import SECTIONS, load_yaml, to_yaml
 from abi_py.data.chat import load_template, template_for
 from abi_py.data.tokenizer import Tokenizer
+from abi_py.errors import CheckpointError
 from abi_py.families import write_config
+from abi_py.formats.gguf import (
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    U8,
+    U16,
+    U32,
+    U64,
+    PlannedTensor,
+    open_gguf,
+    write_gguf,
+)
+from abi_py.formats.gguf.ggml_types import BY_NAME
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.formats.zig import load_zig, save_abic, save_ablc
 from abi_py.model.frozen import FrozenModel
@@ -137,6 +156,40 @@ BASE = _model()
 
 def _adapter(folder: Path) -> None:
     abi.LoraModel(BASE, abi.LoraConfig(rank=2, alpha=4, target_modules=("q_proj", "down_proj"))).save(folder)
+
+
+# -- GGUF -----------------------------------------------------------------------------------------
+
+
+def _gguf(folder: Path) -> None:
+    """Write a file with every type of value, and the same in three parts."""
+    chance = np.random.default_rng(0)
+    shapes = {"a": ((2, 3, 256), "Q4_K"), "b": ((3, 32), "F32"), "c": ((64,), "F16"), "d": ((2, 32), "Q8_0")}
+    tensors = []
+    for name, (shape, kind) in shapes.items():
+        planned = PlannedTensor(name=name, shape=shape, kind=BY_NAME[kind], rows=lambda first, last: 0)
+        raw = chance.integers(0, 60, (planned.num_rows, planned.row_bytes), np.uint8).view(planned.kind.dtype)
+        tensors.append(dataclasses.replace(planned, rows=lambda first, last, raw=raw: raw[first:last]))
+    metadata = {
+        **{"general.architecture": "llama", "a.u8": U8(1), "a.i8": I8(-1), "a.u16": U16(2), "a.i16": I16(-2)},
+        **{"a.u32": U32(3), "a.i32": I32(-3), "a.f32": F32(0.5), "a.yes": True, "a.u64": U64(4), "a.i64": I64(-4)},
+        **{"a.f64": F64(0.25), "general.alignment": U32(64), "a.words": ["a", "", "\u4f60\u597d"]},
+        **{"a.numbers": np.arange(5, dtype=np.int32), "a.bools": np.array([True, False])},
+    }
+    write_gguf(folder / "x.gguf", metadata, tensors)
+    write_gguf(folder / "y.gguf", metadata, tensors, largest=800)
+
+
+def _read_gguf(folder: Path) -> None:
+    for name in ("x.gguf", "y-00002-of-00003.gguf"):
+        file = open_gguf(folder / name)
+        for key in file.metadata:
+            with contextlib.suppress(CheckpointError):
+                file.metadata[key]
+            with contextlib.suppress(CheckpointError):
+                file.require(key, int | float | bool | str | list[int] | list[float] | list[bool] | list[str])
+        for tensor in file.tensors.values():
+            tensor.raw.sum()
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -334,6 +387,7 @@ READERS = (
         for family in ModelFamily
     ),
     Reader("generation", _hugging_face, ("generation_config.json",), abi.GenerationConfig.load, share=40),
+    Reader("gguf", _gguf, ("x.gguf", *(f"y-0000{i}-of-00003.gguf" for i in (1, 2, 3))), _read_gguf, share=40),
     Reader("zig", _zig, ("x.abic", "x.ablc"), _read_zig, share=40),
     Reader(
         "adapter",

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits and peak
 
 INPUTS, SEED = int(os.environ.get("ABI_FUZZ", "8000")), int(os.environ.get("ABI_FUZZ_SEED", "0"))
 
-BAD = '''
+BAD = """
 import os, time
 from abi_py.errors import DataError
 from readers import Reader
@@ -37,7 +37,7 @@ READERS = (
     Reader("hangs", make, ("x",), reads(lambda: time.sleep(60))),
     Reader("takes", make, ("x",), reads(lambda: bytes(range(256)) * 1_500_000)),
 )
-'''
+"""
 
 
 def test_no_damaged_file_does_harm():

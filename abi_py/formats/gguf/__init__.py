@@ -7,6 +7,7 @@ values       the types of metadata                   container   a file or the p
 from .container import GgufFile, GgufTensor, open_gguf
 from .ggml_types import GGML_TYPES, GgmlType
 from .values import F32, F64, I8, I16, I32, I64, U8, U16, U32, U64, Value
+from .writing import PlannedFile, PlannedTensor, plan_gguf, write_gguf
 
 __all__ = [
     "F32",
@@ -23,6 +24,10 @@ __all__ = [
     "GgmlType",
     "GgufFile",
     "GgufTensor",
+    "PlannedFile",
+    "PlannedTensor",
     "Value",
     "open_gguf",
+    "plan_gguf",
+    "write_gguf",
 ]

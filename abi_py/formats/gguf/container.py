@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
-from ...errors import CheckpointError, listed, shown
+from ...errors import CheckpointError, shown
 from .ggml_types import GgmlType
 from .header import CONVERT, Entry, Part, read_part
 from .values import Value
@@ -229,7 +229,8 @@ def _with_others(part: Part) -> tuple[Part, ...]:
     names = (split_name(name[1], i, count) for i in range(count))
     missing = list(itertools.islice((each for each in names if not part.path.with_name(each).is_file()), 4))
     if missing:
-        part.fail(place, f"of its {count} files {listed(missing, 3)} are not there", "put them beside it")
+        which = ", ".join(missing[:3]) + " and more" * (len(missing) > 3)
+        part.fail(place, f"of its {count} files {which} are not there", "put them beside it")
     paths = (part.path.with_name(split_name(name[1], i, count)) for i in range(count))
     parts = tuple(part if path == part.path else read_part(path) for path in paths)
     for i, other in enumerate(parts):

@@ -9,6 +9,7 @@
 Reading gives the same, so what was read can be written again: the numbers are ints and floats that know their type.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -34,6 +35,8 @@ __all__ = [
     "VALUE_TYPES",
     "Value",
     "ValueType",
+    "text_bytes",
+    "value_bytes",
 ]
 
 
@@ -102,7 +105,10 @@ class F32(float):
 
     def __new__(cls, value: float) -> "F32":
         with np.errstate(over="ignore"):
-            return super().__new__(cls, np.float32(value))
+            number = super().__new__(cls, np.float32(value))
+        if math.isinf(number) and math.isfinite(value):
+            raise ValueError(f"{value} is no F32; it must be at most {float(np.finfo(np.float32).max)} in size")
+        return number
 
 
 class F64(float):
@@ -143,4 +149,38 @@ _TYPES = (
     *(("uint64", "Q", U64), ("int64", "q", I64), ("float64", "d", F64)),
 )
 VALUE_TYPES = {number: ValueType(number, *entry) for number, entry in enumerate(_TYPES)}
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 BOOL, STRING, ARRAY = VALUE_TYPES[7], VALUE_TYPES[8], VALUE_TYPES[9]
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+_BY_CLASS: dict[type, ValueType] = {each.kind: each for each in VALUE_TYPES.values() if each.code}
+_BY_DTYPE = {each.dtype: each for each in VALUE_TYPES.values() if each.code}
+
+
+def text_bytes(text: str) -> bytes:
+    """Return a string as it is written: its length, its bytes in UTF-8; ValueError for half of a surrogate pair."""
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{shown(text)} holds half of a surrogate pair, which is no character") from None
+    return _U64.pack(len(raw)) + raw
+
+
+def value_bytes(key: str, value: Value) -> bytes:
+    """Return a value as it is written, its type before it; TypeError, with its key, for what has no type here."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        item = _BY_DTYPE.get(value.dtype.newbyteorder("<"))
+        if item is not None:
+            content = value.astype(item.dtype, copy=False).tobytes()
+            return _U32.pack(ARRAY.id) + _U32.pack(item.id) + _U64.pack(len(value)) + content
+    elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return _U32.pack(ARRAY.id) + _U32.pack(STRING.id) + _U64.pack(len(value)) + b"".join(map(text_bytes, value))
+    elif isinstance(value, str):
+        return _U32.pack(STRING.id) + text_bytes(value)
+    elif type(value) in _BY_CLASS:
+        kind = _BY_CLASS[type(value)]
+        return _U32.pack(kind.id) + kind.number.pack(value)
+    rule = "give U32(...), F32(...) and the like, a bool, a str, a list of str or an array of numbers of one axis"
+    raise TypeError(f"{key} is {shown(value)} ({type(value).__name__}), which has no type of GGUF's; {rule}")
