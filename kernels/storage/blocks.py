@@ -1,0 +1,108 @@
+"""Storages of blocks: some numbers along a row share a scale, and are kept in few bits each, as GGUF files have them.
+
+    raw (M, K / block * bytes)  uint8      a row is its blocks, one after the other
+
+A file of this kind says what a block holds, and has twice what turns it into numbers and back: in NumPy for many blocks
+at once (`decode_blocks_ref`, `encode_blocks_ref`: the definition), and as a Numba helper for a row.
+"""
+
+import numpy as np
+
+from .base import Storage
+
+__all__ = [
+    "BlockStorage",
+    "bits_ref",
+    "bits_in_bytes_ref",
+    "from_halves_ref",
+    "in_bytes_ref",
+    "inverse_ref",
+    "nearest_ref",
+    "nibbles_ref",
+    "pieces_ref",
+    "to_halves_ref",
+]
+
+# -- reference: parts of blocks, (n, bytes) uint8 ----------------------------------------------
+
+
+def pieces_ref(blocks, *sizes):
+    """Return consecutive pieces of blocks, `sizes` bytes each; the last one is what is left."""
+    return np.split(blocks, np.cumsum(sizes), axis=1)
+
+
+def from_halves_ref(pairs):
+    """Return the numbers (n, 1) float32 of half precision that two bytes (n, 2), little-endian, are."""
+    return np.ascontiguousarray(pairs).view("<f2").astype(np.float32)
+
+
+def to_halves_ref(numbers):
+    """Return float32 (n,) rounded to half precision, as it is kept, and its two bytes (n, 2)."""
+    with np.errstate(over="ignore"):
+        kept = numbers.astype("<f2")
+    return kept.astype(np.float32), kept[:, None].view(np.uint8)
+
+
+def nibbles_ref(packed, run):
+    """Return the half-bytes of packed (n, bytes), `run` bytes at a time: the lower halves of these, then the upper."""
+    runs = packed.reshape(len(packed), -1, 1, run)
+    return (runs >> np.array([[0], [4]], np.uint8) & np.uint8(15)).reshape(len(packed), -1)
+
+
+def in_bytes_ref(numbers, run):
+    """Return the reverse of `nibbles_ref`, of numbers (n, count) below 16."""
+    low, high = np.moveaxis(numbers.astype(np.uint8).reshape(len(numbers), -1, 2, run), 2, 0)
+    return (low | high << np.uint8(4)).reshape(len(numbers), -1)
+
+
+def bits_ref(packed, run, width=1):
+    """Return fields of `width` bits of packed (n, bytes), `run` bytes at a time: their lowest fields, then the next."""
+    shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
+    runs = packed.reshape(len(packed), -1, 1, run)
+    return (runs >> shifts & np.uint8((1 << width) - 1)).reshape(len(packed), -1)
+
+
+def bits_in_bytes_ref(numbers, run, width=1):
+    """Return the reverse of `bits_ref`, of numbers (n, count) below 2 ** width."""
+    shifts = np.arange(0, 8, width, dtype=np.uint8)[:, None]
+    runs = numbers.astype(np.uint8).reshape(len(numbers), -1, 8 // width, run)
+    return np.bitwise_or.reduce(runs << shifts, axis=2).reshape(len(numbers), -1)
+
+
+def nearest_ref(x, low, top):
+    """Return the nearest whole numbers, ties to even, cut to low <= q <= top; float32."""
+    return np.clip(np.rint(x), np.float32(low), np.float32(top))
+
+
+def inverse_ref(d):
+    """Return 1 / d, 0 where d is 0."""
+    return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+
+
+# -- the class -----------------------------------------------------------------------------------
+
+
+class BlockStorage(Storage):
+    """What storages of blocks have in common."""
+
+    dtype = np.dtype(np.uint8)
+
+    def encode_blocks_ref(self, x, importance):
+        """Return (n, bytes_per_block) uint8 of x (n, block) float32; importance: weights alike, or None."""
+        raise NotImplementedError
+
+    def decode_blocks_ref(self, blocks):
+        """Return (n, block) float32 of (n, bytes_per_block) uint8."""
+        raise NotImplementedError
+
+    def encode_ref(self, x, importance=None):
+        rows = np.asarray(x, np.float32)
+        self.items(rows.shape[1])
+        weights = None
+        if importance is not None:
+            weights = np.broadcast_to(np.asarray(importance, np.float32), rows.shape).reshape(-1, self.block)
+        return self.encode_blocks_ref(rows.reshape(-1, self.block), weights).reshape(len(rows), -1)
+
+    def decode_ref(self, raw):
+        blocks = np.ascontiguousarray(raw).reshape(-1, self.bytes_per_block)
+        return self.decode_blocks_ref(blocks).reshape(len(raw), -1)

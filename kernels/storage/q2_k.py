@@ -1,0 +1,42 @@
+"""Q2_K: 256 numbers in 84 bytes, 2.625 bits a number: sixteen groups of 16 in a block.
+
+    bytes   0 ... 15                          16 ... 79                          80 81       82 83
+            byte g: s_g in its lower half,    two bits: of each 128 numbers,     d, a half   d_min, a half
+            m_g in its upper                  byte k holds k, k + 32, + 64, + 96
+
+    decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 3
+    encode      as Q4_K, with d and d_min that make the largest scale and offset 15
+"""
+
+import numpy as np
+
+from .blocks import BlockStorage, bits_in_bytes_ref, bits_ref, from_halves_ref, inverse_ref, nearest_ref, pieces_ref
+from .q4_k import groups_ref, kept_scales_ref
+
+__all__ = ["STORAGE"]
+
+GROUPS = 16
+TOP = 3
+STEPS = np.arange(2.5, 4.05, 0.1, dtype=np.float32)
+
+
+class _Q2_K(BlockStorage):
+    name, block, bytes_per_block = "q2_k", 256, 84
+
+    def encode_blocks_ref(self, x, importance):
+        scale, offset = groups_ref(x, importance, TOP, STEPS, size=16)
+        d, s, scale = kept_scales_ref(scale, 15)
+        d_min, m, offset = kept_scales_ref(offset, 15)
+        groups = x.reshape(len(x), GROUPS, -1)
+        q = nearest_ref((groups + offset[..., None]) * inverse_ref(scale)[..., None], 0, TOP)
+        return np.hstack([s | m << np.uint8(4), bits_in_bytes_ref(q.reshape(len(x), -1), 32, 2), d, d_min])
+
+    def decode_blocks_ref(self, blocks):
+        pairs, q, d, d_min = pieces_ref(blocks, 16, 64, 2)
+        s, m = ((x.astype(np.float32))[..., None] for x in (pairs & np.uint8(15), pairs >> np.uint8(4)))
+        q = bits_ref(q, 32, 2).reshape(-1, GROUPS, 16).astype(np.float32)
+        x = (from_halves_ref(d)[..., None] * s) * q - from_halves_ref(d_min)[..., None] * m
+        return x.reshape(len(blocks), -1)
+
+
+STORAGE = _Q2_K()

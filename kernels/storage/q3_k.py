@@ -1,0 +1,56 @@
+"""Q3_K: 256 numbers in 110 bytes, 3.4375 bits a number: sixteen groups of 16 in a block.
+
+    bytes   0 ... 31                           32 ... 95                          96 ... 107          108 109
+            byte k: bit i is the third bit     lower two bits: of each 128,       s_g, packed         d, a half
+            of number k + 32 i                 byte k holds k, k + 32, + 64, + 96
+
+    s are sixteen numbers of six bits: lower four bits of s_g and s_(g + 8) in byte g < 8, lower and upper half; upper
+    two bits of s_i, s_(i + 4), s_(i + 8), s_(i + 12) in byte 8 + i, the lowest first.
+
+    decode      x_k = (d (s_g - 32)) (q_k - 4),  0 <= q_k <= 7
+    encode      as Q6_K, with d that makes the scale that is largest in size -32
+"""
+
+import numpy as np
+
+from .blocks import (
+    BlockStorage,
+    bits_in_bytes_ref,
+    bits_ref,
+    from_halves_ref,
+    in_bytes_ref,
+    inverse_ref,
+    nearest_ref,
+    nibbles_ref,
+    pieces_ref,
+)
+from .q6_k import GROUPS, even_groups_ref, kept_signed_ref
+
+__all__ = ["STORAGE"]
+
+TOP = 3
+STEPS = np.arange(2.6, 4.65, 0.1, dtype=np.float32)
+
+
+class _Q3_K(BlockStorage):
+    name, block, bytes_per_block = "q3_k", 256, 110
+
+    def encode_blocks_ref(self, x, importance):
+        d, s, scale = kept_signed_ref(even_groups_ref(x, importance, TOP, STEPS), 31)
+        groups = x.reshape(len(x), GROUPS, -1)
+        q = nearest_ref(groups * inverse_ref(scale)[..., None], -TOP - 1, TOP) + np.float32(TOP + 1)
+        q = q.astype(np.uint8).reshape(len(x), -1)
+        third, lower = bits_in_bytes_ref(q >> np.uint8(2), 32), bits_in_bytes_ref(q & np.uint8(3), 32, 2)
+        s = (s + np.int8(32)).view(np.uint8)
+        scales = np.hstack([in_bytes_ref(s & np.uint8(15), 8), bits_in_bytes_ref(s >> np.uint8(4), 4, 2)])
+        return np.hstack([third, lower, scales, d])
+
+    def decode_blocks_ref(self, blocks):
+        third, lower, s, upper, d = pieces_ref(blocks, 32, 64, 8, 4)
+        s = (nibbles_ref(s, 8) | bits_ref(upper, 4, 2) << np.uint8(4)).astype(np.float32) - np.float32(32)
+        q = (bits_ref(lower, 32, 2) | bits_ref(third, 32) << np.uint8(2)).reshape(-1, GROUPS, 16)
+        scale = from_halves_ref(d) * s
+        return (scale[..., None] * (q.astype(np.float32) - np.float32(TOP + 1))).reshape(len(blocks), -1)
+
+
+STORAGE = _Q3_K()

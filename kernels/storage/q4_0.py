@@ -1,0 +1,49 @@
+"""Q4_0: 32 numbers in 18 bytes, 4.5 bits a number.
+
+    bytes   0 1         2 ... 17
+            d, a half   byte k: q_k in its lower half, q_(k + 16) in its upper
+
+    decode      x_k = d (q_k - 8),  0 <= q_k <= 15
+    encode      d = m / -8, where m is the number that is largest in size: it becomes -8 d, and what is as large on the
+                other side 7 d;  q_k = x_k / d + 8, rounded to the nearest.  By importance: `fits.py`
+"""
+
+import numpy as np
+
+from .blocks import BlockStorage, from_halves_ref, in_bytes_ref, inverse_ref, nibbles_ref, pieces_ref, to_halves_ref
+from .fits import even_fit_ref
+
+__all__ = ["STORAGE", "scale_ref", "shifted_ref"]
+
+TOP = 7
+STEPS = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # tried beside TOP + 1 where there are weights
+
+
+def scale_ref(x, importance, top):
+    """Return d (n,) of blocks (n, block) that are kept as -top - 1 ... top times d."""
+    if importance is None:
+        return np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0] / np.float32(-top - 1)
+    weights = importance * np.sqrt(np.mean(x * x, 1, keepdims=True) + x * x)
+    return even_fit_ref(x.T, weights.T, top, STEPS + np.float32(top + 1))
+
+
+def shifted_ref(x, d, top):
+    """Return x / d + top + 1, rounded to whole numbers and cut to 0 ... 2 top + 1; (n, block) uint8."""
+    with np.errstate(invalid="ignore"):
+        q = x * inverse_ref(d)[:, None] + (np.float32(top) + np.float32(1.5))
+    return np.clip(np.trunc(q), 0, 2 * top + 1).astype(np.uint8)
+
+
+class _Q4_0(BlockStorage):
+    name, block, bytes_per_block = "q4_0", 32, 18
+
+    def encode_blocks_ref(self, x, importance):
+        d = scale_ref(x, importance, TOP)
+        return np.hstack([to_halves_ref(d)[1], in_bytes_ref(shifted_ref(x, d, TOP), 16)])
+
+    def decode_blocks_ref(self, blocks):
+        d, q = pieces_ref(blocks, 2)
+        return from_halves_ref(d) * (nibbles_ref(q, 16).astype(np.float32) - np.float32(8))
+
+
+STORAGE = _Q4_0()

@@ -1,0 +1,51 @@
+"""Q4_1: 32 numbers in 20 bytes, 5 bits a number.
+
+    bytes   0 1         2 3         4 ... 19
+            d, a half   m, a half   byte k: q_k in its lower half, q_(k + 16) in its upper
+
+    decode      x_k = d q_k + m,  0 <= q_k <= 15
+    encode      m is the least number, d = (largest - m) / 15;  q_k = (x_k - m) / d, rounded to the nearest.
+                By importance: `fits.py`, m at most 0
+"""
+
+import numpy as np
+
+from .blocks import BlockStorage, from_halves_ref, in_bytes_ref, inverse_ref, nibbles_ref, pieces_ref, to_halves_ref
+from .fits import affine_fit_ref
+
+__all__ = ["STORAGE", "from_least_ref", "scale_and_least_ref"]
+
+TOP = 15
+STEPS = np.arange(-18, 19, dtype=np.float32) * np.float32(0.05)  # tried beside TOP where there are weights
+
+
+def scale_and_least_ref(x, importance, top):
+    """Return d and m (n,) of blocks (n, block) that are kept as 0 ... top times d above m."""
+    if importance is None:
+        return (x.max(1) - x.min(1)) / np.float32(top), x.min(1)
+    weights = importance * np.sqrt(np.mean(x * x, 1, keepdims=True) + x * x)
+    scale, offset = affine_fit_ref(x.T, weights.T, top, STEPS + np.float32(top))
+    return scale, -offset
+
+
+def from_least_ref(x, d, m, top):
+    """Return (x - m) / d, rounded to whole numbers and cut to 0 ... top; (n, block) uint8."""
+    with np.errstate(invalid="ignore"):
+        q = (x - m[:, None]) * inverse_ref(d)[:, None] + np.float32(0.5)
+    return np.clip(np.trunc(q), 0, top).astype(np.uint8)
+
+
+class _Q4_1(BlockStorage):
+    name, block, bytes_per_block = "q4_1", 32, 20
+
+    def encode_blocks_ref(self, x, importance):
+        d, m = scale_and_least_ref(x, importance, TOP)
+        q = in_bytes_ref(from_least_ref(x, d, m, TOP), 16)
+        return np.hstack([to_halves_ref(d)[1], to_halves_ref(m)[1], q])
+
+    def decode_blocks_ref(self, blocks):
+        d, m, q = pieces_ref(blocks, 2, 2)
+        return from_halves_ref(d) * nibbles_ref(q, 16).astype(np.float32) + from_halves_ref(m)
+
+
+STORAGE = _Q4_1()

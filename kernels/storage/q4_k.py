@@ -1,0 +1,93 @@
+"""Q4_K: 256 numbers in 144 bytes, 4.5 bits a number: eight groups of 32 in a block.
+
+    bytes   0 1         2 3             4 ... 15              16 ... 143
+            d, a half   d_min, a half   s_g and m_g, packed   32 bytes for groups 2 i and 2 i + 1: lower, upper halves
+
+    s and m are eight pairs of six bits, in twelve bytes:
+
+        byte i      (i < 4)     s_i in the lower six bits, bits 4 and 5 of s_(i + 4) above
+        byte i + 4              m_i in the lower six bits, bits 4 and 5 of m_(i + 4) above
+        byte i + 8              lower four bits of s_(i + 4), of m_(i + 4) above
+
+    decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 15
+    encode      scale and offset of each group by `fits.py`, with weights |x| + the root of the mean square of the group;
+                d and d_min make the largest of them 63; then q_k is rounded anew, with what was kept of both
+"""
+
+import numpy as np
+
+from .blocks import (
+    BlockStorage,
+    from_halves_ref,
+    in_bytes_ref,
+    inverse_ref,
+    nearest_ref,
+    nibbles_ref,
+    pieces_ref,
+    to_halves_ref,
+)
+from .fits import affine_fit_ref
+
+__all__ = ["STORAGE", "groups_ref", "kept_scales_ref", "packed_pairs_ref", "pairs_ref"]
+
+GROUPS = 8
+TOP = 15
+STEPS = np.arange(14, 16.05, 0.1, dtype=np.float32)
+
+
+def pairs_ref(packed):
+    """Return s and m (n, 8) uint8 from twelve bytes (n, 12)."""
+    s, m, rest = packed.reshape(-1, 3, 4).swapaxes(0, 1)
+    six, upper = np.uint8(63), np.uint8(0x30)
+    s4 = rest & np.uint8(15) | s >> np.uint8(2) & upper
+    m4 = rest >> np.uint8(4) | m >> np.uint8(2) & upper
+    return np.hstack([s & six, s4]), np.hstack([m & six, m4])
+
+
+def packed_pairs_ref(s, m):
+    """Return the twelve bytes of s and m (n, 8) uint8 below 64."""
+    (s, s4), (m, m4) = np.hsplit(s, 2), np.hsplit(m, 2)
+    top = lambda x: x >> np.uint8(4) << np.uint8(6)  # noqa: E731
+    return np.hstack([s | top(s4), m | top(m4), s4 & np.uint8(15) | (m4 & np.uint8(15)) << np.uint8(4)])
+
+
+def groups_ref(x, importance, top, steps, size=32):
+    """Return scales and offsets (n, block / size) of the groups of `size` numbers of blocks (n, block)."""
+    groups = x.reshape(-1, size)
+    if importance is None:
+        weights = np.abs(groups) + np.sqrt(np.mean(groups * groups, 1, keepdims=True))
+    else:
+        spread = np.sqrt(2 * np.mean(x * x, 1, keepdims=True) + x * x)
+        weights = (importance * spread).reshape(-1, size)
+    scale, offset = affine_fit_ref(groups.T, weights.T, top, steps)
+    return scale.reshape(len(x), -1), offset.reshape(len(x), -1)
+
+
+def kept_scales_ref(scales, top):
+    """Return d as two bytes, whole numbers up to `top`, and d times them: what is kept of scales (n, groups) >= 0."""
+    largest = scales.max(1)
+    whole = nearest_ref(scales * (inverse_ref(largest) * np.float32(top))[:, None], 0, top)
+    d, packed = to_halves_ref(largest / np.float32(top))
+    return packed, whole.astype(np.uint8), d[:, None] * whole
+
+
+class _Q4_K(BlockStorage):
+    name, block, bytes_per_block = "q4_k", 256, 144
+
+    def encode_blocks_ref(self, x, importance):
+        scale, offset = groups_ref(x, importance, TOP, STEPS)
+        d, s, scale = kept_scales_ref(scale, 63)
+        d_min, m, offset = kept_scales_ref(offset, 63)
+        groups = x.reshape(len(x), GROUPS, -1)
+        q = nearest_ref((groups + offset[..., None]) * inverse_ref(scale)[..., None], 0, TOP)
+        return np.hstack([d, d_min, packed_pairs_ref(s, m), in_bytes_ref(q.reshape(len(x), -1), 32)])
+
+    def decode_blocks_ref(self, blocks):
+        d, d_min, pairs, q = pieces_ref(blocks, 2, 2, 12)
+        s, m = (x.astype(np.float32)[..., None] for x in pairs_ref(pairs))
+        q = nibbles_ref(q, 32).reshape(-1, GROUPS, 32).astype(np.float32)
+        x = (from_halves_ref(d)[..., None] * s) * q - from_halves_ref(d_min)[..., None] * m
+        return x.reshape(len(blocks), -1)
+
+
+STORAGE = _Q4_K()

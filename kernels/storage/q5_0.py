@@ -1,0 +1,43 @@
+"""Q5_0: 32 numbers in 22 bytes, 5.5 bits a number.
+
+    bytes   0 1         2 ... 5                         6 ... 21
+            d, a half   bit k: the fifth bit of q_k     byte k: lower bits of q_k in its lower half, of q_(k + 16) above
+
+    decode      x_k = d (q_k - 16),  0 <= q_k <= 31
+    encode      as Q4_0, with d = m / -16
+"""
+
+import numpy as np
+
+from .blocks import BlockStorage, from_halves_ref, in_bytes_ref, nibbles_ref, pieces_ref, to_halves_ref
+from .q4_0 import scale_ref, shifted_ref
+
+__all__ = ["STORAGE", "five_bits_ref", "from_five_bits_ref"]
+
+TOP = 15
+
+
+def five_bits_ref(q):
+    """Return the twenty bytes of q (n, 32) uint8: fifth bits, then lower bits."""
+    return np.hstack([np.packbits(q >> np.uint8(4), axis=1, bitorder="little"), in_bytes_ref(q & np.uint8(15), 16)])
+
+
+def from_five_bits_ref(packed):
+    """Return q (n, 32) uint8 from twenty bytes (n, 20)."""
+    fifth, lower = pieces_ref(packed, 4)
+    return nibbles_ref(lower, 16) | np.unpackbits(fifth, axis=1, bitorder="little") << np.uint8(4)
+
+
+class _Q5_0(BlockStorage):
+    name, block, bytes_per_block = "q5_0", 32, 22
+
+    def encode_blocks_ref(self, x, importance):
+        d = scale_ref(x, importance, TOP)
+        return np.hstack([to_halves_ref(d)[1], five_bits_ref(shifted_ref(x, d, TOP))])
+
+    def decode_blocks_ref(self, blocks):
+        d, q = pieces_ref(blocks, 2)
+        return from_halves_ref(d) * (from_five_bits_ref(q).astype(np.float32) - np.float32(16))
+
+
+STORAGE = _Q5_0()

@@ -1,0 +1,34 @@
+"""Q5_1: 32 numbers in 24 bytes, 6 bits a number.
+
+    bytes   0 1         2 3         4 ... 7                         8 ... 23
+            d, a half   m, a half   bit k: the fifth bit of q_k     byte k: lower bits of q_k, and of q_(k + 16) above
+
+    decode      x_k = d q_k + m,  0 <= q_k <= 31
+    encode      as Q4_1, with d = (largest - m) / 31
+"""
+
+import numpy as np
+
+from .blocks import BlockStorage, from_halves_ref, pieces_ref, to_halves_ref
+from .q4_1 import from_least_ref, scale_and_least_ref
+from .q5_0 import five_bits_ref, from_five_bits_ref
+
+__all__ = ["STORAGE"]
+
+TOP = 31
+
+
+class _Q5_1(BlockStorage):
+    name, block, bytes_per_block = "q5_1", 32, 24
+
+    def encode_blocks_ref(self, x, importance):
+        d, m = scale_and_least_ref(x, importance, TOP)
+        q = five_bits_ref(from_least_ref(x, d, m, TOP))
+        return np.hstack([to_halves_ref(d)[1], to_halves_ref(m)[1], q])
+
+    def decode_blocks_ref(self, blocks):
+        d, m, q = pieces_ref(blocks, 2, 2)
+        return from_halves_ref(d) * from_five_bits_ref(q).astype(np.float32) + from_halves_ref(m)
+
+
+STORAGE = _Q5_1()

@@ -1,0 +1,54 @@
+"""Q5_K: 256 numbers in 176 bytes, 5.5 bits a number: eight groups of 32 in a block.
+
+    bytes   0 1         2 3             4 ... 15              16 ... 47                          48 ... 175
+            d, a half   d_min, a half   s_g and m_g (Q4_K)    byte k: bit g is the fifth bit     lower bits, as in Q4_K
+                                                              of number k of group g
+
+    decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 31
+    encode      as Q4_K
+"""
+
+import numpy as np
+
+from .blocks import (
+    BlockStorage,
+    bits_in_bytes_ref,
+    bits_ref,
+    from_halves_ref,
+    in_bytes_ref,
+    inverse_ref,
+    nearest_ref,
+    nibbles_ref,
+    pieces_ref,
+)
+from .q4_k import GROUPS, groups_ref, kept_scales_ref, packed_pairs_ref, pairs_ref
+
+__all__ = ["STORAGE"]
+
+TOP = 31
+STEPS = np.arange(30.5, 32.05, 0.1, dtype=np.float32)
+
+
+class _Q5_K(BlockStorage):
+    name, block, bytes_per_block = "q5_k", 256, 176
+
+    def encode_blocks_ref(self, x, importance):
+        scale, offset = groups_ref(x, importance, TOP, STEPS)
+        d, s, scale = kept_scales_ref(scale, 63)
+        d_min, m, offset = kept_scales_ref(offset, 63)
+        groups = x.reshape(len(x), GROUPS, -1)
+        q = nearest_ref((groups + offset[..., None]) * inverse_ref(scale)[..., None], 0, TOP)
+        q = q.astype(np.uint8).reshape(len(x), -1)
+        fifth, lower = bits_in_bytes_ref(q >> np.uint8(4), 32), in_bytes_ref(q & np.uint8(15), 32)
+        return np.hstack([d, d_min, packed_pairs_ref(s, m), fifth, lower])
+
+    def decode_blocks_ref(self, blocks):
+        d, d_min, pairs, fifth, lower = pieces_ref(blocks, 2, 2, 12, 32)
+        s, m = (x.astype(np.float32)[..., None] for x in pairs_ref(pairs))
+        q = nibbles_ref(lower, 32) | bits_ref(fifth, 32) << np.uint8(4)
+        q = q.reshape(-1, GROUPS, 32).astype(np.float32)
+        x = (from_halves_ref(d)[..., None] * s) * q - from_halves_ref(d_min)[..., None] * m
+        return x.reshape(len(blocks), -1)
+
+
+STORAGE = _Q5_K()
