@@ -1,13 +1,13 @@
 """bfloat16: the upper half of a float32, two bytes a number.
 
-    bit     15      14 ... 7      6 ... 0
-            sign    exponent      significand, of which the leading 1 is not kept
+bit     15      14 ... 7      6 ... 0
+        sign    exponent      significand, of which the leading 1 is not kept
 
-    encode      the nearest of both neighbours, of equally near ones the even: add 0x7FFF and the last bit that is kept,
-                and drop the lower half; NaN stays NaN (its quiet bit is set first: all that tell it may be dropped)
-    decode      a lower half of zeros; exact
+encode      the nearest of both neighbours, of equally near ones the even: add 0x7FFF and the last bit that is kept,
+            and drop the lower half; NaN stays NaN (its quiet bit is set first: all that tell it may be dropped)
+decode      a lower half of zeros; exact
 
-    raw (M, K) uint16, as NumPy has no such type       products read it as it is
+raw (M, K) uint16, as NumPy has no such type       products read it as it is
 """
 
 import numpy as np

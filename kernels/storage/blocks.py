@@ -8,18 +8,22 @@ at once (`decode_blocks_ref`, `encode_blocks_ref`: the definition), and as a Num
 
 import numpy as np
 
+from ..engine.jit import helper
 from .base import Storage
+from .float16 import from_half
 
 __all__ = [
     "BlockStorage",
-    "bits_ref",
     "bits_in_bytes_ref",
+    "bits_ref",
     "from_halves_ref",
+    "half_at",
     "in_bytes_ref",
     "inverse_ref",
     "nearest_ref",
     "nibbles_ref",
     "pieces_ref",
+    "signed",
     "to_halves_ref",
 ]
 
@@ -77,6 +81,21 @@ def nearest_ref(x, low, top):
 def inverse_ref(d):
     """Return 1 / d, 0 where d is 0."""
     return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+
+
+# -- helpers of kernels: a block is raw from its first byte on -----------------------------------
+
+
+@helper
+def signed(byte):
+    """Return the number that a byte is as int8."""
+    return (np.int32(byte) ^ np.int32(128)) - np.int32(128)
+
+
+@helper
+def half_at(raw, at):
+    """Return the float32 of the two bytes raw[at], raw[at + 1]."""
+    return from_half(signed(raw[at + 1]) << np.int32(8) | np.int32(raw[at]))
 
 
 # -- the class -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Fits: the scale, and the least value, with which whole numbers stand for the numbers of a group.
 
-    even_fit      x ~ scale q             -top - 1 <= q <= top, or -top <= q <= top      Q6_K, Q3_K; Q4_0, Q5_0 by importance
-    affine_fit    x ~ scale q - offset    0 <= q <= top, offset >= 0                     Q4_K, Q5_K, Q2_K; Q4_1, Q5_1 by importance
+    even_fit      x ~ scale q             -top - 1 <= q <= top        Q6_K, Q3_K; by importance Q4_0, Q5_0
+    affine_fit    x ~ scale q - offset    0 <= q <= top, offset >= 0  Q4_K, Q5_K, Q2_K; by importance Q4_1, Q5_1
 
 A group is rounded once for each of some step sizes near the one that just covers it.  For a rounding q the best scale
 (and offset) is a weighted least-squares problem of one (two) unknowns with a closed solution; the step whose solution

@@ -1,6 +1,6 @@
 """float32: the numbers as they are, four bytes each, little-endian IEEE 754 single precision.
 
-    raw (M, K) float32      products read it as it is
+raw (M, K) float32      products read it as it is
 """
 
 import numpy as np

@@ -1,16 +1,26 @@
 """IQ4_NL: 32 numbers in 18 bytes, 4.5 bits a number: sixteen values that are denser near zero.
 
-    bytes   0 1         2 ... 17
-            d, a half   byte k: q_k in its lower half, q_(k + 16) in its upper
+bytes   0 1         2 ... 17
+        d, a half   byte k: q_k in its lower half, q_(k + 16) in its upper
 
-    decode      x_k = d VALUES[q_k]
-    encode      q_k is the nearest; d is tried near the one that makes the number that is largest in size -127 d, each
-                with the least-squares d of its rounding (`fits.py`), with weights x^2
+decode      x_k = d VALUES[q_k]
+encode      q_k is the nearest; d is tried near the one that makes the number that is largest in size -127 d, each
+            with the least-squares d of its rounding (`fits.py`), with weights x^2
 """
 
 import numpy as np
 
-from .blocks import BlockStorage, from_halves_ref, in_bytes_ref, inverse_ref, nibbles_ref, pieces_ref, to_halves_ref
+from ..engine.jit import helper
+from .blocks import (
+    BlockStorage,
+    from_halves_ref,
+    half_at,
+    in_bytes_ref,
+    inverse_ref,
+    nibbles_ref,
+    pieces_ref,
+    to_halves_ref,
+)
 
 __all__ = ["STORAGE", "nearest_of_ref"]
 
@@ -24,8 +34,21 @@ def nearest_of_ref(x, values):
     return np.searchsorted(middles, x).astype(np.uint8)
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 32):
+        x, block = out[32 * b : 32 * b + 32], raw[18 * b : 18 * b + 18]
+        d = half_at(block, 0)
+        for k in range(16):
+            q = block[2 + k]
+            x[k] = d * VALUES[q & 15]
+            x[k + 16] = d * VALUES[q >> 4]
+
+
 class _IQ4_NL(BlockStorage):
     name, block, bytes_per_block = "iq4_nl", 32, 18
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         weights = x * x if importance is None else importance * np.sqrt(np.mean(x * x, 1, keepdims=True) + x * x)

@@ -1,16 +1,18 @@
 """MXFP4: 32 numbers in 17 bytes, 4.25 bits a number (OCP Microscaling Formats, 1.0): sixteen values of four bits.
 
-    bytes   0                       1 ... 16
-            e, a power of two       byte k: q_k in its lower half, q_(k + 16) in its upper
+bytes   0                       1 ... 16
+        e, a power of two       byte k: q_k in its lower half, q_(k + 16) in its upper
 
-    bits of q       3: sign      2 1: exponent      0: significand          0, 1/2, 1, 3/2, 2, 3, 4, 6 and the same below 0
+bits of q       3: sign      2 1: exponent      0: significand          0, 1/2, 1, 3/2, 2, 3, 4, 6 and the same below 0
 
-    decode      x_k = 2^(e - 127) VALUE[q_k]; as GGUF keeps it, 2^(e - 128) times twice the value, a whole number
-    encode      2^(e - 127) is the largest power of two that is at most a quarter of max |x|: so that is 4 to 8 of them
+decode      x_k = 2^(e - 127) VALUE[q_k]; as GGUF keeps it, 2^(e - 128) times twice the value, a whole number
+encode      2^(e - 127) is the largest power of two that is at most a quarter of max |x|: so that is 4 to 8 of them
 """
 
 import numpy as np
 
+from ..engine.jit import helper
+from ..engine.vectors import float_from_bits
 from .blocks import BlockStorage, in_bytes_ref, nibbles_ref, pieces_ref
 from .iq4_nl import nearest_of_ref
 
@@ -21,8 +23,22 @@ VALUES = np.concatenate([SIZES, 0 - SIZES])  # the second zero is +0 here as wel
 BIAS = 128  # of the exponent, for twice the values
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 32):
+        x, block = out[32 * b : 32 * b + 32], raw[17 * b : 17 * b + 17]
+        e = np.int32(block[0])  # 2^(e - 128): of e < 2 a subnormal number
+        d = float_from_bits(e - np.int32(1) << np.int32(23) if e > 1 else np.int32(1) << np.int32(21) + e)
+        for k in range(16):
+            q = block[1 + k]
+            x[k] = d * VALUES[q & 15]
+            x[k + 16] = d * VALUES[q >> 4]
+
+
 class _MXFP4(BlockStorage):
     name, block, bytes_per_block = "mxfp4", 32, 17
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         largest = np.abs(x).max(1)

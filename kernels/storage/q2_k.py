@@ -1,16 +1,26 @@
 """Q2_K: 256 numbers in 84 bytes, 2.625 bits a number: sixteen groups of 16 in a block.
 
-    bytes   0 ... 15                          16 ... 79                          80 81       82 83
-            byte g: s_g in its lower half,    two bits: of each 128 numbers,     d, a half   d_min, a half
-            m_g in its upper                  byte k holds k, k + 32, + 64, + 96
+bytes   0 ... 15                          16 ... 79                          80 81       82 83
+        byte g: s_g in its lower half,    two bits: of each 128 numbers,     d, a half   d_min, a half
+        m_g in its upper                  byte k holds k, k + 32, + 64, + 96
 
-    decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 3
-    encode      as Q4_K, with d and d_min that make the largest scale and offset 15
+decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 3
+encode      as Q4_K, with d and d_min that make the largest scale and offset 15
 """
 
 import numpy as np
 
-from .blocks import BlockStorage, bits_in_bytes_ref, bits_ref, from_halves_ref, inverse_ref, nearest_ref, pieces_ref
+from ..engine.jit import helper
+from .blocks import (
+    BlockStorage,
+    bits_in_bytes_ref,
+    bits_ref,
+    from_halves_ref,
+    half_at,
+    inverse_ref,
+    nearest_ref,
+    pieces_ref,
+)
 from .q4_k import groups_ref, kept_scales_ref
 
 __all__ = ["STORAGE"]
@@ -20,8 +30,25 @@ TOP = 3
 STEPS = np.arange(2.5, 4.05, 0.1, dtype=np.float32)
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 256):
+        block = raw[84 * b : 84 * b + 84]
+        d, d_min = half_at(block, 80), half_at(block, 82)
+        for i in range(16):  # groups of 16
+            pair = np.int32(block[i])
+            scale, offset = d * np.float32(pair & np.int32(15)), d_min * np.float32(pair >> np.int32(4))
+            half, quarter, odd = i >> 3, i >> 1 & 3, i & 1
+            two = block[16 + 32 * half + 16 * odd :]
+            x, shift = out[256 * b + 16 * i : 256 * b + 16 * i + 16], np.int32(2 * quarter)
+            for k in range(16):
+                x[k] = scale * np.float32(np.int32(two[k]) >> shift & np.int32(3)) - offset
+
+
 class _Q2_K(BlockStorage):
     name, block, bytes_per_block = "q2_k", 256, 84
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS, size=16)

@@ -1,23 +1,25 @@
 """Q3_K: 256 numbers in 110 bytes, 3.4375 bits a number: sixteen groups of 16 in a block.
 
-    bytes   0 ... 31                           32 ... 95                          96 ... 107          108 109
-            byte k: bit i is the third bit     lower two bits: of each 128,       s_g, packed         d, a half
-            of number k + 32 i                 byte k holds k, k + 32, + 64, + 96
+bytes   0 ... 31                           32 ... 95                          96 ... 107          108 109
+        byte k: bit i is the third bit     lower two bits: of each 128,       s_g, packed         d, a half
+        of number k + 32 i                 byte k holds k, k + 32, + 64, + 96
 
-    s are sixteen numbers of six bits: lower four bits of s_g and s_(g + 8) in byte g < 8, lower and upper half; upper
-    two bits of s_i, s_(i + 4), s_(i + 8), s_(i + 12) in byte 8 + i, the lowest first.
+s are sixteen numbers of six bits: lower four bits of s_g and s_(g + 8) in byte g < 8, lower and upper half; upper
+two bits of s_i, s_(i + 4), s_(i + 8), s_(i + 12) in byte 8 + i, the lowest first.
 
-    decode      x_k = (d (s_g - 32)) (q_k - 4),  0 <= q_k <= 7
-    encode      as Q6_K, with d that makes the scale that is largest in size -32
+decode      x_k = (d (s_g - 32)) (q_k - 4),  0 <= q_k <= 7
+encode      as Q6_K, with d that makes the scale that is largest in size -32
 """
 
 import numpy as np
 
+from ..engine.jit import helper
 from .blocks import (
     BlockStorage,
     bits_in_bytes_ref,
     bits_ref,
     from_halves_ref,
+    half_at,
     in_bytes_ref,
     inverse_ref,
     nearest_ref,
@@ -32,8 +34,27 @@ TOP = 3
 STEPS = np.arange(2.6, 4.65, 0.1, dtype=np.float32)
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 256):
+        block = raw[110 * b : 110 * b + 110]
+        d = half_at(block, 108)
+        for i in range(16):  # groups of 16
+            lower_s = np.int32(block[96 + (i & 7)]) >> np.int32(i >> 3 << 2) & np.int32(15)
+            upper_s = np.int32(block[104 + (i & 3)]) >> np.int32(i >> 2 << 1) & np.int32(3)
+            scale = d * np.float32((lower_s | upper_s << np.int32(4)) - np.int32(32))
+            half, quarter, odd = i >> 3, i >> 1 & 3, i & 1
+            third, lower = block[16 * odd :], block[32 + 32 * half + 16 * odd :]
+            x, up, shift = out[256 * b + 16 * i : 256 * b + 16 * i + 16], np.int32(i >> 1), np.int32(2 * quarter)
+            for k in range(16):
+                q = np.int32(lower[k]) >> shift & np.int32(3) | (np.int32(third[k]) >> up & np.int32(1)) << np.int32(2)
+                x[k] = scale * np.float32(q - np.int32(4))
+
+
 class _Q3_K(BlockStorage):
     name, block, bytes_per_block = "q3_k", 256, 110
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         d, s, scale = kept_signed_ref(even_groups_ref(x, importance, TOP, STEPS), 31)

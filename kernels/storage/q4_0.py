@@ -1,16 +1,26 @@
 """Q4_0: 32 numbers in 18 bytes, 4.5 bits a number.
 
-    bytes   0 1         2 ... 17
-            d, a half   byte k: q_k in its lower half, q_(k + 16) in its upper
+bytes   0 1         2 ... 17
+        d, a half   byte k: q_k in its lower half, q_(k + 16) in its upper
 
-    decode      x_k = d (q_k - 8),  0 <= q_k <= 15
-    encode      d = m / -8, where m is the number that is largest in size: it becomes -8 d, and what is as large on the
-                other side 7 d;  q_k = x_k / d + 8, rounded to the nearest.  By importance: `fits.py`
+decode      x_k = d (q_k - 8),  0 <= q_k <= 15
+encode      d = m / -8, where m is the number that is largest in size: it becomes -8 d, and what is as large on the
+            other side 7 d;  q_k = x_k / d + 8, rounded to the nearest.  By importance: `fits.py`
 """
 
 import numpy as np
 
-from .blocks import BlockStorage, from_halves_ref, in_bytes_ref, inverse_ref, nibbles_ref, pieces_ref, to_halves_ref
+from ..engine.jit import helper
+from .blocks import (
+    BlockStorage,
+    from_halves_ref,
+    half_at,
+    in_bytes_ref,
+    inverse_ref,
+    nibbles_ref,
+    pieces_ref,
+    to_halves_ref,
+)
 from .fits import even_fit_ref
 
 __all__ = ["STORAGE", "scale_ref", "shifted_ref"]
@@ -34,8 +44,21 @@ def shifted_ref(x, d, top):
     return np.clip(np.trunc(q), 0, 2 * top + 1).astype(np.uint8)
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 32):
+        x, block = out[32 * b : 32 * b + 32], raw[18 * b : 18 * b + 18]
+        d = half_at(block, 0)
+        for k in range(16):
+            q = np.int32(block[2 + k])
+            x[k] = d * np.float32((q & np.int32(15)) - np.int32(8))
+            x[k + 16] = d * np.float32((q >> np.int32(4)) - np.int32(8))
+
+
 class _Q4_0(BlockStorage):
     name, block, bytes_per_block = "q4_0", 32, 18
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         d = scale_ref(x, importance, TOP)

@@ -1,16 +1,26 @@
 """Q4_1: 32 numbers in 20 bytes, 5 bits a number.
 
-    bytes   0 1         2 3         4 ... 19
-            d, a half   m, a half   byte k: q_k in its lower half, q_(k + 16) in its upper
+bytes   0 1         2 3         4 ... 19
+        d, a half   m, a half   byte k: q_k in its lower half, q_(k + 16) in its upper
 
-    decode      x_k = d q_k + m,  0 <= q_k <= 15
-    encode      m is the least number, d = (largest - m) / 15;  q_k = (x_k - m) / d, rounded to the nearest.
-                By importance: `fits.py`, m at most 0
+decode      x_k = d q_k + m,  0 <= q_k <= 15
+encode      m is the least number, d = (largest - m) / 15;  q_k = (x_k - m) / d, rounded to the nearest.
+            By importance: `fits.py`, m at most 0
 """
 
 import numpy as np
 
-from .blocks import BlockStorage, from_halves_ref, in_bytes_ref, inverse_ref, nibbles_ref, pieces_ref, to_halves_ref
+from ..engine.jit import helper
+from .blocks import (
+    BlockStorage,
+    from_halves_ref,
+    half_at,
+    in_bytes_ref,
+    inverse_ref,
+    nibbles_ref,
+    pieces_ref,
+    to_halves_ref,
+)
 from .fits import affine_fit_ref
 
 __all__ = ["STORAGE", "from_least_ref", "scale_and_least_ref"]
@@ -35,8 +45,21 @@ def from_least_ref(x, d, m, top):
     return np.clip(np.trunc(q), 0, top).astype(np.uint8)
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 32):
+        x, block = out[32 * b : 32 * b + 32], raw[20 * b : 20 * b + 20]
+        d, m = half_at(block, 0), half_at(block, 2)
+        for k in range(16):
+            q = np.int32(block[4 + k])
+            x[k] = d * np.float32(q & np.int32(15)) + m
+            x[k + 16] = d * np.float32(q >> np.int32(4)) + m
+
+
 class _Q4_1(BlockStorage):
     name, block, bytes_per_block = "q4_1", 32, 20
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         d, m = scale_and_least_ref(x, importance, TOP)

@@ -1,24 +1,26 @@
 """Q4_K: 256 numbers in 144 bytes, 4.5 bits a number: eight groups of 32 in a block.
 
-    bytes   0 1         2 3             4 ... 15              16 ... 143
-            d, a half   d_min, a half   s_g and m_g, packed   32 bytes for groups 2 i and 2 i + 1: lower, upper halves
+bytes   0 1         2 3             4 ... 15              16 ... 143
+        d, a half   d_min, a half   s_g and m_g, packed   32 bytes for groups 2 i and 2 i + 1: lower, upper halves
 
-    s and m are eight pairs of six bits, in twelve bytes:
+s and m are eight pairs of six bits, in twelve bytes:
 
-        byte i      (i < 4)     s_i in the lower six bits, bits 4 and 5 of s_(i + 4) above
-        byte i + 4              m_i in the lower six bits, bits 4 and 5 of m_(i + 4) above
-        byte i + 8              lower four bits of s_(i + 4), of m_(i + 4) above
+    byte i      (i < 4)     s_i in the lower six bits, bits 4 and 5 of s_(i + 4) above
+    byte i + 4              m_i in the lower six bits, bits 4 and 5 of m_(i + 4) above
+    byte i + 8              lower four bits of s_(i + 4), of m_(i + 4) above
 
-    decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 15
-    encode      scale and offset of each group by `fits.py`, with weights |x| + the root of the mean square of the group;
-                d and d_min make the largest of them 63; then q_k is rounded anew, with what was kept of both
+decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 15
+encode      scale and offset of each group by `fits.py`, with weights |x| + the root of the mean square of the group;
+            d and d_min make the largest of them 63; then q_k is rounded anew, with what was kept of both
 """
 
 import numpy as np
 
+from ..engine.jit import helper
 from .blocks import (
     BlockStorage,
     from_halves_ref,
+    half_at,
     in_bytes_ref,
     inverse_ref,
     nearest_ref,
@@ -28,7 +30,7 @@ from .blocks import (
 )
 from .fits import affine_fit_ref
 
-__all__ = ["STORAGE", "groups_ref", "kept_scales_ref", "packed_pairs_ref", "pairs_ref"]
+__all__ = ["STORAGE", "groups_ref", "kept_scales_ref", "packed_pairs_ref", "pair_of", "pairs_ref"]
 
 GROUPS = 8
 TOP = 15
@@ -71,8 +73,36 @@ def kept_scales_ref(scales, top):
     return packed, whole.astype(np.uint8), d[:, None] * whole
 
 
+@helper
+def pair_of(packed, g):
+    """Return s_g and m_g from twelve bytes."""
+    i = g & 3
+    s, m, rest = np.int32(packed[i]), np.int32(packed[i + 4]), np.int32(packed[i + 8])
+    if g < 4:
+        return np.float32(s & np.int32(63)), np.float32(m & np.int32(63))
+    s, m = s >> np.int32(2) & np.int32(0x30), m >> np.int32(2) & np.int32(0x30)
+    return np.float32(rest & np.int32(15) | s), np.float32(rest >> np.int32(4) | m)
+
+
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 256):
+        block = raw[144 * b : 144 * b + 144]
+        d, d_min = half_at(block, 0), half_at(block, 2)
+        for i in range(4):
+            low, high = pair_of(block[4:], 2 * i), pair_of(block[4:], 2 * i + 1)
+            scale, offset, scale2, offset2 = d * low[0], d_min * low[1], d * high[0], d_min * high[1]
+            x, bytes_ = out[256 * b + 64 * i : 256 * b + 64 * i + 64], block[16 + 32 * i : 48 + 32 * i]
+            for k in range(32):
+                q = np.int32(bytes_[k])
+                x[k] = scale * np.float32(q & np.int32(15)) - offset
+                x[k + 32] = scale2 * np.float32(q >> np.int32(4)) - offset2
+
+
 class _Q4_K(BlockStorage):
     name, block, bytes_per_block = "q4_k", 256, 144
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS)

@@ -1,18 +1,19 @@
 """Q5_0: 32 numbers in 22 bytes, 5.5 bits a number.
 
-    bytes   0 1         2 ... 5                         6 ... 21
-            d, a half   bit k: the fifth bit of q_k     byte k: lower bits of q_k in its lower half, of q_(k + 16) above
+bytes   0 1         2 ... 5                         6 ... 21
+        d, a half   bit k: the fifth bit of q_k     byte k: lower bits of q_k in its lower half, of q_(k + 16) above
 
-    decode      x_k = d (q_k - 16),  0 <= q_k <= 31
-    encode      as Q4_0, with d = m / -16
+decode      x_k = d (q_k - 16),  0 <= q_k <= 31
+encode      as Q4_0, with d = m / -16
 """
 
 import numpy as np
 
-from .blocks import BlockStorage, from_halves_ref, in_bytes_ref, nibbles_ref, pieces_ref, to_halves_ref
+from ..engine.jit import helper
+from .blocks import BlockStorage, from_halves_ref, half_at, in_bytes_ref, nibbles_ref, pieces_ref, to_halves_ref
 from .q4_0 import scale_ref, shifted_ref
 
-__all__ = ["STORAGE", "five_bits_ref", "from_five_bits_ref"]
+__all__ = ["STORAGE", "five_bits", "five_bits_ref", "from_five_bits_ref"]
 
 TOP = 15
 
@@ -28,8 +29,30 @@ def from_five_bits_ref(packed):
     return nibbles_ref(lower, 16) | np.unpackbits(fifth, axis=1, bitorder="little") << np.uint8(4)
 
 
+@helper
+def five_bits(x, packed):
+    """Write the 32 numbers of twenty bytes to x."""
+    for k in range(16):
+        q, shift = np.int32(packed[4 + k]), np.int32(k & 7)
+        x[k] = np.float32(q & np.int32(15) | (np.int32(packed[k >> 3]) >> shift & np.int32(1)) << np.int32(4))
+        fifth = np.int32(packed[2 + (k >> 3)]) >> shift & np.int32(1)
+        x[k + 16] = np.float32(q >> np.int32(4) | fifth << np.int32(4))
+
+
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 32):
+        x, block = out[32 * b : 32 * b + 32], raw[22 * b : 22 * b + 22]
+        d = half_at(block, 0)
+        five_bits(x, block[2:])
+        for k in range(32):
+            x[k] = d * (x[k] - np.float32(16))
+
+
 class _Q5_0(BlockStorage):
     name, block, bytes_per_block = "q5_0", 32, 22
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         d = scale_ref(x, importance, TOP)

@@ -1,25 +1,38 @@
 """Q5_1: 32 numbers in 24 bytes, 6 bits a number.
 
-    bytes   0 1         2 3         4 ... 7                         8 ... 23
-            d, a half   m, a half   bit k: the fifth bit of q_k     byte k: lower bits of q_k, and of q_(k + 16) above
+bytes   0 1         2 3         4 ... 7                         8 ... 23
+        d, a half   m, a half   bit k: the fifth bit of q_k     byte k: lower bits of q_k, and of q_(k + 16) above
 
-    decode      x_k = d q_k + m,  0 <= q_k <= 31
-    encode      as Q4_1, with d = (largest - m) / 31
+decode      x_k = d q_k + m,  0 <= q_k <= 31
+encode      as Q4_1, with d = (largest - m) / 31
 """
 
 import numpy as np
 
-from .blocks import BlockStorage, from_halves_ref, pieces_ref, to_halves_ref
+from ..engine.jit import helper
+from .blocks import BlockStorage, from_halves_ref, half_at, pieces_ref, to_halves_ref
 from .q4_1 import from_least_ref, scale_and_least_ref
-from .q5_0 import five_bits_ref, from_five_bits_ref
+from .q5_0 import five_bits, five_bits_ref, from_five_bits_ref
 
 __all__ = ["STORAGE"]
 
 TOP = 31
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 32):
+        x, block = out[32 * b : 32 * b + 32], raw[24 * b : 24 * b + 24]
+        d, m = half_at(block, 0), half_at(block, 2)
+        five_bits(x, block[4:])
+        for k in range(32):
+            x[k] = d * x[k] + m
+
+
 class _Q5_1(BlockStorage):
     name, block, bytes_per_block = "q5_1", 32, 24
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         d, m = scale_and_least_ref(x, importance, TOP)

@@ -1,27 +1,29 @@
 """Q5_K: 256 numbers in 176 bytes, 5.5 bits a number: eight groups of 32 in a block.
 
-    bytes   0 1         2 3             4 ... 15              16 ... 47                          48 ... 175
-            d, a half   d_min, a half   s_g and m_g (Q4_K)    byte k: bit g is the fifth bit     lower bits, as in Q4_K
-                                                              of number k of group g
+bytes   0 1         2 3             4 ... 15              16 ... 47                          48 ... 175
+        d, a half   d_min, a half   s_g and m_g (Q4_K)    byte k: bit g is the fifth bit     lower bits, as in Q4_K
+                                                          of number k of group g
 
-    decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 31
-    encode      as Q4_K
+decode      x_k = (d s_g) q_k - d_min m_g,  0 <= q_k <= 31
+encode      as Q4_K
 """
 
 import numpy as np
 
+from ..engine.jit import helper
 from .blocks import (
     BlockStorage,
     bits_in_bytes_ref,
     bits_ref,
     from_halves_ref,
+    half_at,
     in_bytes_ref,
     inverse_ref,
     nearest_ref,
     nibbles_ref,
     pieces_ref,
 )
-from .q4_k import GROUPS, groups_ref, kept_scales_ref, packed_pairs_ref, pairs_ref
+from .q4_k import GROUPS, groups_ref, kept_scales_ref, packed_pairs_ref, pair_of, pairs_ref
 
 __all__ = ["STORAGE"]
 
@@ -29,8 +31,27 @@ TOP = 31
 STEPS = np.arange(30.5, 32.05, 0.1, dtype=np.float32)
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 256):
+        block = raw[176 * b : 176 * b + 176]
+        d, d_min = half_at(block, 0), half_at(block, 2)
+        fifth = block[16:48]
+        for i in range(4):
+            low, high = pair_of(block[4:], 2 * i), pair_of(block[4:], 2 * i + 1)
+            scale, offset, scale2, offset2 = d * low[0], d_min * low[1], d * high[0], d_min * high[1]
+            x, bytes_ = out[256 * b + 64 * i : 256 * b + 64 * i + 64], block[48 + 32 * i : 80 + 32 * i]
+            shift = np.int32(2 * i)
+            for k in range(32):
+                q, f = np.int32(bytes_[k]), np.int32(fifth[k]) >> shift
+                x[k] = scale * np.float32(q & np.int32(15) | (f & np.int32(1)) << np.int32(4)) - offset
+                x[k + 32] = scale2 * np.float32(q >> np.int32(4) | (f & np.int32(2)) << np.int32(3)) - offset2
+
+
 class _Q5_K(BlockStorage):
     name, block, bytes_per_block = "q5_k", 256, 176
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS)

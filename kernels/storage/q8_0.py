@@ -1,21 +1,33 @@
 """Q8_0: 32 numbers in 34 bytes, 8.5 bits a number.
 
-    bytes   0 1         2 ... 33
-            d, a half   q_0 ... q_31, int8
+bytes   0 1         2 ... 33
+        d, a half   q_0 ... q_31, int8
 
-    decode      x_k = d q_k
-    encode      d = max |x| / 127,  q_k = x_k / d rounded to the nearest, of equally near ones the larger in size
+decode      x_k = d q_k
+encode      d = max |x| / 127,  q_k = x_k / d rounded to the nearest, of equally near ones the larger in size
 """
 
 import numpy as np
 
-from .blocks import BlockStorage, from_halves_ref, inverse_ref, pieces_ref, to_halves_ref
+from ..engine.jit import helper
+from .blocks import BlockStorage, from_halves_ref, half_at, inverse_ref, pieces_ref, signed, to_halves_ref
 
 __all__ = ["STORAGE"]
 
 
+@helper
+def decode_row(out, raw):
+    """Decode a row, block by block."""
+    for b in range(out.size // 32):
+        x, block = out[32 * b : 32 * b + 32], raw[34 * b : 34 * b + 34]
+        d = half_at(block, 0)
+        for k in range(32):
+            x[k] = d * np.float32(signed(block[2 + k]))
+
+
 class _Q8_0(BlockStorage):
     name, block, bytes_per_block = "q8_0", 32, 34
+    decode_row = staticmethod(decode_row)
 
     def encode_blocks_ref(self, x, importance):
         d = np.abs(x).max(1) / np.float32(127)
