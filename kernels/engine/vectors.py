@@ -40,6 +40,7 @@ from .simd import (
 )
 
 __all__ = [
+    "bits_of",
     "dot",
     "dot3",
     "exp",
@@ -62,6 +63,10 @@ def _fma_twin(a, b, c):
 
 def _float_from_bits_twin(bits):
     return np.int32(bits).view(np.float32)
+
+
+def _bits_of_twin(x):
+    return np.float32(x).view(np.int32)
 
 
 def _largest_twin(x):
@@ -111,6 +116,16 @@ def float_from_bits(typing, bits):
         return builder.bitcast(arguments[0], F32)
 
     return types.float32(types.int32), codegen
+
+
+@with_twin(_bits_of_twin)
+def bits_of(typing, x):
+    """Return the IEEE 754 representation of a float32 as an int32."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], I32)
+
+    return types.int32(types.float32), codegen
 
 
 _EXP_LOW, _EXP_HIGH = np.float32(-87.33654), np.float32(88.72283)  # ln of the smallest normal and largest float32

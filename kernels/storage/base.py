@@ -5,6 +5,8 @@
     encode_ref        raw from float32, in NumPy
     decode_ref        float32 from raw, in NumPy: the definition
     decode_row        a row of raw to float32: a Numba helper, and all that a storage must write for kernels
+                      that read
+    encode_row        a row of float32 to raw
 
 From `decode_row` follow strips of rows, the rows of an embedding, and products (`stored_matmul.py`), which decode a
 strip at a time and never the whole matrix.  Where `read_by_products` is true they need not even do that: the packers
@@ -31,12 +33,13 @@ class Storage:
     bytes_per_block: int
     read_by_products = False  # whether `matmul.product` takes raw as it is
     decode_row: Callable[..., None]  # Numba helper, static: decode_row(out (K,), raw (items,)), every element written
+    encode_row: Callable[..., None]  # the same: encode_row(raw (items,), x (K,), importance (K,) or (0,)), all finite
 
     def __repr__(self) -> str:
         return self.name
 
-    def encode_ref(self, x: np.ndarray) -> np.ndarray:
-        """Return raw for float32 x (M, K), each number rounded to the nearest that can be kept."""
+    def encode_ref(self, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+        """Return raw for float32 x (M, K): what is nearest to x, or to it in columns weighted by importance (K,)."""
         raise NotImplementedError
 
     def decode_ref(self, raw: np.ndarray) -> np.ndarray:
@@ -71,13 +74,34 @@ class Storage:
         """Overwrite out (N, K) float32 with the rows `ids` (N,), each below M, of raw."""
         self._rows(out, ids, self.for_kernels(raw))
 
+    def encode(self, raw: np.ndarray, x: np.ndarray, importance: np.ndarray | None = None) -> None:
+        """Overwrite raw (M, items) with what keeps float32 x (M, K); all of x is finite.
+
+        importance (K,) float32, at least 0: how much an error in a column counts; single numbers ignore it.
+        """
+        view = raw.view(np.int16) if self.dtype == np.float16 else raw
+        self._encode(view, x, np.empty(0, np.float32) if importance is None else importance)
+
     def decode(self, out: np.ndarray, raw: np.ndarray, first_row: int) -> None:
         """Overwrite out (r, K) float32 with the rows from `first_row` on."""
         self.rows(out, np.arange(first_row, first_row + len(out)), raw)
 
     @functools.cached_property
+    def _encode(self) -> Any:
+        return _encode_kernel(self.encode_row)
+
+    @functools.cached_property
     def _rows(self) -> Any:
         return _rows_kernel(self.decode_row)
+
+
+def _encode_kernel(encode_row: Callable[..., None]) -> Any:
+    @kernel
+    def encode(raw, x, importance):
+        for i in prange(len(x)):
+            encode_row(raw[i], x[i], importance)
+
+    return encode
 
 
 def _rows_kernel(decode_row: Callable[..., None]) -> Any:

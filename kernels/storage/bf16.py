@@ -12,7 +12,7 @@ raw (M, K) uint16, as NumPy has no such type       products read it as it is
 
 import numpy as np
 
-from ..engine.halves import as_float, round_to_bf16_ref, widen_bf16_ref
+from ..engine.halves import as_element, as_float, round_to_bf16_ref, widen_bf16_ref
 from ..engine.jit import helper
 from .base import Storage
 
@@ -26,11 +26,18 @@ def decode_row(out, raw):
         out[k] = as_float(raw[k])
 
 
+@helper
+def encode_row(raw, x, importance):
+    """Round a row."""
+    for k in range(x.size):
+        raw[k] = as_element(raw, x[k])
+
+
 class _BFloat16(Storage):
     name, dtype, bytes_per_block, read_by_products = "bf16", np.dtype(np.uint16), 2, True
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
-    def encode_ref(self, x):
+    def encode_ref(self, x, importance=None):
         return (round_to_bf16_ref(x).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
 
     def decode_ref(self, raw):

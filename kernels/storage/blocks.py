@@ -10,7 +10,7 @@ import numpy as np
 
 from ..engine.jit import helper
 from .base import Storage
-from .float16 import from_half
+from .float16 import from_half, to_half
 
 __all__ = [
     "BlockStorage",
@@ -20,11 +20,17 @@ __all__ = [
     "half_at",
     "in_bytes_ref",
     "inverse_ref",
+    "largest_in_size",
     "nearest_ref",
     "nibbles_ref",
+    "over",
     "pieces_ref",
+    "put_fields",
+    "put_half",
+    "put_nibbles",
     "signed",
     "to_halves_ref",
+    "whole",
 ]
 
 # -- reference: parts of blocks, (n, bytes) uint8 ----------------------------------------------
@@ -87,6 +93,52 @@ def inverse_ref(d):
 
 
 @helper
+def over(numerator, x):
+    """Return numerator / x, 0 where x is 0."""
+    return numerator / x if x != 0 else np.float32(0)
+
+
+@helper
+def largest_in_size(x):
+    """Return the number that is largest in size, the first of equals."""
+    found = x[0]
+    for number in x:
+        if abs(number) > abs(found):
+            found = number
+    return found
+
+
+@helper
+def whole(x, low, top):
+    """Return the nearest whole number, of equally near ones the even, cut to low <= q <= top, as int32."""
+    return np.int32(min(max(np.rint(x), np.float32(low)), np.float32(top)))
+
+
+@helper
+def put_nibbles(packed, q, run):
+    """Write the lower four bits of q, 2 * run at a time: `run` bytes with the first of them below the others."""
+    for first in range(0, q.size, 2 * run):
+        numbers, to = q[first : first + 2 * run], packed[first // 2 : first // 2 + run]
+        for k in range(run):
+            to[k] = np.uint8(
+                np.int32(numbers[k]) & np.int32(15) | (np.int32(numbers[k + run]) & np.int32(15)) << np.int32(4)
+            )
+
+
+@helper
+def put_fields(packed, q, run, width, shift):
+    """Write `width` bits of q, from bit `shift` on, 8 / width * run at a time, to `run` bytes: the first lowest."""
+    fields, mask = 8 // width, np.int32((1 << width) - 1)
+    for first in range(0, q.size, fields * run):
+        numbers, to = q[first : first + fields * run], packed[first // fields : first // fields + run]
+        for k in range(run):
+            byte = np.int32(0)
+            for i in range(fields):
+                byte |= (np.int32(numbers[k + i * run]) >> np.int32(shift) & mask) << np.int32(width * i)
+            to[k] = np.uint8(byte)
+
+
+@helper
 def signed(byte):
     """Return the number that a byte is as int8."""
     return (np.int32(byte) ^ np.int32(128)) - np.int32(128)
@@ -96,6 +148,14 @@ def signed(byte):
 def half_at(raw, at):
     """Return the float32 of the two bytes raw[at], raw[at + 1]."""
     return from_half(signed(raw[at + 1]) << np.int32(8) | np.int32(raw[at]))
+
+
+@helper
+def put_half(raw, at, x):
+    """Write x in half precision to the two bytes raw[at], raw[at + 1]; return what they keep."""
+    bits = to_half(x)
+    raw[at], raw[at + 1] = np.uint8(bits & np.int32(255)), np.uint8(bits >> np.int32(8))
+    return half_at(raw, at)
 
 
 # -- the class -----------------------------------------------------------------------------------

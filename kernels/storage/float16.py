@@ -18,16 +18,21 @@ raw (M, K) float16
 import numpy as np
 
 from ..engine.jit import helper
-from ..engine.vectors import float_from_bits
+from ..engine.vectors import bits_of, float_from_bits
 from .base import Storage
 
-__all__ = ["STORAGE", "from_half"]
+__all__ = ["STORAGE", "from_half", "to_half"]
 
 UP = np.int32(13)  # bits from float16's significand to float32's
 MOVED = np.int32(0x8FFFE000 - 2**32)  # where sign, exponent and significand then are; the sign was extended
 SCALE = np.float32(2.0**112)
 SPECIAL = np.float32(65536)
 INFINITY = np.int32(0x7F800000)
+LARGEST = np.int32(0x7FFFFFFF)
+TOO_LARGE = np.int32(0x47800000)  # 2^16; what is below and rounds up to it carries into infinity
+SMALLEST = np.int32(0x38800000)  # 2^-14
+HALF = np.float32(0.5)
+BIASES = np.int32((127 - 15) << 23)
 
 
 @helper
@@ -39,6 +44,27 @@ def from_half(bits):
 
 
 @helper
+def to_half(x):
+    """Return the bits of a float32 in half precision, rounded to nearest even, as an int32 from 0 to 65535."""
+    bits = bits_of(x)
+    size = bits & LARGEST
+    sign = (bits ^ size) >> np.int32(16) & np.int32(0x8000)
+    if size >= TOO_LARGE:  # NaN is above infinity
+        return sign | (np.int32(0x7E00) if size > INFINITY else np.int32(0x7C00))
+    if size < SMALLEST:  # a multiple of 2^-24, as all float32 between 1/2 and 1 are
+        return sign | bits_of(float_from_bits(size) + HALF) - bits_of(HALF)
+    return sign | (size + (size >> UP & np.int32(1)) + np.int32(0xFFF) - BIASES) >> UP
+
+
+@helper
+def encode_row(raw, x, importance):
+    """Turn a row of float32 into float16, as int16."""
+    for k in range(x.size):
+        half = to_half(x[k])
+        raw[k] = np.int16(half - np.int32(65536) if half > np.int32(32767) else half)
+
+
+@helper
 def decode_row(out, raw):
     """Turn a row of float16, as int16, into float32."""
     for k in range(out.size):
@@ -47,9 +73,9 @@ def decode_row(out, raw):
 
 class _Float16(Storage):
     name, dtype, bytes_per_block = "float16", np.dtype(np.float16), 2
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
-    def encode_ref(self, x):
+    def encode_ref(self, x, importance=None):
         with np.errstate(over="ignore"):
             return np.asarray(x, np.float32).astype(np.float16)
 

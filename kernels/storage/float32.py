@@ -18,11 +18,18 @@ def decode_row(out, raw):
         out[k] = raw[k]
 
 
+@helper
+def encode_row(raw, x, importance):
+    """Copy a row."""
+    for k in range(x.size):
+        raw[k] = x[k]
+
+
 class _Float32(Storage):
     name, dtype, bytes_per_block, read_by_products = "float32", np.dtype(np.float32), 4, True
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
-    def encode_ref(self, x):
+    def encode_ref(self, x, importance=None):
         return np.asarray(x, np.float32)
 
     def decode_ref(self, raw):

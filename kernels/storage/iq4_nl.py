@@ -17,20 +17,24 @@ from .blocks import (
     half_at,
     in_bytes_ref,
     inverse_ref,
+    largest_in_size,
     nibbles_ref,
+    over,
     pieces_ref,
+    put_half,
     to_halves_ref,
 )
+from .fits import sum_ref, weights_ref
 
-__all__ = ["STORAGE", "nearest_of_ref"]
+__all__ = ["STORAGE", "nearest_of", "nearest_of_ref"]
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+MIDDLES = (VALUES[:-1] + VALUES[1:]) / 2
 STEPS = 127 + 4 * np.arange(-7, 8, dtype=np.float32)
 
 
-def nearest_of_ref(x, values):
-    """Return the index of the nearest of rising `values` for each x; of two as near, the lower."""
-    middles = (values[:-1] + values[1:]) / 2
+def nearest_of_ref(x, middles):
+    """Return how many of rising `middles` are below each x: the index of the nearest of the values they are between."""
     return np.searchsorted(middles, x).astype(np.uint8)
 
 
@@ -46,22 +50,60 @@ def decode_row(out, raw):
             x[k + 16] = d * VALUES[q >> 4]
 
 
+@helper
+def nearest_of(x, middles):
+    """Return how many of rising `middles` are below x: the index of the nearest of the values that they are between."""
+    q = np.int32(0)
+    for middle in middles:
+        q += np.int32(middle < x)
+    return q
+
+
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row, block by block."""
+    for b in range(x.size // 32):
+        numbers, block = x[32 * b : 32 * b + 32], raw[18 * b : 18 * b + 18]
+        mean = np.float32(0)
+        for number in numbers:
+            mean += number * number
+        spread = np.float32(2) * (mean / np.float32(32))
+        inverse = over(np.float32(1), largest_in_size(numbers))
+        d, best = np.float32(0), np.float32(0)
+        for step in STEPS:
+            with_x, with_q, scale = np.float32(0), np.float32(0), inverse * -step
+            for k in range(32):
+                number = numbers[k]
+                squared = number * number
+                weight = importance[32 * b + k] * np.sqrt(spread + squared) if importance.size else squared
+                kept = VALUES[nearest_of(number * scale, MIDDLES)]
+                with_x += weight * number * kept
+                with_q += weight * kept * kept
+            trial = over(with_x, with_q)
+            if trial * with_x > best:
+                d, best = trial, trial * with_x
+        inverse = over(np.float32(1), put_half(block, 0, d))
+        for k in range(16):
+            upper = nearest_of(numbers[k + 16] * inverse, MIDDLES) << np.int32(4)
+            block[2 + k] = np.uint8(nearest_of(numbers[k] * inverse, MIDDLES) | upper)
+
+
 class _IQ4_NL(BlockStorage):
     name, block, bytes_per_block = "iq4_nl", 32, 18
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
-        weights = x * x if importance is None else importance * np.sqrt(np.mean(x * x, 1, keepdims=True) + x * x)
+        columns, weights = x.T, weights_ref(x, importance, self.block, True)
         largest = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0]
         d, best = np.zeros_like(largest), np.zeros_like(largest)
         for step in STEPS:
-            kept = VALUES[nearest_of_ref(x * (inverse_ref(largest) * -step)[:, None], VALUES)]
-            with_x, with_q = ((weights * kept * other).sum(1) for other in (x, kept))
-            trial = with_x * inverse_ref(with_q)
+            kept = VALUES[nearest_of_ref(columns * (inverse_ref(largest) * -step), MIDDLES)]
+            with_x, with_q = (sum_ref(weights * other * kept) for other in (columns, kept))
+            trial = np.divide(with_x, with_q, out=np.zeros_like(with_x), where=with_q != 0)
             better = trial * with_x > best
             d, best = np.where(better, trial, d), np.where(better, trial * with_x, best)
         d, packed = to_halves_ref(d)
-        return np.hstack([packed, in_bytes_ref(nearest_of_ref(x * inverse_ref(d)[:, None], VALUES), 16)])
+        return np.hstack([packed, in_bytes_ref(nearest_of_ref(x * inverse_ref(d)[:, None], MIDDLES), 16)])
 
     def decode_blocks_ref(self, blocks):
         d, q = pieces_ref(blocks, 2)

@@ -11,6 +11,7 @@ encode      as Q4_K, with d and d_min that make the largest scale and offset 15
 import numpy as np
 
 from ..engine.jit import helper
+from ..engine.simd import LANES
 from .blocks import (
     BlockStorage,
     bits_in_bytes_ref,
@@ -20,8 +21,10 @@ from .blocks import (
     inverse_ref,
     nearest_ref,
     pieces_ref,
+    put_fields,
 )
-from .q4_k import groups_ref, kept_scales_ref
+from .fits import affine_row
+from .q4_k import groups_ref, kept_scales_ref, put_scales, quantised
 
 __all__ = ["STORAGE"]
 
@@ -46,9 +49,25 @@ def decode_row(out, raw):
                 x[k] = scale * np.float32(np.int32(two[k]) >> shift & np.int32(3)) - offset
 
 
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row: fit all groups, then block by block."""
+    scales, offsets = np.empty(x.size // 16 + LANES, np.float32), np.empty(x.size // 16 + LANES, np.float32)
+    affine_row(scales, offsets, x, importance, 16, 256, TOP, STEPS)
+    s, m, q = np.empty(GROUPS, np.uint8), np.empty(GROUPS, np.uint8), np.empty(256, np.uint8)
+    for b in range(x.size // 256):
+        block, scale, offset = raw[84 * b : 84 * b + 84], scales[16 * b : 16 * b + 16], offsets[16 * b : 16 * b + 16]
+        put_scales(block, 80, s, scale, 15)
+        put_scales(block, 82, m, offset, 15)
+        for g in range(GROUPS):
+            block[g] = np.uint8(np.int32(s[g]) | np.int32(m[g]) << np.int32(4))
+        quantised(q, x[256 * b : 256 * b + 256], scale, offset, TOP)
+        put_fields(block[16:], q, 32, 2, 0)
+
+
 class _Q2_K(BlockStorage):
     name, block, bytes_per_block = "q2_k", 256, 84
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS, size=16)

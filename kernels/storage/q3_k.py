@@ -14,6 +14,7 @@ encode      as Q6_K, with d that makes the scale that is largest in size -32
 import numpy as np
 
 from ..engine.jit import helper
+from ..engine.simd import LANES
 from .blocks import (
     BlockStorage,
     bits_in_bytes_ref,
@@ -25,8 +26,11 @@ from .blocks import (
     nearest_ref,
     nibbles_ref,
     pieces_ref,
+    put_fields,
+    put_nibbles,
 )
-from .q6_k import GROUPS, even_groups_ref, kept_signed_ref
+from .fits import even_row
+from .q6_k import GROUPS, even_groups_ref, kept_signed_ref, put_signed_scales, quantised_evenly
 
 __all__ = ["STORAGE"]
 
@@ -52,9 +56,27 @@ def decode_row(out, raw):
                 x[k] = scale * np.float32(q - np.int32(4))
 
 
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row: fit all groups, then block by block."""
+    scales = np.empty(x.size // 16 + LANES, np.float32)
+    even_row(scales, x, importance, 16, 256, TOP, -TOP - 1, STEPS)
+    s, raised, q = np.empty(GROUPS, np.int32), np.empty(GROUPS, np.uint8), np.empty(256, np.uint8)
+    for b in range(x.size // 256):
+        block, own = raw[110 * b : 110 * b + 110], scales[16 * b : 16 * b + 16]
+        put_signed_scales(block, 108, s, own, 31)
+        quantised_evenly(q, x[256 * b : 256 * b + 256], own, TOP)
+        put_fields(block, q, 32, 1, 2)
+        put_fields(block[32:], q, 32, 2, 0)
+        for g in range(GROUPS):
+            raised[g] = np.uint8(s[g] + np.int32(32))
+        put_nibbles(block[96:], raised, 8)
+        put_fields(block[104:], raised, 4, 2, 4)
+
+
 class _Q3_K(BlockStorage):
     name, block, bytes_per_block = "q3_k", 256, 110
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         d, s, scale = kept_signed_ref(even_groups_ref(x, importance, TOP, STEPS), 31)

@@ -11,30 +11,34 @@ encode      d = m / -8, where m is the number that is largest in size: it become
 import numpy as np
 
 from ..engine.jit import helper
+from ..engine.simd import LANES
 from .blocks import (
     BlockStorage,
     from_halves_ref,
     half_at,
     in_bytes_ref,
     inverse_ref,
+    largest_in_size,
     nibbles_ref,
+    over,
     pieces_ref,
+    put_half,
     to_halves_ref,
 )
-from .fits import even_fit_ref
+from .fits import even_fit_ref, even_row, weights_ref
 
-__all__ = ["STORAGE", "scale_ref", "shifted_ref"]
+__all__ = ["NEAR", "STORAGE", "scale_of", "scale_ref", "shifted", "shifted_ref"]
 
 TOP = 7
-STEPS = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # tried beside TOP + 1 where there are weights
+NEAR = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # tried beside top + 1 where there are weights
+AROUND = NEAR + np.float32(TOP + 1)
 
 
 def scale_ref(x, importance, top):
     """Return d (n,) of blocks (n, block) that are kept as -top - 1 ... top times d."""
     if importance is None:
         return np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0] / np.float32(-top - 1)
-    weights = importance * np.sqrt(np.mean(x * x, 1, keepdims=True) + x * x)
-    return even_fit_ref(x.T, weights.T, top, STEPS + np.float32(top + 1))
+    return even_fit_ref(x.T, weights_ref(x, importance, x.shape[1], True), top, NEAR + np.float32(top + 1))
 
 
 def shifted_ref(x, d, top):
@@ -56,9 +60,39 @@ def decode_row(out, raw):
             x[k + 16] = d * np.float32((q >> np.int32(4)) - np.int32(8))
 
 
+@helper
+def scale_of(x, importance, top, steps):
+    """Return d of a block x that is kept as -top - 1 ... top times d; importance: its columns', or empty."""
+    if not importance.size:
+        return largest_in_size(x) / np.float32(-top - 1)
+    scale = np.empty(LANES, np.float32)
+    even_row(scale, x, importance, x.size, x.size, top, -top - 1, steps)
+    return scale[0]
+
+
+@helper
+def shifted(x, inverse, top):
+    """Return x * inverse + top + 1 to the nearest whole number, cut to 0 ... 2 top + 1, as int32."""
+    q = x * inverse + np.float32(top + 1.5)
+    return np.int32(min(max(q, np.float32(0)), np.float32(2 * top + 1)))
+
+
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row, block by block."""
+    for b in range(x.size // 32):
+        numbers, block = x[32 * b : 32 * b + 32], raw[18 * b : 18 * b + 18]
+        d = scale_of(numbers, importance[32 * b : 32 * b + 32], TOP, AROUND)
+        inverse = over(np.float32(1), d)
+        put_half(block, 0, d)
+        for k in range(16):
+            upper = shifted(numbers[k + 16], inverse, TOP) << np.int32(4)
+            block[2 + k] = np.uint8(shifted(numbers[k], inverse, TOP) | upper)
+
+
 class _Q4_0(BlockStorage):
     name, block, bytes_per_block = "q4_0", 32, 18
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         d = scale_ref(x, importance, TOP)

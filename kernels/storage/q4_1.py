@@ -11,6 +11,7 @@ encode      m is the least number, d = (largest - m) / 15;  q_k = (x_k - m) / d,
 import numpy as np
 
 from ..engine.jit import helper
+from ..engine.simd import LANES
 from .blocks import (
     BlockStorage,
     from_halves_ref,
@@ -18,23 +19,26 @@ from .blocks import (
     in_bytes_ref,
     inverse_ref,
     nibbles_ref,
+    over,
     pieces_ref,
+    put_half,
     to_halves_ref,
 )
-from .fits import affine_fit_ref
+from .fits import affine_fit_ref, affine_row, weights_ref
 
-__all__ = ["STORAGE", "from_least_ref", "scale_and_least_ref"]
+__all__ = ["NEAR", "STORAGE", "above", "from_least_ref", "scale_and_least", "scale_and_least_ref"]
 
 TOP = 15
-STEPS = np.arange(-18, 19, dtype=np.float32) * np.float32(0.05)  # tried beside TOP where there are weights
+NEAR = np.arange(-18, 19, dtype=np.float32) * np.float32(0.05)  # tried beside top where there are weights
+AROUND = NEAR + np.float32(TOP)
 
 
 def scale_and_least_ref(x, importance, top):
     """Return d and m (n,) of blocks (n, block) that are kept as 0 ... top times d above m."""
     if importance is None:
         return (x.max(1) - x.min(1)) / np.float32(top), x.min(1)
-    weights = importance * np.sqrt(np.mean(x * x, 1, keepdims=True) + x * x)
-    scale, offset = affine_fit_ref(x.T, weights.T, top, STEPS + np.float32(top))
+    weights = weights_ref(x, importance, x.shape[1], False)
+    scale, offset = affine_fit_ref(x.T, weights, top, NEAR + np.float32(top))
     return scale, -offset
 
 
@@ -57,9 +61,40 @@ def decode_row(out, raw):
             x[k + 16] = d * np.float32(q >> np.int32(4)) + m
 
 
+@helper
+def scale_and_least(x, importance, top, steps):
+    """Return d and m of a block x that is kept as 0 ... top times d above m; importance: its columns', or empty."""
+    if not importance.size:
+        return (x.max() - x.min()) / np.float32(top), x.min()
+    scale, offset = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    affine_row(scale, offset, x, importance, x.size, x.size, top, steps)
+    return scale[0], -offset[0]
+
+
+@helper
+def above(x, inverse, m, top):
+    """Return (x - m) * inverse to the nearest whole number, cut to 0 ... top, as int32."""
+    q = (x - m) * inverse + np.float32(0.5)
+    return np.int32(min(max(q, np.float32(0)), np.float32(top)))
+
+
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row, block by block."""
+    for b in range(x.size // 32):
+        numbers, block = x[32 * b : 32 * b + 32], raw[20 * b : 20 * b + 20]
+        d, m = scale_and_least(numbers, importance[32 * b : 32 * b + 32], TOP, AROUND)
+        inverse = over(np.float32(1), d)
+        put_half(block, 0, d)
+        put_half(block, 2, m)
+        for k in range(16):
+            upper = above(numbers[k + 16], inverse, m, TOP) << np.int32(4)
+            block[4 + k] = np.uint8(above(numbers[k], inverse, m, TOP) | upper)
+
+
 class _Q4_1(BlockStorage):
     name, block, bytes_per_block = "q4_1", 32, 20
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         d, m = scale_and_least_ref(x, importance, TOP)

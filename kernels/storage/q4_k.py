@@ -17,6 +17,7 @@ encode      scale and offset of each group by `fits.py`, with weights |x| + the 
 import numpy as np
 
 from ..engine.jit import helper
+from ..engine.simd import LANES
 from .blocks import (
     BlockStorage,
     from_halves_ref,
@@ -25,12 +26,26 @@ from .blocks import (
     inverse_ref,
     nearest_ref,
     nibbles_ref,
+    over,
     pieces_ref,
+    put_half,
+    put_nibbles,
     to_halves_ref,
+    whole,
 )
-from .fits import affine_fit_ref
+from .fits import affine_fit_ref, affine_row, columns_ref, weights_ref
 
-__all__ = ["STORAGE", "groups_ref", "kept_scales_ref", "packed_pairs_ref", "pair_of", "pairs_ref"]
+__all__ = [
+    "STORAGE",
+    "groups_ref",
+    "kept_scales_ref",
+    "packed_pairs_ref",
+    "pair_of",
+    "pairs_ref",
+    "put_pairs",
+    "put_scales",
+    "quantised",
+]
 
 GROUPS = 8
 TOP = 15
@@ -55,13 +70,7 @@ def packed_pairs_ref(s, m):
 
 def groups_ref(x, importance, top, steps, size=32):
     """Return scales and offsets (n, block / size) of the groups of `size` numbers of blocks (n, block)."""
-    groups = x.reshape(-1, size)
-    if importance is None:
-        weights = np.abs(groups) + np.sqrt(np.mean(groups * groups, 1, keepdims=True))
-    else:
-        spread = np.sqrt(2 * np.mean(x * x, 1, keepdims=True) + x * x)
-        weights = (importance * spread).reshape(-1, size)
-    scale, offset = affine_fit_ref(groups.T, weights.T, top, steps)
+    scale, offset = affine_fit_ref(columns_ref(x, size), weights_ref(x, importance, size, False), top, steps)
     return scale.reshape(len(x), -1), offset.reshape(len(x), -1)
 
 
@@ -100,9 +109,57 @@ def decode_row(out, raw):
                 x[k + 32] = scale2 * np.float32(q >> np.int32(4)) - offset2
 
 
+@helper
+def put_scales(raw, at, kept, scales, top):
+    """Write d to raw[at], raw[at + 1]; scales >= 0 become d times whole numbers up to `top`, which go to `kept`."""
+    largest = scales.max()
+    inverse = over(np.float32(1), largest) * np.float32(top)
+    d = put_half(raw, at, largest / np.float32(top))
+    for g in range(scales.size):
+        kept[g] = whole(scales[g] * inverse, 0, top)
+        scales[g] = d * np.float32(kept[g])
+
+
+@helper
+def put_pairs(packed, s, m):
+    """Write eight pairs below 64 to twelve bytes."""
+    four, six = np.int32(4), np.int32(6)
+    for i in range(4):
+        s4, m4 = np.int32(s[i + 4]), np.int32(m[i + 4])
+        packed[i] = np.uint8(np.int32(s[i]) | s4 >> four << six)
+        packed[i + 4] = np.uint8(np.int32(m[i]) | m4 >> four << six)
+        packed[i + 8] = np.uint8((s4 & np.int32(15)) | (m4 & np.int32(15)) << four)
+
+
+@helper
+def quantised(q, x, scales, offsets, top):
+    """Write the whole numbers of a block x, in groups of as many as `scales` has, to q (block,) uint8."""
+    size = x.size // scales.size
+    for g in range(scales.size):
+        inverse, offset = over(np.float32(1), scales[g]), offsets[g]
+        numbers, group = x[g * size : (g + 1) * size], q[g * size : (g + 1) * size]
+        for k in range(size):
+            group[k] = np.uint8(whole((numbers[k] + offset) * inverse, 0, top))
+
+
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row: fit all groups, then block by block."""
+    scales, offsets = np.empty(x.size // 32 + LANES, np.float32), np.empty(x.size // 32 + LANES, np.float32)
+    affine_row(scales, offsets, x, importance, 32, 256, TOP, STEPS)
+    s, m, q = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
+    for b in range(x.size // 256):
+        block, scale, offset = raw[144 * b : 144 * b + 144], scales[8 * b : 8 * b + 8], offsets[8 * b : 8 * b + 8]
+        put_scales(block, 0, s, scale, 63)
+        put_scales(block, 2, m, offset, 63)
+        put_pairs(block[4:], s, m)
+        quantised(q, x[256 * b : 256 * b + 256], scale, offset, TOP)
+        put_nibbles(block[16:], q, 32)
+
+
 class _Q4_K(BlockStorage):
     name, block, bytes_per_block = "q4_k", 256, 144
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS)

@@ -10,12 +10,23 @@ encode      as Q4_0, with d = m / -16
 import numpy as np
 
 from ..engine.jit import helper
-from .blocks import BlockStorage, from_halves_ref, half_at, in_bytes_ref, nibbles_ref, pieces_ref, to_halves_ref
-from .q4_0 import scale_ref, shifted_ref
+from .blocks import (
+    BlockStorage,
+    from_halves_ref,
+    half_at,
+    in_bytes_ref,
+    nibbles_ref,
+    over,
+    pieces_ref,
+    put_half,
+    to_halves_ref,
+)
+from .q4_0 import NEAR, scale_of, scale_ref, shifted, shifted_ref
 
-__all__ = ["STORAGE", "five_bits", "five_bits_ref", "from_five_bits_ref"]
+__all__ = ["STORAGE", "five_bits", "five_bits_ref", "from_five_bits_ref", "put_five_bits"]
 
 TOP = 15
+AROUND = NEAR + np.float32(TOP + 1)
 
 
 def five_bits_ref(q):
@@ -50,9 +61,31 @@ def decode_row(out, raw):
             x[k] = d * (x[k] - np.float32(16))
 
 
+@helper
+def put_five_bits(packed, at, low, high):
+    """Write numbers `at` and at + 16 of a block to its twenty bytes, of which the first four are 0 before."""
+    packed[4 + at] = np.uint8((low & np.int32(15)) | (high & np.int32(15)) << np.int32(4))
+    shift = np.int32(at & 7)
+    packed[at >> 3] |= np.uint8(low >> np.int32(4) << shift)
+    packed[2 + (at >> 3)] |= np.uint8(high >> np.int32(4) << shift)
+
+
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row, block by block."""
+    for b in range(x.size // 32):
+        numbers, block = x[32 * b : 32 * b + 32], raw[22 * b : 22 * b + 22]
+        d = scale_of(numbers, importance[32 * b : 32 * b + 32], TOP, AROUND)
+        inverse = over(np.float32(1), d)
+        put_half(block, 0, d)
+        block[2:6] = 0
+        for k in range(16):
+            put_five_bits(block[2:], k, shifted(numbers[k], inverse, TOP), shifted(numbers[k + 16], inverse, TOP))
+
+
 class _Q5_0(BlockStorage):
     name, block, bytes_per_block = "q5_0", 32, 22
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         d = scale_ref(x, importance, TOP)

@@ -10,13 +10,14 @@ encode      as Q4_1, with d = (largest - m) / 31
 import numpy as np
 
 from ..engine.jit import helper
-from .blocks import BlockStorage, from_halves_ref, half_at, pieces_ref, to_halves_ref
-from .q4_1 import from_least_ref, scale_and_least_ref
-from .q5_0 import five_bits, five_bits_ref, from_five_bits_ref
+from .blocks import BlockStorage, from_halves_ref, half_at, over, pieces_ref, put_half, to_halves_ref
+from .q4_1 import NEAR, above, from_least_ref, scale_and_least, scale_and_least_ref
+from .q5_0 import five_bits, five_bits_ref, from_five_bits_ref, put_five_bits
 
 __all__ = ["STORAGE"]
 
 TOP = 31
+AROUND = NEAR + np.float32(TOP)
 
 
 @helper
@@ -30,9 +31,23 @@ def decode_row(out, raw):
             x[k] = d * x[k] + m
 
 
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row, block by block."""
+    for b in range(x.size // 32):
+        numbers, block = x[32 * b : 32 * b + 32], raw[24 * b : 24 * b + 24]
+        d, m = scale_and_least(numbers, importance[32 * b : 32 * b + 32], TOP, AROUND)
+        inverse = over(np.float32(1), d)
+        put_half(block, 0, d)
+        put_half(block, 2, m)
+        block[4:8] = 0
+        for k in range(16):
+            put_five_bits(block[4:], k, above(numbers[k], inverse, m, TOP), above(numbers[k + 16], inverse, m, TOP))
+
+
 class _Q5_1(BlockStorage):
     name, block, bytes_per_block = "q5_1", 32, 24
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         d, m = scale_and_least_ref(x, importance, TOP)

@@ -11,6 +11,7 @@ encode      as Q4_K
 import numpy as np
 
 from ..engine.jit import helper
+from ..engine.simd import LANES
 from .blocks import (
     BlockStorage,
     bits_in_bytes_ref,
@@ -22,8 +23,21 @@ from .blocks import (
     nearest_ref,
     nibbles_ref,
     pieces_ref,
+    put_fields,
+    put_nibbles,
 )
-from .q4_k import GROUPS, groups_ref, kept_scales_ref, packed_pairs_ref, pair_of, pairs_ref
+from .fits import affine_row
+from .q4_k import (
+    GROUPS,
+    groups_ref,
+    kept_scales_ref,
+    packed_pairs_ref,
+    pair_of,
+    pairs_ref,
+    put_pairs,
+    put_scales,
+    quantised,
+)
 
 __all__ = ["STORAGE"]
 
@@ -49,9 +63,25 @@ def decode_row(out, raw):
                 x[k + 32] = scale2 * np.float32(q >> np.int32(4) | (f & np.int32(2)) << np.int32(3)) - offset2
 
 
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row: fit all groups, then block by block."""
+    scales, offsets = np.empty(x.size // 32 + LANES, np.float32), np.empty(x.size // 32 + LANES, np.float32)
+    affine_row(scales, offsets, x, importance, 32, 256, TOP, STEPS)
+    s, m, q = np.empty(8, np.uint8), np.empty(8, np.uint8), np.empty(256, np.uint8)
+    for b in range(x.size // 256):
+        block, scale, offset = raw[176 * b : 176 * b + 176], scales[8 * b : 8 * b + 8], offsets[8 * b : 8 * b + 8]
+        put_scales(block, 0, s, scale, 63)
+        put_scales(block, 2, m, offset, 63)
+        put_pairs(block[4:], s, m)
+        quantised(q, x[256 * b : 256 * b + 256], scale, offset, TOP)
+        put_fields(block[16:], q, 32, 1, 4)
+        put_nibbles(block[48:], q, 32)
+
+
 class _Q5_K(BlockStorage):
     name, block, bytes_per_block = "q5_k", 256, 176
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS)

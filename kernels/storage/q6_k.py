@@ -12,6 +12,7 @@ encode      scales of groups by `fits.py`, with weights x^2; d makes the one tha
 import numpy as np
 
 from ..engine.jit import helper
+from ..engine.simd import LANES
 from .blocks import (
     BlockStorage,
     bits_in_bytes_ref,
@@ -20,15 +21,21 @@ from .blocks import (
     half_at,
     in_bytes_ref,
     inverse_ref,
+    largest_in_size,
     nearest_ref,
     nibbles_ref,
+    over,
     pieces_ref,
+    put_fields,
+    put_half,
+    put_nibbles,
     signed,
     to_halves_ref,
+    whole,
 )
-from .fits import even_fit_ref
+from .fits import columns_ref, even_fit_ref, even_row, weights_ref
 
-__all__ = ["STORAGE", "even_groups_ref", "kept_signed_ref"]
+__all__ = ["STORAGE", "even_groups_ref", "kept_signed_ref", "put_signed_scales", "quantised_evenly"]
 
 GROUPS = 16
 TOP = 31
@@ -37,8 +44,7 @@ STEPS = np.arange(31.1, 32.95, 0.1, dtype=np.float32)
 
 def even_groups_ref(x, importance, top, steps):
     """Return the scales (n, 16) of the groups of 16 numbers of blocks (n, 256), of either sign."""
-    weights = x * x if importance is None else importance * np.sqrt(2 * np.mean(x * x, 1, keepdims=True) + x * x)
-    scale = even_fit_ref(x.reshape(-1, GROUPS).T, weights.reshape(-1, GROUPS).T, top, steps)
+    scale = even_fit_ref(columns_ref(x, GROUPS), weights_ref(x, importance, GROUPS, True), top, steps)
     return scale.reshape(len(x), -1)
 
 
@@ -72,9 +78,46 @@ def decode_row(out, raw):
                 x[k] = scale * np.float32(q - np.int32(32))
 
 
+@helper
+def put_signed_scales(raw, at, kept, scales, top):
+    """Write d to raw[at], raw[at + 1]; scales become d times whole numbers, -top - 1 ... top, which go to `kept`."""
+    largest, below = largest_in_size(scales), np.float32(-top - 1)
+    inverse = over(np.float32(1), largest) * below
+    d = put_half(raw, at, largest / below)
+    for g in range(scales.size):
+        kept[g] = whole(scales[g] * inverse, -top - 1, top)
+        scales[g] = d * np.float32(kept[g])
+
+
+@helper
+def quantised_evenly(q, x, scales, top):
+    """Write the whole numbers of a block x, raised by top + 1, to q (256,) uint8; groups of 16."""
+    for g in range(GROUPS):
+        inverse = over(np.float32(1), scales[g])
+        numbers, group = x[16 * g : 16 * g + 16], q[16 * g : 16 * g + 16]
+        for k in range(16):
+            group[k] = np.uint8(whole(numbers[k] * inverse, -top - 1, top) + np.int32(top + 1))
+
+
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row: fit all groups, then block by block."""
+    scales = np.empty(x.size // 16 + LANES, np.float32)
+    even_row(scales, x, importance, 16, 256, TOP, -TOP - 1, STEPS)
+    s, q = np.empty(GROUPS, np.int32), np.empty(256, np.uint8)
+    for b in range(x.size // 256):
+        block, own = raw[210 * b : 210 * b + 210], scales[16 * b : 16 * b + 16]
+        put_signed_scales(block, 208, s, own, 127)
+        quantised_evenly(q, x[256 * b : 256 * b + 256], own, TOP)
+        put_nibbles(block[:128], q, 64)
+        put_fields(block[128:], q, 32, 2, 4)
+        for g in range(GROUPS):
+            block[192 + g] = np.uint8(s[g] & np.int32(255))
+
+
 class _Q6_K(BlockStorage):
     name, block, bytes_per_block = "q6_k", 256, 210
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         d, s, scale = kept_signed_ref(even_groups_ref(x, importance, TOP, STEPS), 127)

@@ -10,7 +10,18 @@ encode      d = max |x| / 127,  q_k = x_k / d rounded to the nearest, of equally
 import numpy as np
 
 from ..engine.jit import helper
-from .blocks import BlockStorage, from_halves_ref, half_at, inverse_ref, pieces_ref, signed, to_halves_ref
+from .blocks import (
+    BlockStorage,
+    from_halves_ref,
+    half_at,
+    inverse_ref,
+    largest_in_size,
+    over,
+    pieces_ref,
+    put_half,
+    signed,
+    to_halves_ref,
+)
 
 __all__ = ["STORAGE"]
 
@@ -25,9 +36,23 @@ def decode_row(out, raw):
             x[k] = d * np.float32(signed(block[2 + k]))
 
 
+@helper
+def encode_row(raw, x, importance):
+    """Encode a row, block by block."""
+    for b in range(x.size // 32):
+        numbers, block = x[32 * b : 32 * b + 32], raw[34 * b : 34 * b + 34]
+        d = abs(largest_in_size(numbers)) / np.float32(127)
+        inverse = over(np.float32(1), d)
+        put_half(block, 0, d)
+        for k in range(32):
+            size = abs(numbers[k] * inverse)
+            q = np.int32(np.floor(size) + np.floor(np.float32(2) * (size - np.floor(size))))
+            block[2 + k] = np.uint8((-q if numbers[k] < 0 else q) & np.int32(255))
+
+
 class _Q8_0(BlockStorage):
     name, block, bytes_per_block = "q8_0", 32, 34
-    decode_row = staticmethod(decode_row)
+    decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):
         d = np.abs(x).max(1) / np.float32(127)
