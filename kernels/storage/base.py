@@ -6,7 +6,9 @@
     decode_ref        float32 from raw, in NumPy: the definition
     decode_row        a row of raw to float32: a Numba helper, and all that a storage must write for kernels
                       that read
-    encode_row        a row of float32 to raw
+    encode_row        a row of float32 to raw, the bits of encode_ref; a storage without it is encoded in NumPy
+
+Numbers that are encoded are finite, and no larger than the storage can keep (`largest`); `encode` says which is not.
 
 From `decode_row` follow strips of rows, the rows of an embedding, and products (`stored_matmul.py`), which decode a
 strip at a time and never the whole matrix.  Where `read_by_products` is true they need not even do that: the packers
@@ -19,9 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.jit import kernel, prange
+from ..engine.jit import helper, kernel, prange
+from ..engine.vectors import bits_of
 
-__all__ = ["Storage"]
+__all__ = ["SIZE", "Storage"]
+
+SIZE = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign: they rise as its size does, and NaN is above infinity
+LEAST_WEIGHT = np.float32(1e-6)  # of a column, where their mean is 1: one that never mattered still has numbers
 
 
 class Storage:
@@ -31,15 +37,20 @@ class Storage:
     dtype: np.dtype  # of raw
     block = 1  # elements along a row that are kept together
     bytes_per_block: int
+    largest = float(np.finfo(np.float32).max)  # the largest size of a number that is encoded
+    weighted = False  # whether an importance of columns changes what is kept
     read_by_products = False  # whether `matmul.product` takes raw as it is
     decode_row: Callable[..., None]  # Numba helper, static: decode_row(out (K,), raw (items,)), every element written
-    encode_row: Callable[..., None]  # the same: encode_row(raw (items,), x (K,), importance (K,) or (0,)), all finite
+    encode_row: Callable[..., None] | None = None  # the same: encode_row(raw (items,), x (K,), importance (K,) or (0,))
 
     def __repr__(self) -> str:
         return self.name
 
     def encode_ref(self, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
-        """Return raw for float32 x (M, K): what is nearest to x, or to it in columns weighted by importance (K,)."""
+        """Return raw for float32 x (M, K): what is nearest to x, or to it in columns weighted by importance (K,).
+
+        What `encode` refuses is not looked for; of a single number, NaN stays NaN and what is too large is infinite.
+        """
         raise NotImplementedError
 
     def decode_ref(self, raw: np.ndarray) -> np.ndarray:
@@ -74,13 +85,64 @@ class Storage:
         """Overwrite out (N, K) float32 with the rows `ids` (N,), each below M, of raw."""
         self._rows(out, ids, self.for_kernels(raw))
 
-    def encode(self, raw: np.ndarray, x: np.ndarray, importance: np.ndarray | None = None) -> None:
-        """Overwrite raw (M, items) with what keeps float32 x (M, K); all of x is finite.
+    def encode(self, raw: np.ndarray, x: np.ndarray, importance: np.ndarray | None = None, first_row: int = 0) -> None:
+        """Overwrite raw (M, items) with what keeps float32 x (M, K), on all threads.
 
-        importance (K,) float32, at least 0: how much an error in a column counts; single numbers ignore it.
+        importance (K,), at least 0: how much the square of an error in a column counts, as against that in another;
+        it changes what is kept where the storage is `weighted`.  `first_row` is what an error calls the first row of x.
+
+        Raises TypeError for other dtypes, ValueError for other shapes, and for a number that is not finite or larger
+        in size than `largest`: raw is then overwritten in part.
         """
-        view = raw.view(np.int16) if self.dtype == np.float16 else raw
-        self._encode(view, x, np.empty(0, np.float32) if importance is None else importance)
+        x = self.check_numbers(x)
+        self.check(raw, x.shape[1])
+        if len(raw) != len(x):
+            raise ValueError(f"raw has {len(raw)} rows, x has {len(x)}; both must have as many")
+        weights = self.weights(importance, x.shape[1])
+        unfit = np.zeros(len(x), np.uint8)
+        if self.encode_row is None:
+            unfit[:] = (~(np.abs(x) <= self.largest)).any(1)
+            raw[unfit == 0] = self.encode_ref(x[unfit == 0], weights)
+        else:
+            view = raw.view(np.int16) if self.dtype == np.float16 else raw
+            largest = np.float32(self.largest).view(np.int32)
+            self._encode(view, x, np.empty(0, np.float32) if weights is None else weights, largest, unfit)
+        if unfit.any():
+            row = int(unfit.argmax())
+            column = int(np.argmin(np.abs(x[row]) <= self.largest))
+            raise ValueError(
+                f"row {first_row + row}, column {column} is {x[row, column]:.9g}; {self} keeps finite numbers up to "
+                f"{self.largest:g}; look for a weight that diverged, or keep the matrix as bf16 or float32"
+            )
+
+    def check_numbers(self, x: np.ndarray) -> np.ndarray:
+        """Return x (M, K), read-only and not copied; TypeError unless it is float32 with rows in one piece."""
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 2:
+            kind = f"{x.dtype} of {x.ndim} axes" if isinstance(x, np.ndarray) else type(x).__name__
+            raise TypeError(f"x is {kind}; {self} encodes float32 (M, K); use np.asarray(x, np.float32)")
+        if x.shape[1] > 1 and x.strides[1] != 4:
+            raise TypeError(f"the numbers of a row of x are {x.strides[1]} bytes apart; use np.ascontiguousarray(x)")
+        view = x.view()
+        view.flags.writeable = False  # so that kernels are compiled once
+        return view
+
+    def weights(self, importance: np.ndarray | None, columns: int) -> np.ndarray | None:
+        """Return importance (columns,) as float32 with a mean of 1 and none 0; None if nothing depends on it.
+
+        A fit is by the weights of a few columns alone, so these may not all be 0, as they are in an expert that no
+        text of a calibration reached; such columns then count alike.  ValueError for a shape or number that is wrong.
+        """
+        if importance is None:
+            return None
+        given = np.asarray(importance)
+        if given.shape != (columns,):
+            raise ValueError(f"importance has shape {given.shape}; rows have {columns} numbers: give it ({columns},)")
+        if not (np.isfinite(given) & (given >= 0)).all():
+            column = int(np.argmin(np.isfinite(given) & (given >= 0)))
+            raise ValueError(f"importance[{column}] is {given[column]:g}; it must be finite and at least 0")
+        if not self.weighted or not given.any():
+            return None
+        return np.maximum((given / given.mean(dtype=np.float64)).astype(np.float32), LEAST_WEIGHT)
 
     def decode(self, out: np.ndarray, raw: np.ndarray, first_row: int) -> None:
         """Overwrite out (r, K) float32 with the rows from `first_row` on."""
@@ -95,11 +157,23 @@ class Storage:
         return _rows_kernel(self.decode_row)
 
 
+@helper
+def _fits(x, largest):
+    """Say whether all of x are at most `largest` in size, as the bits of a float32: NaN and infinity are above."""
+    above = np.int32(0)
+    for k in range(x.size):
+        above |= np.int32(bits_of(x[k]) & SIZE > largest)
+    return above == 0
+
+
 def _encode_kernel(encode_row: Callable[..., None]) -> Any:
     @kernel
-    def encode(raw, x, importance):
+    def encode(raw, x, importance, largest, unfit):
         for i in prange(len(x)):
-            encode_row(raw[i], x[i], importance)
+            if _fits(x[i], largest):
+                encode_row(raw[i], x[i], importance)
+            else:
+                unfit[i] = 1
 
     return encode
 

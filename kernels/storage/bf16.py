@@ -14,6 +14,7 @@ import numpy as np
 
 from ..engine.halves import as_element, as_float, round_to_bf16_ref, widen_bf16_ref
 from ..engine.jit import helper
+from ..engine.parts import LARGEST
 from .base import Storage
 
 __all__ = ["STORAGE"]
@@ -35,6 +36,7 @@ def encode_row(raw, x, importance):
 
 class _BFloat16(Storage):
     name, dtype, bytes_per_block, read_by_products = "bf16", np.dtype(np.uint16), 2, True
+    largest = float(LARGEST)
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_ref(self, x, importance=None):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..engine.jit import helper
 from .base import Storage
-from .float16 import from_half, to_half
+from .float16 import LARGEST_HALF, from_half, to_half
 
 __all__ = [
     "BlockStorage",
@@ -47,9 +47,8 @@ def from_halves_ref(pairs):
 
 
 def to_halves_ref(numbers):
-    """Return float32 (n,) rounded to half precision, as it is kept, and its two bytes (n, 2)."""
-    with np.errstate(over="ignore"):
-        kept = numbers.astype("<f2")
+    """Return float32 (n,) as it is kept in half precision, at most the largest half, and its two bytes (n, 2)."""
+    kept = np.clip(numbers, np.float32(-LARGEST_HALF), np.float32(LARGEST_HALF)).astype("<f2")
     return kept.astype(np.float32), kept[:, None].view(np.uint8)
 
 
@@ -84,9 +83,11 @@ def nearest_ref(x, low, top):
     return np.clip(np.rint(x), np.float32(low), np.float32(top))
 
 
-def inverse_ref(d):
-    """Return 1 / d, 0 where d is 0."""
-    return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+def inverse_ref(d, top=1):
+    """Return top / d, 0 where that is no float32: of a d that is 0 or so small that no half keeps it."""
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(top) / d
+    return np.where(np.isinf(inverse), np.float32(0), inverse)
 
 
 # -- helpers of kernels: a block is raw from its first byte on -----------------------------------
@@ -94,8 +95,9 @@ def inverse_ref(d):
 
 @helper
 def over(numerator, x):
-    """Return numerator / x, 0 where x is 0."""
-    return numerator / x if x != 0 else np.float32(0)
+    """Return numerator / x, 0 where x is 0 or the quotient is no float32."""
+    quotient = numerator / x if x != 0 else np.float32(0)
+    return quotient if abs(quotient) < np.float32(np.inf) else np.float32(0)
 
 
 @helper
@@ -152,8 +154,8 @@ def half_at(raw, at):
 
 @helper
 def put_half(raw, at, x):
-    """Write x in half precision to the two bytes raw[at], raw[at + 1]; return what they keep."""
-    bits = to_half(x)
+    """Write x in half precision, at most the largest, to the two bytes raw[at], raw[at + 1]; return what they keep."""
+    bits = to_half(min(max(x, np.float32(-LARGEST_HALF)), np.float32(LARGEST_HALF)))
     raw[at], raw[at + 1] = np.uint8(bits & np.int32(255)), np.uint8(bits >> np.int32(8))
     return half_at(raw, at)
 
@@ -165,6 +167,8 @@ class BlockStorage(Storage):
     """What storages of blocks have in common."""
 
     dtype = np.dtype(np.uint8)
+    largest = LARGEST_HALF  # what a scale or a least number is at most; a fit may find a little more, which is cut
+    weighted = True
 
     def encode_blocks_ref(self, x, importance):
         """Return (n, bytes_per_block) uint8 of x (n, block) float32; importance: weights alike, or None."""
@@ -176,12 +180,17 @@ class BlockStorage(Storage):
 
     def encode_ref(self, x, importance=None):
         rows = np.asarray(x, np.float32)
-        self.items(rows.shape[1])
-        weights = None
-        if importance is not None:
-            weights = np.broadcast_to(np.asarray(importance, np.float32), rows.shape).reshape(-1, self.block)
-        return self.encode_blocks_ref(rows.reshape(-1, self.block), weights).reshape(len(rows), -1)
+        shape = len(rows), self.items(rows.shape[1])
+        if not rows.size:
+            return np.empty(shape, self.dtype)
+        weights = self.weights(importance, rows.shape[1])
+        if weights is not None:
+            weights = np.broadcast_to(weights, rows.shape).reshape(-1, self.block)
+        with np.errstate(all="ignore"):  # of numbers whose squares are no float32; a fit then finds nothing better
+            return self.encode_blocks_ref(rows.reshape(-1, self.block), weights).reshape(shape)
 
     def decode_ref(self, raw):
+        if not raw.size:
+            return np.empty((len(raw), self.columns(raw)), np.float32)
         blocks = np.ascontiguousarray(raw).reshape(-1, self.bytes_per_block)
-        return self.decode_blocks_ref(blocks).reshape(len(raw), -1)
+        return self.decode_blocks_ref(blocks).reshape(len(raw), self.columns(raw))

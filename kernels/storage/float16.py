@@ -19,19 +19,19 @@ import numpy as np
 
 from ..engine.jit import helper
 from ..engine.vectors import bits_of, float_from_bits
-from .base import Storage
+from .base import SIZE, Storage
 
-__all__ = ["STORAGE", "from_half", "to_half"]
+__all__ = ["LARGEST_HALF", "STORAGE", "from_half", "to_half"]
 
 UP = np.int32(13)  # bits from float16's significand to float32's
 MOVED = np.int32(0x8FFFE000 - 2**32)  # where sign, exponent and significand then are; the sign was extended
 SCALE = np.float32(2.0**112)
 SPECIAL = np.float32(65536)
 INFINITY = np.int32(0x7F800000)
-LARGEST = np.int32(0x7FFFFFFF)
 TOO_LARGE = np.int32(0x47800000)  # 2^16; what is below and rounds up to it carries into infinity
 SMALLEST = np.int32(0x38800000)  # 2^-14
-HALF = np.float32(0.5)
+LARGEST_HALF = 65504.0
+ONE_HALF = np.float32(0.5)
 BIASES = np.int32((127 - 15) << 23)
 
 
@@ -47,12 +47,12 @@ def from_half(bits):
 def to_half(x):
     """Return the bits of a float32 in half precision, rounded to nearest even, as an int32 from 0 to 65535."""
     bits = bits_of(x)
-    size = bits & LARGEST
+    size = bits & SIZE
     sign = (bits ^ size) >> np.int32(16) & np.int32(0x8000)
     if size >= TOO_LARGE:  # NaN is above infinity
         return sign | (np.int32(0x7E00) if size > INFINITY else np.int32(0x7C00))
     if size < SMALLEST:  # a multiple of 2^-24, as all float32 between 1/2 and 1 are
-        return sign | bits_of(float_from_bits(size) + HALF) - bits_of(HALF)
+        return sign | bits_of(float_from_bits(size) + ONE_HALF) - bits_of(ONE_HALF)
     return sign | (size + (size >> UP & np.int32(1)) + np.int32(0xFFF) - BIASES) >> UP
 
 
@@ -73,6 +73,7 @@ def decode_row(out, raw):
 
 class _Float16(Storage):
     name, dtype, bytes_per_block = "float16", np.dtype(np.float16), 2
+    largest = LARGEST_HALF
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_ref(self, x, importance=None):

@@ -68,10 +68,10 @@ def encode_row(raw, x, importance):
         for number in numbers:
             mean += number * number
         spread = np.float32(2) * (mean / np.float32(32))
-        inverse = over(np.float32(1), largest_in_size(numbers))
+        largest = largest_in_size(numbers)
         d, best = np.float32(0), np.float32(0)
         for step in STEPS:
-            with_x, with_q, scale = np.float32(0), np.float32(0), inverse * -step
+            with_x, with_q, scale = np.float32(0), np.float32(0), over(-step, largest)
             for k in range(32):
                 number = numbers[k]
                 squared = number * number
@@ -97,7 +97,7 @@ class _IQ4_NL(BlockStorage):
         largest = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0]
         d, best = np.zeros_like(largest), np.zeros_like(largest)
         for step in STEPS:
-            kept = VALUES[nearest_of_ref(columns * (inverse_ref(largest) * -step), MIDDLES)]
+            kept = VALUES[nearest_of_ref(columns * inverse_ref(largest, -step), MIDDLES)]
             with_x, with_q = (sum_ref(weights * other * kept) for other in (columns, kept))
             trial = np.divide(with_x, with_q, out=np.zeros_like(with_x), where=with_q != 0)
             better = trial * with_x > best

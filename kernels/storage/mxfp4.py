@@ -13,6 +13,7 @@ import numpy as np
 
 from ..engine.jit import helper
 from ..engine.vectors import bits_of, float_from_bits
+from .base import Storage
 from .blocks import BlockStorage, in_bytes_ref, largest_in_size, nibbles_ref, pieces_ref
 from .iq4_nl import nearest_of, nearest_of_ref
 
@@ -68,6 +69,7 @@ def encode_row(raw, x, importance):
 
 class _MXFP4(BlockStorage):
     name, block, bytes_per_block = "mxfp4", 32, 17
+    largest, weighted = Storage.largest, False
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):

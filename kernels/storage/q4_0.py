@@ -27,18 +27,18 @@ from .blocks import (
 )
 from .fits import even_fit_ref, even_row, weights_ref
 
-__all__ = ["NEAR", "STORAGE", "scale_of", "scale_ref", "shifted", "shifted_ref"]
+__all__ = ["STORAGE", "TRIED", "scale_of", "scale_ref", "shifted", "shifted_ref"]
 
 TOP = 7
-NEAR = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # tried beside top + 1 where there are weights
-AROUND = NEAR + np.float32(TOP + 1)
+TRIED = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # tried beside top + 1 where there are weights
+AROUND = TRIED + np.float32(TOP + 1)
 
 
 def scale_ref(x, importance, top):
     """Return d (n,) of blocks (n, block) that are kept as -top - 1 ... top times d."""
     if importance is None:
         return np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)[:, 0] / np.float32(-top - 1)
-    return even_fit_ref(x.T, weights_ref(x, importance, x.shape[1], True), top, NEAR + np.float32(top + 1))
+    return even_fit_ref(x.T, weights_ref(x, importance, x.shape[1], True), top, TRIED + np.float32(top + 1))
 
 
 def shifted_ref(x, d, top):

@@ -26,11 +26,11 @@ from .blocks import (
 )
 from .fits import affine_fit_ref, affine_row, weights_ref
 
-__all__ = ["NEAR", "STORAGE", "above", "from_least_ref", "scale_and_least", "scale_and_least_ref"]
+__all__ = ["STORAGE", "TRIED", "above", "from_least_ref", "scale_and_least", "scale_and_least_ref"]
 
 TOP = 15
-NEAR = np.arange(-18, 19, dtype=np.float32) * np.float32(0.05)  # tried beside top where there are weights
-AROUND = NEAR + np.float32(TOP)
+TRIED = np.arange(-18, 19, dtype=np.float32) * np.float32(0.05)  # tried beside top where there are weights
+AROUND = TRIED + np.float32(TOP)
 
 
 def scale_and_least_ref(x, importance, top):
@@ -38,7 +38,7 @@ def scale_and_least_ref(x, importance, top):
     if importance is None:
         return (x.max(1) - x.min(1)) / np.float32(top), x.min(1)
     weights = weights_ref(x, importance, x.shape[1], False)
-    scale, offset = affine_fit_ref(x.T, weights, top, NEAR + np.float32(top))
+    scale, offset = affine_fit_ref(x.T, weights, top, TRIED + np.float32(top))
     return scale, -offset
 
 

@@ -77,7 +77,7 @@ def groups_ref(x, importance, top, steps, size=32):
 def kept_scales_ref(scales, top):
     """Return d as two bytes, whole numbers up to `top`, and d times them: what is kept of scales (n, groups) >= 0."""
     largest = scales.max(1)
-    whole = nearest_ref(scales * (inverse_ref(largest) * np.float32(top))[:, None], 0, top)
+    whole = nearest_ref(scales * inverse_ref(largest, top)[:, None], 0, top)
     d, packed = to_halves_ref(largest / np.float32(top))
     return packed, whole.astype(np.uint8), d[:, None] * whole
 
@@ -113,7 +113,7 @@ def decode_row(out, raw):
 def put_scales(raw, at, kept, scales, top):
     """Write d to raw[at], raw[at + 1]; scales >= 0 become d times whole numbers up to `top`, which go to `kept`."""
     largest = scales.max()
-    inverse = over(np.float32(1), largest) * np.float32(top)
+    inverse = over(np.float32(top), largest)
     d = put_half(raw, at, largest / np.float32(top))
     for g in range(scales.size):
         kept[g] = whole(scales[g] * inverse, 0, top)

@@ -21,12 +21,12 @@ from .blocks import (
     put_half,
     to_halves_ref,
 )
-from .q4_0 import NEAR, scale_of, scale_ref, shifted, shifted_ref
+from .q4_0 import TRIED, scale_of, scale_ref, shifted, shifted_ref
 
 __all__ = ["STORAGE", "five_bits", "five_bits_ref", "from_five_bits_ref", "put_five_bits"]
 
 TOP = 15
-AROUND = NEAR + np.float32(TOP + 1)
+AROUND = TRIED + np.float32(TOP + 1)
 
 
 def five_bits_ref(q):

@@ -11,13 +11,13 @@ import numpy as np
 
 from ..engine.jit import helper
 from .blocks import BlockStorage, from_halves_ref, half_at, over, pieces_ref, put_half, to_halves_ref
-from .q4_1 import NEAR, above, from_least_ref, scale_and_least, scale_and_least_ref
+from .q4_1 import TRIED, above, from_least_ref, scale_and_least, scale_and_least_ref
 from .q5_0 import five_bits, five_bits_ref, from_five_bits_ref, put_five_bits
 
 __all__ = ["STORAGE"]
 
 TOP = 31
-AROUND = NEAR + np.float32(TOP)
+AROUND = TRIED + np.float32(TOP)
 
 
 @helper

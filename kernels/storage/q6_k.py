@@ -52,7 +52,7 @@ def kept_signed_ref(scales, top):
     """Return d as two bytes, whole numbers from -top - 1 to top, and d times them: what is kept of scales (n, 16)."""
     largest = np.take_along_axis(scales, np.abs(scales).argmax(1)[:, None], 1)[:, 0]
     below = np.float32(-top - 1)
-    whole = nearest_ref(scales * (inverse_ref(largest) * below)[:, None], below, top)
+    whole = nearest_ref(scales * inverse_ref(largest, below)[:, None], below, top)
     d, packed = to_halves_ref(largest / below)
     return packed, whole.astype(np.int8), d[:, None] * whole
 
@@ -82,7 +82,7 @@ def decode_row(out, raw):
 def put_signed_scales(raw, at, kept, scales, top):
     """Write d to raw[at], raw[at + 1]; scales become d times whole numbers, -top - 1 ... top, which go to `kept`."""
     largest, below = largest_in_size(scales), np.float32(-top - 1)
-    inverse = over(np.float32(1), largest) * below
+    inverse = over(below, largest)
     d = put_half(raw, at, largest / below)
     for g in range(scales.size):
         kept[g] = whole(scales[g] * inverse, -top - 1, top)

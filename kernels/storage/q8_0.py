@@ -52,6 +52,7 @@ def encode_row(raw, x, importance):
 
 class _Q8_0(BlockStorage):
     name, block, bytes_per_block = "q8_0", 32, 34
+    weighted = False
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):

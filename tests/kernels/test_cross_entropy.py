@@ -185,7 +185,7 @@ def test_a_matrix_that_is_not_trained_may_be_in_any_storage(rng, monkeypatch, na
     if chunk:
         monkeypatch.setattr(module, "CHUNK_LOGITS", chunk)
     storage = STORAGES[name]
-    x, w, labels = inputs(rng, 37, 5, 13)
+    x, w, labels = inputs(rng, 37, max(5, storage.block), 13)
     raw = storage.encode_ref(w)
     scratch = scratch_for(x, w)
 

@@ -67,7 +67,7 @@ def test_numbers_are_encoded_as_the_nearest_and_ties_as_the_even(rng, name):
 @pytest.mark.parametrize("shape", [(1, 1), (7, 13), (130, 37)])
 def test_kernel_equals_the_reference(rng, name, shape, same_bits):
     storage = STORAGES[name]
-    columns = shape[1] * storage.block
+    columns = -(-shape[1] // storage.block) * storage.block
     x = (rng.standard_normal((shape[0], columns)) * 10.0 ** rng.integers(-6, 4, (shape[0], 1))).astype(np.float32)
     raw = storage.encode_ref(x)
     assert raw.dtype == storage.dtype
@@ -77,7 +77,8 @@ def test_kernel_equals_the_reference(rng, name, shape, same_bits):
     expected = storage.decode_ref(raw)
     same_bits(lambda: decoded(storage, raw))
     assert np.array_equal(decoded(storage, raw), expected)
-    assert np.array_equal(storage.encode_ref(expected), raw)  # what was kept is kept again
+    if storage.block == 1:
+        assert np.array_equal(storage.encode_ref(expected), raw)  # what was kept is kept again
     middle = slice(shape[0] // 3, shape[0] // 2 + 1)
     assert np.array_equal(decoded(storage, raw, middle), expected[middle])
     ids = rng.integers(0, shape[0], 5)
@@ -115,7 +116,7 @@ class Toy(Storage):
 
     name, dtype, block, bytes_per_block = "toy", np.dtype(np.uint8), 2, 3
 
-    def encode_ref(self, x):
+    def encode_ref(self, x, importance=None):
         pairs = x.reshape(len(x), -1, 2)
         scale = np.ceil(np.log2(np.maximum(np.abs(pairs).max(-1, keepdims=True), 2.0**-100) / 127))
         bytes_ = np.round(pairs / 2.0**scale).astype(np.int8).view(np.uint8)
@@ -142,8 +143,13 @@ Toy.decode_row = staticmethod(toy_row)
 
 def test_a_storage_of_blocks_is_a_class_with_three_functions(rng):
     toy = Toy()
-    raw = toy.encode_ref(rng.standard_normal((5, 6)).astype(np.float32))
-    assert raw.shape == (5, 9)
+    x = rng.standard_normal((5, 6)).astype(np.float32)
+    raw = np.empty((5, 9), np.uint8)
+    toy.encode(raw, x)  # in NumPy
+    assert np.array_equal(raw, toy.encode_ref(x))
+    x[2, 3] = np.nan
+    with pytest.raises(ValueError, match="row 2, column 3 is nan; toy keeps finite numbers"):
+        toy.encode(raw, x)
     assert np.array_equal(decoded(toy, raw), toy.decode_ref(raw))
     with pytest.raises(ValueError, match="rows of 5 numbers are no whole blocks; toy keeps 2 in a block"):
         toy.check(raw, 5)
