@@ -166,7 +166,7 @@ def _fits(x, largest):
     return above == 0
 
 
-def _encode_kernel(encode_row: Callable[..., None]) -> Any:
+def _encode_kernel(encode_row: Callable[..., None] | None) -> Any:
     @kernel
     def encode(raw, x, importance, largest, unfit):
         for i in prange(len(x)):

@@ -39,7 +39,8 @@ from ..engine.simd import (
 __all__ = ["affine_fit_ref", "affine_row", "columns_ref", "even_fit_ref", "even_row", "sum_ref", "weights_ref"]
 
 NOTHING, ONE = np.float32(0), np.float32(1)
-TINY = np.float32(1e-30)  # groups of nothing larger are zeros: no half keeps their scales, and steps over it are finite
+# Groups of nothing larger are zeros: no half keeps their scales, and steps over their width stay finite.
+AS_ZERO = np.float32(1e-30)
 
 # -- reference -----------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def even_fit_ref(x, weight, top, steps, low=None):
     low = -top - 1 if low is None else low
     largest = np.take_along_axis(x, np.abs(x).argmax(0)[None], 0)[0]
     scale, best = np.zeros_like(largest), np.zeros_like(largest)
-    some = np.abs(largest) > TINY
+    some = np.abs(largest) > AS_ZERO
     for step in steps:
         inverse = np.where(some, -step / np.where(some, largest, ONE), NOTHING)
         q = np.clip(np.rint(x * inverse), np.float32(low), np.float32(top))
@@ -107,7 +108,7 @@ def affine_fit_ref(x, weight, top, steps):
     """
     least, largest = np.minimum(x.min(0), NOTHING), np.maximum(x.max(0), NOTHING)
     width = largest - least
-    some = width > TINY
+    some = width > AS_ZERO
     total, total_x = sum_ref(weight), sum_ref(weight * x)
     scale, offset = _over(width, np.full_like(width, top)), -least
     best = np.full_like(width, np.inf)
@@ -207,7 +208,7 @@ def _even_fit(typing, scale, at, x, weight, top, low, steps):
         out = pointer(context, builder, signature.args[0], scale, at)
         top, low = (broadcast(builder, number, VECTOR) for number in (top, low))
         largest = groups.extreme(lambda x, before: builder.fcmp_ordered(">", _size(builder, x), _size(builder, before)))
-        some = builder.fcmp_ordered(">", _size(builder, largest), each(float(TINY), VECTOR))
+        some = builder.fcmp_ordered(">", _size(builder, largest), each(float(AS_ZERO), VECTOR))
         divisor = builder.select(some, largest, each(1.0, VECTOR))
         found, best = (cgutils.alloca_once(builder, VECTOR) for _ in range(2))
         builder.store(ZERO, found)
@@ -251,7 +252,7 @@ def _affine_fit(typing, scale, offset, x, weight, at, top, steps):
         least = groups.extreme(lambda x, before: builder.fcmp_ordered("<", x, before))
         largest = groups.extreme(lambda x, before: builder.fcmp_ordered(">", x, before))
         width = fsub(largest, least)
-        some = builder.fcmp_ordered(">", width, each(float(TINY), VECTOR))
+        some = builder.fcmp_ordered(">", width, each(float(AS_ZERO), VECTOR))
         total, total_x = groups.sums(2, lambda x, weight: (weight, fmul(weight, x)))
         found, below, best = (cgutils.alloca_once(builder, VECTOR) for _ in range(3))
         builder.store(_quotient(builder, width, top), found)
