@@ -1,6 +1,6 @@
 """Make deepzig_chat.json: conversations with tools rendered by transformers with the portable text of our own template.
 
-    python tests/golden/make_deepzig_chat.py
+python tests/golden/make_deepzig_chat.py
 """
 
 import hashlib
