@@ -4,18 +4,20 @@ The look runs at the speed of memory (7 GB/s where SHA-256 runs at 1.2), over we
 about to be written.
 """
 
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import CheckpointError, NonFiniteError
+from .gguf import GgufTensor
 from .safetensors import Joined, Stored
 
 __all__ = ["check_read", "check_written", "find_nonfinite"]
 
 ASK = "use another copy or an earlier checkpoint; in Python, allow_nonfinite=True reads it all the same"
-Numbers = np.ndarray | Stored | Joined
+Numbers = np.ndarray | Stored | Joined | GgufTensor
 PIECE = 1 << 18  # numbers looked at together: their marks stay in the cache
 
 
@@ -32,13 +34,36 @@ def find_nonfinite(array: np.ndarray) -> int | None:
 def _first(tensors: Mapping[str, Numbers]) -> str | None:
     """Return which tensor holds NaN or infinity, and where; None if none does."""
     for name, tensor in tensors.items():
-        before = 0
-        for piece in [tensor] if isinstance(tensor, np.ndarray) else tensor.numbers():
-            place = find_nonfinite(piece)
-            if place is not None:
-                at = np.unravel_index(before + place, tensor.shape)
-                return f"{name} holds NaN or infinity at [{', '.join(map(str, at))}]"
-            before += piece.size
+        place = _in_gguf(tensor) if isinstance(tensor, GgufTensor) else _in_pieces(tensor)
+        if place is not None:
+            at = np.unravel_index(place, tensor.shape)
+            return f"{name} holds NaN or infinity at [{', '.join(map(str, at))}]"
+    return None
+
+
+def _in_pieces(tensor: np.ndarray | Stored | Joined) -> int | None:
+    before = 0
+    for piece in [tensor] if isinstance(tensor, np.ndarray) else tensor.numbers():
+        place = find_nonfinite(piece)
+        if place is not None:
+            return before + place
+        before += piece.size
+    return None
+
+
+def _in_gguf(tensor: GgufTensor) -> int | None:
+    """Look at scales alone where numbers share them; of a type that nothing here computes with, at nothing."""
+    raw, storage = tensor.raw, tensor.storage
+    if storage is None:
+        return None
+    step = max(1, PIECE * 4 // tensor.shape[-1])
+    for first in range(0, len(raw), step):
+        rows = storage.nonfinite_rows(raw[first : first + step])
+        if rows.any():
+            row = first + int(rows.argmax())
+            with np.errstate(all="ignore"):
+                column = find_nonfinite(storage.decode_ref(raw[row : row + 1]))
+            return row * tensor.shape[-1] + typing.cast(int, column)
     return None
 
 

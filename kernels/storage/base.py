@@ -57,6 +57,11 @@ class Storage:
         """Return float32 (M, K)."""
         raise NotImplementedError
 
+    def nonfinite_rows(self, raw: np.ndarray) -> np.ndarray:
+        """Return which rows of raw keep NaN or infinity, (M,) bool."""
+        with np.errstate(all="ignore"):
+            return ~np.isfinite(self.decode_ref(raw)).all(1)
+
     def items(self, columns: int) -> int:
         """Return in how many items of raw a row of `columns` numbers is kept; ValueError if blocks do not fit."""
         if columns % self.block:

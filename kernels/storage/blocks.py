@@ -169,6 +169,7 @@ class BlockStorage(Storage):
     dtype = np.dtype(np.uint8)
     largest = LARGEST_HALF  # what a scale or a least number is at most; a fit may find a little more, which is cut
     weighted = True
+    halves: tuple[int, ...] = (0,)  # where in a block its halves begin: what is kept is finite where they are
 
     def encode_blocks_ref(self, x, importance):
         """Return (n, bytes_per_block) uint8 of x (n, block) float32; importance: weights alike, or None."""
@@ -177,6 +178,10 @@ class BlockStorage(Storage):
     def decode_blocks_ref(self, blocks):
         """Return (n, block) float32 of (n, bytes_per_block) uint8."""
         raise NotImplementedError
+
+    def nonfinite_rows(self, raw):
+        upper = raw.reshape(len(raw), -1, self.bytes_per_block)[:, :, [at + 1 for at in self.halves]]
+        return (upper & np.uint8(0x7C) == 0x7C).any((1, 2))
 
     def encode_ref(self, x, importance=None):
         rows = np.asarray(x, np.float32)

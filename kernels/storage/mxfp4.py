@@ -71,6 +71,7 @@ class _MXFP4(BlockStorage):
     name, block, bytes_per_block = "mxfp4", 32, 17
     largest, weighted = Storage.largest, False
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    nonfinite_rows = Storage.nonfinite_rows  # its scale may also be too large for six times it to be a float32
 
     def encode_blocks_ref(self, x, importance):
         largest = np.abs(x).max(1)

@@ -67,6 +67,7 @@ def encode_row(raw, x, importance):
 
 class _Q2_K(BlockStorage):
     name, block, bytes_per_block = "q2_k", 256, 84
+    halves = (80, 82)
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):

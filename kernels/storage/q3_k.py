@@ -76,6 +76,7 @@ def encode_row(raw, x, importance):
 
 class _Q3_K(BlockStorage):
     name, block, bytes_per_block = "q3_k", 256, 110
+    halves = (108,)
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):

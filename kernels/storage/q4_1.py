@@ -94,6 +94,7 @@ def encode_row(raw, x, importance):
 
 class _Q4_1(BlockStorage):
     name, block, bytes_per_block = "q4_1", 32, 20
+    halves = (0, 2)
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):

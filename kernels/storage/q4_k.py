@@ -159,6 +159,7 @@ def encode_row(raw, x, importance):
 
 class _Q4_K(BlockStorage):
     name, block, bytes_per_block = "q4_k", 256, 144
+    halves = (0, 2)
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):

@@ -81,6 +81,7 @@ def encode_row(raw, x, importance):
 
 class _Q5_K(BlockStorage):
     name, block, bytes_per_block = "q5_k", 256, 176
+    halves = (0, 2)
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):

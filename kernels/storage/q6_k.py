@@ -117,6 +117,7 @@ def encode_row(raw, x, importance):
 
 class _Q6_K(BlockStorage):
     name, block, bytes_per_block = "q6_k", 256, 210
+    halves = (208,)
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_blocks_ref(self, x, importance):

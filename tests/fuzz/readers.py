@@ -25,6 +25,7 @@ from abi_py.data.chat import load_template, template_for
 from abi_py.data.tokenizer import Tokenizer
 from abi_py.errors import CheckpointError
 from abi_py.families import write_config
+from abi_py.formats.finite import check_read
 from abi_py.formats.gguf import (
     F32,
     F64,
@@ -190,6 +191,8 @@ def _read_gguf(folder: Path) -> None:
                 file.require(key, int | float | bool | str | list[int] | list[float] | list[bool] | list[str])
         for tensor in file.tensors.values():
             tensor.raw.sum()
+        with contextlib.suppress(CheckpointError):
+            check_read(file.path, file.tensors)
 
 
 # -- runs ------------------------------------------------------------------------------------------

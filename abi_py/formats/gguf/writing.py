@@ -15,7 +15,6 @@ import numpy as np
 
 from ...errors import NonFiniteError, shown
 from ...files import atomic_files
-from ..finite import find_nonfinite
 from .container import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, split_name
 from .ggml_types import GgmlType
 from .header import ALIGNMENT, AXES, DEFAULT_ALIGNMENT, LEAST_ALIGNMENT, NAME_BYTES, VERSIONS
@@ -128,11 +127,14 @@ def _encoded(tensor: PlannedTensor, first: int, last: int, path: Path) -> np.nda
     if x.dtype != np.float32 or x.shape != (last - first, tensor.shape[-1]):
         wanted = f"float32 {(last - first, tensor.shape[-1])} or {kind.dtype} {as_kept}"
         raise TypeError(f"{place}: rows({first}, {last}) is {x.dtype} {x.shape}; it must be {wanted}")
-    place_of = find_nonfinite(x)
-    if place_of is not None:
-        row, column = divmod(place_of, x.shape[1])
-        raise NonFiniteError(f"{place}: row {first + row}, column {column} is {x[row, column]:g}; nothing was saved")
-    raw = kind.require_storage(place).encode_ref(np.ascontiguousarray(x))
+    raw = np.empty(as_kept, kind.dtype)
+    importance = tensor.importance
+    if importance is not None and importance.ndim == 2:
+        importance = importance[first * len(importance) // tensor.num_rows]
+    try:
+        kind.require_storage(place).encode(raw, np.ascontiguousarray(x), importance, first)
+    except ValueError as problem:
+        raise NonFiniteError(f"{place}: {problem}; nothing was saved") from None
     return raw
 
 
@@ -238,6 +240,8 @@ def _check_tensors(tensors: Sequence[PlannedTensor]) -> None:
         if weights is not None and not _fits(weights, tensor):
             rule = f"({tensor.shape[-1]},), or (G, {tensor.shape[-1]}) for G equal groups of its {tensor.num_rows} rows"
             raise ValueError(f"the importance of {name} has shape {weights}; it must be {rule}")
+        if tensor.importance is not None and not (np.isfinite(tensor.importance) & (tensor.importance >= 0)).all():
+            raise ValueError(f"the importance of {name} must be finite, and at least 0, everywhere")
 
 
 def _fits(weights: tuple[int, ...], tensor: PlannedTensor) -> bool:

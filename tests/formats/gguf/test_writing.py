@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import raw_gguf as raw
 
-from abi_py.errors import NonFiniteError
+from abi_py.errors import CheckpointError, NonFiniteError
+from abi_py.formats.finite import check_read
 from abi_py.formats.gguf import (
     F32,
     F64,
@@ -26,6 +27,7 @@ from abi_py.formats.gguf import (
     writing,
 )
 from abi_py.formats.gguf.ggml_types import BY_NAME
+from abi_py.kernels.storage import STORAGES
 
 METADATA = {
     **{"general.architecture": "llama", "a.u8": U8(200), "a.i8": I8(-3), "a.u16": U16(60_000), "a.i16": I16(-300)},
@@ -133,6 +135,7 @@ def test_parts_hold_at_most_so_much_and_open_as_one(tmp_path):
     ({"name": "a"}, "'a' is given twice"),
     ({"importance": np.ones(31)}, r"has shape \(31,\); it must be \(32,\), or \(G, 32\) for G equal groups of its 2"),
     ({"importance": np.ones((3, 32))}, "equal groups"),
+    ({"importance": np.full(32, np.nan)}, "the importance of 'b' must be finite, and at least 0, everywhere"),
 ])  # fmt: skip
 def test_plans_that_cannot_be(tmp_path, change, match):
     kind, x = BY_NAME["Q8_0"], np.ones((2, 32), np.float32)
@@ -196,13 +199,45 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, largest):
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_no_number_that_its_type_cannot_keep_is_written(tmp_path, value):
     x = np.ones((3, 32), np.float32)
     x[1, 5] = value
     with pytest.raises(NonFiniteError, match=r"x\.gguf: a: row 1, column 5 is .*; nothing was saved"):
         write_gguf(tmp_path / "x.gguf", {}, [planned("a", x, "F16")])
     assert not [*tmp_path.iterdir()]
+
+
+def test_importance_may_differ_between_groups_of_rows(tmp_path, monkeypatch):
+    chance = np.random.default_rng(3)
+    x, weights = chance.standard_normal((6, 256), np.float32), chance.random((2, 256), np.float32)
+    monkeypatch.setattr(writing, "STRIP", 2 * 256)
+    write_gguf(tmp_path / "x.gguf", {}, [planned("x", x, "Q4_K", importance=weights)])
+    storage = STORAGES["q4_k"]
+    wanted = np.vstack([storage.encode_ref(x[:3], weights[0]), storage.encode_ref(x[3:], weights[1])])
+    np.testing.assert_array_equal(open_gguf(tmp_path / "x.gguf").tensors["x"].raw, wanted)
+
+
+@pytest.mark.parametrize(("kind", "at", "largest"), [
+    ("Q8_0", 34, 0x7BFF),  # d of the second block
+    ("Q4_K", 146, 0x7BFF),  # d_min
+    ("Q6_K", 418, 0x7BFF),
+    ("F16", 0, 0x7BFF),
+    ("BF16", 0, 0x7F7F),
+])  # fmt: skip
+def test_nan_and_infinity_in_a_file_are_found(tmp_path, kind, at, largest):
+    kind, path = BY_NAME[kind], tmp_path / "x.gguf"
+    raw = np.zeros((5, 512 // kind.block * kind.bytes), np.uint8)
+    plan = PlannedTensor(name="x", shape=(5, 512), kind=kind, rows=lambda first, last: raw[first:last].view(kind.dtype))
+    raw[3, at : at + 2].view("<u2")[:] = largest
+    write_gguf(path, {}, [plan])
+    check_read(path, open_gguf(path).tensors)
+    raw[3, at : at + 2].view("<u2")[:] = largest + 1  # infinity
+    write_gguf(path, {}, [plan])
+    with pytest.raises(
+        CheckpointError, match=rf"x holds NaN or infinity at \[3, {at // kind.bytes * kind.block}\], and"
+    ):
+        check_read(path, open_gguf(path).tensors)
 
 
 def test_a_model_larger_than_the_memory_it_takes(tmp_path, monkeypatch):

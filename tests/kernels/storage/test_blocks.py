@@ -94,6 +94,18 @@ def test_any_bytes_are_decoded_as_the_reference_does(rng, name, rows, threads):
 # -- encode --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_rows_that_keep_nan_or_infinity_are_found(rng, name):
+    storage = STORAGES[name]
+    raw = rng.integers(0, 256, (200, 2 * storage.block * storage.bytes_per_block), np.uint8)
+    raw = raw[:, : 2 * storage.bytes_per_block].copy().view(storage.dtype)
+    with np.errstate(all="ignore"):
+        bad = ~np.isfinite(storage.decode_ref(raw)).all(1)
+        assert bad.any()
+        assert not bad.all()
+        np.testing.assert_array_equal(storage.nonfinite_rows(raw), bad)
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_numbers_are_kept_in_the_same_bytes_as_elsewhere(golden, name):
     stored, storage = golden("storages"), STORAGES[name]
