@@ -28,6 +28,7 @@ __all__ = [
     "put_fields",
     "put_half",
     "put_nibbles",
+    "run_of",
     "signed",
     "to_halves_ref",
     "whole",
@@ -91,6 +92,15 @@ def inverse_ref(d, top=1):
 
 
 # -- helpers of kernels: a block is raw from its first byte on -----------------------------------
+
+
+@helper
+def run_of(numbers, blocks, parts):
+    """Return the length of one of `parts` runs of a block, of a row of `numbers` in blocks.
+
+    As a constant it would be the same number, but loops over sixteen are then unrolled, and never become vectors.
+    """
+    return numbers // max(blocks * parts, 1)
 
 
 @helper

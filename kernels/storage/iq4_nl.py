@@ -22,6 +22,7 @@ from .blocks import (
     over,
     pieces_ref,
     put_half,
+    run_of,
     to_halves_ref,
 )
 from .fits import sum_ref, weights_ref
@@ -41,13 +42,16 @@ def nearest_of_ref(x, middles):
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 32):
-        x, block = out[32 * b : 32 * b + 32], raw[18 * b : 18 * b + 18]
+    blocks = out.size // 32
+    run = run_of(out.size, blocks, 2)
+    for b in range(blocks):
+        x, upper = out[32 * b : 32 * b + run], out[32 * b + run : 32 * b + 2 * run]
+        block = raw[18 * b : 18 * b + 18]
         d = half_at(block, 0)
-        for k in range(16):
+        for k in range(run):
             q = block[2 + k]
             x[k] = d * VALUES[q & 15]
-            x[k + 16] = d * VALUES[q >> 4]
+            upper[k] = d * VALUES[q >> 4]
 
 
 @helper

@@ -14,7 +14,7 @@ import numpy as np
 from ..engine.jit import helper
 from ..engine.vectors import bits_of, float_from_bits
 from .base import Storage
-from .blocks import BlockStorage, in_bytes_ref, largest_in_size, nibbles_ref, pieces_ref
+from .blocks import BlockStorage, in_bytes_ref, largest_in_size, nibbles_ref, pieces_ref, run_of
 from .iq4_nl import nearest_of, nearest_of_ref
 
 __all__ = ["STORAGE"]
@@ -28,14 +28,17 @@ BIAS = 128  # of the exponent, for twice the values
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 32):
-        x, block = out[32 * b : 32 * b + 32], raw[17 * b : 17 * b + 17]
+    blocks = out.size // 32
+    run = run_of(out.size, blocks, 2)
+    for b in range(blocks):
+        x, upper = out[32 * b : 32 * b + run], out[32 * b + run : 32 * b + 2 * run]
+        block = raw[17 * b : 17 * b + 17]
         e = np.int32(block[0])  # 2^(e - 128): of e < 2 a subnormal number
         d = float_from_bits(e - np.int32(1) << np.int32(23) if e > 1 else np.int32(1) << np.int32(21) + e)
-        for k in range(16):
+        for k in range(run):
             q = block[1 + k]
             x[k] = d * VALUES[q & 15]
-            x[k + 16] = d * VALUES[q >> 4]
+            upper[k] = d * VALUES[q >> 4]
 
 
 @helper

@@ -22,6 +22,7 @@ from .blocks import (
     nearest_ref,
     pieces_ref,
     put_fields,
+    run_of,
 )
 from .fits import affine_row
 from .q4_k import groups_ref, kept_scales_ref, put_scales, quantised
@@ -36,16 +37,18 @@ STEPS = np.arange(2.5, 4.05, 0.1, dtype=np.float32)
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 256):
+    blocks = out.size // 256
+    run = run_of(out.size, blocks, 16)
+    for b in range(blocks):
         block = raw[84 * b : 84 * b + 84]
         d, d_min = half_at(block, 80), half_at(block, 82)
-        for i in range(16):  # groups of 16
+        for i in range(GROUPS):  # groups of 16
             pair = np.int32(block[i])
             scale, offset = d * np.float32(pair & np.int32(15)), d_min * np.float32(pair >> np.int32(4))
             half, quarter, odd = i >> 3, i >> 1 & 3, i & 1
             two = block[16 + 32 * half + 16 * odd :]
             x, shift = out[256 * b + 16 * i : 256 * b + 16 * i + 16], np.int32(2 * quarter)
-            for k in range(16):
+            for k in range(run):
                 x[k] = scale * np.float32(np.int32(two[k]) >> shift & np.int32(3)) - offset
 
 

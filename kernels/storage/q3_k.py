@@ -28,6 +28,7 @@ from .blocks import (
     pieces_ref,
     put_fields,
     put_nibbles,
+    run_of,
 )
 from .fits import even_row
 from .q6_k import GROUPS, even_groups_ref, kept_signed_ref, put_signed_scales, quantised_evenly
@@ -41,17 +42,19 @@ STEPS = np.arange(2.6, 4.65, 0.1, dtype=np.float32)
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 256):
+    blocks = out.size // 256
+    run = run_of(out.size, blocks, 16)
+    for b in range(blocks):
         block = raw[110 * b : 110 * b + 110]
         d = half_at(block, 108)
-        for i in range(16):  # groups of 16
+        for i in range(GROUPS):  # groups of 16
             lower_s = np.int32(block[96 + (i & 7)]) >> np.int32(i >> 3 << 2) & np.int32(15)
             upper_s = np.int32(block[104 + (i & 3)]) >> np.int32(i >> 2 << 1) & np.int32(3)
             scale = d * np.float32((lower_s | upper_s << np.int32(4)) - np.int32(32))
             half, quarter, odd = i >> 3, i >> 1 & 3, i & 1
             third, lower = block[16 * odd :], block[32 + 32 * half + 16 * odd :]
             x, up, shift = out[256 * b + 16 * i : 256 * b + 16 * i + 16], np.int32(i >> 1), np.int32(2 * quarter)
-            for k in range(16):
+            for k in range(run):
                 q = np.int32(lower[k]) >> shift & np.int32(3) | (np.int32(third[k]) >> up & np.int32(1)) << np.int32(2)
                 x[k] = scale * np.float32(q - np.int32(4))
 

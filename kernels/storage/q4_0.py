@@ -23,6 +23,7 @@ from .blocks import (
     over,
     pieces_ref,
     put_half,
+    run_of,
     to_halves_ref,
 )
 from .fits import even_fit_ref, even_row, weights_ref
@@ -51,13 +52,16 @@ def shifted_ref(x, d, top):
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 32):
-        x, block = out[32 * b : 32 * b + 32], raw[18 * b : 18 * b + 18]
+    blocks = out.size // 32
+    run = run_of(out.size, blocks, 2)
+    for b in range(blocks):
+        x, upper = out[32 * b : 32 * b + run], out[32 * b + run : 32 * b + 2 * run]
+        block = raw[18 * b : 18 * b + 18]
         d = half_at(block, 0)
-        for k in range(16):
+        for k in range(run):
             q = np.int32(block[2 + k])
             x[k] = d * np.float32((q & np.int32(15)) - np.int32(8))
-            x[k + 16] = d * np.float32((q >> np.int32(4)) - np.int32(8))
+            upper[k] = d * np.float32((q >> np.int32(4)) - np.int32(8))
 
 
 @helper

@@ -22,6 +22,7 @@ from .blocks import (
     over,
     pieces_ref,
     put_half,
+    run_of,
     to_halves_ref,
 )
 from .fits import affine_fit_ref, affine_row, weights_ref
@@ -52,13 +53,16 @@ def from_least_ref(x, d, m, top):
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 32):
-        x, block = out[32 * b : 32 * b + 32], raw[20 * b : 20 * b + 20]
+    blocks = out.size // 32
+    run = run_of(out.size, blocks, 2)
+    for b in range(blocks):
+        x, upper = out[32 * b : 32 * b + run], out[32 * b + run : 32 * b + 2 * run]
+        block = raw[20 * b : 20 * b + 20]
         d, m = half_at(block, 0), half_at(block, 2)
-        for k in range(16):
+        for k in range(run):
             q = np.int32(block[4 + k])
             x[k] = d * np.float32(q & np.int32(15)) + m
-            x[k + 16] = d * np.float32(q >> np.int32(4)) + m
+            upper[k] = d * np.float32(q >> np.int32(4)) + m
 
 
 @helper

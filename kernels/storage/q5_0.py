@@ -19,11 +19,12 @@ from .blocks import (
     over,
     pieces_ref,
     put_half,
+    run_of,
     to_halves_ref,
 )
 from .q4_0 import TRIED, scale_of, scale_ref, shifted, shifted_ref
 
-__all__ = ["STORAGE", "five_bits", "five_bits_ref", "from_five_bits_ref", "put_five_bits"]
+__all__ = ["STORAGE", "fifth_bits", "five_bits_ref", "from_five_bits_ref", "put_five_bits"]
 
 TOP = 15
 AROUND = TRIED + np.float32(TOP + 1)
@@ -41,24 +42,28 @@ def from_five_bits_ref(packed):
 
 
 @helper
-def five_bits(x, packed):
-    """Write the 32 numbers of twenty bytes to x."""
-    for k in range(16):
-        q, shift = np.int32(packed[4 + k]), np.int32(k & 7)
-        x[k] = np.float32(q & np.int32(15) | (np.int32(packed[k >> 3]) >> shift & np.int32(1)) << np.int32(4))
-        fifth = np.int32(packed[2 + (k >> 3)]) >> shift & np.int32(1)
-        x[k + 16] = np.float32(q >> np.int32(4) | fifth << np.int32(4))
+def fifth_bits(packed):
+    """Return the first four bytes as an int32: bit k is the fifth bit of number k."""
+    word = np.int32(0)
+    for i in range(4):
+        word |= np.int32(packed[i]) << np.int32(8 * i)
+    return word
 
 
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 32):
-        x, block = out[32 * b : 32 * b + 32], raw[22 * b : 22 * b + 22]
-        d = half_at(block, 0)
-        five_bits(x, block[2:])
-        for k in range(32):
-            x[k] = d * (x[k] - np.float32(16))
+    blocks = out.size // 32
+    run = run_of(out.size, blocks, 2)
+    for b in range(blocks):
+        x, upper = out[32 * b : 32 * b + run], out[32 * b + run : 32 * b + 2 * run]
+        block = raw[22 * b : 22 * b + 22]
+        d, fifth, four = half_at(block, 0), fifth_bits(block[2:]), block[6:]
+        for k in range(run):
+            q, bit = np.int32(four[k]), fifth >> np.int32(k)
+            x[k] = d * np.float32((q & np.int32(15) | (bit & np.int32(1)) << np.int32(4)) - np.int32(16))
+            bit = bit >> np.int32(16) & np.int32(1)
+            upper[k] = d * np.float32((q >> np.int32(4) | bit << np.int32(4)) - np.int32(16))
 
 
 @helper

@@ -10,9 +10,9 @@ encode      as Q4_1, with d = (largest - m) / 31
 import numpy as np
 
 from ..engine.jit import helper
-from .blocks import BlockStorage, from_halves_ref, half_at, over, pieces_ref, put_half, to_halves_ref
+from .blocks import BlockStorage, from_halves_ref, half_at, over, pieces_ref, put_half, run_of, to_halves_ref
 from .q4_1 import TRIED, above, from_least_ref, scale_and_least, scale_and_least_ref
-from .q5_0 import five_bits, five_bits_ref, from_five_bits_ref, put_five_bits
+from .q5_0 import fifth_bits, five_bits_ref, from_five_bits_ref, put_five_bits
 
 __all__ = ["STORAGE"]
 
@@ -23,12 +23,17 @@ AROUND = TRIED + np.float32(TOP)
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 32):
-        x, block = out[32 * b : 32 * b + 32], raw[24 * b : 24 * b + 24]
-        d, m = half_at(block, 0), half_at(block, 2)
-        five_bits(x, block[4:])
-        for k in range(32):
-            x[k] = d * x[k] + m
+    blocks = out.size // 32
+    run = run_of(out.size, blocks, 2)
+    for b in range(blocks):
+        x, upper = out[32 * b : 32 * b + run], out[32 * b + run : 32 * b + 2 * run]
+        block = raw[24 * b : 24 * b + 24]
+        d, m, fifth, four = half_at(block, 0), half_at(block, 2), fifth_bits(block[4:]), block[8:]
+        for k in range(run):
+            q, bit = np.int32(four[k]), fifth >> np.int32(k)
+            x[k] = d * np.float32(q & np.int32(15) | (bit & np.int32(1)) << np.int32(4)) + m
+            bit = bit >> np.int32(16) & np.int32(1)
+            upper[k] = d * np.float32(q >> np.int32(4) | bit << np.int32(4)) + m
 
 
 @helper

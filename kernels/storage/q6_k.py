@@ -29,6 +29,7 @@ from .blocks import (
     put_fields,
     put_half,
     put_nibbles,
+    run_of,
     signed,
     to_halves_ref,
     whole,
@@ -60,10 +61,12 @@ def kept_signed_ref(scales, top):
 @helper
 def decode_row(out, raw):
     """Decode a row, block by block."""
-    for b in range(out.size // 256):
+    blocks = out.size // 256
+    run = run_of(out.size, blocks, 16)
+    for b in range(blocks):
         block = raw[210 * b : 210 * b + 210]
         d = half_at(block, 208)
-        for i in range(16):  # groups of 16
+        for i in range(GROUPS):  # groups of 16
             scale = d * np.float32(signed(block[192 + i]))
             half, quarter, odd = i >> 3, i >> 1 & 3, i & 1
             lower = block[64 * half + 32 * (quarter & 1) + 16 * odd :]
@@ -73,7 +76,7 @@ def decode_row(out, raw):
                 np.int32(2 * quarter),
                 np.int32(quarter >> 1 << 2),
             )
-            for k in range(16):
+            for k in range(run):
                 q = np.int32(lower[k]) >> shift & np.int32(15) | (np.int32(upper[k]) >> up & np.int32(3)) << np.int32(4)
                 x[k] = scale * np.float32(q - np.int32(32))
 
