@@ -9,7 +9,8 @@ at once (`decode_blocks_ref`, `encode_blocks_ref`: the definition), and as a Num
 import numpy as np
 
 from ..engine.jit import helper
-from .base import Storage
+from ..engine.vectors import bits_of, float_from_bits
+from .base import SIZE, Storage
 from .float16 import LARGEST_HALF, from_half, to_half
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "in_bytes_ref",
     "inverse_ref",
     "largest_in_size",
+    "least_and_largest",
     "nearest_ref",
     "nibbles_ref",
     "over",
@@ -110,14 +112,29 @@ def over(numerator, x):
     return quotient if abs(quotient) < np.float32(np.inf) else np.float32(0)
 
 
+# Floats are compared as whole numbers, in whose maximum a compiler need not keep an order, so that it makes vectors.
+
+
 @helper
 def largest_in_size(x):
-    """Return the number that is largest in size, the first of equals."""
-    found = x[0]
-    for number in x:
-        if abs(number) > abs(found):
-            found = number
-    return found
+    """Return the number that is largest in size, the first of equals; x is not empty, and shorter than 2^31."""
+    found = np.int64(0)
+    for k in range(x.size):
+        bits = np.int64(bits_of(x[k]))
+        found = max(found, (bits & np.int64(SIZE)) << np.int64(32) | (np.int64(SIZE) - np.int64(k)))
+    return x[np.int64(SIZE) - (found & np.int64(SIZE))]
+
+
+@helper
+def least_and_largest(x):
+    """Return both, of x that is not empty and has no NaN; no zero is -0."""
+    least, largest = SIZE, -SIZE
+    for k in range(x.size):
+        bits = bits_of(x[k])
+        rising = bits ^ (bits >> np.int32(31) & SIZE)  # as whole numbers in the order of the floats
+        least, largest = min(least, rising), max(largest, rising)
+    least, largest = least ^ (least >> np.int32(31) & SIZE), largest ^ (largest >> np.int32(31) & SIZE)
+    return float_from_bits(least) + np.float32(0), float_from_bits(largest) + np.float32(0)
 
 
 @helper

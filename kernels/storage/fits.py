@@ -299,6 +299,7 @@ def _affine_fit(typing, scale, offset, x, weight, at, top, steps):
 @helper
 def _gather(columns, weights, x, importance, first, size, block, even):
     """Write LANES groups of a row x, from `first` on, and their weights side by side; what does not exist is 0."""
+    mean, summed = NOTHING, -1  # of which block or group, by its first number
     for lane in range(LANES):
         start = (first + lane) * size
         if start >= x.size:
@@ -306,10 +307,11 @@ def _gather(columns, weights, x, importance, first, size, block, even):
             weights[:size, lane] = NOTHING
             continue
         low, length = (start // block * block, block) if importance.size else (start, size)
-        mean = NOTHING
-        for k in range(low, low + length):
-            mean += x[k] * x[k]
-        mean /= np.float32(length)
+        if low != summed:
+            mean, summed = NOTHING, low
+            for k in range(low, low + length):
+                mean += x[k] * x[k]
+            mean /= np.float32(length)
         for k in range(size):
             number = x[start + k]
             columns[k, lane] = number

@@ -28,7 +28,7 @@ from .blocks import (
 )
 from .fits import even_fit_ref, even_row, weights_ref
 
-__all__ = ["STORAGE", "TRIED", "scale_of", "scale_ref", "shifted", "shifted_ref"]
+__all__ = ["STORAGE", "TRIED", "scale_ref", "scales_of", "shifted", "shifted_ref"]
 
 TOP = 7
 TRIED = np.arange(-9, 10, dtype=np.float32) * np.float32(0.1)  # tried beside top + 1 where there are weights
@@ -65,13 +65,15 @@ def decode_row(out, raw):
 
 
 @helper
-def scale_of(x, importance, top, steps):
-    """Return d of a block x that is kept as -top - 1 ... top times d; importance: its columns', or empty."""
-    if not importance.size:
-        return largest_in_size(x) / np.float32(-top - 1)
-    scale = np.empty(LANES, np.float32)
-    even_row(scale, x, importance, x.size, x.size, top, -top - 1, steps)
-    return scale[0]
+def scales_of(x, importance, top, steps):
+    """Return d of the blocks of a row x, kept as -top - 1 ... top times d; importance: of its columns, or empty."""
+    scales = np.empty(x.size // 32 + LANES, np.float32)
+    if importance.size:
+        even_row(scales, x, importance, 32, 32, top, -top - 1, steps)
+    else:
+        for b in range(x.size // 32):
+            scales[b] = largest_in_size(x[32 * b : 32 * b + 32]) / np.float32(-top - 1)
+    return scales
 
 
 @helper
@@ -84,13 +86,17 @@ def shifted(x, inverse, top):
 @helper
 def encode_row(raw, x, importance):
     """Encode a row, block by block."""
-    for b in range(x.size // 32):
-        numbers, block = x[32 * b : 32 * b + 32], raw[18 * b : 18 * b + 18]
-        d = scale_of(numbers, importance[32 * b : 32 * b + 32], TOP, AROUND)
+    scales = scales_of(x, importance, TOP, AROUND)
+    blocks = x.size // 32
+    run = run_of(x.size, blocks, 2)
+    for b in range(blocks):
+        numbers, others = x[32 * b : 32 * b + run], x[32 * b + run : 32 * b + 2 * run]
+        block = raw[18 * b : 18 * b + 18]
+        d = scales[b]
         inverse = over(np.float32(1), d)
         put_half(block, 0, d)
-        for k in range(16):
-            upper = shifted(numbers[k + 16], inverse, TOP) << np.int32(4)
+        for k in range(run):
+            upper = shifted(others[k], inverse, TOP) << np.int32(4)
             block[2 + k] = np.uint8(shifted(numbers[k], inverse, TOP) | upper)
 
 

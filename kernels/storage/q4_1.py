@@ -18,6 +18,7 @@ from .blocks import (
     half_at,
     in_bytes_ref,
     inverse_ref,
+    least_and_largest,
     nibbles_ref,
     over,
     pieces_ref,
@@ -27,7 +28,7 @@ from .blocks import (
 )
 from .fits import affine_fit_ref, affine_row, weights_ref
 
-__all__ = ["STORAGE", "TRIED", "above", "from_least_ref", "scale_and_least", "scale_and_least_ref"]
+__all__ = ["STORAGE", "TRIED", "above", "from_least_ref", "scale_and_least_ref", "scales_and_leasts"]
 
 TOP = 15
 TRIED = np.arange(-18, 19, dtype=np.float32) * np.float32(0.05)  # tried beside top where there are weights
@@ -37,7 +38,7 @@ AROUND = TRIED + np.float32(TOP)
 def scale_and_least_ref(x, importance, top):
     """Return d and m (n,) of blocks (n, block) that are kept as 0 ... top times d above m."""
     if importance is None:
-        return (x.max(1) - x.min(1)) / np.float32(top), x.min(1)
+        return (x.max(1) - x.min(1)) / np.float32(top), x.min(1) + np.float32(0)  # no -0
     weights = weights_ref(x, importance, x.shape[1], False)
     scale, offset = affine_fit_ref(x.T, weights, top, TRIED + np.float32(top))
     return scale, -offset
@@ -66,13 +67,18 @@ def decode_row(out, raw):
 
 
 @helper
-def scale_and_least(x, importance, top, steps):
-    """Return d and m of a block x that is kept as 0 ... top times d above m; importance: its columns', or empty."""
-    if not importance.size:
-        return (x.max() - x.min()) / np.float32(top), x.min()
-    scale, offset = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    affine_row(scale, offset, x, importance, x.size, x.size, top, steps)
-    return scale[0], -offset[0]
+def scales_and_leasts(x, importance, top, steps):
+    """Return d and m of the blocks of a row x, kept as 0 ... top times d above m; importance as in `scales_of`."""
+    scales, leasts = np.empty(x.size // 32 + LANES, np.float32), np.empty(x.size // 32 + LANES, np.float32)
+    if importance.size:
+        affine_row(scales, leasts, x, importance, 32, 32, top, steps)
+    for b in range(x.size // 32):
+        if importance.size:
+            leasts[b] = -leasts[b]
+        else:
+            least, largest = least_and_largest(x[32 * b : 32 * b + 32])
+            scales[b], leasts[b] = (largest - least) / np.float32(top), least
+    return scales, leasts
 
 
 @helper
@@ -85,14 +91,18 @@ def above(x, inverse, m, top):
 @helper
 def encode_row(raw, x, importance):
     """Encode a row, block by block."""
-    for b in range(x.size // 32):
-        numbers, block = x[32 * b : 32 * b + 32], raw[20 * b : 20 * b + 20]
-        d, m = scale_and_least(numbers, importance[32 * b : 32 * b + 32], TOP, AROUND)
+    scales, leasts = scales_and_leasts(x, importance, TOP, AROUND)
+    blocks = x.size // 32
+    run = run_of(x.size, blocks, 2)
+    for b in range(blocks):
+        numbers, others = x[32 * b : 32 * b + run], x[32 * b + run : 32 * b + 2 * run]
+        block = raw[20 * b : 20 * b + 20]
+        d, m = scales[b], leasts[b]
         inverse = over(np.float32(1), d)
         put_half(block, 0, d)
         put_half(block, 2, m)
-        for k in range(16):
-            upper = above(numbers[k + 16], inverse, m, TOP) << np.int32(4)
+        for k in range(run):
+            upper = above(others[k], inverse, m, TOP) << np.int32(4)
             block[4 + k] = np.uint8(above(numbers[k], inverse, m, TOP) | upper)
 
 

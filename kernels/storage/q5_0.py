@@ -22,9 +22,9 @@ from .blocks import (
     run_of,
     to_halves_ref,
 )
-from .q4_0 import TRIED, scale_of, scale_ref, shifted, shifted_ref
+from .q4_0 import TRIED, scale_ref, scales_of, shifted, shifted_ref
 
-__all__ = ["STORAGE", "fifth_bits", "five_bits_ref", "from_five_bits_ref", "put_five_bits"]
+__all__ = ["STORAGE", "fifth_bits", "five_bits_ref", "from_five_bits_ref", "lower_bits", "put_fifth_bits", "upper_bits"]
 
 TOP = 15
 AROUND = TRIED + np.float32(TOP + 1)
@@ -67,25 +67,42 @@ def decode_row(out, raw):
 
 
 @helper
-def put_five_bits(packed, at, low, high):
-    """Write numbers `at` and at + 16 of a block to its twenty bytes, of which the first four are 0 before."""
-    packed[4 + at] = np.uint8((low & np.int32(15)) | (high & np.int32(15)) << np.int32(4))
-    shift = np.int32(at & 7)
-    packed[at >> 3] |= np.uint8(low >> np.int32(4) << shift)
-    packed[2 + (at >> 3)] |= np.uint8(high >> np.int32(4) << shift)
+def lower_bits(low, high):
+    """Return the byte of the lower four bits of two numbers."""
+    return np.uint8(low & np.int32(15) | (high & np.int32(15)) << np.int32(4))
+
+
+@helper
+def upper_bits(low, high, k):
+    """Return the fifth bits of numbers k and k + 16, where `fifth_bits` has them."""
+    return low >> np.int32(4) << np.int32(k) | high >> np.int32(4) << np.int32(k + 16)
+
+
+@helper
+def put_fifth_bits(packed, word):
+    """Write the four bytes that `fifth_bits` reads."""
+    for i in range(4):
+        packed[i] = np.uint8(word >> np.int32(8 * i) & np.int32(255))
 
 
 @helper
 def encode_row(raw, x, importance):
     """Encode a row, block by block."""
-    for b in range(x.size // 32):
-        numbers, block = x[32 * b : 32 * b + 32], raw[22 * b : 22 * b + 22]
-        d = scale_of(numbers, importance[32 * b : 32 * b + 32], TOP, AROUND)
+    scales = scales_of(x, importance, TOP, AROUND)
+    blocks = x.size // 32
+    run = run_of(x.size, blocks, 2)
+    for b in range(blocks):
+        numbers, others = x[32 * b : 32 * b + run], x[32 * b + run : 32 * b + 2 * run]
+        block = raw[22 * b : 22 * b + 22]
+        d = scales[b]
         inverse = over(np.float32(1), d)
         put_half(block, 0, d)
-        block[2:6] = 0
-        for k in range(16):
-            put_five_bits(block[2:], k, shifted(numbers[k], inverse, TOP), shifted(numbers[k + 16], inverse, TOP))
+        fifth = np.int32(0)
+        for k in range(run):
+            low, high = shifted(numbers[k], inverse, TOP), shifted(others[k], inverse, TOP)
+            block[6 + k] = lower_bits(low, high)
+            fifth |= upper_bits(low, high, k)
+        put_fifth_bits(block[2:], fifth)
 
 
 class _Q5_0(BlockStorage):

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..engine.jit import helper
 from .blocks import BlockStorage, from_halves_ref, half_at, over, pieces_ref, put_half, run_of, to_halves_ref
-from .q4_1 import TRIED, above, from_least_ref, scale_and_least, scale_and_least_ref
-from .q5_0 import fifth_bits, five_bits_ref, from_five_bits_ref, put_five_bits
+from .q4_1 import TRIED, above, from_least_ref, scale_and_least_ref, scales_and_leasts
+from .q5_0 import fifth_bits, five_bits_ref, from_five_bits_ref, lower_bits, put_fifth_bits, upper_bits
 
 __all__ = ["STORAGE"]
 
@@ -39,15 +39,22 @@ def decode_row(out, raw):
 @helper
 def encode_row(raw, x, importance):
     """Encode a row, block by block."""
-    for b in range(x.size // 32):
-        numbers, block = x[32 * b : 32 * b + 32], raw[24 * b : 24 * b + 24]
-        d, m = scale_and_least(numbers, importance[32 * b : 32 * b + 32], TOP, AROUND)
+    scales, leasts = scales_and_leasts(x, importance, TOP, AROUND)
+    blocks = x.size // 32
+    run = run_of(x.size, blocks, 2)
+    for b in range(blocks):
+        numbers, others = x[32 * b : 32 * b + run], x[32 * b + run : 32 * b + 2 * run]
+        block = raw[24 * b : 24 * b + 24]
+        d, m = scales[b], leasts[b]
         inverse = over(np.float32(1), d)
         put_half(block, 0, d)
         put_half(block, 2, m)
-        block[4:8] = 0
-        for k in range(16):
-            put_five_bits(block[4:], k, above(numbers[k], inverse, m, TOP), above(numbers[k + 16], inverse, m, TOP))
+        fifth = np.int32(0)
+        for k in range(run):
+            low, high = above(numbers[k], inverse, m, TOP), above(others[k], inverse, m, TOP)
+            block[8 + k] = lower_bits(low, high)
+            fifth |= upper_bits(low, high, k)
+        put_fifth_bits(block[4:], fifth)
 
 
 class _Q5_1(BlockStorage):
