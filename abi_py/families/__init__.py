@@ -6,20 +6,38 @@ tensor_table(shape)    its tensors in flat order, with their three names
 read_config(content)   the shape that a Hugging Face config.json describes
 write_config(shape)    the content of such a file
 difference(content, shape)   in what such a file describes another shape
+read_gguf(file)        the shape that the metadata and tensors of a GGUF file describe
+write_gguf(shape)      the metadata of such a file
 """
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigError, shown
 from ..fields import either
 from ..model.layers.layer import Layer
 from ..parameters import Tensor
-from ..shape import ModelFamily, ModelShape
+from ..shape import EXPERTS, ModelFamily, ModelShape
 from .family import Family
+from .gguf_keys import Gguf, Keys
 
-__all__ = ["FAMILIES", "Family", "difference", "family", "layers", "read_config", "tensor_table", "write_config"]
+if TYPE_CHECKING:
+    from ..formats.gguf.container import GgufFile
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "difference",
+    "family",
+    "gguf_entry",
+    "layers",
+    "read_config",
+    "read_gguf",
+    "tensor_table",
+    "write_config",
+    "write_gguf",
+]
 
 FAMILIES: dict[ModelFamily, Family] = {name: import_module(f"{__name__}.{name.value}").FAMILY for name in ModelFamily}
 KINDS = [kind for each in FAMILIES.values() for kind in each.model_types]
@@ -78,3 +96,49 @@ def write_config(shape: ModelShape) -> dict[str, Any]:
     if wrong is not None:
         raise RuntimeError(f"{shape.family.value}: its `read` does not give back what its `write` wrote: {wrong}")
     return content
+
+
+# -- GGUF files ---------------------------------------------------------------------------------------
+
+
+def gguf_entry(shape: ModelShape) -> Gguf:
+    """Return the entry for GGUF files of the family of a shape; ConfigError if it has none."""
+    entry = family(shape).gguf
+    if entry is None:
+        raise ConfigError(
+            f"family ({shape.family.value}) cannot be written as GGUF: llama.cpp does not have it; export a Hugging "
+            "Face folder"
+        )
+    return entry
+
+
+def read_gguf(file: "GgufFile") -> dict[str, Any]:
+    """Return the fields of the shape that a GGUF file describes.
+
+    CheckpointError names an architecture, or an entry of its metadata, that is not computed here.
+    """
+    found = file.require("general.architecture", str)
+    known = {name: each.gguf for name, each in FAMILIES.items() if each.gguf is not None and each.gguf.read is not None}
+    keys = Keys(file, found)
+    has_experts = keys.whole("expert_count", 0) > 0
+    for name, entry in known.items():
+        if entry.architecture == found and (name in EXPERTS) == has_experts and entry.read is not None:
+            fields = {**entry.read(keys), "family": name}
+            keys.refuse_unknown()
+            return fields
+    architectures = list(dict.fromkeys(entry.architecture for entry in known.values()))
+    if found in architectures:
+        count = keys.whole("expert_count", 0)
+        raise CheckpointError(f"{file.path}: {found}.expert_count is {count}, which this version does not compute")
+    raise CheckpointError(
+        f"{file.path}: general.architecture is {shown(found)}; this version reads {either(architectures)}"
+    )
+
+
+def write_gguf(shape: ModelShape) -> dict[str, Any]:
+    """Return the metadata of a GGUF file that describes a shape, with its types; ConfigError if none can."""
+    entry = gguf_entry(shape)
+    return {
+        "general.architecture": entry.architecture,
+        **{f"{entry.architecture}.{name}": value for name, value in entry.write(shape).items()},
+    }

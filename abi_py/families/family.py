@@ -12,6 +12,7 @@ from typing import Any
 from ..model.layers.layer import Layer
 from ..parameters import HfName, Tensor
 from ..shape import ModelShape
+from .gguf_keys import Gguf
 
 __all__ = ["Family", "HfNames"]
 
@@ -33,6 +34,7 @@ class Family:
     prefix       what Hugging Face's names of all but the head begin with, and some folders leave out
     derived      pattern of stored buffers that follow from config.json, and are not read
     entries      of a config.json that `read` knows, and neither `write` writes nor other families have
+    gguf         its entry for GGUF files; None where llama.cpp does not have the family
     """
 
     names: Mapping[str, tuple[HfNames, str]]
@@ -43,6 +45,7 @@ class Family:
     prefix: str = "model."
     derived: str = ROTARY
     entries: tuple[str, ...] = ()
+    gguf: Gguf | None = None
 
     def tensor_table(self, shape: ModelShape) -> tuple[Tensor, ...]:
         """Return the tensors of a model in flat order."""

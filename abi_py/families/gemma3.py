@@ -14,7 +14,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import CheckpointError, shown
+import numpy as np
+
+from ..errors import CheckpointError, ConfigError, shown
+from ..formats.gguf.values import F32, U32
 from ..model.layers.activation import Gelu
 from ..model.layers.attention import Attention
 from ..model.layers.embedding import Embedding
@@ -28,6 +31,10 @@ from . import llama, qwen3
 from .config_json import attention_bias, common_fields, refuse_others, window_fields
 from .config_rope import rope_fields
 from .family import Family
+from .gguf_keys import Gguf, Keys, refuse, write_common, write_head_dim
+from .gguf_keys import common_fields as common_keys
+from .gguf_rope import rope_fields as rope_keys
+from .gguf_rope import write_rope as write_rope_keys
 
 __all__ = ["FAMILY"]
 
@@ -156,6 +163,61 @@ def _write(shape: ModelShape) -> dict[str, Any]:
     }
 
 
+ARCHITECTURE = "gemma3"
+WINDOW, PATTERN, EVERY = "attention.sliding_window", "attention.sliding_window_pattern", 6  # of llama.cpp's loader
+BY_WIDTH = 62  # blocks of the one model (27B) whose scores llama.cpp divides by the root of hidden_dim / num_heads
+
+
+def _scalar(layers: int, hidden_dim: int, heads: int, head_dim: int) -> int:
+    """Return what llama.cpp divides scores by the root of: it does not stand in a file."""
+    return hidden_dim // heads if layers == BY_WIDTH else head_dim
+
+
+def _pattern(keys: Keys, blocks: int) -> tuple[LayerType, ...]:
+    """Return what the attention of each block sees: a number n, every n-th sees all, or an array of who does not."""
+    value = keys.value(PATTERN)
+    if isinstance(value, np.ndarray):
+        if len(value) != blocks:
+            raise keys.wrong(PATTERN, f"it must say for each of {blocks} blocks whether it has the window")
+        narrow = [bool(each) for each in value]
+    else:
+        every = keys.whole(PATTERN, EVERY)
+        narrow = [every == 0 or i % every < every - 1 for i in range(blocks)]
+    return tuple(LayerType.SLIDING if each else LayerType.FULL for each in narrow)
+
+
+def _read_gguf(keys: Keys) -> dict[str, Any]:
+    fields = common_keys(keys)
+    heads, width, blocks = fields["num_heads"], fields["hidden_dim"], fields["num_layers"]
+    head_dim = fields["head_dim"] or width // max(heads, 1)
+    fields |= rope_keys(keys, head_dim, fields["max_seq_len"])
+    window, local = keys.whole(WINDOW, 0), keys.number("rope.freq_base_swa", 10000.0)
+    kinds = _pattern(keys, blocks) if 0 < blocks <= MAX_LAYERS else ()
+    if window and LayerType.SLIDING in kinds:
+        fields |= {"sliding_window": window, "layer_types": kinds, "rope_local_theta": local}
+    return {**fields, "query_pre_attn_scalar": _scalar(blocks, width, max(heads, 1), head_dim)}
+
+
+def _write_gguf(shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of a GGUF file."""
+    refuse(ARCHITECTURE, shape, attention_bias=qwen3.NO_BIAS)
+    blocks, head_dim = shape.num_layers, shape.resolved_head_dim
+    scalar = shape.query_pre_attn_scalar or head_dim
+    computed = _scalar(blocks, shape.hidden_dim, shape.num_heads, head_dim)
+    if scalar != computed:
+        raise ConfigError(
+            f"query_pre_attn_scalar ({scalar}) cannot be written as GGUF: llama.cpp computes with {computed} in a "
+            f"model of {blocks} blocks (architecture {ARCHITECTURE}); export a Hugging Face folder"
+        )
+    written = {**write_common(shape), **write_rope_keys(ARCHITECTURE, shape), **write_head_dim(shape)}
+    if shape.sliding_window is None:
+        return written
+    narrow = np.array([shape.layer_type(i) is LayerType.SLIDING for i in range(blocks)])
+    if (narrow != [i % EVERY < EVERY - 1 for i in range(blocks)]).any():
+        written[PATTERN] = narrow
+    return {**written, WINDOW: U32(shape.sliding_window), "rope.freq_base_swa": F32(shape.rope_local_theta)}
+
+
 FAMILY = Family(
     names=NAMES,
     layers=layers,
@@ -163,4 +225,5 @@ FAMILY = Family(
     read=_read,
     write=_write,
     entries=("sliding_window_pattern",),
+    gguf=Gguf(architecture=ARCHITECTURE, read=_read_gguf, write=_write_gguf, plus_one=True),
 )

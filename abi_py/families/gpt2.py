@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, ConfigError, shown
 from ..fields import either
 from ..model.layers.activation import Gelu
 from ..model.layers.attention import Attention
@@ -26,6 +26,8 @@ from ..parameters import INITIAL_STD, HfName
 from ..shape import Activation, ModelShape
 from .config_json import NEUTRAL, refuse_others
 from .family import Family, HfNames
+from .gguf_keys import Gguf, Keys, write_common
+from .gguf_keys import common_fields as common_keys
 
 __all__ = ["FAMILY"]
 
@@ -145,6 +147,33 @@ def _write(shape: ModelShape) -> dict[str, Any]:
     }
 
 
+ARCHITECTURE = "gpt2"
+EPS = "attention.layer_norm_epsilon"
+
+
+def _read_gguf(keys: Keys) -> dict[str, Any]:
+    fields = common_keys(keys, EPS)
+    if fields["head_dim"] is not None or fields["num_kv_heads"] != fields["num_heads"]:
+        raise keys.wrong(
+            "attention.head_count_kv" if fields["head_dim"] is None else "attention.key_length",
+            "GPT-2 has heads of embedding_length / attention.head_count, as many for keys as for queries",
+        )
+    same_for_all = ("num_kv_heads", "head_dim")
+    return {**{name: value for name, value in fields.items() if name not in same_for_all}, "activation": "gelu_tanh"}
+
+
+def _write_gguf(shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of a GGUF file."""
+    if shape.activation is not Activation.GELU_TANH:
+        raise ConfigError(
+            f"activation ({shape.activation.value}) cannot be written as GGUF: llama.cpp computes gelu_tanh alone "
+            f"(architecture {ARCHITECTURE}); export a Hugging Face folder"
+        )
+    common = write_common(shape, EPS)
+    del common["attention.head_count_kv"]
+    return common
+
+
 FAMILY = Family(
     names=NAMES,
     layers=layers,
@@ -153,4 +182,5 @@ FAMILY = Family(
     write=_write,
     prefix="transformer.",
     derived=r"(^|\.)attn\.(bias|masked_bias)$",
+    gguf=Gguf(architecture=ARCHITECTURE, read=_read_gguf, write=_write_gguf),
 )

@@ -9,6 +9,7 @@ The order of the tensors is the ABI's.  Sources: Touvron et al. 2023, "LLaMA", s
 from collections.abc import Mapping
 from typing import Any
 
+from ..formats.gguf.values import U32
 from ..model.layers.attention import Attention
 from ..model.layers.embedding import Embedding
 from ..model.layers.feed_forward import FeedForward
@@ -20,8 +21,13 @@ from ..shape import ModelShape
 from .config_json import NEUTRAL, attention_bias, common_fields, refuse_others, refuse_windows
 from .config_rope import rope_fields, write_rope
 from .family import Family
+from .gguf_keys import Gguf, Keys, write_head_dim
+from .gguf_keys import common_fields as common_keys
+from .gguf_keys import write_common as write_common_keys
+from .gguf_rope import rope_fields as rope_keys
+from .gguf_rope import write_rope as write_rope_keys
 
-__all__ = ["BIASES", "FAMILY", "NAMES", "decoder_layers", "write"]
+__all__ = ["ARCHITECTURE", "BIASES", "FAMILY", "NAMES", "decoder_layers", "read_gguf", "write", "write_gguf"]
 
 NAMES = {
     "token_embedding": ("model.embed_tokens.weight", "token_embd.weight"),
@@ -100,10 +106,29 @@ def write(shape: ModelShape) -> dict[str, Any]:
     }
 
 
+ARCHITECTURE = "llama"  # of llama.cpp, which has it for Mistral and Mixtral too
+
+
+def read_gguf(keys: Keys) -> dict[str, Any]:
+    """Return the fields of the shape that a GGUF file describes."""
+    fields = common_keys(keys)
+    head_dim = fields["head_dim"] or fields["hidden_dim"] // max(fields["num_heads"], 1)
+    biased = "blk.0.attn_q.bias" in keys.tensors
+    rope = rope_keys(keys, head_dim, fields["max_seq_len"], divided=True)
+    return {**fields, **rope, **({"attention_bias": True} if biased else {})}
+
+
+def write_gguf(shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of a GGUF file."""
+    rope = {"rope.dimension_count": U32(shape.resolved_head_dim), **write_rope_keys(ARCHITECTURE, shape, divided=True)}
+    return {**write_common_keys(shape), **rope, **write_head_dim(shape)}
+
+
 FAMILY = Family(
     names=NAMES | BIASES,
     layers=decoder_layers,
     model_types=("llama", "deepzig_conversational"),
     read=_read,
     write=write,
+    gguf=Gguf(architecture=ARCHITECTURE, read=read_gguf, write=write_gguf, permuted=True),
 )

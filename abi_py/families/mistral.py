@@ -13,6 +13,7 @@ from . import llama
 from .config_json import NEUTRAL, common_fields, refuse_others, window_fields
 from .config_rope import rope_fields
 from .family import Family
+from .gguf_keys import Gguf, refuse_window
 
 __all__ = ["FAMILY"]
 
@@ -33,10 +34,17 @@ def _write(shape: ModelShape) -> dict[str, Any]:
     return {**shared, **own}
 
 
+def _write_gguf(shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of a GGUF file, which is read as a Llama: without a window they are one."""
+    refuse_window(llama.ARCHITECTURE, shape)
+    return llama.write_gguf(shape)
+
+
 FAMILY = Family(
     names=llama.NAMES,
     layers=llama.decoder_layers,
     model_types=("mistral",),
     read=_read,
     write=_write,
+    gguf=Gguf(architecture=llama.ARCHITECTURE, write=_write_gguf, permuted=True),
 )

@@ -20,6 +20,9 @@ from . import llama
 from .config_json import NEUTRAL, common_fields, refuse_others, window_fields
 from .config_rope import rope_fields
 from .family import Family, HfNames
+from .gguf_keys import Gguf, Keys, refuse_window
+from .gguf_keys import expert_fields as expert_keys
+from .gguf_keys import write_experts as write_expert_keys
 
 __all__ = ["FAMILY", "FUSED", "expert_fields", "with_experts", "without_count", "write_experts"]
 
@@ -114,4 +117,21 @@ def _write(shape: ModelShape) -> dict[str, Any]:
     return {**shared, **own, "sliding_window": shape.sliding_window, **write_experts(shape)}
 
 
-FAMILY = Family(names=NAMES, layers=_layers, model_types=("mixtral",), read=_read, write=_write)
+def _read_gguf(keys: Keys) -> dict[str, Any]:
+    return {**llama.read_gguf(keys), **expert_keys(keys)}
+
+
+def _write_gguf(shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of a GGUF file."""
+    refuse_window(llama.ARCHITECTURE, shape)
+    return {**llama.write_gguf(shape), **write_expert_keys(shape)}
+
+
+FAMILY = Family(
+    names=NAMES,
+    layers=_layers,
+    model_types=("mixtral",),
+    read=_read,
+    write=_write,
+    gguf=Gguf(architecture=llama.ARCHITECTURE, read=_read_gguf, write=_write_gguf, permuted=True),
+)

@@ -12,11 +12,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from ..errors import ConfigError
 from ..shape import ModelShape
 from . import llama
 from .config_json import NEUTRAL, common_fields, refuse_others, window_fields, write_windows
 from .config_rope import rope_fields
 from .family import Family
+from .gguf_keys import Gguf, Keys, refuse_window
+from .gguf_keys import common_fields as common_keys
+from .gguf_keys import write_common as write_common_keys
+from .gguf_rope import rope_fields as rope_keys
+from .gguf_rope import write_rope as write_rope_keys
 
 __all__ = ["FAMILY"]
 
@@ -42,10 +48,33 @@ def _write(shape: ModelShape) -> dict[str, Any]:
     return {**shared, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **write_windows(shape)}
 
 
+ARCHITECTURE = "qwen2"
+
+
+def _read_gguf(keys: Keys) -> dict[str, Any]:
+    fields = common_keys(keys)
+    if fields["head_dim"] is not None:
+        raise keys.wrong("attention.key_length", "it must be embedding_length / attention.head_count")
+    head_dim = fields["hidden_dim"] // max(fields["num_heads"], 1)
+    return {**fields, **rope_keys(keys, head_dim, fields["max_seq_len"])}
+
+
+def _write_gguf(shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of a GGUF file."""
+    refuse_window(ARCHITECTURE, shape)
+    if shape.q_dim != shape.hidden_dim:
+        raise ConfigError(
+            f"head_dim ({shape.resolved_head_dim}) cannot be written as GGUF: llama.cpp computes the architecture "
+            f"{ARCHITECTURE} with hidden_dim / num_heads alone; export a Hugging Face folder"
+        )
+    return {**write_common_keys(shape), **write_rope_keys(ARCHITECTURE, shape)}
+
+
 FAMILY = Family(
     names=llama.NAMES | llama.BIASES,
     layers=partial(llama.decoder_layers, qkv_bias=True),
     model_types=("qwen2",),
     read=_read,
     write=_write,
+    gguf=Gguf(architecture=ARCHITECTURE, read=_read_gguf, write=_write_gguf),
 )

@@ -15,8 +15,13 @@ from . import llama
 from .config_json import NEUTRAL, attention_bias, common_fields, refuse_others, window_fields, write_windows
 from .config_rope import rope_fields
 from .family import Family
+from .gguf_keys import Gguf, Keys, refuse, refuse_window, write_head_dim
+from .gguf_keys import common_fields as common_keys
+from .gguf_keys import write_common as write_common_keys
+from .gguf_rope import rope_fields as rope_keys
+from .gguf_rope import write_rope as write_rope_keys
 
-__all__ = ["DEFAULTS", "FAMILY", "NAMES", "ONLY", "write"]
+__all__ = ["DEFAULTS", "FAMILY", "NAMES", "NO_BIAS", "ONLY", "read_gguf", "write", "write_gguf"]
 
 NAMES = {
     **llama.NAMES,
@@ -48,10 +53,28 @@ def write(shape: ModelShape) -> dict[str, Any]:
     return {**shared, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **write_windows(shape)}
 
 
+NO_BIAS = "llama.cpp has no bias of attn_output there"
+
+
+def read_gguf(keys: Keys) -> dict[str, Any]:
+    """Return the fields of the shape that a GGUF file describes."""
+    fields = common_keys(keys)
+    head_dim = fields["head_dim"] or fields["hidden_dim"] // max(fields["num_heads"], 1)
+    return {**fields, **rope_keys(keys, head_dim, fields["max_seq_len"])}
+
+
+def write_gguf(architecture: str, shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of a GGUF file."""
+    refuse_window(architecture, shape)
+    refuse(architecture, shape, attention_bias=NO_BIAS)
+    return {**write_common_keys(shape), **write_rope_keys(architecture, shape), **write_head_dim(shape)}
+
+
 FAMILY = Family(
     names=NAMES,
     layers=partial(llama.decoder_layers, qk_norm=True),
     model_types=("qwen3",),
     read=_read,
     write=write,
+    gguf=Gguf(architecture="qwen3", read=read_gguf, write=partial(write_gguf, "qwen3")),
 )

@@ -11,13 +11,17 @@ Source: Qwen Team 2025, "Qwen3 Technical Report", section 2.
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, ConfigError, shown
+from ..formats.gguf.values import U32
 from ..model.layers.layer import Layer
 from ..shape import ModelShape
 from . import llama, qwen3
 from .config_json import attention_bias, common_fields, refuse_others, window_fields
 from .config_rope import rope_fields
 from .family import Family, HfNames
+from .gguf_keys import Gguf, Keys, refuse
+from .gguf_keys import expert_fields as expert_keys
+from .gguf_keys import write_experts as write_expert_keys
 from .mixtral import FUSED, expert_fields, with_experts, without_count, write_experts
 
 __all__ = ["FAMILY"]
@@ -78,4 +82,36 @@ def _write(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-FAMILY = Family(names=NAMES, layers=_layers, model_types=("qwen3_moe",), read=_read, write=_write)
+ARCHITECTURE = "qwen3moe"
+
+
+def _read_gguf(keys: Keys) -> dict[str, Any]:
+    experts = expert_keys(keys)
+    whole = keys.whole("feed_forward_length")
+    inner = keys.whole("expert_feed_forward_length", whole // max(experts["experts_per_token"], 1))
+    return {**qwen3.read_gguf(keys), **experts, "expert_dim": inner, "norm_topk_prob": True}
+
+
+def _write_gguf(shape: ModelShape) -> dict[str, Any]:
+    """Return the entries of a GGUF file."""
+    everywhere = "llama.cpp has experts in every layer there"
+    refuse(ARCHITECTURE, shape, mlp_only_layers=everywhere)
+    if shape.decoder_sparse_step != 1:
+        refuse(ARCHITECTURE, shape, decoder_sparse_step=everywhere)
+    if not shape.norm_topk_prob:
+        raise ConfigError(
+            f"norm_topk_prob (False) cannot be written as GGUF: llama.cpp lets the gates of a token's experts add up "
+            f"to 1 (architecture {ARCHITECTURE}); export a Hugging Face folder"
+        )
+    inner = {"expert_feed_forward_length": U32(shape.resolved_expert_dim)}
+    return {**qwen3.write_gguf(ARCHITECTURE, shape), **write_expert_keys(shape), **inner}
+
+
+FAMILY = Family(
+    names=NAMES,
+    layers=_layers,
+    model_types=("qwen3_moe",),
+    read=_read,
+    write=_write,
+    gguf=Gguf(architecture=ARCHITECTURE, read=_read_gguf, write=_write_gguf),
+)

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..parameters import HfName, Tensor
-from .safetensors import Joined, Stack, Stored
+from .encoded import Encoded
+from .safetensors import Joined, Numbers, Stack, Stored
 
 __all__ = ["FromFiles", "from_stored", "to_stored"]
 
@@ -57,18 +58,18 @@ def from_stored(
 
 
 def to_stored(
-    table: tuple[Tensor, ...], tensors: Mapping[str, np.ndarray | Stored], code: str = "F32"
+    table: tuple[Tensor, ...], tensors: Mapping[str, np.ndarray | Stored | Encoded], code: str = "F32"
 ) -> dict[str, Joined]:
     """Return what is written of tensors by our names: by Hugging Face's names, as numbers of the type `code`."""
-    parts: dict[str, dict[int, Stored]] = {}
+    parts: dict[str, dict[int, Numbers]] = {}
     forms: dict[str, HfName] = {}
     for entry in table:
         form, tensor = entry.hf_names[0], tensors[entry.name]
-        tensor = tensor if isinstance(tensor, Stored) else Stored(tensor)
-        each = tensor.raw if _per_expert(form) else [tensor.raw]
+        whole = Stored(tensor) if isinstance(tensor, np.ndarray) else tensor
+        each = [whole.at((e,)) for e in range(entry.shape[0])] if _per_expert(form) else [whole]
         for name, ours in zip(_names(form, entry), each, strict=True):
-            theirs = ours.swapaxes(-1, -2) if form.transposed and ours.ndim > 1 else ours
-            parts.setdefault(name, {})[form.part[0]] = Stored(theirs, tensor.bf16)
+            theirs = ours.turned() if form.transposed and len(ours.shape) > 1 else ours
+            parts.setdefault(name, {})[form.part[0]] = theirs
             forms[name] = form
     for name, form in forms.items():
         if sorted(parts[name]) != list(range(form.part[1])):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ..untrusted import LFS_POINTER, check, parse_json, refuse_lfs_pointer
 
 __all__ = [
     "Joined",
+    "Numbers",
     "Stack",
     "Stored",
     "encoded_size",
@@ -62,6 +63,18 @@ class Stored:
     def is_narrow(self) -> bool:
         """Say whether its numbers take two bytes each."""
         return self.bf16 or self.raw.dtype == np.float16
+
+    def at(self, index: tuple[int, ...]) -> "Stored":
+        """Return one of its matrices, by the indices of the axes before them."""
+        return Stored(self.raw[index], self.bf16)
+
+    def turned(self) -> "Stored":
+        """Return it with rows for columns."""
+        return Stored(self.raw.swapaxes(-1, -2), self.bf16)
+
+    def settled(self) -> "Stored":
+        """Return it ready to be read in strips of rows."""
+        return self
 
     def part(self, first: int, last: int) -> "Stored":
         """Return some of its rows."""
@@ -111,11 +124,22 @@ class Stack:
             part.copy_to(place)
 
 
+class Numbers(Protocol):
+    """What `Joined` asks of its parts: `Stored`, and what keeps numbers otherwise (`encoded.py`)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def at(self, index: tuple[int, ...], /) -> "Numbers": ...
+    def settled(self) -> "Numbers": ...
+    def part(self, first: int, last: int, /) -> "Numbers": ...
+    def widened(self) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Joined:
     """Tensors side by side along their last axis or the one before, as one that is written: never made as a whole."""
 
-    parts: tuple[Stored, ...]
+    parts: tuple[Numbers, ...]
     axis: int = -2
     code: str = "F32"
 
@@ -135,13 +159,12 @@ class Joined:
 
     def numbers(self) -> Iterator[np.ndarray]:
         """Yield its numbers in C order, in pieces of some megabytes."""
-        vector = self.parts[0].raw.ndim < 2
-        arrays = [(part.raw.reshape(-1, 1) if vector else part.raw, part.bf16) for part in self.parts]
-        side_by_side = [[each] for each in arrays] if self.axis == -2 or vector else [arrays]
-        for index in np.ndindex(arrays[0][0].shape[:-2]):
+        vector = len(self.parts[0].shape) < 2
+        side_by_side = [[part] for part in self.parts] if self.axis == -2 or vector else [[*self.parts]]
+        for index in np.ndindex(self.parts[0].shape[:-2]):
             for group in side_by_side:
-                matrices = [Stored(raw[index], bf16) for raw, bf16 in group]
-                columns = sum(matrix.shape[1] for matrix in matrices)
+                matrices = [part.at(index).settled() for part in group]
+                columns = 1 if vector else sum(matrix.shape[1] for matrix in matrices)
                 rows = max(1, PIECE // max(columns, 1))
                 for i in range(0, matrices[0].shape[0], rows):
                     strips = [np.ascontiguousarray(matrix.part(i, i + rows).widened()) for matrix in matrices]

@@ -26,6 +26,7 @@ from ..fields import either
 from ..files import OLD, atomic_directory, finish_replacement, json_text, write_inside, write_synced
 from ..formats.checkpoint_names import ORIGIN, RANDOM_BASE, SETTINGS, STATE, TRAINING_ARGS, is_checkpoint_name
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
+from ..formats.encoded import Encoded
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards
@@ -61,7 +62,7 @@ class Savable(Protocol):
 
 def write_folder(
     folder: Path,
-    model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]],
+    model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]],
     besides: tuple[Companions, Savable | None, Mapping[str, str]],
     *,
     dtype: str,

@@ -1,4 +1,4 @@
-"""FrozenModel: weights that are only read, as they lie in a folder: memory-mapped, each in its own storage.
+"""FrozenModel: weights that are only read, as they lie in a folder or a GGUF file: mapped, each in its own storage.
 
 It has neither gradients nor moments.  It evaluates, it decodes, and adapters can be trained on it; a matrix in bfloat16
 so takes two bytes for each weight, which the system reads when they are first used.  What is no matrix (norms, biases,
@@ -17,12 +17,14 @@ import numpy as np
 from ..config import TrainableModelConfig
 from ..families import layers, tensor_table
 from ..formats.companions import Companions
+from ..formats.encoded import Encoded
 from ..formats.finite import check_read
 from ..formats.safetensors import Stack, Stored
 from ..kernels.engine.scratch import aligned_empty
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Buffers, Tensor, Weight
 from .folder import open_weights, read_config
+from .gguf_model import open_gguf_model, open_gguf_weights
 from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["FrozenModel", "frozen_bytes", "read_frozen"]
@@ -33,13 +35,21 @@ class _Kept:
     raw: np.ndarray
     storage: Storage
 
+    def stored(self, shape: tuple[int, ...]) -> Stored | Encoded:
+        """Return it as a tensor of that shape."""
+        if self.storage.block > 1:
+            return Encoded(self.raw, self.storage, shape)
+        return Stored(self.raw, self.storage.name == "bf16")
 
-def _stays_narrow(tensor: Stored | Stack) -> bool:
-    return isinstance(tensor, Stored) and tensor.raw.ndim == 2 and tensor.is_narrow
+
+def _stays_narrow(tensor: Stored | Stack | Encoded) -> bool:
+    return not isinstance(tensor, Stack) and len(tensor.shape) == 2 and tensor.is_narrow
 
 
-def _keep(tensor: Stored | Stack) -> _Kept:
+def _keep(tensor: Stored | Stack | Encoded) -> _Kept:
     """Return a tensor in one of the storages; what has none (float64), vectors and stacks are copied to float32."""
+    if isinstance(tensor, Encoded) and _stays_narrow(tensor):
+        return _Kept(tensor.raw, tensor.storage)
     if isinstance(tensor, Stored) and _stays_narrow(tensor):
         # As it lies; a matrix that is stored transposed is copied, and stays as narrow.
         raw = tensor.raw if tensor.raw.flags.c_contiguous else np.ascontiguousarray(tensor.raw)
@@ -50,9 +60,9 @@ def _keep(tensor: Stored | Stack) -> _Kept:
 
 
 class FrozenModel(Transformer):
-    """A model of which nothing is trained, over the tensors of a folder by our names."""
+    """A model of which nothing is trained, over the tensors of a folder or a GGUF file by our names."""
 
-    def __init__(self, config: TrainableModelConfig, tensors: Mapping[str, Stored | Stack]) -> None:
+    def __init__(self, config: TrainableModelConfig, tensors: Mapping[str, Stored | Stack | Encoded]) -> None:
         """Take the tensors as they lie; those without a storage of their own are copied to float32."""
         self.parameters = Buffers(())
         self.table = tensor_table(config)
@@ -76,12 +86,24 @@ class FrozenModel(Transformer):
         model.companions = Companions.of(place)
         return model
 
+    @classmethod
+    def from_gguf(
+        cls, path: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
+    ) -> "FrozenModel":
+        """Return the model of a GGUF file, memory-mapped, quantised or not; errors of `TrainableModel.from_gguf`."""
+        file, config = open_gguf_model(path, config)
+        found = open_gguf_weights(file, config)
+        if not allow_nonfinite:
+            check_read(path, found.used)
+        model = cls(config, found)
+        return model
+
     def _says(self) -> str:
         return f"{super()._says()}, kept in {' and '.join(self.storages())}"
 
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]]:
         """Return the table and the weights as they are kept."""
-        return self.table, {name: Stored(kept.raw, kept.storage.name == "bf16") for name, kept in self._kept.items()}
+        return self.table, {tensor.name: self._kept[tensor.name].stored(tensor.shape) for tensor in self.table}
 
     def frozen(self, name: str) -> Weight:
         """Return a tensor for a layer that does not train it."""

@@ -9,7 +9,6 @@ The two passes over the list are `stack.py`.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..config import Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
 from ..families import layers, tensor_table
 from ..formats.companions import Companions
+from ..formats.encoded import Encoded
 from ..formats.finite import check_read, find_nonfinite
 from ..formats.forms import to_stored
 from ..formats.safetensors import Stored
@@ -33,24 +33,24 @@ from ..parameters import Buffers, Parameters, Tensor, Views, Weight
 from ..reprs import Shown
 from .arena import memory_plan
 from .folder import open_weights, read_config
-from .folder_writing import Savable, write_folder
+from .gguf_model import open_gguf_model, open_gguf_weights
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
 from .layers.run import Check, Objective, Penalties, Run
 from .loss_output import LossOutput
 from .stack import Runs, Stack, flops_per_token
+from .writable import Writable
 
 __all__ = ["LossOutput", "TrainableModel", "Transformer"]
 
 
-class Transformer(Shown, ABC):
+class Transformer(Shown, Writable):
     """A list of layers; `parameters` are what is trained, and what their gradients are of.
 
     `base` has the weights of the network itself by name: those that are trained, or those under adapters.
     """
 
     parameters: Buffers
-    companions = Companions()  # what belongs to it beside its weights, and goes along into folders and checkpoints
     draws = 0  # training passes that drew random numbers; the masks of dropout depend on it (`LoraModel`)
 
     def __init__(self, config: TrainableModelConfig, base: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:
@@ -285,35 +285,6 @@ class Transformer(Shown, ABC):
         """Return a model that computes the same, with as little as possible to compute for a token."""
         return self.merged()
 
-    # -- folders ---------------------------------------------------------------------------------
-
-    @abstractmethod
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
-        """Return the table of all tensors of the network, and their numbers by name."""
-
-    def save_pretrained(
-        self,
-        folder: str | Path,
-        dtype: str = "float32",
-        max_shard_size: int | str = "5GB",
-        *,
-        tokenizer: Savable | None = None,
-        files: Mapping[str, str] | None = None,
-        replace: bool = False,
-    ) -> None:
-        """Write the model, adapters merged, as a Hugging Face folder, or leave what was there as it was.
-
-        dtype is float32, bfloat16 or float16.  The `companions`, of the folder that it came from, go along: tokenizer,
-        chat template, settings of generation, and the entries of config.json that others need.  `tokenizer` takes the
-        place of theirs, and `files` are texts by name that are written besides.
-        Of a folder that is there, weights, adapters and settings of generation go; a tokenizer stays if the model has
-        none, as one that was saved before it, unless with `replace`; so does what belongs to no model, as a LICENSE.
-        NonFiniteError for a weight that is NaN or infinite, or would be in this type; CheckpointError for a full disk;
-        ConfigError for other values, or a folder that holds directories, or is that of a checkpoint or a run.
-        """
-        model, besides = (self.config, *self.stored_tensors()), (self.companions, tokenizer, files or {})
-        write_folder(Path(folder), model, besides, dtype=dtype, max_shard_size=max_shard_size, replace=replace)
-
 
 def zeros(config: TrainableModelConfig) -> np.ndarray:
     """Return (P,) zeros for a model whose weights are set next; they take no memory."""
@@ -376,7 +347,25 @@ class TrainableModel(Transformer):
         model.companions = Companions.of(place)
         return model
 
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored]]:
+    @classmethod
+    def from_gguf(
+        cls, path: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
+    ) -> TrainableModel:
+        """Return the model of a GGUF file, quantised or not, decoded to float32; see `model.gguf_model`.
+
+        `config` as in `from_pretrained`.  CheckpointError names what does not fit or is not computed here, and NaN or
+        infinity, if not allowed.
+        """
+        file, config = open_gguf_model(path, config)
+        found = open_gguf_weights(file, config)
+        if not allow_nonfinite:
+            check_read(path, found.used)
+        model = cls(config, zeros(config))
+        for name, tensor in found.items():
+            tensor.copy_to(model.weights[name])
+        return model
+
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]]:
         """Return the table and the weights."""
         return self.parameters.table, dict(self.weights)
 

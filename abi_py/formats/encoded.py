@@ -1,0 +1,101 @@
+"""A tensor as it is kept in blocks, of a few bits a number (`kernels/storage`), with the interface of `Stored`.
+
+It is decoded in pieces, where its numbers are asked for, and never as a whole unless somebody wants it so.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..kernels.storage import Storage
+from .safetensors import PIECE, Stored
+
+__all__ = ["Encoded", "Turned"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A tensor (..., K) in a storage; raw (M, items) has a row for each row of K numbers."""
+
+    raw: np.ndarray
+    storage: Storage
+    shape: tuple[int, ...]
+
+    is_float = True
+    is_narrow = True
+
+    @property
+    def raw_rows(self) -> int:
+        """How many rows of raw an element of the first axis has."""
+        return math.prod(self.shape[1:-1]) if len(self.shape) > 1 else 1
+
+    def at(self, index: tuple[int, ...]) -> "Encoded":
+        """Return one of its matrices, by the indices of the axes before them."""
+        part = self
+        for i in index:
+            rows = part.raw_rows
+            part = Encoded(part.raw[i * rows : (i + 1) * rows], part.storage, part.shape[1:])
+        return part
+
+    def turned(self) -> "Turned":
+        """Return it with rows for columns."""
+        return Turned(self)
+
+    def settled(self) -> "Encoded":
+        """Return it ready to be read in strips of rows."""
+        return self
+
+    def part(self, first: int, last: int) -> "Encoded":
+        """Return some of what its first axis has; of a matrix, rows."""
+        first, last, rows = max(first, 0), min(last, self.shape[0]), self.raw_rows
+        shape = (max(last - first, 0), *self.shape[1:])
+        return Encoded(self.raw[first * rows : last * rows], self.storage, shape)
+
+    def widened(self) -> np.ndarray:
+        """Return its numbers, float32."""
+        out = np.empty(self.shape, np.float32)
+        self.copy_to(out)
+        return out
+
+    def copy_to(self, out: np.ndarray) -> None:
+        """Write its numbers to `out`, float32 of its shape."""
+        self.storage.decode(out.reshape(len(self.raw), -1), self.raw, 0)
+
+    def numbers(self) -> Iterator[np.ndarray]:
+        """Yield its numbers in C order, in pieces."""
+        columns = self.shape[-1]
+        rows = max(1, PIECE // max(columns, 1))
+        for i in range(0, len(self.raw), rows):
+            raw = self.raw[i : i + rows]
+            yield Encoded(raw, self.storage, (len(raw), columns)).widened()
+
+
+@dataclass(frozen=True)
+class Turned:
+    """An encoded tensor with rows for columns, which is decoded a matrix at a time: blocks are along its columns."""
+
+    of: Encoded
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        *before, rows, columns = self.of.shape
+        return (*before, columns, rows)
+
+    def at(self, index: tuple[int, ...]) -> "Turned":
+        """Return one of its matrices."""
+        return Turned(self.of.at(index))
+
+    def settled(self) -> Stored:
+        """Return it decoded."""
+        return Stored(self.of.widened().swapaxes(-1, -2))
+
+    def part(self, first: int, last: int) -> Stored:
+        """Return some of its rows."""
+        return self.settled().part(first, last)
+
+    def widened(self) -> np.ndarray:
+        """Return its numbers, float32."""
+        return self.settled().raw

@@ -1,0 +1,137 @@
+"""A GGUF file as a model of one of the families: its shape, and its weights by our names.
+
+`TrainableModel.from_gguf` and `FrozenModel.from_gguf` are what is made of them; `folder.py` is the same for folders.
+Nothing is copied but what a file keeps in another order (the rows of q and k of the architecture `llama`, in the bytes
+that they have there) or as other numbers (Gemma's norms), and that when it is asked for.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config import TrainableModelConfig
+from ..errors import CheckpointError, ConfigError, listed
+from ..families import gguf_entry, read_gguf, tensor_table
+from ..families.gguf_rope import ROPE_FREQS
+from ..formats.encoded import Encoded
+from ..formats.gguf.container import GgufFile, GgufTensor, open_gguf
+from ..formats.gguf.rows import rows_of_ours
+from ..formats.safetensors import Stored
+from ..kernels.storage import Storage
+from ..parameters import Tensor
+from ..shape import ModelShape
+
+__all__ = ["GgufWeights", "heads_of", "is_gguf", "open_gguf_model", "open_gguf_weights", "read_gguf_config"]
+
+MAGIC = b"GGUF"
+Kept = Stored | Encoded
+REMEDY = "get the file again, or convert it anew"
+
+
+def is_gguf(path: Path) -> bool:
+    """Say whether a path is a file that begins as GGUF does."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def read_gguf_config(file: GgufFile) -> TrainableModelConfig:
+    """Return the shape of a file's model; CheckpointError names what this package cannot compute."""
+    fields = read_gguf(file)
+    try:
+        return TrainableModelConfig.from_dict(fields)
+    except ConfigError as error:
+        raise CheckpointError(f"{file.path}: {error}") from None
+
+
+def heads_of(local: str, shape: ModelShape) -> int:
+    """Return how many heads the rows of a tensor of a block are: of w_q b_q w_k b_k; 0 of any other."""
+    return {"q": shape.num_heads, "k": shape.num_kv_heads}.get(local[2:], 0) if local[:2] in ("w_", "b_") else 0
+
+
+@dataclass(frozen=True)
+class GgufWeights(Mapping[str, Kept]):
+    """The tensors of a file by our names, each made when it is asked for; `used` are those of the file."""
+
+    made: Mapping[str, Callable[[], Kept]]
+    used: Mapping[str, GgufTensor]
+
+    def __getitem__(self, name: str) -> Kept:
+        return self.made[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.made)
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+
+def open_gguf_weights(file: GgufFile, config: TrainableModelConfig) -> GgufWeights:
+    """Return the tensors of a file by our names, once they are those of a model of this shape.
+
+    CheckpointError names a tensor that is missing, of another shape or of a type that nothing here computes with, or
+    without a place in the model.
+    """
+    if config.num_layers > len(file.tensors):  # before a table is made of as many as it says
+        raise CheckpointError(
+            f"{file.path}: block_count is {config.num_layers:,}, and the file holds {len(file.tensors):,} tensors; "
+            f"{REMEDY}"
+        )
+    entry = gguf_entry(config)
+    made: dict[str, Callable[[], Kept]] = {}
+    used: dict[str, GgufTensor] = {}
+    for tensor in tensor_table(config):
+        found = file.tensors.get(tensor.gguf_name)
+        if found is None or found.shape != tensor.shape:
+            what = "is missing" if found is None else f"has shape {found.shape} instead of {tensor.shape}"
+            raise CheckpointError(f"{file.path}: {tensor.gguf_name} {what}; {REMEDY}")
+        storage = found.kind.require_storage(f"{file.path}: {tensor.gguf_name}")
+        used[tensor.gguf_name] = found
+        made[tensor.name] = _Made(found, storage, tensor, config, entry.permuted, entry.plus_one)
+    neutral = {ROPE_FREQS} if entry.permuted else set()  # read with the metadata
+    extra = [name for name in file.tensors if name not in used and name not in neutral]
+    if extra:
+        raise CheckpointError(
+            f"{file.path}: the model that its metadata describe has no place for {listed(sorted(extra), 3)}, so it "
+            "would compute something else than they were trained for"
+        )
+    return GgufWeights(made, used)
+
+
+def open_gguf_model(path: str | Path, config: TrainableModelConfig | None) -> tuple[GgufFile, TrainableModelConfig]:
+    """Return a file and the shape of its model, unless that is given."""
+    file = open_gguf(path)
+    return file, read_gguf_config(file) if config is None else config
+
+
+def _kept(raw: np.ndarray, storage: Storage, shape: tuple[int, ...]) -> Kept:
+    if storage.block == 1:
+        return Stored(raw.reshape(shape), storage.name == "bf16")
+    return Encoded(raw, storage, shape)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Makes a tensor of ours."""
+
+    found: GgufTensor
+    storage: Storage
+    tensor: Tensor
+    shape: ModelShape
+    permuted: bool
+    plus_one: bool
+
+    def __call__(self) -> Kept:
+        kept = _kept(self.found.raw, self.storage, self.found.shape)
+        if self.plus_one and len(self.tensor.shape) == 1:  # all vectors of such a family are norms
+            return Stored(np.asarray(kept.widened(), np.float32) - np.float32(1))
+        heads = heads_of(self.tensor.name.rpartition(".")[2], self.shape) if self.permuted else 0
+        if not heads:
+            return kept
+        rows = rows_of_ours(heads, self.shape.resolved_head_dim)
+        if len(self.tensor.shape) == 1:
+            return Stored(np.asarray(kept.widened(), np.float32)[rows])
+        return _kept(kept.raw[rows], self.storage, self.tensor.shape)

@@ -1,0 +1,135 @@
+"""A model written as a GGUF file: metadata, tokenizer, and tensors in the storages that the type of the file names.
+
+Rows are taken from where the weights are, some megabytes at a time: float32 to be encoded, or, where a tensor is kept
+in the storage that it is written in, the bytes as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import TrainableModelConfig
+from ..errors import NonFiniteError
+from ..families import gguf_entry, tensor_table, write_gguf
+from ..families.gguf_rope import ROPE_FREQS, divisors
+from ..formats.encoded import Encoded
+from ..formats.gguf import quantising
+from ..formats.gguf.ggml_types import BY_STORAGE
+from ..formats.gguf.quantising import FileType, Plan, Subject, file_type
+from ..formats.gguf.rows import rows_in_file
+from ..formats.gguf.values import U32
+from ..formats.gguf.writing import PlannedTensor
+from ..formats.gguf.writing import write_gguf as write_file
+from ..formats.huggingface import bytes_of_size
+from ..formats.safetensors import Stored
+from ..kernels.storage import STORAGES, Storage
+from ..parameters import Tensor
+from .gguf_model import heads_of
+
+__all__ = ["plan_gguf", "write_gguf_model"]
+
+VERSION = 2  # general.quantization_version: GGML_QNT_VERSION of ggml.h
+Kept = np.ndarray | Stored | Encoded
+
+
+def plan_gguf(config: TrainableModelConfig, quantize: FileType | str, *, weighted: bool = False) -> Plan:
+    """Return the storage of each tensor by GGUF's names, and the size of them all, for a model of this shape.
+
+    It needs no weights.  ConfigError if the type is none, or no file can say the shape.
+    """
+    kind = file_type(quantize) if isinstance(quantize, str) else quantize
+    write_gguf(config)  # raises for a shape that cannot be said
+    shapes = {tensor.gguf_name: tensor.shape for tensor in tensor_table(config)}
+    if divisors(config) is not None:
+        shapes[ROPE_FREQS] = (config.resolved_head_dim // 2,)
+    heads = config.num_heads, config.num_kv_heads
+    subject = Subject(gguf_entry(config).architecture, config.num_layers, *heads, config.num_experts or 0)
+    return quantising.plan(shapes, subject, kind, weighted=weighted)
+
+
+def write_gguf_model(
+    path: str | Path,
+    model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, Kept]],
+    quantize: FileType | str = "F32",
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    importance: Mapping[str, np.ndarray] | None = None,
+    max_shard_size: int | str | None = None,
+) -> tuple[Path, ...]:
+    """Write a model (its shape, table and tensors by our names), and return the files that it is in.
+
+    metadata     entries besides those of the architecture: a name, the tokenizer
+    importance   by GGUF's names, how much an error in each column counts: (K,) float32, of experts (E, K)
+    ConfigError for a shape that such files cannot say; NonFiniteError for weights that are not finite, or too large for
+    the type; errors of `formats.gguf.writing.write_gguf`.
+    """
+    config, table, tensors = model
+    planned = plan_gguf(config, quantize, weighted=importance is not None)
+    entry = gguf_entry(config)
+    content = {
+        **write_gguf(config),
+        "general.type": "model",
+        "general.file_type": U32(planned.type.id),
+        "general.quantization_version": U32(VERSION),
+        **(metadata or {}),
+    }
+    written = []
+    if (factors := divisors(config)) is not None:
+        written.append(_planned(ROPE_FREQS, factors.shape, _Rows(Stored(factors), "float32", ROPE_FREQS)))
+    for tensor in table:
+        kept = tensors[tensor.name]
+        heads = heads_of(tensor.name.rpartition(".")[2], config) if entry.permuted else 0
+        rows = _Rows(
+            Stored(kept) if isinstance(kept, np.ndarray) else kept,
+            planned.storages[tensor.gguf_name],
+            tensor.gguf_name,
+            rows_in_file(heads, config.resolved_head_dim) if heads else None,
+            1.0 if entry.plus_one and len(tensor.shape) == 1 else 0.0,
+        )
+        written.append(_planned(tensor.gguf_name, tensor.shape, rows, (importance or {}).get(tensor.gguf_name)))
+    largest = None if max_shard_size is None else bytes_of_size(max_shard_size)
+    return write_file(path, content, written, largest=largest)
+
+
+def _planned(name: str, shape: tuple[int, ...], rows: "_Rows", importance: np.ndarray | None = None) -> PlannedTensor:
+    return PlannedTensor(name=name, shape=shape, kind=BY_STORAGE[rows.storage], rows=rows, importance=importance)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Gives the rows of a tensor as they are written: raw ones where it is kept so, else float32."""
+
+    kept: Stored | Encoded
+    storage: str
+    name: str
+    order: np.ndarray | None = None  # of the rows, where it is not ours
+    plus: float = 0.0
+
+    def __call__(self, first: int, last: int) -> np.ndarray:
+        rows = np.arange(first, last) if self.order is None else self.order[first:last]
+        if isinstance(self.kept, Encoded):
+            raw = self.kept.raw[first:last] if self.order is None else self.kept.raw[rows]
+            if self.kept.storage.name == self.storage:
+                return self._finite(raw, first, self.kept.storage)
+            return Encoded(raw, self.kept.storage, (len(raw), self.kept.shape[-1])).widened()
+        shape = self.kept.shape
+        if len(shape) == 1:  # a vector is one row
+            numbers = np.asarray(self.kept.widened(), np.float32)
+            numbers = numbers if self.order is None else numbers[self.order]
+            return (numbers + np.float32(self.plus))[None]
+        flat = self.kept.raw.reshape(-1, shape[-1])
+        part = Stored(flat[first:last] if self.order is None else flat[rows], self.kept.bf16)
+        if self.storage != "float32" and self.storage == ("bf16" if part.bf16 else str(part.raw.dtype)):
+            return self._finite(part.raw, first, STORAGES[self.storage])
+        return np.ascontiguousarray(part.widened(), np.float32)
+
+    def _finite(self, raw: np.ndarray, first: int, storage: Storage) -> np.ndarray:
+        """Return rows as they are; NonFiniteError for NaN or infinity: what is encoded, the writer looks at itself."""
+        bad = storage.nonfinite_rows(raw)
+        if bad.any():
+            row = first + int(bad.argmax())
+            raise NonFiniteError(f"{self.name} holds NaN or infinity in row {row}; nothing was saved; mend its source")
+        return raw
