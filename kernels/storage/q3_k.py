@@ -65,10 +65,12 @@ def encode_row(raw, x, importance):
     scales = np.empty(x.size // 16 + LANES, np.float32)
     even_row(scales, x, importance, 16, 256, TOP, -TOP - 1, STEPS)
     s, raised, q = np.empty(GROUPS, np.int32), np.empty(GROUPS, np.uint8), np.empty(256, np.uint8)
-    for b in range(x.size // 256):
+    blocks = x.size // 256
+    run = run_of(x.size, blocks, GROUPS)
+    for b in range(blocks):
         block, own = raw[110 * b : 110 * b + 110], scales[16 * b : 16 * b + 16]
         put_signed_scales(block, 108, s, own, 31)
-        quantised_evenly(q, x[256 * b : 256 * b + 256], own, TOP)
+        quantised_evenly(q, x[256 * b : 256 * b + 256], own, TOP, run)
         put_fields(block, q, 32, 1, 2)
         put_fields(block[32:], q, 32, 2, 0)
         for g in range(GROUPS):

@@ -93,12 +93,12 @@ def put_signed_scales(raw, at, kept, scales, top):
 
 
 @helper
-def quantised_evenly(q, x, scales, top):
-    """Write the whole numbers of a block x, raised by top + 1, to q (256,) uint8; groups of 16."""
-    for g in range(GROUPS):
+def quantised_evenly(q, x, scales, top, run):
+    """Write the whole numbers of a block x, raised by top + 1, to q (256,) uint8; groups of `run` numbers."""
+    for g in range(scales.size):
         inverse = over(np.float32(1), scales[g])
-        numbers, group = x[16 * g : 16 * g + 16], q[16 * g : 16 * g + 16]
-        for k in range(16):
+        numbers, group = x[run * g : run * g + run], q[run * g : run * g + run]
+        for k in range(run):
             group[k] = np.uint8(whole(numbers[k] * inverse, -top - 1, top) + np.int32(top + 1))
 
 
@@ -108,10 +108,12 @@ def encode_row(raw, x, importance):
     scales = np.empty(x.size // 16 + LANES, np.float32)
     even_row(scales, x, importance, 16, 256, TOP, -TOP - 1, STEPS)
     s, q = np.empty(GROUPS, np.int32), np.empty(256, np.uint8)
-    for b in range(x.size // 256):
+    blocks = x.size // 256
+    run = run_of(x.size, blocks, GROUPS)
+    for b in range(blocks):
         block, own = raw[210 * b : 210 * b + 210], scales[16 * b : 16 * b + 16]
         put_signed_scales(block, 208, s, own, 127)
-        quantised_evenly(q, x[256 * b : 256 * b + 256], own, TOP)
+        quantised_evenly(q, x[256 * b : 256 * b + 256], own, TOP, run)
         put_nibbles(block[:128], q, 64)
         put_fields(block[128:], q, 32, 2, 4)
         for g in range(GROUPS):
