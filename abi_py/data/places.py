@@ -54,6 +54,8 @@ def _described_for(place: Place, described: dict[str, Any]) -> dict[str, Any]:
                 step["prepend_scheme"] = "never"
             elif "add_prefix_space" in step:  # ByteLevel
                 step["add_prefix_space"] = False
+            elif step["type"] == "Replace" and step["pattern"].get("Regex", "").startswith(r"\A"):
+                step["pattern"] = {"Regex": "(?!)"}  # what is done where a text begins is not done here
             if step.get("strip_left"):
                 step["strip_left"] = False
         elif place is Place.AFTER_SPECIAL and scheme == "first":

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from ..formats.special_tokens import MOST_IDS
 from .sources import look_alike
 
-__all__ = ["MOST_IDS", "check_token_type"]
+__all__ = ["check_token_type"]
 
-MOST_IDS = 1 << 19  # the largest vocabularies have half as many
 SAMPLE = 4096  # ids looked at at the beginning, and as many at the end
 FEWEST = 16  # ids from which a pattern is more than chance
 

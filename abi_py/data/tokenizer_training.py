@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from ..config import Config, opt
 from ..errors import ConfigError, DataError, counted
-from .token_types import MOST_IDS
+from ..formats.special_tokens import MOST_IDS
 from .tokenizer import Tokenizer
 
 __all__ = ["SPECIAL_TOKENS", "TokenizerStyle", "TokenizerTrainingConfig", "train_tokenizer"]

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, shown
-from ..untrusted import read_json
+from ..untrusted import json_in, read_json
 
-__all__ = ["ROLES", "check_name", "special_token_ids", "special_token_names", "token_ids", "token_name"]
+__all__ = ["MOST_IDS", "ROLES", "check_name", "special_token_ids", "special_token_names", "token_ids", "token_name"]
 
+MOST_IDS = 1 << 19  # ids of a vocabulary; the largest ones have half as many
 ROLES = ("bos", "eos", "pad", "unk")
 MAP, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 WITH_IDS = ("generation_config.json", "config.json")
@@ -33,24 +34,38 @@ def token_ids(value: Any, key: str, place: str | Path) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def special_token_ids(folder: Path, role: str) -> tuple[int, ...] | None:
+Files = Path | Mapping[str, bytes]  # a folder, or its files by name
+
+
+def _read(files: Files, name: str) -> dict[str, Any] | None:
+    """Return the content of a JSON file, None where there is none."""
+    if isinstance(files, Path):
+        path = files / name
+        return read_json(path, error=DataError, remedy=REMEDY) if path.is_file() else None
+    return json_in(files[name], dict[str, Any], name, error=DataError, remedy=REMEDY) if name in files else None
+
+
+def _path(files: Files, name: str) -> str:
+    return str(files / name) if isinstance(files, Path) else name
+
+
+def special_token_ids(files: Files, role: str) -> tuple[int, ...] | None:
     """Return the ids that a model's folder states for a role; None if no file says anything.
 
     DataError for a damaged file, or a value that is not an id.
     """
     key = f"{role}_token_id"
     for name in WITH_IDS:
-        path = folder / name
-        value = read_json(path, error=DataError, remedy=REMEDY).get(key) if path.is_file() else None
+        value = (_read(files, name) or {}).get(key)
         if value == -1 and role == "pad":
             value = None  # what the first Llama said for "none"
         if value is not None:
-            return token_ids(value, key, path)
+            return token_ids(value, key, _path(files, name))
     return None
 
 
 def special_token_names(
-    folder: Path, settings: Mapping[str, Any], id_of: Callable[[str], int | None], name_of: Callable[[int], str | None]
+    files: Files, settings: Mapping[str, Any], id_of: Callable[[str], int | None], name_of: Callable[[int], str | None]
 ) -> dict[str, Any]:
     """Return {"bos_token": "<s>" ...} for the roles that a tokenizer's folder speaks of; None: there is none.
 
@@ -58,8 +73,8 @@ def special_token_names(
     object, as there: see `token_name`.  DataError for a damaged file, or a name that the vocabulary lacks.
     """
     names = {TOKENIZER_CONFIG: settings}
-    if (folder / MAP).is_file():
-        of_map = {MAP: read_json(folder / MAP, error=DataError, remedy=REMEDY)}
+    if (content := _read(files, MAP)) is not None:
+        of_map = {MAP: content}
         names = names | of_map if "added_tokens_decoder" in settings else of_map | names
     found: dict[str, Any] = {}
     for role in ROLES:
@@ -67,11 +82,11 @@ def special_token_names(
         said = {file: content[key] for file, content in names.items() if key in content}
         file = next((file for file, name in said.items() if name is not None), None)
         if file is not None:
-            check_name(said[file], key, folder / file, id_of)
+            check_name(said[file], key, _path(files, file), id_of)
             found[key] = said[file]
         elif said:
             found[key] = None
-        elif ids := special_token_ids(folder, role):
+        elif ids := special_token_ids(files, role):
             name = name_of(ids[0])
             if name is not None:
                 found[key] = name

@@ -70,7 +70,7 @@ def open_data(
     a .bin file is in its sidecar; without one, the file is read once for its largest id.
     """
     from ..data.corpus import BYTE_VOCAB_SIZE, standard_library_corpus
-    from ..data.token_types import MOST_IDS
+    from ..formats.special_tokens import MOST_IDS
 
     _check_fits(data, vocab_size)
     files = find_files(data.path, chat)
