@@ -76,7 +76,7 @@ def amx_state() -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return what matters for speed; measuring the two peaks takes a fifth of a second."""
+    """Return what matters for speed; measuring the two peaks takes a tenth of a second."""
     import numba
 
     from ..kernels import matmul
@@ -87,7 +87,7 @@ def machine_facts() -> dict[str, Any]:
     from ..kernels.engine.peak import measured_peak
     from ..runs.compiling import is_cached, kernel_names
 
-    peaks = [round(measured_peak(0.1, one) / 1e9, 1) if JIT else None for one in (FLOAT32, BFLOAT16)]
+    peaks = [round(measured_peak(0.05, one) / 1e9, 1) if JIT else None for one in (FLOAT32, BFLOAT16)]
     names = kernel_names()
     warm = sum(map(is_cached, names))
     facts = simd.describe()

@@ -112,20 +112,14 @@ def exercise(name: str, variant: str = "", family: ModelFamily | None = None) ->
 
     from ..config import LlmTrainingConfig, OptimizerType
     from ..kernels import dropout
-    from ..kernels.engine.number_formats import PRECISIONS
-    from ..kernels.engine.peak import measured_peak
     from ..model import LoraModel
     from ..training.trainer import LlamaTrainer
 
     precision = variant if variant in {*Precision} else Precision.FP32.value
     family = family or _family_of(f"{name}:{HEADS}" if variant == HEADS else name)
     x = np.zeros((2, 2), np.float32)
-    alone: dict[str, Callable[[], object]] = {  # what no step of a model without adapters calls
-        "_dropout": lambda: dropout.dropout_forward(x, x, 0.5, 1),
-        "_repeat_tile": lambda: measured_peak(0.0, PRECISIONS[precision]),
-    }
-    if name in alone:
-        alone[name]()
+    if name == "_dropout":  # which no step of a model without adapters calls
+        dropout.dropout_forward(x, x, 0.5, 1)
         return
     if name in GENERATION:
         decode_once([tiny(family)])

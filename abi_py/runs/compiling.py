@@ -13,6 +13,7 @@ that of adapters, and `_product:lora_bf16` that of adapters on weights in bfloat
 """
 
 import contextlib
+import functools
 import importlib
 import itertools
 import os
@@ -78,6 +79,7 @@ VARIANTS[HEADS] = ("rms_norm_forward", "rms_norm_backward")
 VARIANTS |= {LORA: ("_product",), LORA_BF16: ("_product",), LORA_NARROW: ("bias_forward",)}
 
 
+@functools.cache
 def dispatchers() -> dict[str, tuple[str, Any]]:
     """Return name -> (module, compiled function) of all kernels; none under NUMBA_DISABLE_JIT=1."""
     package = importlib.import_module("abi_py.kernels")

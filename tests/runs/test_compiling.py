@@ -319,7 +319,7 @@ shape = compiling.tiny_shape(ModelFamily(sys.argv[1]))
 used = {name for name, (_, kernel) in compiling.dispatchers().items() if kernel.overloads}
 listed = {name.partition(":")[0] for each in ("fp32", "bf16")
           for name in compiling.kernels_of_training(shape, "adamw", each)}
-print(*sorted(used ^ listed - {"routines", "_repeat_tile"}))
+print(*sorted(used ^ listed - {"routines"}))
 """
 
 
