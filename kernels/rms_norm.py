@@ -79,7 +79,8 @@ def rms_norm_in_place(x: Array, kept: Array, r: Array, w: Array, eps: float) -> 
     N, C = x.shape[0], w.size
     heads = x.shape[1] // C
     for n in prange(N):
-        kept[n] = x[n]
+        for j in range(x.shape[1]):  # `kept[n] = x[n]` would compile an error message as well, for two seconds
+            kept[n, j] = x[n, j]
         for h in range(heads):
             head = slice(h * C, (h + 1) * C)
             r[n * heads + h] = _norm(x[n, head], kept[n, head], w, eps)

@@ -171,6 +171,12 @@ class NumberFormat:
         return tile_routines(self) | packers(self)
 
     @functools.cached_property
+    def tile_table(self) -> np.ndarray:
+        """A table with the tile alone: all that is timed, and a fraction of what there is to compile."""
+        tile = {slot: self.routines[slot] for slot in (TILE, BEGIN, END)}
+        return routine_table(f"tile-{self._kept_as}", {}, tile)
+
+    @functools.cached_property
     def table(self) -> np.ndarray:
         """The argument of kernels; compiled, or read from the cache, when it is first asked for."""
         header = {FORMAT: self.index, FOLD: self.fold, STORED: self.stored, ROWS: self.rows, COLUMNS: self.columns}
@@ -195,10 +201,10 @@ class NumberFormat:
 TIMED_DEPTH = 2048  # of sums: panels of A and B of 64 and 384 KiB with AVX-512, a second-level cache
 
 
-def one_tile(number_format, c, a, b, add, table=None):
+def one_tile(number_format, c, a, b, add):
     """Return a function that computes c = A B, or adds it: one whole tile of two panels."""
     rows, columns, depth = number_format.rows, number_format.columns, a.size // number_format.rows
-    table = number_format.table if table is None else table
+    table = number_format.tile_table
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 5, ctypes.c_bool)
     frame = ctypes.CFUNCTYPE(None)
     begin, run, end = (of(int(table[at])) for of, at in ((frame, BEGIN), (kind, TILE), (frame, END)))
@@ -212,19 +218,17 @@ def one_tile(number_format, c, a, b, add, table=None):
     return once
 
 
-def time_tile(number_format, table=None):
+def time_tile(number_format):
     """Return a function that computes one tile over TIMED_DEPTH, and how many operations that is."""
     rows, columns, depth = number_format.rows, number_format.columns, number_format.depth_of(TIMED_DEPTH)
     c, a, b = (aligned_empty(shape) for shape in ((rows, columns), (depth * rows,), (depth * columns,)))
     a[:], b[:] = 1, 1
-    return one_tile(number_format, c, a, b, False, table), 2 * rows * columns * TIMED_DEPTH
+    return one_tile(number_format, c, a, b, False), 2 * rows * columns * TIMED_DEPTH
 
 
 def _time_shape(shape):
-    """Return the same for float32 and a tile of rows x columns; only the tile is compiled."""
-    number_format = NumberFormat(*shape)
-    table = routine_table(f"tile-{shape[0]}x{shape[1]}", {}, tile_routines(number_format))
-    return time_tile(number_format, table)
+    """Return the same for float32 and a tile of rows x columns."""
+    return time_tile(NumberFormat(*shape))
 
 
 TILES = Measured(

@@ -131,13 +131,6 @@ class _BFloat16Amx(_BFloat16):
     def _unavailable(self):
         return amx.lacks() or amx.refused()
 
-    @functools.cached_property
-    def table(self):
-        """As elsewhere; RuntimeError without permission, because a tile instruction would end the process."""
-        if JIT and self._unavailable:
-            raise RuntimeError(f"AMX can't be used: {self._unavailable}; take another method of BFLOAT16")
-        return super().table
-
     def _differs(self):
         """Compute a few tiles, and say so if they are not what they are defined to be: then nobody may use them."""
         rng = np.random.default_rng(0)
@@ -155,6 +148,9 @@ class _BFloat16Amx(_BFloat16):
 
     @property
     def routines(self):
+        """As elsewhere; RuntimeError without permission, because a tile instruction would end the process."""
+        if JIT and self._unavailable:
+            raise RuntimeError(f"AMX can't be used: {self._unavailable}; take another method of BFLOAT16")
         return amx.tile_routines(self.scheme) | amx.packers(self.parts)
 
     def elements_ref(self, x):
