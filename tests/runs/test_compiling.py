@@ -20,7 +20,7 @@ from abi_py.errors import AbiError
 from abi_py.kernels.engine import cache
 from abi_py.kernels.engine.cache import CacheWarning, Store
 from abi_py.model.presets import preset
-from abi_py.runs import compiling
+from abi_py.runs import compile_worker, compiling
 from abi_py.shape import ModelFamily
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,8 +244,16 @@ def test_work_is_shared_out_by_its_length():
     assert groups[0][0] == "_attention_backward"
     assert groups[1][:2] == ["_attention_forward", "_product"]
     groups = compiling._share_out(["_attention_backward", "routines", "routines:bf16"], 2)
-    assert [group[0] for group in groups] == ["routines", "routines:bf16"]
+    assert {group[0] for group in groups} == {"routines", "routines:bf16"}
+    groups = compiling._share_out(["_product:lora", "_attention_backward", "_product:lora_bf16", "a", "b"], 2)
+    assert any({"_product:lora", "_product:lora_bf16"} <= set(group) for group in groups)
+    assert all(groups)
     assert compiling._share_out([], 2) == []
+
+
+def test_routines_are_first_and_variants_last():
+    names = ["_product:lora", "_product", "routines:bf16"]
+    assert sorted(names, key=compile_worker._after_plain) == ["_product", "routines:bf16", "_product:lora"]
 
 
 @compiled_only
