@@ -11,19 +11,18 @@ for each place, which differs in nothing but these marks.  Without such marks, o
 copy serves all three places.
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from typing import Any
 
 import tokenizers
 
-from ..errors import DataError
+from ..formats.library import library_errors
 
-__all__ = ["Place", "PlacedBackend", "library_errors", "without_strip"]
+__all__ = ["Place", "PlacedBackend", "without_strip"]
 
 
 class Place(Enum):
@@ -61,17 +60,6 @@ def _described_for(place: Place, described: dict[str, Any]) -> dict[str, Any]:
         elif place is Place.AFTER_SPECIAL and scheme == "first":
             step["prepend_scheme"] = "never"
     return {**described, **made}
-
-
-@contextlib.contextmanager
-def library_errors(problem: str, remedy: str) -> Iterator[None]:
-    """Make a DataError of what the `tokenizers` library raises: bare Exception, and where its Rust panics, worse."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
-            raise
-        raise DataError(f"{problem} ({error}); {remedy}") from None
 
 
 class PlacedBackend:

@@ -27,9 +27,10 @@ import tokenizers
 
 from ..errors import DataError
 from ..files import atomic_files
+from ..formats.library import library_errors
 from ..formats.special_tokens import ROLES, check_name, token_name
 from ..reprs import Shown
-from .places import Place, PlacedBackend, library_errors, without_strip
+from .places import Place, PlacedBackend, without_strip
 from .token_bytes import TokenBytes
 from .token_stream import REPLACEMENT, ByteStream, TokenStream, WindowStream
 from .tokenizer_files import CONFIG_FILE, FILES, TOKENIZER_FILE, default_template, read_tokenizer

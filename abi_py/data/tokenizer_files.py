@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from ..errors import DataError, shown
+from ..formats.library import library_errors
 from ..formats.special_tokens import special_token_names
 from ..untrusted import check, json_in, read_bytes, read_json, read_text
-from .places import library_errors
 
 __all__ = ["CONFIG_FILE", "FILES", "TEMPLATE_FILE", "TOKENIZER_FILE", "default_template", "read_tokenizer"]
 

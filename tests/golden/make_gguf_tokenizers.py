@@ -1,10 +1,11 @@
 """Make gguf_tokenizers.npz: what llama.cpp and transformers make of a thousand odd texts.
 
-    python tests/golden/make_gguf_tokenizers.py            make it
+    python tests/golden/make_gguf_tokenizers.py            make it, with the vocabularies that it holds
+    python tests/golden/make_gguf_tokenizers.py --train    with new ones: a unigram model is another each time
     python tests/golden/make_gguf_tokenizers.py --check    make it in memory and compare; exit 1 if one differs
 
-This script needs llama-cpp-python and transformers; the tests read only the .npz file.  Small vocabularies of each
-kind are trained here, `metadata_of` makes the metadata of a GGUF file of each, a file without tensors is written, and
+This script needs llama-cpp-python and transformers; the tests read only the .npz file.  There are small vocabularies of
+each kind, `metadata_of` makes the metadata of a GGUF file of each, a file without tensors is written, and
 llama.cpp opens it.  For each vocabulary NAME:
 
     NAME.files     JSON: [tokenizer.json, tokenizer_config.json, ids that end a text]
@@ -233,10 +234,14 @@ def joined(rows):
     return np.array(list(itertools.chain(*rows)), np.uint16), np.array([len(row) for row in rows], np.uint16)
 
 
-def vocabulary(name, texts):
-    """Return the arrays of a vocabulary."""
-    backend, settings, ends = VOCABULARIES[name]()
-    described = json.loads(backend.to_str())
+def vocabulary(name, texts, stored):
+    """Return the arrays of a vocabulary, the stored one or a new one."""
+    if stored:
+        described, settings, ends = json.loads(stored[f"{name}.files"].tobytes())
+        backend = tokenizers.Tokenizer.from_str(json.dumps(described))
+    else:
+        backend, settings, ends = VOCABULARIES[name]()
+        described = json.loads(backend.to_str())
     written = metadata_of(described, settings, ends=ends)
     llama = LlamaCpp(written.metadata)
     base = [llama.encode(text, True) for text in texts]
@@ -265,13 +270,18 @@ def vocabulary(name, texts):
     }
 
 
-def rules(texts):
+def rules(texts, stored):
     """Return the ids of a vocabulary under each name, which are the same under all names of a rule."""
-    backend = trained(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), ["<|endoftext|>"], size=2500)
-    described = json.loads(backend.to_str())
-    described["pre_tokenizer"]["use_regex"] = True
-    written = metadata_of(described, {"eos_token": "<|endoftext|>"})
-    made = {"rules.metadata": json.dumps({key: plain(value) for key, value in written.metadata.items()})}
+    if stored:
+        described, settings = json.loads(stored["rules.files"].tobytes())
+    else:
+        no_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        described = json.loads(trained(no_words, ["<|endoftext|>"], size=2500).to_str())
+        described["pre_tokenizer"]["use_regex"] = True
+        settings = {"eos_token": "<|endoftext|>"}
+    written = metadata_of(described, settings)
+    made = {"rules.files": json.dumps([described, settings])}
+    made["rules.metadata"] = json.dumps({key: plain(value) for key, value in written.metadata.items()})
     for rule in RULES:
         for name in rule.names:
             llama = LlamaCpp({**written.metadata, "tokenizer.ggml.pre": name})
@@ -287,12 +297,18 @@ def rules(texts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the stored file and write nothing")
+    parser.add_argument("--train", action="store_true", help="train new vocabularies")
     options = parser.parse_args()
+    path = HERE / "gguf_tokenizers.npz"
+    stored = {}
+    if path.exists() and not options.train:
+        with np.load(path) as file:
+            stored = {key: file[key] for key in file.files}
     llama_cpp.llama_log_set(QUIET, ctypes.c_void_p())
-    texts = odd_texts()
-    made = {"texts": json.dumps(texts), **rules(texts[:FEW])}
+    texts = json.loads(stored["texts"].tobytes()) if stored else odd_texts()
+    made = {"texts": json.dumps(texts), **rules(texts[:FEW], stored)}
     for name in VOCABULARIES:
-        made |= vocabulary(name, texts)
+        made |= vocabulary(name, texts, stored)
     made |= meta(15, "make_gguf_tokenizers.py", tokenizers, transformers, llama_cpp)
     arrays = {
         key: np.frombuffer(v.encode(), np.uint8) if isinstance(v, str) else np.asarray(v) for key, v in made.items()
@@ -301,7 +317,6 @@ def main():
         lines = differences("gguf_tokenizers", arrays, lambda *_: (0, 0))
         print("\n".join(lines) or "same")
         sys.exit(bool(lines))
-    path = HERE / "gguf_tokenizers.npz"
     np.savez_compressed(path, **arrays)
     print(f"{path.name}: {path.stat().st_size / 1000:.0f} KB")
 

@@ -14,9 +14,10 @@ import tokenizers
 
 from ...errors import DataError
 from ...files import json_text
-from ...untrusted import json_in
+from ...untrusted import check, json_in
 from ..companions import Companions
 from ..huggingface import CONFIG
+from ..library import library_errors
 from ..special_tokens import special_token_ids, special_token_names
 from .vocabulary import tokenizer_of
 from .vocabulary_keys import GGML
@@ -64,20 +65,16 @@ def metadata_of_companions(companions: Companions, rows: int) -> WrittenTokenize
 
 def _opened(content: bytes) -> tokenizers.Tokenizer:
     json_in(content, {"model": dict[str, Any]}, TOKENIZER, error=DataError, remedy=REMEDY)
-    try:
+    with library_errors(f"{TOKENIZER} is no tokenizer that the `tokenizers` library reads", REMEDY):
         return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # all that the library raises
-        raise DataError(
-            f"{TOKENIZER} is no tokenizer that the `tokenizers` library reads ({error}); {REMEDY}"
-        ) from None
 
 
 def _templates(files: Mapping[str, bytes], template: Any) -> Any:
     """Return the chat template, or a list of several: files beside tokenizer_config.json go first."""
-    listed = template if isinstance(template, list) else []
-    named = {entry.get("name"): entry.get("template") for entry in listed if isinstance(entry, dict)}
-    if isinstance(template, str):
-        named["default"] = template
+    entries = [{"name": "default", "template": template}] if isinstance(template, str) else template or []
+    form = [{"name": str, "template": str}]
+    check(entries, form, f"{SETTINGS}: chat_template", error=DataError, remedy="give Jinja text, or names and texts")
+    named = {entry["name"]: entry["template"] for entry in entries}
     for path, content in files.items():
         if path == TEMPLATE or (path.startswith(f"{MORE}/") and path.endswith(".jinja")):
             try:

@@ -27,11 +27,18 @@ __all__ = [
 
 
 class Rule(NamedTuple):
-    """The patterns in their order; whether a word that is a token is taken whole; its names, the usual one first."""
+    """What names of `tokenizer.ggml.pre` stand for.
+
+    steps            the patterns in their order
+    whole_words      a word that is a token is taken whole, whatever its merges make (ignore_merges)
+    names            the usual one first
+    begins_with_bos  bos is put before a text where a file does not say whether it is
+    """
 
     steps: tuple[str, ...]
     whole_words: bool
     names: tuple[str, ...]
+    begins_with_bos: bool = False
 
 
 def _set(ranges: str) -> str:
@@ -106,9 +113,10 @@ RULES = (
     Rule(
         (LLAMA3,),
         True,
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano")
-        + ("glm4", "glm5"),
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+        begins_with_bos=True,
     ),
+    Rule((LLAMA3,), True, ("glm4", "glm5")),
     Rule((LLAMA3,), False, ("smaug-bpe", "dbrx", "chatglm-bpe")),
     Rule(
         (QWEN2,),
@@ -117,7 +125,7 @@ RULES = (
         + ("bailingmoe", "bailingmoe2", "llada-moe"),
     ),
     Rule((QWEN35,), False, ("qwen35",)),
-    Rule((TEKKEN,), True, ("tekken",)),
+    Rule((TEKKEN,), True, ("tekken",), begins_with_bos=True),
     Rule((GPT4O,), False, ("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2")),
     Rule((r"[\r\n]", rf"\s?[{CASED_LETTERS}]+", DEEPSEEK_SIGNS, r"\s+$", IDEOGRAPHS, DIGITS), False, ("deepseek-llm",)),
     Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", IDEOGRAPHS, DIGIT), False, ("deepseek-coder",)),
@@ -201,7 +209,7 @@ def steps_of(pre_tokenizer: Any, place: str) -> tuple[str, ...] | None:
 
 
 def rules_of(steps: tuple[str, ...]) -> list[Rule]:
-    """Return the rules that divide words by these steps: at most one for each value of `whole_words`."""
+    """Return the rules that divide words by these steps, the more usual ones first."""
     return [rule for rule in RULES if rule.steps == steps]
 
 

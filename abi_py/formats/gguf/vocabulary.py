@@ -244,7 +244,7 @@ class _Vocabulary:
     def _begins_with_bos(self) -> bool:
         """What a file without add_bos_token means."""
         if self.model == "gpt2":
-            return self.file.get("pre", str, "default") in BEGIN_WITH_BOS
+            return rule_called(self.file.get("pre", str, "default"), self.file.place).begins_with_bos
         return self.model == "llama"
 
     @property
@@ -274,11 +274,6 @@ class _Vocabulary:
                 made.append({"name": name, "template": template})
         return default if not names else made
 
-
-BEGIN_WITH_BOS = {
-    *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
-    "tekken",
-}
 
 Made = tuple[dict[str, Any], list[str]]
 

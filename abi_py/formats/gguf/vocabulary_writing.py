@@ -24,6 +24,7 @@ from ..special_tokens import MOST_IDS, token_name
 from .merges import scores_of_merges
 from .pretokenizers import COARSER, rules_of, steps_of
 from .space_marks import FOLDER, SPACE, TRAINED, bpe_marks, unigram_marks, walk
+from .values import U32
 from .vocabulary_keys import DEFAULT_IDS, ENDS, GGML, ROLE_KEYS, TEMPLATE, TEMPLATES, Kind, byte_token, padding
 
 __all__ = ["WrittenTokenizer", "metadata_of"]
@@ -279,10 +280,12 @@ class _Writer:
             return self.fail(f"its precompiled_charsmap is {shown(text)}, but must be base64", "copy the file again")
 
     def _mark_unknown(self, name: str | None) -> None:
-        if name is None or name not in self.ids:
+        token_id = None if name is None else self.ids.get(name)
+        if token_id is None:
             self.fail("it has no unknown token (unk_token), and llama.cpp needs one", FOLDER)
-        self.kinds[self.ids[name]] = Kind.UNKNOWN  # type: ignore[index]
-        self.metadata[f"{GGML}unknown_token_id"] = self.ids[name]  # type: ignore[index]
+        else:
+            self.kinds[token_id] = Kind.UNKNOWN
+            self.metadata[f"{GGML}{ROLE_KEYS['unk_token']}"] = U32(token_id)
 
     # -- roles -------------------------------------------------------------------------------------
 
@@ -291,16 +294,16 @@ class _Writer:
         for role, key in ROLE_KEYS.items():
             name = token_name(self.settings.get(role))
             if name is not None and f"{GGML}{key}" not in self.metadata:
-                if name not in self.ids:
+                if not isinstance(name, str) or name not in self.ids:
                     self.fail(
                         f"{role} is {shown(name)}, which is not in the vocabulary", f"correct {role}, or set it to null"
                     )
-                self.metadata[f"{GGML}{key}"] = self.ids[name]
+                self.metadata[f"{GGML}{key}"] = U32(self.ids[name])
         self._add_ends(ends)
         before, after = self._around()
         for role, ids in (("bos", before), ("eos", after)):
             key = f"{GGML}{role}_token_id"
-            if len(ids) > 1 or (ids and self.metadata.setdefault(key, ids[0]) != ids[0]):
+            if len(ids) > 1 or (ids and self.metadata.setdefault(key, U32(ids[0])) != ids[0]):
                 names = listed([shown(self.tokens[i]) for i in ids], 4)
                 end = "before" if role == "bos" else "after"
                 self.fail(
@@ -316,7 +319,7 @@ class _Writer:
         eos = self.metadata.get(f"{GGML}eos_token_id")
         order = list(dict.fromkeys([*([] if eos is None else [eos]), *ends]))
         for key, token_id in zip(ENDS, order):
-            self.metadata[f"{GGML}{key}"] = token_id
+            self.metadata[f"{GGML}{key}"] = U32(token_id)
         if len(order) > len(ENDS):
             names = listed([shown(self.tokens[i]) for i in order[len(ENDS) :]], 4)
             self.losses.append(f"a text ends at {names} too; a GGUF file names {len(ENDS)} such tokens")
@@ -339,12 +342,16 @@ class _Writer:
                         side = after
                     else:
                         name = part["SpecialToken"]["id"]
-                        side += step["special_tokens"][name]["ids"]
+                        side += (step.get("special_tokens") or {}).get(name, {}).get("ids", [-1])
             elif kind in ("RobertaProcessing", "BertProcessing"):
                 before.append(step["cls"][1])
                 after.append(step["sep"][1])
             elif kind != "ByteLevel":  # which moves offsets alone
                 self.fail(f"post_processor has the step {shown(kind)}, which is not known here", FOLDER)
+        if not all(0 <= i < len(self.tokens) for i in (*before, *after)):
+            self.fail(
+                "post_processor puts a token around a text, and gives it no id of the vocabulary", "correct it there"
+            )
         return before, after
 
     def add_templates(self) -> None:

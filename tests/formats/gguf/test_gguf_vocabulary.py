@@ -15,6 +15,7 @@ from abi_py.data.tokenizer import Tokenizer
 from abi_py.data.tokenizer_training import TokenizerStyle, train_tokenizer
 from abi_py.errors import AbiError, CheckpointError, DataError
 from abi_py.formats.companions import Companions
+from abi_py.formats.gguf import open_gguf, write_gguf
 from abi_py.formats.gguf.companion_files import companions_of, metadata_of_companions
 from abi_py.formats.gguf.merges import merges_of_scores, scores_of_merges
 from abi_py.formats.gguf.pretokenizers import GPT2, LLAMA3, QWEN2, RULES, pre_tokenizer_of, rule_called, steps_of
@@ -28,7 +29,7 @@ NAMES = (
 )
 GGML = "tokenizer.ggml."
 # Of 1,000 texts, how many llama.cpp and transformers make other ids of, and why: docs/7-gguf-tokenizers.md.
-APART = {"qwen2": 41, "metaspace": 100, "unigram": 186, "unigram_spaces": 91}
+APART = {"qwen2": 41, "metaspace": 100, "unigram": 180, "unigram_spaces": 88}
 # The same for the texts of a rule, of 300: llama.cpp against the patterns that the name comes from.
 RULES_APART = {"tekken": 23, "gpt-4o": 23, "deepseek-llm": 4, "deepseek-coder": 2, "tiny_aya": 13}
 
@@ -137,6 +138,16 @@ def test_a_round_trip_tokenizes_the_same(name):
     tokenizer = opened(second.tokenizer, second.settings)
     assert [tokenizer.encode(text) for text in texts()] == ids(name)["llama"]
     assert tokenizer.decode(tokenizer.encode(texts()[40])) == read(name).decode(read(name).encode(texts()[40]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_holds_it(name, tmp_path):
+    described, settings, ends = text_of(f"{name}.files")
+    written = metadata_of(described, settings, ends=ends).metadata
+    write_gguf(tmp_path / "x.gguf", {"general.architecture": "llama", **written}, [])
+    file = open_gguf(tmp_path / "x.gguf")
+    assert same({key: value for key, value in file.metadata.items() if key.startswith("tokenizer")}, written)
+    assert tokenizer_of(file.metadata) == tokenizer_of(written)
 
 
 # -- names of rules ----------------------------------------------------------------------------------
