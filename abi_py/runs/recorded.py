@@ -4,7 +4,6 @@ No weights are read, and no kernel is loaded.  A half-written last line is passe
 once, because it drops what came after its checkpoint (`training/metrics.py`).
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +16,23 @@ from ..files import sha256_of
 from ..locks import holder_of
 from ..training.metrics import METRICS
 from ..training.report import REPORT, perplexity
-from ..untrusted import parse_json, read_json
+from ..untrusted import check, parse_json, read_json
 from .directory import CONFIG, is_run
 from .settings import read_run_config
 
 __all__ = ["Evaluation", "RecordedRun", "find_runs", "read_run", "size_on_disk"]
 
 TAIL = 1 << 16  # bytes at the end of a long metrics.jsonl in which the figures of a finished run are
+# What is reckoned with: of a record, and of report.json, which is as the record of the end.
+FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("tokens", "total_steps", "total_tokens", "total_time_ns", "num_params"), int | None),
+    **dict.fromkeys(("best_val_loss", "best_val_bits_per_byte"), float | None),
+}
+RECORD: dict[str, Any] = {
+    **{"type": str, "step": int, "val_tokens": int | None},
+    **dict.fromkeys(("time", "val_loss", "val_bits_per_byte"), float | None),
+    **FIGURES,
+}
 STEP, END = b'{"type": "step"', b'{"type": "end"'  # how the lines of these records begin
 DEPTH = 2  # how far below a directory runs are looked for: runs/NAME, runs/SWEEP/NAME
 
@@ -213,7 +222,7 @@ def _settings(path: Path) -> tuple[dict[str, dict[str, Any]], str | None]:
 def _report(path: Path, step: int) -> dict[str, Any]:
     """Return report.json, if it is not that of a session before the last one; else {}."""
     try:
-        found = read_json(path / REPORT, {"total_steps": int, "interrupted": bool})
+        found = read_json(path / REPORT, {**FIGURES, "total_steps": int, "interrupted": bool})
     except (OSError, CheckpointError):
         return {}
     return found if found["total_steps"] >= step else {}
@@ -231,10 +240,10 @@ def _records(path: Path, brief: bool) -> Iterator[dict[str, Any]]:
             continue
         try:
             record = parse_json(line)
-        except ValueError:  # half written, or damaged
+            check(record, RECORD, "a record")
+        except ValueError:  # half written, or damaged, and so CheckpointError is
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            yield record
+        yield record
 
 
 def _lines(path: Path, brief: bool) -> list[bytes]:
@@ -252,12 +261,8 @@ def _lines(path: Path, brief: bool) -> list[bytes]:
 
 
 def _evaluation(record: Mapping[str, Any]) -> Evaluation:
-    def number(key: str) -> float | None:
-        value = record.get(key)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-    loss, bits = number("val_loss"), number("val_bits_per_byte")
-    return Evaluation(record["step"], number("time") or 0.0, loss, bits, int(number("val_tokens") or 0))
+    loss, bits = record.get("val_loss"), record.get("val_bits_per_byte")
+    return Evaluation(record["step"], record.get("time") or 0.0, loss, bits, record.get("val_tokens") or 0)
 
 
 def _mtime(path: Path) -> float:

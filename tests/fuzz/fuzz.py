@@ -34,7 +34,7 @@ sys.path.insert(0, str(HERE))
 SECONDS = 10.0
 MEMORY, TIMES = 32 << 20, 20  # bytes, and bytes for each byte of the damaged file
 ADDRESS_SPACE = 6 << 30  # an absurd allocation is a MemoryError, not a full machine
-PLACE = struct.Struct("<qd")  # number of the input that is being read, and when it was begun
+PLACE = struct.Struct("<q")  # number of the input that is being read
 
 
 # -- one process -----------------------------------------------------------------------------------
@@ -125,11 +125,11 @@ def work(names, seed, first, stop, step, status, findings):
         worker = Worker(names, seed, Path(folder))
         with open(findings, "a", encoding="utf-8") as found:
             for number in range(first, stop, step):
-                place[:] = PLACE.pack(number, time.monotonic())
+                place[:] = PLACE.pack(number)
                 kind = worker.read(number)
                 if kind is not None:
                     print(json.dumps([worker.reader_of(number).name, number, kind]), file=found, flush=True)
-        place[:] = PLACE.pack(stop, time.monotonic())
+        place[:] = PLACE.pack(stop)
 
 
 def scratch():
@@ -172,7 +172,7 @@ def campaign(names, seed, inputs, jobs, seconds=None):
                     process.stop()
                     running.remove(process)
                 elif problem:
-                    number = process.place()[0]
+                    number = process.place()
                     outcome.add(readers[number % len(readers)].name, number, problem)
                     process.start(number + jobs)
         for process in _Process.ended:
@@ -201,8 +201,8 @@ class _Process:
         self.start(job)
 
     def start(self, first):
-        self.first = first
-        self.status.write_bytes(PLACE.pack(-1, time.monotonic()))
+        self.number, self.seconds, self.asked = -1, 0.0, time.monotonic()
+        self.status.write_bytes(PLACE.pack(-1))
         arguments = [*(f"--reader={name}" for name in self.names), f"--seed={self.seed}", f"--inputs={self.inputs}"]
         work = json.dumps([first, self.jobs, str(self.status), str(self.findings)])
         with open(self.errors, "wb") as errors:
@@ -211,17 +211,25 @@ class _Process:
             )
 
     def place(self):
-        return PLACE.unpack(self.status.read_bytes())
+        return PLACE.unpack(self.status.read_bytes())[0]
+
+    def waited(self, number):
+        """Return for how long an input has been read; moments in which this process was stopped do not count."""
+        now = time.monotonic()
+        self.seconds = self.seconds + min(now - self.asked, 0.5) if number == self.number else 0.0
+        self.number, self.asked = number, now
+        return self.seconds
 
     def problem(self):
-        number, began = self.place()
+        number = self.place()
+        waited = self.waited(number)
         code = self.process.poll()
         if code not in (None, 0):
             if number < 0:
                 raise RuntimeError(f"the worker does not start:\n{self.errors.read_text()[-2000:]}")
             last = self.errors.read_text(errors="replace").strip().splitlines()[-1:]
             return f"died with {code}: {' '.join(last)[:100]}"
-        if code is None and 0 <= number < self.inputs and time.monotonic() - began > SECONDS:
+        if code is None and 0 <= number < self.inputs and waited > SECONDS:
             self.process.kill()
             self.process.wait()
             return f"took more than {SECONDS:g} s"
@@ -236,7 +244,7 @@ class _Process:
         _Process.ended.append(self)
 
     def done_numbers(self):
-        return range(self.job, min(max(self.place()[0], self.job), self.inputs), self.jobs)
+        return range(self.job, min(max(self.place(), self.job), self.inputs), self.jobs)
 
 
 def describe(outcome):

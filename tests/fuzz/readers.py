@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from abi_py.formats.gguf.ggml_types import BY_NAME
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.formats.zig import load_zig, save_abic, save_ablc
 from abi_py.model.frozen import FrozenModel
+from abi_py.runs.inspecting import inspect
+from abi_py.runs.recorded import read_run
 from abi_py.shape import ModelFamily
 from abi_py.training.events import EvaluationEvent, StartEvent
 from abi_py.training.loading import load_model
@@ -273,6 +276,21 @@ def _read_run_files(folder: Path) -> None:
         sink.close()
 
 
+def _recorded(folder: Path) -> None:
+    _yaml(folder)
+    _json(folder / "report.json", {"total_steps": 2, "interrupted": False})
+    for event in ({"type": "start", "step": 0, "num_params": 9, "tokens_per_step": 16}, {"type": "step", "step": 1},
+                  {"type": "evaluation", "step": 2, "val_loss": 1.5, "val_tokens": 9}):  # fmt: skip
+        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({**event, "time": 1.0, "loss": 2.0, "tokens": 32}) + "\n")
+
+
+def _read_recorded(folder: Path) -> None:
+    for brief in (True, False):
+        run = read_run(folder, brief)
+        _ = run.step, run.tokens, run.seconds, run.best, run.last, run.tokens_per_second, run.num_params
+
+
 # -- text and conversations ------------------------------------------------------------------------
 
 TEXTS = ["the quick brown fox jumps over the lazy dog. "] * 20
@@ -368,6 +386,66 @@ def _read_tokens(folder: Path) -> None:
         info.load_tokenizer(folder / "x.bin")
 
 
+def _packed(folder: Path) -> None:
+    """Write rows and texts as they are in archives and tables."""
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (folder / "x.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / "x.txt.gz").write_bytes(gzip.compress(b"one text\n" * 5))
+
+
+def _read_packed(folder: Path) -> None:
+    for conversation in data.select_conversations([folder / "x.jsonl.gz"], skip_bad_rows=True).conversations:
+        CHATML.render(conversation)
+    for document in data.Documents([folder / "x.txt.gz"]):
+        for _ in document.blocks:
+            pass
+
+
+def _parquet(folder: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"instruction": ["Add", "Sum"], "input": ["1 2", None], "output": ["3", "4"]})
+    pyarrow.parquet.write_table(table, folder / "x.parquet")
+    texts = pyarrow.table({"text": ["a text", "another"], "n": [1, 2]})
+    pyarrow.parquet.write_table(texts, folder / "y.parquet", compression="none")
+
+
+def _read_parquet(folder: Path) -> None:
+    for conversation in data.select_conversations([folder / "x.parquet"], skip_bad_rows=True).conversations:
+        CHATML.render(conversation)
+    for document in data.Documents([folder / "y.parquet"], skip_bad_rows=True):
+        for _ in document.blocks:
+            pass
+
+
+# -- whatever it is ----------------------------------------------------------------------------------
+
+INSPECTED = {
+    "model": (_hugging_face, ("config.json", "model.safetensors", "generation_config.json")),
+    "adapter": (_adapter, ("adapter_config.json", "adapter_model.safetensors")),
+    "zig": (_zig, ("x.abic", "x.ablc")),
+    "gguf": (_gguf, ("x.gguf",)),
+    "tokenizer": (_tokenizer, ("tokenizer.json",)),
+    "tokens": (_tokens, ("x.bin", "x.bin.json")),
+    "rows": (_rows, ("x.jsonl", "x.json")),
+}
+
+
+def _all_kinds(folder: Path) -> None:
+    for name, (make, _) in INSPECTED.items():
+        (folder / name).mkdir()
+        make(folder / name)
+
+
+def _inspect(folder: Path) -> None:
+    for name, (_, files) in INSPECTED.items():
+        inspect(folder / name)
+        for file in files:
+            if (folder / name / file).exists():
+                inspect(folder / name / file)
+
+
 # -- the table -------------------------------------------------------------------------------------
 
 INSIDE = tuple(f"{CHECKPOINT}/{name}" for name in ("state.json", "config.yaml", "optimizer.safetensors"))
@@ -408,5 +486,13 @@ READERS = (
     Reader("template", _template, ("chat_template.jinja",), _read_template, share=4),
     READER_ROWS,
     READER_DOCUMENTS,
+    Reader("packed", _packed, ("x.jsonl.gz", "x.txt.gz"), _read_packed, share=4),
+    *(
+        [Reader("parquet", _parquet, ("x.parquet", "y.parquet"), _read_parquet, share=4)]
+        if find_spec("pyarrow")
+        else []
+    ),
+    Reader("recorded run", _recorded, ("config.yaml", "metrics.jsonl", "report.json"), _read_recorded, share=2),
+    Reader("inspect", _all_kinds, tuple(f"{k}/{f}" for k, (_, fs) in INSPECTED.items() for f in fs), _inspect),
     Reader("tokens", _tokens, ("x.bin", "x.bin.json"), _read_tokens, share=30),
 )

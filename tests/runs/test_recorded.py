@@ -74,6 +74,19 @@ def test_a_torn_last_line_is_passed_over(write):
     assert (read_run(directory).step, read_run(directory).best) == (0, None)
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    *(("step", "12"), ("step", 2**70), ("tokens", [1]), ("time", "soon"), ("time", 10**400), ("type", None)),
+])  # fmt: skip
+def test_a_record_that_holds_something_else_is_passed_over(write, key, value):
+    directory = write(*WHOLE[:12])
+    with open(directory / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"type": "step", "step": 12, "tokens": 1200, "time": 3.0, key: value}) + "\n")
+    run = read_run(directory)
+    assert (run.step, run.tokens) == (11, 1100)
+    (directory / "report.json").write_text(json.dumps({"total_steps": 20, "interrupted": False, "total_time_ns": "x"}))
+    assert read_run(directory).state == "failed"
+
+
 def test_a_resumed_run_has_each_step_once_and_its_new_end(write):
     directory = write(*WHOLE, end())
     write(begin(step=10, total=40), a_step(11, 9.0))
