@@ -22,6 +22,7 @@ __all__ = [  # noqa: RUF022 (in the order of kernels/README.md; a test holds it 
     "matmul",
     "streamed_matmul",
     "stored_matmul",
+    "integer_matmul",
     "bias",
     "rope",
     "attention",

@@ -30,8 +30,10 @@ from .engine.shares import share_of
 from .engine.simd import LANES
 from .engine.streams import STREAMED, stream, streams
 from .engine.threads import ONE_THREAD, thread_count
+from .integer_matmul import integer_product
 from .matmul import BACKEND, THREADS, product, product_ref
 from .storage import Storage
+from .storage.blocks import BlockStorage
 from .streamed_matmul import streamed_product
 
 __all__ = [
@@ -121,12 +123,22 @@ def _strips(raw, storage, columns):
     number_format=AnyFormat,
 )
 def stored_product(
-    y: Array, x: Array, raw: Array, storage: Storage, addend: Array | None = None, number_format: AnyFormat = FLOAT32
+    y: Array,
+    x: Array,
+    raw: Array,
+    storage: Storage,
+    addend: Array | None = None,
+    number_format: AnyFormat = FLOAT32,
+    integer: bool = False,
 ) -> None:
     """Write y = x Wᵀ (+ addend); addend may be y; x and W are rounded to the number format as in `product`.
 
-    A row's bits are those of the row alone.
+    With `integer`, what is kept as whole numbers is multiplied as whole numbers, x rounded to bytes, whatever the
+    number format (`integer_matmul.py`).  In either way a row's bits are those of the row alone.
     """
+    if integer and isinstance(storage, BlockStorage):
+        unchecked(integer_product)(y, x, raw, storage, addend)
+        return
     exact = number_format is FLOAT32 and BACKEND == "numba"
     if storage.read_by_products and exact:
         unchecked(streamed_product)(y, x, storage.for_kernels(raw), addend)

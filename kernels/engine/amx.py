@@ -48,6 +48,7 @@ from .routines import BEGIN, END, PACKERS, TILE, Routine
 from .simd import (
     F32,
     I1,
+    I8,
     I16,
     I32,
     I64,
@@ -85,7 +86,6 @@ HALF = BLOCK // 2  # floats of a tile register
 FEATURES = "amx-tile", "amx-bf16", "avx512bf16"
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18  # Linux, Documentation/arch/x86/xstate.rst
 
-I8 = ir.IntType(8)
 BYTES = I8.as_pointer()
 FLOATS = ir.VectorType(F32, 16)
 PAIRS = ir.VectorType(I32, 16)

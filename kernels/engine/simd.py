@@ -75,11 +75,13 @@ LANES = ISA.lanes
 
 F32 = ir.FloatType()
 I1 = ir.IntType(1)
+I8 = ir.IntType(8)
 I16 = ir.IntType(16)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)
 ZERO = ir.Constant(VECTOR, [0.0] * LANES)
+OF_ARRAYS = {types.float32: (F32, 4), types.uint16: (I16, 2), types.uint8: (I8, 1)}  # of arrays, and their bytes
 
 
 # -- operations in LLVM and in plain Python ------------------------------------------------------
@@ -88,8 +90,9 @@ ZERO = ir.Constant(VECTOR, [0.0] * LANES)
 def with_twin(twin):
     """Use the LLVM version of an operation, or its twin where nothing is compiled.
 
-    Its arrays are float32 or uint16 (bfloat16); int64 is the table of routines.  Another type would be read as if it
-    were one of these, so it is refused while Numba compiles, which costs no call anything.
+    Its arrays are float32, uint16 (bfloat16), or uint8 (what is kept in blocks); int64 is the table of routines.
+    Another type would be read as if it were one of these, so it is refused while Numba compiles, which costs no call
+    anything.
     """
     return (lambda typed: intrinsic(_of_known_elements(typed))) if JIT else (lambda typed: twin)
 
@@ -98,7 +101,7 @@ def _of_known_elements(typed):
     @functools.wraps(typed)
     def check(typing, *arguments):
         for kind in arguments:
-            if isinstance(kind, types.Array) and kind.dtype not in (types.float32, types.uint16, types.int64):
+            if isinstance(kind, types.Array) and kind.dtype not in (*OF_ARRAYS, types.int64):
                 raise TypeError(
                     f"{typed.__name__.lstrip('_')} is given an array of {kind.dtype}; kernels compute in float32; "
                     "use .astype(np.float32)"
@@ -117,8 +120,8 @@ def constant(value: int) -> ir.Constant:
 
 
 def element_type(array_type):
-    """LLVM type of the elements of a float32 or uint16 array, and their bytes."""
-    return (I16, 2) if array_type.dtype == types.uint16 else (F32, 4)
+    """LLVM type of the elements of an array, one of OF_ARRAYS, and their bytes."""
+    return OF_ARRAYS[array_type.dtype]
 
 
 def pointer(context, builder, array_type, array, *indices):

@@ -3,8 +3,18 @@
     raw (M, K / block * bytes)  uint8      a row is its blocks, one after the other
 
 A file of this kind says what a block holds, and has twice what turns it into numbers and back: in NumPy for many blocks
-at once (`decode_blocks_ref`, `encode_blocks_ref`: the definition), and as a Numba helper for a row.
+at once (`integers_blocks_ref`, `encode_blocks_ref`: the definition), and as a Numba helper for a row.
+
+In every one of them a number is a whole number, times a scale that it shares with a group of neighbours:
+
+    x_k = scale_g (q_k - zero) - offset_g      0 <= q_k <= 255, zero the same for the whole storage; most have no offset
+
+`integers_blocks_ref` says what q, scale and offset are, and `integers_of` emits the same for products of whole numbers
+(`integer_matmul.py`), which have no time to lose.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -197,14 +207,32 @@ class BlockStorage(Storage):
     largest = LARGEST_HALF  # what a scale or a least number is at most; a fit may find a little more, which is cut
     weighted = True
     halves: tuple[int, ...] = (0,)  # where in a block its halves begin: what is kept is finite where they are
+    group = 32  # numbers that share a scale: 32 or 16
+    zero = 0  # the whole number that stands for 0, or for -offset
+    offsets = False  # whether groups have an offset, too; zero is 0 then
+    # Static: integers_of(block), an `engine.spread.Block`, returns lists of vectors: q, scale, and offset or None.
+    integers_of: Callable[..., Any]
 
     def encode_blocks_ref(self, x, importance):
         """Return (n, bytes_per_block) uint8 of x (n, block) float32; importance: weights alike, or None."""
         raise NotImplementedError
 
+    def integers_blocks_ref(self, blocks):
+        """Return q (n, block) uint8, scale (n, block / group) float32, and offset, the same or None, of raw blocks."""
+        raise NotImplementedError
+
+    def integers_ref(self, raw):
+        """Return q (M, K) uint8, scale (M, K / group) float32, and offset, the same or None."""
+        blocks = np.ascontiguousarray(raw).reshape(-1, self.bytes_per_block)
+        parts = self.integers_blocks_ref(blocks)
+        return tuple(None if part is None else part.reshape(len(raw), -1) for part in parts)
+
     def decode_blocks_ref(self, blocks):
         """Return (n, block) float32 of (n, bytes_per_block) uint8."""
-        raise NotImplementedError
+        q, scale, offset = self.integers_blocks_ref(blocks)
+        q = q.reshape(len(q), -1, self.group).astype(np.float32) - np.float32(self.zero)
+        x = scale[..., None] * q
+        return (x if offset is None else x - offset[..., None]).reshape(len(blocks), -1)
 
     def nonfinite_rows(self, raw):
         upper = raw.reshape(len(raw), -1, self.bytes_per_block)[:, :, [at + 1 for at in self.halves]]

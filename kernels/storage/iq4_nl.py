@@ -30,6 +30,7 @@ from .fits import sum_ref, weights_ref
 __all__ = ["STORAGE", "nearest_of", "nearest_of_ref"]
 
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+RAISED = (VALUES + 128).astype(np.uint8)  # as whole numbers above 0
 MIDDLES = (VALUES[:-1] + VALUES[1:]) / 2
 STEPS = 127 + 4 * np.arange(-7, 8, dtype=np.float32)
 
@@ -92,9 +93,17 @@ def encode_row(raw, x, importance):
             block[2 + k] = np.uint8(nearest_of(numbers[k] * inverse, MIDDLES) | upper)
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    packed = block.bytes(2, 16)
+    return [(packed & 15).looked_up(RAISED), (packed >> 4).looked_up(RAISED)], [block.half(0)], None
+
+
 class _IQ4_NL(BlockStorage):
     name, block, bytes_per_block = "iq4_nl", 32, 18
+    zero = 128
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         columns, weights = x.T, weights_ref(x, importance, self.block, True)
@@ -109,9 +118,9 @@ class _IQ4_NL(BlockStorage):
         d, packed = to_halves_ref(d)
         return np.hstack([packed, in_bytes_ref(nearest_of_ref(x * inverse_ref(d)[:, None], MIDDLES), 16)])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         d, q = pieces_ref(blocks, 2)
-        return from_halves_ref(d) * VALUES[nibbles_ref(q, 16)]
+        return RAISED[nibbles_ref(q, 16)], from_halves_ref(d), None
 
 
 STORAGE = _IQ4_NL()

@@ -22,6 +22,7 @@ __all__ = ["STORAGE"]
 SIZES = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)  # twice the values
 MIDDLES = (SIZES[:-1] + SIZES[1:]) / 2
 VALUES = np.concatenate([SIZES, 0 - SIZES])  # the second zero is +0 here as well
+RAISED = (VALUES + 12).astype(np.uint8)  # as whole numbers from 0 on
 BIAS = 128  # of the exponent, for twice the values
 
 
@@ -70,11 +71,19 @@ def encode_row(raw, x, importance):
         block[0] = np.uint8(e)
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    packed = block.bytes(1, 16)
+    return [(packed & 15).looked_up(RAISED), (packed >> 4).looked_up(RAISED)], [block.power_of_two(0, BIAS)], None
+
+
 class _MXFP4(BlockStorage):
     name, block, bytes_per_block = "mxfp4", 32, 17
     largest, weighted = Storage.largest, False
+    zero = 12
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
     nonfinite_rows = Storage.nonfinite_rows  # its scale may also be too large for six times it to be a float32
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         largest = np.abs(x).max(1)
@@ -84,9 +93,9 @@ class _MXFP4(BlockStorage):
         q = nearest_of_ref(np.abs(scaled), MIDDLES) + np.uint8(8) * (scaled < 0)
         return np.hstack([e[:, None].astype(np.uint8), in_bytes_ref(q, 16)])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         e, q = pieces_ref(blocks, 1)
-        return np.ldexp(VALUES[nibbles_ref(q, 16)], e.astype(np.int32) - BIAS)
+        return RAISED[nibbles_ref(q, 16)], np.ldexp(np.float32(1), e.astype(np.int32) - BIAS), None
 
 
 STORAGE = _MXFP4()

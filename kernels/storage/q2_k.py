@@ -68,10 +68,19 @@ def encode_row(raw, x, importance):
         put_fields(block[16:], q, 32, 2, 0)
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    pairs = block.bytes(0, 16)
+    q = [block.bytes(16 + 32 * (i // 4), 32) >> 2 * (i % 4) & 3 for i in range(8)]
+    return q, [(pairs & 15).unsigned() * block.half(80)], [(pairs >> 4).unsigned() * block.half(82)]
+
+
 class _Q2_K(BlockStorage):
     name, block, bytes_per_block = "q2_k", 256, 84
     halves = (80, 82)
+    group, offsets = 16, True
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS, size=16)
@@ -81,12 +90,10 @@ class _Q2_K(BlockStorage):
         q = nearest_ref((groups + offset[..., None]) * inverse_ref(scale)[..., None], 0, TOP)
         return np.hstack([s | m << np.uint8(4), bits_in_bytes_ref(q.reshape(len(x), -1), 32, 2), d, d_min])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         pairs, q, d, d_min = pieces_ref(blocks, 16, 64, 2)
-        s, m = ((x.astype(np.float32))[..., None] for x in (pairs & np.uint8(15), pairs >> np.uint8(4)))
-        q = bits_ref(q, 32, 2).reshape(-1, GROUPS, 16).astype(np.float32)
-        x = (from_halves_ref(d)[..., None] * s) * q - from_halves_ref(d_min)[..., None] * m
-        return x.reshape(len(blocks), -1)
+        s, m = ((x.astype(np.float32)) for x in (pairs & np.uint8(15), pairs >> np.uint8(4)))
+        return bits_ref(q, 32, 2), from_halves_ref(d) * s, from_halves_ref(d_min) * m
 
 
 STORAGE = _Q2_K()

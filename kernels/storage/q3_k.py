@@ -15,6 +15,7 @@ import numpy as np
 
 from ..engine.jit import helper
 from ..engine.simd import LANES
+from ..engine.spread import joined
 from .blocks import (
     BlockStorage,
     bits_in_bytes_ref,
@@ -79,10 +80,20 @@ def encode_row(raw, x, importance):
         put_fields(block[104:], raised, 4, 2, 4)
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    third, s, upper = block.bytes(0, 32), block.bytes(96, 8), block.bytes(104, 4)
+    q = [block.bytes(32 + 32 * (i // 4), 32) >> 2 * (i % 4) & 3 | (third >> i & 1) << 2 for i in range(8)]
+    s = joined(s & 15, s >> 4) | joined(*(upper >> 2 * i & 3 for i in range(4))) << 4
+    return q, [(s - 32).signed() * block.half(108)], None
+
+
 class _Q3_K(BlockStorage):
     name, block, bytes_per_block = "q3_k", 256, 110
     halves = (108,)
+    group, zero = 16, TOP + 1
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         d, s, scale = kept_signed_ref(even_groups_ref(x, importance, TOP, STEPS), 31)
@@ -94,12 +105,11 @@ class _Q3_K(BlockStorage):
         scales = np.hstack([in_bytes_ref(s & np.uint8(15), 8), bits_in_bytes_ref(s >> np.uint8(4), 4, 2)])
         return np.hstack([third, lower, scales, d])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         third, lower, s, upper, d = pieces_ref(blocks, 32, 64, 8, 4)
         s = (nibbles_ref(s, 8) | bits_ref(upper, 4, 2) << np.uint8(4)).astype(np.float32) - np.float32(32)
-        q = (bits_ref(lower, 32, 2) | bits_ref(third, 32) << np.uint8(2)).reshape(-1, GROUPS, 16)
-        scale = from_halves_ref(d) * s
-        return (scale[..., None] * (q.astype(np.float32) - np.float32(TOP + 1))).reshape(len(blocks), -1)
+        q = bits_ref(lower, 32, 2) | bits_ref(third, 32) << np.uint8(2)
+        return q, from_halves_ref(d) * s, None
 
 
 STORAGE = _Q3_K()

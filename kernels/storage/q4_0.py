@@ -100,17 +100,25 @@ def encode_row(raw, x, importance):
             block[2 + k] = np.uint8(shifted(numbers[k], inverse, TOP) | upper)
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    packed = block.bytes(2, 16)
+    return [packed & 15, packed >> 4], [block.half(0)], None
+
+
 class _Q4_0(BlockStorage):
     name, block, bytes_per_block = "q4_0", 32, 18
+    zero = 8
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         d = scale_ref(x, importance, TOP)
         return np.hstack([to_halves_ref(d)[1], in_bytes_ref(shifted_ref(x, d, TOP), 16)])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         d, q = pieces_ref(blocks, 2)
-        return from_halves_ref(d) * (nibbles_ref(q, 16).astype(np.float32) - np.float32(8))
+        return nibbles_ref(q, 16), from_halves_ref(d), None
 
 
 STORAGE = _Q4_0()

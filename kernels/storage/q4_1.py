@@ -106,19 +106,27 @@ def encode_row(raw, x, importance):
             block[4 + k] = np.uint8(above(numbers[k], inverse, m, TOP) | upper)
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    packed = block.bytes(4, 16)
+    return [packed & 15, packed >> 4], [block.half(0)], [-block.half(2)]
+
+
 class _Q4_1(BlockStorage):
     name, block, bytes_per_block = "q4_1", 32, 20
     halves = (0, 2)
+    offsets = True
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         d, m = scale_and_least_ref(x, importance, TOP)
         q = in_bytes_ref(from_least_ref(x, d, m, TOP), 16)
         return np.hstack([to_halves_ref(d)[1], to_halves_ref(m)[1], q])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         d, m, q = pieces_ref(blocks, 2, 2)
-        return from_halves_ref(d) * nibbles_ref(q, 16).astype(np.float32) + from_halves_ref(m)
+        return nibbles_ref(q, 16), from_halves_ref(d), -from_halves_ref(m)
 
 
 STORAGE = _Q4_1()

@@ -45,6 +45,7 @@ __all__ = [
     "put_pairs",
     "put_scales",
     "quantised",
+    "scales_and_offsets",
 ]
 
 GROUPS = 8
@@ -157,10 +158,25 @@ def encode_row(raw, x, importance):
         put_nibbles(block[16:], q, 32)
 
 
+def scales_and_offsets(block):
+    """Emit d s and d_min m of a block, from its first byte on."""
+    s, m, rest = (block.bytes(4 + 4 * i, 4) for i in range(3))
+    both = (s, rest & 15, block.half(0)), (m, rest >> 4, block.half(2))
+    return [[(x & 63).unsigned() * d, (y | x >> 2 & 0x30).unsigned() * d] for x, y, d in both]
+
+
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    q = [part for i in range(4) for part in (block.bytes(16 + 32 * i, 32) & 15, block.bytes(16 + 32 * i, 32) >> 4)]
+    return q, *scales_and_offsets(block)
+
+
 class _Q4_K(BlockStorage):
     name, block, bytes_per_block = "q4_k", 256, 144
     halves = (0, 2)
+    offsets = True
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS)
@@ -170,12 +186,10 @@ class _Q4_K(BlockStorage):
         q = nearest_ref((groups + offset[..., None]) * inverse_ref(scale)[..., None], 0, TOP)
         return np.hstack([d, d_min, packed_pairs_ref(s, m), in_bytes_ref(q.reshape(len(x), -1), 32)])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         d, d_min, pairs, q = pieces_ref(blocks, 2, 2, 12)
-        s, m = (x.astype(np.float32)[..., None] for x in pairs_ref(pairs))
-        q = nibbles_ref(q, 32).reshape(-1, GROUPS, 32).astype(np.float32)
-        x = (from_halves_ref(d)[..., None] * s) * q - from_halves_ref(d_min)[..., None] * m
-        return x.reshape(len(blocks), -1)
+        s, m = (x.astype(np.float32) for x in pairs_ref(pairs))
+        return nibbles_ref(q, 32), from_halves_ref(d) * s, from_halves_ref(d_min) * m
 
 
 STORAGE = _Q4_K()

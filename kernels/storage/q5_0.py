@@ -10,6 +10,7 @@ encode      as Q4_0, with d = m / -16
 import numpy as np
 
 from ..engine.jit import helper
+from ..engine.spread import joined
 from .blocks import (
     BlockStorage,
     from_halves_ref,
@@ -24,7 +25,16 @@ from .blocks import (
 )
 from .q4_0 import TRIED, scale_ref, scales_of, shifted, shifted_ref
 
-__all__ = ["STORAGE", "fifth_bits", "five_bits_ref", "from_five_bits_ref", "lower_bits", "put_fifth_bits", "upper_bits"]
+__all__ = [
+    "STORAGE",
+    "fifth_bits",
+    "five_bits_of",
+    "five_bits_ref",
+    "from_five_bits_ref",
+    "lower_bits",
+    "put_fifth_bits",
+    "upper_bits",
+]
 
 TOP = 15
 AROUND = TRIED + np.float32(TOP + 1)
@@ -105,17 +115,30 @@ def encode_row(raw, x, importance):
         put_fifth_bits(block[2:], fifth)
 
 
+def five_bits_of(block, at):
+    """Emit the 32 numbers of twenty bytes."""
+    packed = block.bytes(at + 4, 16)
+    return [joined(packed & 15, packed >> 4) | block.bits(at, 32) << 4]
+
+
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    return five_bits_of(block, 2), [block.half(0)], None
+
+
 class _Q5_0(BlockStorage):
     name, block, bytes_per_block = "q5_0", 32, 22
+    zero = 16
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         d = scale_ref(x, importance, TOP)
         return np.hstack([to_halves_ref(d)[1], five_bits_ref(shifted_ref(x, d, TOP))])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         d, q = pieces_ref(blocks, 2)
-        return from_halves_ref(d) * (from_five_bits_ref(q).astype(np.float32) - np.float32(16))
+        return from_five_bits_ref(q), from_halves_ref(d), None
 
 
 STORAGE = _Q5_0()

@@ -12,7 +12,7 @@ import numpy as np
 from ..engine.jit import helper
 from .blocks import BlockStorage, from_halves_ref, half_at, over, pieces_ref, put_half, run_of, to_halves_ref
 from .q4_1 import TRIED, above, from_least_ref, scale_and_least_ref, scales_and_leasts
-from .q5_0 import fifth_bits, five_bits_ref, from_five_bits_ref, lower_bits, put_fifth_bits, upper_bits
+from .q5_0 import fifth_bits, five_bits_of, five_bits_ref, from_five_bits_ref, lower_bits, put_fifth_bits, upper_bits
 
 __all__ = ["STORAGE"]
 
@@ -57,19 +57,26 @@ def encode_row(raw, x, importance):
         put_fifth_bits(block[4:], fifth)
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    return five_bits_of(block, 4), [block.half(0)], [-block.half(2)]
+
+
 class _Q5_1(BlockStorage):
     name, block, bytes_per_block = "q5_1", 32, 24
     halves = (0, 2)
+    offsets = True
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         d, m = scale_and_least_ref(x, importance, TOP)
         q = five_bits_ref(from_least_ref(x, d, m, TOP))
         return np.hstack([to_halves_ref(d)[1], to_halves_ref(m)[1], q])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         d, m, q = pieces_ref(blocks, 2, 2)
-        return from_halves_ref(d) * from_five_bits_ref(q).astype(np.float32) + from_halves_ref(m)
+        return from_five_bits_ref(q), from_halves_ref(d), -from_halves_ref(m)
 
 
 STORAGE = _Q5_1()

@@ -37,6 +37,7 @@ from .q4_k import (
     put_pairs,
     put_scales,
     quantised,
+    scales_and_offsets,
 )
 
 __all__ = ["STORAGE"]
@@ -79,10 +80,21 @@ def encode_row(raw, x, importance):
         put_nibbles(block[48:], q, 32)
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    q, fifth = [], block.bytes(16, 32)
+    for i in range(4):
+        packed = block.bytes(48 + 32 * i, 32)
+        q += [packed & 15 | (fifth >> 2 * i & 1) << 4, packed >> 4 | (fifth >> 2 * i + 1 & 1) << 4]
+    return q, *scales_and_offsets(block)
+
+
 class _Q5_K(BlockStorage):
     name, block, bytes_per_block = "q5_k", 256, 176
     halves = (0, 2)
+    offsets = True
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         scale, offset = groups_ref(x, importance, TOP, STEPS)
@@ -94,13 +106,11 @@ class _Q5_K(BlockStorage):
         fifth, lower = bits_in_bytes_ref(q >> np.uint8(4), 32), in_bytes_ref(q & np.uint8(15), 32)
         return np.hstack([d, d_min, packed_pairs_ref(s, m), fifth, lower])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         d, d_min, pairs, fifth, lower = pieces_ref(blocks, 2, 2, 12, 32)
-        s, m = (x.astype(np.float32)[..., None] for x in pairs_ref(pairs))
+        s, m = (x.astype(np.float32) for x in pairs_ref(pairs))
         q = nibbles_ref(lower, 32) | bits_ref(fifth, 32) << np.uint8(4)
-        q = q.reshape(-1, GROUPS, 32).astype(np.float32)
-        x = (from_halves_ref(d)[..., None] * s) * q - from_halves_ref(d_min)[..., None] * m
-        return x.reshape(len(blocks), -1)
+        return q, from_halves_ref(d) * s, from_halves_ref(d_min) * m
 
 
 STORAGE = _Q5_K()

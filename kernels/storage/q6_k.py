@@ -120,10 +120,22 @@ def encode_row(raw, x, importance):
             block[192 + g] = np.uint8(s[g] & np.int32(255))
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    q = []
+    for half in range(2):
+        (low, high), upper = (block.bytes(64 * half + 32 * i, 32) for i in range(2)), block.bytes(128 + 32 * half, 32)
+        lower = low & 15, high & 15, low >> 4, high >> 4
+        q += [part | (upper >> 2 * i & 3) << 4 for i, part in enumerate(lower)]
+    return q, [block.bytes(192, 16).signed() * block.half(208)], None
+
+
 class _Q6_K(BlockStorage):
     name, block, bytes_per_block = "q6_k", 256, 210
     halves = (208,)
+    group, zero = 16, TOP + 1
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         d, s, scale = kept_signed_ref(even_groups_ref(x, importance, TOP, STEPS), 127)
@@ -133,11 +145,10 @@ class _Q6_K(BlockStorage):
         lower, upper = in_bytes_ref(q & np.uint8(15), 64), bits_in_bytes_ref(q >> np.uint8(4), 32, 2)
         return np.hstack([lower, upper, s.view(np.uint8), d])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         lower, upper, s, d = pieces_ref(blocks, 128, 64, 16)
-        q = (nibbles_ref(lower, 64) | bits_ref(upper, 32, 2) << np.uint8(4)).reshape(-1, GROUPS, 16)
-        scale = from_halves_ref(d) * s.view(np.int8).astype(np.float32)
-        return (scale[..., None] * (q.astype(np.float32) - np.float32(TOP + 1))).reshape(len(blocks), -1)
+        q = nibbles_ref(lower, 64) | bits_ref(upper, 32, 2) << np.uint8(4)
+        return q, from_halves_ref(d) * s.view(np.int8).astype(np.float32), None
 
 
 STORAGE = _Q6_K()

@@ -50,10 +50,17 @@ def encode_row(raw, x, importance):
             block[2 + k] = np.uint8((-q if numbers[k] < 0 else q) & np.int32(255))
 
 
+def integers_of(block):
+    """Emit whole numbers, scales and offsets of a block."""
+    return [block.bytes(2, 32) ^ 128], [block.half(0)], None
+
+
 class _Q8_0(BlockStorage):
     name, block, bytes_per_block = "q8_0", 32, 34
     weighted = False
+    zero = 128
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
+    integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
         d = np.abs(x).max(1) / np.float32(127)
@@ -62,9 +69,9 @@ class _Q8_0(BlockStorage):
         q = np.copysign(np.floor(size) + np.floor(2 * (size - np.floor(size))), scaled)
         return np.hstack([to_halves_ref(d)[1], q.astype(np.int8).view(np.uint8)])
 
-    def decode_blocks_ref(self, blocks):
+    def integers_blocks_ref(self, blocks):
         d, q = pieces_ref(blocks, 2)
-        return from_halves_ref(d) * q.view(np.int8).astype(np.float32)
+        return q ^ np.uint8(128), from_halves_ref(d), None
 
 
 STORAGE = _Q8_0()
