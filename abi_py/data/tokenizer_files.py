@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from ..errors import DataError, shown
+from ..formats.gguf.container import is_gguf, open_gguf
 from ..formats.library import library_errors
 from ..formats.special_tokens import special_token_names
 from ..untrusted import check, json_in, read_bytes, read_json, read_text
@@ -38,7 +39,9 @@ class TokenizerFiles(NamedTuple):
 
 
 def read_tokenizer(path: Path) -> TokenizerFiles:
-    """Read a tokenizer.json, or the one in a directory, and what is beside it; errors of `Tokenizer.load`."""
+    """Read a tokenizer.json, or that of a directory or a GGUF file, and what is beside it; errors of `Tokenizer.load`."""
+    if is_gguf(path):
+        return _in_gguf(path)
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
         where = f"{path} has no {TOKENIZER_FILE}" if path.is_dir() else f"{path} is not there"
@@ -46,19 +49,35 @@ def read_tokenizer(path: Path) -> TokenizerFiles:
             f"{where}; a tokenizer is a {TOKENIZER_FILE} or a directory that holds one: give its path, or make one "
             "with `abi-train tokenizer train`"
         )
-    content = read_bytes(file, error=DataError)
-    _check_ids(json_in(content, DESCRIPTION, file, error=DataError, remedy=NOT_ONE), file)
-    with library_errors(
-        f"{file} is JSON but no tokenizer that the `tokenizers` library {tokenizers.__version__} can read",
-        "give the tokenizer.json of a model, or make one with `abi-train tokenizer train`",
-    ):
-        backend = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    backend = _opened(read_bytes(file, error=DataError), file)
     config, template = file.with_name(CONFIG_FILE), file.with_name(TEMPLATE_FILE)
     settings = read_json(config, error=DataError, remedy=DAMAGED) if config.is_file() else {}
     if template.is_file():
         settings = {**settings, "chat_template": read_text(template, error=DataError, remedy="copy the file again")}
     settings |= special_token_names(file.parent, settings, backend.token_to_id, backend.id_to_token)
     return TokenizerFiles(backend, settings, file, template if template.is_file() else config)
+
+
+def _opened(content: bytes, file: Path) -> tokenizers.Tokenizer:
+    _check_ids(json_in(content, DESCRIPTION, file, error=DataError, remedy=NOT_ONE), file)
+    with library_errors(
+        f"{file} is JSON but no tokenizer that the `tokenizers` library {tokenizers.__version__} can read",
+        "give the tokenizer.json of a model, or make one with `abi-train tokenizer train`",
+    ):
+        return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+
+
+def _in_gguf(path: Path) -> TokenizerFiles:
+    """Return the tokenizer of a GGUF file."""
+    from ..formats.gguf.companion_files import companions_of
+
+    files = companions_of(open_gguf(path).metadata, str(path))[0].files
+    if TOKENIZER_FILE not in files:
+        raise DataError(f"{path} has no tokenizer; give the {TOKENIZER_FILE} of its model")
+    backend = _opened(files[TOKENIZER_FILE], path)
+    settings = json_in(files[CONFIG_FILE], dict[str, Any], path, error=DataError, remedy=DAMAGED)
+    settings |= special_token_names(files, settings, backend.token_to_id, backend.id_to_token)
+    return TokenizerFiles(backend, settings, path, path)
 
 
 def _check_ids(content: Mapping[str, Any], path: Path) -> None:

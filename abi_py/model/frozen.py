@@ -24,7 +24,7 @@ from ..kernels.engine.scratch import aligned_empty
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Buffers, Tensor, Weight
 from .folder import open_weights, read_config
-from .gguf_model import open_gguf_model, open_gguf_weights
+from .gguf_model import companions_of_gguf, open_gguf_model, open_gguf_weights
 from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["FrozenModel", "frozen_bytes", "read_frozen"]
@@ -96,6 +96,7 @@ class FrozenModel(Transformer):
         if not allow_nonfinite:
             check_read(path, found.used)
         model = cls(config, found)
+        model.companions = companions_of_gguf(file)
         return model
 
     def _says(self) -> str:

@@ -5,6 +5,7 @@ Nothing is copied but what a file keeps in another order (the rows of q and k of
 that they have there) or as other numbers (Gemma's norms), and that when it is asked for.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, listed
 from ..families import gguf_entry, read_gguf, tensor_table
 from ..families.gguf_rope import ROPE_FREQS
+from ..formats.companions import Companions
 from ..formats.encoded import Encoded
+from ..formats.gguf.companion_files import companions_of
 from ..formats.gguf.container import GgufFile, GgufTensor, open_gguf
 from ..formats.gguf.rows import rows_of_ours
 from ..formats.safetensors import Stored
@@ -23,19 +26,11 @@ from ..kernels.storage import Storage
 from ..parameters import Tensor
 from ..shape import ModelShape
 
-__all__ = ["GgufWeights", "heads_of", "is_gguf", "open_gguf_model", "open_gguf_weights", "read_gguf_config"]
+__all__ = ["GgufWeights", "companions_of_gguf", "heads_of", "open_gguf_model", "open_gguf_weights", "read_gguf_config"]
 
-MAGIC = b"GGUF"
+ROLES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # config.json's names and GGUF's
 Kept = Stored | Encoded
 REMEDY = "get the file again, or convert it anew"
-
-
-def is_gguf(path: Path) -> bool:
-    """Say whether a path is a file that begins as GGUF does."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def read_gguf_config(file: GgufFile) -> TrainableModelConfig:
@@ -111,6 +106,37 @@ def _kept(raw: np.ndarray, storage: Storage, shape: tuple[int, ...]) -> Kept:
     if storage.block == 1:
         return Stored(raw.reshape(shape), storage.name == "bf16")
     return Encoded(raw, storage, shape)
+
+
+def companions_of_gguf(file: GgufFile) -> Companions:
+    """Return what belongs to the model of a file beside its weights: its tokenizer and chat template.
+
+    They are made when they are first asked for, since a vocabulary takes longer than all the rest to be read;
+    CheckpointError then, for a tokenizer that is not read here.
+    """
+    ids = {f"{role}_token_id": file.get(f"tokenizer.ggml.{key}_token_id", int) for role, key in ROLES.items()}
+    return Companions(_TokenizerFiles(file), {name: value for name, value in ids.items() if value is not None})
+
+
+class _TokenizerFiles(Mapping[str, bytes]):
+    """The files of a folder with the tokenizer of a GGUF file, made when the first of them is asked for."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+
+    @functools.cached_property
+    def _made(self) -> Mapping[str, bytes]:
+        found, _ = companions_of(self._file.metadata, str(self._file.path))
+        return found.files
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 @dataclass(frozen=True)

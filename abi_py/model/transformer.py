@@ -33,7 +33,7 @@ from ..parameters import Buffers, Parameters, Tensor, Views, Weight
 from ..reprs import Shown
 from .arena import memory_plan
 from .folder import open_weights, read_config
-from .gguf_model import open_gguf_model, open_gguf_weights
+from .gguf_model import companions_of_gguf, open_gguf_model, open_gguf_weights
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
 from .layers.run import Check, Objective, Penalties, Run
@@ -363,6 +363,7 @@ class TrainableModel(Transformer):
         model = cls(config, zeros(config))
         for name, tensor in found.items():
             tensor.copy_to(model.weights[name])
+        model.companions = companions_of_gguf(file)
         return model
 
     def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]]:

@@ -11,6 +11,7 @@ import numpy as np
 from ..config import TrainableModelConfig
 from ..formats.companions import Companions
 from ..formats.encoded import Encoded
+from ..formats.gguf.companion_files import metadata_of_companions
 from ..formats.safetensors import Stored
 from ..parameters import Tensor
 from .folder_writing import Savable, write_folder
@@ -68,10 +69,13 @@ class Writable(ABC):
         importance      by GGUF's names, how much an error in each column of a matrix counts, float32 (K,)
         max_shard_size  largest file, as in "4GB"; above it several, PATH-00001-of-00003.gguf ...
         Its tokenizer and chat template, of the `companions`, go along.  ConfigError for what such a file cannot say,
-        with the reason; NonFiniteError for a weight that is NaN or infinite, or larger than its type holds; OSError.
+        with the reason; DataError for a tokenizer that llama.cpp would not follow; NonFiniteError for a weight that is
+        NaN or infinite, or larger than its type holds; OSError.
         """
         model = self.config, *self.stored_tensors()
-        metadata = {"general.name": name or Path(path).stem, "tokenizer.ggml.model": "none"}
+        written = metadata_of_companions(self.companions, self.config.vocab_size)
+        tokenizer = {"tokenizer.ggml.model": "none"} if written is None else written.metadata
+        metadata = {"general.name": name or Path(path).stem, **tokenizer}
         return write_gguf_model(
             path, model, quantize, metadata=metadata, importance=importance, max_shard_size=max_shard_size
         )

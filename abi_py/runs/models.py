@@ -54,7 +54,11 @@ def find_tokenizer_beside(folder: Path, run: Path | None) -> Path | None:
     from ..data.byte_tokenizer import is_byte_tokenizer
     from ..data.tokenizer import TOKENIZER_FILE
     from ..formats.checkpoint_names import TRAINING_ARGS
+    from ..formats.gguf.companion_files import WITHOUT
+    from ..formats.gguf.container import is_gguf, open_gguf
 
+    if is_gguf(folder):
+        return folder if open_gguf(folder).get("tokenizer.ggml.model", str) not in WITHOUT else None
     runs = [folder.parent, folder.parent.parent]  # of RUN/llm_step_N, RUN/checkpoints/llm_step_N
     runs = [place for place in runs if any((place / name).is_file() for name in (CONFIG, TRAINING_ARGS))]
     places = (folder, *runs, *([run] if run else []))

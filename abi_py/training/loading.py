@@ -8,6 +8,7 @@ from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..formats.checkpoint_names import RANDOM_BASE, SETTINGS
 from ..formats.companions import Companions
+from ..formats.gguf.container import is_gguf
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config, read_base_digest
 from ..formats.special_tokens import special_token_ids
@@ -53,7 +54,7 @@ def load_model(
     frozen: bool = False,
     allow_nonfinite: bool = False,
 ) -> LoadedModel:
-    """Load the model that `path` means: a folder with a config.json, a checkpoint, or a run.
+    """Load the model that `path` means: a folder with a config.json, a GGUF file, a checkpoint, or a run.
 
     Of a run its RUN/model is taken, or the newest whole checkpoint where that is newer; `which` is "best" or "last"
     for the best or the newest checkpoint (`finding.find_place`).
@@ -74,6 +75,8 @@ def find_folder(path: Path) -> Found:
 
     Of a checkpoint every file is held against its checksum; errors of `load_model`.
     """
+    if is_gguf(path):
+        return Found(path=path)
     is_folder = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
     if is_folder and not ((path / STATE).is_file() or is_checkpoint_name(path)):  # those must be whole: verified below
         return Found(path=path)
@@ -108,6 +111,11 @@ def _load(where: Path, which: str | None, base: Path | None, *, frozen: bool, al
         return LoadedModel(adapted, path, skipped, eos_ids, place.run, below, place.origin)
     if base is not None:
         raise ConfigError(f"base ({base}) has no effect: {path} is a whole model, not adapters; leave it out")
+    if is_gguf(path):
+        read_file = FrozenModel.from_gguf if frozen else TrainableModel.from_gguf
+        whole = read_file(path, allow_nonfinite=allow_nonfinite)
+        ends = special_token_ids(whole.companions.files, "eos")
+        return LoadedModel(whole, path, skipped, ends, place.run, origin=place.origin)
     config = read_config(path)
     read = read_frozen if frozen else TrainableModel.from_pretrained
     model = read(path, config, allow_nonfinite=allow_nonfinite)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small_models import make_batch, make_model
 
-from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
+from abi_py.data.tokenizer import Tokenizer
+from abi_py.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from abi_py.families import tensor_table, write_gguf
 from abi_py.formats.gguf import open_gguf
 from abi_py.formats.gguf.ggml_types import BY_NAME
@@ -20,6 +21,8 @@ from abi_py.gradcheck import check_close
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.frozen import FrozenModel
 from abi_py.model.gguf_writing import plan_gguf
+from abi_py.runs.models import find_tokenizer_beside
+from abi_py.training.loading import load_model
 
 SIZES = {"hidden_dim": 64, "intermediate_dim": 96}
 FAMILIES = {
@@ -373,3 +376,41 @@ def test_weights_that_are_not_finite_are_not_written(path):
         model.export_to_gguf(path, "F16")
     assert not path.exists()
     model.export_to_gguf(path, "BF16")
+
+
+# -- tokenizers, and verbs -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_bytes():
+    """Return a model that reads bytes, with the tokenizer that is written for other programs."""
+    from abi_py.runs.companions import with_bytes as completed
+
+    model = make_model(2.0, **SIZES, vocab_size=257)
+    model.companions = completed(model.companions, model.config.max_seq_len)
+    return model
+
+
+def test_the_tokenizer_goes_along_and_comes_back(with_bytes, path, tmp_path):
+    with_bytes.export_to_gguf(path, "F16")
+    file = open_gguf(path)
+    assert file.metadata["tokenizer.ggml.model"] == "gpt2"
+    assert len(file.metadata["tokenizer.ggml.tokens"]) == 257
+    tokenizer = Tokenizer.load(path)
+    text = "Zig, ÿ and 🦎\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    loaded = load_model(path, frozen=True)
+    assert loaded.eos_ids == (256,)
+    assert find_tokenizer_beside(path, None) == path
+    loaded.model.save_pretrained(tmp_path / "folder")
+    back = Tokenizer.load(tmp_path / "folder")
+    assert back.encode(text) == tokenizer.encode(text) == Tokenizer.load(path).encode(text)
+
+
+def test_a_model_without_a_tokenizer_says_so(path):
+    make_model(**SIZES).export_to_gguf(path)
+    assert open_gguf(path).metadata["tokenizer.ggml.model"] == "none"  # llama.cpp asks for an answer
+    assert find_tokenizer_beside(path, None) is None
+    with pytest.raises(DataError, match="has no tokenizer"):
+        Tokenizer.load(path)
+    assert load_model(path).model.companions.files == {}

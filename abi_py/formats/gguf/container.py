@@ -20,7 +20,7 @@ from .values import Value
 if TYPE_CHECKING:
     from ...kernels.storage import Storage
 
-__all__ = ["GgufFile", "GgufTensor", "open_gguf", "split_name"]
+__all__ = ["GgufFile", "GgufTensor", "is_gguf", "open_gguf", "split_name"]
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)  # of llama.cpp's gguf-split
@@ -182,6 +182,14 @@ def _name(kind: Any) -> str:
 def split_name(stem: str, place: int, count: int) -> str:
     """Return the name of the file at a place, from 0, of a model split into `count`: STEM-00001-of-00003.gguf."""
     return f"{stem}-{place + 1:05d}-of-{count:05d}.gguf"
+
+
+def is_gguf(path: Path) -> bool:
+    """Say whether a path is a file that begins as GGUF does."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def open_gguf(path: str | Path) -> GgufFile:
