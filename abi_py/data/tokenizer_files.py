@@ -39,7 +39,7 @@ class TokenizerFiles(NamedTuple):
 
 
 def read_tokenizer(path: Path) -> TokenizerFiles:
-    """Read a tokenizer.json, or that of a directory or a GGUF file, and what is beside it; errors of `Tokenizer.load`."""
+    """Read a tokenizer.json, or that of a directory or GGUF file, and what is beside it; errors of `Tokenizer.load`."""
     if is_gguf(path):
         return _in_gguf(path)
     file = path / TOKENIZER_FILE if path.is_dir() else path
