@@ -42,6 +42,7 @@ from abi_py.formats.gguf import (
     open_gguf,
     write_gguf,
 )
+from abi_py.formats.gguf.companion_files import companions_of
 from abi_py.formats.gguf.ggml_types import BY_NAME
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.formats.zig import load_zig, save_abic, save_ablc
@@ -446,6 +447,25 @@ def _inspect(folder: Path) -> None:
                 inspect(folder / name / file)
 
 
+# -- models in GGUF files ----------------------------------------------------------------------------
+
+
+def _gguf_model(folder: Path) -> None:
+    """Write a model whose tokenizer is in the file, too."""
+    _tokenizer(folder)
+    model = _model(vocab_size=TOKENIZER.vocab_size, hidden_dim=32, intermediate_dim=32)
+    model.save_pretrained(folder / "hf", files={name: (folder / name).read_text() for name in TOKENIZER_FILES})
+    abi.TrainableModel.from_pretrained(folder / "hf").export_to_gguf(folder / "x.gguf", "Q8_0")
+
+
+def _read_gguf_model(folder: Path) -> None:
+    companions_of(open_gguf(folder / "x.gguf").metadata)
+    FrozenModel.from_gguf(folder / "x.gguf")
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
 # -- the table -------------------------------------------------------------------------------------
 
 INSIDE = tuple(f"{CHECKPOINT}/{name}" for name in ("state.json", "config.yaml", "optimizer.safetensors"))
@@ -469,6 +489,7 @@ READERS = (
     ),
     Reader("generation", _hugging_face, ("generation_config.json",), abi.GenerationConfig.load, share=40),
     Reader("gguf", _gguf, ("x.gguf", *(f"y-0000{i}-of-00003.gguf" for i in (1, 2, 3))), _read_gguf, share=40),
+    Reader("model in gguf", _gguf_model, ("x.gguf",), _read_gguf_model, share=20),
     Reader("zig", _zig, ("x.abic", "x.ablc"), _read_zig, share=40),
     Reader(
         "adapter",
