@@ -12,7 +12,7 @@ product by 0.5 % of its size, root mean square (docs/4-integer_matmul.md); the w
 Why it pays: four products of bytes are one instruction for 16 numbers, where float32 has one product; and weights in
 four bits are only spread out to bytes, not turned into numbers.
 
-    in parallel, for each LANES rows of W, for each PANEL_COLUMNS columns:
+    in parallel, for each LANES rows of W, for each `chunk` columns:
         spread                                  bytes of q, scales and offsets from raw; the next rows are fetched
         turn                                    into a panel, LANES rows side by side
         for each AT_ONCE rows of x:             multiply
@@ -50,7 +50,9 @@ __all__ = ["bytes_ref", "integer_product", "integer_product_ref"]
 BYTE = np.float32(127)
 LEAST_SIZE = np.float32(BYTE * np.finfo(np.float32).tiny)  # of 32 numbers: their scale is a normal number; below, 0
 ALL_BUT_SIGN = np.int32(0x7FFFFFFF)  # bits of |x|, which are in the order of the sizes, NaN last
-PANEL_COLUMNS = 512  # columns of a panel: with its rows of q in the first-level cache; whole blocks of any storage
+# Columns of a panel, whole blocks of any storage.  With few rows of x, panel and rows of q fit the first-level cache;
+# with many, y is visited seldom: its rows may be a power of two apart, all of them in a few sets of the caches.
+PANEL_COLUMNS, WIDE_COLUMNS = 512, 4096
 
 # -- reference: plain NumPy ----------------------------------------------------------------------
 
@@ -106,7 +108,7 @@ def _row_in_bytes(p, d, sums, x, group, zero, offsets):
 
 
 @kernel
-def _product(c, d, x, raw, p, p_words, dx, sums, zero, q, scale, offset, panels, add, parts, table):
+def _product(c, d, x, raw, p, p_words, dx, sums, zero, q, scale, offset, panels, chunk, add, parts, table):
     """c (N, M) = x (N, K) Wᵀ (+ d if add); all from p on but `zero` is scratch."""
     rows, columns = c.shape
     depth, group, offsets = x.shape[1], table[GROUP], table[OFFSETS] != 0
@@ -123,8 +125,8 @@ def _product(c, d, x, raw, p, p_words, dx, sums, zero, q, scale, offset, panels,
         last = share_of(columns, LANES, np.int64(part) + 1, parts)
         for j in range(share_of(columns, LANES, np.int64(part), parts), last, LANES):
             cols = min(LANES, last - j)
-            for k0 in range(0, depth, PANEL_COLUMNS):
-                k = min(PANEL_COLUMNS, depth - k0)
+            for k0 in range(0, depth, chunk):
+                k = min(chunk, depth - k0)
                 begin = k0 // table[BLOCK_SIZE] * table[BLOCK_BYTES]
                 spread(words, scales, least, raw, j, cols, begin, k, table)
                 turn(panel_q, words, k // 4, table)
@@ -158,7 +160,8 @@ def integer_product(y: Array, x: Array, raw: Array, storage: BlockStorage, adden
         by_numpy(np.copyto, y, np.float32(0) if addend is None else addend)
         return
     group, base = storage.group, y if addend is None else addend
-    words, groups = PANEL_COLUMNS // 4, PANEL_COLUMNS // group
+    chunk = PANEL_COLUMNS if rows <= AT_ONCE else WIDE_COLUMNS
+    words, groups = chunk // 4, chunk // group
     p_words, dx, sums = scratch(
         "integer product: x", (rows, depth // 4), (rows, depth // SCALED), (rows, depth // group)
     )
@@ -168,5 +171,5 @@ def integer_product(y: Array, x: Array, raw: Array, storage: BlockStorage, adden
     bytes_of = p_words.view(np.int8), p_words, dx, sums
     rows_of = q_words, scale, offset, panels
     parts = 1 if y.size * depth < ONE_THREAD else thread_count()
-    options = addend is not None, parts, integers(storage)
+    options = chunk, addend is not None, parts, integers(storage)
     _product(y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, *rows_of, *options)

@@ -7,7 +7,7 @@ from abi_py.gradcheck import check_close
 from abi_py.kernels.engine.integers import AT_ONCE
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.simd import LANES
-from abi_py.kernels.integer_matmul import LEAST_SIZE, PANEL_COLUMNS, bytes_ref, integer_product, integer_product_ref
+from abi_py.kernels.integer_matmul import LEAST_SIZE, WIDE_COLUMNS, bytes_ref, integer_product, integer_product_ref
 from abi_py.kernels.storage import STORAGES
 from abi_py.kernels.storage.blocks import BlockStorage
 from abi_py.kernels.stored_matmul import stored_product, stored_product_ref
@@ -55,7 +55,7 @@ def test_the_reference_is_the_product_of_what_both_sides_keep(rng, name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_row_has_its_bits_alone_and_among_others(rng, name, same_bits):
     storage = STORAGES[name]
-    blocks = 2 * PANEL_COLUMNS // storage.block + 1  # more than one chunk, and part of one
+    blocks = WIDE_COLUMNS // storage.block + 3  # more than one panel, of few rows and of many, and part of one
     x, raw, _ = operands(rng, storage, 2 * AT_ONCE + 3, LANES + 3, blocks if JIT else 2)
 
     def make():
