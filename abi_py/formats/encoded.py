@@ -12,7 +12,7 @@ import numpy as np
 from ..kernels.storage import Storage
 from .safetensors import PIECE, Stored
 
-__all__ = ["Encoded", "Turned"]
+__all__ = ["Encoded", "Turned", "kept_as"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,13 @@ class Encoded:
         for i in range(0, len(self.raw), rows):
             raw = self.raw[i : i + rows]
             yield Encoded(raw, self.storage, (len(raw), columns)).widened()
+
+
+def kept_as(storage: Storage, raw: np.ndarray, shape: tuple[int, ...]) -> Stored | Encoded:
+    """Return the tensor of a shape that raw rows in a storage are."""
+    if storage.block > 1:
+        return Encoded(raw, storage, shape)
+    return Stored(raw.reshape(shape), storage.name == "bf16")
 
 
 @dataclass(frozen=True)

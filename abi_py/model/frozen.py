@@ -17,7 +17,7 @@ import numpy as np
 from ..config import TrainableModelConfig
 from ..families import layers, tensor_table
 from ..formats.companions import Companions
-from ..formats.encoded import Encoded
+from ..formats.encoded import Encoded, kept_as
 from ..formats.finite import check_read
 from ..formats.safetensors import Stack, Stored
 from ..kernels.engine.scratch import aligned_empty
@@ -37,9 +37,7 @@ class _Kept:
 
     def stored(self, shape: tuple[int, ...]) -> Stored | Encoded:
         """Return it as a tensor of that shape."""
-        if self.storage.block > 1:
-            return Encoded(self.raw, self.storage, shape)
-        return Stored(self.raw, self.storage.name == "bf16")
+        return kept_as(self.storage, self.raw, shape)
 
 
 def _stays_narrow(tensor: Stored | Stack | Encoded) -> bool:

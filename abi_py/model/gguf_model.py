@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ConfigError, listed
 from ..families import gguf_entry, read_gguf, tensor_table
 from ..families.gguf_rope import ROPE_FREQS
 from ..formats.companions import Companions
-from ..formats.encoded import Encoded
+from ..formats.encoded import Encoded, kept_as
 from ..formats.gguf.companion_files import companions_of
 from ..formats.gguf.container import GgufFile, GgufTensor, open_gguf
 from ..formats.gguf.rows import rows_of_ours
@@ -102,12 +102,6 @@ def open_gguf_model(path: str | Path, config: TrainableModelConfig | None) -> tu
     return file, read_gguf_config(file) if config is None else config
 
 
-def _kept(raw: np.ndarray, storage: Storage, shape: tuple[int, ...]) -> Kept:
-    if storage.block == 1:
-        return Stored(raw.reshape(shape), storage.name == "bf16")
-    return Encoded(raw, storage, shape)
-
-
 def companions_of_gguf(file: GgufFile) -> Companions:
     """Return what belongs to the model of a file beside its weights: its tokenizer and chat template.
 
@@ -151,7 +145,7 @@ class _Made:
     plus_one: bool
 
     def __call__(self) -> Kept:
-        kept = _kept(self.found.raw, self.storage, self.found.shape)
+        kept = kept_as(self.storage, self.found.raw, self.found.shape)
         if self.plus_one and len(self.tensor.shape) == 1:  # all vectors of such a family are norms
             return Stored(np.asarray(kept.widened(), np.float32) - np.float32(1))
         heads = heads_of(self.tensor.name.rpartition(".")[2], self.shape) if self.permuted else 0
@@ -160,4 +154,4 @@ class _Made:
         rows = rows_of_ours(heads, self.shape.resolved_head_dim)
         if len(self.tensor.shape) == 1:
             return Stored(np.asarray(kept.widened(), np.float32)[rows])
-        return _kept(kept.raw[rows], self.storage, self.tensor.shape)
+        return kept_as(self.storage, kept.raw[rows], self.tensor.shape)

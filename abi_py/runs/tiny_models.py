@@ -16,35 +16,41 @@ if TYPE_CHECKING:
 __all__ = ["decode_like", "decode_once", "stored_as", "tiny", "tiny_frozen", "tiny_shape"]
 
 
-def tiny_shape(family: ModelFamily) -> "TrainableModelConfig":
-    """Return a shape with the family's own defaults."""
+def tiny_shape(family: ModelFamily, width: int = 16) -> "TrainableModelConfig":
+    """Return a shape with the family's own defaults; its matrices have `width` columns."""
     from ..config import TrainableModelConfig
 
     heads = {"num_heads": 2, "num_kv_heads": 1}
-    sizes = {"hidden_dim": 16, "num_layers": 1, "intermediate_dim": 16, "vocab_size": 32, "max_seq_len": 64}
+    sizes = {"hidden_dim": width, "num_layers": 1, "intermediate_dim": width, "vocab_size": 32, "max_seq_len": 64}
     return TrainableModelConfig.from_dict({**heads, **sizes}).replace(family=family)
 
 
-def tiny(family: ModelFamily) -> "TrainableModel":
+def tiny(family: ModelFamily, width: int = 16) -> "TrainableModel":
     """Return a model of it."""
     from ..model import TrainableModel
 
-    return TrainableModel(tiny_shape(family))
+    return TrainableModel(tiny_shape(family, width))
 
 
 def tiny_frozen(family: ModelFamily, storage: str) -> "FrozenModel":
     """Return one whose matrices are kept in a storage."""
-    return stored_as(tiny(family), storage)
+    from ..kernels.storage import STORAGES
+
+    return stored_as(tiny(family, max(16, STORAGES[storage].block)), storage)
 
 
 def stored_as(model: "TrainableModel", storage: str) -> "FrozenModel":
-    """Return the same model, only read, with its matrices in a storage."""
+    """Return the same model, only read, with its matrices in a storage, where their rows are whole blocks of it."""
+    from ..formats.encoded import kept_as
     from ..formats.safetensors import Stored
     from ..kernels.storage import STORAGES
     from ..model.frozen import FrozenModel
 
-    keep = STORAGES[storage].encode_ref
-    kept = {name: Stored(keep(w), storage == "bf16") if w.ndim == 2 else Stored(w) for name, w in model.weights.items()}
+    keep = STORAGES[storage]
+    kept = {
+        name: kept_as(keep, keep.encode_ref(w), w.shape) if w.ndim == 2 and w.shape[1] % keep.block == 0 else Stored(w)
+        for name, w in model.weights.items()
+    }
     return FrozenModel(model.config, kept)
 
 

@@ -22,6 +22,8 @@ from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.frozen import FrozenModel
 from abi_py.model.gguf_writing import plan_gguf
 from abi_py.runs.models import find_tokenizer_beside
+from abi_py.runs.tiny_models import decode_once, tiny_frozen
+from abi_py.shape import ModelFamily
 from abi_py.training.loading import load_model
 
 SIZES = {"hidden_dim": 64, "intermediate_dim": 96}
@@ -414,3 +416,11 @@ def test_a_model_without_a_tokenizer_says_so(path):
     with pytest.raises(DataError, match="has no tokenizer"):
         Tokenizer.load(path)
     assert load_model(path).model.companions.files == {}
+
+
+@pytest.mark.parametrize("storage", ["q4_k", "q8_0"])
+def test_kernels_are_compiled_with_models_that_have_whole_blocks(storage):
+    """`generate`, `chat` and `eval` compile ahead what a quantised model needs."""
+    made = tiny_frozen(ModelFamily.LLAMA, storage)
+    assert made.storages() == (storage,)
+    decode_once([made])
