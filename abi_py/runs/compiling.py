@@ -110,9 +110,12 @@ def _seconds(name: str) -> float:
     return SECONDS.get(name) or SECONDS.get(name.partition(":")[0], USUAL_SECONDS)
 
 
-def _order(name: str) -> tuple[bool, float, str]:
-    """Sort routines first, so that most processes find them on disk when they need them; then what takes long."""
-    return name.partition(":")[0] != ROUTINES, -_seconds(name), name
+def _order(name: str) -> tuple[bool, bool, float, str]:
+    """Sort routines first, so that most processes find them on disk when they need them; then what takes long.
+
+    Those of float32 are before all: kernels need them, and other precisions where they have no way of their own.
+    """
+    return name.partition(":")[0] != ROUTINES, name != ROUTINES, -_seconds(name), name
 
 
 def of_layers(shape: ModelShape) -> set[str]:
@@ -306,15 +309,11 @@ worker(sys.argv[1:])
 
 
 def _share_out(names: list[str], count: int) -> list[list[str]]:
-    """Give each kernel, in order, to the group with the least to do; a kernel's variants, of common types, to one."""
+    """Give each kernel, in order, to the group with the least to do."""
     groups: list[list[str]] = [[] for _ in range(max(1, min(count, len(names))))]
     load = [0.0] * len(groups)
-    places: dict[str, int] = {}
     for name in sorted(names, key=_order):
-        kernel, _, variant = name.partition(":")
         least = load.index(min(load))
-        if variant and kernel not in (ROUTINES, STORED_ROWS):
-            least = places.setdefault(kernel, least)
         groups[least].append(name)
         load[least] += _seconds(name)
     return [group for group in groups if group]

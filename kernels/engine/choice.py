@@ -192,6 +192,6 @@ class Choice(Measured[Method]):
     @property
     def file(self) -> str:
         """The name under which the cache keeps what is made last at the first use."""
-        if os.environ.get(self.variable) or len(self.methods) == 1:
+        if os.environ.get(self.variable) or len(self.methods) == 1 or STORE.read(self._record) is not None:
             return self.chosen.file
         return self._record

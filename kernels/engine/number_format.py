@@ -173,8 +173,9 @@ class NumberFormat:
     @functools.cached_property
     def tile_table(self) -> np.ndarray:
         """A table with the tile alone: all that is timed, and a fraction of what there is to compile."""
-        tile = {slot: self.routines[slot] for slot in (TILE, BEGIN, END)}
-        return routine_table(f"tile-{self._kept_as}", {}, tile)
+        routines = self.routines
+        tile = {slot: routines[slot] for slot in (TILE, BEGIN, END)}
+        return routine_table(f"tile-{self._kept_as}", {ROWS: self.rows, COLUMNS: self.columns}, tile)
 
     @functools.cached_property
     def table(self) -> np.ndarray:

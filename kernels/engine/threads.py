@@ -29,6 +29,7 @@ from numba import config
 from numba.np.ufunc import parallel
 
 __all__ = [
+    "CORES",
     "ONE_THREAD",
     "PASS",
     "forked",
@@ -38,6 +39,11 @@ __all__ = [
     "threads_as_before",
     "threads_for",
 ]
+
+
+# The cores that this process may use; taken now, because OpenMP may bind this thread to one of them when it starts, and
+# threads that Python starts later would inherit that.
+CORES: frozenset[int] = frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())
 
 
 def thread_count() -> int:

@@ -22,6 +22,10 @@ class Named(str):
     """A method, of which only the name counts; c is one that the machine has and the system refuses."""
 
     @property
+    def file(self):
+        return f"routines-{self}.o"
+
+    @property
     def missing(self):
         return "the system refuses it" if self == "c" else ""
 
@@ -83,6 +87,15 @@ def test_what_was_measured_is_kept(made):
     assert json.loads(bytes(choice.STORE.read("kind.json"))) == pytest.approx({"a": 1, "b": 2})
     choice.STORE.write("kind.json", b'{"a": 1, "c": 5}')  # of other methods
     assert made(0.5).method == "a"
+
+
+@compiled_only
+def test_what_is_measured_is_not_yet_compiled(made):
+    """The record alone does not stand for the routines of what it chose."""
+    one = made(2)
+    assert one.file == "kind.json"
+    assert one.method == "b"
+    assert one.file == made(0.5).file == "routines-b.o"
 
 
 def test_the_environment_overrides(made, monkeypatch):
