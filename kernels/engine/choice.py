@@ -68,6 +68,9 @@ class Method(Hashable, Protocol):
     def table(self) -> np.ndarray: ...
 
     @property
+    def tile_table(self) -> np.ndarray: ...
+
+    @property
     def file(self) -> str: ...
 
 
