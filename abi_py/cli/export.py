@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import ConfigError
 from .console import make_console, say
 from .models import ModelPath, which_options
 from .options import SHORT, PathType, Verb
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "FORMATS", "command", "show_export"]
 
-FORMATS, DTYPES = ("hf", "zig", "abic", "peft"), ("float32", "bfloat16", "float16")
+FORMATS, DTYPES = ("hf", "zig", "abic", "peft", "gguf"), ("float32", "bfloat16", "float16")
 EARLIER = {"deepzig": "zig"}  # names of earlier versions, which no help shows
 
 
@@ -42,7 +43,7 @@ class FormatType(click.Choice[str]):
     "output",
     required=True,
     type=PathType(path_type=Path),
-    help="where to write; a folder, for abic a file",
+    help="where to write; a folder, for abic and gguf a file",
 )
 @click.option(
     *SHORT["format"],
@@ -51,12 +52,14 @@ class FormatType(click.Choice[str]):
     type=FormatType(),
     default="hf",
     help="form of what is written; hf opens in transformers and here, zig in the Zig loader, abic is the file of the "
-    "Zig trainer, peft adapters alone  [hf]",
+    "Zig trainer, peft adapters alone, gguf the file of llama.cpp  [hf]",
 )
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="type of the weights  [that of MODEL; of a run or adapters float32]"
 )
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
+@click.option("--quantize", help="type of a gguf file, as in F16, Q8_0 or Q4_K_M  [F32]")
+@click.option("--no-check", is_flag=True, help="do not compare the logits of a gguf file with those of MODEL")
 @which_options
 @click.option("--force", is_flag=True, help="replace what is there")
 def command(
@@ -65,6 +68,8 @@ def command(
     form: str,
     dtype: str | None,
     max_shard_size: str | None,
+    quantize: str | None,
+    no_check: bool,
     which: str | None,
     force: bool,
 ) -> None:
@@ -75,8 +80,11 @@ def command(
     """
     from ..runs.exporting import Source
 
+    if no_check and form != "gguf":
+        raise ConfigError("--no-check acts only with --format gguf; leave it out")
     source = Source.open(model, which, adapters=form == "peft")
-    show_export(source, output, form, dtype=dtype, max_shard_size=max_shard_size, force=force)
+    settings = {"dtype": dtype, "max_shard_size": max_shard_size, "quantize": quantize, "check": not no_check}
+    show_export(source, output, form, force=force, **settings)
 
 
 def show_export(source: "Source", output: Path, form: str = "hf", **settings: Any) -> None:
@@ -100,5 +108,9 @@ def show_export(source: "Source", output: Path, form: str = "hf", **settings: An
         say(console, "note", "no tokenizer is there to come along")
     done = export(source, output, form, **settings)
     say(console, "wrote", f"{output}: {', '.join(f'{name} {size_text(size)}' for name, size in done.files.items())}")
-    say(console, "checked", f"{done.parameters:,} weights in {done.dtype}, read again: as they were written")
+    if form == "gguf":
+        off = "" if done.off is None else f", logits of some tokens {done.off:.1e} of their deviation away"
+        say(console, "checked", f"{done.parameters:,} weights in {done.dtype}{off or ', not checked'}")
+    else:
+        say(console, "checked", f"{done.parameters:,} weights in {done.dtype}, read again: as they were written")
     say(console, "opens in", "; ".join(done.opens))

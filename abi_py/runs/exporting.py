@@ -4,6 +4,7 @@
     zig   the folder of a DeepZig model, for the Zig loader: a plain Llama in float32
     abic  the ABIC file of the Zig trainer, floats alone: a plain Llama in float32
     peft  adapters alone, in PEFT's layout, in float32
+    gguf  a file for llama.cpp, of any family but for what it computes otherwise, quantised if asked for
 
 The first two are those in which a run may leave its model, by the same names (`choices.ExportFormat`).
 """
@@ -30,6 +31,7 @@ from ..formats.checkpoint_names import CARD, ORIGIN, RANDOM_BASE
 from ..formats.companions import END, GENERATION, Companions
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
+from ..formats.gguf.quantising import file_type
 from ..formats.huggingface import read_tensors
 from ..formats.safetensors import encoded_size
 from ..formats.special_tokens import token_ids
@@ -38,8 +40,10 @@ from ..model import LoraModel
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
 from ..model.frozen import FrozenModel
+from ..model.gguf_writing import plan_gguf
 from ..training.finding import Origin, find_place
 from ..training.loading import LoadedModel, load_model
+from .checking import logits_off
 from .companions import with_bytes, with_tokenizer_from
 from .directory import ADAPTER, MODEL
 from .model_card import card_of_another_form
@@ -47,7 +51,8 @@ from .models import find_model, find_tokenizer_beside
 
 __all__ = ["FORMATS", "Exported", "Source", "check_format", "export", "write"]
 
-FORMATS = (*(each.value for each in ExportFormat), "abic", "peft")
+FORMATS = (*(each.value for each in ExportFormat), "abic", "peft", "gguf")
+FILES = {"abic": "model.bin", "gguf": "model.gguf"}  # forms that are one file, and a name for it
 STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
 
 
@@ -153,9 +158,21 @@ class Source:
 # -- what can hold what ------------------------------------------------------------------------------
 
 
-def check_format(form: str, shape: TrainableModelConfig, dtype: str | None, max_shard_size: str | None) -> None:
+def check_format(
+    form: str,
+    shape: TrainableModelConfig,
+    dtype: str | None,
+    max_shard_size: str | None,
+    quantize: str | None = None,
+) -> None:
     """Raise ConfigError if a form cannot hold a model, or a setting has no effect in it; the reason is named."""
-    if form == "hf":
+    if quantize is not None and form != "gguf":
+        raise ConfigError(f"quantize ({quantize}) acts only with --format gguf; leave it out, or take --dtype")
+    if form == "gguf" and dtype is not None:
+        raise ConfigError(f"dtype ({dtype}) has no effect on gguf; take --quantize F32, F16, BF16 or Q8_0 and so on")
+    if form == "gguf":
+        plan_gguf(shape, quantize or "F32")
+    if form in ("hf", "gguf"):
         return
     if form == "peft" and dtype not in (None, "float32"):
         raise ConfigError(f"dtype ({dtype}) must be float32 for peft: adapters are written as they were trained")
@@ -186,11 +203,12 @@ def _check_output(source: Source, output: Path, form: str, force: bool) -> None:
     inside = next((each for each in (loaded.directory, loaded.base, loaded.run) if each and _is_in(place, each)), None)
     if inside is not None and os.path.lexists(output):
         raise ConfigError(f"out ({output}) must not replace what belongs to {inside}; choose another")
-    if os.path.lexists(output) and not output.is_dir() and form != "abic":
+    if os.path.lexists(output) and not output.is_dir() and form not in FILES:
         raise ConfigError(f"out ({output}) must be a directory for {form}, and is a file; choose another name")
     filled = output.is_dir() and any(output.iterdir())
-    if output.is_dir() and form == "abic":
-        raise ConfigError(f"out ({output}) must be a file for abic, and is a directory; give a name, as in model.bin")
+    if output.is_dir() and form in FILES:
+        name = FILES[form]
+        raise ConfigError(f"out ({output}) must be a file for {form}, and is a directory; give a name, as in {name}")
     if os.path.lexists(output) and (filled or not output.is_dir()) and not force:
         raise ConfigError(f"out ({output}) is there already; --force replaces it, or choose another")
 
@@ -210,6 +228,7 @@ class Exported:
     dtype: str
     parameters: int
     opens: tuple[str, ...]
+    off: float | None = None  # of gguf: how far the logits of some tokens are from the source's, as a share of theirs
 
 
 def export(
@@ -219,20 +238,27 @@ def export(
     *,
     dtype: str | None = None,
     max_shard_size: str | None = None,
+    quantize: str | None = None,
+    check: bool = True,
     force: bool = False,
 ) -> Exported:
     """Write a model and read it again; what was in the place before is only replaced by what is whole.
+
+    quantize   of gguf: the type of the file, F32 if none is given
+    check      of gguf: compare the logits of some tokens with those of the source
 
     ConfigError for what does not go together; NonFiniteError for weights that are not finite in this type;
     CheckpointError if what was written does not read as the same, or the disk is full.
     """
     if form not in FORMATS:
         raise ConfigError(f"format ({form}) must be {either(list(FORMATS))}")
-    check_format(form, source.shape, dtype, max_shard_size)
+    check_format(form, source.shape, dtype, max_shard_size, quantize)
     if form == "peft":
         _ = source.adapters  # raises where there are none
     _check_output(source, output, form, force)
     kind = dtype or (source.dtype if form == "hf" else "float32")
+    if form == "gguf":
+        return _export_gguf(source, output, file_type(quantize or "F32").name, max_shard_size, check=check)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     write(source, output, form, kind, max_shard_size, source.texts(form))
     files = {output.name: output.stat().st_size} if output.is_file() else {
@@ -240,6 +266,17 @@ def export(
     }  # fmt: skip
     parameters = source.adapters.num_params() if form == "peft" else source.shape.num_params()
     return Exported(files, kind, parameters, _opens(source, output, form))
+
+
+def _export_gguf(source: Source, output: Path, quantize: str, largest: str | None, *, check: bool) -> Exported:
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    model = source.loaded.model.merged()
+    model.companions = source.companions
+    written = model.export_to_gguf(output, quantize, max_shard_size=largest)
+    off = logits_off(model, written[0], quantize) if check else None
+    files = {path.name: path.stat().st_size for path in written}
+    opens = f"abi-train {'chat' if source.has_tokenizer else 'generate'} {written[0]}", "llama.cpp: llama-cli -m PATH"
+    return Exported(files, quantize, source.shape.num_params(), opens, off)
 
 
 def write(

@@ -105,5 +105,5 @@ def test_an_importance_matrix_saves_the_first_blocks():
 
 def test_a_type_that_is_none():
     assert file_type("q4_k").name == "Q4_K_M"
-    with pytest.raises(ConfigError, match=r"quantize \(.Q4_K_X.\) must be F32, F16, .*; did you mean Q4_K_S"):
+    with pytest.raises(ConfigError, match=r"quantize \(.Q4_K_X.\) must be F32, F16, .* or Q2_K"):
         file_type("Q4_K_X")

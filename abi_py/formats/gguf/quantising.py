@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ...errors import ConfigError, shown
-from ...fields import closest, either
+from ...fields import either
 from .ggml_types import BY_STORAGE
 
 __all__ = ["FILE_TYPES", "FileType", "Plan", "Subject", "file_type", "plan"]
@@ -105,7 +105,7 @@ def file_type(name: str) -> FileType:
     """Return the type of that name, in capitals or not; ConfigError, with those that there are, for another."""
     known = ALIASES.get(name.upper(), name.upper())
     if known not in FILE_TYPES:
-        raise ConfigError(f"quantize ({shown(name)}) must be {either([*FILE_TYPES])}; {closest(known, [*FILE_TYPES])}")
+        raise ConfigError(f"quantize ({shown(name)}) must be {either([*FILE_TYPES])}")
     return FILE_TYPES[known]
 
 
