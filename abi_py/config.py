@@ -311,7 +311,7 @@ class LlmTrainingConfig(Config):
         self._require("gpu_backend", self.gpu_backend is None, "be unset", _GPU_REMEDY)
         self._require("gpu_batch_threshold", self.gpu_batch_threshold == 8, "be 8", _GPU_REMEDY)
         self._require("gpu_device_buffer_mb", self.gpu_device_buffer_mb == 256, "be 256", _GPU_REMEDY)
-        remedy = "this version writes no GGUF files, so leave it out; Hugging Face tools open checkpoints as they are"
+        remedy = "training does not write it; leave it out, and afterwards: abi-train export RUN --format gguf -o FILE"
         self._require("export_gguf_path", self.export_gguf_path is None, "be unset", remedy)
         self._require("export_name", self.export_name == "abi-llama", "be abi-llama", remedy)
 
