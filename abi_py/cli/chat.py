@@ -99,7 +99,7 @@ def command(
     utf8_output()
     if once is not None:
         chat.prompt([*chat.messages, {"role": "user", "content": once}])  # raises for a question that is too long
-    compile_for_decoding(loaded.model)
+    compile_for_decoding(loaded.model, integer=settings.integer_products)
     if once is not None:
         if chat.answer(once):
             ctx.exit(INTERRUPTED)

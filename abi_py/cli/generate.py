@@ -110,7 +110,7 @@ def run(
     streaming = len(prompts) == 1 and as_json is None
     interrupted = False
     stream = generator.stream(prompts, settings)  # raises for settings and prompts that do not fit
-    compile_for_decoding(generator.model)
+    compile_for_decoding(generator.model, integer=settings.integer_products)
     try:
         for token in stream:
             if streaming:

@@ -37,7 +37,7 @@ threads_option = click.option(
     "--num-threads", "threads", type=int, help="threads of the kernels (0 = all)  [all]"
 )
 INTERRUPTED = 130  # the exit code after Ctrl-C
-TOKENIZER_HELP = "tokenizer.json, or a directory with one  [the model's own]"
+TOKENIZER_HELP = "tokenizer.json, a directory with one, or a GGUF file  [the model's own]"
 
 
 class ModelPath(PathType):
@@ -93,13 +93,13 @@ def described(loaded: "LoadedModel") -> dict[str, Any]:
     return {"model": {"folder": str(loaded.directory), **known}}
 
 
-def compile_for_decoding(model: "Transformer", *more: str) -> None:
+def compile_for_decoding(model: "Transformer", *more: str, integer: bool = True) -> None:
     """Compile or load the kernels for a model, once all that can be wrong with flags and files has been told.
 
     `more` kernels are compiled too, if need be: those of a verb that does not only write.
     """
     compile_showing(compiling.kernels_of_generation(model.config, *more), stderr_console(), note)
-    compiling.decode_like(model)  # so that no speed that is shown later has compiling or loading in it
+    compiling.decode_like(model, integer=integer)  # so that no speed that is shown later has compiling or loading in it
 
 
 def set_threads(threads: int | None) -> None:

@@ -34,8 +34,9 @@ BAR = 32  # characters of its longest bar: with names and counts, no more than 8
 )
 @click.argument("data", nargs=-1, required=True, metavar="DATA...", type=DataPath(path_type=Path, exists=True))
 @click.option(
-    "--tokenizer", required=True, type=PathType(exists=True), help="tokenizer.json, or a directory with one"
-)
+    *("--tokenizer", "tokenizer"), required=True, type=PathType(exists=True),
+    help="tokenizer.json, a directory with one, or a GGUF file",
+)  # fmt: skip
 @click.option("-n", "--count", default=3, type=click.IntRange(min=0), help="conversations to show  [3]")
 @click.option("--max-seq-len", default=128, type=click.IntRange(min=2), help="tokens in a sequence  [128]")
 @click.option(

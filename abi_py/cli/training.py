@@ -78,7 +78,7 @@ def show_head(run: Run, console: "Console") -> None:
     if run.base is not None and run.base.said:
         say(console, "from", run.base.said)
         if run.config.lora is not None:
-            text = f"the adapters need {run.base.folder} as it is; before that run is trained further, copy it"
+            text = f"the adapters need {run.base.place} as it is; before that run is trained further, copy it"
             say(console, "note", f"{text}: resume takes --base COPY")
     for reason in run.base.skipped if run.base is not None else ():
         say(console, "note", f"passed over: {reason}")

@@ -8,7 +8,9 @@ its name is written is the one case in which other programs make other ids of it
 from pathlib import Path
 
 from ..files import json_text
-from .corpus import END_OF_DOCUMENT
+from ..formats.gguf.companion_files import companions_of
+from ..formats.gguf.container import is_gguf, open_gguf
+from .corpus import BYTE_VOCAB_SIZE, END_OF_DOCUMENT
 from .token_stream import BYTE_OF
 from .tokenizer_files import CONFIG_FILE, TOKENIZER_FILE
 
@@ -46,7 +48,14 @@ def byte_tokenizer_files() -> dict[str, bytes]:
     return {TOKENIZER_FILE: json_text(described).encode(), CONFIG_FILE: json_text(settings).encode()}
 
 
-def is_byte_tokenizer(folder: Path) -> bool:
-    """Say whether the tokenizer in a folder is the one above: its ids are bytes, and are read as such here."""
-    path, ours = folder / TOKENIZER_FILE, byte_tokenizer_files()[TOKENIZER_FILE]
+def is_byte_tokenizer(place: Path) -> bool:
+    """Say whether the tokenizer in a folder or a GGUF file is the one above: its ids are bytes, and read as such here.
+    """
+    ours = byte_tokenizer_files()[TOKENIZER_FILE]
+    if is_gguf(place):
+        file = open_gguf(place)
+        tokens = file.entries.get("tokenizer.ggml.tokens")  # counted first: a vocabulary takes long to be read
+        few = tokens is not None and tokens.length < 2 * BYTE_VOCAB_SIZE
+        return few and companions_of(file.metadata, str(place))[0].files.get(TOKENIZER_FILE) == ours
+    path = place / TOKENIZER_FILE
     return path.is_file() and path.stat().st_size == len(ours) and path.read_bytes() == ours

@@ -37,7 +37,10 @@ class TokenizeConfig(Config):
     """What decides which ids come of the inputs."""
 
     tokenizer: str | None = opt(
-        None, "tokenizer.json, or a directory with one; text becomes bytes when not given", common=True, path=True
+        None,
+        "tokenizer.json, a directory with one, or a GGUF file; text becomes bytes when not given",
+        common=True,
+        path=True,
     )
     end_of_document: str | None = opt(
         None, "token after each document; the tokenizer's own when not given", acts={"tokenizer": ON}

@@ -117,8 +117,12 @@ class Decoder:
     a merged copy, so that a token costs no more than without adapters; after further training, make a new Decoder.
     """
 
-    def __init__(self, model: Transformer, slots: int = 1) -> None:
-        """Make an empty cache; nothing is copied from a model without adapters, others are merged into a copy."""
+    def __init__(self, model: Transformer, slots: int = 1, *, integer: bool = True) -> None:
+        """Make an empty cache; nothing is copied from a model without adapters, others are merged into a copy.
+
+        With `integer`, quantised matrices are multiplied as whole numbers (`GenerationConfig.integer_products`).
+        """
+        self.integer = integer
         model = model.for_decoding()
         self.config, self._stack = model.config, model.stack
         self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
@@ -197,9 +201,10 @@ class Decoder:
         self.reserve(past + rows)
         a = self._arrays(rows, min(rows, CHUNK))
         a.ids[:], a.slots[:], a.positions[:] = ids, slot, np.arange(past, past + rows)
-        self._run(a, a.ids, Run(1, rows, None, a.positions, slots=a.slots))
+        run = self._run_of(a)
+        self._run(a, a.ids, run)
         self.lengths[slot] += rows
-        return self._output(a.x[-1:], a, self._logits[slot : slot + 1])[0]
+        return self._output(a.x[-1:], a, self._logits[slot : slot + 1], run)[0]
 
     def step(self, slots: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Append ids[i] to slots[i] and return the logits (N, V): a view, valid until the next call.
@@ -217,7 +222,7 @@ class Decoder:
                 self._of_steps[rows] = self._arrays(rows, rows)
             a = self._of_steps[rows]
             a.ids[:], a.slots[:], a.positions[:] = ids, slots, self.lengths[slots]
-            run = Run(1, rows, None, a.positions, slots=a.slots)
+            run = self._run_of(a)
             if self.cache.capacity <= self.longest_kept:
                 self._noted = self._notable.now()
                 a.steps.run(self._step, (a.ids,), run, self._noted, parts_of_keys(longest))
@@ -242,11 +247,14 @@ class Decoder:
 
     # -- the pass --------------------------------------------------------------------------------
 
+    def _run_of(self, a: Arrays) -> Run:
+        return Run(1, len(a.ids), None, a.positions, slots=a.slots, integer=self.integer)
+
     def _step(self, ids: np.ndarray, run: Run) -> None:
         """Write the logits of a step: the function that `steps` replays."""
         a = self._of_steps[len(ids)]
         self._run(a, ids, run)
-        self._do(self._stack.head, lambda run: self._output(a.x, a, self._logits[: len(ids)]), run)
+        self._do(self._stack.head, lambda run: self._output(a.x, a, self._logits[: len(ids)], run), run)
 
     def _run(self, a: Arrays, ids: np.ndarray, run: Run) -> None:
         """Turn ids into a.x, the output of the last branch."""
@@ -262,7 +270,7 @@ class Decoder:
         else:
             between(function, run)
 
-    def _output(self, x: np.ndarray, a: Arrays, logits: np.ndarray) -> np.ndarray:
+    def _output(self, x: np.ndarray, a: Arrays, logits: np.ndarray, run: Run) -> np.ndarray:
         """Write the logits (N, V) of the last branch's output x (N, C)."""
-        self._stack.head.decode(logits, x, a.n[: len(x)], a.r[: len(x)])
+        self._stack.head.decode(logits, x, a.n[: len(x)], a.r[: len(x)], run)
         return logits

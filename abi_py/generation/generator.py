@@ -82,7 +82,7 @@ class Generator(Shown):
         """Yield the tokens of all prompts as they come; the same errors as `run`, at the call itself."""
         config = configured(config, settings)
         self._sequences = [self._sequence(i, prompt, config) for i, prompt in enumerate(prompts)]
-        return self._tokens(self._sequences)
+        return self._tokens(self._sequences, config.integer_products)
 
     def results(self) -> list[Generation]:
         """Return what has come of each prompt of the last call so far."""
@@ -135,10 +135,13 @@ class Generator(Shown):
 
     # -- the loop --------------------------------------------------------------------------------
 
-    def _prefixes(self, mark: bytes) -> Prefixes:
-        """Return what an earlier stream left, or an empty cache: while another stream goes on, or for new weights."""
+    def _prefixes(self, mark: bytes, integer: bool) -> Prefixes:
+        """Return what an earlier stream left, or an empty cache: while another stream goes on, for new weights, or where
+        that stream multiplied otherwise."""
         kept, self._kept = self._kept, None
-        return kept[0] if kept is not None and kept[1] == mark else Prefixes(Decoder(self.model))
+        if kept is not None and kept[1] == mark and kept[0].decoder.integer == integer:
+            return kept[0]
+        return Prefixes(Decoder(self.model, integer=integer))
 
     def _make_room(self, prefixes: Prefixes, sequences: list[Sequence]) -> int:
         """Return how many of the sequences are to go on together, as far as their cache has room; make it."""
@@ -149,9 +152,9 @@ class Generator(Shown):
         prefixes.make_room([each.prompt[-longest:] for each in sequences], together, positions, most)
         return together
 
-    def _tokens(self, sequences: list[Sequence]) -> Iterator[Token]:
+    def _tokens(self, sequences: list[Sequence], integer: bool) -> Iterator[Token]:
         mark = weights_mark(self.model)
-        prefixes = self._prefixes(mark)
+        prefixes = self._prefixes(mark, integer)
         together = self._make_room(prefixes, sequences)
         self.prefill_tokens = self.decode_tokens = 0
         self.prefill_seconds = self.decode_seconds = 0.0

@@ -93,6 +93,11 @@ class GenerationConfig(Config):
         None, "ids that end the text  [the tokenizer's end token]"
     )
     stop_strings: Accepts[tuple[str, ...], Sequence[str]] = opt((), "strings that end the text", common=True)
+    integer_products: bool = opt(
+        True,
+        "multiply quantised weights as whole numbers, with activations rounded to bytes, as llama.cpp does; off, these "
+        "are not rounded, and it is slower",
+    )
     logprobs: int | None = opt(None, "tell log-probabilities: of each token, and of so many likeliest")
 
     # A file of Hugging Face's states values that do not act, and a seed beside temperature 0 does no harm.

@@ -11,6 +11,8 @@
     passes.py        which passes are replayed, and for what
     inputs.py        ids, labels and marks, checked
     folder.py        a Hugging Face folder as a model
+    gguf_model.py    a GGUF file as a model
+    stored.py        either, by its path
     presets.py       shapes with a name
 
 The names are loaded when they are first used: the layers are imported by the families, and those by the model.

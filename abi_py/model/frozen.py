@@ -16,15 +16,13 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..families import layers, tensor_table
-from ..formats.companions import Companions
 from ..formats.encoded import Encoded, kept_as
 from ..formats.finite import check_read
 from ..formats.safetensors import Stack, Stored
 from ..kernels.engine.scratch import aligned_empty
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Buffers, Tensor, Weight
-from .folder import open_weights, read_config
-from .gguf_model import companions_of_gguf, open_gguf_model, open_gguf_weights
+from .stored import StoredModel, open_stored, open_stored_gguf
 from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["FrozenModel", "frozen_bytes", "read_frozen"]
@@ -74,27 +72,23 @@ class FrozenModel(Transformer):
     def from_pretrained(
         cls, folder: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
     ) -> "FrozenModel":
-        """Return the model of a Hugging Face folder, memory-mapped; errors of `TrainableModel.from_pretrained`."""
-        place = Path(folder)
-        config = read_config(place) if config is None else config
-        found = open_weights(place, config)
-        if not allow_nonfinite:
-            check_read(place, found.used)
-        model = cls(config, found.tensors)
-        model.companions = Companions.of(place)
-        return model
+        """Return the model of a Hugging Face folder, or of a GGUF file, memory-mapped; errors of
+        `TrainableModel.from_pretrained`."""
+        return cls._read(open_stored(Path(folder), config), allow_nonfinite)
 
     @classmethod
     def from_gguf(
         cls, path: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
     ) -> "FrozenModel":
         """Return the model of a GGUF file, memory-mapped, quantised or not; errors of `TrainableModel.from_gguf`."""
-        file, config = open_gguf_model(path, config)
-        found = open_gguf_weights(file, config)
+        return cls._read(open_stored_gguf(Path(path), config), allow_nonfinite)
+
+    @classmethod
+    def _read(cls, found: StoredModel, allow_nonfinite: bool) -> "FrozenModel":
         if not allow_nonfinite:
-            check_read(path, found.used)
-        model = cls(config, found)
-        model.companions = companions_of_gguf(file)
+            check_read(found.place, found.used)
+        model = cls(found.config, found.tensors)
+        model.companions = found.companions
         return model
 
     def _says(self) -> str:
@@ -128,16 +122,23 @@ class FrozenModel(Transformer):
         return model
 
 
-def frozen_bytes(folder: Path, config: TrainableModelConfig) -> int:
-    """Return the bytes that the weights of a folder take where they are not trained; they are not read."""
-    found = open_weights(folder, config).tensors.values()
-    return sum(math.prod(tensor.shape) * (2 if _stays_narrow(tensor) else 4) for tensor in found)
+def frozen_bytes(place: Path, config: TrainableModelConfig) -> int:
+    """Return the bytes that the weights of a folder or a GGUF file take where they are not trained; of what is kept
+    narrow none are read."""
+    found = open_stored(place, config).tensors.values()
+    return sum(map(_kept_bytes, found))
+
+
+def _kept_bytes(tensor: Stored | Stack | Encoded) -> int:
+    narrow = not isinstance(tensor, Stack) and _stays_narrow(tensor)
+    return tensor.raw.nbytes if narrow else 4 * math.prod(tensor.shape)
 
 
 def read_frozen(
-    folder: Path, config: TrainableModelConfig, *, allow_nonfinite: bool = False
+    place: Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
 ) -> TrainableModel | FrozenModel:
-    """Return the model of a folder that will not be trained: frozen if any of it is narrow, else as it is computed."""
-    narrow = any(tensor.is_narrow for tensor in open_weights(folder, config).tensors.values())
+    """Return the model in a folder or a GGUF file, that will not be trained: frozen if any of it is narrow, else as it
+    is computed."""
+    narrow = any(tensor.is_narrow for tensor in open_stored(place, config).tensors.values())
     kind = FrozenModel if narrow else TrainableModel
-    return kind.from_pretrained(folder, config, allow_nonfinite=allow_nonfinite)
+    return kind.from_pretrained(place, config, allow_nonfinite=allow_nonfinite)

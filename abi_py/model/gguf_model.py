@@ -1,6 +1,6 @@
-"""A GGUF file as a model of one of the families: its shape, and its weights by our names.
+"""A GGUF file as a model of one of the families: its shape, its weights by our names, its tokenizer.
 
-`TrainableModel.from_gguf` and `FrozenModel.from_gguf` are what is made of them; `folder.py` is the same for folders.
+`folder.py` is the same for folders, and `stored.py` opens either.
 Nothing is copied but what a file keeps in another order (the rows of q and k of the architecture `llama`, in the bytes
 that they have there) or as other numbers (Gemma's norms), and that when it is asked for.
 """
@@ -8,7 +8,6 @@ that they have there) or as other numbers (Gemma's norms), and that when it is a
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,14 +18,14 @@ from ..families.gguf_rope import ROPE_FREQS
 from ..formats.companions import Companions
 from ..formats.encoded import Encoded, kept_as
 from ..formats.gguf.companion_files import companions_of
-from ..formats.gguf.container import GgufFile, GgufTensor, open_gguf
+from ..formats.gguf.container import GgufFile, GgufTensor
 from ..formats.gguf.rows import rows_of_ours
 from ..formats.safetensors import Stored
 from ..kernels.storage import Storage
 from ..parameters import Tensor
 from ..shape import ModelShape
 
-__all__ = ["GgufWeights", "companions_of_gguf", "heads_of", "open_gguf_model", "open_gguf_weights", "read_gguf_config"]
+__all__ = ["GgufWeights", "companions_of_gguf", "heads_of", "open_gguf_weights", "read_gguf_config"]
 
 ROLES = {"bos": "bos", "eos": "eos", "pad": "padding"}  # config.json's names and GGUF's
 Kept = Stored | Encoded
@@ -94,12 +93,6 @@ def open_gguf_weights(file: GgufFile, config: TrainableModelConfig) -> GgufWeigh
             "would compute something else than they were trained for"
         )
     return GgufWeights(made, used)
-
-
-def open_gguf_model(path: str | Path, config: TrainableModelConfig | None) -> tuple[GgufFile, TrainableModelConfig]:
-    """Return a file and the shape of its model, unless that is given."""
-    file = open_gguf(path)
-    return file, read_gguf_config(file) if config is None else config
 
 
 def companions_of_gguf(file: GgufFile) -> Companions:

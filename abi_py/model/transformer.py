@@ -19,7 +19,6 @@ import numpy.typing as npt
 from ..config import Config, Precision, TrainableModelConfig
 from ..errors import CheckpointError
 from ..families import layers, tensor_table
-from ..formats.companions import Companions
 from ..formats.encoded import Encoded
 from ..formats.finite import check_read, find_nonfinite
 from ..formats.forms import to_stored
@@ -32,13 +31,12 @@ from ..kernels.unchecked import global_norm
 from ..parameters import Buffers, Parameters, Tensor, Views, Weight
 from ..reprs import Shown
 from .arena import memory_plan
-from .folder import open_weights, read_config
-from .gguf_model import companions_of_gguf, open_gguf_model, open_gguf_weights
 from .inputs import as_ids, as_labels, check_ids
 from .layers.layer import Layer
 from .layers.run import Check, Objective, Penalties, Run
 from .loss_output import LossOutput
 from .stack import Runs, Stack, flops_per_token
+from .stored import StoredModel, open_stored, open_stored_gguf
 from .writable import Writable
 
 __all__ = ["LossOutput", "TrainableModel", "Transformer"]
@@ -281,6 +279,11 @@ class Transformer(Shown, Writable):
         """Return a model without adapters that computes the same: this one, where it has none."""
         return self
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether a matrix of it is kept in blocks of a few bits a number."""
+        return any(weight.storage.block > 1 for layer in self.stack.layers for weight in layer.weights)
+
     def for_decoding(self) -> Transformer:
         """Return a model that computes the same, with as little as possible to compute for a token."""
         return self.merged()
@@ -330,22 +333,12 @@ class TrainableModel(Transformer):
     def from_pretrained(
         cls, folder: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
     ) -> TrainableModel:
-        """Return the model of a Hugging Face folder, float32; see `model.folder.open_weights`.
+        """Return the model of a Hugging Face folder, or of a GGUF file, float32; see `model.stored`.
 
-        `config` is `read_config(folder)` where that is not changed (gradient checkpointing, another max_seq_len).
+        `config` is `read_shape(folder)` where that is not changed (gradient checkpointing, another max_seq_len).
         CheckpointError names what does not fit or is not computed here, and NaN or infinity, if not allowed.
         """
-        place = Path(folder)
-        config = read_config(place) if config is None else config
-        found = open_weights(place, config)  # before anything of the model's size is made
-        model = cls(config, zeros(config))  # nothing is drawn that is overwritten
-        for name, tensor in found.tensors.items():
-            tensor.copy_to(model.weights[name])
-        if not allow_nonfinite and find_nonfinite(model.parameters.weights_flat) is not None:
-            check_read(place, found.used)
-            check_read(place, to_stored(*model.stored_tensors()))  # a float64 that float32 cannot hold
-        model.companions = Companions.of(place)
-        return model
+        return cls._read(open_stored(Path(folder), config), allow_nonfinite)
 
     @classmethod
     def from_gguf(
@@ -356,14 +349,17 @@ class TrainableModel(Transformer):
         `config` as in `from_pretrained`.  CheckpointError names what does not fit or is not computed here, and NaN or
         infinity, if not allowed.
         """
-        file, config = open_gguf_model(path, config)
-        found = open_gguf_weights(file, config)
-        if not allow_nonfinite:
-            check_read(path, found.used)
-        model = cls(config, zeros(config))
-        for name, tensor in found.items():
+        return cls._read(open_stored_gguf(Path(path), config), allow_nonfinite)
+
+    @classmethod
+    def _read(cls, found: StoredModel, allow_nonfinite: bool) -> TrainableModel:
+        model = cls(found.config, zeros(found.config))  # nothing is drawn that is overwritten
+        for name, tensor in found.tensors.items():
             tensor.copy_to(model.weights[name])
-        model.companions = companions_of_gguf(file)
+        if not allow_nonfinite and find_nonfinite(model.parameters.weights_flat) is not None:
+            check_read(found.place, found.used)
+            check_read(found.place, to_stored(*model.stored_tensors()))  # a float64 that float32 cannot hold
+        model.companions = found.companions
         return model
 
     def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]]:

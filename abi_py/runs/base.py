@@ -1,4 +1,4 @@
-"""The model that a run starts from: any folder of Hugging Face's kind, what a run left, a checkpoint.
+"""The model that a run starts from: any folder of Hugging Face's kind, a GGUF file, what a run left, a checkpoint.
 
 Its shape, its tokenizer and its chat template are the run's.  Where it is and its digest are recorded in config.yaml;
 a run that goes on needs it no more.
@@ -35,15 +35,15 @@ class Base:
     """A model to start from.
 
     given      what was asked for, as the run records it: the path, absolute, and the digest
-    folder     of the weights; another than the path where that is a run
-    shape      as its config.json has it
-    tokenizer  the directory of its tokenizer, or None
+    place      the folder or GGUF file of the weights; another than the path where that is a run
+    shape      as its config.json, or its metadata, have it
+    tokenizer  the directory or GGUF file of its tokenizer, or None
     skipped    what a search passed over, and why
     said       which step of a run it is, and why that was taken; "" of a folder that does not say so
     """
 
     given: BaseConfig
-    folder: Path
+    place: Path
     shape: TrainableModelConfig
     tokenizer: Path | None
     skipped: tuple[str, ...] = ()
@@ -58,37 +58,37 @@ class Base:
         files are damaged, or of a model that this package does not compute.
         """
         from ..data.tokenizer import Tokenizer
+        from ..formats.gguf.container import is_gguf
         from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
         from ..formats.peft import ADAPTER_CONFIG
-        from ..model.folder import open_weights, read_config
+        from ..model.stored import open_stored
         from ..training.checkpoint import STATE
         from ..training.finding import find_place, has_checkpoint
         from ..training.loading import find_folder, holds_adapters
 
         path = Path(given.path or "")
-        if not path.is_dir():
+        if not path.is_dir() and not is_gguf(path):
             what = "is a file" if path.exists() else "does not exist"
-            usual = "give the folder of a model (config.json and model.safetensors)"
+            usual = "give the folder of a model (config.json and model.safetensors), or a GGUF file"
             raise ConfigError(f"base ({path}) {what}; {remedy or usual}")
         place = find_place(path, given.which.value if given.which is not None else None)
         files = (CONFIG, WEIGHTS, INDEX, ADAPTER_CONFIG, STATE)
-        if not any((place.folder / name).is_file() for name in files) and not has_checkpoint(path):
-            raise ConfigError(
-                f"base ({path}) holds no model: neither {CONFIG} and weights nor a checkpoint; give the folder of one"
-            )
+        if path.is_dir() and not any((place.folder / name).is_file() for name in files) and not has_checkpoint(path):
+            file = next(iter(sorted(path.glob("*.gguf"))), None)
+            one = "give the folder of one" if file is None else f"give the GGUF file: {file}"
+            raise ConfigError(f"base ({path}) holds no model: neither {CONFIG} and weights nor a checkpoint; {one}")
         found = find_folder(place.folder)
         if holds_adapters(found.path):
             raise ConfigError(
                 f"base ({path}) holds adapters, not a whole model; merge them first: abi-train merge {path} -o MERGED"
             )
-        shape = read_config(found.path)
-        open_weights(found.path, shape)  # before a run writes anything: what is missing is told
+        shape = open_stored(found.path).config  # before a run writes anything: what is missing is told
         digest = digest_of(found.path)
         if given.digest and not digest.startswith(given.digest.lower()):
             raise ConfigError(
                 f"base ({path}) has the digest {digest[:12]}, but {given.digest[:12]} is asked for: these are other "
                 "weights, as of a run that was trained further; "
-                f"{remedy or 'give the folder with that digest, or leave digest out'}"
+                f"{remedy or 'give the one with that digest, or leave digest out'}"
             )
         tokenizer = find_tokenizer_beside(found.path, place.run)
         if tokenizer is not None:
@@ -169,13 +169,13 @@ class Base:
         """Read the weights into a model of its shape, with the choices of a run."""
         from ..model.transformer import TrainableModel
 
-        return TrainableModel.from_pretrained(self.folder, config)
+        return TrainableModel.from_pretrained(self.place, config)
 
     def make_frozen(self, config: TrainableModelConfig) -> "TrainableModel | FrozenModel":
-        """Read the weights for adapters on them: as they lie in the folder, mapped, where they are narrow."""
+        """Read the weights for adapters on them: as they are kept, mapped, where they are narrow."""
         from ..model.frozen import read_frozen
 
-        return read_frozen(self.folder, config)
+        return read_frozen(self.place, config)
 
     def companions(self, directory: Path, conversations: bool = False) -> "Companions":
         """Return what the checkpoints of a run in `directory` carry along: the base's files as they are.
@@ -188,29 +188,34 @@ class Base:
 
     def _companions(self, directory: Path) -> "Companions":
         from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
-        from ..formats.companions import Companions
+        from ..model.stored import companions_at
 
-        companions = Companions.of(self.folder)
+        companions = companions_at(self.place)
         if not (directory / TOKENIZER_FILE).is_file():
             return companions
         kept = Tokenizer.load(directory)
         own = None if self.tokenizer is None else Tokenizer.load(self.tokenizer)
         if self.tokenizer is None or own is None or own.hash != kept.hash:
             return companions.with_tokenizer_of(directory)
-        if self.tokenizer != self.folder:
+        if self.tokenizer != self.place:
             companions = companions.with_tokenizer_of(self.tokenizer)
         if own.chat_template == kept.chat_template or kept.chat_template is None:
             return companions
         return companions.with_chat_template(kept.chat_template)
 
 
-def digest_of(folder: Path) -> str:
-    """Return the SHA-256 of a folder's model: of the names and hashes of config.json and the files of weights."""
+def digest_of(place: Path) -> str:
+    """Return the SHA-256 of a model: of a GGUF file its own, of several that of their hashes, of a folder that of the
+    names and hashes of config.json and the files of weights."""
+    from ..formats.gguf.container import is_gguf, open_gguf
     from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 
-    names = {CONFIG, WEIGHTS, INDEX} | {path.name for path in folder.glob("*.safetensors")}
+    if is_gguf(place):
+        hashes = [sha256_of(path)[1] for path in open_gguf(place).files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    names = {CONFIG, WEIGHTS, INDEX} | {path.name for path in place.glob("*.safetensors")}
     names -= {"optimizer.safetensors"}  # of a checkpoint: it is no part of the model
-    lines = [f"{name} {sha256_of(folder / name)[1]}\n" for name in sorted(names) if (folder / name).is_file()]
+    lines = [f"{name} {sha256_of(place / name)[1]}\n" for name in sorted(names) if (place / name).is_file()]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

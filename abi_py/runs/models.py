@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ConfigError
 from .directory import CONFIG
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> "Tokenizer | No
 
 
 def find_tokenizer_beside(folder: Path, run: Path | None) -> Path | None:
-    """Return the directory of the tokenizer of the model in `folder`: that one, or the directory of its run.
+    """Return where the tokenizer of the model in `folder` is: that folder or GGUF file, or the directory of its run.
 
     The files that a byte-level model has for other programs are none: its text is read as bytes.
     """
@@ -58,7 +59,8 @@ def find_tokenizer_beside(folder: Path, run: Path | None) -> Path | None:
     from ..formats.gguf.container import is_gguf, open_gguf
 
     if is_gguf(folder):
-        return folder if open_gguf(folder).get("tokenizer.ggml.model", str) not in WITHOUT else None
+        has_one = open_gguf(folder).get("tokenizer.ggml.model", str) not in WITHOUT
+        return folder if has_one and not is_byte_tokenizer(folder) else None
     runs = [folder.parent, folder.parent.parent]  # of RUN/llm_step_N, RUN/checkpoints/llm_step_N
     runs = [place for place in runs if any((place / name).is_file() for name in (CONFIG, TRAINING_ARGS))]
     places = (folder, *runs, *([run] if run else []))
@@ -78,8 +80,8 @@ def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":
 def generation_settings(loaded: "LoadedModel", file: Path | None, flags: Mapping[str, Any]) -> "GenerationConfig":
     """Return the settings: flag beats file beats the model's own generation_config.json beats the defaults.
 
-    ConfigError for a flag without effect: what only matters for drawing, beside temperature 0, or an id that the model
-    does not have.
+    ConfigError for a flag without effect: what only matters for drawing, beside temperature 0, products of whole numbers
+    where no weight is quantised, or an id that the model does not have.
     """
     from ..generation import GenerationConfig
     from ..generation.settings import CONFIG_FILE
@@ -92,5 +94,10 @@ def generation_settings(loaded: "LoadedModel", file: Path | None, flags: Mapping
         flags = {**flags, "max_new_tokens": None}  # as in a generation_config.json that has the one alone
     config = config.replace(**flags)
     config.require_acting(flags)
+    if "integer_products" in flags and not loaded.model.is_quantized:
+        raise ConfigError(
+            f"integer_products ({str(flags['integer_products']).lower()}) has no effect: no matrix of "
+            f"{loaded.directory} is quantised; leave it out"
+        )
     config.check_vocabulary(loaded.model.config.vocab_size, *flags.keys() & {"stop_ids"})
     return config

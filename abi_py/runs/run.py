@@ -122,7 +122,7 @@ class Run:
         if lora is None:
             return TrainableModel(shape) if base is None else base.make_model(shape)
         frozen = TrainableModel(shape) if base is None else base.make_frozen(shape)
-        return LoraModel(frozen, lora.adapters(), base_model=None if base is None else base.folder.absolute())
+        return LoraModel(frozen, lora.adapters(), base_model=None if base is None else base.place.absolute())
 
     def make_trainer(self, checkpoint: Path | None = None) -> "LlamaTrainer":
         """Return the trainer, with fresh weights, those of the base, or the state of a checkpoint, which must be of

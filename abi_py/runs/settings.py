@@ -52,15 +52,16 @@ class BaseConfig(Config):
 
     path: str | None = opt(
         None,
-        "start from this model; a folder of Hugging Face's kind, a run, a checkpoint; shape, tokenizer and chat "
-        "template are its own",
+        "start from this model; a folder of Hugging Face's kind, a GGUF file, a run, a checkpoint; shape, tokenizer "
+        "and chat template are its own",
         flag="base",
         common=True,
         path=True,
     )
     digest: str | None = opt(
         None,
-        "SHA-256 of its config.json and weights, or its beginning: another base is refused; a run records it",
+        "SHA-256 of its config.json and weights, or of the GGUF file, or its beginning: another base is refused; a run "
+        "records it",
         flag="base-digest",
         acts={"path": ON},
     )
@@ -74,7 +75,7 @@ class BaseConfig(Config):
 
     def validate(self) -> None:
         """Raise `ConfigError` naming field, value, rule and remedy."""
-        self._require("path", self.path != "", "not be empty", "give the folder of a model")
+        self._require("path", self.path != "", "not be empty", "give the folder of a model, or a GGUF file")
         good = self.digest is None or re.fullmatch(r"[0-9a-fA-F]{8,64}", self.digest) is not None
         self._require("digest", good, "be 8 to 64 hexadecimal digits", "config.yaml of a run with a base has them")
 
@@ -107,7 +108,8 @@ class DataConfig(Config):
     )
     tokenizer: str | None = opt(
         None,
-        "tokenizer.json, or a directory with one; for texts and conversations; a .bin file's .json names it",
+        "tokenizer.json, a directory with one, or a GGUF file; for texts and conversations; a .bin file's .json names "
+        "it",
         common=True,
         path=True,
         acts={"path": ON},

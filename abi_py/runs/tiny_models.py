@@ -54,17 +54,17 @@ def stored_as(model: "TrainableModel", storage: str) -> "FrozenModel":
     return FrozenModel(model.config, kept)
 
 
-def decode_like(model: "Transformer") -> None:
+def decode_like(model: "Transformer", *, integer: bool = True) -> None:
     """Decode with tiny models of a model's family, whose matrices are kept as its own are: all it needs is compiled."""
     from ..model import LoraModel
     from ..model.frozen import FrozenModel
 
     family, base = model.config.family, model.model if isinstance(model, LoraModel) else model
     storages = base.storages() if isinstance(base, FrozenModel) else ()
-    decode_once([tiny_frozen(family, storage) for storage in storages] or [tiny(family)])
+    decode_once([tiny_frozen(family, storage) for storage in storages] or [tiny(family)], integer=integer)
 
 
-def decode_once(models: Iterable["Transformer"]) -> None:
+def decode_once(models: Iterable["Transformer"], *, integer: bool = True) -> None:
     """Read some tokens and write one with each model, with the types of generation: products of some rows and few."""
     import numpy as np
 
@@ -74,6 +74,6 @@ def decode_once(models: Iterable["Transformer"]) -> None:
 
     for model in models:
         weights_mark(model)
-        decoder = Decoder(model)
+        decoder = Decoder(model, integer=integer)
         decoder.prefill(0, np.arange(STREAMED + ROWS_OF_A_BLOCK, dtype=np.int32))
         decoder.step(np.zeros(1, np.int32), np.zeros(1, np.int32))

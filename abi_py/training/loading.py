@@ -13,7 +13,6 @@ from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, read_adapter_config, read_base_digest
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
-from ..model.folder import read_config
 from ..model.frozen import FrozenModel, read_frozen
 from ..reprs import Shown
 from ..untrusted import read_json, read_yaml
@@ -25,7 +24,7 @@ __all__ = ["LoadedModel", "find_folder", "holds_adapters", "load_model", "under_
 
 @dataclass(frozen=True)
 class LoadedModel(Shown):
-    """A model, the directory that its weights came from, and what a search passed over and why.
+    """A model, the directory or GGUF file that its weights came from, and what a search passed over and why.
 
     `eos_ids` end a text, as the files of the directory say; None if they say nothing.  `run` is the directory of the
     run, where one was asked for, and `base` that of the model under adapters; `origin` says which step of a run it is,
@@ -86,6 +85,8 @@ def find_folder(path: Path) -> Found:
         if any((path / name).is_file() for name in (WEIGHTS, INDEX)):
             problem = f"{path} has weights but no {CONFIG}, the shape of its model; copy it there"
             raise CheckpointError(problem) from None
+        if files := sorted(path.glob("*.gguf")):
+            raise CheckpointError(f"{path} is a directory of GGUF files; give one of them: {files[0]}") from None
         raise
     if found.path.is_file():
         raise CheckpointError(
@@ -111,15 +112,10 @@ def _load(where: Path, which: str | None, base: Path | None, *, frozen: bool, al
         return LoadedModel(adapted, path, skipped, eos_ids, place.run, below, place.origin)
     if base is not None:
         raise ConfigError(f"base ({base}) has no effect: {path} is a whole model, not adapters; leave it out")
-    if is_gguf(path):
-        read_file = FrozenModel.from_gguf if frozen else TrainableModel.from_gguf
-        whole = read_file(path, allow_nonfinite=allow_nonfinite)
-        ends = special_token_ids(whole.companions.files, "eos")
-        return LoadedModel(whole, path, skipped, ends, place.run, origin=place.origin)
-    config = read_config(path)
     read = read_frozen if frozen else TrainableModel.from_pretrained
-    model = read(path, config, allow_nonfinite=allow_nonfinite)
-    return LoadedModel(model, path, skipped, special_token_ids(path, "eos"), place.run, origin=place.origin)
+    model = read(path, allow_nonfinite=allow_nonfinite)
+    ends = special_token_ids(model.companions.files if is_gguf(path) else path, "eos")
+    return LoadedModel(model, path, skipped, ends, place.run, origin=place.origin)
 
 
 # -- adapters, and the model under them --------------------------------------------------------------

@@ -12,6 +12,7 @@ from abi_py.generation.decoder import Decoder
 from abi_py.generation.text import ByteText, StopText
 from abi_py.kernels.engine.jit import JIT
 from abi_py.model import LoraModel, TrainableModel
+from abi_py.runs.tiny_models import stored_as
 
 SHAPE = {"hidden_dim": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 24}
 OTHERS = [  # models
@@ -36,23 +37,36 @@ def model():
     return make()
 
 
+@pytest.fixture(scope="module")
+def quantized():
+    return stored_as(make(hidden_dim=64, intermediate_dim=64), "q8_0")
+
+
+@pytest.fixture(params=[None, True, False], ids=["float32", "integer", "decoded"])
+def each_way(request, model, quantized):
+    """Return a model and whether it multiplies whole numbers: one of float32, and a quantised one in both ways."""
+    return (model, True) if request.param is None else (quantized, request.param)
+
+
 @pytest.mark.parametrize("settings", [{"temperature": 0}, DRAWN], ids=["greedy", "drawn"])
-def test_a_batch_gives_what_each_prompt_gives_alone(model, rng, settings, monkeypatch):
+def test_a_batch_gives_what_each_prompt_gives_alone(each_way, rng, settings, monkeypatch):
     """More prompts than slots, of different lengths, ending at different times."""
+    model, integer = each_way
     prompts = [rng.integers(0, 257, n) for n in (1, 30, 4, 9, 2, 17, 1, 3, 8, 12, 5)]
     monkeypatch.setattr(generator_module, "TOGETHER", 4)
-    settings = {**settings, "stop_ids": tuple(range(40, 90)), "max_new_tokens": 20}
+    settings = {**settings, "stop_ids": tuple(range(40, 90)), "max_new_tokens": 20, "integer_products": integer}
     together = generate(model, prompts, **settings)
     assert len({len(ids) for ids in together}) > 3
     for prompt, ids in zip(prompts, together):
         assert generate(model, prompt, **settings).tolist() == ids.tolist()
 
 
-def test_bits_of_logits_do_not_depend_on_the_batch_or_on_threads(model, rng, same_bits):
+def test_bits_of_logits_do_not_depend_on_the_batch_or_on_threads(each_way, rng, same_bits):
+    model, integer = each_way
     prompts = [rng.integers(0, 257, n) for n in (3, 20, 1)]
 
     def logits(slots):
-        decoder = Decoder(model, len(slots))
+        decoder = Decoder(model, len(slots), integer=integer)
         read = [decoder.prefill(i, prompts[slot]).copy() for i, slot in enumerate(slots)]
         step = decoder.step(np.arange(len(slots), dtype=np.int32), np.full(len(slots), 7, np.int32)).copy()
         return np.array(read), step
@@ -63,6 +77,22 @@ def test_bits_of_logits_do_not_depend_on_the_batch_or_on_threads(model, rng, sam
         alone = logits([slot])
         assert alone[0].tobytes() == read[slot].tobytes()
         assert alone[1].tobytes() == step[slot].tobytes()
+
+
+@compiled_only
+def test_whole_numbers_are_near_and_a_generator_goes_from_one_way_to_the_other(quantized, rng):
+    """What is rounded are the activations; keys and values of one way are not those of the other."""
+    ids = rng.integers(0, 257, 20)
+    exact = quantized.forward(ids)[0, -1]
+    near, decoded = Decoder(quantized).prefill(0, ids), Decoder(quantized, integer=False).prefill(0, ids)
+    largest = np.abs(exact).max()
+    assert np.abs(decoded - exact).max() < 1e-5 * largest
+    assert 1e-4 * largest < np.abs(near - exact).max() < 0.05 * largest
+    both, asked = Generator(quantized), {"temperature": 0, "max_new_tokens": 6, "logprobs": 0}
+    for integer in (True, False, True):
+        (found,) = both.run([ids], **asked, integer_products=integer)
+        (alone,) = Generator(quantized).run([ids], **asked, integer_products=integer)
+        assert found.logprobs.tobytes() == alone.logprobs.tobytes()
 
 
 @pytest.mark.parametrize("heads", [4, 2, 1])

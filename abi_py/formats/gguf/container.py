@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GgufFile", "GgufTensor", "is_gguf", "open_gguf", "split_name"]
 
+SUFFIX = ".gguf"
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)  # of llama.cpp's gguf-split
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
@@ -185,9 +186,9 @@ def split_name(stem: str, place: int, count: int) -> str:
 
 
 def is_gguf(path: Path) -> bool:
-    """Say whether a path is a file that begins as GGUF does."""
-    if not path.is_file():
-        return False
+    """Say whether a path is a file that begins as GGUF does, or is called so, whatever is wrong with it."""
+    if not path.is_file() or path.suffix == SUFFIX:
+        return path.is_file()
     with open(path, "rb") as file:
         return file.read(4) == b"GGUF"
 

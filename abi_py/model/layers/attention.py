@@ -292,7 +292,7 @@ class Attention(Branch):
         keys, values = kept
         for rows, few in chunks:
             self.norm.forward(s.n[few], s.r[few], x[rows])
-            self.qkv.decode(s.qkv[rows], s.n[few])
+            self.qkv.decode(s.qkv[rows], s.n[few], run)
         if self.qk_norm:
             self.qk_norm[0].forward(s.q, s.r_q, s.q)
             self.qk_norm[1].forward(s.k, s.r_k, s.k)
@@ -301,8 +301,8 @@ class Attention(Branch):
         cache_append(keys, values, s.k, s.v, run.slots, run.positions)
         cached_attention_forward(s.att, s.q, keys, values, run.slots, run.positions, self.window, self.scale)
         if self.after is None:
-            self.o.decode(x, s.att, addend=x)
+            self.o.decode(x, s.att, run, addend=x)
             return
-        self.o.decode(s.z, s.att)
+        self.o.decode(s.z, s.att, run)
         self.after.forward(s.z, s.r_z, s.z)
         by_numpy(np.add, x, s.z, out=x)

@@ -288,7 +288,7 @@ class Experts(Branch):
         for rows, few in chunks:
             a = Experts.Decoding(**{name: array[few] for name, array in vars(s).items()})
             self.norm.forward(a.n, a.r, x[rows])
-            self.router.decode(a.logits, a.n, None)
+            self.router.decode(a.logits, a.n, None, run)
             routed = Routed(self.experts)  # others may decode at the same time
             token, offsets = self._route(a, routed, None), routed.offsets
             h, gate_up = _rows(a.h, self.inner), _rows(a.gate_up, 2 * self.inner)

@@ -196,11 +196,11 @@ class FeedForward(Branch):
         """Turn x (rows, C) into out in place."""
         for rows, few in chunks:
             self.norm.forward(s.n[few], s.r[few], x[rows])
-            self.gate_up.decode(s.gate_up[few], s.n[few])
+            self.gate_up.decode(s.gate_up[few], s.n[few], run)
             self.activation.forward(s.h[few], s.gate_up[few])
             if self.after is None:
-                self.down.decode(x[rows], s.h[few], addend=x[rows])
+                self.down.decode(x[rows], s.h[few], run, addend=x[rows])
                 continue
-            self.down.decode(s.z[few], s.h[few])
+            self.down.decode(s.z[few], s.h[few], run)
             self.after.forward(s.z[few], s.r_z[few], s.z[few])
             by_numpy(np.add, x[rows], s.z[few], out=x[rows])

@@ -112,10 +112,10 @@ class Head(Layer):
             product(dw, dlogits, s.hidden, transpose_a=True, addend=dw if run.accumulate else None)
         self.matrix.product_backward(s.dhidden, dlogits, None, run)
 
-    def decode(self, logits: np.ndarray, x: np.ndarray, n: np.ndarray, r: np.ndarray) -> None:
+    def decode(self, logits: np.ndarray, x: np.ndarray, n: np.ndarray, r: np.ndarray, run: Run) -> None:
         """Write the logits (N, V) of x (N, C) for generation; n (N, C) and r (N,) are scratch."""
         self.norm.forward(n, r, x)
-        self.matrix.decode(logits, n, None)
+        self.matrix.decode(logits, n, None, run)
 
     def loss(self, labels: np.ndarray, s: HeadScratch, smoothing: float, run: Run) -> None:
         """Write s.losses and s.hits of s.hidden for labels (N,), negative where none is trained."""

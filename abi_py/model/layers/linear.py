@@ -140,12 +140,12 @@ class Joined:
         else:
             stored_product_backward(dx, dy, self.w, self.storage, addend, run.number_format)
 
-    def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None) -> None:
+    def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None, run: Run) -> None:
         """Write y = x Wᵀ (+ addend) for generation."""
         if self.storage is FLOAT32:
             streamed_product(y, x, self.w, addend=addend)
         else:
-            stored_product(y, x, self.w, self.storage, addend)
+            stored_product(y, x, self.w, self.storage, addend, integer=run.integer)
 
 
 class Linear:
@@ -251,11 +251,11 @@ class Linear:
                 both = {"transpose_a": True, "transpose_b": True}
                 product(target, u[part.ranks], part.b, **both, addend=target, number_format=run.number_format)
 
-    def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None = None) -> None:
+    def decode(self, y: np.ndarray, x: np.ndarray, run: Run, addend: np.ndarray | None = None) -> None:
         """Overwrite y from x for generation, with addend added; few rows of x read each weight as it lies."""
         for each in self.products:
             base = None if addend is None else each.of(addend)
-            each.decode(each.of(y), x, base)
+            each.decode(each.of(y), x, base, run)
         self._add_biases(y)
         if self.adapter is None:
             return

@@ -90,6 +90,7 @@ class Run:
     objective: Objective | None = None  # of the loss; None: only the gradient of what forward returned
     penalties: Penalties | None = None  # backward of a loss; None: only the gradient of what forward returned
     counted: np.ndarray | None = None  # (N,) uint8: 0 where the attention mask is, which penalties leave out; None: all
+    integer: bool = False  # generation: quantised matrices are multiplied as whole numbers, activations as bytes
     slots: np.ndarray | None = None  # (N,) int32: where a decoder's cache keeps the sequence of a row
     check: Check | None = None  # called between layers and pieces of the head; what it raises gives the pass up
     _windows: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
