@@ -136,8 +136,8 @@ class Generator(Shown):
     # -- the loop --------------------------------------------------------------------------------
 
     def _prefixes(self, mark: bytes, integer: bool) -> Prefixes:
-        """Return what an earlier stream left, or an empty cache: while another stream goes on, for new weights, or where
-        that stream multiplied otherwise."""
+        """Return what an earlier stream left, or an empty cache: while another stream goes on, for new weights, or to
+        multiply otherwise."""
         kept, self._kept = self._kept, None
         if kept is not None and kept[1] == mark and kept[0].decoder.integer == integer:
             return kept[0]

@@ -130,8 +130,9 @@ def frozen_bytes(place: Path, config: TrainableModelConfig) -> int:
 
 
 def _kept_bytes(tensor: Stored | Stack | Encoded) -> int:
-    narrow = not isinstance(tensor, Stack) and _stays_narrow(tensor)
-    return tensor.raw.nbytes if narrow else 4 * math.prod(tensor.shape)
+    if isinstance(tensor, Stack) or not _stays_narrow(tensor):
+        return 4 * math.prod(tensor.shape)
+    return tensor.raw.nbytes
 
 
 def read_frozen(

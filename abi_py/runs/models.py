@@ -80,8 +80,8 @@ def codec_of_run(directory: Path, vocab_size: int) -> "TextCodec | None":
 def generation_settings(loaded: "LoadedModel", file: Path | None, flags: Mapping[str, Any]) -> "GenerationConfig":
     """Return the settings: flag beats file beats the model's own generation_config.json beats the defaults.
 
-    ConfigError for a flag without effect: what only matters for drawing, beside temperature 0, products of whole numbers
-    where no weight is quantised, or an id that the model does not have.
+    ConfigError for a flag without effect: what only matters for drawing, beside temperature 0, products of
+    whole numbers where no weight is quantised, or an id that the model does not have.
     """
     from ..generation import GenerationConfig
     from ..generation.settings import CONFIG_FILE
