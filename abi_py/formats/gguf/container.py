@@ -62,6 +62,16 @@ class GgufTensor:
         raw = self.part.content[self.offset : self.offset + self.size].view(self.kind.dtype)
         return raw.reshape(math.prod(self.shape[:-1]), -1)
 
+    def numbers(self, first: int, last: int) -> np.ndarray:
+        """Return some of its rows decoded, (last - first, K) float32; CheckpointError if nothing here decodes them."""
+        out = np.empty((last - first, self.shape[-1]), np.float32)
+        self.kind.require_storage(f"{self.file}: {self.name}").decode(out, self.raw, first)
+        return out
+
+    def forget(self) -> None:
+        """Let the system take back the memory that its bytes take; they are read again when they are asked for."""
+        self.part.forget(self.offset, self.size)
+
 
 class _Metadata(Mapping[str, Value]):
     """Values by key, each made when it is asked for."""

@@ -87,6 +87,15 @@ class Part:
             return reader.scalar(entry.kind, key)
         return reader.items(entry.item, entry.length, key)
 
+    def forget(self, first: int, size: int) -> None:
+        """Let the system take back the memory of some bytes, where it can be told so."""
+        mapped = self.content.base.obj if isinstance(self.content.base, memoryview) else None
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # of a file that is only read
+            start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+            whole = (first + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+            if whole > 0:
+                mapped.madvise(mmap.MADV_DONTNEED, start, whole)
+
     def fail(self, at: int, problem: str, remedy: str = DAMAGED) -> NoReturn:
         """Raise CheckpointError for what is at a byte of this file."""
         raise CheckpointError(f"{self.path}: byte {at}: {problem}; {remedy}")

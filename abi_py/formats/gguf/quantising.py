@@ -19,7 +19,7 @@ from ...errors import ConfigError, shown
 from ...fields import either
 from .ggml_types import BY_STORAGE
 
-__all__ = ["FILE_TYPES", "FileType", "Plan", "Subject", "file_type", "plan"]
+__all__ = ["FILE_TYPES", "FileType", "Plan", "Subject", "file_type", "may_be_quantised", "plan", "tensor_bytes"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,11 @@ FILE_TYPES = {
 ALIASES = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}  # of llama-quantize
 FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q3_k": "q4_0", "q2_k": "q4_0"}
 WHOLE = ("float32", "float16", "bf16")
-NEVER = re.compile(r"_norm\.weight|ffn_gate_inp\.weight|^position_embd\.weight$")  # `tensor_allows_quantization`
+NEVER = re.compile(  # `tensor_allows_quantization`: of any architecture, since a file may be of one that is unknown here
+    r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|^(position_embd|token_types)\.weight$|altup|laurel|"
+    r"per_layer_model_proj|ssm_conv1d|shortconv\.conv\.weight|indexer\.[qk]_proj\.weight|attn_rel_b\.weight|"
+    r"time_mix_(first|[wvag][012]|decay_w[12]|lerp_fused)\.weight"
+)
 PART = re.compile(r"^blk\.(\d+)\.([a-z_]+)\.weight$")
 
 
@@ -117,12 +121,15 @@ def plan(shapes: Mapping[str, tuple[int, ...]], subject: Subject, type: FileType
     tied = "output.weight" not in shapes
     storages = {}
     for name, shape in shapes.items():
-        storage = "float32"
-        if len(shape) > 1 and name.endswith("weight") and not NEVER.search(name):
-            storage = _storage(name, shape, subject, type, tied, weighted)
-        storages[name] = storage
+        may = may_be_quantised(name, shape)
+        storages[name] = _storage(name, shape, subject, type, tied, weighted) if may else "float32"
     nbytes = sum(tensor_bytes(shape, storages[name]) for name, shape in shapes.items())
     return Plan(type, storages, nbytes, sum(map(math.prod, shapes.values())))
+
+
+def may_be_quantised(name: str, shape: tuple[int, ...]) -> bool:
+    """Say whether a tensor is a matrix of weights, or several, that may be kept in fewer bits."""
+    return len(shape) > 1 and name.endswith("weight") and not NEVER.search(name)
 
 
 def tensor_bytes(shape: tuple[int, ...], storage: str) -> int:

@@ -20,13 +20,14 @@ from .ggml_types import GgmlType
 from .header import ALIGNMENT, AXES, DEFAULT_ALIGNMENT, LEAST_ALIGNMENT, NAME_BYTES, VERSIONS
 from .values import I32, U16, U32, Value, text_bytes, value_bytes
 
-__all__ = ["PlannedFile", "PlannedTensor", "plan_gguf", "write_gguf"]
+__all__ = ["PlannedFile", "PlannedTensor", "Progress", "plan_gguf", "strips", "write_gguf"]
 
 STRIP = 1 << 22  # numbers of rows that are made, encoded and written together
 TENSOR_NAME_BYTES = 63  # llama.cpp refuses longer ones (GGML_MAX_NAME)
 MOST_FILES = 2**16 - 1  # a U16 counts them
 
 Rows = Callable[[int, int], np.ndarray]
+Progress = Callable[["PlannedTensor", memoryview], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,12 +83,12 @@ def write_gguf(
     tensors: Sequence[PlannedTensor],
     *,
     largest: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Path, ...]:
     """Write a model, and return the files that it is in: `path`, or if they would be `largest` bytes, several.
 
     See `plan_gguf` for what is written where.  All files appear together or none does; after an error, what was there
-    before is as it was.  `progress` is told of every strip how many numbers it had.  Raises NonFiniteError for a number
+    before is as it was.  `progress` is told of every strip its tensor and its bytes.  Raises NonFiniteError for a number
     that its type cannot keep, OSError for a full disk, what `rows` raises, and the errors of `plan_gguf`.
     """
     files = plan_gguf(path, metadata, tensors, largest=largest)
@@ -100,15 +101,16 @@ def write_gguf(
     return tuple(planned.path for planned in files)
 
 
-def _write(file: BinaryIO, tensor: PlannedTensor, planned: PlannedFile, progress: Callable[[int], None] | None) -> None:
-    for first, last in _strips(tensor):
-        file.write(_encoded(tensor, first, last, planned.path).data.cast("B"))
+def _write(file: BinaryIO, tensor: PlannedTensor, planned: PlannedFile, progress: Progress | None) -> None:
+    for first, last in strips(tensor):
+        content = _encoded(tensor, first, last, planned.path).data.cast("B")
+        file.write(content)
         if progress is not None:
-            progress((last - first) * tensor.shape[-1])
+            progress(tensor, content)
     file.write(bytes(-tensor.nbytes % planned.alignment))
 
 
-def _strips(tensor: PlannedTensor) -> Iterator[tuple[int, int]]:
+def strips(tensor: PlannedTensor) -> Iterator[tuple[int, int]]:
     """Yield first and last row of strips, none of which is in two groups of different importance."""
     groups = len(tensor.importance) if tensor.importance is not None and tensor.importance.ndim == 2 else 1
     rows, step = tensor.num_rows // groups, max(1, STRIP // tensor.shape[-1])
