@@ -31,7 +31,7 @@ __all__ = ["VERBS", "Group", "cli", "main"]
 
 HEADINGS = {
     "Train": ("run", "resume", "deepzig"),
-    "Use": ("generate", "chat", "eval", "export", "merge"),
+    "Use": ("generate", "chat", "eval", "export", "quantize", "merge"),
     "Prepare": ("preview", "tokenizer", "tokenize"),
     "Look and check": ("runs", "compare", "inspect", "info", "trace", "verify", "warmup"),
 }

@@ -34,7 +34,7 @@ from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..formats.safetensors import Joined, Stored, encoded_size, safetensors_pieces
 from ..parameters import Tensor
 
-__all__ = ["DTYPES", "Savable", "config_content", "new_folder", "write_folder"]
+__all__ = ["DTYPES", "Savable", "check_space", "config_content", "new_folder", "write_folder"]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_CODE = ("auto_map",)  # names Python files, which are not carried along
@@ -103,7 +103,7 @@ def new_folder(folder: Path, written: set[str], size: int, *, no_tokenizer: bool
     """
     folder = Path(os.path.abspath(folder))  # a path like a/.. has no name of its own
     stay = _what_stays(folder, written, no_tokenizer=no_tokenizer)
-    _check_space(folder, size)
+    check_space(folder, size)
     finish_replacement(folder)
     with atomic_directory(folder) as new:
         for name in stay:
@@ -178,13 +178,14 @@ def _take_along(path: Path, new: Path) -> None:
     shutil.copy2(path, new)
 
 
-def _check_space(folder: Path, size: int) -> None:
+def check_space(folder: Path, size: int) -> None:
+    """Raise CheckpointError if there is no room for so many bytes where a folder, or a file, will be."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     needed, free = size + MARGIN, shutil.disk_usage(there).free
     if free < needed:
         raise CheckpointError(
             f"{folder}: {math.ceil(needed / 1e4) / 100:,.2f} MB are needed, {free // 10**4 / 100:,.2f} MB are free; "
-            "free some space, or take a narrower dtype"
+            "free some space, or take a narrower type"
         )
 
 

@@ -17,12 +17,11 @@ from ..families import gguf_entry, tensor_table, write_gguf
 from ..families.gguf_rope import ROPE_FREQS, divisors
 from ..formats.encoded import Encoded
 from ..formats.gguf import quantising
+from ..formats.gguf.checking import Written, write_checked
 from ..formats.gguf.ggml_types import BY_STORAGE
 from ..formats.gguf.quantising import FileType, Plan, Subject, file_type
 from ..formats.gguf.rows import rows_in_file
-from ..formats.gguf.values import U32
-from ..formats.gguf.writing import PlannedTensor
-from ..formats.gguf.writing import write_gguf as write_file
+from ..formats.gguf.writing import PlannedTensor, Progress
 from ..formats.huggingface import bytes_of_size
 from ..formats.safetensors import Stored
 from ..kernels.storage import STORAGES, Storage
@@ -31,7 +30,6 @@ from .gguf_model import heads_of
 
 __all__ = ["plan_gguf", "write_gguf_model"]
 
-VERSION = 2  # general.quantization_version: GGML_QNT_VERSION of ggml.h
 Kept = np.ndarray | Stored | Encoded
 
 
@@ -58,13 +56,16 @@ def write_gguf_model(
     metadata: Mapping[str, Any] | None = None,
     importance: Mapping[str, np.ndarray] | None = None,
     max_shard_size: int | str | None = None,
-) -> tuple[Path, ...]:
+    check: bool = False,
+    progress: Progress | None = None,
+) -> Written:
     """Write a model (its shape, table and tensors by our names), and return the files that it is in.
 
     metadata     entries besides those of the architecture: a name, the tokenizer
     importance   by GGUF's names, how much an error in each column counts: (K,) float32, of experts (E, K)
+    check        read it again: CheckpointError unless every number is as near as its type keeps it
     ConfigError for a shape that such files cannot say; NonFiniteError for weights that are not finite, or too large for
-    the type; errors of `formats.gguf.writing.write_gguf`.
+    the type; errors of `formats.gguf.checking.write_checked`.
     """
     config, table, tensors = model
     planned = plan_gguf(config, quantize, weighted=importance is not None)
@@ -72,8 +73,7 @@ def write_gguf_model(
     content = {
         **write_gguf(config),
         "general.type": "model",
-        "general.file_type": U32(planned.type.id),
-        "general.quantization_version": U32(VERSION),
+        **planned.type.metadata,
         **(metadata or {}),
     }
     written = []
@@ -91,7 +91,7 @@ def write_gguf_model(
         )
         written.append(_planned(tensor.gguf_name, tensor.shape, rows, (importance or {}).get(tensor.gguf_name)))
     largest = None if max_shard_size is None else bytes_of_size(max_shard_size)
-    return write_file(path, content, written, largest=largest)
+    return write_checked(path, content, written, largest=largest, check=check, progress=progress)
 
 
 def _planned(name: str, shape: tuple[int, ...], rows: "_Rows", importance: np.ndarray | None = None) -> PlannedTensor:

@@ -11,7 +11,9 @@ import numpy as np
 from ..config import TrainableModelConfig
 from ..formats.companions import Companions
 from ..formats.encoded import Encoded
+from ..formats.gguf.checking import Written
 from ..formats.gguf.companion_files import metadata_of_companions
+from ..formats.gguf.writing import Progress
 from ..formats.safetensors import Stored
 from ..parameters import Tensor
 from .folder_writing import Savable, write_folder
@@ -72,10 +74,34 @@ class Writable(ABC):
         with the reason; DataError for a tokenizer that llama.cpp would not follow; NonFiniteError for a weight that is
         NaN or infinite, or larger than its type holds; OSError.
         """
+        return self.write_gguf(
+            path, quantize, name=name, importance=importance, max_shard_size=max_shard_size, check=False
+        ).files
+
+    def write_gguf(
+        self,
+        path: str | Path,
+        quantize: str,
+        *,
+        name: str | None = None,
+        importance: Mapping[str, np.ndarray] | None = None,
+        max_shard_size: int | str | None = None,
+        check: bool = True,
+        progress: Progress | None = None,
+    ) -> Written:
+        """Do the same, read what was written again if `check`, and return what each tensor lost.
+
+        `progress` is told of every strip; CheckpointError if it does not read as it was written.
+        """
         model = self.config, *self.stored_tensors()
         written = metadata_of_companions(self.companions, self.config.vocab_size)
         tokenizer = {"tokenizer.ggml.model": "none"} if written is None else written.metadata
         metadata = {"general.name": name or Path(path).stem, **tokenizer}
         return write_gguf_model(
-            path, model, quantize, metadata=metadata, importance=importance, max_shard_size=max_shard_size
+            *(path, model, quantize),
+            metadata=metadata,
+            importance=importance,
+            max_shard_size=max_shard_size,
+            check=check,
+            progress=progress,
         )

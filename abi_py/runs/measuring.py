@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..training.loading import LoadedModel
     from ..training.perplexity import PerplexityResult
 
-__all__ = ["CONTEXT", "Measurement", "of_conversations", "of_text", "text_ids"]
+__all__ = ["CONTEXT", "Measurement", "of_conversations", "of_text", "read_ids", "text_ids"]
 
 CONTEXT = 512  # llama.cpp's
 Progress = Callable[[int, int, "PerplexityResult"], None]  # is told windows done, in all, and the result so far
@@ -44,7 +44,7 @@ def of_text(
     size = context if context is not None else min(CONTEXT, longest)
     check_windows(size, stride, longest)
     notes: list[str] = []
-    ids, codec = _read_ids(data, tokenizer, loaded.model.config.vocab_size, notes)
+    ids, codec = read_ids(data, tokenizer, loaded.model.config.vocab_size, notes)
     next(windows(len(ids), size, stride))  # raises for too short a text
     bos_id = None if codec is None else next(iter(codec.around[0]), None)
 
@@ -82,7 +82,7 @@ def of_conversations(
     return Measurement(measure, facts, ["; ".join([opened.dataset.summary(), *opened.dataset.notes])])
 
 
-def _read_ids(
+def read_ids(
     data: Path, tokenizer: "Tokenizer | None", vocab_size: int, notes: list[str]
 ) -> "tuple[np.ndarray, TextCodec | None]":
     """Return the ids of a text, or of a .bin file, and what turns them into text, if anything does.

@@ -25,7 +25,7 @@ from .container import GgufTensor, open_gguf
 from .values import Value, value_bytes
 from .writing import PlannedTensor, Progress, strips, write_gguf
 
-__all__ = ["STEPS", "Loss", "write_checked"]
+__all__ = ["STEPS", "Loss", "Written", "write_checked"]
 
 STEPS = {  # storage -> width of a step, where the largest number of a block is 1; how often its scale is in a number
     **{"float16": (2.0**-10, 1), "bf16": (2.0**-7, 1), "mxfp4": (2 / 6, 12), "iq4_nl": (24 / 127, 127)},
@@ -35,7 +35,7 @@ STEPS = {  # storage -> width of a step, where the largest number of a block is 
 }
 HALF = 2.0**-25  # what a scale that is a half may lose, however small it is
 SCALE = 1 + 2.0**-9  # and its rounding
-REMEDY = "check the disk, and write it again"
+REMEDY = "do not use the file: check the disk, and write it again"
 PIECE = 1 << 18  # numbers that are compared together: what is in the cache
 
 
@@ -47,6 +47,22 @@ class Loss:
     error: float
 
 
+@dataclass(frozen=True)
+class Written:
+    """The files that a model is in, and what its tensors lost; None where they were not read again."""
+
+    files: tuple[Path, ...]
+    losses: Mapping[str, Loss] | None = None
+
+    def by_type(self) -> dict[str, float]:
+        """Return the largest relative error of a tensor of each type that lost something."""
+        most: dict[str, float] = {}
+        for loss in (self.losses or {}).values():
+            if loss.error:
+                most[loss.kind] = max(most.get(loss.kind, 0.0), loss.error)
+        return dict(sorted(most.items(), key=lambda each: -each[1]))
+
+
 def write_checked(
     path: str | Path,
     metadata: Mapping[str, Value],
@@ -54,12 +70,15 @@ def write_checked(
     *,
     largest: int | None = None,
     progress: Progress | None = None,
-) -> tuple[tuple[Path, ...], dict[str, Loss]]:
-    """Write a model as `write_gguf` does, read it again, and return its files and what each tensor lost.
+    check: bool = True,
+) -> Written:
+    """Write a model as `write_gguf` does, read it again unless `check` is false, and return what came of it.
 
     CheckpointError, with the tensor and the row, if it does not read as it was written; the file is then left where it
     is.  Errors of `write_gguf`.
     """
+    if not check:
+        return Written(write_gguf(path, metadata, tensors, largest=largest, progress=progress))
     sums: dict[str, int] = {}
 
     def note(tensor: PlannedTensor, content: memoryview) -> None:
@@ -68,13 +87,13 @@ def write_checked(
             progress(tensor, content)
 
     files = write_gguf(path, metadata, tensors, largest=largest, progress=note)
-    return files, read_again(files[0], metadata, tensors, sums)
+    return Written(files, read_again(files[0], metadata, tensors, sums))
 
 
 def read_again(
     path: Path, metadata: Mapping[str, Value], tensors: Sequence[PlannedTensor], sums: Mapping[str, int]
 ) -> dict[str, Loss]:
-    """Return what each tensor of a file lost, by the checksums of their bytes; CheckpointError for what is not right."""
+    """Return what each tensor of a file lost, by the checksums of their bytes; CheckpointError for what is wrong."""
     file = open_gguf(path)
     for key, value in metadata.items():
         if not key.startswith("split.") and (
@@ -89,9 +108,9 @@ def read_again(
             raise CheckpointError(
                 f"{path}: {tensor.name} {what}, and was written as {tensor.kind} {tensor.shape}; {REMEDY}"
             )
-        losses[tensor.name] = Loss(str(tensor.kind), _compare(found, tensor))
         if _checksum(found) != sums[tensor.name]:
             raise CheckpointError(f"{found.file}: {tensor.name} does not read as it was written; {REMEDY}")
+        losses[tensor.name] = Loss(str(tensor.kind), _compare(found, tensor))
         found.forget()
     return losses
 
@@ -105,7 +124,7 @@ def _checksum(tensor: GgufTensor) -> int:
 
 
 def _compare(found: GgufTensor, tensor: PlannedTensor) -> float:
-    """Return the relative error of a tensor; CheckpointError for a number that is further off than its type explains."""
+    """Return the relative error of a tensor; CheckpointError for a number that its type does not explain."""
     lost, size = 0.0, 0.0
     step, multiple = STEPS.get(tensor.kind.storage_name, (0.0, 0))
     least = HALF * multiple
@@ -154,6 +173,6 @@ def _tallest(x: np.ndarray, block: int) -> np.ndarray:
 
 def _refuse(found: GgufTensor, row: int, block: int, off: float, allowed: float) -> None:
     raise CheckpointError(
-        f"{found.file}: {found.name} of type {found.kind} is off by {off:.3g} in row {row}, block {block}, and its type "
-        f"explains {allowed:.3g}; {REMEDY}, and report it if it stays"
+        f"{found.file}: {found.name} of type {found.kind} is off by {off:.3g} in row {row}, block {block}, of which "
+        f"its type explains {allowed:.3g}; {REMEDY}"
     )

@@ -1,6 +1,6 @@
 """How much an error in each column of a matrix counts, from llama.cpp's importance file ("imatrix") in GGUF's form.
 
-    NAME.in_sum2   (G, K)   sums of the squares of the inputs of the matrix NAME, of each expert; G is 1 where there is one
+    NAME.in_sum2   (G, K)   sums of the squares of the inputs of the matrix NAME, of each of G experts, or of all
     NAME.counts    (G, 1)   over how many of them
 
 The importance of a column is the mean square of what is multiplied by it.  From `imatrix.cpp` and `quantize.cpp` of
@@ -25,7 +25,7 @@ REMEDY = "make it from this model with llama-imatrix"
 
 @dataclass(frozen=True)
 class Importance:
-    """What a file of importance says: `columns` by name, (K,) or (E, K) float32; texts and chunks that it was made of."""
+    """What a file says: `columns` by name, (K,) or (E, K) float32; from which texts, and how many pieces of them."""
 
     path: Path
     columns: Mapping[str, np.ndarray]
@@ -72,7 +72,8 @@ def read_importance(path: str | Path) -> Importance:
         counts = _numbers(file, file.tensors[base + COUNTS]).reshape(-1, 1)
         if len(counts) != len(sums):
             raise CheckpointError(
-                f"{file.path}: {name} has {len(sums)} rows, {base}{COUNTS} {len(counts)}; both must have as many; {REMEDY}"
+                f"{file.path}: {name} has {len(sums)} rows, and {base}{COUNTS} {len(counts)}, which must be as many; "
+                f"{REMEDY}"
             )
         mean = np.where(counts > 0, sums / np.where(counts > 0, counts, 1), 1).astype(np.float32)
         columns[base] = mean[0] if len(mean) == 1 else mean
@@ -90,6 +91,6 @@ def _numbers(file: GgufFile, tensor: GgufTensor) -> np.ndarray:
     fine = np.isfinite(numbers) & (numbers >= 0)
     if not fine.all():
         row, column = np.argwhere(~fine)[0]
-        rule = "a sum of squares or a count is finite and at least 0"
-        raise CheckpointError(f"{file.path}: {tensor.name}[{row}, {column}] is {numbers[row, column]:g}; {rule}; {REMEDY}")
+        place, rule = f"{tensor.name}[{row}, {column}]", "it must be finite and at least 0"
+        raise CheckpointError(f"{file.path}: {place} is {numbers[row, column]:g}; {rule}; {REMEDY}")
     return numbers

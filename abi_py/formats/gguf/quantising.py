@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ...errors import ConfigError, shown
 from ...fields import either
 from .ggml_types import BY_STORAGE
+from .values import U32
 
 __all__ = ["FILE_TYPES", "FileType", "Plan", "Subject", "file_type", "may_be_quantised", "plan", "tensor_bytes"]
 
@@ -29,6 +30,11 @@ class FileType:
     name: str
     id: int
     storage: str
+
+    @property
+    def metadata(self) -> dict[str, U32]:
+        """What a file of this type says of it."""
+        return {"general.file_type": U32(self.id), "general.quantization_version": U32(VERSION)}
 
 
 # llama.h: llama_ftype
@@ -56,10 +62,11 @@ FILE_TYPES = {
         ("Q2_K", 10, "q2_k"),
     )
 }
+VERSION = 2  # GGML_QNT_VERSION of ggml.h
 ALIASES = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}  # of llama-quantize
 FALLBACK = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q3_k": "q4_0", "q2_k": "q4_0"}
 WHOLE = ("float32", "float16", "bf16")
-NEVER = re.compile(  # `tensor_allows_quantization`: of any architecture, since a file may be of one that is unknown here
+NEVER = re.compile(  # `tensor_allows_quantization`, of any architecture
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|^(position_embd|token_types)\.weight$|altup|laurel|"
     r"per_layer_model_proj|ssm_conv1d|shortconv\.conv\.weight|indexer\.[qk]_proj\.weight|attn_rel_b\.weight|"
     r"time_mix_(first|[wvag][012]|decay_w[12]|lerp_fused)\.weight"

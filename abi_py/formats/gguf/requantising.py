@@ -15,13 +15,11 @@ from .container import GgufFile, GgufTensor
 from .ggml_types import BY_STORAGE, GgmlType
 from .importance import Importance
 from .quantising import FileType, Subject, may_be_quantised, plan
-from .values import I32, U32, Value
+from .values import I32, Value
 from .writing import PlannedTensor
 
 __all__ = ["Conversion", "Move", "convert", "subject_of"]
 
-VERSION = 2  # general.quantization_version: GGML_QNT_VERSION of ggml.h
-FILE_TYPE, QUANTIZATION = "general.file_type", "general.quantization_version"
 REMEDY = "get the file again, or convert it anew"
 
 
@@ -113,8 +111,7 @@ def convert(file: GgufFile, type: FileType, importance: Importance | None = None
 
 
 def _metadata(file: GgufFile, type: FileType, importance: Importance | None) -> dict[str, Value]:
-    found = dict(file.metadata)
-    found[FILE_TYPE], found[QUANTIZATION] = U32(type.id), U32(VERSION)
+    found = {**file.metadata, **type.metadata}
     if importance is not None:  # the keys of llama-quantize
         found["quantize.imatrix.file"] = importance.path.name
         if importance.datasets:

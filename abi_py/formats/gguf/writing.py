@@ -88,8 +88,8 @@ def write_gguf(
     """Write a model, and return the files that it is in: `path`, or if they would be `largest` bytes, several.
 
     See `plan_gguf` for what is written where.  All files appear together or none does; after an error, what was there
-    before is as it was.  `progress` is told of every strip its tensor and its bytes.  Raises NonFiniteError for a number
-    that its type cannot keep, OSError for a full disk, what `rows` raises, and the errors of `plan_gguf`.
+    before is as it was.  `progress` is told the tensor and the bytes of every strip.  NonFiniteError for a number that
+    its type cannot keep, OSError for a full disk, what `rows` raises, and the errors of `plan_gguf`.
     """
     files = plan_gguf(path, metadata, tensors, largest=largest)
     with atomic_files(files[0].path) as open_new:
