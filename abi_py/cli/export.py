@@ -11,9 +11,12 @@ from .models import ModelPath, which_options
 from .options import SHORT, PathType, Verb
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..runs.agreement import Agreement
     from ..runs.exporting import Source
 
-__all__ = ["DTYPES", "FORMATS", "command", "show_export"]
+__all__ = ["DTYPES", "FORMATS", "command", "lost_text", "near_text", "show_export"]
 
 FORMATS, DTYPES = ("hf", "zig", "abic", "peft", "gguf"), ("float32", "bfloat16", "float16")
 EARLIER = {"deepzig": "zig"}  # names of earlier versions, which no help shows
@@ -59,7 +62,7 @@ class FormatType(click.Choice[str]):
 )
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
 @click.option("--quantize", help="type of a gguf file, as in F16, Q8_0 or Q4_K_M  [F32]")
-@click.option("--no-check", is_flag=True, help="do not compare the logits of a gguf file with those of MODEL")
+@click.option("--no-check", is_flag=True, help="do not read a gguf file again, nor compare its logits")
 @which_options
 @click.option("--force", is_flag=True, help="replace what is there")
 def command(
@@ -108,9 +111,18 @@ def show_export(source: "Source", output: Path, form: str = "hf", **settings: An
         say(console, "note", "no tokenizer is there to come along")
     done = export(source, output, form, **settings)
     say(console, "wrote", f"{output}: {', '.join(f'{name} {size_text(size)}' for name, size in done.files.items())}")
-    if form == "gguf":
-        off = "" if done.off is None else f", logits of some tokens {done.off:.1e} of their deviation away"
-        say(console, "checked", f"{done.parameters:,} weights in {done.dtype}{off or ', not checked'}")
-    else:
-        say(console, "checked", f"{done.parameters:,} weights in {done.dtype}, read again: as they were written")
+    if settings.get("check", True):
+        near = f"; logits {near_text(done.agreement)}" if done.agreement is not None else ""
+        how = f"they lost {lost_text(done.errors)}" if done.errors else "as they were written"
+        say(console, "checked", f"{done.parameters:,} weights in {done.dtype}, read again: {how}{near}")
     say(console, "opens in", "; ".join(done.opens))
+
+
+def lost_text(errors: "Mapping[str, float]") -> str:
+    """Return what tensors of each type lost at most, for people."""
+    return ", ".join(f"{kind} {100 * error:.2g}%" for kind, error in errors.items()) or "nothing"
+
+
+def near_text(found: "Agreement") -> str:
+    """Return how near logits are, for people."""
+    return f"of {found.tokens} tokens {100 * found.off:.2g}% of their spread from the model's, KL {found.kl:.2g}"

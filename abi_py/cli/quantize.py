@@ -13,6 +13,7 @@ import click
 
 from ..errors import ConfigError
 from .console import make_console, note, say, show_table, stderr_console
+from .export import lost_text, near_text
 from .models import ModelPath, set_threads, threads_option, which_options
 from .options import DataPath, PathType, Verb
 from .progress import bytes_progress
@@ -198,13 +199,12 @@ class _Verb:
         if done.written.losses is None:
             return {"checked": False}
         errors, found = done.written.by_type(), done.agreement
-        told = ", ".join(f"{kind} {100 * error:.2g}%" for kind, error in errors.items()) or "nothing"
-        say(self.console, "checked", f"{len(done.written.losses)} tensors, read again; the most that one lost: {told}")
+        count = len(done.written.losses)
+        say(self.console, "checked", f"{count} tensors, read again; the most that one lost: {lost_text(errors)}")
         if found is None:
             say(self.console, "logits", f"not compared: {done.reason}")
             return {"checked": True, "errors": errors, "logits": None}
-        told = f"{100 * found.off:.2g}% of their spread from the model's, KL {found.kl:.2g}"
-        say(self.console, "logits", f"of {found.tokens} tokens: {told}")
+        say(self.console, "logits", near_text(found))
         return {"checked": True, "errors": errors, "logits": dataclasses.asdict(found)}
 
 

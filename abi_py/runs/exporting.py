@@ -43,7 +43,7 @@ from ..model.frozen import FrozenModel
 from ..model.gguf_writing import plan_gguf
 from ..training.finding import Origin, find_place
 from ..training.loading import LoadedModel, load_model
-from .checking import logits_off
+from .agreement import Agreement, compare, logits_of
 from .companions import with_bytes, with_tokenizer_from
 from .directory import ADAPTER, MODEL
 from .model_card import card_of_another_form
@@ -228,7 +228,8 @@ class Exported:
     dtype: str
     parameters: int
     opens: tuple[str, ...]
-    off: float | None = None  # of gguf: how far the logits of some tokens are from the source's, as a share of theirs
+    errors: Mapping[str, float] | None = None  # of gguf: what a tensor of each type has lost at most
+    agreement: Agreement | None = None  # and how near the logits of some tokens are; None where they were not compared
 
 
 def export(
@@ -245,7 +246,7 @@ def export(
     """Write a model and read it again; what was in the place before is only replaced by what is whole.
 
     quantize   of gguf: the type of the file, F32 if none is given
-    check      of gguf: compare the logits of some tokens with those of the source
+    check      of gguf: read it again, and compare the logits of some tokens with those of the source
 
     ConfigError for what does not go together; NonFiniteError for weights that are not finite in this type;
     CheckpointError if what was written does not read as the same, or the disk is full.
@@ -272,11 +273,12 @@ def _export_gguf(source: Source, output: Path, quantize: str, largest: str | Non
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     model = source.loaded.model.merged()
     model.companions = source.companions
-    written = model.export_to_gguf(output, quantize, max_shard_size=largest)
-    off = logits_off(model, written[0], quantize) if check else None
-    files = {path.name: path.stat().st_size for path in written}
-    opens = f"abi-train {'chat' if source.has_tokenizer else 'generate'} {written[0]}", "llama.cpp: llama-cli -m PATH"
-    return Exported(files, quantize, source.shape.num_params(), opens, off)
+    written = model.write_gguf(output, quantize, max_shard_size=largest, check=check)
+    near = compare(lambda ids: logits_of(model, ids), source.shape, written)[0] if check else None
+    files = {path.name: path.stat().st_size for path in written.files}
+    first = written.files[0]
+    opens = f"abi-train {'chat' if source.has_tokenizer else 'generate'} {first}", "llama.cpp: llama-cli -m PATH"
+    return Exported(files, quantize, source.shape.num_params(), opens, written.by_type(), near)
 
 
 def write(

@@ -25,8 +25,9 @@ from ..model.folder_writing import check_space
 from ..model.frozen import FrozenModel
 from ..model.gguf_model import open_gguf_weights, read_gguf_config
 from ..model.gguf_writing import plan_gguf
+from ..training.finding import find_place
 from ..training.loading import load_model
-from .agreement import Agreement, agreement, logits_of, require_agreement, tokens_of
+from .agreement import Agreement, agreement, compare, logits_of
 from .exporting import Source
 from .measuring import of_text, read_ids
 from .models import load_tokenizer
@@ -49,7 +50,6 @@ __all__ = [
 
 TABLE = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S")
 MOST_TOKENS = 256  # of a text, whose logits are compared
-MOST_EXPERTS = 1 << 30  # bytes of experts in float32, to which a model is decoded that computes with them
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class ModelSource:
 
 def open_source(path: Path, which: str | None = None) -> FileSource | ModelSource:
     """Return what is quantised: a GGUF file, or what else a path means as a model."""
+    find_place(path, which)  # raises for a choice where there is none
     return FileSource(path) if is_gguf(path) else ModelSource(path, which)
 
 
@@ -198,25 +199,11 @@ def quantize(
     written = source.write(output, type, importance, max_shard_size, check, progress)
     if not check:
         return Quantized(written, None, "--no-check")
-    return Quantized(written, *compared(source, written))
-
-
-def compared(source: FileSource | ModelSource, written: Written) -> tuple[Agreement | None, str]:
-    """Return how near the logits of what was written are, or None and why that is not known.
-
-    CheckpointError if they are further off than its types explain.
-    """
     try:
         shape = source.shape
-    except CheckpointError as error:
-        return None, f"not computed here ({error})"
-    if (size := _bytes_of_experts(shape)) > MOST_EXPERTS:
-        return None, f"its experts would take {size / 1e9:.0f} GB"
-    ids = tokens_of(shape.vocab_size, shape.max_seq_len)
-    again = FileSource(written.files[0])
-    found = agreement(source.logits(ids), again.logits(ids), written.losses)
-    require_agreement(found, written.files[0])
-    return found, ""
+    except CheckpointError as error:  # an architecture that is unknown here
+        return Quantized(written, None, str(error))
+    return Quantized(written, *compare(source.logits, shape, written))
 
 
 @dataclass(frozen=True)
@@ -256,11 +243,6 @@ class OnText:
         measurement = of_text(loaded, self.text, self.codec, None, None)
         measurement.run(lambda done, total, result: results.append(result.perplexity))
         return results[-1]
-
-
-def _bytes_of_experts(shape: TrainableModelConfig) -> int:
-    """Return what the experts of a model take in float32."""
-    return 4 * shape.num_params() if shape.num_experts else 0
 
 
 def _prediction(found: Conversion) -> Prediction:

@@ -57,7 +57,13 @@ OTHERS = {
         **dict.fromkeys(("--max-seq-len", "--stride", "--tokenizer", "--template", "--json"), "eval"),
         "--num-threads": "every_option",
     },
-    "export": dict.fromkeys(("--out", "--format", "--dtype", "--max-shard-size", "--force"), "export"),
+    "export": dict.fromkeys(
+        ("--out", "--format", "--dtype", "--max-shard-size", "--quantize", "--no-check", "--force"), "export"
+    ),
+    "quantize": {
+        **dict.fromkeys(("--table", "--imatrix", "--text", "--max-shard-size", "--no-check", "--json"), "quantize"),
+        **{"--force": "quantize", "--best": "quantize", "--last": "quantize", "--num-threads": "quantize"},
+    },
     "merge": dict.fromkeys(
         ("--out", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"
     ),

@@ -48,6 +48,17 @@ def test_a_run_becomes_a_folder_that_is_whole(abi_train, run, tmp_path):
     assert not (tmp_path / "model/state.json").exists()
 
 
+def test_a_file_for_llama_cpp(abi_train, tmp_path):
+    make_folder(tmp_path / "base")
+    code, out, err = abi_train("export", "base", "--to", "gguf", "--quantize", "q8_0", "-o", "m.gguf")
+    assert (code, err) == (0, "")
+    assert "weights in Q8_0, read again: they lost F16 0.0" in out  # rows of 16 are no blocks
+    assert "of 16 tokens" in out
+    code, out, _ = abi_train("export", "base", "--to", "gguf", "-o", "n.gguf", "--no-check")
+    assert code == 0
+    assert "read again" not in out
+
+
 def test_the_best_checkpoint_or_the_last(abi_train, run, tmp_path):
     """As if it was still being trained: there is no model/ yet."""
     shutil.rmtree(run / "model")

@@ -34,7 +34,7 @@ STEPS = {  # storage -> width of a step, where the largest number of a block is 
     **{"q2_k": (2 / 3, 15 * 4)},
 }
 HALF = 2.0**-25  # what a scale that is a half may lose, however small it is
-SCALE = 1 + 2.0**-9  # and its rounding
+SCALE = 2.0**-10  # and of a number by its rounding: 2^-11 of it, and of an offset as much
 REMEDY = "do not use the file: check the disk, and write it again"
 PIECE = 1 << 18  # numbers that are compared together: what is in the cache
 
@@ -144,14 +144,14 @@ def _compare(found: GgufTensor, tensor: PlannedTensor) -> float:
             tallest = _tallest(x, tensor.kind.block)
             if weights is None:
                 off = _tallest(error, tensor.kind.block)
-                allowed = step * SCALE * tallest + least
+                allowed = (step + SCALE) * tallest + least
                 if not (off <= allowed).all():  # NaN is not
                     row, block = np.argwhere(~(off <= allowed))[0]
                     _refuse(found, first + row, block, off[row, block], allowed[row, block])
             else:
                 blocks = weights.reshape(-1, tensor.kind.block).sum(1, dtype=np.float64)
                 weighted += float(np.einsum("rk,rk,k->", error, error, weights))
-                bound += float(((step * SCALE * tallest.astype(np.float64) + least) ** 2 @ blocks).sum())
+                bound += float((((step + SCALE) * tallest.astype(np.float64) + least) ** 2 @ blocks).sum())
         if weights is not None and not weighted <= bound:
             _refuse(found, start, 0, math.sqrt(weighted), math.sqrt(bound))
     return math.sqrt(lost / size) if size else 0.0

@@ -21,6 +21,9 @@ def numbers(rows=16, columns=512):
     yield np.where(rng.random((rows, columns)) < 0.01, 1.0, rng.standard_normal((rows, columns)) * 0.01)
     yield rng.standard_normal((rows, columns)) * np.exp(3 * rng.standard_normal((rows, columns // 16))).repeat(16, 1)
     yield np.zeros((rows, columns))
+    whole = np.clip(np.rint(rng.standard_normal((rows, columns)) * 40), -127, 127)  # as of a file of Q8_0
+    whole[:, ::32], whole[:, 1::32] = 127, -127  # neither sign has a code for both
+    yield whole / 127
 
 
 def planned(array, storage, importance=None):
