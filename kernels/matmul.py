@@ -53,7 +53,7 @@ PACKING_COST = 16  # packing an element takes as long as so many multiply-adds
 PARTS_OF_THREAD = 4  # at most
 BACKEND = os.environ.get("ABI_MATMUL") or "numba"  # "blas": NumPy's product, for comparison only
 if BACKEND not in ("numba", "blas"):
-    raise ValueError(f"ABI_MATMUL ({BACKEND}) must be numba or blas; unset it to use the kernels of this file")
+    raise ValueError(f"ABI_MATMUL ({BACKEND}) must be numba or blas; unset it to use the kernels")
 
 # -- reference ---------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import DISK_FULL, AbiError, ConfigError, of_the_system
+from ..errors import DISK_FULL, AbiError, ConfigError, of_the_system, shown
 from .console import silence_stdout
 from .options import Verbs
 
@@ -78,6 +78,7 @@ class Group(Verbs):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a verb; turn errors into one line and an exit code."""
         try:
+            _check_threads(os.environ.get("NUMBA_NUM_THREADS"))
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.Abort):
             raise
@@ -91,6 +92,12 @@ class Group(Verbs):
             # A variable of the environment (ABI_SIMD, ABI_MATMUL) is part of the call too.
             wrong_call = isinstance(error, click.ClickException | ConfigError) or str(error).startswith("ABI_")
             ctx.exit(2 if wrong_call else 1)
+
+
+def _check_threads(wanted: str | None) -> None:
+    """Raise ConfigError for a number of threads that Numba, once loaded, would refuse in words of its own."""
+    if wanted and not (wanted.isdecimal() and int(wanted) >= 1):
+        raise ConfigError(f"NUMBA_NUM_THREADS ({shown(wanted)}) must be at least 1; unset it to use all cores")
 
 
 def _complain(error: Exception) -> None:

@@ -58,7 +58,9 @@ def describe_machine(precision: Precision = Precision.FP32) -> str:
     tile = f"{FLOAT32.rows} x {FLOAT32.columns}"
     product = f", {simd.ISA.name}, tile {tile}" if matmul.BACKEND == "numba" else ", products by BLAS"
     rounding = ""
-    if precision is not Precision.FP32:
+    if matmul.BACKEND == "blas" and precision is not Precision.FP32:
+        rounding = f", operands rounded to {precision.value}"
+    elif precision is not Precision.FP32:
         method = getattr(PRECISIONS[precision], "method", "fp32")
         exact = precision is Precision.BF16X6 and method == "fp32"  # nothing is gained by parts on this machine
         rounding = f", {precision.value}: {'float32 arithmetic' if exact else BF16_METHODS[method]}"

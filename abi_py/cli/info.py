@@ -51,9 +51,14 @@ def defaults() -> dict[str, dict[str, Any]]:
 def multiplied(choice: Any) -> str:
     """Say how products of bfloat16, or of its parts, are made here, and what was measured of each way."""
     rates = ", ".join(f"{BF16_METHODS[name]} {rate / 1e9:.0f}" for name, rate in choice.rates.items())
-    measured = f" (measured, one thread, GFLOP/s: {rates}; another way from {choice.worth:g} times on)" if rates else ""
-    chosen = f" ({choice.variable})" if os.environ.get(choice.variable) else measured
-    return BF16_METHODS[choice.method] + chosen
+    least = f"another way is taken if it is {choice.worth:g} times as fast as the first"
+    measured = f" (tiles measured on one thread, GFLOP/s: {rates}; {least})" if rates else ""
+    return BF16_METHODS[choice.method] + (given(choice.variable) or measured)
+
+
+def given(variable: str) -> str:
+    """Name a variable of the environment where it decides; "" where it is not set."""
+    return f" ({variable})" if os.environ.get(variable) else ""
 
 
 def tile() -> str:
@@ -61,8 +66,8 @@ def tile() -> str:
     from ..kernels.engine.number_formats import FLOAT32, TILES
 
     rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in TILES.rates.items())
-    measured = f" (measured, one thread, GFLOP/s: {rates})" if rates else ""
-    return f"{FLOAT32.rows} x {FLOAT32.columns}" + (" (ABI_TILE)" if os.environ.get("ABI_TILE") else measured)
+    measured = f" (measured on one thread, GFLOP/s: {rates})" if rates else ""
+    return f"{FLOAT32.rows} x {FLOAT32.columns}" + (given("ABI_TILE") or measured)
 
 
 def amx_state() -> str:
@@ -101,7 +106,7 @@ def machine_facts() -> dict[str, Any]:
         "widest_simd_of_the_host": facts["host"],
         "floats_in_a_vector": facts["lanes"],
         "tile": tile(),
-        "matmul": f"{matmul.BACKEND} (ABI_MATMUL)",
+        "products": ("Numba's kernels" if matmul.BACKEND == "numba" else "NumPy's") + given("ABI_MATMUL"),
         "compiled": JIT,
         "measured_peak_gflops": peaks[0],
         "measured_peak_bf16_gflops": peaks[1],

@@ -54,7 +54,9 @@ def start(run: Run, console: "Console") -> int:
     most = "at most " if run.train.conversations else ""
     tokens = training.batch_size * training.max_seq_len * training.grad_accum_steps
     steps = f"{counted(total, 'step')} of {most}{counted(tokens, 'token')} ({epoch:,} an epoch)"
-    say(console, "plan", f"{counted(training.epochs, 'epoch')}, {steps}; run in {run.directory}")
+    whole = not training.max_steps or total < training.max_steps
+    what = counted(training.epochs, "epoch") if whole else f"to step {training.max_steps:,}"
+    say(console, "plan", f"{what}, {steps}; run in {run.directory}")
     tokenizer, problem = run.begin()
     if tokenizer is not None and run.config.data.train_tokenizer:
         size = f"{tokenizer.vocab_size:,} tokens"

@@ -255,13 +255,19 @@ class Sink(Protocol):
 
 
 class EventHub:
-    """Hands events to all sinks and survives their failures; `warnings` collects what went wrong, for the report."""
+    """Hands events to all sinks and survives their failures; `warnings` collects what went wrong, for the report.
+
+    Sinks that are added before training begins are told of the warnings that came before them: what loading a
+    checkpoint warns of must not wait for the report.
+    """
 
     def __init__(self) -> None:
         """Begin without sinks."""
         self.sinks: list[Sink] = []
         self.failures: dict[int, int] = {}  # id of the sink -> how often it failed
         self.warnings: list[str] = []
+        self._early: list[WarningEvent] = []
+        self._begun = False
 
     def add(self, sink: Sink) -> None:
         """Add a sink; two sinks that write the same file are a `ConfigError`."""
@@ -270,11 +276,17 @@ class EventHub:
             if path is not None and getattr(other, "path", None) == path:
                 raise ConfigError(f"two sinks would write {path}; set log_dir to another directory than the run's own")
         self.sinks.append(sink)
+        for warning in self._early:
+            self._guarded(sink, warning, lambda warning=warning: sink.handle(warning))  # type: ignore[misc]
 
     def emit(self, event: Event, but: Sequence[Sink] = ()) -> None:
         """Give the event to every sink, but not to these."""
         if isinstance(event, WarningEvent):
             self.warnings.append(event.message)
+            if not self._begun:
+                self._early.append(event)
+        else:
+            self._begun, self._early = True, []
         for sink in self.sinks:
             if any(sink is other for other in but):
                 continue

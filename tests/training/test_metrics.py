@@ -114,6 +114,17 @@ def test_a_failing_sink_is_reported_once_and_tried_again(record):
     assert len(broken.seen) == 1
 
 
+def test_a_sink_is_told_of_warnings_from_before_training(record):
+    """What loading a checkpoint warns of is shown at once, not in the report alone."""
+    hub, early, late = EventHub(), record(), record()
+    hub.emit(WarningEvent(step=3, time=0.0, message="other bits"))
+    hub.add(early)
+    assert [event.message for event in early.events] == ["other bits"]
+    hub.emit(a_step(4))
+    hub.add(late)
+    assert late.events == []
+
+
 def test_training_survives_a_broken_sink(make_model, make_config, data):
     report = LlamaTrainer(make_model(), make_config(), [Broken()]).fit(data)
     assert report.total_steps == 6
