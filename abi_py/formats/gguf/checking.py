@@ -118,8 +118,11 @@ def read_again(
 def _checksum(tensor: GgufTensor) -> int:
     value, raw = 0, tensor.raw
     step = max(1, PIECE // tensor.shape[-1])
-    for first in range(0, len(raw), step):
+    for i, first in enumerate(range(0, len(raw), step)):
         value = zlib.crc32(raw[first : first + step].data.cast("B"), value)
+        if i % 64 == 63:
+            tensor.forget()
+    tensor.forget()
     return value
 
 
@@ -152,6 +155,7 @@ def _compare(found: GgufTensor, tensor: PlannedTensor) -> float:
                 blocks = weights.reshape(-1, tensor.kind.block).sum(1, dtype=np.float64)
                 weighted += float(np.einsum("rk,rk,k->", error, error, weights))
                 bound += float((((step + SCALE) * tallest.astype(np.float64) + least) ** 2 @ blocks).sum())
+        found.forget()
         if weights is not None and not weighted <= bound:
             _refuse(found, start, 0, math.sqrt(weighted), math.sqrt(bound))
     return math.sqrt(lost / size) if size else 0.0
@@ -167,8 +171,10 @@ def _weights(tensor: PlannedTensor, row: int) -> np.ndarray | None:
 
 def _tallest(x: np.ndarray, block: int) -> np.ndarray:
     """Return the largest size of a number in each block, (rows, blocks); NaN if there is one."""
-    blocks = x.reshape(len(x), -1, block)
-    return np.maximum(blocks.max(2), -blocks.min(2))
+    sizes = np.abs(x).ravel()
+    while block > 1:  # a power of two; neighbours in one long loop: six times as fast as a maximum over short axes
+        sizes, block = np.maximum(sizes[::2], sizes[1::2]), block // 2
+    return sizes.reshape(len(x), -1)
 
 
 def _refuse(found: GgufTensor, row: int, block: int, off: float, allowed: float) -> None:
