@@ -107,6 +107,7 @@ class Weight:
     w: np.ndarray  # as its storage keeps it
     dw: np.ndarray | None
     storage: Storage = FLOAT32
+    each: tuple["Weight", ...] = ()  # of stacked matrices that are kept as they lie, one by one; w is then empty
 
 
 def adjoin(one: Weight, other: Weight) -> bool:

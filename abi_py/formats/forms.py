@@ -58,7 +58,7 @@ def from_stored(
 
 
 def to_stored(
-    table: tuple[Tensor, ...], tensors: Mapping[str, np.ndarray | Stored | Encoded], code: str = "F32"
+    table: tuple[Tensor, ...], tensors: Mapping[str, np.ndarray | Stored | Stack | Encoded], code: str = "F32"
 ) -> dict[str, Joined]:
     """Return what is written of tensors by our names: by Hugging Face's names, as numbers of the type `code`."""
     parts: dict[str, dict[int, Numbers]] = {}

@@ -118,6 +118,28 @@ class Stack:
         """Say whether all numbers take two bytes each."""
         return all(part.is_narrow for part in self.parts)
 
+    def at(self, index: tuple[int, ...]) -> Stored:
+        """Return one of its matrices, by the indices of the axes before them."""
+        return self.parts[index[0]].at(index[1:])
+
+    def turned(self) -> "Stack":
+        """Return it with rows for columns."""
+        return Stack(tuple(part.turned() for part in self.parts))
+
+    def settled(self) -> "Stack":
+        """Return it ready to be read in strips of rows."""
+        return self
+
+    def part(self, first: int, last: int) -> "Stack":
+        """Return some of what its first axis has."""
+        return Stack(self.parts[first:last])
+
+    def widened(self) -> np.ndarray:
+        """Return its numbers, float32."""
+        out = np.empty(self.shape, np.float32)
+        self.copy_to(out)
+        return out
+
     def copy_to(self, out: np.ndarray) -> None:
         """Write its numbers to `out`, float32 of its shape."""
         for part, place in zip(self.parts, out, strict=True):

@@ -31,7 +31,7 @@ from ..formats.finite import check_written
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..formats.safetensors import Joined, Stored, encoded_size, safetensors_pieces
+from ..formats.safetensors import Joined, Stack, Stored, encoded_size, safetensors_pieces
 from ..parameters import Tensor
 
 __all__ = ["DTYPES", "Savable", "check_space", "config_content", "new_folder", "write_folder"]
@@ -62,7 +62,7 @@ class Savable(Protocol):
 
 def write_folder(
     folder: Path,
-    model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]],
+    model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stack | Encoded]],
     besides: tuple[Companions, Savable | None, Mapping[str, str]],
     *,
     dtype: str,

@@ -1,22 +1,22 @@
 """FrozenModel: weights that are only read, as they lie in a folder or a GGUF file: mapped, each in its own storage.
 
 It has neither gradients nor moments.  It evaluates, it decodes, and adapters can be trained on it; a matrix in bfloat16
-so takes two bytes for each weight, which the system reads when they are first used.  What is no matrix (norms, biases,
-the stacked weights of experts, which are most of such a model) is a float32 copy.  Losses and logits have the bits of
-the model with all weights widened to float32; in the gradients of adapters the sums over q, k and v are in another
-order, because only float32 neighbours are one product.
+so takes two bytes for each weight, which the system reads when they are first used.  So do the matrices of experts, and
+of one that is not chosen nothing is read.  What is no matrix (norms, biases) is a float32 copy.  Losses and logits have
+the bits of the model with all weights widened to float32, but for experts in a bfloat16 step
+(`layers/expert_products.py`); in the gradients of adapters the sums over q, k and v, and over gate and up of experts,
+are in another order, because only float32 neighbours are one product.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ..config import TrainableModelConfig
 from ..families import layers, tensor_table
-from ..formats.encoded import Encoded, kept_as
+from ..formats.encoded import Encoded
 from ..formats.finite import check_read
 from ..formats.safetensors import Stack, Stored
 from ..kernels.engine.scratch import aligned_empty
@@ -27,32 +27,36 @@ from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["FrozenModel", "frozen_bytes", "read_frozen"]
 
-
-@dataclass(frozen=True)
-class _Kept:
-    raw: np.ndarray
-    storage: Storage
-
-    def stored(self, shape: tuple[int, ...]) -> Stored | Encoded:
-        """Return it as a tensor of that shape."""
-        return kept_as(self.storage, self.raw, shape)
+Kept = Stored | Stack | Encoded
+NOTHING = np.empty(0, np.float32)
 
 
-def _stays_narrow(tensor: Stored | Stack | Encoded) -> bool:
-    return not isinstance(tensor, Stack) and len(tensor.shape) == 2 and tensor.is_narrow
+def _stays_narrow(tensor: Kept) -> bool:
+    return len(tensor.shape) > 1 and tensor.is_narrow
 
 
-def _keep(tensor: Stored | Stack | Encoded) -> _Kept:
-    """Return a tensor in one of the storages; what has none (float64), vectors and stacks are copied to float32."""
-    if isinstance(tensor, Encoded) and _stays_narrow(tensor):
-        return _Kept(tensor.raw, tensor.storage)
-    if isinstance(tensor, Stored) and _stays_narrow(tensor):
-        # As it lies; a matrix that is stored transposed is copied, and stays as narrow.
-        raw = tensor.raw if tensor.raw.flags.c_contiguous else np.ascontiguousarray(tensor.raw)
-        return _Kept(raw, STORAGES["bf16" if tensor.bf16 else "float16"])
-    copy = aligned_empty(tensor.shape)
-    tensor.copy_to(copy)
-    return _Kept(copy, STORAGES["float32"])
+def _keep(tensor: Kept) -> Kept:
+    """Return matrices as they lie, if they are narrow; vectors and all others (float64) are copied to float32."""
+    if not _stays_narrow(tensor):
+        copy = aligned_empty(tensor.shape)
+        tensor.copy_to(copy)
+        return Stored(copy)
+    if isinstance(tensor, Stack):
+        return Stack(tuple(_in_rows(part) for part in tensor.parts))
+    return _in_rows(tensor) if isinstance(tensor, Stored) else tensor
+
+
+def _in_rows(tensor: Stored) -> Stored:
+    """Return matrices whose rows lie one after the other: what is stored transposed is copied, and stays as narrow."""
+    *stacked, _, _ = tensor.shape
+    one = tensor.raw[(0,) * len(stacked)]
+    return tensor if one.flags.c_contiguous else Stored(np.ascontiguousarray(tensor.raw), tensor.bf16)
+
+
+def _storage(tensor: Stored | Encoded) -> Storage:
+    if isinstance(tensor, Encoded):
+        return tensor.storage
+    return STORAGES["bf16" if tensor.bf16 else tensor.raw.dtype.name]
 
 
 class FrozenModel(Transformer):
@@ -66,7 +70,15 @@ class FrozenModel(Transformer):
         made = layers(config)
         for layer in made:
             layer.bind(self.frozen)
-        super().__init__(config, {name: kept.raw for name, kept in self._kept.items()}, made)
+        super().__init__(config, dict(self._arrays()), made)
+
+    def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield what is in memory or mapped, by name; of experts that are stored one by one, with their numbers."""
+        for name, kept in self._kept.items():
+            if isinstance(kept, Stack):
+                yield from ((f"{name}.{e}", part.raw) for e, part in enumerate(kept.parts))
+            else:
+                yield name, kept.raw
 
     @classmethod
     def from_pretrained(
@@ -94,32 +106,36 @@ class FrozenModel(Transformer):
     def _says(self) -> str:
         return f"{super()._says()}, kept in {' and '.join(self.storages())}"
 
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]]:
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stack | Encoded]]:
         """Return the table and the weights as they are kept."""
-        return self.table, {tensor.name: self._kept[tensor.name].stored(tensor.shape) for tensor in self.table}
+        return self.table, self._kept
 
     def frozen(self, name: str) -> Weight:
         """Return a tensor for a layer that does not train it."""
         kept = self._kept[name]
-        return Weight(name, kept.raw, None, kept.storage)
+        if isinstance(kept, Stack) or (len(kept.shape) > 2 and kept.is_narrow):
+            return Weight(name, NOTHING, None, each=tuple(_weight(name, kept.at((e,))) for e in range(kept.shape[0])))
+        return _weight(name, kept)
 
     def _begin_backward(self) -> bool:
         raise RuntimeError("nothing of a FrozenModel is trained; put adapters on it: LoraModel(model)")
 
     def storages(self) -> tuple[str, ...]:
         """Return the names of the storages that its matrices are kept in."""
-        return tuple(sorted({kept.storage.name for kept in self._kept.values() if kept.raw.ndim == 2}))
+        kept = (part for each in self._kept.values() for part in (each.parts if isinstance(each, Stack) else [each]))
+        return tuple(sorted({_storage(each).name for each in kept if len(each.shape) > 1}))
 
     def widened(self) -> TrainableModel:
         """Return a copy whose weights are float32, and are trained."""
         model = TrainableModel(self.config, zeros(self.config))
         for name, kept in self._kept.items():
-            if kept.raw.ndim == 2:
-                kept.storage.decode(model.weights[name], kept.raw, 0)
-            else:
-                model.weights[name] = kept.raw
+            kept.copy_to(model.weights[name])
         model.companions = self.companions
         return model
+
+
+def _weight(name: str, kept: Stored | Encoded) -> Weight:
+    return Weight(name, kept.raw, None, _storage(kept))
 
 
 def frozen_bytes(place: Path, config: TrainableModelConfig) -> int:
@@ -129,10 +145,10 @@ def frozen_bytes(place: Path, config: TrainableModelConfig) -> int:
     return sum(map(_kept_bytes, found))
 
 
-def _kept_bytes(tensor: Stored | Stack | Encoded) -> int:
-    if isinstance(tensor, Stack) or not _stays_narrow(tensor):
+def _kept_bytes(tensor: Kept) -> int:
+    if not _stays_narrow(tensor):
         return 4 * math.prod(tensor.shape)
-    return tensor.raw.nbytes
+    return sum(part.raw.nbytes for part in tensor.parts) if isinstance(tensor, Stack) else tensor.raw.nbytes
 
 
 def read_frozen(

@@ -23,14 +23,14 @@ from ..formats.gguf.quantising import FileType, Plan, Subject, file_type
 from ..formats.gguf.rows import rows_in_file
 from ..formats.gguf.writing import PlannedTensor, Progress
 from ..formats.huggingface import bytes_of_size
-from ..formats.safetensors import Stored
+from ..formats.safetensors import Stack, Stored
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Tensor
 from .gguf_model import heads_of
 
 __all__ = ["plan_gguf", "write_gguf_model"]
 
-Kept = np.ndarray | Stored | Encoded
+Kept = np.ndarray | Stored | Stack | Encoded
 
 
 def plan_gguf(config: TrainableModelConfig, quantize: FileType | str, *, weighted: bool = False) -> Plan:
@@ -98,11 +98,23 @@ def _planned(name: str, shape: tuple[int, ...], rows: "_Rows", importance: np.nd
     return PlannedTensor(name=name, shape=shape, kind=BY_STORAGE[rows.storage], rows=rows, importance=importance)
 
 
+def _rows_of(kept: Stored | Stack, first: int, last: int) -> Stored:
+    """Return rows of a matrix, or of stacked ones as if each lay below the one before."""
+    if isinstance(kept, Stored) and len(kept.shape) == 2:
+        return kept.part(first, last)
+    height = kept.shape[1]
+    cut = range(first // height, -(-last // height))
+    parts = [kept.at((e,)).part(max(first - e * height, 0), last - e * height) for e in cut]
+    if len({(part.bf16, part.raw.dtype) for part in parts}) == 1:
+        return Stored(np.concatenate([part.raw for part in parts]), parts[0].bf16)
+    return Stored(np.concatenate([np.asarray(part.widened(), np.float32) for part in parts]))
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Gives the rows of a tensor as they are written: raw ones where it is kept so, else float32."""
 
-    kept: Stored | Encoded
+    kept: Stored | Stack | Encoded
     storage: str
     name: str
     order: np.ndarray | None = None  # of the rows, where it is not ours
@@ -120,8 +132,10 @@ class _Rows:
             numbers = np.asarray(self.kept.widened(), np.float32)
             numbers = numbers if self.order is None else numbers[self.order]
             return (numbers + np.float32(self.plus))[None]
-        flat = self.kept.raw.reshape(-1, shape[-1])
-        part = Stored(flat[first:last] if self.order is None else flat[rows], self.kept.bf16)
+        if self.order is None or isinstance(self.kept, Stack):  # experts have no heads
+            part = _rows_of(self.kept, first, last)
+        else:
+            part = Stored(self.kept.raw[rows], self.kept.bf16)
         if self.storage != "float32" and self.storage == ("bf16" if part.bf16 else str(part.raw.dtype)):
             return self._finite(part.raw, first, STORAGES[self.storage])
         return np.ascontiguousarray(part.widened(), np.float32)

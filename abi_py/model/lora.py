@@ -29,6 +29,7 @@ from ..families import layers, tensor_table
 from ..fields import either
 from ..formats.encoded import Encoded
 from ..formats.peft import adapter_config, read_adapter, write_adapter
+from ..formats.safetensors import Stack as Stacked
 from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
@@ -152,7 +153,7 @@ class LoraModel(Transformer):
             _add_adapters(copy, self)
         return copy
 
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]]:
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stacked | Encoded]]:
         """Return the table of the network and its weights, adapters merged, which are a copy."""
         return self.merged().stored_tensors()
 

@@ -22,6 +22,7 @@ from ..families import layers, tensor_table
 from ..formats.encoded import Encoded
 from ..formats.finite import check_read, find_nonfinite
 from ..formats.forms import to_stored
+from ..formats.safetensors import Stack as Stacked
 from ..formats.safetensors import Stored
 from ..formats.zig import load_abic, save_abic
 from ..kernels.engine.number_formats import PRECISIONS
@@ -61,7 +62,7 @@ class Transformer(Shown, Writable):
         self._last: tuple[np.ndarray, Run] | None = None  # ids and run of the forward that the arena holds
 
     def _says(self) -> str:
-        trained, whole = self.num_params(), sum(array.size for array in self.base.values())
+        trained, whole = self.num_params(), self.config.num_params()
         count = f"{trained:,} parameters" if trained == whole else f"{trained:,} of {whole:,} parameters trained"
         return f"{self.config.family.value}, {count}: {self.config.in_brief()}"
 
@@ -362,7 +363,7 @@ class TrainableModel(Transformer):
         model.companions = found.companions
         return model
 
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]]:
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stacked | Encoded]]:
         """Return the table and the weights."""
         return self.parameters.table, dict(self.weights)
 

@@ -14,7 +14,7 @@ from ..formats.encoded import Encoded
 from ..formats.gguf.checking import Written
 from ..formats.gguf.companion_files import metadata_of_companions
 from ..formats.gguf.writing import Progress
-from ..formats.safetensors import Stored
+from ..formats.safetensors import Stack, Stored
 from ..parameters import Tensor
 from .folder_writing import Savable, write_folder
 from .gguf_writing import write_gguf_model
@@ -29,7 +29,7 @@ class Writable(ABC):
     companions = Companions()  # what belongs to it beside its weights, and goes along into folders and checkpoints
 
     @abstractmethod
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Encoded]]:
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stack | Encoded]]:
         """Return the table of all tensors of the network, and their numbers by name."""
 
     def save_pretrained(

@@ -48,7 +48,9 @@ def stored_as(model: "TrainableModel", storage: str) -> "FrozenModel":
 
     keep = STORAGES[storage]
     kept = {
-        name: kept_as(keep, keep.encode_ref(w), w.shape) if w.ndim == 2 and w.shape[1] % keep.block == 0 else Stored(w)
+        name: kept_as(keep, keep.encode_ref(w.reshape(-1, w.shape[-1])), w.shape)
+        if w.ndim > 1 and w.shape[-1] % keep.block == 0
+        else Stored(w)
         for name, w in model.weights.items()
     }
     return FrozenModel(model.config, kept)

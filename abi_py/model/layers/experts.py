@@ -1,7 +1,7 @@
 """The feed-forward branch of a mixture of experts: out = x + Σ_j g_j expert_j(n), n = norm(x), over the chosen experts.
 
     router      logits = n w_routerᵀ, the K largest of E chosen, gates g (`kernels/router.py`)
-    expert e    (silu(n experts_gate[e]ᵀ) * (n experts_up[e]ᵀ)) experts_down[e]ᵀ (`kernels/experts.py`)
+    expert e    (silu(n experts_gate[e]ᵀ) * (n experts_up[e]ᵀ)) experts_down[e]ᵀ (`expert_products.py`)
 
 Every token is computed by its K experts, however many choose one of them.  Inside, arrays have S = N K rows, those of
 an expert one after the other.  The router's product is float32 in any number format: what it rounds would be a choice.
@@ -20,17 +20,16 @@ from ...kernels.engine.number_formats import FLOAT32
 from ...kernels.router import load_balancing, z_loss
 from ...kernels.unchecked import (
     expert_gradients,
-    from_experts,
     product,
     route_backward,
     route_forward,
-    to_experts,
     weighted_swiglu_backward,
     weighted_swiglu_forward,
     weighted_swiglu_forward_rounded,
 )
 from ...parameters import TensorSpec, Weight
 from .. import reference_experts
+from .expert_products import ExpertProducts, Rows, products_of
 from .layer import Branch
 from .linear import Linear, Projection
 from .norm import Norm
@@ -217,6 +216,7 @@ class Experts(Branch):
         self._linear.bind(self.at, weights)
         (router,), (self.router,) = self._linear.parts, self._linear.products
         self.matrices = tuple(weights(self.at + name) for name in MATRICES)
+        self.products: ExpertProducts = products_of(*self.matrices)
         self.own = [router, *self.matrices]
         self.weights = [*self.weights, *self.own]
         self.routed = self.routing.join(self.block)
@@ -240,28 +240,27 @@ class Experts(Branch):
 
     def forward(self, out: np.ndarray, a: Saved, s: Scratch, run: Run) -> None:
         """Write out (N, C) from a.x (N, C), and fill the other arrays of a."""
-        gate, up, down = self.matrices
         self.norm.forward(s.n, a.r, a.x)
         self.router.product(a.logits, s.n, None, _exact(run))
-        token, offsets = self._route(a, self.routed, run.counted), self.routed.offsets
+        rows = Rows(self._route(a, self.routed, run.counted), self.routed.offsets)
         h, weights = _rows(s.h, self.inner), a.weights.reshape(-1)
         gate_up, saved = _rows(s.gate_up if run.narrow else a.gate_up, 2 * self.inner), _rows(a.gate_up, 2 * self.inner)
-        to_experts(gate_up, s.n, token, offsets, gate.w, up.w, number_format=run.number_format)
+        self.products.gate_up(gate_up, s.n, rows, run)
         if run.narrow:
             weighted_swiglu_forward_rounded(h, saved, gate_up, weights)
         else:
             weighted_swiglu_forward(h, gate_up, weights)
-        from_experts(out, h, token, offsets, down.w, addend=a.x, number_format=run.number_format)
+        self.products.down(out, h, rows, a.x, run)
 
     def backward(self, dx: np.ndarray, a: Saved, s: Scratch, run: Run, below: bool) -> None:
         """Turn dx (N, C) from the gradient of out into that of a.x, in place; add to the penalties of the run."""
         gate, up, down = self.matrices
-        token, offsets = _numbers(a.token).reshape(-1), self.routed.offsets
-        rows, options = (token, offsets), {"accumulate": run.accumulate, "number_format": run.number_format}
+        rows = Rows(_numbers(a.token).reshape(-1), self.routed.offsets)
+        options = {"accumulate": run.accumulate, "number_format": run.number_format}
         F, weights, dweights = self.inner, a.weights.reshape(-1), s.dweights.reshape(-1)
         dh, gate_up, dgate_up = _rows(s.dh, F), _rows(a.gate_up, 2 * F), _rows(s.dgate_up, 2 * F)
         # forward: out = x + Σ h experts_downᵀ, h = g swiglu(gate_up); weighted_swiglu_backward leaves h in dh
-        to_experts(dh, dx, *rows, down.w, transposed=False, number_format=run.number_format)
+        self.products.down_backward(dh, dx, rows, run)
         weighted_swiglu_backward(dgate_up, dweights, dh, gate_up, weights)
         if down.dw is not None:
             expert_gradients(down.dw, dx, dh, *rows, gather_left=True, **options)
@@ -278,23 +277,22 @@ class Experts(Branch):
             product(dw, s.dlogits, s.n, transpose_a=True, addend=dw if run.accumulate else None)
         if below:
             self.router.product_backward(s.dn, s.dlogits, None, _exact(run))
-            same = {"addend": s.dn, "number_format": run.number_format}
-            from_experts(s.dn, dgate_up, *rows, gate.w, up.w, transposed=False, **same)
+            self.products.gate_up_backward(s.dn, dgate_up, rows, run)
             self.norm.backward(dx, s.dn, a.x, a.r, True)
 
     def decode(self, x: np.ndarray, s: Decoding, kept: KeysAndValues | None, run: Run, chunks: Sequence[Chunk]) -> None:
         """Turn x (rows, C) into out in place; of few rows, only the chosen experts' weights are read."""
-        gate, up, down = self.matrices
-        for rows, few in chunks:
+        for span, few in chunks:
             a = Experts.Decoding(**{name: array[few] for name, array in vars(s).items()})
-            self.norm.forward(a.n, a.r, x[rows])
+            out = x[span]
+            self.norm.forward(a.n, a.r, out)
             self.router.decode(a.logits, a.n, None, run)
             routed = Routed(self.experts)  # others may decode at the same time
-            token, offsets = self._route(a, routed, None), routed.offsets
+            rows = Rows(self._route(a, routed, None), routed.offsets)
             h, gate_up = _rows(a.h, self.inner), _rows(a.gate_up, 2 * self.inner)
-            to_experts(gate_up, a.n, token, offsets, gate.w, up.w)
+            self.products.gate_up(gate_up, a.n, rows, run)
             weighted_swiglu_forward(h, gate_up, a.weights.reshape(-1))
-            from_experts(x[rows], h, token, offsets, down.w, addend=x[rows])
+            self.products.down(out, h, rows, out, run)
 
 
 def _rows(x: np.ndarray, width: int) -> np.ndarray:
