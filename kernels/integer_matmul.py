@@ -22,19 +22,8 @@ import numba
 import numpy as np
 
 from .engine.checks import Array, check_apart, checked
-from .engine.integers import (
-    AT_ONCE,
-    BLOCK_BYTES,
-    BLOCK_SIZE,
-    GROUP,
-    OFFSETS,
-    SCALED,
-    grouped_ref,
-    integers,
-    multiply,
-    spread,
-    turn,
-)
+from .engine.few_rows import MOST, multiply_few
+from .engine.integers import AT_ONCE, integers, multiply, spread, turn
 from .engine.jit import helper, kernel, prange
 from .engine.replay import by_numpy
 from .engine.scratch import scratch
@@ -42,6 +31,7 @@ from .engine.shares import share_of
 from .engine.simd import LANES
 from .engine.threads import ONE_THREAD, thread_count
 from .engine.vectors import bits_of, float_from_bits
+from .engine.whole_numbers import BLOCK_BYTES, BLOCK_SIZE, GROUP, OFFSETS, SCALED, grouped_ref
 from .matmul import THREADS
 from .storage.blocks import BlockStorage
 
@@ -53,6 +43,7 @@ ALL_BUT_SIGN = np.int32(0x7FFFFFFF)  # bits of |x|, which are in the order of th
 # Columns of a panel, whole blocks of any storage.  With few rows of x, panel and rows of q fit the first-level cache;
 # with many, y is visited seldom: its rows may be a power of two apart, all of them in a few sets of the caches.
 PANEL_COLUMNS, WIDE_COLUMNS = 512, 4096
+FEW_COLUMNS = 2048  # whose sums fit the first-level cache, with few rows of x
 
 # -- reference: plain NumPy ----------------------------------------------------------------------
 
@@ -108,6 +99,28 @@ def _row_in_bytes(p, d, sums, x, group, zero, offsets):
 
 
 @kernel
+def _few_product(c, d, x, raw, p, p_words, dx, sums, zero, n, scale, offset, chunk, add, parts, table):
+    """c (N, M) = x (N, K) Wᵀ (+ d if add), N <= MOST; all from p on but `zero` is scratch."""
+    rows, columns = c.shape
+    depth = x.shape[1]
+    for i in range(rows):
+        _row_in_bytes(p[i], dx[i], sums[i], x[i], table[GROUP], zero, table[OFFSETS] != 0)
+    for part in prange(parts):
+        thread = numba.get_thread_id()
+        tables = n[thread], scale[thread], offset[thread]
+        last = share_of(columns, LANES, np.int64(part) + 1, parts)
+        for j in range(share_of(columns, LANES, np.int64(part), parts), last, LANES):
+            cols = min(LANES, last - j)
+            for k0 in range(0, depth, chunk):
+                k = min(chunk, depth - k0)
+                place = 0, j, rows, cols, p_words, dx, sums, k0, raw, k0 // table[BLOCK_SIZE] * table[BLOCK_BYTES]
+                if k0 > 0:
+                    multiply_few(c, c, *place, *tables, k, True, table)
+                else:
+                    multiply_few(c, d, *place, *tables, k, add, table)
+
+
+@kernel
 def _product(c, d, x, raw, p, p_words, dx, sums, zero, q, scale, offset, panels, chunk, add, parts, table):
     """c (N, M) = x (N, K) Wᵀ (+ d if add); all from p on but `zero` is scratch."""
     rows, columns = c.shape
@@ -160,16 +173,19 @@ def integer_product(y: Array, x: Array, raw: Array, storage: BlockStorage, adden
         by_numpy(np.copyto, y, np.float32(0) if addend is None else addend)
         return
     group, base = storage.group, y if addend is None else addend
-    chunk = PANEL_COLUMNS if rows <= AT_ONCE else WIDE_COLUMNS
+    few = rows <= MOST
+    chunk = FEW_COLUMNS if few else PANEL_COLUMNS if rows <= AT_ONCE else WIDE_COLUMNS
     words, groups = chunk // 4, chunk // group
     p_words, dx, sums = scratch(
         "integer product: x", (rows, depth // 4), (rows, depth // SCALED), (rows, depth // group)
     )
-    of_rows = (THREADS, LANES, words), (THREADS, LANES, groups), (THREADS, LANES, groups)
-    q_words, scale, offset = scratch("integer product: rows", *of_rows)
-    (panels,) = scratch("integer product: panels", (THREADS, 3, LANES * words))
+    of_rows = (THREADS, LANES, groups), (THREADS, LANES, groups)
     bytes_of = p_words.view(np.int8), p_words, dx, sums
-    rows_of = q_words, scale, offset, panels
-    parts = 1 if y.size * depth < ONE_THREAD else thread_count()
-    options = chunk, addend is not None, parts, integers(storage)
-    _product(y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, *rows_of, *options)
+    options = chunk, addend is not None, 1 if y.size * depth < ONE_THREAD else thread_count(), integers(storage)
+    if few:
+        tables = scratch("integer product: few rows", (THREADS, MOST * LANES, groups), *of_rows)
+        _few_product(y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, *tables, *options)
+        return
+    rows_of = scratch("integer product: rows", (THREADS, LANES, words), *of_rows)
+    (panels,) = scratch("integer product: panels", (THREADS, 3, LANES * words))
+    _product(y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, *rows_of, panels, *options)

@@ -14,10 +14,6 @@ numbers q, 0 to 255, of one row; for every group of columns a vector of scales, 
 where d is the scale of the row's 32 numbers.  Sums of whole numbers have the same bits in any order and by any
 instruction, and what is rounded is rounded one group after the other; so a row's bits do not depend on how many rows
 are multiplied, nor on the instruction set: `grouped_ref` has the same.  Nothing is fused, since not every machine can.
-
-Four products of a signed and an unsigned byte are added to 32 bits by `vpdpbusd` (VNNI), x from memory for all lanes
-at once.  Elsewhere by multiplying even and odd bytes as 16 bits (`vpmaddwd`): `vpmaddubsw` would be one instruction
-less, but its sums of two end at 32767.
 """
 
 import functools
@@ -25,30 +21,27 @@ import hashlib
 import inspect
 from typing import Any
 
-import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
 from numba.core import cgutils
 
 from .cache import source_hash
+from .few_rows import FEW_ARGUMENTS, FEW_COUNTS, few_body
 from .panels import transposed
-from .routines import TILE, Routine, entry_of, routine_table
+from .routines import Routine, call_routine, entry_of, routine_table
 from .scratch import LINE_BYTES
 from .simd import (
     F32,
     I1,
     I8,
-    I16,
     I32,
     I64,
-    ISA,
     LANES,
     VECTOR,
     ZERO,
     broadcast,
     constant,
-    declare,
     fetch,
     first_lanes,
     load,
@@ -61,81 +54,30 @@ from .simd import (
     with_twin,
 )
 from .spread import Block
+from .whole_numbers import (
+    BLOCK_BYTES,
+    BLOCK_SIZE,
+    FEW,
+    GROUP,
+    KNOWN,
+    MULTIPLY,
+    OFFSETS,
+    SCALED,
+    SPREAD,
+    TURN,
+    WHICH,
+    dot,
+    grouped_ref,
+)
 
-__all__ = [
-    "AT_ONCE",
-    "BLOCK_BYTES",
-    "BLOCK_SIZE",
-    "GROUP",
-    "OFFSETS",
-    "SCALED",
-    "grouped_ref",
-    "integers",
-    "multiply",
-    "spread",
-    "turn",
-]
+__all__ = ["AT_ONCE", "integers", "multiply", "spread", "turn"]
 
-SCALED = 32  # numbers of x that share a scale
 AT_ONCE = 8  # rows of x that are multiplied at once: their sums of either kind fit the registers
 ROW_COUNTS = tuple(2**i for i in range(AT_ONCE.bit_length()))
-# Entries of the table: a number in KNOWN, and what that storage says.
-WHICH, GROUP, OFFSETS, BLOCK_SIZE, BLOCK_BYTES = range(5)
-SPREAD, TURN, MULTIPLY = range(TILE, TILE + 3)
-KNOWN: list[Any] = []  # whose tables were asked for
-
 LANE_WORDS = ir.VectorType(I32, LANES)
 
 
-# -- reference -----------------------------------------------------------------------------------
-
-
-def grouped_ref(y, x, d, sums, q, scale, offset, zero):
-    """Return y (N, M) + the product of x (N, K) int8 times d (N, K / 32), and (q - zero) (M, K) times scale, - offset.
-
-    scale, offset (M, K / group); offset may be None; sums (N, K / group) float32: d Σ x of each group.
-    """
-    group = q.shape[1] // scale.shape[1] if scale.shape[1] else 1
-    for g in range(scale.shape[1]):
-        columns = slice(g * group, (g + 1) * group)
-        n = x[:, columns].astype(np.int32) @ (q[:, columns].astype(np.int32) - np.int32(zero)).T
-        y = y + n.astype(np.float32) * (d[:, g * group // SCALED, None] * scale[:, g])
-        if offset is not None:
-            y = y - sums[:, g, None] * offset[:, g]
-    return y
-
-
 # -- LLVM ----------------------------------------------------------------------------------------
-
-
-def _dot(builder, total, w, x):
-    """Emit total + the four products of bytes of each lane: w is unsigned, x signed; both vectors of words."""
-    features = llvm.get_host_cpu_features()
-    vnni = bool(features.get("avx512vnni"))
-    if (ISA.name == "avx512" and vnni) or (ISA.name == "avx2" and (features.get("avxvnni") or vnni)):
-        dot = declare(builder, f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", LANE_WORDS, [LANE_WORDS] * 3)
-        return builder.call(dot, [total, w, x])
-    halves = ir.VectorType(I16, 2 * LANES)
-    eight = ir.Constant(halves, [8] * 2 * LANES)
-    even_w = builder.bitcast(builder.and_(w, ir.Constant(LANE_WORDS, [0xFF00FF] * LANES)), halves)
-    odd_w = builder.lshr(builder.bitcast(w, halves), eight)
-    odd_x = builder.bitcast(x, halves)
-    even_x, odd_x = builder.ashr(builder.shl(odd_x, eight), eight), builder.ashr(odd_x, eight)
-    for pair in ((even_w, even_x), (odd_w, odd_x)):
-        total = builder.add(total, _sums_of_pairs(builder, *pair))
-    return total
-
-
-def _sums_of_pairs(builder, w, x):
-    """Emit the sums of two products of 16-bit neighbours, in 32 bits."""
-    names = {"avx512": "avx512.pmaddw.d.512", "avx2": "avx2.pmadd.wd"}
-    features = llvm.get_host_cpu_features()
-    if ISA.name in names and features.get("avx512bw" if ISA.name == "avx512" else "avx2"):
-        return builder.call(declare(builder, f"llvm.x86.{names[ISA.name]}", LANE_WORDS, [w.type] * 2), [w, x])
-    wide = ir.VectorType(I32, 2 * LANES)
-    products = builder.mul(builder.sext(w, wide), builder.sext(x, wide))
-    picks = (ir.Constant(LANE_WORDS, [2 * lane + odd for lane in range(LANES)]) for odd in (0, 1))
-    return builder.add(*(builder.shuffle_vector(products, products, pick) for pick in picks))
 
 
 def _spread_body(storage, builder, q, scale, offset, raw, following, q_row, scale_row, raw_row, rows, blocks):
@@ -206,7 +148,7 @@ def _multiply_body(together, group, offsets, builder, *arguments):
                 right = load(builder, move(builder, w, builder.mul(place, constant(LANES))), LANE_WORDS)
                 for r, at in enumerate(lines_x):
                     left = broadcast(builder, builder.load(move(builder, at, place)), LANE_WORDS)
-                    found[r] = _dot(builder, found[r], right, left)
+                    found[r] = dot(builder, found[r], right, left)
             scale = load(builder, move(builder, scales, at_panel))
             for number, factor, total in zip(found, factors, totals, strict=True):
                 term = builder.fmul(builder.sitofp(number, VECTOR), builder.fmul(factor, scale))
@@ -233,17 +175,13 @@ def integers(storage: Any) -> np.ndarray:
     for variant, together in enumerate(ROW_COUNTS):
         body = functools.partial(_multiply_body, together, storage.group, storage.offsets)
         routines[MULTIPLY + variant] = [*[floats] * 8, *[I64] * 8, I1], body
+    for variant, together in enumerate(FEW_COUNTS):
+        routines[FEW + variant] = FEW_ARGUMENTS, functools.partial(few_body, storage, together)
     header = {WHICH: len(KNOWN), GROUP: storage.group, OFFSETS: int(storage.offsets)}
     header |= {BLOCK_SIZE: storage.block, BLOCK_BYTES: storage.bytes_per_block}
     KNOWN.append(storage)
     kept_as = hashlib.sha256(source_hash(inspect.getfile(type(storage)))).hexdigest()[:8]
     return routine_table(f"integers-{storage.name}-{kept_as}", header, routines)
-
-
-def _call(context, builder, table_type, table, slot, values):
-    address = entry_of(context, builder, table_type, table, slot)
-    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-    builder.call(builder.inttoptr(address, kind.as_pointer()), values)
 
 
 # -- as operations of kernels, whose arrays are float32 whatever is in them -----------------------
@@ -276,7 +214,7 @@ def spread(typing, q, scale, offset, raw, j, rows, begin, k, table):
         pointers.append(move(builder, following, builder.mul(begin, constant(LANES))))
         lengths = [row_length(context, builder, kinds[at], x) for at, x in ((0, q), (1, scale), (3, raw))]
         blocks = builder.sdiv(k, entry_of(context, builder, kinds[8], table, BLOCK_SIZE))
-        _call(context, builder, kinds[8], table, SPREAD, [*pointers, *lengths, rows, blocks])
+        call_routine(context, builder, kinds[8], table, SPREAD, [*pointers, *lengths, rows, blocks])
         return context.get_dummy_value()
 
     return types.void(q, scale, offset, raw, *[types.intp] * 4, table), codegen
@@ -297,7 +235,7 @@ def turn(typing, panel, source, count, table):
         to = pointer(context, builder, kinds[0], panel, constant(0))
         begin = pointer(context, builder, kinds[1], source, constant(0), constant(0))
         values = [to, begin, row_length(context, builder, kinds[1], source), count]
-        _call(context, builder, kinds[3], table, TURN, values)
+        call_routine(context, builder, kinds[3], table, TURN, values)
         return context.get_dummy_value()
 
     return types.void(panel, source, types.intp, table), codegen
@@ -352,7 +290,7 @@ def multiply(typing, c, d, i, j, rows, cols, x, dx, sums, k0, w, scales, offs, k
         for smaller in ROW_COUNTS[:-1]:
             slot = builder.add(slot, builder.zext(builder.icmp_signed(">", rows, constant(smaller)), I64))
         values = [*pointers, *lengths, rows, cols, builder.sdiv(k, block), add]
-        _call(context, builder, kinds[15], table, slot, values)
+        call_routine(context, builder, kinds[15], table, slot, values)
         return context.get_dummy_value()
 
     numbers = [types.intp] * 4

@@ -14,9 +14,9 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
-from .simd import F32, I8, I16, I32, broadcast, declare, each, move
+from .simd import F32, I8, I16, I32, broadcast, declare, each, move, of_shape
 
-__all__ = ["Block", "Bytes", "Floats", "joined"]
+__all__ = ["Block", "Bytes", "Floats", "Half", "joined", "widened_half"]
 
 HALF_FLOAT = ir.HalfType()
 
@@ -32,6 +32,20 @@ class Floats:
 
     def __neg__(self) -> "Floats":
         return Floats(self.builder, self.builder.fneg(self.value))
+
+
+class Half(Floats):
+    """A number in half precision: as float32 where that is asked for."""
+
+    def __init__(self, builder: ir.IRBuilder, bits: ir.Value) -> None:
+        self.builder, self.bits = builder, bits
+
+    @property
+    def value(self) -> ir.Value:  # type: ignore[override]
+        return widened_half(self.builder, self.bits)
+
+    def __neg__(self) -> "Half":
+        return Half(self.builder, self.builder.xor(self.bits, ir.Constant(I16, 0x8000)))
 
 
 class Bytes:
@@ -109,9 +123,9 @@ class Block:
         flags = self.builder.bitcast(self._read(at, ir.IntType(count)), ir.VectorType(ir.IntType(1), count))
         return Bytes(self.builder, self.builder.zext(flags, ir.VectorType(I8, count)))
 
-    def half(self, at: int) -> Floats:
+    def half(self, at: int) -> Half:
         """Return the number in half precision, little-endian, at byte `at`."""
-        return Floats(self.builder, self._widened(self._read(at, I16)))
+        return Half(self.builder, self._read(at, I16))
 
     def power_of_two(self, at: int, bias: int) -> Floats:
         """Return 2^(byte - bias), a subnormal number where it is one; 0 <= byte - bias + 149."""
@@ -123,18 +137,17 @@ class Block:
         small = builder.icmp_signed("<", raised, ir.Constant(I32, 1))
         return Floats(builder, builder.bitcast(builder.select(small, subnormal, normal), F32))
 
-    def _widened(self, bits: ir.Value) -> ir.Value:
-        """Return half precision's bits as float32: by the processor, or as storage/float16.py says it."""
-        builder, features = self.builder, llvm.get_host_cpu_features()
-        if features.get("f16c") or features.get("neon"):
-            return builder.fpext(builder.bitcast(bits, HALF_FLOAT), F32)
-        moved = builder.shl(builder.sext(bits, I32), ir.Constant(I32, 13))
-        moved = builder.and_(moved, ir.Constant(I32, 0x8FFFE000))
-        number = builder.fmul(builder.bitcast(moved, F32), ir.Constant(F32, 2.0**112))
-        special = builder.or_(moved, ir.Constant(I32, 0x7F800000))
-        exponent = builder.and_(bits, ir.Constant(I16, 0x7C00))
-        infinite = builder.icmp_unsigned("==", exponent, ir.Constant(I16, 0x7C00))
-        return builder.select(infinite, builder.bitcast(special, F32), number)
+
+def widened_half(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """Return half precision's bits, one or a vector, as float32: by the processor, or as storage/float16.py says it."""
+    features, wide, number = llvm.get_host_cpu_features(), of_shape(bits.type, I32), of_shape(bits.type, F32)
+    if features.get("f16c") or features.get("neon"):
+        return builder.fpext(builder.bitcast(bits, of_shape(bits.type, HALF_FLOAT)), number)
+    moved = builder.and_(builder.shl(builder.sext(bits, wide), each(13, wide)), each(0x8FFFE000, wide))
+    scaled = builder.fmul(builder.bitcast(moved, number), each(2.0**112, number))
+    special = builder.bitcast(builder.or_(moved, each(0x7F800000, wide)), number)
+    exponent = builder.and_(bits, each(0x7C00, bits.type))
+    return builder.select(builder.icmp_unsigned("==", exponent, each(0x7C00, bits.type)), special, scaled)
 
 
 def joined(*parts: Bytes) -> Bytes:

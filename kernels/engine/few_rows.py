@@ -1,0 +1,293 @@
+"""Few rows of x times LANES rows of W in blocks, by whole numbers, with nothing transposed but sums, in LLVM.
+
+    for each row of W, for each 256 columns:
+        q, scales, offsets      from raw, in registers, as the storage emits them
+        for each row of x:      n_g = Σ_k p_k q_k of each group, into a table: eight vectors of four products each are
+                                added up in pairs until a lane is a group
+    for each row of x, for each LANES groups:
+        terms                   (n_g - zero Σ p) (d scale_g), and (d Σ p) offset_g: lanes are groups
+        transposed              lanes are rows of W, and groups are added one after the other
+
+For one row of x this takes a third of the shuffles of a panel (`integers.py`), and q is never stored; but sums are
+added up for each row of x anew.  The bits are the same: sums of whole numbers are exact, and all else is rounded in the
+same order.
+"""
+
+import functools
+
+import llvmlite.ir as ir
+import numpy as np
+from numba import types
+from numba.core import cgutils
+
+from .panels import transposed
+from .routines import call_routine, entry_of
+from .scratch import LINE_BYTES
+from .simd import (
+    F32,
+    I1,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    VECTOR,
+    ZERO,
+    broadcast,
+    constant,
+    fetch,
+    first_lanes,
+    load,
+    masked_load,
+    masked_store,
+    move,
+    pointer,
+    row_length,
+    with_twin,
+)
+from .spread import Block, Half, joined, widened_half
+from .whole_numbers import BLOCK_BYTES, BLOCK_SIZE, FEW, GROUP, KNOWN, OFFSETS, SCALED, WHICH, dot, grouped_ref
+
+__all__ = ["FEW_ARGUMENTS", "FEW_COUNTS", "MOST", "few_body", "multiply_few"]
+
+MOST = 4  # rows of x
+FEW_COUNTS = tuple(2**i for i in range(MOST.bit_length()))
+FEW_ARGUMENTS = [*[F32.as_pointer()] * 5, *[I8.as_pointer()] * 2, *[F32.as_pointer()] * 3, *[I64] * 10, I1]
+TOGETHER = 8  # vectors of sums that are added up together
+WORDS = ir.VectorType(I32, SCALED // 4)
+NO_SUMS = ir.Constant(WORDS, [0] * WORDS.count)
+
+
+def few_body(storage, together, builder, *arguments):
+    """Emit the product of `rows` <= together rows of x with `cols` rows of W."""
+    c, d, x, dx, sums, raw, following, n, scale, offset, *lengths, rows, cols, blocks, add = arguments
+    c_row, d_row, x_row, dx_row, sums_row, raw_row, table_row = lengths
+    inside = [builder.icmp_signed("<", constant(r), rows) for r in range(together)]
+    existing = [builder.select(flag, constant(r), constant(0)) for r, flag in enumerate(inside)]
+    lines_x = [move(builder, x, builder.mul(r, x_row)) for r in existing]
+    plane = builder.mul(table_row, constant(LANES))
+    planes = [move(builder, n, builder.mul(constant(r), plane)) for r in range(together)]
+    kinds = _dots(storage, builder, lines_x, planes, raw, following, scale, offset, raw_row, table_row, cols, blocks)
+    groups = builder.mul(blocks, constant(storage.block // storage.group))
+    with cgutils.for_range(builder, rows) as row:
+        at_c, at_d, at_dx, at_sums, at_n = (
+            move(builder, at, builder.mul(row.index, step))
+            for at, step in ((c, c_row), (d, d_row), (dx, dx_row), (sums, sums_row), (n, plane))
+        )
+        _added_up(storage, builder, at_c, at_d, at_dx, at_sums, at_n, scale, offset, table_row, cols, groups, add, kinds)
+
+
+# -- sums of groups ------------------------------------------------------------------------------
+
+
+def _dots(storage, builder, lines_x, planes, raw, following, scale, offset, raw_row, table_row, cols, blocks):
+    """Emit the sums of all groups of `cols` rows of W with each of lines_x, and scales and offsets, into tables.
+
+    Return the types of scales and of offsets as they are kept there, None where there are none: float32, or half
+    precision's bits.
+    """
+    unit = max(TOGETHER * SCALED // storage.block, 1)  # blocks at a time
+    row_bytes = builder.mul(blocks, constant(storage.bytes_per_block))
+    kinds = []
+    with cgutils.for_range(builder, cols) as row:
+        line = builder.mul(row.index, table_row)
+        tables = [move(builder, at, line) for at in planes]
+        source = move(builder, raw, builder.mul(row.index, raw_row))
+        ahead = move(builder, following, builder.mul(row.index, row_bytes))
+        parts = [move(builder, at, line) for at in (scale, offset)]
+        whole = builder.sub(blocks, builder.srem(blocks, constant(unit)))
+        with cgutils.for_range_slice(builder, constant(0), whole, constant(unit), I64) as (block, _):
+            kinds += _unit(storage, builder, lines_x, tables, source, ahead, parts, block, unit)
+        if unit > 1:
+            with cgutils.for_range_slice(builder, whole, blocks, constant(1), I64) as (block, _):
+                _unit(storage, builder, lines_x, tables, source, ahead, parts, block, 1)
+    return kinds
+
+
+def _unit(storage, builder, lines_x, tables, source, ahead, parts, block, count):
+    """Emit the same for `count` blocks of one row; return the types."""
+    size = storage.bytes_per_block
+    begin = builder.mul(block, constant(size))
+    for line in range(0, size * count, LINE_BYTES):
+        fetch(builder, move(builder, move(builder, ahead, begin), line))
+    read = [storage.integers_of(Block(builder, move(builder, move(builder, source, begin), size * i))) for i in range(count)]
+    q = _vectors_of([vector for vectors, *_ in read for vector in vectors])
+    first = builder.mul(block, constant(storage.block // 4))
+    for line, table in zip(lines_x, tables, strict=True):
+        found = []
+        for i, vector in enumerate(q):
+            p = load(builder, move(builder, move(builder, line, first), WORDS.count * i), WORDS)
+            found.append(dot(builder, NO_SUMS, builder.bitcast(vector.value, WORDS), p))
+        at = move(builder, table, builder.mul(block, constant(storage.block // storage.group)))
+        _store_sums(builder, found, storage.group, at)
+    groups = storage.block // storage.group
+    kinds = []
+    for to, which in zip(parts, (1, 2), strict=True):
+        vectors = [vector for part in read for vector in part[which] or ()]
+        values = [vector.bits if isinstance(vector, Half) else vector.value for vector in vectors]
+        kinds.append(getattr(values[0].type, "element", values[0].type) if values else None)
+        if not values:
+            continue
+        place = builder.bitcast(to, kinds[-1].as_pointer())
+        place = move(builder, place, builder.mul(block, constant(groups)))
+        for value in values:
+            builder.store(value, builder.bitcast(place, value.type.as_pointer())).align = 2
+            place = move(builder, place, getattr(value.type, "count", 1))
+    return kinds
+
+
+def _vectors_of(parts):
+    """Return vectors of bytes as such of SCALED bytes, in order."""
+    count = SCALED // parts[0].value.type.count
+    return [joined(*parts[i : i + count]) for i in range(0, len(parts), count)]
+
+
+def _store_sums(builder, found, group, at):
+    """Emit the sums of groups from TOGETHER vectors, or fewer, of four products in each lane."""
+    given = len(found) * SCALED // group
+    found = [*found, *[NO_SUMS] * (TOGETHER - len(found))]
+    while len(found) > 2:
+        found = [_sums_of_neighbours(builder, *found[i : i + 2]) for i in range(0, len(found), 2)]
+    low, high = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
+    if group == SCALED:  # each of both has the sums of the lower half of four vectors, then of the upper
+        sums = [builder.add(*(_shuffled(builder, *found, lanes) for lanes in (low, high)))]
+    else:
+        sums = [_shuffled(builder, part, part, [0, 4, 1, 5, 2, 6, 3, 7]) for part in found]
+    for i, vector in enumerate(sums):
+        left = min(given - WORDS.count * i, WORDS.count)
+        if left <= 0:
+            break
+        if left < WORDS.count:
+            vector = _shuffled(builder, vector, vector, range(left))
+        to = builder.bitcast(move(builder, at, WORDS.count * i), vector.type.as_pointer())
+        builder.store(vector, to).align = 4
+
+
+def _sums_of_neighbours(builder, x, y):
+    """Emit [x0 + x1, x2 + x3, y0 + y1, y2 + y3], of the lower and of the upper half."""
+    even, odd = ([0 + i, 2 + i, 8 + i, 10 + i, 4 + i, 6 + i, 12 + i, 14 + i] for i in range(2))
+    return builder.add(_shuffled(builder, x, y, even), _shuffled(builder, x, y, odd))
+
+
+def _shuffled(builder, x, y, lanes):
+    lanes = list(lanes)
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+# -- sums over groups ----------------------------------------------------------------------------
+
+
+def _added_up(storage, builder, c, d, dx, sums, n, scale, offset, table_row, cols, groups, add, kinds):
+    """Emit c (cols,) = (d +) the sum over groups, of one row of x."""
+    mask = first_lanes(builder, cols)
+    total = cgutils.alloca_once(builder, VECTOR)
+    builder.store(builder.select(add, masked_load(builder, d, mask), ZERO), total)
+    integers = ir.VectorType(I32, LANES)
+    per_scale = SCALED // storage.group
+
+    def numbers(at, first, left, shared=1):
+        """Return LANES numbers, of which `shared` neighbours are the same; zero beyond `left`."""
+        at = move(builder, at, builder.sdiv(first, constant(shared)) if shared > 1 else first)
+        kind = ir.VectorType(F32, LANES // shared)
+        if left is None:
+            found = load(builder, at, kind)
+        else:
+            found = masked_load(builder, at, first_lanes(builder, builder.sdiv(left, constant(shared)), kind.count), vector=kind)
+        if shared == 1:
+            return found
+        return _shuffled(builder, found, found, [lane // shared for lane in range(LANES)])
+
+    def kept(at, line, first, kind):
+        at = builder.bitcast(move(builder, at, line), kind.as_pointer())
+        vector = load(builder, move(builder, at, first), ir.VectorType(kind, LANES))
+        return vector if kind == F32 else widened_half(builder, vector)
+
+    def block(first, left):
+        factors, of_groups = numbers(dx, first, left, per_scale), numbers(sums, first, left)
+        terms, offs = [], []
+        for lane in range(LANES):
+            line = builder.mul(table_row, constant(lane))
+            whole = load(builder, move(builder, move(builder, n, line), first), integers)
+            if not storage.offsets:
+                whole = builder.add(whole, builder.bitcast(of_groups, integers))
+            factor = builder.fmul(factors, kept(scale, line, first, kinds[0]))
+            terms.append(builder.fmul(builder.sitofp(whole, VECTOR), factor))
+            if storage.offsets:
+                offs.append(builder.fmul(of_groups, kept(offset, line, first, kinds[1])))
+        terms = transposed(builder, terms)
+        offs = transposed(builder, offs) if offs else offs
+        for g, term in enumerate(terms):
+
+            def add_group(g=g, term=term):
+                found = builder.fadd(builder.load(total), term)
+                builder.store(builder.fsub(found, offs[g]) if offs else found, total)
+
+            if left is None:
+                add_group()
+            else:
+                with builder.if_then(builder.icmp_signed("<", constant(g), left)):
+                    add_group()
+
+    left = builder.srem(groups, constant(LANES))
+    whole = builder.sub(groups, left)
+    with cgutils.for_range_slice(builder, constant(0), whole, constant(LANES), I64) as (first, _):
+        block(first, None)
+    with builder.if_then(builder.icmp_signed(">", left, constant(0))):
+        block(whole, left)
+    masked_store(builder, builder.load(total), c, mask)
+
+
+# -- as an operation of kernels ------------------------------------------------------------------
+
+
+def _multiply_few_twin(c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n, scale, offset, k, add, table):
+    storage = KNOWN[table[WHICH]]
+    places = slice(i, i + rows), slice(j, j + cols)
+    found = storage.integers_ref(raw[j : j + cols, begin : begin + k // storage.block * storage.bytes_per_block])
+    numbers = np.ascontiguousarray(x[i : i + rows]).view(np.int8)[:, k0 : k0 + k]
+    of_groups = sums[i : i + rows, k0 // storage.group :]
+    y = d[places] if add else np.zeros((rows, cols), np.float32)
+    c[places] = grouped_ref(y, numbers, dx[i : i + rows, k0 // SCALED :], of_groups, *found, storage.zero)
+
+
+@with_twin(_multiply_few_twin)
+def multiply_few(typing, c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n, scale, offset, k, add, table):
+    """c[i : i + rows, j : j + cols] = the product of rows of x with rows of raw, plus d there if `add`; d may be c.
+
+    rows <= MOST, cols <= LANES; columns k0 to k0 + k, whole blocks, of x (N, K / 4), four int8 in a place, of which
+    raw has the bytes from `begin` on; dx, sums: as `multiply` has them; scratch: n (MOST LANES, groups), scale and
+    offset (LANES, groups), where groups is a multiple of LANES and not less than those of k; table: `integers(...)`
+
+    Meanwhile the next LANES rows of raw are fetched into the second-level cache, as `spread` does.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n, scale, offset, k, add, table = arguments
+        kinds, zero = signature.args, constant(0)
+        group, block = (entry_of(context, builder, kinds[17], table, entry) for entry in (GROUP, BLOCK_SIZE))
+        given = (
+            (0, c, i, j),
+            (1, d, i, j),
+            (6, x, i, builder.sdiv(k0, constant(4))),
+            (7, dx, i, builder.sdiv(k0, constant(SCALED))),
+            (8, sums, i, builder.sdiv(k0, group)),
+            (10, raw, j, begin),
+        )
+        pointers = [pointer(context, builder, kinds[at], array, *place) for at, array, *place in given]
+        following = pointer(context, builder, kinds[10], raw, builder.add(j, constant(LANES)), zero)
+        pointers.append(move(builder, following, builder.mul(begin, constant(LANES))))
+        pointers += [
+            pointer(context, builder, kinds[at], array, zero, zero) for at, array in ((12, n), (13, scale), (14, offset))
+        ]
+        lengths = [row_length(context, builder, kinds[at], array) for at, array, *_ in given]
+        lengths.append(row_length(context, builder, kinds[13], scale))
+        slot = constant(FEW)
+        for smaller in FEW_COUNTS[:-1]:
+            slot = builder.add(slot, builder.zext(builder.icmp_signed(">", rows, constant(smaller)), I64))
+        values = [*pointers, *lengths, rows, cols, builder.sdiv(k, block), add]
+        call_routine(context, builder, kinds[17], table, slot, values)
+        return context.get_dummy_value()
+
+    numbers = [types.intp] * 4
+    tables = n, scale, offset
+    return types.void(c, d, *numbers, x, dx, sums, types.intp, raw, types.intp, *tables, types.intp, types.boolean, table), codegen
