@@ -6,13 +6,15 @@
 
 No backward pass: it serves generation.  The sums over k are exact, of whole numbers in 32 bits; the sum over groups is
 float32, in order.  So a row's bits are those of the row alone, in any number of rows, on any number of threads, with
-any instruction set (`engine/integers.py`).  What is approximate is x: of N(0, 1) numbers, rounding to p changes a
+any instruction set (`engine/whole_numbers.py`).  What is approximate is x: of N(0, 1) numbers, rounding to p changes a
 product by 0.5 % of its size, root mean square (docs/4-integer_matmul.md); the weights are those of the file.
 
 Why it pays: four products of bytes are one instruction for 16 numbers, where float32 has one product; and weights in
 four bits are only spread out to bytes, not turned into numbers.
 
-    in parallel, for each LANES rows of W, for each `chunk` columns:
+    in parallel, for each LANES rows of W, for each `chunk` columns, with up to MOST rows of x:
+        multiply_few                            in registers, where raw is spread out (`engine/few_rows.py`)
+    with more:
         spread                                  bytes of q, scales and offsets from raw; the next rows are fetched
         turn                                    into a panel, LANES rows side by side
         for each AT_ONCE rows of x:             multiply
@@ -179,13 +181,15 @@ def integer_product(y: Array, x: Array, raw: Array, storage: BlockStorage, adden
     p_words, dx, sums = scratch(
         "integer product: x", (rows, depth // 4), (rows, depth // SCALED), (rows, depth // group)
     )
-    of_rows = (THREADS, LANES, groups), (THREADS, LANES, groups)
     bytes_of = p_words.view(np.int8), p_words, dx, sums
+    of_rows = (THREADS, MOST * LANES, groups) if few else (THREADS, LANES, words)
+    n_or_q, scale, offset = scratch(
+        "integer product: few rows" if few else "integer product: rows", of_rows, *[(THREADS, LANES, groups)] * 2
+    )
+    given = y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, n_or_q, scale, offset
     options = chunk, addend is not None, 1 if y.size * depth < ONE_THREAD else thread_count(), integers(storage)
     if few:
-        tables = scratch("integer product: few rows", (THREADS, MOST * LANES, groups), *of_rows)
-        _few_product(y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, *tables, *options)
-        return
-    rows_of = scratch("integer product: rows", (THREADS, LANES, words), *of_rows)
-    (panels,) = scratch("integer product: panels", (THREADS, 3, LANES * words))
-    _product(y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, *rows_of, panels, *options)
+        _few_product(*given, *options)
+    else:
+        (panels,) = scratch("integer product: panels", (THREADS, 3, LANES * words))
+        _product(*given, panels, *options)

@@ -9,9 +9,9 @@ products.  Of any other, STRIP rows at a time are decoded to float32 scratch and
 
     for each strip of rows of W:      decode it;  y[:, strip] = x stripᵀ      or      dx (+)= dy[:, strip] strip
 
-With few rows of x (a token for each of some sequences, in generation) not even that: LANES rows of W are decoded into
-a cache of the core and multiplied with all rows of x while they are there (`engine/streams.py`), so memory is read
-once, and only the bytes that are kept.
+With few rows of x (a token for each of some sequences, in generation) not even that: half precision is read as it is
+too, and of all others LANES rows of W are decoded into a cache of the core and multiplied with all rows of x while they
+are there (`engine/streams.py`), so memory is read once, and only the bytes that are kept.
 
 The bits are those of one product with all of W decoded: y's elements do not depend on how columns are cut up or on the
 number of rows, and the sums of dx go over the rows of W in slices of the same length (`NumberFormat.slice_terms`).
@@ -140,7 +140,7 @@ def stored_product(
         unchecked(integer_product)(y, x, raw, storage, addend)
         return
     exact = number_format is FLOAT32 and BACKEND == "numba"
-    if storage.read_by_products and exact:
+    if exact and storage.read_by_streams and (storage.read_by_products or len(x) <= STREAMED):
         unchecked(streamed_product)(y, x, storage.for_kernels(raw), addend)
     elif storage.read_by_products:
         unchecked(product)(y, x, storage.for_kernels(raw), False, True, addend, number_format)

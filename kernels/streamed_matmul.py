@@ -50,20 +50,26 @@ def _streamed(c, d, a, b, add, parts, table):
 
 def _fits(sizes, out, x, w, addend):
     check_apart("out", out, addend, x=x, w=w)
+    if w.dtype == np.int16 and len(x) > STREAMED:
+        raise ValueError(
+            f"x has {len(x)} rows; half precision is multiplied with at most {STREAMED} as it is; use stored_product"
+        )
 
 
-@checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16", _fits)
+@checked("out! addend? (N, M); x (N, K); w (M, K) float32|uint16|int16", _fits)
 def streamed_product(out: Array, x: Array, w: Array, addend: Array | None = None) -> None:
-    """Write x wᵀ (+ addend) to out: all float32, but w may be bfloat16 (as uint16).
+    """Write x wᵀ (+ addend) to out: all float32, but w may be bfloat16 (as uint16) or,
+    for at most STREAMED rows, half precision (as int16).
 
     The bits are those of `product` in FLOAT32, however many rows there are.
     """
     rows = len(x)
-    if rows > STREAMED or BACKEND == "blas":
+    halves = w.dtype == np.int16
+    if rows > STREAMED or (BACKEND == "blas" and not halves):
         unchecked(product)(out, x, w, transpose_b=True, addend=addend)
     elif x.shape[1] == 0:
         by_numpy(np.copyto, out, np.float32(0) if addend is None else addend)
     elif rows:
         base = out if addend is None else addend
         parts = 1 if rows * w.size < ONE_THREAD else thread_count()
-        _streamed(out, base, x, w, addend is not None, parts, streams())
+        _streamed(out, base, x, w, addend is not None, parts, streams(halves))

@@ -13,13 +13,12 @@ added up for each row of x anew.  The bits are the same: sums of whole numbers a
 same order.
 """
 
-import functools
-
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
 from numba.core import cgutils
 
+from .halves import widened_half
 from .panels import transposed
 from .routines import call_routine, entry_of
 from .scratch import LINE_BYTES
@@ -27,13 +26,11 @@ from .simd import (
     F32,
     I1,
     I8,
-    I16,
     I32,
     I64,
     LANES,
     VECTOR,
     ZERO,
-    broadcast,
     constant,
     fetch,
     first_lanes,
@@ -45,12 +42,12 @@ from .simd import (
     row_length,
     with_twin,
 )
-from .spread import Block, Half, joined, widened_half
-from .whole_numbers import BLOCK_BYTES, BLOCK_SIZE, FEW, GROUP, KNOWN, OFFSETS, SCALED, WHICH, dot, grouped_ref
+from .spread import Block, Half, joined
+from .whole_numbers import BLOCK_SIZE, FEW, GROUP, KNOWN, SCALED, WHICH, dot, grouped_ref
 
 __all__ = ["FEW_ARGUMENTS", "FEW_COUNTS", "MOST", "few_body", "multiply_few"]
 
-MOST = 4  # rows of x
+MOST = 2  # rows of x; with more, a panel is faster
 FEW_COUNTS = tuple(2**i for i in range(MOST.bit_length()))
 FEW_ARGUMENTS = [*[F32.as_pointer()] * 5, *[I8.as_pointer()] * 2, *[F32.as_pointer()] * 3, *[I64] * 10, I1]
 TOGETHER = 8  # vectors of sums that are added up together
@@ -74,7 +71,8 @@ def few_body(storage, together, builder, *arguments):
             move(builder, at, builder.mul(row.index, step))
             for at, step in ((c, c_row), (d, d_row), (dx, dx_row), (sums, sums_row), (n, plane))
         )
-        _added_up(storage, builder, at_c, at_d, at_dx, at_sums, at_n, scale, offset, table_row, cols, groups, add, kinds)
+        of_row = at_c, at_d, at_dx, at_sums, at_n
+        _added_up(storage, builder, *of_row, scale, offset, table_row, cols, groups, add, kinds)
 
 
 # -- sums of groups ------------------------------------------------------------------------------
@@ -110,7 +108,8 @@ def _unit(storage, builder, lines_x, tables, source, ahead, parts, block, count)
     begin = builder.mul(block, constant(size))
     for line in range(0, size * count, LINE_BYTES):
         fetch(builder, move(builder, move(builder, ahead, begin), line))
-    read = [storage.integers_of(Block(builder, move(builder, move(builder, source, begin), size * i))) for i in range(count)]
+    at = move(builder, source, begin)
+    read = [storage.integers_of(Block(builder, move(builder, at, size * i))) for i in range(count)]
     q = _vectors_of([vector for vectors, *_ in read for vector in vectors])
     first = builder.mul(block, constant(storage.block // 4))
     for line, table in zip(lines_x, tables, strict=True):
@@ -192,7 +191,8 @@ def _added_up(storage, builder, c, d, dx, sums, n, scale, offset, table_row, col
         if left is None:
             found = load(builder, at, kind)
         else:
-            found = masked_load(builder, at, first_lanes(builder, builder.sdiv(left, constant(shared)), kind.count), vector=kind)
+            mask = first_lanes(builder, builder.sdiv(left, constant(shared)), kind.count)
+            found = masked_load(builder, at, mask, vector=kind)
         if shared == 1:
             return found
         return _shuffled(builder, found, found, [lane // shared for lane in range(LANES)])
@@ -276,9 +276,8 @@ def multiply_few(typing, c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n,
         pointers = [pointer(context, builder, kinds[at], array, *place) for at, array, *place in given]
         following = pointer(context, builder, kinds[10], raw, builder.add(j, constant(LANES)), zero)
         pointers.append(move(builder, following, builder.mul(begin, constant(LANES))))
-        pointers += [
-            pointer(context, builder, kinds[at], array, zero, zero) for at, array in ((12, n), (13, scale), (14, offset))
-        ]
+        tables = (12, n), (13, scale), (14, offset)
+        pointers += [pointer(context, builder, kinds[at], array, zero, zero) for at, array in tables]
         lengths = [row_length(context, builder, kinds[at], array) for at, array, *_ in given]
         lengths.append(row_length(context, builder, kinds[13], scale))
         slot = constant(FEW)
@@ -288,6 +287,6 @@ def multiply_few(typing, c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n,
         call_routine(context, builder, kinds[17], table, slot, values)
         return context.get_dummy_value()
 
-    numbers = [types.intp] * 4
-    tables = n, scale, offset
-    return types.void(c, d, *numbers, x, dx, sums, types.intp, raw, types.intp, *tables, types.intp, types.boolean, table), codegen
+    whole = types.intp
+    kinds = c, d, whole, whole, whole, whole, x, dx, sums, whole, raw, whole, n, scale, offset, whole, types.boolean
+    return types.void(*kinds, table), codegen

@@ -7,10 +7,11 @@ Rounding is to nearest even.  Kernels read and write elements that may be float3
 `as_element`.
 """
 
+import llvmlite.binding as llvm
 import numpy as np
 from numba import types
 
-from .simd import F32, I16, I32, each, of_shape, with_twin
+from .simd import F32, HALF, I16, I32, each, of_shape, with_twin
 
 __all__ = [
     "as_element",
@@ -21,6 +22,7 @@ __all__ = [
     "round_to_fp16_ref",
     "widen",
     "widen_bf16_ref",
+    "widened_half",
 ]
 
 # -- reference -----------------------------------------------------------------------------------
@@ -58,6 +60,18 @@ def widen(builder, x):
     """Turn bfloat16, one or a vector, stored as 16-bit integers, into float32."""
     wide = of_shape(x.type, I32)
     return builder.bitcast(builder.shl(builder.zext(x, wide), each(16, wide)), of_shape(x.type, F32))
+
+
+def widened_half(builder, bits):
+    """Return half precision's bits, one or a vector, as float32: by the processor, or as storage/float16.py says it."""
+    features, wide, number = llvm.get_host_cpu_features(), of_shape(bits.type, I32), of_shape(bits.type, F32)
+    if features.get("f16c") or features.get("neon"):
+        return builder.fpext(builder.bitcast(bits, of_shape(bits.type, HALF)), number)
+    moved = builder.and_(builder.shl(builder.sext(bits, wide), each(13, wide)), each(0x8FFFE000, wide))
+    scaled = builder.fmul(builder.bitcast(moved, number), each(2.0**112, number))
+    special = builder.bitcast(builder.or_(moved, each(0x7F800000, wide)), number)
+    exponent = builder.and_(bits, each(0x7C00, bits.type))
+    return builder.select(builder.icmp_unsigned("==", exponent, each(0x7C00, bits.type)), special, scaled)
 
 
 def bf16_bits(builder, x):

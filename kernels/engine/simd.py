@@ -74,6 +74,7 @@ ISA = _chosen_isa()
 LANES = ISA.lanes
 
 F32 = ir.FloatType()
+HALF = ir.HalfType()
 I1 = ir.IntType(1)
 I8 = ir.IntType(8)
 I16 = ir.IntType(16)
@@ -81,7 +82,8 @@ I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)
 ZERO = ir.Constant(VECTOR, [0.0] * LANES)
-OF_ARRAYS = {types.float32: (F32, 4), types.uint16: (I16, 2), types.uint8: (I8, 1)}  # of arrays, and their bytes
+# Of arrays, and their bytes: half precision is kept as int16.
+OF_ARRAYS = {types.float32: (F32, 4), types.uint16: (I16, 2), types.int16: (HALF, 2), types.uint8: (I8, 1)}
 
 
 # -- operations in LLVM and in plain Python ------------------------------------------------------
@@ -90,9 +92,9 @@ OF_ARRAYS = {types.float32: (F32, 4), types.uint16: (I16, 2), types.uint8: (I8, 
 def with_twin(twin):
     """Use the LLVM version of an operation, or its twin where nothing is compiled.
 
-    Its arrays are float32, uint16 (bfloat16), or uint8 (what is kept in blocks); int64 is the table of routines.
-    Another type would be read as if it were one of these, so it is refused while Numba compiles, which costs no call
-    anything.
+    Its arrays are float32, uint16 (bfloat16), int16 (half precision), or uint8 (what is kept in blocks); int64 is the
+    table of routines.  Another type would be read as if it were one of these, so it is refused while Numba compiles,
+    which costs no call anything.
     """
     return (lambda typed: intrinsic(_of_known_elements(typed))) if JIT else (lambda typed: twin)
 
@@ -177,7 +179,7 @@ def sum_of_lanes(builder, vector):
 
 
 def _bytes(vector):
-    return 2 if vector.element == I16 else 4
+    return 2 if vector.element in (HALF, I16) else 4
 
 
 def store(builder, value, pointer):

@@ -4,7 +4,8 @@ block.bytes(at, count)       `count` bytes from byte `at` on            .bits(at
 block.half(at)               a number in half precision                 .power_of_two(at, bias): 2^(byte - bias)
 & | ^ << >> + -              of bytes with bytes or a number, modulo 256
 .unsigned(), .signed()       bytes as floats, which are multiplied by one number:  bytes.unsigned() * block.half(0)
-.looked_up(table)            table[byte], of sixteen bytes below 16
+.nibbles()                   the lower halves of bytes, then the upper
+.looked_up(table)            table[byte], of bytes below 16
 joined(x, y, ...)            bytes one after the other
 """
 
@@ -14,11 +15,10 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
-from .simd import F32, I8, I16, I32, broadcast, declare, each, move, of_shape
+from .halves import widened_half
+from .simd import F32, I8, I16, I32, broadcast, declare, each, move
 
-__all__ = ["Block", "Bytes", "Floats", "Half", "joined", "widened_half"]
-
-HALF_FLOAT = ir.HalfType()
+__all__ = ["Block", "Bytes", "Floats", "Half", "joined"]
 
 
 class Floats:
@@ -76,6 +76,13 @@ class Bytes:
     def __rshift__(self, bits: int) -> "Bytes":
         return self._with(self.builder.lshr, bits)
 
+    def nibbles(self) -> "Bytes":
+        """Return the lower halves of the bytes, then the upper ones."""
+        builder, lanes = self.builder, self.value.type.count // 4
+        twice = builder.bitcast(joined(self, self).value, ir.VectorType(I32, 2 * lanes))
+        moved = builder.lshr(twice, ir.Constant(twice.type, [0] * lanes + [4] * lanes))
+        return Bytes(builder, builder.bitcast(moved, ir.VectorType(I8, 8 * lanes))) & 15
+
     def unsigned(self) -> Floats:
         """Return the numbers 0 to 255 as float32."""
         return self._as_floats(self.builder.zext)
@@ -90,11 +97,13 @@ class Bytes:
         return Floats(self.builder, self.builder.sitofp(wide, ir.VectorType(F32, count)))
 
     def looked_up(self, table: np.ndarray) -> "Bytes":
-        """Return table[byte] of sixteen bytes below 16; table (16,) uint8."""
+        """Return table[byte] of sixteen or 32 bytes below 16; table (16,) uint8."""
         builder, kind = self.builder, self.value.type
-        if llvm.get_host_cpu_features().get("ssse3"):
-            shuffle = declare(builder, "llvm.x86.ssse3.pshuf.b.128", kind, [kind] * 2)
-            return Bytes(builder, builder.call(shuffle, [ir.Constant(kind, table.tolist()), self.value]))
+        needed, name = {16: ("ssse3", "ssse3.pshuf.b.128"), 32: ("avx2", "avx2.pshuf.b")}[kind.count]
+        if llvm.get_host_cpu_features().get(needed):
+            shuffle = declare(builder, f"llvm.x86.{name}", kind, [kind] * 2)
+            tables = ir.Constant(kind, table.tolist() * (kind.count // 16))
+            return Bytes(builder, builder.call(shuffle, [tables, self.value]))
         found = [each(int(number), kind) for number in table]
         for bit in range(4):
             odd = builder.icmp_unsigned("!=", builder.and_(self.value, each(1 << bit, kind)), each(0, kind))
@@ -136,18 +145,6 @@ class Block:
         subnormal = builder.shl(ir.Constant(I32, 1), builder.add(raised, ir.Constant(I32, 22)))
         small = builder.icmp_signed("<", raised, ir.Constant(I32, 1))
         return Floats(builder, builder.bitcast(builder.select(small, subnormal, normal), F32))
-
-
-def widened_half(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    """Return half precision's bits, one or a vector, as float32: by the processor, or as storage/float16.py says it."""
-    features, wide, number = llvm.get_host_cpu_features(), of_shape(bits.type, I32), of_shape(bits.type, F32)
-    if features.get("f16c") or features.get("neon"):
-        return builder.fpext(builder.bitcast(bits, of_shape(bits.type, HALF_FLOAT)), number)
-    moved = builder.and_(builder.shl(builder.sext(bits, wide), each(13, wide)), each(0x8FFFE000, wide))
-    scaled = builder.fmul(builder.bitcast(moved, number), each(2.0**112, number))
-    special = builder.bitcast(builder.or_(moved, each(0x7F800000, wide)), number)
-    exponent = builder.and_(bits, each(0x7C00, bits.type))
-    return builder.select(builder.icmp_unsigned("==", exponent, each(0x7C00, bits.type)), special, scaled)
 
 
 def joined(*parts: Bytes) -> Bytes:

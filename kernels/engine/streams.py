@@ -15,12 +15,13 @@ import numpy as np
 from numba import types
 from numba.core import cgutils
 
-from .halves import widen_bf16_ref
+from .halves import widen_bf16_ref, widened_half
 from .number_format import NumberFormat
 from .panels import transposed
 from .routines import TILE, entry_of, routine_table
 from .simd import (
     F32,
+    HALF,
     I1,
     I16,
     I32,
@@ -46,6 +47,7 @@ from .tiles import multiply_add
 __all__ = ["NAME", "STREAMED", "stream", "streams"]
 
 STREAMED = LANES // 2  # rows of x: their sums and LANES vectors of W fit the registers
+ELEMENTS = F32, I16  # of W; half precision has a table of its own
 SLICE = NumberFormat.slice_terms  # terms that are summed before they are added to the others
 NAME = "streams"  # of the routines, where compiled code is kept
 
@@ -55,7 +57,7 @@ NEAR = 2  # vectors of a row
 
 def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_row, rows, cols, k, add):
     """Emit c (rows, cols) = a (rows, k) b (cols, k)ᵀ (+ d), rows <= together; b holds `element`."""
-    fold = 1 if element == F32 else 2  # elements of b in 32 bits, which are transposed as one
+    fold = 2 if element == I16 else 1  # elements of b in 32 bits, which are transposed as one
     places = ir.VectorType(F32, LANES)
     stored = ir.VectorType(element, LANES * fold)
     # Rows without a gap are fetched as one, a line of memory after the other; others each at the place being read.
@@ -93,6 +95,8 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
                     fetch(builder, move(builder, at, constant(NEAR * stored.count)), near=True)
                 else:
                     vector = masked_load(builder, at, first_lanes(builder, left, LANES * fold), vector=stored)
+                if element == HALF:
+                    vector = widened_half(builder, builder.bitcast(vector, ir.VectorType(I16, LANES)))
                 read.append(builder.bitcast(vector, places))
             for s, line in enumerate(transposed(builder, read)):
                 for half in range(fold):
@@ -148,14 +152,14 @@ def _half(builder, line, half):
 
 
 @functools.cache
-def streams() -> np.ndarray:
-    """Return the table of `stream`'s routines."""
+def streams(halves: bool = False) -> np.ndarray:
+    """Return the table of `stream`'s routines: those for half precision, which few need, or those for all others."""
     routines = {}
-    for index, element in enumerate((F32, I16)):
+    for index, element in enumerate((HALF,) if halves else ELEMENTS):
         for variant, together in enumerate(VARIANTS):
             arguments = [*[F32.as_pointer()] * 3, element.as_pointer(), *[I64] * 7, I1]
             routines[_slot(index, variant)] = arguments, functools.partial(_stream_body, together, element)
-    return routine_table(NAME, {}, routines)
+    return routine_table(f"{NAME}-halves" if halves else NAME, {}, routines)
 
 
 def _slot(element, variant):
@@ -164,14 +168,16 @@ def _slot(element, variant):
 
 def _stream_twin(c, d, i, j, rows, cols, a, b, row, add, table):
     block = slice(i, i + rows), slice(j, j + cols)
-    c[block] = a[i : i + rows] @ widen_bf16_ref(b[row : row + cols]).T + (d[block] if add else np.float32(0))
+    lines = b[row : row + cols]
+    w = lines.view(np.float16).astype(np.float32) if lines.dtype == np.int16 else widen_bf16_ref(lines)
+    c[block] = a[i : i + rows] @ w.T + (d[block] if add else np.float32(0))
 
 
 @with_twin(_stream_twin)
 def stream(typing, c, d, i, j, rows, cols, a, b, row, add, table):
     """c[i : i + rows, j : j + cols] = a[i : i + rows] b[row : row + cols]ᵀ, plus d there if `add`; d may be c.
 
-    rows <= STREAMED; float32, but b may be bfloat16 (as uint16); table: `streams()`
+    rows <= STREAMED; float32, but b may be bfloat16 (as uint16) or half precision (as int16); table: `streams(...)`
     """
 
     def codegen(context, builder, signature, arguments):
@@ -182,7 +188,7 @@ def stream(typing, c, d, i, j, rows, cols, a, b, row, add, table):
         lengths = [row_length(context, builder, kinds[at], array) for at, array, *_ in given]
         terms = builder.extract_value(context.make_array(kinds[6])(context, builder, a).shape, 1)
         element = element_type(kinds[7])[0]
-        slot = constant(_slot((F32, I16).index(element), 0))
+        slot = constant(_slot(ELEMENTS.index(element) if element in ELEMENTS else 0, 0))
         for smaller in VARIANTS[:-1]:
             slot = builder.add(slot, builder.zext(builder.icmp_signed(">", rows, constant(smaller)), I64))
         address = entry_of(context, builder, kinds[10], table, slot)

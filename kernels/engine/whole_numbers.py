@@ -1,4 +1,4 @@
-"""What both ways of multiplying whole numbers share (`integers.py`, `few_rows.py`): the definition, bytes, the table."""
+"""What both ways of multiplying whole numbers share (`integers.py`, `few_rows.py`): definition, bytes, table."""
 
 from typing import Any
 

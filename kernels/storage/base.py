@@ -12,7 +12,7 @@ Numbers that are encoded are finite, and no larger than the storage can keep (`l
 
 From `decode_row` follow strips of rows, the rows of an embedding, and products (`stored_matmul.py`), which decode a
 strip at a time and never the whole matrix.  Where `read_by_products` is true they need not even do that: the packers
-read raw as it is.
+read raw as it is; where `read_by_streams` is, products of a few rows do.
 """
 
 import functools
@@ -40,6 +40,7 @@ class Storage:
     largest = float(np.finfo(np.float32).max)  # the largest size of a number that is encoded
     weighted = False  # whether an importance of columns changes what is kept
     read_by_products = False  # whether `matmul.product` takes raw as it is
+    read_by_streams = False  # whether `streamed_product`, of at most STREAMED rows, does
     decode_row: Callable[..., None]  # Numba helper, static: decode_row(out (K,), raw (items,)), every element written
     encode_row: Callable[..., None] | None = None  # the same: encode_row(raw (items,), x (K,), importance (K,) or (0,))
 

@@ -36,6 +36,7 @@ def encode_row(raw, x, importance):
 
 class _BFloat16(Storage):
     name, dtype, bytes_per_block, read_by_products = "bf16", np.dtype(np.uint16), 2, True
+    read_by_streams = True
     largest = float(LARGEST)
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 

@@ -74,6 +74,7 @@ def decode_row(out, raw):
 class _Float16(Storage):
     name, dtype, bytes_per_block = "float16", np.dtype(np.float16), 2
     largest = LARGEST_HALF
+    read_by_streams = True
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_ref(self, x, importance=None):

@@ -27,6 +27,7 @@ def encode_row(raw, x, importance):
 
 class _Float32(Storage):
     name, dtype, bytes_per_block, read_by_products = "float32", np.dtype(np.float32), 4, True
+    read_by_streams = True
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_ref(self, x, importance=None):

@@ -95,8 +95,7 @@ def encode_row(raw, x, importance):
 
 def integers_of(block):
     """Emit whole numbers, scales and offsets of a block."""
-    packed = block.bytes(2, 16)
-    return [(packed & 15).looked_up(RAISED), (packed >> 4).looked_up(RAISED)], [block.half(0)], None
+    return [block.bytes(2, 16).nibbles().looked_up(RAISED)], [block.half(0)], None
 
 
 class _IQ4_NL(BlockStorage):

@@ -73,8 +73,7 @@ def encode_row(raw, x, importance):
 
 def integers_of(block):
     """Emit whole numbers, scales and offsets of a block."""
-    packed = block.bytes(1, 16)
-    return [(packed & 15).looked_up(RAISED), (packed >> 4).looked_up(RAISED)], [block.power_of_two(0, BIAS)], None
+    return [block.bytes(1, 16).nibbles().looked_up(RAISED)], [block.power_of_two(0, BIAS)], None
 
 
 class _MXFP4(BlockStorage):

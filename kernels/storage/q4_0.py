@@ -102,8 +102,7 @@ def encode_row(raw, x, importance):
 
 def integers_of(block):
     """Emit whole numbers, scales and offsets of a block."""
-    packed = block.bytes(2, 16)
-    return [packed & 15, packed >> 4], [block.half(0)], None
+    return [block.bytes(2, 16).nibbles()], [block.half(0)], None
 
 
 class _Q4_0(BlockStorage):

@@ -108,8 +108,7 @@ def encode_row(raw, x, importance):
 
 def integers_of(block):
     """Emit whole numbers, scales and offsets of a block."""
-    packed = block.bytes(4, 16)
-    return [packed & 15, packed >> 4], [block.half(0)], [-block.half(2)]
+    return [block.bytes(4, 16).nibbles()], [block.half(0)], [-block.half(2)]
 
 
 class _Q4_1(BlockStorage):

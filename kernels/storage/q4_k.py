@@ -18,6 +18,7 @@ import numpy as np
 
 from ..engine.jit import helper
 from ..engine.simd import LANES
+from ..engine.spread import joined
 from .blocks import (
     BlockStorage,
     from_halves_ref,
@@ -162,7 +163,7 @@ def scales_and_offsets(block):
     """Emit d s and d_min m of a block, from its first byte on."""
     s, m, rest = (block.bytes(4 + 4 * i, 4) for i in range(3))
     both = (s, rest & 15, block.half(0)), (m, rest >> 4, block.half(2))
-    return [[(x & 63).unsigned() * d, (y | x >> 2 & 0x30).unsigned() * d] for x, y, d in both]
+    return [[joined(x & 63, y | x >> 2 & 0x30).unsigned() * d] for x, y, d in both]
 
 
 def integers_of(block):

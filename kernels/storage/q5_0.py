@@ -10,7 +10,6 @@ encode      as Q4_0, with d = m / -16
 import numpy as np
 
 from ..engine.jit import helper
-from ..engine.spread import joined
 from .blocks import (
     BlockStorage,
     from_halves_ref,
@@ -117,8 +116,7 @@ def encode_row(raw, x, importance):
 
 def five_bits_of(block, at):
     """Emit the 32 numbers of twenty bytes."""
-    packed = block.bytes(at + 4, 16)
-    return [joined(packed & 15, packed >> 4) | block.bits(at, 32) << 4]
+    return [block.bytes(at + 4, 16).nibbles() | block.bits(at, 32) << 4]
 
 
 def integers_of(block):

@@ -60,6 +60,31 @@ def test_kernel_equals_the_reference_and_has_the_bits_of_the_product(rng, shape,
     assert np.array_equal(whole, before)  # nothing else was written
 
 
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] <= STREAMED], ids=str)
+def test_half_precision_has_the_bits_of_what_it_decodes_to(rng, shape):
+    x, w, whole = operands(rng, *shape)
+    raw = np.ascontiguousarray(w).astype(np.float16)
+    out, expected = np.empty((2, shape[0], shape[1]), np.float32)
+    streamed_product(out, x, raw.view(np.int16), addend=whole[: shape[0], : shape[1]])
+    streamed_product(expected, x, raw.astype(np.float32), addend=whole[: shape[0], : shape[1]])
+    assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("columns", [1, LANES + 1])
+def test_every_number_of_half_precision(columns):
+    raw = np.zeros((65536, columns), np.float16)
+    raw[:, 0] = np.arange(65536, dtype=np.uint16).view(np.float16)
+    x, out = np.eye(1, columns, dtype=np.float32), np.empty((1, 65536), np.float32)
+    streamed_product(out, x, raw.view(np.int16))
+    assert np.array_equal(out[0], raw[:, 0].astype(np.float32), equal_nan=True)
+
+
+def test_half_precision_with_many_rows_is_refused(rng):
+    x, out = np.zeros((STREAMED + 1, 4), np.float32), np.zeros((STREAMED + 1, 3), np.float32)
+    with pytest.raises(ValueError, match=r"half precision is multiplied with at most \d+ as it is; use stored_product"):
+        streamed_product(out, x, np.zeros((3, 4), np.int16))
+
+
 @compiled_only
 @pytest.mark.parametrize("narrow", [False, True])
 def test_a_row_has_the_bits_of_the_row_alone(rng, narrow):
