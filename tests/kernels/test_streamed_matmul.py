@@ -70,6 +70,7 @@ def test_half_precision_has_the_bits_of_what_it_decodes_to(rng, shape):
     assert np.array_equal(out, expected)
 
 
+@compiled_only
 @pytest.mark.parametrize("columns", [1, LANES + 1])
 def test_every_number_of_half_precision(columns):
     raw = np.zeros((65536, columns), np.float16)
