@@ -24,7 +24,7 @@ import numba
 import numpy as np
 
 from .engine.checks import Array, check_apart, checked
-from .engine.few_rows import MOST, multiply_few
+from .engine.few_rows import MOST, arrange, multiply_few
 from .engine.integers import AT_ONCE, integers, multiply, spread, turn
 from .engine.jit import helper, kernel, prange
 from .engine.replay import by_numpy
@@ -101,12 +101,13 @@ def _row_in_bytes(p, d, sums, x, group, zero, offsets):
 
 
 @kernel
-def _few_product(c, d, x, raw, p, p_words, dx, sums, zero, n, scale, offset, chunk, add, parts, table):
+def _few_product(c, d, x, raw, p, p_words, dx, sums, zero, n, scale, offset, arranged, chunk, add, parts, table):
     """c (N, M) = x (N, K) Wᵀ (+ d if add), N <= MOST; all from p on but `zero` is scratch."""
     rows, columns = c.shape
     depth = x.shape[1]
     for i in range(rows):
         _row_in_bytes(p[i], dx[i], sums[i], x[i], table[GROUP], zero, table[OFFSETS] != 0)
+        arrange(arranged[i], p_words[i])
     for part in prange(parts):
         thread = numba.get_thread_id()
         tables = n[thread], scale[thread], offset[thread]
@@ -115,7 +116,7 @@ def _few_product(c, d, x, raw, p, p_words, dx, sums, zero, n, scale, offset, chu
             cols = min(LANES, last - j)
             for k0 in range(0, depth, chunk):
                 k = min(chunk, depth - k0)
-                place = 0, j, rows, cols, p_words, dx, sums, k0, raw, k0 // table[BLOCK_SIZE] * table[BLOCK_BYTES]
+                place = 0, j, rows, cols, arranged, dx, sums, k0, raw, k0 // table[BLOCK_SIZE] * table[BLOCK_BYTES]
                 if k0 > 0:
                     multiply_few(c, c, *place, *tables, k, True, table)
                 else:
@@ -189,7 +190,8 @@ def integer_product(y: Array, x: Array, raw: Array, storage: BlockStorage, adden
     given = y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, n_or_q, scale, offset
     options = chunk, addend is not None, 1 if y.size * depth < ONE_THREAD else thread_count(), integers(storage)
     if few:
-        _few_product(*given, *options)
+        (arranged,) = scratch("integer product: arranged x", p_words.shape)
+        _few_product(*given, arranged, *options)
     else:
         (panels,) = scratch("integer product: panels", (THREADS, 3, LANES * words))
         _product(*given, panels, *options)

@@ -1,6 +1,6 @@
 """Few rows of x times LANES rows of W in blocks, by whole numbers, with nothing transposed but sums, in LLVM.
 
-    for each row of W, for each 256 columns:
+    for each row of W, for each 256 columns, or twice 256 side by side:
         q, scales, offsets      from raw, in registers, as the storage emits them
         for each row of x:      n_g = Σ_k p_k q_k of each group, into a table: eight vectors of four products each are
                                 added up in pairs until a lane is a group
@@ -19,6 +19,7 @@ from numba import types
 from numba.core import cgutils
 
 from .halves import widened_half
+from .jit import helper
 from .panels import transposed
 from .routines import call_routine, entry_of
 from .scratch import LINE_BYTES
@@ -32,6 +33,7 @@ from .simd import (
     VECTOR,
     ZERO,
     constant,
+    each,
     fetch,
     first_lanes,
     load,
@@ -45,14 +47,14 @@ from .simd import (
 from .spread import Block, Half, joined
 from .whole_numbers import BLOCK_SIZE, FEW, GROUP, KNOWN, SCALED, WHICH, dot, grouped_ref
 
-__all__ = ["FEW_ARGUMENTS", "FEW_COUNTS", "MOST", "few_body", "multiply_few"]
+__all__ = ["FEW_ARGUMENTS", "FEW_COUNTS", "MOST", "arrange", "few_body", "multiply_few"]
 
 MOST = 2  # rows of x; with more, a panel is faster
 FEW_COUNTS = tuple(2**i for i in range(MOST.bit_length()))
 FEW_ARGUMENTS = [*[F32.as_pointer()] * 5, *[I8.as_pointer()] * 2, *[F32.as_pointer()] * 3, *[I64] * 10, I1]
 TOGETHER = 8  # vectors of sums that are added up together
-WORDS = ir.VectorType(I32, SCALED // 4)
-NO_SUMS = ir.Constant(WORDS, [0] * WORDS.count)
+SIDES = max(LANES * 4 // SCALED, 1)  # how much of W is read side by side, as vectors are wide: 32 columns each
+TWICE = SIDES * TOGETHER * SCALED  # columns that are arranged so in x
 
 
 def few_body(storage, together, builder, *arguments):
@@ -84,7 +86,8 @@ def _dots(storage, builder, lines_x, planes, raw, following, scale, offset, raw_
     Return the types of scales and of offsets as they are kept there, None where there are none: float32, or half
     precision's bits.
     """
-    unit = max(TOGETHER * SCALED // storage.block, 1)  # blocks at a time
+    alone = max(TOGETHER * SCALED // storage.block, 1)  # blocks at a time
+    steps = [*[(SIDES * alone, SIDES)] * (SIDES > 1), (alone, 1), *[(1, 1)] * (alone > 1)]  # blocks, side by side
     row_bytes = builder.mul(blocks, constant(storage.bytes_per_block))
     kinds = []
     with cgutils.for_range(builder, cols) as row:
@@ -93,78 +96,93 @@ def _dots(storage, builder, lines_x, planes, raw, following, scale, offset, raw_
         source = move(builder, raw, builder.mul(row.index, raw_row))
         ahead = move(builder, following, builder.mul(row.index, row_bytes))
         parts = [move(builder, at, line) for at in (scale, offset)]
-        whole = builder.sub(blocks, builder.srem(blocks, constant(unit)))
-        with cgutils.for_range_slice(builder, constant(0), whole, constant(unit), I64) as (block, _):
-            kinds += _unit(storage, builder, lines_x, tables, source, ahead, parts, block, unit)
-        if unit > 1:
-            with cgutils.for_range_slice(builder, whole, blocks, constant(1), I64) as (block, _):
-                _unit(storage, builder, lines_x, tables, source, ahead, parts, block, 1)
+        first = constant(0)
+        for count, sides in steps:
+            whole = builder.sub(blocks, builder.srem(blocks, constant(count)))
+            with cgutils.for_range_slice(builder, first, whole, constant(count), I64) as (block, _):
+                kinds += _unit(storage, builder, lines_x, tables, source, ahead, parts, block, count, sides)
+            first = whole
     return kinds
 
 
-def _unit(storage, builder, lines_x, tables, source, ahead, parts, block, count):
-    """Emit the same for `count` blocks of one row; return the types."""
-    size = storage.bytes_per_block
+def _unit(storage, builder, lines_x, tables, source, ahead, parts, block, count, sides):
+    """Emit the same for `count` blocks of one row, the first half beside the second or not; return the types."""
+    size, apart, groups = storage.bytes_per_block, count // sides, storage.block // storage.group
     begin = builder.mul(block, constant(size))
     for line in range(0, size * count, LINE_BYTES):
         fetch(builder, move(builder, move(builder, ahead, begin), line))
     at = move(builder, source, begin)
-    read = [storage.integers_of(Block(builder, move(builder, at, size * i))) for i in range(count)]
+    starts = [[move(builder, at, size * (i + side * apart)) for side in range(sides)] for i in range(apart)]
+    read = [storage.integers_of(Block(builder, *addresses)) for addresses in starts]
     q = _vectors_of([vector for vectors, *_ in read for vector in vectors])
+    words = ir.VectorType(I32, SCALED // 4 * sides)
     first = builder.mul(block, constant(storage.block // 4))
+    first_group = builder.mul(block, constant(groups))
     for line, table in zip(lines_x, tables, strict=True):
         found = []
         for i, vector in enumerate(q):
-            p = load(builder, move(builder, move(builder, line, first), WORDS.count * i), WORDS)
-            found.append(dot(builder, NO_SUMS, builder.bitcast(vector.value, WORDS), p))
-        at = move(builder, table, builder.mul(block, constant(storage.block // storage.group)))
-        _store_sums(builder, found, storage.group, at)
-    groups = storage.block // storage.group
+            p = load(builder, move(builder, move(builder, line, first), words.count * i), words)
+            found.append(dot(builder, each(0, words), builder.bitcast(vector.value, words), p))
+        _store_sums(builder, found, storage.group, move(builder, table, first_group), sides)
     kinds = []
     for to, which in zip(parts, (1, 2), strict=True):
-        vectors = [vector for part in read for vector in part[which] or ()]
-        values = [vector.bits if isinstance(vector, Half) else vector.value for vector in vectors]
-        kinds.append(getattr(values[0].type, "element", values[0].type) if values else None)
-        if not values:
+        if read[0][which] is None:
+            kinds.append(None)
             continue
-        place = builder.bitcast(to, kinds[-1].as_pointer())
-        place = move(builder, place, builder.mul(block, constant(groups)))
-        for value in values:
-            builder.store(value, builder.bitcast(place, value.type.as_pointer())).align = 2
-            place = move(builder, place, getattr(value.type, "count", 1))
+        vectors = [vector for part in read for vector in part[which]]
+        values = [vector.bits if isinstance(vector, Half) else vector.value for vector in vectors]
+        kinds.append(getattr(values[0].type, "element", values[0].type))
+        place = move(builder, builder.bitcast(to, kinds[-1].as_pointer()), first_group)
+        for i, value in enumerate(values):
+            _store_parts(builder, value, move(builder, place, i * groups), apart * groups, sides)
     return kinds
 
 
+def _store_parts(builder, value, to, apart, sides):
+    """Store a number, or a vector, of each block, `apart` places from each other."""
+    lanes = getattr(value.type, "count", 1) // sides
+    if lanes == apart or sides == 1:
+        builder.store(value, builder.bitcast(to, value.type.as_pointer())).align = 2
+        return
+    for side in range(sides):  # one number of each
+        builder.store(builder.extract_element(value, ir.Constant(I32, side)), move(builder, to, side * apart)).align = 2
+
+
 def _vectors_of(parts):
-    """Return vectors of bytes as such of SCALED bytes, in order."""
-    count = SCALED // parts[0].value.type.count
+    """Return vectors of bytes as such of SCALED bytes of each block, in order."""
+    count = SCALED * parts[0].blocks // parts[0].value.type.count
     return [joined(*parts[i : i + count]) for i in range(0, len(parts), count)]
 
 
-def _store_sums(builder, found, group, at):
+def _store_sums(builder, found, group, at, sides):
     """Emit the sums of groups from TOGETHER vectors, or fewer, of four products in each lane."""
-    given = len(found) * SCALED // group
-    found = [*found, *[NO_SUMS] * (TOGETHER - len(found))]
+    given = len(found) * sides * SCALED // group
+    found = [*found, *[each(0, found[0].type)] * (TOGETHER - len(found))]
+    half = found[0].type.count // sides
     while len(found) > 2:
         found = [_sums_of_neighbours(builder, *found[i : i + 2]) for i in range(0, len(found), 2)]
-    low, high = [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]
+    starts = [side * half + vector * half * sides for side in range(sides) for vector in (0, 1)]
     if group == SCALED:  # each of both has the sums of the lower half of four vectors, then of the upper
+        low, high = ([start + upper + i for start in starts for i in range(4)] for upper in (0, 4))
         sums = [builder.add(*(_shuffled(builder, *found, lanes) for lanes in (low, high)))]
     else:
-        sums = [_shuffled(builder, part, part, [0, 4, 1, 5, 2, 6, 3, 7]) for part in found]
+        order = [start + i for start in starts for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+        count = len(order) // sides
+        sums = [_shuffled(builder, *found, order[i : i + count]) for i in range(0, len(order), count)]
     for i, vector in enumerate(sums):
-        left = min(given - WORDS.count * i, WORDS.count)
-        if left <= 0:
-            break
-        if left < WORDS.count:
-            vector = _shuffled(builder, vector, vector, range(left))
-        to = builder.bitcast(move(builder, at, WORDS.count * i), vector.type.as_pointer())
-        builder.store(vector, to).align = 4
+        lanes = vector.type.count
+        if given < lanes:
+            vector = _shuffled(builder, vector, vector, range(given))
+        builder.store(vector, builder.bitcast(move(builder, at, lanes * i), vector.type.as_pointer())).align = 4
 
 
 def _sums_of_neighbours(builder, x, y):
-    """Emit [x0 + x1, x2 + x3, y0 + y1, y2 + y3], of the lower and of the upper half."""
-    even, odd = ([0 + i, 2 + i, 8 + i, 10 + i, 4 + i, 6 + i, 12 + i, 14 + i] for i in range(2))
+    """Emit [x0 + x1, x2 + x3, y0 + y1, y2 + y3], of each four lanes."""
+    count = x.type.count
+    even, odd = (
+        [first + lane + i for lane in range(0, count, 4) for first in (0, count) for i in (odd, odd + 2)]
+        for odd in (0, 1)
+    )
     return builder.add(_shuffled(builder, x, y, even), _shuffled(builder, x, y, odd))
 
 
@@ -237,14 +255,36 @@ def _added_up(storage, builder, c, d, dx, sums, n, scale, offset, table_row, col
     masked_store(builder, builder.load(total), c, mask)
 
 
-# -- as an operation of kernels ------------------------------------------------------------------
+# -- as operations of kernels ------------------------------------------------------------------
+
+
+@helper
+def arrange(to, p):
+    """Write a row of bytes p (K / 4,), four in a place, in the order in which `multiply_few` reads them."""
+    words, side = SCALED // 4, TWICE // 4 // SIDES
+    whole = p.size // (SIDES * side) * (SIDES * side)
+    for first in range(0, whole, SIDES * side):
+        for i in range(TOGETHER):
+            for s in range(SIDES):
+                at = first + (SIDES * i + s) * words
+                source = first + s * side + i * words
+                to[at : at + words] = p[source : source + words]
+    to[whole:] = p[whole:]
+
+
+def arranged_ref(p, back=False):
+    """Return rows of bytes p (N, K) in that order, or back from it."""
+    whole = p.shape[1] // TWICE * TWICE
+    shape = (SIDES, TOGETHER) if not back else (TOGETHER, SIDES)
+    units = p[:, :whole].reshape(len(p), -1, *shape, SCALED).swapaxes(2, 3).reshape(len(p), -1)
+    return np.concatenate([units, p[:, whole:]], 1)
 
 
 def _multiply_few_twin(c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n, scale, offset, k, add, table):
     storage = KNOWN[table[WHICH]]
     places = slice(i, i + rows), slice(j, j + cols)
     found = storage.integers_ref(raw[j : j + cols, begin : begin + k // storage.block * storage.bytes_per_block])
-    numbers = np.ascontiguousarray(x[i : i + rows]).view(np.int8)[:, k0 : k0 + k]
+    numbers = arranged_ref(np.ascontiguousarray(x[i : i + rows]).view(np.int8)[:, k0 : k0 + k], back=True)
     of_groups = sums[i : i + rows, k0 // storage.group :]
     y = d[places] if add else np.zeros((rows, cols), np.float32)
     c[places] = grouped_ref(y, numbers, dx[i : i + rows, k0 // SCALED :], of_groups, *found, storage.zero)
@@ -254,7 +294,7 @@ def _multiply_few_twin(c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n, s
 def multiply_few(typing, c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n, scale, offset, k, add, table):
     """c[i : i + rows, j : j + cols] = the product of rows of x with rows of raw, plus d there if `add`; d may be c.
 
-    rows <= MOST, cols <= LANES; columns k0 to k0 + k, whole blocks, of x (N, K / 4), four int8 in a place, of which
+    rows <= MOST, cols <= LANES; columns k0 to k0 + k, whole blocks, of x (N, K / 4) as `arrange` leaves it, of which
     raw has the bytes from `begin` on; dx, sums: as `multiply` has them; scratch: n (MOST LANES, groups), scale and
     offset (LANES, groups), where groups is a multiple of LANES and not less than those of k; table: `integers(...)`
 
