@@ -45,16 +45,16 @@ from .simd import (
     with_twin,
 )
 from .spread import Block, Half, joined
-from .whole_numbers import BLOCK_SIZE, FEW, GROUP, KNOWN, SCALED, WHICH, dot, grouped_ref
+from .whole_numbers import BLOCK_SIZE, GROUP, IN_REGISTERS, KNOWN, SCALED, WHICH, dot, grouped_ref
 
 __all__ = ["FEW_ARGUMENTS", "FEW_COUNTS", "MOST", "arrange", "few_body", "multiply_few"]
 
 MOST = 2  # rows of x; with more, a panel is faster
 FEW_COUNTS = tuple(2**i for i in range(MOST.bit_length()))
 FEW_ARGUMENTS = [*[F32.as_pointer()] * 5, *[I8.as_pointer()] * 2, *[F32.as_pointer()] * 3, *[I64] * 10, I1]
-TOGETHER = 8  # vectors of sums that are added up together
+ADDED_UP = 8  # vectors of sums that are added up together
 SIDES = max(LANES * 4 // SCALED, 1)  # how much of W is read side by side, as vectors are wide: 32 columns each
-TWICE = SIDES * TOGETHER * SCALED  # columns that are arranged so in x
+TWICE = SIDES * ADDED_UP * SCALED  # columns that are arranged so in x
 
 
 def few_body(storage, together, builder, *arguments):
@@ -86,7 +86,7 @@ def _dots(storage, builder, lines_x, planes, raw, following, scale, offset, raw_
     Return the types of scales and of offsets as they are kept there, None where there are none: float32, or half
     precision's bits.
     """
-    alone = max(TOGETHER * SCALED // storage.block, 1)  # blocks at a time
+    alone = max(ADDED_UP * SCALED // storage.block, 1)  # blocks at a time
     steps = [*[(SIDES * alone, SIDES)] * (SIDES > 1), (alone, 1), *[(1, 1)] * (alone > 1)]  # blocks, side by side
     row_bytes = builder.mul(blocks, constant(storage.bytes_per_block))
     kinds = []
@@ -155,9 +155,9 @@ def _vectors_of(parts):
 
 
 def _store_sums(builder, found, group, at, sides):
-    """Emit the sums of groups from TOGETHER vectors, or fewer, of four products in each lane."""
+    """Emit the sums of groups from ADDED_UP vectors, or fewer, of four products in each lane."""
     given = len(found) * sides * SCALED // group
-    found = [*found, *[each(0, found[0].type)] * (TOGETHER - len(found))]
+    found = [*found, *[each(0, found[0].type)] * (ADDED_UP - len(found))]
     half = found[0].type.count // sides
     while len(found) > 2:
         found = [_sums_of_neighbours(builder, *found[i : i + 2]) for i in range(0, len(found), 2)]
@@ -264,7 +264,7 @@ def arrange(to, p):
     words, side = SCALED // 4, TWICE // 4 // SIDES
     whole = p.size // (SIDES * side) * (SIDES * side)
     for first in range(0, whole, SIDES * side):
-        for i in range(TOGETHER):
+        for i in range(ADDED_UP):
             for s in range(SIDES):
                 at = first + (SIDES * i + s) * words
                 source = first + s * side + i * words
@@ -275,7 +275,7 @@ def arrange(to, p):
 def arranged_ref(p, back=False):
     """Return rows of bytes p (N, K) in that order, or back from it."""
     whole = p.shape[1] // TWICE * TWICE
-    shape = (SIDES, TOGETHER) if not back else (TOGETHER, SIDES)
+    shape = (SIDES, ADDED_UP) if not back else (ADDED_UP, SIDES)
     units = p[:, :whole].reshape(len(p), -1, *shape, SCALED).swapaxes(2, 3).reshape(len(p), -1)
     return np.concatenate([units, p[:, whole:]], 1)
 
@@ -320,7 +320,7 @@ def multiply_few(typing, c, d, i, j, rows, cols, x, dx, sums, k0, raw, begin, n,
         pointers += [pointer(context, builder, kinds[at], array, zero, zero) for at, array in tables]
         lengths = [row_length(context, builder, kinds[at], array) for at, array, *_ in given]
         lengths.append(row_length(context, builder, kinds[13], scale))
-        slot = constant(FEW)
+        slot = constant(IN_REGISTERS)
         for smaller in FEW_COUNTS[:-1]:
             slot = builder.add(slot, builder.zext(builder.icmp_signed(">", rows, constant(smaller)), I64))
         values = [*pointers, *lengths, rows, cols, builder.sdiv(k, block), add]

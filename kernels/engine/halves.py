@@ -11,7 +11,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from numba import types
 
-from .simd import F32, HALF, I16, I32, each, of_shape, with_twin
+from .simd import F32, FP16, I16, I32, each, of_shape, with_twin
 
 __all__ = [
     "as_element",
@@ -66,7 +66,7 @@ def widened_half(builder, bits):
     """Return half precision's bits, one or a vector, as float32: by the processor, or as storage/float16.py says it."""
     features, wide, number = llvm.get_host_cpu_features(), of_shape(bits.type, I32), of_shape(bits.type, F32)
     if features.get("f16c") or features.get("neon"):
-        return builder.fpext(builder.bitcast(bits, of_shape(bits.type, HALF)), number)
+        return builder.fpext(builder.bitcast(bits, of_shape(bits.type, FP16)), number)
     moved = builder.and_(builder.shl(builder.sext(bits, wide), each(13, wide)), each(0x8FFFE000, wide))
     scaled = builder.fmul(builder.bitcast(moved, number), each(2.0**112, number))
     special = builder.bitcast(builder.or_(moved, each(0x7F800000, wide)), number)

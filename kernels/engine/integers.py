@@ -57,8 +57,8 @@ from .spread import Block
 from .whole_numbers import (
     BLOCK_BYTES,
     BLOCK_SIZE,
-    FEW,
     GROUP,
+    IN_REGISTERS,
     KNOWN,
     MULTIPLY,
     OFFSETS,
@@ -176,7 +176,7 @@ def integers(storage: Any) -> np.ndarray:
         body = functools.partial(_multiply_body, together, storage.group, storage.offsets)
         routines[MULTIPLY + variant] = [*[floats] * 8, *[I64] * 8, I1], body
     for variant, together in enumerate(FEW_COUNTS):
-        routines[FEW + variant] = FEW_ARGUMENTS, functools.partial(few_body, storage, together)
+        routines[IN_REGISTERS + variant] = FEW_ARGUMENTS, functools.partial(few_body, storage, together)
     header = {WHICH: len(KNOWN), GROUP: storage.group, OFFSETS: int(storage.offsets)}
     header |= {BLOCK_SIZE: storage.block, BLOCK_BYTES: storage.bytes_per_block}
     KNOWN.append(storage)

@@ -74,7 +74,7 @@ ISA = _chosen_isa()
 LANES = ISA.lanes
 
 F32 = ir.FloatType()
-HALF = ir.HalfType()
+FP16 = ir.HalfType()
 I1 = ir.IntType(1)
 I8 = ir.IntType(8)
 I16 = ir.IntType(16)
@@ -83,7 +83,7 @@ I64 = ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)
 ZERO = ir.Constant(VECTOR, [0.0] * LANES)
 # Of arrays, and their bytes: half precision is kept as int16.
-OF_ARRAYS = {types.float32: (F32, 4), types.uint16: (I16, 2), types.int16: (HALF, 2), types.uint8: (I8, 1)}
+OF_ARRAYS = {types.float32: (F32, 4), types.uint16: (I16, 2), types.int16: (FP16, 2), types.uint8: (I8, 1)}
 
 
 # -- operations in LLVM and in plain Python ------------------------------------------------------
@@ -179,7 +179,7 @@ def sum_of_lanes(builder, vector):
 
 
 def _bytes(vector):
-    return 2 if vector.element in (HALF, I16) else 4
+    return 2 if vector.element in (FP16, I16) else 4
 
 
 def store(builder, value, pointer):

@@ -21,7 +21,7 @@ from .panels import transposed
 from .routines import TILE, entry_of, routine_table
 from .simd import (
     F32,
-    HALF,
+    FP16,
     I1,
     I16,
     I32,
@@ -47,7 +47,7 @@ from .tiles import multiply_add
 __all__ = ["NAME", "STREAMED", "stream", "streams"]
 
 STREAMED = LANES // 2  # rows of x: their sums and LANES vectors of W fit the registers
-ELEMENTS = F32, I16  # of W; half precision has a table of its own
+STREAMED_ELEMENTS = F32, I16  # of W; half precision has a table of its own
 SLICE = NumberFormat.slice_terms  # terms that are summed before they are added to the others
 NAME = "streams"  # of the routines, where compiled code is kept
 
@@ -95,7 +95,7 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
                     fetch(builder, move(builder, at, constant(NEAR * stored.count)), near=True)
                 else:
                     vector = masked_load(builder, at, first_lanes(builder, left, LANES * fold), vector=stored)
-                if element == HALF:
+                if element == FP16:
                     vector = widened_half(builder, builder.bitcast(vector, ir.VectorType(I16, LANES)))
                 read.append(builder.bitcast(vector, places))
             for s, line in enumerate(transposed(builder, read)):
@@ -155,7 +155,7 @@ def _half(builder, line, half):
 def streams(halves: bool = False) -> np.ndarray:
     """Return the table of `stream`'s routines: those for half precision, which few need, or those for all others."""
     routines = {}
-    for index, element in enumerate((HALF,) if halves else ELEMENTS):
+    for index, element in enumerate((FP16,) if halves else STREAMED_ELEMENTS):
         for variant, together in enumerate(VARIANTS):
             arguments = [*[F32.as_pointer()] * 3, element.as_pointer(), *[I64] * 7, I1]
             routines[_slot(index, variant)] = arguments, functools.partial(_stream_body, together, element)
@@ -188,7 +188,7 @@ def stream(typing, c, d, i, j, rows, cols, a, b, row, add, table):
         lengths = [row_length(context, builder, kinds[at], array) for at, array, *_ in given]
         terms = builder.extract_value(context.make_array(kinds[6])(context, builder, a).shape, 1)
         element = element_type(kinds[7])[0]
-        slot = constant(_slot(ELEMENTS.index(element) if element in ELEMENTS else 0, 0))
+        slot = constant(_slot(STREAMED_ELEMENTS.index(element) if element in STREAMED_ELEMENTS else 0, 0))
         for smaller in VARIANTS[:-1]:
             slot = builder.add(slot, builder.zext(builder.icmp_signed(">", rows, constant(smaller)), I64))
         address = entry_of(context, builder, kinds[10], table, slot)

@@ -12,8 +12,8 @@ from .simd import I16, I32, ISA, declare
 __all__ = [
     "BLOCK_BYTES",
     "BLOCK_SIZE",
-    "FEW",
     "GROUP",
+    "IN_REGISTERS",
     "KNOWN",
     "MULTIPLY",
     "OFFSETS",
@@ -26,9 +26,15 @@ __all__ = [
 ]
 
 SCALED = 32  # numbers of x that share a scale
-# Entries of the table: a number in KNOWN, and what that storage says; then the routines.
+# Entries of the table: a number in KNOWN, and what that storage says; then routines, of the last two kinds one for each
+# number of rows of x.
 WHICH, GROUP, OFFSETS, BLOCK_SIZE, BLOCK_BYTES = range(5)
-SPREAD, TURN, MULTIPLY, FEW = TILE, TILE + 1, TILE + 2, TILE + 6  # of the last two, one for each number of rows of x
+SPREAD, TURN, MULTIPLY, IN_REGISTERS = (
+    TILE,
+    TILE + 1,
+    TILE + 2,
+    TILE + 6,
+)
 KNOWN: list[Any] = []  # whose tables were asked for
 
 

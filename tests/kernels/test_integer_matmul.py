@@ -14,7 +14,7 @@ from abi_py.kernels.stored_matmul import stored_product, stored_product_ref
 
 BLOCKS = sorted(name for name, storage in STORAGES.items() if isinstance(storage, BlockStorage))
 ROWS = [1, 2, 3, AT_ONCE - 1, 4 * AT_ONCE + 1]
-SHAPES = [(n, 2 * LANES + 5, 3) for n in ROWS] + [(1, 1, 1), (2, LANES, 2)]  # (N, M, blocks)
+SHAPES = [(n, 2 * LANES + 5, 3) for n in ROWS] + [(1, 1, 1), (2, LANES, 2), (1, LANES + 1, 27)]  # (N, M, blocks)
 
 
 def operands(rng, storage, N, M, blocks):
