@@ -183,8 +183,17 @@ class LlmTrainingConfig(Config):
     wandb_project: str | None = opt(None, "W&B project ('abi' when not given)", acts={"enable_wandb": ON})
     wandb_run_name: str | None = opt(None, "W&B run name (that of the run when not given)", acts={"enable_wandb": ON})
     wandb_entity: str | None = opt(None, "W&B entity (the account's default when not given)", acts={"enable_wandb": ON})
-    export_gguf_path: str | None = opt(None, "GGUF file to write after training", path=True, refused=True)
-    export_name: str = opt("abi-llama", "model name inside the GGUF file", refused=True)
+    export_gguf_path: Accepts[str | None, Path] = opt(
+        None, "GGUF file to write after training; for llama.cpp", flag="export-gguf", path=True
+    )
+    export_quantize: str = opt(
+        "F32", "type of that file, as in Q8_0 or Q4_K_M", flag="quantize", acts={"export_gguf_path": ON}
+    )
+    export_name: str = opt(
+        "abi-llama",
+        "name of the model inside it; that of the base, where this is not changed",
+        acts={"export_gguf_path": ON},
+    )
     use_gpu: bool = opt(False, "ABI field; must stay false, the trainer runs on the CPU", refused=True)
     gpu_backend: str | None = opt(None, "ABI field; must stay unset, the trainer runs on the CPU", refused=True)
     gpu_batch_threshold: int = opt(8, "ABI field; must stay 8, the trainer runs on the CPU", refused=True)
@@ -311,9 +320,7 @@ class LlmTrainingConfig(Config):
         self._require("gpu_backend", self.gpu_backend is None, "be unset", _GPU_REMEDY)
         self._require("gpu_batch_threshold", self.gpu_batch_threshold == 8, "be 8", _GPU_REMEDY)
         self._require("gpu_device_buffer_mb", self.gpu_device_buffer_mb == 256, "be 256", _GPU_REMEDY)
-        remedy = "training does not write it; leave it out, and afterwards: abi-train export RUN --format gguf -o FILE"
-        self._require("export_gguf_path", self.export_gguf_path is None, "be unset", remedy)
-        self._require("export_name", self.export_name == "abi-llama", "be abi-llama", remedy)
+        self._require("export_gguf_path", self.export_gguf_path != "", "not be empty", "give the name of a file")
 
 
 @dataclass(frozen=True, kw_only=True)

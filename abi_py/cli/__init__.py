@@ -30,7 +30,7 @@ from .options import Verbs
 __all__ = ["VERBS", "Group", "cli", "main"]
 
 HEADINGS = {
-    "Train": ("run", "resume", "deepzig"),
+    "Train": ("run", "resume", "llm", "deepzig"),
     "Use": ("generate", "chat", "eval", "export", "quantize", "merge"),
     "Prepare": ("preview", "tokenizer", "tokenize"),
     "Look and check": ("runs", "compare", "inspect", "info", "trace", "verify", "warmup"),
@@ -55,7 +55,7 @@ class Group(Verbs):
             return ""
         from ..runs.directory import is_run
 
-        if is_run(Path(word)) or Path(word, "config.json").is_file():
+        if is_run(Path(word)) or Path(word, "config.json").is_file() or word.endswith(".gguf"):
             return f"{word} is a run or a model: abi-train inspect {shlex.quote(word)} says what can be done with it"
         return f"to train on {word}: abi-train run {shlex.quote(word)}"
 

@@ -67,7 +67,8 @@ NOT_IN_A_RANGE_TEST = {
     "training": {"learning_rate", "lr_schedule", "min_learning_rate", "warmup_steps", "warmup_ratio", "decay_steps",
                  "cooldown_share", "cooldown_steps", "cooldown_shape", "epochs", "eval_interval", "log_interval",
                  "checkpoint_path", "checkpoint_interval", "max_checkpoints", "log_dir", "enable_tensorboard",
-                 "enable_wandb", "enable_metrics_stream", "wandb_project", "wandb_run_name", "wandb_entity"},
+                 "enable_wandb", "enable_metrics_stream", "wandb_project", "wandb_run_name", "wandb_entity",
+                 "export_gguf_path", "export_quantize", "export_name"},
     "data": {"sample_prompts", "sample_tokens"},
 }  # fmt: skip
 DRY_RUN = "show the plan (memory, steps, time) and stop; nothing is written"

@@ -53,7 +53,7 @@ def show(found: "Inspection", tensors: bool) -> None:
         if label == "files":
             _several("files", [f"{name}  {size_text(size)}" for name, size in value.items()] if isinstance(value, dict)
                      else [f"{value:,}"])  # fmt: skip
-        elif label in ("tokenizer", "started from"):
+        elif label in ("tokenizer", "started from", "metadata"):
             _several(label, [f"{name}: {_plain(each)}" for name, each in value.items()])
         else:
             _line(label, _plain(value))

@@ -76,6 +76,8 @@ def open_model(path: Path, which: str | None = None) -> "LoadedModel":
     """Load the model that `path` means; tell which step of a run that is, and what a search passed over."""
     loaded = find_model(path, which)
     _tell(loaded.skipped, loaded.said)
+    for text in loaded.model.companions.notes:
+        note(f"note: {text}")
     return loaded
 
 

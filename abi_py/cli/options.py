@@ -243,6 +243,7 @@ def config_options(
     rare: Collection[str] = (),
     refused: Collection[str] = (),
     aliases: Mapping[tuple[str, str], str] | None = None,
+    arguments: Mapping[tuple[str, str], str] | None = None,
 ) -> Callable[[click.Command], click.Command]:
     """Return a decorator that adds the flags of all fields of `sections` to a verb.
 
@@ -251,13 +252,15 @@ def config_options(
     rare      sections, or fields, which this verb does not show on the first screen
     refused   those of which this verb refuses any value: they answer, and no help lists them
     aliases   (section, field) -> another spelling, which this verb alone has
+    arguments (section, field) -> the word without a flag that sets it in this verb (`field_argument`): it has no flag
     """
 
     def decorate(command: click.Command) -> click.Command:
         taken = {name for param in command.params for name in param.opts}
         for section, cls in sections.items():
             made = {option.name: _flag(section, option, taken, aliases or {}) for option in fields_of(cls)}
-            spelled = {name: each.opts[-1] for name, each in made.items()}
+            words = {name: word for (own, name), word in (arguments or {}).items() if own == section}
+            spelled = {name: each.opts[-1] for name, each in made.items()} | words
             for option in sorted(fields_of(cls), key=lambda option: option.name != cls.switch):
                 flag, names = made[option.name], {section, option.name}
                 default = "" if defaults is None else _default(option, defaults.get(section, {}))
@@ -268,7 +271,8 @@ def config_options(
                 flag.heading = cls.heading or f"{section.replace('_', ' ').capitalize()}"
                 flag.hidden = bool(option.metadata.get("refused") or names & set(refused))
                 flag.common = bool(option.metadata.get("common")) and not flag.hidden and not names & set(rare)
-                command.params.append(flag)
+                if option.name not in words:
+                    command.params.append(flag)
         return command
 
     return decorate
@@ -313,6 +317,18 @@ def data_argument(section: str, field: str) -> Callable[[click.Command], click.C
 
     def decorate(command: click.Command) -> click.Command:
         made = FieldArgument([f"{section}__{field}__words"], nargs=-1, metavar="[DATA]...", type=PathType())
+        made.section, made.field = section, field
+        command.params.insert(0, made)
+        return command
+
+    return decorate
+
+
+def field_argument(section: str, field: str, metavar: str) -> Callable[[click.Command], click.Command]:
+    """Return a decorator that lets the first word without a flag set a field that has no flag (`config_options`)."""
+
+    def decorate(command: click.Command) -> click.Command:
+        made = FieldArgument([f"{section}__{field}"], metavar=metavar, type=PathType(exists=True))
         made.section, made.field = section, field
         command.params.insert(0, made)
         return command

@@ -32,6 +32,7 @@ from .describe import (
     note_on_length,
     report_rows,
 )
+from .inspect import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,8 +83,9 @@ def show_head(run: Run, console: "Console") -> None:
         if run.config.lora is not None:
             text = f"the adapters need {run.base.place} as it is; before that run is trained further, copy it"
             say(console, "note", f"{text}: resume takes --base COPY")
-    for reason in run.base.skipped if run.base is not None else ():
-        say(console, "note", f"passed over: {reason}")
+    if run.base is not None:
+        for text in (*(f"passed over: {reason}" for reason in run.base.skipped), *run.base.notes):
+            say(console, "note", text)
     say(console, "data", describe_data(run.train, run.num_kept))
 
 
@@ -203,6 +205,9 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
         say(console, "saved", f"{report.checkpoint}")
     left = leave_model(run, trainer, report, results)
     say(console, "model", f"{left.folder}: {left.said}")
+    if left.gguf is not None:
+        files = ", ".join(f"{size_text(size)} in {left.gguf.dtype}" for size in left.gguf.files.values())
+        say(console, "gguf", f"{run.config.training.export_gguf_path}: {files}, logits compared; llama-cli -m opens it")
     if not left.has_tokenizer:
         say(console, "note", "it has no tokenizer: the text of these ids is not known; --tokenizer names one")
     if run.config.data.sample_tokens and run.train.conversations:

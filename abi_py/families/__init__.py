@@ -117,6 +117,10 @@ def read_gguf(file: "GgufFile") -> dict[str, Any]:
 
     CheckpointError names an architecture, or an entry of its metadata, that is not computed here.
     """
+    kind = file.get("general.type", str)
+    if kind not in (None, "model"):
+        remedy = "give the folder that PEFT wrote" if kind == "adapter" else "get the file of the model"
+        raise CheckpointError(f"{file.path}: general.type is {shown(kind)}, so it holds no whole model; {remedy}")
     found = file.require("general.architecture", str)
     known = {name: each.gguf for name, each in FAMILIES.items() if each.gguf is not None and each.gguf.read is not None}
     keys = Keys(file, found)

@@ -57,6 +57,12 @@ class Companions(Shown):
         return {name: value for name, value in self.config.items() if name.endswith("_token_id")}
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the files, where they were made of something else: of a GGUF file's tokenizer."""
+        found: tuple[str, ...] = getattr(self.files, "notes", ())
+        return found
+
+    @property
     def size(self) -> int:
         """The bytes of the files."""
         return sum(map(len, self.files.values()))

@@ -69,6 +69,11 @@ def open_gguf_weights(file: GgufFile, config: TrainableModelConfig) -> GgufWeigh
     CheckpointError names a tensor that is missing, of another shape or of a type that nothing here computes with, or
     without a place in the model.
     """
+    if not file.tensors:
+        raise CheckpointError(
+            f"{file.path}: it holds a vocabulary and no weights; get the file of the model, or give this one as "
+            "--tokenizer"
+        )
     if config.num_layers > len(file.tensors):  # before a table is made of as many as it says
         raise CheckpointError(
             f"{file.path}: block_count is {config.num_layers:,}, and the file holds {len(file.tensors):,} tensors; "
@@ -113,8 +118,16 @@ class _TokenizerFiles(Mapping[str, bytes]):
 
     @functools.cached_property
     def _made(self) -> Mapping[str, bytes]:
-        found, _ = companions_of(self._file.metadata, str(self._file.path))
-        return found.files
+        return self._read[0].files
+
+    @functools.cached_property
+    def _read(self) -> tuple[Companions, tuple[str, ...]]:
+        return companions_of(self._file.metadata, str(self._file.path))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where llama.cpp reads the tokenizer differently."""
+        return self._read[1]
 
     def __getitem__(self, name: str) -> bytes:
         return self._made[name]

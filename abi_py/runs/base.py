@@ -39,6 +39,7 @@ class Base:
     shape      as its config.json, or its metadata, have it
     tokenizer  the directory or GGUF file of its tokenizer, or None
     skipped    what a search passed over, and why
+    notes      what a user should know of its tokenizer
     said       which step of a run it is, and why that was taken; "" of a folder that does not say so
     """
 
@@ -48,6 +49,7 @@ class Base:
     tokenizer: Path | None
     skipped: tuple[str, ...] = ()
     said: str = ""
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, given: BaseConfig, remedy: str = "") -> "Base":
@@ -82,7 +84,8 @@ class Base:
             raise ConfigError(
                 f"base ({path}) holds adapters, not a whole model; merge them first: abi-train merge {path} -o MERGED"
             )
-        shape = open_stored(found.path).config  # before a run writes anything: what is missing is told
+        stored = open_stored(found.path)  # before a run writes anything: what is missing is told
+        shape = stored.config
         digest = digest_of(found.path)
         if given.digest and not digest.startswith(given.digest.lower()):
             raise ConfigError(
@@ -98,8 +101,9 @@ class Base:
                     f"base ({path}): its tokenizer has {ids:,} ids, its model {shape.vocab_size:,}; the two do not "
                     "belong together"
                 )
+        notes = () if tokenizer is None else stored.companions.notes
         recorded = BaseConfig(path=str(path.absolute()), digest=digest, which=given.which)
-        return cls(recorded, found.path, shape, tokenizer, (*place.skipped, *found.skipped), place.said)
+        return cls(recorded, found.path, shape, tokenizer, (*place.skipped, *found.skipped), place.said, notes)
 
     @property
     def is_byte_level(self) -> bool:

@@ -240,12 +240,14 @@ def export(
     dtype: str | None = None,
     max_shard_size: str | None = None,
     quantize: str | None = None,
+    name: str | None = None,
     check: bool = True,
     force: bool = False,
 ) -> Exported:
     """Write a model and read it again; what was in the place before is only replaced by what is whole.
 
     quantize   of gguf: the type of the file, F32 if none is given
+    name       of gguf: that of the model in it, the file's own if none is given
     check      of gguf: read it again, and compare the logits of some tokens with those of the source
 
     ConfigError for what does not go together; NonFiniteError for weights that are not finite in this type;
@@ -259,7 +261,8 @@ def export(
     _check_output(source, output, form, force)
     kind = dtype or (source.dtype if form == "hf" else "float32")
     if form == "gguf":
-        return _export_gguf(source, output, file_type(quantize or "F32").name, max_shard_size, check=check)
+        kind = file_type(quantize or "F32").name
+        return _export_gguf(source, output, kind, max_shard_size, name=name, check=check)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     write(source, output, form, kind, max_shard_size, source.texts(form))
     files = {output.name: output.stat().st_size} if output.is_file() else {
@@ -269,11 +272,13 @@ def export(
     return Exported(files, kind, parameters, _opens(source, output, form))
 
 
-def _export_gguf(source: Source, output: Path, quantize: str, largest: str | None, *, check: bool) -> Exported:
+def _export_gguf(
+    source: Source, output: Path, quantize: str, largest: str | None, *, name: str | None, check: bool
+) -> Exported:
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     model = source.loaded.model.merged()
     model.companions = source.companions
-    written = model.write_gguf(output, quantize, max_shard_size=largest, check=check)
+    written = model.write_gguf(output, quantize, name=name, max_shard_size=largest, check=check)
     near = compare(lambda ids: logits_of(model, ids), source.shape, written)[0] if check else None
     files = {path.name: path.stat().st_size for path in written.files}
     first = written.files[0]

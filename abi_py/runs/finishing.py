@@ -6,6 +6,7 @@ killed before this writes the same later.
 """
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..choices import Which
-from ..config import TrainableModelConfig
-from ..errors import CheckpointError, ConfigError
+from ..config import LlmTrainingConfig, TrainableModelConfig
+from ..errors import AbiError, CheckpointError, ConfigError
 from ..formats.checkpoint_names import CARD, ORIGIN
+from ..formats.gguf.container import SUFFIX, is_gguf, open_gguf
 from ..training.finding import BEST, LAST, Origin, find_place, list_checkpoints, root_of_checkpoints
 from .directory import ADAPTER, MODEL
 from .settings import ExportConfig
@@ -23,9 +25,12 @@ from .settings import ExportConfig
 if TYPE_CHECKING:
     from ..training.report import EvalResult, TrainingReport
     from ..training.trainer import LlamaTrainer
+    from .exporting import Exported, Source
     from .run import Run
 
-__all__ = ["Left", "check_export", "has_left_model", "leave_model"]
+__all__ = ["Left", "check_export", "check_new_file", "has_left_model", "leave_model"]
+
+UNNAMED = LlmTrainingConfig().export_name
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,34 @@ class Left:
     folder: Path
     said: str  # the step, and why that one
     has_tokenizer: bool
+    gguf: "Exported | None" = None  # what was written to the training's `export_gguf_path`
 
 
-def check_export(export: ExportConfig, shape: TrainableModelConfig, evaluates: bool) -> None:
-    """Raise ConfigError, before training, for a form that cannot hold the model, or weights that there will not be."""
+def check_export(
+    export: ExportConfig, training: LlmTrainingConfig, shape: TrainableModelConfig, evaluates: bool
+) -> None:
+    """Raise ConfigError, before training, for a form that cannot hold the model, or weights that there will not be.
+
+    The GGUF file of the training counts; that it is not there yet is for a new run (`check_new_file`).
+    """
     from .exporting import check_format
 
     check_format(export.format.value, shape, None, None)
+    if training.export_gguf_path is not None:
+        check_format("gguf", shape, None, None, training.export_quantize)
     if export.which is Which.BEST and not evaluates:
         raise ConfigError(
             "which (best) must come with evaluations; set valid_fraction and eval_interval above 0, or take --which "
             "last"
         )
+
+
+def check_new_file(training: LlmTrainingConfig) -> None:
+    """Raise ConfigError if the GGUF file of a new run is there, or its name is no file's: hours later it is too late.
+    """
+    path = training.export_gguf_path
+    if path is not None and os.path.lexists(path):
+        raise ConfigError(f"export_gguf_path ({path}) is there already; remove it, or choose another")
 
 
 def has_left_model(directory: Path) -> bool:
@@ -104,4 +125,30 @@ def leave_model(
             f"{output} was not written: {error}; the checkpoints are safe: once that is mended, abi-train resume "
             f"{name} writes it, or abi-train export {name} --{which} -o FOLDER another one"
         ) from None
-    return Left(output, origin.said, source.has_tokenizer)
+    return Left(output, origin.said, source.has_tokenizer, _leave_gguf(run, source))
+
+
+def _leave_gguf(run: "Run", source: "Source") -> "Exported | None":
+    """Write the GGUF file that the training asks for, of the weights of RUN/model; an earlier end's is replaced."""
+    from .exporting import export
+
+    training, base = run.config.training, run.config.base
+    if training.export_gguf_path is None:
+        return None
+    name, quantize = training.export_name, training.export_quantize
+    if name == UNNAMED and base is not None and base.path is not None:
+        name = _name_of(Path(base.path))
+    path = Path(training.export_gguf_path)
+    try:
+        return export(source, path, "gguf", quantize=quantize, name=name, force=True)
+    except (OSError, AbiError) as error:
+        again = f"abi-train export {shlex.quote(str(run.directory))} --format gguf --quantize {quantize} -o FILE"
+        raise CheckpointError(
+            f"{path} is not what it should be: {error}; the run is whole, and {again} writes the file"
+        ) from None
+
+
+def _name_of(base: Path) -> str:
+    """Return what a base is called: as its GGUF file says, or as its place is."""
+    named = open_gguf(base).get("general.name", str) if is_gguf(base) else None
+    return named or (base.stem if base.suffix == SUFFIX else base.name)

@@ -10,7 +10,7 @@ from .base import Base, with_tokenizer
 from .conversations import no_conversations
 from .defaults import DEFAULTS, RUN, Facts, Preset
 from .derived import derive
-from .finishing import check_export
+from .finishing import check_export, check_new_file
 from .opening import OpenData, Progress, open_data, unseen
 from .run import Run, count_steps
 from .settings import (
@@ -141,7 +141,8 @@ class Given:
         run = Run(config, train, valid, directory, data.opened, self.base, data.parts)
         check_use(run, self._flags)
         check_samples(run)
-        check_export(config.export, config.model, run.evaluates)
+        check_export(config.export, training, config.model, run.evaluates)
+        check_new_file(training)
         return run
 
 

@@ -136,7 +136,7 @@ class Resumed:
         run = Run(config, data.train, data.valid, self.directory, data.opened, base, data.parts)
         check_use(run, self.flags)
         check_samples(run)
-        check_export(config.export, config.model, run.evaluates)
+        check_export(config.export, training, config.model, run.evaluates)
         training = reschedule.apply(training, self.state.global_step, data.train)
         return dataclasses.replace(run, config=dataclasses.replace(config, training=training))
 

@@ -137,6 +137,7 @@ class Run:
         model = self.make_model()
         trainer = LlamaTrainer(model, self.config.training)
         trainer.label = self.label
+        trainer.exports = False  # the run does, of the weights that it leaves
         if self.base is not None:
             model.companions = self.base.companions(self.directory, self.train.conversations)
             trainer.state.evaluation_due = self.evaluates

@@ -269,6 +269,8 @@ class RunConfig:
         training = self.training
         if training.checkpoint_path is not None:  # absolute, as the data are: the run is resumed from any directory
             training = training.replace(checkpoint_path=os.path.abspath(training.checkpoint_path))
+        if training.export_gguf_path is not None:
+            training = training.replace(export_gguf_path=os.path.abspath(training.export_gguf_path))
         usual = training.checkpoint_path == os.path.abspath(directory / "checkpoints")
         names = ("early_stopping", "data", "chat", "base", "lora", "export")
         rest: dict[str, Config | None] = {name: getattr(self, name) for name in names}

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..errors import AbiError
 from ..formats.zig import save_ablc
+from ..model.gguf_writing import plan_gguf
 from .evaluation import evaluate_batches
 from .events import Sink
 from .feed import Data, describe, open_feed
@@ -69,6 +70,7 @@ class LlamaTrainer(Session):
         self._saver = Saver(self)
         self._step = Step(self, Guard(self, lambda: self._saver.last))
         self._loop = Loop(self, self._step, self._saver)
+        self.exports = True  # whether `fit` ends with the GGUF file that the configuration names
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -119,15 +121,22 @@ class LlamaTrainer(Session):
         `checkpoint_path`, checkpoints are saved at intervals, at each better evaluation, at the end, and when `stop`
         was requested; then the report says interrupted.  `progress` shows a line on a terminal, one that is replaced
         in a notebook, and lines in a pipe.
+        With `export_gguf_path`, the model is written there at the end, unless it was stopped before.
         ConfigError if `checkpoint_path` holds checkpoints of another run, or, with process and host, if another
-        trainer is writing there.
+        trainer is writing there, and for a model that no GGUF file can hold.
         """
+        config, writes = self.config, self.exports and self.config.export_gguf_path is not None
+        if writes:
+            plan_gguf(self.model.config, config.export_quantize)  # raises now, and not after training
         for callback in callbacks:
             self.add_callback(callback)
         if validation is not None:
             self.set_validation_data(validation)
         with showing(self.events, progress):
-            return self._loop.fit(data, early_stopping, stop)
+            report = self._loop.fit(data, early_stopping, stop)
+        if writes and config.export_gguf_path is not None and not report.interrupted:
+            self.model.export_to_gguf(config.export_gguf_path, config.export_quantize, name=config.export_name)
+        return report
 
     def train_epoch(self, data: Data, progress: bool = False) -> float:
         """Train for one epoch (the rest of it, after a resume) and return the mean loss over its trained tokens."""

@@ -2,6 +2,7 @@
 
     facts.py     what is found, and in which form it is handed on
     models.py    folders of models, runs, checkpoints, adapters, files of weights
+    gguf.py      files of llama.cpp
     data.py      token files, tokenizers, conversations, texts
 
 Weights are never loaded: their names, types and shapes are in the heads of files.  What is damaged, missing or unknown
@@ -17,7 +18,7 @@ from ...formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ...formats.peft import ADAPTER_CONFIG
 from ...training.checkpoint import STATE, is_checkpoint_name, list_checkpoints
 from ..directory import is_run
-from . import data, models
+from . import data, gguf, models
 from .facts import Inspection, TensorFacts
 
 __all__ = ["Inspection", "TensorFacts", "inspect"]
@@ -63,7 +64,7 @@ def _stream(found: Inspection) -> None:
 
 
 # What a file begins with, and what inspects it.
-MAGIC = {b"ABIC": models.zig, b"ABLC": models.zig, b"GGUF": models.gguf}
+MAGIC = {b"ABIC": models.zig, b"ABLC": models.zig, b"GGUF": gguf.gguf}
 
 
 def _file(found: Inspection) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,11 +35,13 @@ __all__ = [
     "checkpoint",
     "checkpoints",
     "config",
+    "describe_shape",
     "folder",
-    "gguf",
     "index",
     "run",
     "safetensors",
+    "tokenizer_beside",
+    "uses_of_model",
     "yaml",
     "zig",
 ]
@@ -55,7 +56,6 @@ KNOWN_JSON = {
 }
 PICKLE = "pytorch_model.bin"  # never opened
 NAMES = {"uint16": "BF16", "float64": "F64", "float32": "F32", "float16": "F16"}  # of Stored's arrays
-GGUF_HEAD = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata: gguf.md of the ggml project
 
 
 # -- weights -----------------------------------------------------------------------------------------
@@ -113,17 +113,6 @@ def zig(found: Inspection) -> None:
     found.uses.append(f"in Python, with a {'model' if kind == 'ABIC' else 'trainer'} of that shape: .{call}(PATH)")
 
 
-def gguf(found: Inspection) -> None:
-    """A file of llama.cpp's: recognised, not read."""
-    found.kind = "GGUF file (llama.cpp)"
-    with open(found.path, "rb") as file:
-        head = file.read(GGUF_HEAD.size)
-    if len(head) == GGUF_HEAD.size:
-        _, version, tensors, entries = GGUF_HEAD.unpack(head)
-        found.facts |= {"version": version, "tensors named": tensors, "entries": entries}
-    found.problems.append("this version does not read GGUF; get the Hugging Face folder that it was made from")
-
-
 # -- folders -----------------------------------------------------------------------------------------
 
 
@@ -133,7 +122,7 @@ def _sizes(found: Inspection) -> None:
     found.bytes = sum(found.facts["files"].values())
 
 
-def _describe_shape(found: Inspection, shape: TrainableModelConfig) -> None:
+def describe_shape(found: Inspection, shape: TrainableModelConfig) -> None:
     found.facts["family"] = shape.family.value
     fields = {**shape.to_dict(), "head_dim": shape.resolved_head_dim}
     shown_fields = acting(type(shape), shape.to_dict()) - {*HIDDEN}
@@ -165,7 +154,7 @@ def _model(found: Inspection, place: Path) -> bool:
     if shape is None:
         found.facts["parameters"] = sum(tensor.size for tensor in found.tensors)
         return False
-    _describe_shape(found, shape)
+    describe_shape(found, shape)
     if not there:
         found.facts["weights"] = "none here, only the shape of a model"
     if not stored:
@@ -177,14 +166,14 @@ def _model(found: Inspection, place: Path) -> bool:
     return fits
 
 
-def _tokenizer_beside(found: Inspection, place: Path, run: Path | None = None) -> bool:
+def tokenizer_beside(found: Inspection, place: Path, run: Path | None = None) -> bool:
     """Describe the tokenizer of the model in a folder; return whether there is one with a chat template."""
     where = find_tokenizer_beside(place, run)
     loaded = None if where is None else found.attempt(describe_tokenizer, found, where)
     return loaded is not None and loaded.chat_template is not None
 
 
-def _uses_of_model(found: Inspection, where: Path, talks: bool, adapters: bool = False) -> None:
+def uses_of_model(found: Inspection, where: Path, talks: bool, adapters: bool = False) -> None:
     name = _quoted(where)
     is_bytes = found.facts.get("shape", {}).get("vocab_size") == BYTE_VOCAB_SIZE  # text is its own ids
     prompt = "--prompt TEXT" if is_bytes or "tokenizer" in found.facts else "--ids '1 2 3'"
@@ -208,9 +197,9 @@ def folder(found: Inspection) -> None:
     if (path / INDEX).is_file() and not (path / WEIGHTS).is_file():
         found.facts["shards"] = len({*path.glob("model-*.safetensors")})
     computed = _model(found, path)
-    talks = _tokenizer_beside(found, path)
+    talks = tokenizer_beside(found, path)
     if computed:
-        _uses_of_model(found, path, talks)
+        uses_of_model(found, path, talks)
         found.uses.append("transformers: AutoModelForCausalLM.from_pretrained(PATH)")
 
 
@@ -220,7 +209,7 @@ def config(found: Inspection, content: Mapping[str, Any]) -> None:
     found.facts["model_type"] = content.get("model_type")
     shape = found.attempt(config_from_huggingface, content, str(found.path))
     if shape is not None:
-        _describe_shape(found, shape)
+        describe_shape(found, shape)
     beside = found.path.parent
     if any((beside / name).is_file() for name in (WEIGHTS, INDEX)):
         found.uses.append(f"its folder: abi-train inspect {_quoted(beside)}")
@@ -245,7 +234,7 @@ def adapter(found: Inspection) -> None:
     below = found.attempt(under_adapters, path)
     if not found.problems:
         found.facts["base"] = below if below is not None else "random weights, made again from their seed"
-        _uses_of_model(found, path, _tokenizer_beside(found, path), adapters=True)
+        uses_of_model(found, path, tokenizer_beside(found, path), adapters=True)
 
 
 # -- runs --------------------------------------------------------------------------------------------
@@ -274,9 +263,9 @@ def checkpoint(found: Inspection) -> None:
         computed = False
     else:
         computed = _model(found, found.path) and whole is not None
-    talks = _tokenizer_beside(found, found.path)
+    talks = tokenizer_beside(found, found.path)
     if computed:
-        _uses_of_model(found, found.path, talks)
+        uses_of_model(found, found.path, talks)
     if whole is not None:
         found.uses.append(f"abi-train resume {_quoted(found.path)}")
 
@@ -319,7 +308,7 @@ def run(found: Inspection) -> None:
     places = [place for _, place in list_checkpoints(root_of_checkpoints(path))]
     if not places and used is not None:
         if _model(found, used.folder):
-            _uses_of_model(found, path, _tokenizer_beside(found, used.folder, path))
+            uses_of_model(found, path, tokenizer_beside(found, used.folder, path))
         return
     if not places:
         found.facts["checkpoints"] = []
@@ -332,10 +321,10 @@ def run(found: Inspection) -> None:
         found.kind, lora = "run of adapters", settings.get("lora", {})
         found.facts |= {"rank": lora.get("rank"), "adapted": lora.get("target_modules")}
         if found.attempt(under_adapters, newest) or not found.problems:
-            _uses_of_model(found, path, _tokenizer_beside(found, newest, path), adapters=True)
+            uses_of_model(found, path, tokenizer_beside(found, newest, path), adapters=True)
         return
     if _model(found, newest):
-        _uses_of_model(found, path, _tokenizer_beside(found, newest, path))
+        uses_of_model(found, path, tokenizer_beside(found, newest, path))
 
 
 def yaml(found: Inspection) -> None:

@@ -1,0 +1,64 @@
+"""GGUF files: models, adapters and vocabularies of llama.cpp."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ...formats.gguf.container import GgufFile, GgufTensor, open_gguf
+from ...formats.gguf.quantising import FILE_TYPES
+from ...formats.special_tokens import special_token_ids
+from ...model.gguf_model import companions_of_gguf, open_gguf_weights, read_gguf_config
+from .facts import Inspection, TensorFacts
+from .models import describe_shape, tokenizer_beside, uses_of_model
+
+__all__ = ["gguf"]
+
+# What is shown elsewhere, or is as long as the vocabulary.
+APART = ("tokenizer.", "split.", "general.file_type")
+LONG, FEW = 80, 8  # characters of a text, values of a list: of longer ones the number is shown
+
+
+def gguf(found: Inspection) -> None:
+    """A file of llama.cpp's, or all the files that it is one of; its tensors are not read."""
+    found.kind = "GGUF file (llama.cpp)"
+    file = open_gguf(found.path)
+    if len(file.files) > 1:
+        found.facts["files"] = {path.name: path.stat().st_size for path in file.files}
+        found.bytes = sum(found.facts["files"].values())
+    number = file.get("general.file_type", int)
+    known = {kind.id: kind.name for kind in FILE_TYPES.values()}
+    if number is not None:
+        found.facts["type"] = known.get(number, f"number {number} of general.file_type")
+    found.tensors = list(_tensors(file.tensors.values()))
+    found.facts["metadata"] = {key: _shown(file, key) for key in file.metadata if not key.startswith(APART)}
+    shape = found.attempt(read_gguf_config, file)
+    if shape is None:
+        found.facts["parameters"] = sum(tensor.size for tensor in found.tensors)
+    else:
+        describe_shape(found, shape)
+    computed = shape is not None and found.attempt(open_gguf_weights, file, shape) is not None
+    talks = tokenizer_beside(found, found.path)
+    companions = companions_of_gguf(file)
+    if ends := found.attempt(special_token_ids, companions.files, "eos"):
+        found.facts["ends a text"] = list(ends)
+    if notes := found.attempt(lambda: companions.notes):
+        found.facts["notes"] = "; ".join(notes)
+    if computed:
+        uses_of_model(found, found.path, talks)
+        found.uses.append("llama.cpp: llama-cli -m PATH")
+
+
+def _tensors(tensors: Iterable[GgufTensor]) -> Iterable[TensorFacts]:
+    return (TensorFacts(each.name, str(each.kind), each.shape, each.size) for each in tensors)
+
+
+def _shown(file: GgufFile, key: str) -> Any:
+    """Return a value of the metadata, of a long one how long it is."""
+    value = file.metadata[key]
+    if isinstance(value, str):
+        return value if len(value) <= LONG else f"{value[:LONG]}... ({len(value):,} characters)"
+    if isinstance(value, bool | int | float):
+        return value
+    values = list(value)
+    if len(values) > FEW:
+        return f"{len(values):,} values"
+    return [each.item() if hasattr(each, "item") else each for each in values]
