@@ -8,7 +8,7 @@ import click
 import pytest
 
 from abi_py.cli import VERBS
-from abi_py.cli.options import FieldOption, given_values
+from abi_py.cli.options import FieldArgument, FieldOption, given_values
 from abi_py.config import OFF, ON, convert, fields_of
 from abi_py.data.tokenizer_training import TokenizerTrainingConfig
 from abi_py.data.tokenizing import TokenizeConfig
@@ -44,6 +44,10 @@ OTHERS = {
         "--model-size": "deepzig",
     },
     "resume": {"--schedule": "run"},
+    "llm": {
+        **dict.fromkeys(("--out", "--config", "--find-lr", "--json"), "run"),
+        **{"--dry-run": "llm", "--dataset-format": "llm", "--model-size": "deepzig"},
+    },
     "deepzig": {
         **dict.fromkeys(("--out", "--config", "--dry-run", "--model-size"), "deepzig"),
         **{"--find-lr": "run", "--json": "run"},
@@ -199,7 +203,8 @@ def test_every_flag_arrives_and_acts_or_is_refused(command, param):
         for each in command.params:
             if isinstance(each.type, click.Path):
                 each.type.exists = each.type.was
-    given = given_values(ctx)[param.section]
+    words = {each.field for each in command.params if isinstance(each, FieldArgument) and each.required}
+    given = {name: each for name, each in given_values(ctx)[param.section].items() if name not in words}
     assert list(given) == [param.field]
     if option.name in LEFT:
         with pytest.raises(ConfigError, match=option.name):
@@ -216,7 +221,8 @@ def test_every_flag_arrives_and_acts_or_is_refused(command, param):
         message = str(caught.value)
         assert message.startswith(option.name), message
         assert f"acts only {needs(cls, option)}; change that, or leave {option.name} out" in message
-        flags = {each.field: each.opts[-1] for each in command.params if getattr(each, "section", "") == param.section}
+        own = [each for each in command.params if getattr(each, "section", "") == param.section]
+        flags = {each.field: each.metavar if isinstance(each, FieldArgument) else each.opts[-1] for each in own}
         assert needs(cls, option, flags) in param.help
 
 
@@ -225,7 +231,7 @@ def test_options_that_are_no_fields():
         found = {
             next(flag for flag in param.opts if flag in OTHERS[verb] or flag == param.opts[-1])
             for param in command.params
-            if isinstance(param, click.Option) and not isinstance(param, FieldOption)
+            if isinstance(param, click.Option) and not isinstance(param, FieldOption) and not param.hidden
         }
         assert found - {"--debug"} == set(OTHERS[verb]), verb
         for flag, file in OTHERS[verb].items():

@@ -76,7 +76,7 @@ def test_what_is_always_refused_is_in_no_help(abi_train, monkeypatch, words, com
 def test_what_is_hidden_answers_all_the_same(abi_train):
     for words, said in (
         (["run", "--gpu-backend", "cuda"], "gpu_backend (cuda) must be unset"),
-        (["run", "--export-gguf-path", "x"], "export_gguf_path (x) must be unset"),
+        (["run", "--gpu-batch-threshold", "9"], "gpu_batch_threshold (9) must be 8"),
         (["chat", "nothing", "--logprobs", "2"], "nothing"),
     ):
         code, _, err = abi_train(*words)

@@ -213,7 +213,7 @@ def test_data(abi_train, facts, tmp_path):
 
 
 ODD = {
-    "a.gguf": (b"GGUF" + struct.pack("<IQQ", 3, 12, 5), "GGUF file (llama.cpp)", "this version does not read GGUF"),
+    "a.gguf": (b"GGUF" + struct.pack("<IQQ", 3, 12, 5), "GGUF file (llama.cpp)", "damaged or cut short"),
     "pytorch_model.bin": (b"PK\x03\x04xx", "PyTorch's file of a model, a pickle", "never opened"),
     "x.npy": (b"\x93NUMPY\1\0", "a NumPy array (.npy)", "does not read it here"),
     "cut.safetensors": (b"\x10\0\0\0\0\0\0\0", "file of tensors (safetensors)", "it is damaged"),

@@ -32,6 +32,7 @@ FP16, SGD, MUON = {"mixed_precision": "fp16"}, {"optimizer": "sgd"}, {"optimizer
 HIGH = {**FP16, "initial_loss_scale": 2.0**31}  # overflows
 SAVES = {"checkpoint_path": "saved", "checkpoint_interval": 1}
 WSD = {"lr_schedule": "wsd", "decay_steps": 6}
+GGUF = {"export_gguf_path": "x.gguf"}
 WANDB = {"log_dir": "logs", "enable_wandb": True}
 TRAINING = {
     "epochs": ({}, 1, "steps"),
@@ -66,6 +67,9 @@ TRAINING = {
     "cooldown_share": (WSD, 0.5, "rates"),
     "cooldown_steps": (WSD, 3, "rates"),
     "cooldown_shape": ({**WSD, "cooldown_steps": 4}, "linear", "rates"),
+    "export_gguf_path": ({}, "x.gguf", "gguf"),
+    "export_quantize": (GGUF, "F16", "gguf"),
+    "export_name": (GGUF, "mine", "gguf"),
     "seed": ({}, 1, "losses"),
     "shuffle": ({}, False, "losses"),
     "beta1": ({}, 0.5, "weights"),
@@ -91,7 +95,7 @@ TRAINING = {
     "max_loss_scale": ({**FP16, "loss_scale_growth_interval": 1}, 2.0**17, "scale"),
 }
 LEFT = {
-    **{"export_gguf_path": "x.gguf", "export_name": "x", "use_gpu": True, "gpu_backend": "cuda"},
+    **{"use_gpu": True, "gpu_backend": "cuda"},
     **{"gpu_batch_threshold": 9, "gpu_device_buffer_mb": 9, "bias": "all"},
 }
 EARLY = {
@@ -207,6 +211,7 @@ def trained(make_model, make_config, data, record, tmp_path, monkeypatch):
             "evaluated": [event.step for event in sink.of("evaluation")],
             "saved": sorted(path.name for path in where.glob("saved/llm_step_*")),
             "files": sorted(str(path.relative_to(where)) for path in where.rglob("metrics.jsonl")),
+            "gguf": {path.name: path.read_bytes() for path in where.glob("*.gguf")},
             "wandb": [settings for arguments, settings in called if "project" in settings],
             "tensorboard": len(called),
             "threads": numba.get_num_threads(),

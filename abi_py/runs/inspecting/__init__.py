@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 
 from ...errors import AbiError
+from ...formats.gguf.container import is_gguf
 from ...formats.huggingface import CONFIG, INDEX, WEIGHTS
 from ...formats.peft import ADAPTER_CONFIG
 from ...training.checkpoint import STATE, is_checkpoint_name, list_checkpoints
@@ -64,7 +65,7 @@ def _stream(found: Inspection) -> None:
 
 
 # What a file begins with, and what inspects it.
-MAGIC = {b"ABIC": models.zig, b"ABLC": models.zig, b"GGUF": gguf.gguf}
+MAGIC = {b"ABIC": models.zig, b"ABLC": models.zig}
 
 
 def _file(found: Inspection) -> None:
@@ -72,7 +73,9 @@ def _file(found: Inspection) -> None:
     with open(path, "rb") as file:
         head = file.read(1 << 12)
     found.bytes = path.stat().st_size
-    if head[:4] in MAGIC:
+    if is_gguf(path):  # or is called so, whatever it is
+        gguf.gguf(found)
+    elif head[:4] in MAGIC:
         MAGIC[head[:4]](found)
     elif path.suffix == ".safetensors" or head[8:10] == b'{"':
         models.safetensors(found)
