@@ -137,6 +137,9 @@ class Keys:
 def common_fields(keys: Keys, eps: str = "attention.layer_norm_rms_epsilon") -> dict[str, Any]:
     """Return the fields that all families read alike; CheckpointError names what is missing or does not agree."""
     embedding = keys.tensors.get(EMBEDDING)
+    if not keys.tensors:
+        remedy = "get the file of the model, or give this one as --tokenizer"
+        raise CheckpointError(f"{keys.file.path}: it holds a vocabulary and no weights; {remedy}")
     if embedding is None:
         raise CheckpointError(f"{keys.file.path}: {EMBEDDING} is missing; it is not the file of a language model")
     width, heads = keys.whole("embedding_length"), keys.whole("attention.head_count")

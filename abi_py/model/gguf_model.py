@@ -69,11 +69,6 @@ def open_gguf_weights(file: GgufFile, config: TrainableModelConfig) -> GgufWeigh
     CheckpointError names a tensor that is missing, of another shape or of a type that nothing here computes with, or
     without a place in the model.
     """
-    if not file.tensors:
-        raise CheckpointError(
-            f"{file.path}: it holds a vocabulary and no weights; get the file of the model, or give this one as "
-            "--tokenizer"
-        )
     if config.num_layers > len(file.tensors):  # before a table is made of as many as it says
         raise CheckpointError(
             f"{file.path}: block_count is {config.num_layers:,}, and the file holds {len(file.tensors):,} tensors; "

@@ -203,7 +203,8 @@ def test_every_flag_arrives_and_acts_or_is_refused(command, param):
         for each in command.params:
             if isinstance(each.type, click.Path):
                 each.type.exists = each.type.was
-    words = {each.field for each in command.params if isinstance(each, FieldArgument) and each.required}
+    words = {each.field for each in command.params
+             if isinstance(each, FieldArgument) and each.required and each.section == param.section}  # fmt: skip
     given = {name: each for name, each in given_values(ctx)[param.section].items() if name not in words}
     assert list(given) == [param.field]
     if option.name in LEFT:
