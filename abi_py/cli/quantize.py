@@ -17,6 +17,7 @@ from .export import lost_text, near_text
 from .models import ModelPath, set_threads, threads_option, which_options
 from .options import DataPath, PathType, Verb
 from .progress import bytes_progress
+from .stopping import stopping_cleanly
 
 if TYPE_CHECKING:
     from ..formats.gguf.writing import PlannedTensor
@@ -79,9 +80,11 @@ def command(
     verb = _Verb(source, as_json, settings)
     predictions = [source.predict(each, importance) for each in types]
     if table:
-        verb.table(predictions, output, text)
+        with stopping_cleanly():
+            verb.table(predictions, output, text)
     elif output is not None:
-        verb.one(predictions[0], output, text)
+        with stopping_cleanly():
+            verb.one(predictions[0], output, text)
 
 
 class _Verb:

@@ -1,7 +1,6 @@
 """`abi-train tokenize`: text to a file of u32 token ids."""
 
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,10 @@ from ..data.documents import list_inputs
 from ..data.sources import is_token_file
 from ..data.tokenizing import TokenizeConfig, tokenize_if_needed, tokenize_to_file, valid_path
 from ..errors import ConfigError, counted
-from ..training.stop import SIGNALS
 from .console import make_console
 from .options import DataPath, PathType, Verb, config_options, from_flags
 from .progress import bytes_progress
+from .stopping import stopping_cleanly
 
 if TYPE_CHECKING:
     from ..data.tokenizing import TokenizeReport
@@ -51,22 +50,15 @@ def command(ctx: click.Context, inputs: tuple[str, ...], output: Path, force: bo
     listing = list_inputs(inputs)
     console = make_console()
     make = tokenize_to_file if force else tokenize_if_needed
-    # Like Ctrl-C: what has been begun is removed on the way out.
-    numbers = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    try:
-        with bytes_progress(console, "reading", listing.bytes if listing else None) as show:
-            report = make(
-                inputs,
-                output,
-                config,
-                stdin=sys.stdin.buffer,
-                progress=lambda done, tokens: show(done, counted(tokens, "token")),
-            )
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    bar = bytes_progress(console, "reading", listing.bytes if listing else None)
+    with stopping_cleanly(), bar as show:
+        report = make(
+            inputs,
+            output,
+            config,
+            stdin=sys.stdin.buffer,
+            progress=lambda done, tokens: show(done, counted(tokens, "token")),
+        )
     for line in summary(report):
         click.echo(line)
     click.echo(f"next: {next_command(output, config, report)}")

@@ -19,7 +19,7 @@ from ..formats.gguf.checking import Loss, Written
 from ..model.frozen import FrozenModel
 from ..model.transformer import Transformer
 
-__all__ = ["Agreement", "agreement", "compare", "logits_of"]
+__all__ = ["Agreement", "Expected", "agreement", "expected", "logits_of"]
 
 TOKENS = 16
 MOST_EXPERTS = 1 << 30  # bytes of experts in float32, to which a model is decoded that computes with them
@@ -42,27 +42,35 @@ class Agreement:
     explained: float
 
 
-def compare(
-    logits: Callable[[np.ndarray], np.ndarray], shape: TrainableModelConfig, written: Written
-) -> tuple[Agreement | None, str]:
-    """Return how near the logits of what was written are, or None and why they were not compared.
+@dataclass(frozen=True)
+class Expected:
+    """Logits of some tokens, which a file that will be written must give again: ids (1, T), logits (T, V).
 
-    logits   returns those of the source, (T, V), of ids (1, T)
-    CheckpointError if they are further off than the types of the tensors explain.
+    They are taken before it is written, so that source and file are never in memory together.
     """
+
+    ids: np.ndarray
+    logits: np.ndarray
+
+    def compare(self, written: Written) -> Agreement:
+        """Return how near the logits of what was written are; CheckpointError if its types do not explain it."""
+        path = written.files[0]
+        found = agreement(self.logits, logits_of(FrozenModel.from_gguf(path), self.ids), written.losses)
+        if not found.off <= found.explained:
+            raise CheckpointError(
+                f"{path} was written, and its tensors are as near as their types keep them, but its logits are "
+                f"{found.off:.3g} of their spread away from the source's, of which that explains "
+                f"{found.explained:.3g}; do not use the file, and report it; --no-check leaves the comparison out"
+            )
+        return found
+
+
+def expected(logits: Callable[[np.ndarray], np.ndarray], shape: TrainableModelConfig) -> Expected | str:
+    """Return what is expected of a model's file, or why that cannot be known; `logits` are the model's, (T, V)."""
     if (size := 4 * shape.num_params()) > MOST_EXPERTS and shape.num_experts:
-        return None, f"experts are decoded to float32, and would take {size / 1e9:.0f} GB"
+        return f"experts are decoded to float32, and would take {size / 1e9:.0f} GB"
     ids = np.random.default_rng(0).integers(0, shape.vocab_size, (1, min(TOKENS, shape.max_seq_len)))
-    wanted = logits(ids)
-    path = written.files[0]
-    found = agreement(wanted, logits_of(FrozenModel.from_gguf(path), ids), written.losses)
-    if not found.off <= found.explained:
-        raise CheckpointError(
-            f"{path} was written, and its tensors are as near as their types keep them, but its logits are "
-            f"{found.off:.3g} of their spread away from the source's, of which that explains {found.explained:.3g}; "
-            "do not use the file, and report it; --no-check leaves the comparison out"
-        )
-    return found, ""
+    return Expected(ids, logits(ids))
 
 
 def logits_of(model: Transformer, ids: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ from ..model.frozen import FrozenModel
 from ..model.gguf_writing import plan_gguf
 from ..training.finding import Origin, find_place
 from ..training.loading import LoadedModel, load_model
-from .agreement import Agreement, compare, logits_of
+from .agreement import Agreement, Expected, expected, logits_of
 from .companions import with_bytes, with_tokenizer_from
 from .directory import ADAPTER, MODEL
 from .model_card import card_of_another_form
@@ -278,8 +278,9 @@ def _export_gguf(
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     model = source.loaded.model.merged()
     model.companions = source.companions
+    wanted = expected(lambda ids: logits_of(model, ids), source.shape) if check else None
     written = model.write_gguf(output, quantize, name=name, max_shard_size=largest, check=check)
-    near = compare(lambda ids: logits_of(model, ids), source.shape, written)[0] if check else None
+    near = wanted.compare(written) if isinstance(wanted, Expected) else None
     files = {path.name: path.stat().st_size for path in written.files}
     first = written.files[0]
     opens = f"abi-train {'chat' if source.has_tokenizer else 'generate'} {first}", "llama.cpp: llama-cli -m PATH"

@@ -27,7 +27,7 @@ from ..model.gguf_model import open_gguf_weights, read_gguf_config
 from ..model.gguf_writing import plan_gguf
 from ..training.finding import find_place
 from ..training.loading import load_model
-from .agreement import Agreement, agreement, compare, logits_of
+from .agreement import Agreement, Expected, agreement, expected, logits_of
 from .exporting import Source
 from .measuring import of_text, read_ids
 from .models import load_tokenizer
@@ -196,14 +196,19 @@ def quantize(
     check_output(source, output, force)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     check_space(output, predicted.nbytes)
+    wanted = _expected(source) if check else "--no-check"
     written = source.write(output, type, importance, max_shard_size, check, progress)
-    if not check:
-        return Quantized(written, None, "--no-check")
+    if isinstance(wanted, str):
+        return Quantized(written, None, wanted)
+    return Quantized(written, wanted.compare(written))
+
+
+def _expected(source: FileSource | ModelSource) -> Expected | str:
     try:
         shape = source.shape
     except CheckpointError as error:  # an architecture that is unknown here
-        return Quantized(written, None, str(error))
-    return Quantized(written, *compare(source.logits, shape, written))
+        return str(error)
+    return expected(source.logits, shape)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def source(tmp_path_factory):
 
 def test_a_file_of_fewer_bits(abi_train, source, tmp_path):
     code, out, err = abi_train("quantize", source, "out.gguf", "q4_k_m")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert lines.keys() == {"model", "type", "wrote", "checked", "logits"}
     assert "llama, " in lines["model"]
@@ -50,7 +50,7 @@ def test_a_quantised_file_may_be_quantised_again_with_a_warning(abi_train, sourc
     abi_train("quantize", source, "a.gguf", "Q8_0")
     code, _, err = abi_train("quantize", "a.gguf", "b.gguf", "Q4_0", "--json")
     assert code == 0
-    assert err.startswith("warning: tensors of Q8_0 are quantised again and keep the errors that they have")
+    assert ("warning: tensors of Q8_0 are quantised again and keep the errors that they have") in err
 
 
 def test_json(abi_train, source, tmp_path):
@@ -88,7 +88,7 @@ def test_a_table_of_files(abi_train, source, tmp_path):
 def test_a_folder(abi_train, tmp_path):
     make_folder(tmp_path / "base")
     code, out, err = abi_train("quantize", "base", "out.gguf", "Q8_0")
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert "logits" in out
     file = open_gguf(tmp_path / "out.gguf")
     assert file.metadata["tokenizer.ggml.model"] == "gpt2"
@@ -100,7 +100,8 @@ def test_a_run_and_a_choice_where_there_is_none(abi_train, source, tiny, tmp_pat
         assert abi_train("quantize", "r", f"{which[2:]}.gguf", "Q8_0", which, "--num-threads", "1")[0] == 0
         assert open_gguf(tmp_path / f"{which[2:]}.gguf").tensors["blk.0.attn_q.weight"].kind.name == "Q8_0"
         code, _, err = abi_train("quantize", source, "x.gguf", "Q8_0", which)
-        assert (code, err.count("\n")) == (2, 1)
+        assert code == 2
+        assert "is one model, not a run" in err
 
 
 def test_parts(abi_train, source, tmp_path):

@@ -7,7 +7,7 @@ from abi_py.config import TrainableModelConfig
 from abi_py.errors import CheckpointError, ConfigError
 from abi_py.model import TrainableModel
 from abi_py.model.frozen import FrozenModel
-from abi_py.runs.agreement import compare, logits_of
+from abi_py.runs.agreement import expected, logits_of
 from abi_py.runs.exporting import Source, export
 
 SHAPE = {"hidden_dim": 64, "num_layers": 2, "num_heads": 4, "intermediate_dim": 96, "vocab_size": 97, "max_seq_len": 32}
@@ -54,4 +54,4 @@ def test_another_model_is_found(folder, tmp_path):
     written = other.write_gguf(tmp_path / "other.gguf", "Q4_0")
     model = TrainableModel.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"its logits are 1.* of their spread away from the source's"):
-        compare(lambda ids: logits_of(model, ids), model.config, written)
+        expected(lambda ids: logits_of(model, ids), model.config).compare(written)
