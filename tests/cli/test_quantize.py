@@ -50,7 +50,7 @@ def test_a_quantised_file_may_be_quantised_again_with_a_warning(abi_train, sourc
     abi_train("quantize", source, "a.gguf", "Q8_0")
     code, _, err = abi_train("quantize", "a.gguf", "b.gguf", "Q4_0", "--json")
     assert code == 0
-    assert ("warning: tensors of Q8_0 are quantised again and keep the errors that they have") in err
+    assert "warning: tensors of Q8_0 are quantised again and keep the errors that they have" in err
 
 
 def test_json(abi_train, source, tmp_path):
