@@ -7,6 +7,8 @@ block.half(at)               a number in half precision                 .power_o
 .nibbles()                   the lower halves of bytes, then the upper
 .looked_up(table)            table[byte], of bytes below 16
 joined(x, y, ...)            bytes one after the other
+
+Two blocks may be read side by side, in vectors twice as long: all of the first block, then all of the second.
 """
 
 from collections.abc import Callable
