@@ -221,4 +221,8 @@ def test_a_quantised_file_is_never_expanded(tmp_path, rng):
     for got, wanted in zip(found["measured"], found["compiled"], strict=True):
         assert got.tobytes() == wanted.tobytes()
     assert size + peak < 1.5 * size, peak / size
+    frozen = FrozenModel.from_gguf(path)
+    planned = frozen_bytes(path, frozen.config)
+    assert planned == sum(w.nbytes for w in frozen.base.values())
+    assert planned == pytest.approx(size, rel=0.01)
     assert 4 * TrainableModel.from_gguf(path).num_params() > 3.7 * size  # what it would be as float32
