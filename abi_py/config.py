@@ -120,7 +120,7 @@ _DECAYS = {"lr_schedule": Other(LearningRateSchedule.CONSTANT)}
 _WSD = {"lr_schedule": LearningRateSchedule.WSD}
 _ADAM = {"optimizer": (OptimizerType.ADAM, OptimizerType.ADAMW, OptimizerType.MUON)}
 _MUON = {"optimizer": OptimizerType.MUON}
-_WRITES_GGUF = {"export_gguf_path": ON}
+_GGUF = {"export_gguf_path": ON}
 _SAVES = {"checkpoint_path": ON}
 _LOGGERS = ("enable_tensorboard", "enable_wandb", "enable_metrics_stream")
 _SCALES = {"mixed_precision": Precision.FP16}
@@ -185,8 +185,8 @@ class LlmTrainingConfig(Config):
     wandb_run_name: str | None = opt(None, "W&B run name (that of the run when not given)", acts={"enable_wandb": ON})
     wandb_entity: str | None = opt(None, "W&B entity (the account's default when not given)", acts={"enable_wandb": ON})
     export_gguf_path: str | None = opt(None, "GGUF file to write after training", flag="export-gguf", path=True)
-    export_quantize: str = opt("F32", "type of that file, as in Q8_0 or Q4_K_M", flag="quantize", acts=_WRITES_GGUF)
-    export_name: str = opt("abi-llama", "model name inside it; unless changed, a base's own", acts=_WRITES_GGUF)
+    export_quantize: str = opt("F32", "type of a GGUF file, as in F16, Q8_0 or Q4_K_M", flag="quantize", acts=_GGUF)
+    export_name: str = opt("abi-llama", "model name inside it; unless changed, a base's own", acts=_GGUF)
     use_gpu: bool = opt(False, "ABI field; must stay false, the trainer runs on the CPU", refused=True)
     gpu_backend: str | None = opt(None, "ABI field; must stay unset, the trainer runs on the CPU", refused=True)
     gpu_batch_threshold: int = opt(8, "ABI field; must stay 8, the trainer runs on the CPU", refused=True)

@@ -124,7 +124,7 @@ def _few_product(c, d, x, raw, p, p_words, dx, sums, zero, n, scale, offset, arr
 
 
 @kernel
-def _product(c, d, x, raw, p, p_words, dx, sums, zero, q, scale, offset, panels, chunk, add, parts, table):
+def _integer_product(c, d, x, raw, p, p_words, dx, sums, zero, q, scale, offset, panels, chunk, add, parts, table):
     """c (N, M) = x (N, K) Wᵀ (+ d if add); all from p on but `zero` is scratch."""
     rows, columns = c.shape
     depth, group, offsets = x.shape[1], table[GROUP], table[OFFSETS] != 0
@@ -194,4 +194,4 @@ def integer_product(y: Array, x: Array, raw: Array, storage: BlockStorage, adden
         _few_product(*given, arranged, *options)
     else:
         (panels,) = scratch("integer product: panels", (THREADS, 3, LANES * words))
-        _product(*given, panels, *options)
+        _integer_product(*given, panels, *options)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from .console import make_console, say
 from .models import ModelPath, which_options
 from .options import SHORT, PathType, Verb
@@ -61,8 +61,8 @@ class FormatType(click.Choice[str]):
     "--dtype", type=click.Choice(DTYPES), help="type of the weights  [that of MODEL; of a run or adapters float32]"
 )
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
-@click.option("--quantize", help="type of a gguf file, as in F16, Q8_0 or Q4_K_M  [F32]")
-@click.option("--no-check", is_flag=True, help="do not read a gguf file again, nor compare its logits")
+@click.option("--quantize", help="type of a GGUF file, as in F16, Q8_0 or Q4_K_M  [F32]")
+@click.option("--no-check", is_flag=True, help="do not read again what was written, nor compare logits (gguf)")
 @which_options
 @click.option("--force", is_flag=True, help="replace what is there")
 def command(
@@ -125,4 +125,5 @@ def lost_text(errors: "Mapping[str, float]") -> str:
 
 def near_text(found: "Agreement") -> str:
     """Return how near logits are, for people."""
-    return f"of {found.tokens} tokens {100 * found.off:.2g}% of their spread from the model's, KL {found.kl:.2g}"
+    off = f"{100 * found.off:.2g}% of their spread from the model's"
+    return f"of {counted(found.tokens, 'token')} {off}, KL {found.kl:.2g}"

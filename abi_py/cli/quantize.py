@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, counted
 from .console import make_console, note, say, show_table, stderr_console
 from .export import lost_text, near_text
 from .models import ModelPath, set_threads, threads_option, which_options
@@ -37,8 +37,8 @@ MEASURED = ("perplexity", "change", "KL, nats", "largest logit difference")
 @click.argument("kind", required=False, metavar="[TYPE]")
 @click.option("--table", is_flag=True, help="show size and bits a weight of the usual types; written if OUT is given")
 @click.option("--imatrix", type=PathType(path_type=Path, exists=True), help="importance of columns, of llama-imatrix")
-@click.option("--text", type=DataPath(path_type=Path, exists=True), help="measure how perplexity changes on this text")
-@click.option("--max-shard-size", help="largest file, as in 4GB; above it several  [one file]")
+@click.option("--perplexity", "text", type=DataPath(path_type=Path, exists=True), help="text to measure its change on")
+@click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several  [one file]")
 @click.option("--no-check", is_flag=True, help="do not read again what was written, nor compare logits")
 @which_options
 @click.option("--force", is_flag=True, help="replace what is there")
@@ -180,7 +180,7 @@ class _Verb:
         title = "" if on_text is None else f"on {text}, where the model has perplexity {on_text.before:.4f}"
         show_table(self.console, title, rows, columns)
         if output is not None:
-            say(self.console, "wrote", f"{output}: {len(rows)} files, {stem}-TYPE.gguf")
+            say(self.console, "wrote", f"{output}: {counted(len(rows), 'file')}, {stem}-TYPE.gguf")
 
     def _warn(self, predictions: list["Prediction"]) -> None:
         """Tell that tensors are quantised for a second time."""

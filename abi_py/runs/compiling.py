@@ -66,6 +66,7 @@ ONLY_NARROW = (  # not in float32
     *("rope_forward_rounded", "swiglu_forward_rounded", "gelu_forward_rounded"),
     "weighted_swiglu_forward_rounded",
 )
+ON_BLOCKS = ("_few_product", "_integer_product")  # compiled when a quantised model is first opened, not ahead
 ROUTINES = "routines"
 STREAM = f"{ROUTINES}:stream"  # those that multiply with weights as they are in memory
 EXPERTS = {"_to_experts", "_from_experts"}  # kernels that take them, too
@@ -99,7 +100,7 @@ def kernel_names() -> list[str]:
     plain = dispatchers()
     if not plain:
         return []
-    names = [ROUTINES, *(name for name in plain if name not in ONLY_NARROW)]
+    names = [ROUTINES, *(name for name in plain if name not in (*ONLY_NARROW, *ON_BLOCKS))]
     names += [f"{name}:{variant}" for variant, kernels in VARIANTS.items() for name in kernels]
     names += [f"{STORED_ROWS}:{storage}" for storage in NARROW]
     names.append(STREAM)

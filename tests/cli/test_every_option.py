@@ -65,7 +65,8 @@ OTHERS = {
         ("--out", "--format", "--dtype", "--max-shard-size", "--quantize", "--no-check", "--force"), "export"
     ),
     "quantize": {
-        **dict.fromkeys(("--table", "--imatrix", "--text", "--max-shard-size", "--no-check", "--json"), "quantize"),
+        **dict.fromkeys(("--table", "--imatrix", "--perplexity", "--max-shard-size"), "quantize"),
+        **dict.fromkeys(("--no-check", "--json"), "quantize"),
         **{"--force": "quantize", "--best": "quantize", "--last": "quantize", "--num-threads": "quantize"},
     },
     "merge": dict.fromkeys(

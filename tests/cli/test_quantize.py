@@ -55,7 +55,7 @@ def test_a_quantised_file_may_be_quantised_again_with_a_warning(abi_train, sourc
 
 def test_json(abi_train, source, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
-    code, out, _ = abi_train("quantize", source, "out.gguf", "Q8_0", "--text", "text.txt", "--json")
+    code, out, _ = abi_train("quantize", source, "out.gguf", "Q8_0", "--perplexity", "text.txt", "--json")
     found = json.loads(out)
     assert code == 0
     assert (found["type"], found["files"], found["checked"]) == ("Q8_0", ["out.gguf"], True)
@@ -72,7 +72,7 @@ def test_a_table_writes_nothing_where_no_place_is_given(abi_train, source, tmp_p
     for name in quantizing.TABLE:
         assert name in out
     (tmp_path / "text.txt").write_text(TEXT)
-    code, out, _ = abi_train("quantize", source, "--table", "--text", "text.txt", "--json")
+    code, out, _ = abi_train("quantize", source, "--table", "--perplexity", "text.txt", "--json")
     rows = json.loads(out)["types"]
     assert [row["type"] for row in rows] == [*quantizing.TABLE]
     assert [*tmp_path.iterdir()] == [tmp_path / "text.txt"]

@@ -26,6 +26,7 @@ NEVER_ONE = {
         "skipped + steps",
         "2 * SPAN",
         "tokenizer.vocab_size",
+        "len(ENDS)",
     ),
     *("speed", "report.avg_throughput"),
     *("generator.prefill_tokens / generator.prefill_seconds", "generator.decode_tokens / generator.decode_seconds"),
@@ -69,7 +70,12 @@ ALIASES = {
     "--count": {"-n"},
     "--format": {"--to"},
 }
-SEED = {"--output-dir": "--out", "--eval-split": "--valid-fraction", "--use-lora": "--lora"}  # its words, in deepzig
+# The words that a verb has from where it comes from: the DeepZig seed, the ABI's own verb.
+ITS_OWN = {
+    "deepzig": {"--output-dir": "--out", "--eval-split": "--valid-fraction", "--use-lora": "--lora"},
+    "llm": {"--dataset-path": "--data", "--gradient-accumulation": "--grad-accum-steps"},
+}
+SEED = {text: flag for own in ITS_OWN.values() for text, flag in own.items()}
 # Words that another name for the same thing would have, and the flag that has it.
 NOT = {
     "--threads": "--num-threads",
@@ -100,6 +106,7 @@ MEANS = {
     "--max-seq-len": "training.max_seq_len",
     "--num-threads": "training.num_threads",
     "--prompt": "data.prompt",
+    "--quantize": "training.export_quantize",
     "--seed": "training.seed",
     "--skip-bad-rows": "chat.skip_bad_rows",
     "--template": "chat.template",
@@ -110,22 +117,27 @@ MEANS = {
     "--config": "a file of settings",
     "--count": "how many conversations are shown",
     "--debug": "the traceback",
+    "--dataset-format": "what the data must be",
     "--dry-run": "a plan, and nothing else",
     "--find-lr": "a suggested rate, and nothing else",
     "--force": "what is there is replaced",
     "--help": "the help",
     "--help-all": "all of the help",
     "--ids": "a prompt as token ids",
+    "--imatrix": "how much each column counts",
     "--json": "output for machines",
     "--max-shard-size": "the largest file of weights",
     "--model-size": "a shape by its name",
+    "--no-check": "what was written is not read again",
     "--no-times": "no times in the output",
     "--once": "one question, and then the end",
     "--out": "where to write",
+    "--perplexity": "a text on which it is measured",
     "--plot": "a picture of the curves",
     "--schedule": "what a resumed run does with the learning rate",
     "--stride": "how far windows are apart",
     "--system": "the system's turn",
+    "--table": "some types side by side",
     "--tensors": "all tensors",
     "--text": "a text that is taken apart",
 }
@@ -139,7 +151,8 @@ SAME = {
     "tokenizer.vocab_size": "model.vocab_size",
 }
 # Flags that share values and are different things all the same: a model to start from, one that is left.
-SHARING = [{"--which", "--base-which"}]
+# What a text is taken for, and what the ABI's verb wants it to be.
+SHARING = [{"--which", "--base-which"}, {"--data-format", "--dataset-format"}]
 
 
 def meaning(name, param):
@@ -160,7 +173,7 @@ def flags():
     found = defaultdict(list)
     for name, command in verbs():
         for param in command.get_params(click.Context(command)):
-            if isinstance(param, click.Option):
+            if isinstance(param, click.Option) and (isinstance(param, FieldOption) or not param.hidden):
                 own = [text for text in param.opts if text not in SEED]
                 found[own[-1]].append((name, param))
     return found
@@ -177,7 +190,7 @@ def test_one_flag_has_the_same_spellings_in_all_verbs():
     for name, found in flags().items():
         for verb, param in found:
             assert {SEED.get(text, text) for text in param.opts} - {name} <= ALIASES.get(name, set()) | {"-h"}, verb
-            assert verb == "deepzig" or not set(param.opts) & set(SEED), verb
+            assert set(param.opts) & set(SEED) <= set(ITS_OWN.get(verb, ())), verb
         assert len({tuple(text for text in param.opts if text not in SEED) for _, param in found}) == 1, (name, found)
 
 

@@ -44,7 +44,9 @@ CASES = {
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
         **GROUPED, head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True
     ),
-    "gpt2": lambda: transformers.GPT2Config(vocab_size=V, n_positions=64, n_ctx=64, n_embd=32, n_layer=2, n_head=4),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=V, n_positions=64, n_ctx=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+    ),
     "gemma3": lambda: transformers.Gemma3TextConfig(
         **GROUPED | {"num_hidden_layers": 7}, head_dim=16, query_pre_attn_scalar=16, sliding_window=8
     ),

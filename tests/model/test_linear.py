@@ -59,7 +59,7 @@ def test_parts_and_biases_wherever_they_lie(rng, order, add):
     y, again, dx = np.empty_like(dy), np.empty_like(dy), np.empty_like(x)
     u, scratch = np.empty((0, ROWS), np.float32), SimpleNamespace(du=np.empty(0), dropped=np.empty(0))
     linear.forward(y, x, u, scratch, run, addend=addend)
-    linear.decode(again, x, addend=addend)
+    linear.decode(again, x, run, addend=addend)
     right = expected(x, buffers.weights) + (0 if addend is None else addend)
     assert np.abs(y - right).max() < 1e-5
     assert np.abs(again - right).max() < 1e-5
@@ -89,6 +89,6 @@ def test_parts_in_storages_of_their_own(rng):
     assert blocks.flops(True) == mixed.flops(True) == plain.flops(True) == 4 * INPUTS * sum(WIDTHS.values())
     x = rng.standard_normal((ROWS, INPUTS)).astype(np.float32)
     for linear in (mixed, plain):
-        y = np.empty((ROWS, linear.width), np.float32)
-        linear.decode(y, x)
+        y, run = np.empty((ROWS, linear.width), np.float32), Run(1, ROWS, None, np.arange(ROWS, dtype=np.int32), False)
+        linear.decode(y, x, run)
         assert np.abs(y - expected(x, buffers.weights)).max() < 1e-5

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import CheckpointError, listed
+from ...errors import CheckpointError, counted, listed
 from .container import GgufFile, GgufTensor, open_gguf
 
 __all__ = ["Importance", "read_importance"]
@@ -72,8 +72,8 @@ def read_importance(path: str | Path) -> Importance:
         counts = _numbers(file, file.tensors[base + COUNTS]).reshape(-1, 1)
         if len(counts) != len(sums):
             raise CheckpointError(
-                f"{file.path}: {name} has {len(sums)} rows, and {base}{COUNTS} {len(counts)}, which must be as many; "
-                f"{REMEDY}"
+                f"{file.path}: {name} has {counted(len(sums), 'row')} and {base}{COUNTS} {len(counts)}, which must be "
+                f"as many; {REMEDY}"
             )
         mean = np.where(counts > 0, sums / np.where(counts > 0, counts, 1), 1).astype(np.float32)
         columns[base] = mean[0] if len(mean) == 1 else mean

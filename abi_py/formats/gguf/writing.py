@@ -240,7 +240,7 @@ def _check_tensors(tensors: Sequence[PlannedTensor]) -> None:
             raise ValueError(f"{name} has rows of {tensor.shape[-1]} numbers, and {rule}")
         weights = None if tensor.importance is None else tensor.importance.shape
         if weights is not None and not _fits(weights, tensor):
-            rule = f"({tensor.shape[-1]},), or (G, {tensor.shape[-1]}) for G equal groups of its {tensor.num_rows} rows"
+            rule = f"({tensor.shape[-1]},), or (G, {tensor.shape[-1]}) for G equal groups of its rows"
             raise ValueError(f"the importance of {name} has shape {weights}; it must be {rule}")
         if tensor.importance is not None and not (np.isfinite(tensor.importance) & (tensor.importance >= 0)).all():
             raise ValueError(f"the importance of {name} must be finite, and at least 0, everywhere")
