@@ -162,7 +162,7 @@ def test_importance_lowers_the_error_that_it_weighs(file, tmp_path):
         (None, {"general.type": "model"}, {}, "is no importance file"),
         ({}, {}, {"general.x": np.ones(3, np.float32)}, "general.x is neither a sum nor the count of one"),
         (None, {}, {"blk.0.attn_q.weight.counts": None}, "blk.0.attn_q.weight.counts is missing"),
-        (None, {}, {"blk.0.attn_q.weight.counts": np.ones((2, 1), np.float32)}, "has 1 rows, and .*counts 2"),
+        (None, {}, {"blk.0.attn_q.weight.counts": np.ones((2, 1), np.float32)}, "has 1 row and .*counts 2"),
         (None, {}, {"blk.0.attn_q.weight.counts": np.array([-1], np.float32)}, r"counts\[0, 0\] is -1"),
         ({}, {}, {}, "has the importance of no tensor"),
     ],
