@@ -134,7 +134,7 @@ def test_parts_hold_at_most_so_much_and_open_as_one(tmp_path):
     ({"name": "n" * 64}, "must have 1 to 63 bytes, or llama.cpp refuses it"),
     ({"name": ""}, "must have 1 to 63 bytes"),
     ({"name": "a"}, "'a' is given twice"),
-    ({"importance": np.ones(31)}, r"has shape \(31,\); it must be \(32,\), or \(G, 32\) for G equal groups of its rows"),
+    ({"importance": np.ones(31)}, r"has shape \(31,\); it must be \(32,\), or \(G, 32\) for G equal groups"),
     ({"importance": np.ones((3, 32))}, "equal groups"),
     ({"importance": np.full(32, np.nan)}, "the importance of 'b' must be finite, and at least 0, everywhere"),
 ])  # fmt: skip
