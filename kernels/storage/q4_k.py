@@ -38,9 +38,9 @@ from .fits import affine_fit_ref, affine_row, columns_ref, weights_ref
 
 __all__ = [
     "STORAGE",
+    "fitted_ref",
     "groups_ref",
     "kept_scales_ref",
-    "packed_pairs_ref",
     "pair_of",
     "pairs_ref",
     "put_pairs",
@@ -82,6 +82,16 @@ def kept_scales_ref(scales, top):
     whole = nearest_ref(scales * inverse_ref(largest, top)[:, None], 0, top)
     d, packed = to_halves_ref(largest / np.float32(top))
     return packed, whole.astype(np.uint8), d[:, None] * whole
+
+
+def fitted_ref(x, importance, top, steps):
+    """Return d, d_min and the pairs as they are kept, and q (n, 256) uint8 up to `top`, of blocks x (n, 256)."""
+    scale, offset = groups_ref(x, importance, top, steps)
+    d, s, scale = kept_scales_ref(scale, 63)
+    d_min, m, offset = kept_scales_ref(offset, 63)
+    groups = x.reshape(len(x), GROUPS, -1)
+    q = nearest_ref((groups + offset[..., None]) * inverse_ref(scale)[..., None], 0, top)
+    return np.hstack([d, d_min, packed_pairs_ref(s, m)]), q.astype(np.uint8).reshape(len(x), -1)
 
 
 @helper
@@ -180,12 +190,8 @@ class _Q4_K(BlockStorage):
     integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
-        scale, offset = groups_ref(x, importance, TOP, STEPS)
-        d, s, scale = kept_scales_ref(scale, 63)
-        d_min, m, offset = kept_scales_ref(offset, 63)
-        groups = x.reshape(len(x), GROUPS, -1)
-        q = nearest_ref((groups + offset[..., None]) * inverse_ref(scale)[..., None], 0, TOP)
-        return np.hstack([d, d_min, packed_pairs_ref(s, m), in_bytes_ref(q.reshape(len(x), -1), 32)])
+        scales, q = fitted_ref(x, importance, TOP, STEPS)
+        return np.hstack([scales, in_bytes_ref(q, 32)])
 
     def integers_blocks_ref(self, blocks):
         d, d_min, pairs, q = pieces_ref(blocks, 2, 2, 12)

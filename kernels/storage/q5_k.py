@@ -19,8 +19,6 @@ from .blocks import (
     from_halves_ref,
     half_at,
     in_bytes_ref,
-    inverse_ref,
-    nearest_ref,
     nibbles_ref,
     pieces_ref,
     put_fields,
@@ -28,10 +26,7 @@ from .blocks import (
 )
 from .fits import affine_row
 from .q4_k import (
-    GROUPS,
-    groups_ref,
-    kept_scales_ref,
-    packed_pairs_ref,
+    fitted_ref,
     pair_of,
     pairs_ref,
     put_pairs,
@@ -97,14 +92,9 @@ class _Q5_K(BlockStorage):
     integers_of = staticmethod(integers_of)
 
     def encode_blocks_ref(self, x, importance):
-        scale, offset = groups_ref(x, importance, TOP, STEPS)
-        d, s, scale = kept_scales_ref(scale, 63)
-        d_min, m, offset = kept_scales_ref(offset, 63)
-        groups = x.reshape(len(x), GROUPS, -1)
-        q = nearest_ref((groups + offset[..., None]) * inverse_ref(scale)[..., None], 0, TOP)
-        q = q.astype(np.uint8).reshape(len(x), -1)
+        scales, q = fitted_ref(x, importance, TOP, STEPS)
         fifth, lower = bits_in_bytes_ref(q >> np.uint8(4), 32), in_bytes_ref(q & np.uint8(15), 32)
-        return np.hstack([d, d_min, packed_pairs_ref(s, m), fifth, lower])
+        return np.hstack([scales, fifth, lower])
 
     def integers_blocks_ref(self, blocks):
         d, d_min, pairs, fifth, lower = pieces_ref(blocks, 2, 2, 12, 32)
