@@ -414,7 +414,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/families/test_gpt2.py",
     ),
     Mutation(
-        "abi_py/model/lora.py",
+        "abi_py/model/lora_targets.py",
         'self.module.endswith(f".{name}")',
         "self.module.endswith(name)",
         "tests/formats/test_peft.py",

@@ -107,7 +107,7 @@ def describe_lora(config: "RunConfig") -> list[tuple[str, str]]:
     """Return the lines about a run's adapters, if it trains them."""
     if config.lora is None:
         return []
-    from ..model.lora import report
+    from ..model.lora_targets import report
 
     lines = [("lora", report(config.model, config.lora))]
     if config.model.num_experts:

@@ -95,7 +95,7 @@ class Given:
         lora = self._section("lora", RunLoraConfig)
         if not lora.enabled:
             return None
-        from ..model.lora import named
+        from ..model.lora_targets import named
 
         check_adapters(self.training)
         return named(model, lora)

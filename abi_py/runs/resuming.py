@@ -210,7 +210,7 @@ def _check_adapters(own: RunLoraConfig | None, flags: Mapping[str, Any], shape: 
         return
     if not flags.get("enabled", True):
         raise ConfigError(f"enabled (false) of lora has no effect: this run trains adapters; {anew}")
-    from ..model.lora import named
+    from ..model.lora_targets import named
 
     wanted = named(shape, own.replace(**flags)).to_dict()
     for name, value in own.to_dict().items():

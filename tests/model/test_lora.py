@@ -15,8 +15,9 @@ from abi_py.gradcheck import check_close, relative_error
 from abi_py.kernels.dropout import dropout_mask_ref
 from abi_py.kernels.engine.jit import JIT
 from abi_py.model import LoraModel, TrainableModel, reference
+from abi_py.model.layers.adapter import Adapter, Group, Part
 from abi_py.model.layers.feed_forward import FeedForward
-from abi_py.model.layers.linear import Adapter, Group, Linear, Part, Projection
+from abi_py.model.layers.linear import Linear, Projection
 from abi_py.model.layers.run import Run
 from abi_py.parameters import Weight
 from abi_py.shape import ModelFamily

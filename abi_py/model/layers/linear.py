@@ -7,41 +7,34 @@
     x dx (N, in)   y dy (N, out)   W dW (out, in)   b db (out,)   A dA (R, in)   B dB (out, R)
     D: dropout, the same mask each time
 
-W, b, B and u consist of the parts' own (q, k and v; gate and up).  Matrices of parts that are float32 neighbours in one
+W and b consist of the parts' own (q, k and v; gate and up).  Matrices of parts that are float32 neighbours in one
 buffer are one matrix, and one product; any other matrix is a product of its own, which is why a bias that is stored
-between two of them can never become rows of one, and why parts may be kept in different storages.  The adapters (LoRA)
-of the parts see x with one mask, unless there is dropout, where each has a mask of its own, as in PEFT: a *group* has
-the As that are one product.
-
-Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
+between two of them can never become rows of one, and why parts may be kept in different storages.  What adapters
+(LoRA) add, and u, are in `adapter.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
-from ...kernels.engine.replay import between, by_numpy
-from ...kernels.engine.scratch import aligned_empty
 from ...kernels.storage import Storage
 from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import (
     bias_backward,
     bias_forward,
-    dropout_backward,
-    dropout_forward,
     product,
     stored_product,
     stored_product_backward,
     streamed_product,
 )
 from ...parameters import INITIAL_STD, TensorSpec, Weight, adjoin, joined
+from .adapter import Adapter, AdapterScratch
 from .run import Entry, Form, Run
 
-__all__ = ["Adapter", "AdapterScratch", "Group", "Joined", "Linear", "Part", "Projection", "adapter_scratch"]
+__all__ = ["Joined", "Linear", "Projection", "adapter_scratch"]
 
 
 @dataclass(frozen=True)
@@ -52,65 +45,6 @@ class Projection:
     width: int
     bias: str = ""  # none if empty
     std: float = INITIAL_STD  # of the initial matrix
-
-
-@dataclass(frozen=True)
-class Part:
-    """The second half of one part's adapter."""
-
-    columns: slice  # of y
-    ranks: slice  # rows of uᵀ
-    b: np.ndarray  # (out, R)
-    db: np.ndarray
-
-
-@dataclass(frozen=True)
-class Group:
-    """The first half of the adapters that see their input with the same mask."""
-
-    ranks: slice
-    a: np.ndarray  # (R, in)
-    da: np.ndarray
-    parts: tuple[Part, ...]
-    stream: int  # tells its masks from those of all other groups
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What is added to one linear layer."""
-
-    groups: tuple[Group, ...]
-    scale: float  # s
-    dropout: float
-    seed: int  # of the masks
-    streams: int  # number of groups in the whole model
-
-    def drops(self, run: Run) -> bool:
-        """Say whether something is dropped in this pass."""
-        return self.dropout > 0 and run.draw is not None
-
-    def mask_seed(self, group: Group, run: Run) -> int:
-        """Return the seed of a group's mask in this pass, in which something is dropped."""
-        return (self.seed + (run.draw or 0) * self.streams + group.stream) % 2**63
-
-    def drop(self, x: np.ndarray, group: Group, s: "AdapterScratch", run: Run) -> np.ndarray:
-        """Return D(x): x itself where nothing is dropped, else a copy in s.dropped."""
-        if not self.drops(run):
-            return x
-        kept = _shaped(s.dropped, *x.shape)
-        between(lambda run: dropout_forward(kept, x, self.dropout, self.mask_seed(group, run)), run)
-        return kept
-
-    def drop_backward(self, dx: np.ndarray, group: Group, run: Run) -> None:
-        """Turn dx from the gradient of D(x) into that of x, in place."""
-        dropout_backward(dx, dx, self.dropout, self.mask_seed(group, run))
-
-
-class AdapterScratch(Protocol):
-    """Scratch of a layer whose linear layers may have adapters."""
-
-    du: np.ndarray  # flat
-    dropped: np.ndarray  # flat
 
 
 @dataclass(frozen=True)
@@ -239,17 +173,8 @@ class Linear:
             base = None if addend is None else each.of(addend)
             each.product(each.of(y), x, base, run)
         self._add_biases(y)
-        if self.adapter is None:
-            return
-        for group in self.adapter.groups:
-            kept = self.adapter.drop(x, group, s, run)
-            product(u[group.ranks], group.a, kept, transpose_b=True, number_format=run.number_format)
-        by_numpy(np.multiply, u, np.float32(self.adapter.scale), out=u)
-        for group in self.adapter.groups:
-            for part in group.parts:
-                target = y[:, part.columns]
-                both = {"transpose_a": True, "transpose_b": True}
-                product(target, u[part.ranks], part.b, **both, addend=target, number_format=run.number_format)
+        if self.adapter is not None:
+            self.adapter.forward(y, x, u, s, run)
 
     def decode(self, y: np.ndarray, x: np.ndarray, run: Run, addend: np.ndarray | None = None) -> None:
         """Overwrite y from x for generation, with addend added; few rows of x read each weight as it lies."""
@@ -257,16 +182,8 @@ class Linear:
             base = None if addend is None else each.of(addend)
             each.decode(each.of(y), x, base, run)
         self._add_biases(y)
-        if self.adapter is None:
-            return
-        for group in self.adapter.groups:
-            u = aligned_empty((len(x), len(group.a)))
-            streamed_product(u, x, group.a)
-            by_numpy(np.multiply, u, np.float32(self.adapter.scale), out=u)
-            for part in group.parts:
-                ranks = slice(part.ranks.start - group.ranks.start, part.ranks.stop - group.ranks.start)
-                target = y[:, part.columns]
-                streamed_product(target, u[:, ranks], part.b, addend=target)
+        if self.adapter is not None:
+            self.adapter.decode(y, x, run)
 
     def _add_biases(self, y: np.ndarray) -> None:
         """Add the biases to what the products have written."""
@@ -291,16 +208,8 @@ class Linear:
 
     def inner_gradient(self, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Write du (R, N), if there are adapters, to s.du, where the other two parts read it."""
-        if self.adapter is None:
-            return
-        du = _shaped(s.du, *u.shape)
-        for group in self.adapter.groups:
-            for part in group.parts:  # forward: y = u Bᵀ
-                dy_part = dy[:, part.columns]
-                product(
-                    du[part.ranks], part.b, dy_part, transpose_a=True, transpose_b=True, number_format=run.number_format
-                )
-        by_numpy(np.multiply, du, np.float32(self.adapter.scale), out=du)  # forward: u = s D(x) Aᵀ
+        if self.adapter is not None:
+            self.adapter.inner_gradient(dy, u, s, run)
 
     def weight_gradients(self, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Add to the gradients of the matrices and adapters, or overwrite them; those of biases are added to."""
@@ -313,38 +222,15 @@ class Linear:
         for bias in self._biases:
             if bias.dw is not None:  # forward: y = x Wᵀ + b
                 bias_backward(bias.dw, bias.of(dy))
-        if self.adapter is None:
-            return
-        number_format, both = run.number_format, {"transpose_a": True, "transpose_b": True}
-        du = _shaped(s.du, *u.shape)
-        for group in self.adapter.groups:
-            for part in group.parts:  # forward: y = u Bᵀ
-                dy_part, base = dy[:, part.columns], part.db if run.accumulate else None
-                product(part.db, dy_part, u[part.ranks], **both, addend=base, number_format=number_format)
-            kept = self.adapter.drop(x, group, s, run)
-            product(
-                group.da,
-                du[group.ranks],
-                kept,
-                addend=group.da if run.accumulate else None,
-                number_format=number_format,
-            )
+        if self.adapter is not None:
+            self.adapter.weight_gradients(dy, x, u, s, run)
 
     def input_gradient(self, dx: np.ndarray, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Overwrite dx (N, in)."""
         for index, each in enumerate(self.products):
             each.product_backward(dx, each.of(dy), dx if index else None, run)
-        if self.adapter is None:
-            return
-        du = _shaped(s.du, *u.shape)
-        for group in self.adapter.groups:  # forward: u = s D(x) Aᵀ
-            if not self.adapter.drops(run):
-                product(dx, du[group.ranks], group.a, transpose_a=True, addend=dx, number_format=run.number_format)
-            else:
-                part_of_dx = _shaped(s.dropped, *dx.shape)
-                product(part_of_dx, du[group.ranks], group.a, transpose_a=True, number_format=run.number_format)
-                between(partial(self.adapter.drop_backward, part_of_dx, group), run)
-                by_numpy(np.add, dx, part_of_dx, out=dx)
+        if self.adapter is not None:
+            self.adapter.input_gradient(dx, u, s, run)
 
 
 def adapter_scratch(linears: Sequence[Linear]) -> dict[str, Entry]:
@@ -368,7 +254,3 @@ def _join(weights: Sequence[Weight], columns: Sequence[slice], parts: int) -> li
         w, dw = joined([weights[i].w for i in run]), joined(gradients) if gradients else None
         found.append(Joined(span, w, dw, weights[run[0]].storage))
     return found
-
-
-def _shaped(scratch: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    return scratch.reshape(-1)[: rows * columns].reshape(rows, columns)
