@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..runs.agreement import Agreement
-    from ..runs.exporting import Source
+    from ..runs.export_source import Source
 
 __all__ = ["DTYPES", "FORMATS", "command", "lost_text", "near_text", "show_export"]
 
-FORMATS, DTYPES = ("hf", "zig", "abic", "peft", "gguf"), ("float32", "bfloat16", "float16")
+FORMATS = ("hf", "zig", "abic", "gguf", "peft", "gguf-adapter", "mlx-lm")
+ADAPTERS_ALONE, CHECKED = FORMATS[4:], ("gguf", "gguf-adapter")
+DTYPES = ("float32", "bfloat16", "float16")
 EARLIER = {"deepzig": "zig"}  # names of earlier versions, which no help shows
 
 
@@ -46,7 +48,7 @@ class FormatType(click.Choice[str]):
     "output",
     required=True,
     type=PathType(path_type=Path),
-    help="where to write; a folder, for abic and gguf a file",
+    help="where to write; a folder, for abic, gguf and gguf-adapter a file",
 )
 @click.option(
     *SHORT["format"],
@@ -55,14 +57,15 @@ class FormatType(click.Choice[str]):
     type=FormatType(),
     default="hf",
     help="form of what is written; hf opens in transformers and here, zig in the Zig loader, abic is the file of the "
-    "Zig trainer, peft adapters alone, gguf the file of llama.cpp  [hf]",
+    "Zig trainer, gguf that of llama.cpp; of adapters alone peft, gguf-adapter (llama.cpp --lora), mlx-lm  [hf]",
 )
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="type of the weights  [that of MODEL; of a run or adapters float32]"
 )
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
 @click.option("--quantize", help="type of a GGUF file, as in F16, Q8_0 or Q4_K_M  [F32]")
-@click.option("--no-check", is_flag=True, help="do not read again what was written, nor compare logits (gguf)")
+@click.option("--no-check", is_flag=True, help="do not read again what was written, nor compare logits (gguf forms)")
+@click.option("--base", type=ModelPath(), help="start from this model; under the adapters  [the one that they name]")
 @which_options
 @click.option("--force", is_flag=True, help="replace what is there")
 def command(
@@ -73,6 +76,7 @@ def command(
     max_shard_size: str | None,
     quantize: str | None,
     no_check: bool,
+    base: Path | None,
     which: str | None,
     force: bool,
 ) -> None:
@@ -81,11 +85,11 @@ def command(
     Tokenizer, chat template and settings of generation come along. What was written is read again and compared before
     this verb says that it is done.
     """
-    from ..runs.exporting import Source
+    from ..runs.export_source import Source
 
-    if no_check and form != "gguf":
-        raise ConfigError("--no-check acts only with --format gguf; leave it out")
-    source = Source.open(model, which, adapters=form == "peft")
+    if no_check and form not in CHECKED:
+        raise ConfigError("--no-check acts only with --format gguf and gguf-adapter; leave it out")
+    source = Source.open(model, which, base, adapters=form in ADAPTERS_ALONE)
     settings = {"dtype": dtype, "max_shard_size": max_shard_size, "quantize": quantize, "check": not no_check}
     show_export(source, output, form, force=force, **settings)
 
@@ -105,9 +109,9 @@ def show_export(source: "Source", output: Path, form: str = "hf", **settings: An
     if isinstance(source.loaded.model, LoraModel):
         lora = source.loaded.model
         say(console, "lora", f"{lora.report()}, on {source.loaded.base or 'random weights'}")
-        if form != "peft":
+        if form not in ADAPTERS_ALONE:
             say(console, "note", "adapters are merged into the weights")
-    if not source.has_tokenizer and form != "abic":
+    if not source.has_tokenizer and form not in ("abic", "gguf-adapter"):
         say(console, "note", "no tokenizer is there to come along")
     done = export(source, output, form, **settings)
     say(console, "wrote", f"{output}: {', '.join(f'{name} {size_text(size)}' for name, size in done.files.items())}")

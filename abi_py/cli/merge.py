@@ -35,7 +35,7 @@ def command(
     W + s B A is the weight of each matrix that has an adapter. Tokenizer, chat template and settings of generation come
     along. What was written is read again and compared before this verb says that it is done.
     """
-    from ..runs.exporting import Source
+    from ..runs.export_source import Source
 
     source = Source.open(adapters, which, base, adapters=True)
     show_export(source, output, dtype=dtype, max_shard_size=max_shard_size, force=force)

@@ -119,7 +119,7 @@ def read_gguf(file: "GgufFile") -> dict[str, Any]:
     """
     kind = file.get("general.type", str)
     if kind not in (None, "model"):
-        remedy = "give the folder that PEFT wrote" if kind == "adapter" else "get the file of the model"
+        remedy = "give it as --adapter, beside its model" if kind == "adapter" else "get the file of the model"
         raise CheckpointError(f"{file.path}: general.type is {shown(kind)}, so it holds no whole model; {remedy}")
     found = file.require("general.architecture", str)
     known = {name: each.gguf for name, each in FAMILIES.items() if each.gguf is not None and each.gguf.read is not None}

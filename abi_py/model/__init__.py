@@ -13,6 +13,7 @@
     folder.py        a Hugging Face folder as a model
     gguf_model.py    a GGUF file as a model
     stored.py        either, by its path
+    stored_adapter.py  adapters from the disk, as PEFT's folder, mlx_adapter.py or gguf_adapter.py
     presets.py       shapes with a name
 
 The names are loaded when they are first used: the layers are imported by the families, and those by the model.

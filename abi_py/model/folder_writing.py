@@ -30,6 +30,7 @@ from ..formats.encoded import Encoded
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards
+from ..formats.mlx_lm import MLX_WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..formats.safetensors import Joined, Stack, Stored, encoded_size, safetensors_pieces
 from ..parameters import Tensor
@@ -42,7 +43,7 @@ WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensor
 # What belongs to the model that is replaced, beside its weights, and goes with it.
 OF_A_MODEL = (
     *(CONFIG, "generation_config.json", TRAINING_ARGS, ORIGIN),
-    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin", RANDOM_BASE),
+    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS, "adapter_model.bin", RANDOM_BASE),
 )
 TEMPLATES, DOWNLOADS = "additional_chat_templates", ".cache/huggingface"  # directories of a model's folder
 ROLES = ("bos", "eos", "pad")

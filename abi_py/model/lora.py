@@ -8,7 +8,9 @@ noise, B as zeros, so a fresh LoraModel computes what its model computes.
     merge, unmerge   W + s B A in the model's own weights and back; unmerge puts back a copy that merge has kept, so
                      every bit is as it was
     merged           a copy of the model with W + s B A
-    save, load       a folder of PEFT's kind (`formats/peft.py`)
+    save, load       a folder of PEFT's kind (`formats/peft.py`); what else `load` takes, `stored_adapter.py` says
+    save_gguf        a GGUF file of adapters, for `llama.cpp --lora`
+    save_mlx         a folder of adapters for mlx-lm
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; the initial A is PEFT's.
 """
@@ -26,15 +28,19 @@ from ..config import Config, LoraConfig
 from ..errors import CheckpointError, ConfigError
 from ..families import layers
 from ..formats.encoded import Encoded
-from ..formats.peft import adapter_config, read_adapter, write_adapter
+from ..formats.gguf.checking import Written
+from ..formats.peft import adapter_config, write_adapter
 from ..formats.safetensors import Stack as Stacked
 from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
 from ..parameters import Buffers, Tensor
 from .frozen import FrozenModel
+from .gguf_adapter import LowRank, write_gguf_adapter
 from .lora_targets import adapt, adapter_table, check_tensors, chosen_targets, initialize, named, report
+from .mlx_adapter import save_mlx_adapter
 from .stack import Stack
+from .stored_adapter import read_stored_adapter
 from .transformer import TrainableModel, Transformer
 
 __all__ = ["LoraConfig", "LoraModel"]
@@ -123,7 +129,7 @@ class LoraModel(Transformer):
         if isinstance(self.model, FrozenModel):
             raise RuntimeError("the weights of a FrozenModel are only read; merged() returns a copy with the adapters")
         if not self.is_merged:
-            kept = {name: self.model.weights[name].copy() for name in self._targets()}
+            kept = {name: self.model.weights[name].copy() for name in self.adapters()}
             _add_adapters(self.model, self)
             self._kept = kept
             self._pass_through(self._plain)
@@ -154,8 +160,14 @@ class LoraModel(Transformer):
         """Return the merged copy, or these adapters as they are where a copy would be larger than what is read."""
         return self if isinstance(self.model, FrozenModel) else self.merged()
 
-    def _targets(self) -> list[str]:
-        return [name.removesuffix(".b") for name in self.weights if name.endswith(".b")]
+    def adapters(self) -> dict[str, LowRank]:
+        """Return what is added to each matrix that has an adapter, by its name: views."""
+        return {
+            target.tensor.name: LowRank(
+                self.weights[f"{target.tensor.name}.a"], self.weights[f"{target.tensor.name}.b"], self.lora.scaling
+            )
+            for target in chosen_targets(self.config, self.lora)
+        }
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -163,6 +175,23 @@ class LoraModel(Transformer):
         """Write the adapters as a PEFT folder; `base_model` beats the constructor's."""
         tensors = {tensor.hf_name: self.weights[tensor.name] for tensor in self.parameters.table}
         write_adapter(Path(folder), tensors, self.description(base_model), self.base_digest())
+
+    def save_gguf(self, path: str | Path, kind: str = "F32", *, name: str | None = None, check: bool = True) -> Written:
+        """Write the adapters as a GGUF file, for `llama.cpp --lora` on a file of the model; kind is F32, F16 or BF16.
+
+        `name` is that of the adapters in it, the file's own when not given.  Unless `check` is false it is read again.
+        ConfigError for another kind, or a model that llama.cpp does not compute; errors of `write_gguf_adapter`.
+        """
+        return write_gguf_adapter(
+            *(Path(path), self.config, self.adapters(), kind), name=name, base_digest=self.base_digest(), check=check
+        )
+
+    def save_mlx(self, folder: str | Path, base_model: str | None = None) -> None:
+        """Write the adapters as a folder for mlx-lm; `base_model` beats the constructor's."""
+        save_mlx_adapter(
+            Path(folder), self.config, self.adapters(), dropout=self.lora.dropout,
+            base_model=base_model or self.base_model, base_digest=self.base_digest(),
+        )  # fmt: skip
 
     def description(self, base_model: str | None = None) -> dict[str, Any]:
         """Return the content of PEFT's adapter_config.json; `base_model` beats the constructor's."""
@@ -173,12 +202,12 @@ class LoraModel(Transformer):
     def load(
         cls, model: TrainableModel | FrozenModel, folder: str | Path, *, allow_nonfinite: bool = False
     ) -> LoraModel:
-        """Put the adapters of a PEFT folder on `model`.
+        """Put the adapters of a folder of PEFT's or mlx-lm's, or of a GGUF file, on `model`.
 
         FileNotFoundError if there is none, CheckpointError if it is damaged, of a kind that is not computed here, of
         another model, or holds NaN or infinity and not `allow_nonfinite`.
         """
-        config, tensors, base_model = read_adapter(Path(folder), allow_nonfinite=allow_nonfinite)
+        config, tensors, base_model = read_stored_adapter(Path(folder), model.config, allow_nonfinite=allow_nonfinite)
         try:
             config = named(model.config, config)
         except ConfigError as error:
@@ -197,6 +226,6 @@ class LoraModel(Transformer):
 
 def _add_adapters(model: TrainableModel, lora: LoraModel) -> None:
     """Add s B A to the weights of `model`."""
-    for name in lora._targets():
-        w, a, b = model.weights[name], lora.weights[f"{name}.a"], lora.weights[f"{name}.b"]
-        product(w, b * np.float32(lora.lora.scaling), a, addend=w)
+    for name, (a, b, scale) in lora.adapters().items():
+        w = model.weights[name]
+        product(w, b * np.float32(scale), a, addend=w)

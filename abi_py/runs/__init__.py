@@ -16,7 +16,7 @@
     models.py         a trained model, its tokenizer, the settings of generation
     finishing.py      what a run leaves at its end: RUN/model
     companions.py     what makes that folder whole beside the weights     model_card.py  and its README.md
-    exporting.py      a model in another form
+    exporting.py      a model in another form; exporting_adapters.py  adapters alone; export_source.py  what they take
     measuring.py      how well it predicts
     recorded.py       what a run's directory tells about it         comparing.py  several runs side by side
     curves.py         curves in a picture

@@ -3,14 +3,12 @@
     hf    a folder of Hugging Face's kind, in float32, bfloat16 or float16, of any family
     zig   the folder of a DeepZig model, for the Zig loader: a plain Llama in float32
     abic  the ABIC file of the Zig trainer, floats alone: a plain Llama in float32
-    peft  adapters alone, in PEFT's layout, in float32
     gguf  a file for llama.cpp, of any family but for what it computes otherwise, quantised if asked for
 
-The first two are those in which a run may leave its model, by the same names (`choices.ExportFormat`).
+Those of adapters alone are in `exporting_adapters.py`.  The first two are those in which a run may leave its model, by
+the same names (`choices.ExportFormat`).
 """
 
-import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -21,14 +19,12 @@ from typing import Any
 
 from ..choices import ExportFormat
 from ..config import TrainableModelConfig
-from ..data.corpus import BYTE_VOCAB_SIZE
-from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+from ..data.tokenizer import Tokenizer
 from ..errors import CheckpointError, ConfigError
 from ..families import tensor_table, write_config
 from ..fields import either
 from ..files import json_text, write_inside
-from ..formats.checkpoint_names import CARD, ORIGIN, RANDOM_BASE
-from ..formats.companions import END, GENERATION, Companions
+from ..formats.companions import END, GENERATION
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
 from ..formats.gguf.quantising import file_type
@@ -36,123 +32,27 @@ from ..formats.huggingface import read_tensors
 from ..formats.safetensors import encoded_size
 from ..formats.special_tokens import token_ids
 from ..formats.zig import load_abic, misfit, save_abic
-from ..model import LoraModel
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
 from ..model.frozen import FrozenModel
 from ..model.gguf_writing import plan_gguf
-from ..training.finding import Origin, find_place
-from ..training.loading import LoadedModel, load_model
+from ..training.loading import load_model
 from .agreement import Agreement, Expected, expected, logits_of
-from .companions import with_bytes, with_tokenizer_from
-from .directory import ADAPTER, MODEL
-from .model_card import card_of_another_form
-from .models import find_model, find_tokenizer_beside
+from .export_source import Source
+from .exporting_adapters import (
+    ADAPTER_FORMATS,
+    GGUF_ADAPTER,
+    check_adapter_format,
+    opens,
+    write_adapter_file,
+    write_adapters,
+)
 
-__all__ = ["FORMATS", "Exported", "Source", "check_format", "export", "write"]
+__all__ = ["ADAPTER_FORMATS", "FORMATS", "Exported", "Source", "check_format", "export", "write"]
 
-FORMATS = (*(each.value for each in ExportFormat), "abic", "peft", "gguf")
-FILES = {"abic": "model.bin", "gguf": "model.gguf"}  # forms that are one file, and a name for it
-STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported.
-
-    loaded     the model, its weights mapped where they are narrow
-    said       which step of a run it is, and why that is taken; "" where nothing says so
-    place      the directory of its tokenizer: its own, or its run's; None where there is none
-    step       optimizer steps that made the weights; 0 where nothing says so
-    """
-
-    loaded: LoadedModel
-    said: str
-    place: Path | None
-    step: int
-
-    @classmethod
-    def open(
-        cls, path: Path, which: str | None = None, base: Path | None = None, *, adapters: bool = False
-    ) -> "Source":
-        """Load what `path` means: of a run what it left, or its newest checkpoint, or as `which` says (`find_model`).
-
-        With `adapters` these are wanted, on `base` if that is given: of a run that left a model, those beside it.
-        ConfigError for a choice where there is none, or where there are no adapters; errors of `load_model`.
-        """
-        place = find_place(path, which) if adapters else None
-        if place is not None and place.folder == path / MODEL and (path / ADAPTER).is_dir():
-            loaded = dataclasses.replace(find_model(path / ADAPTER, base=base), run=path, skipped=place.skipped)
-        else:
-            loaded = find_model(path, which, base)
-        if adapters and not isinstance(loaded.model, LoraModel):
-            raise ConfigError(f"{path} is a whole model, and has no adapters; abi-train export {path} writes it")
-        step = loaded.origin.step if loaded.origin is not None else 0
-        said = loaded.origin.said if loaded.origin is not None else ""
-        return cls(loaded, said, find_tokenizer_beside(loaded.directory, loaded.run), step)
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer | None:
-        """That of the model or its run."""
-        return None if self.place is None else Tokenizer.load(self.place)
-
-    @functools.cached_property
-    def companions(self) -> Companions:
-        """What goes along: the model's own files, or those of the base under adapters, as they are.
-
-        A tokenizer that is kept elsewhere, with adapters or in an old run from scratch, takes the place of theirs, and
-        what ends its texts, and the answers of its chat template, ends them too.
-        """
-        model, context = self.loaded.model, self.shape.max_seq_len
-        own = model.companions
-        below = model.model.companions if isinstance(model, LoraModel) else own  # whose config.json is taken
-        if self.place is not None and not Companions.of(self.place).files.items() <= below.files.items():
-            return with_tokenizer_from(own, self.place, context)
-        is_bytes = self.place is None and self.shape.vocab_size == BYTE_VOCAB_SIZE and TOKENIZER_FILE not in below.files
-        return with_bytes(own, context) if is_bytes else own
-
-    def texts(self, form: str) -> dict[str, str]:
-        """What goes along besides: the card of a run's model as it fits that form, and which step of the run it is."""
-        origin, card = self.loaded.origin, self._card
-        if origin is None:
-            return {}
-        found = {ORIGIN: origin.to_json()}
-        if card is not None and form in {each.value for each in ExportFormat}:
-            text = card.read_text("utf-8")
-            found[CARD] = card_of_another_form(text, self.companions, ExportFormat(form), origin)
-        return found
-
-    @property
-    def _card(self) -> Path | None:
-        """The model card: beside the weights, or, of the adapters of a run, beside the model that it left with them."""
-        place, model = self.loaded.directory, self.loaded.directory.parent / MODEL
-        if place.name == ADAPTER and Origin.read(model) == self.loaded.origin:
-            place = model
-        return place / CARD if (place / CARD).is_file() else None
-
-    @property
-    def adapters(self) -> LoraModel:
-        """Its adapters; ConfigError where it has none."""
-        if not isinstance(self.loaded.model, LoraModel):
-            raise ConfigError(f"format (peft) writes adapters, and {self.loaded.directory} has none; use --format hf")
-        return self.loaded.model
-
-    @property
-    def shape(self) -> TrainableModelConfig:
-        """The shape of the model."""
-        return self.loaded.model.config
-
-    @property
-    def has_tokenizer(self) -> bool:
-        """Whether a tokenizer comes along: its own, its run's, or that of the model under adapters."""
-        return TOKENIZER_FILE in self.companions.files
-
-    @property
-    def dtype(self) -> str:
-        """The type of its weights: that of its matrices where all are of one."""
-        model = self.loaded.model
-        kinds = model.storages() if isinstance(model, FrozenModel) else ()
-        return STORAGES.get(kinds[0], "float32") if len(kinds) == 1 else "float32"
+FORMATS = (*(each.value for each in ExportFormat), "abic", "gguf", *ADAPTER_FORMATS)
+# Forms that are one file, and a name for it.
+FILES = {"abic": "model.bin", "gguf": "model.gguf", GGUF_ADAPTER: "adapter.gguf"}
 
 
 # -- what can hold what ------------------------------------------------------------------------------
@@ -166,7 +66,7 @@ def check_format(
     quantize: str | None = None,
 ) -> None:
     """Raise ConfigError if a form cannot hold a model, or a setting has no effect in it; the reason is named."""
-    if quantize is not None and form != "gguf":
+    if quantize is not None and form not in ("gguf", GGUF_ADAPTER):
         raise ConfigError(f"quantize ({quantize}) acts only with --format gguf; leave it out, or take --dtype")
     if form == "gguf" and dtype is not None:
         raise ConfigError(f"dtype ({dtype}) has no effect on gguf; take --quantize F32, F16, BF16 or Q8_0 and so on")
@@ -174,11 +74,8 @@ def check_format(
         plan_gguf(shape, quantize or "F32")
     if form in ("hf", "gguf"):
         return
-    if form == "peft" and dtype not in (None, "float32"):
-        raise ConfigError(f"dtype ({dtype}) must be float32 for peft: adapters are written as they were trained")
-    if form == "peft" and max_shard_size is not None:
-        raise ConfigError(f"max_shard_size ({max_shard_size}) has no effect on adapters; leave it out")
-    if form == "peft":
+    if form in ADAPTER_FORMATS:
+        check_adapter_format(form, dtype, max_shard_size, quantize)
         return
     if reason := misfit(shape):
         raise ConfigError(
@@ -246,9 +143,9 @@ def export(
 ) -> Exported:
     """Write a model and read it again; what was in the place before is only replaced by what is whole.
 
-    quantize   of gguf: the type of the file, F32 if none is given
-    name       of gguf: that of the model in it, the file's own if none is given
-    check      of gguf: read it again, and compare the logits of some tokens with those of the source
+    quantize   of gguf and gguf-adapter: the type of the file, F32 if none is given
+    name       of them: that of the model in it, the file's own if none is given
+    check      of them: read it again, and of gguf compare the logits of some tokens with those of the source
 
     ConfigError for what does not go together; NonFiniteError for weights that are not finite in this type;
     CheckpointError if what was written does not read as the same, or the disk is full.
@@ -256,19 +153,21 @@ def export(
     if form not in FORMATS:
         raise ConfigError(f"format ({form}) must be {either(list(FORMATS))}")
     check_format(form, source.shape, dtype, max_shard_size, quantize)
-    if form == "peft":
+    if form in ADAPTER_FORMATS:
         _ = source.adapters  # raises where there are none
     _check_output(source, output, form, force)
     kind = dtype or (source.dtype if form == "hf" else "float32")
     if form == "gguf":
         kind = file_type(quantize or "F32").name
         return _export_gguf(source, output, kind, max_shard_size, name=name, check=check)
+    if form == GGUF_ADAPTER:
+        return _export_adapter_file(source, output, (quantize or "F32").upper(), name=name, check=check)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     write(source, output, form, kind, max_shard_size, source.texts(form))
     files = {output.name: output.stat().st_size} if output.is_file() else {
         path.relative_to(output).as_posix(): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()
     }  # fmt: skip
-    parameters = source.adapters.num_params() if form == "peft" else source.shape.num_params()
+    parameters = source.adapters.num_params() if form in ADAPTER_FORMATS else source.shape.num_params()
     return Exported(files, kind, parameters, _opens(source, output, form))
 
 
@@ -287,6 +186,14 @@ def _export_gguf(
     return Exported(files, quantize, source.shape.num_params(), opens, written.by_type(), near)
 
 
+def _export_adapter_file(source: Source, output: Path, kind: str, *, name: str | None, check: bool) -> Exported:
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    written = write_adapter_file(source, output, kind, name=name, check=check)
+    files = {path.name: path.stat().st_size for path in written.files}
+    opened_by = opens(source, output, GGUF_ADAPTER, "")
+    return Exported(files, kind, source.adapters.num_params(), opened_by, written.by_type())
+
+
 def write(
     source: Source,
     output: Path,
@@ -296,7 +203,10 @@ def write(
     files: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model, and texts by name beside it, and read it again; the rest of what `export` does is the caller's."""
-    writers = {"hf": _write_hf, "zig": _write_deepzig, "abic": _write_abic, "peft": _write_peft}
+    if form in ADAPTER_FORMATS:
+        write_adapters(source, output, form, files or {})
+        return
+    writers = {"hf": _write_hf, "zig": _write_deepzig, "abic": _write_abic}
     writers[form](source, output, dtype, max_shard_size, files or {})
 
 
@@ -305,9 +215,8 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
         return ("the Zig trainer, and abi_py: model.load_checkpoint_file(PATH), with a model of its shape",)
     verb = "chat" if source.has_tokenizer and Tokenizer.load(output).chat_template else "generate"
     ours = f"abi-train {verb} {output}"
-    if form == "peft":
-        # On random weights, which only abi_py makes again, it has no base that PEFT could open.
-        return (ours, "PEFT: PeftModel.from_pretrained(BASE, PATH)") if source.loaded.base is not None else (ours,)
+    if form in ADAPTER_FORMATS:
+        return opens(source, output, form, ours)
     if form == "zig":
         return (ours, "the Zig loader", "transformers, with model_type llama in config.json")
     converts = ("llama.cpp: convert_hf_to_gguf.py PATH",) if source.has_tokenizer else ()  # it needs one
@@ -329,23 +238,6 @@ def _write_hf(
         if name not in found or _digest(tensor.pieces(name)) != _digest([found[name].raw]):
             raise CheckpointError(f"{output}: {name} does not read as it was written; check the disk, and export again")
     _check_tokenizer(source, output, output)
-
-
-def _write_peft(
-    source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
-) -> None:
-    model = source.adapters
-    files = dict(source.companions.files)
-    files |= {name: text.encode() for name, text in texts.items() if name != CARD}  # which is that of a whole model
-    if source.loaded.base is None:
-        files[RANDOM_BASE] = json_text({"model": model.config.to_dict()}).encode()
-    with new_folder(output, {*files}, model.parameters.weights_flat.nbytes, no_tokenizer=True) as new:
-        model.save(new)
-        for name, text in files.items():
-            write_inside(new, name, [text])
-        again = LoraModel.load(model.model, new)
-        if again.collect_weights().tobytes() != model.collect_weights().tobytes():
-            raise CheckpointError(f"{output} does not read as it was written; check the disk, and export again")
 
 
 def _digest(pieces: Iterable[Any]) -> str:

@@ -25,7 +25,8 @@ from .settings import ExportConfig
 if TYPE_CHECKING:
     from ..training.report import EvalResult, TrainingReport
     from ..training.trainer import LlamaTrainer
-    from .exporting import Exported, Source
+    from .export_source import Source
+    from .exporting import Exported
     from .run import Run
 
 __all__ = ["Left", "check_export", "check_new_file", "has_left_model", "leave_model"]
@@ -103,7 +104,8 @@ def leave_model(
 
     CheckpointError, with the remedy, if it cannot be written: the checkpoints are whole all the same.
     """
-    from .exporting import Source, write
+    from .export_source import Source
+    from .exporting import write
     from .model_card import model_card
     from .trainer_files import training_args_files
 

@@ -28,7 +28,7 @@ from ..model.gguf_writing import plan_gguf
 from ..training.finding import find_place
 from ..training.loading import load_model
 from .agreement import Agreement, Expected, agreement, expected, logits_of
-from .exporting import Source
+from .export_source import Source
 from .measuring import of_text, read_ids
 from .models import load_tokenizer
 

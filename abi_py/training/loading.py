@@ -10,10 +10,11 @@ from ..formats.checkpoint_names import RANDOM_BASE, SETTINGS
 from ..formats.companions import Companions
 from ..formats.gguf.container import is_gguf
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
-from ..formats.peft import ADAPTER_CONFIG, read_adapter_config, read_base_digest
+from ..formats.peft import ADAPTER_CONFIG
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from ..model.frozen import FrozenModel, read_frozen
+from ..model.stored_adapter import base_digest_of, base_named_by, holds_adapters
 from ..reprs import Shown
 from ..untrusted import read_json, read_yaml
 from .checkpoint import ADVICE, STATE, Found, is_checkpoint_name, locate, verify
@@ -121,11 +122,6 @@ def _load(where: Path, which: str | None, base: Path | None, *, frozen: bool, al
 # -- adapters, and the model under them --------------------------------------------------------------
 
 
-def holds_adapters(path: Path) -> bool:
-    """Say whether a folder holds adapters alone."""
-    return (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file()
-
-
 def _load_adapters(
     path: Path, base: Path | None, *, frozen: bool, allow_nonfinite: bool
 ) -> tuple[LoraModel, Path | None, tuple[int, ...] | None]:
@@ -159,7 +155,7 @@ def under_adapters(path: Path) -> Path | None:
     That is what their adapter_config.json names, also beside them, or what the config.yaml of their run does, which
     knows better where the model was moved.  CheckpointError if nothing of it is there.
     """
-    name = read_adapter_config(path).get("base_model_name_or_path")
+    name = base_named_by(path)
     settings = [_section(each, "base").get("path") for each in (path, path.parent, path.parent.parent)]
     known = [Path(each) for each in settings if isinstance(each, str)]
     for place in (*([Path(name), path / name] if name else []), *known):
@@ -173,7 +169,7 @@ def under_adapters(path: Path) -> Path | None:
         )
     if _random_shape(path) is None:
         raise CheckpointError(
-            f"{path} holds adapters, and its {ADAPTER_CONFIG} names no model that they are of; say where it is: {merge}"
+            f"{path} holds adapters, and names no model that they are of; say where it is: {merge}"
         )
     return None
 
@@ -215,7 +211,7 @@ def _check_digest(adapted: LoraModel, path: Path, below: Path | None) -> None:
     if (path / STATE).is_file():
         wanted = read_json(path / STATE, {"state": dict[str, Any]})["state"].get("base_digest")
     else:
-        wanted = read_base_digest(path)
+        wanted = base_digest_of(path)
     if not wanted or wanted == adapted.base_digest():
         return
     other = _in_other_form(adapted.model, below)

@@ -61,9 +61,10 @@ OTHERS = {
         **dict.fromkeys(("--max-seq-len", "--stride", "--tokenizer", "--template", "--json"), "eval"),
         "--num-threads": "every_option",
     },
-    "export": dict.fromkeys(
-        ("--out", "--format", "--dtype", "--max-shard-size", "--quantize", "--no-check", "--force"), "export"
-    ),
+    "export": {
+        **dict.fromkeys(("--out", "--format", "--dtype", "--max-shard-size", "--quantize", "--no-check"), "export"),
+        **{"--force": "export", "--base": "adapters"},
+    },
     "quantize": {
         **dict.fromkeys(("--table", "--imatrix", "--perplexity", "--max-shard-size"), "quantize"),
         **dict.fromkeys(("--no-check", "--json"), "quantize"),

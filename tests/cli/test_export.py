@@ -168,7 +168,7 @@ def test_adapters_with_a_tokenizer_keep_how_their_base_writes(abi_train, tmp_pat
         (["base", "-o", "base"], "out (base) must be another place than the model's own"),
         (["base", "--best", "-o", "x"], "best has no effect: base is one model, not a run; leave --best out"),
         (["base", "--max-shard-size", "some", "-o", "x"], "max_shard_size ('some')"),
-        (["base", "--to", "onnx", "-o", "x"], "'onnx' is not one of 'hf', 'zig', 'abic', 'peft', 'gguf'"),
+        (["base", "--to", "onnx", "-o", "x"], "'onnx' is not one of 'hf', 'zig', 'abic', 'gguf', 'peft'"),
         (["nowhere", "-o", "x"], "does not exist"),
     ],
 )

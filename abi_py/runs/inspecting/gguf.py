@@ -1,8 +1,11 @@
 """GGUF files: models, adapters and vocabularies of llama.cpp."""
 
+import re
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
+from ...formats.gguf.adapter import is_gguf_adapter, open_gguf_adapter
 from ...formats.gguf.container import GgufFile, GgufTensor, open_gguf
 from ...formats.gguf.quantising import FILE_TYPES
 from ...formats.special_tokens import special_token_ids
@@ -30,6 +33,9 @@ def gguf(found: Inspection) -> None:
         found.facts["type"] = known.get(number, f"number {number} of general.file_type")
     found.tensors = list(_tensors(file.tensors.values()))
     found.facts["metadata"] = {key: _shown(file, key) for key in file.metadata if not key.startswith(APART)}
+    if is_gguf_adapter(found.path):
+        _adapter(found)
+        return
     shape = found.attempt(read_gguf_config, file)
     if shape is None:
         found.facts["parameters"] = sum(tensor.size for tensor in found.tensors)
@@ -45,6 +51,22 @@ def gguf(found: Inspection) -> None:
     if computed:
         uses_of_model(found, found.path, talks)
         found.uses.append("llama.cpp: llama-cli -m PATH")
+
+
+def _adapter(found: Inspection) -> None:
+    """A file of adapters, which does not say on which model."""
+    found.kind = "adapters of LoRA (GGUF)"
+    found.facts["parameters"] = sum(tensor.size for tensor in found.tensors)
+    file = found.attempt(open_gguf_adapter, found.path)
+    if file is None:
+        return
+    ranks = sorted({pair.rank for pair in file.pairs.values()})
+    adapted = dict.fromkeys(re.sub(r"^blk\.\d+\.|\.weight$", "", name) for name in file.pairs)
+    found.facts |= {"rank": ranks[0] if len(ranks) == 1 else ranks, "alpha": file.alpha, "adapted": list(adapted)}
+    name = shlex.quote(str(found.path))
+    found.uses.append(f"abi-train generate BASE --adapter {name}")
+    found.uses.append(f"abi-train merge BASE {name} -o FOLDER")
+    found.uses.append(f"llama.cpp: llama-cli -m BASE.gguf --lora {name}")
 
 
 def _tensors(tensors: Iterable[GgufTensor]) -> Iterable[TensorFacts]:

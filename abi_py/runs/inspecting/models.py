@@ -12,6 +12,7 @@ from ...errors import CheckpointError, counted
 from ...fields import acting
 from ...formats.checkpoint_names import TRAINING_ARGS
 from ...formats.huggingface import CONFIG, INDEX, WEIGHTS, read_tensors
+from ...formats.mlx_lm import MLX_WEIGHTS, is_mlx_adapter, read_mlx_config
 from ...formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from ...formats.safetensors import Stored, map_safetensors
 from ...formats.special_tokens import special_token_ids
@@ -216,21 +217,26 @@ def config(found: Inspection, content: Mapping[str, Any]) -> None:
 
 
 def adapter(found: Inspection) -> None:
-    """Adapters in PEFT's form."""
-    path = found.path
-    found.kind = "adapters of LoRA (PEFT)"
+    """Adapters in the form of PEFT or mlx-lm."""
+    path, theirs = found.path, is_mlx_adapter(found.path)
+    found.kind = f"adapters of LoRA ({'mlx-lm' if theirs else 'PEFT'})"
     _sizes(found)
-    content = found.attempt(read_adapter_config, path)
-    if (path / ADAPTER_WEIGHTS).is_file():
-        found.tensors = _tensors(found.attempt(map_safetensors, path / ADAPTER_WEIGHTS) or {})
+    content = found.attempt(read_mlx_config if theirs else read_adapter_config, path)
+    weights = path / (MLX_WEIGHTS if theirs else ADAPTER_WEIGHTS)
+    if weights.is_file():
+        found.tensors = _tensors(found.attempt(map_safetensors, weights) or {})
     else:
         found.problems.append(f"{ADAPTER_WEIGHTS} is missing; copy the folder again")
     found.facts["parameters"] = sum(tensor.size for tensor in found.tensors)
     if content is None:
         return
-    base = content.get("base_model_name_or_path")
-    found.facts |= {"rank": content.get("r"), "alpha": content.get("lora_alpha")}
-    found.facts |= {"adapted": content.get("target_modules"), "base": base}
+    if theirs:
+        said = content["lora_parameters"]
+        found.facts |= {"rank": said.get("rank"), "scale": said.get("scale"), "adapted": said.get("keys")}
+        found.facts["base"] = content.get("model")
+    else:
+        found.facts |= {"rank": content.get("r"), "alpha": content.get("lora_alpha")}
+        found.facts |= {"adapted": content.get("target_modules"), "base": content.get("base_model_name_or_path")}
     below = found.attempt(under_adapters, path)
     if not found.problems:
         found.facts["base"] = below if below is not None else "random weights, made again from their seed"

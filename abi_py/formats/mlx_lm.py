@@ -1,0 +1,91 @@
+"""mlx-lm's folder of a LoRA adapter: adapter_config.json and adapters.safetensors.
+
+    model.layers.0.self_attn.q_proj.lora_a    (in, R)
+    model.layers.0.self_attn.q_proj.lora_b    (R, out)
+
+All adapters have one rank and one factor, `scale`.  Linear layers get one if their name within a block is among `keys`
+and their block among the last `num_layers`; where a file has no tensor for one of them, mlx-lm begins it with B = 0,
+which adds nothing.  What a file has besides, mlx-lm passes over.  As `tuner/utils.py` of mlx-lm reads it.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, shown
+from ..files import atomic_files, json_text, write_pieces
+from ..untrusted import read_json
+from .checkpoint_names import ADAPTER_CONFIG
+from .finite import check_written
+from .safetensors import read_metadata, safetensors_pieces
+
+__all__ = ["MLX_WEIGHTS", "is_mlx_adapter", "mlx_base_digest", "read_mlx_config", "write_mlx_adapter"]
+
+MLX_WEIGHTS = "adapters.safetensors"
+BLOCK = re.compile(r"^model\.\w+\.\d+\.")  # model.layers.0., GPT-2's model.h.0.
+DIGEST = "abi_py.base_digest"
+
+
+def is_mlx_adapter(folder: Path) -> bool:
+    """Say whether a folder holds adapters of mlx-lm's kind."""
+    return (folder / MLX_WEIGHTS).is_file() and (folder / ADAPTER_CONFIG).is_file()
+
+
+def read_mlx_config(folder: Path) -> dict[str, Any]:
+    """Return the content of adapter_config.json, with `lora_parameters` as it must be.
+
+    CheckpointError if it is damaged, or says what is not computed here.
+    """
+    place = folder / ADAPTER_CONFIG
+    content: dict[str, Any] = read_json(place, {"lora_parameters": dict[str, Any]})
+    kind = content.get("fine_tune_type", "lora")
+    if kind != "lora":
+        raise CheckpointError(
+            f"{place}: fine_tune_type is {shown(kind)}; this version computes only 'lora'; fuse it in mlx-lm "
+            "(mlx_lm.fuse), and take the whole model"
+        )
+    return content
+
+
+def mlx_base_digest(folder: Path) -> str:
+    """Return the digest of the weights that the adapters were trained on; "" where the folder does not say it."""
+    return read_metadata(folder / MLX_WEIGHTS).get(DIGEST, "")
+
+
+def write_mlx_adapter(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    blocks: int,
+    scale: float,
+    dropout: float = 0.0,
+    base_model: str | None = None,
+    base_digest: str = "",
+) -> None:
+    """Write both files, or leave those that are there as they are.
+
+    tensors   by mlx-lm's names, all of one rank; there is at least one
+    blocks    how many the model has
+    NonFiniteError, and nothing written, for NaN or infinity.
+    """
+    check_written(folder / MLX_WEIGHTS, tensors)
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    parameters = {
+        "rank": next(array.shape[1] for name, array in tensors.items() if name.endswith(".lora_a")),
+        "scale": scale,
+        "dropout": dropout,
+        "keys": list(dict.fromkeys(BLOCK.sub("", module) for module in modules)),
+    }
+    content = {
+        "fine_tune_type": "lora",
+        "lora_parameters": parameters,
+        "model": base_model,
+        "num_layers": blocks,
+    }
+    metadata = {"format": "mlx", **({DIGEST: base_digest} if base_digest else {})}
+    with atomic_files(folder / ADAPTER_CONFIG) as open_new:
+        write_pieces(open_new(folder / MLX_WEIGHTS), safetensors_pieces(tensors, metadata))
+        open_new(folder / ADAPTER_CONFIG).write(json_text(content).encode())

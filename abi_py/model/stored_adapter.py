@@ -1,0 +1,59 @@
+"""Adapters on the disk, whatever they are kept in, as `stored.py` is for models.
+
+    a folder of PEFT's kind      formats/peft.py
+    a folder of mlx-lm's kind    mlx_adapter.py
+    a GGUF file                  gguf_adapter.py
+
+Who takes adapters by their path opens them here, so that one may be given wherever another may.
+"""
+
+from pathlib import Path
+
+from ..config import TrainableModelConfig
+from ..errors import CheckpointError
+from ..formats.checkpoint_names import CONFIG
+from ..formats.gguf.adapter import is_gguf_adapter, open_gguf_adapter
+from ..formats.gguf.container import is_gguf
+from ..formats.mlx_lm import is_mlx_adapter, mlx_base_digest, read_mlx_config
+from ..formats.peft import ADAPTER_CONFIG, AdapterFolder, read_adapter, read_adapter_config, read_base_digest
+from .gguf_adapter import read_gguf_adapter
+from .mlx_adapter import read_mlx_adapter
+
+__all__ = ["base_digest_of", "base_named_by", "holds_adapters", "read_stored_adapter"]
+
+
+def holds_adapters(place: Path) -> bool:
+    """Say whether a folder or a GGUF file holds adapters alone."""
+    return is_gguf_adapter(place) or ((place / ADAPTER_CONFIG).is_file() and not (place / CONFIG).is_file())
+
+
+def read_stored_adapter(place: Path, shape: TrainableModelConfig, *, allow_nonfinite: bool = False) -> AdapterFolder:
+    """Return the adapters in a place, for a model of this shape.
+
+    FileNotFoundError if a file is missing; CheckpointError if one is damaged, says what is not computed here, holds an
+    adapter that the model has no place for, or NaN or infinity and not `allow_nonfinite`.
+    """
+    if is_gguf(place):
+        return read_gguf_adapter(place, shape, allow_nonfinite=allow_nonfinite)
+    if is_mlx_adapter(place):
+        return read_mlx_adapter(place, shape, allow_nonfinite=allow_nonfinite)
+    return read_adapter(place, allow_nonfinite=allow_nonfinite)
+
+
+def base_digest_of(place: Path) -> str:
+    """Return the digest of the weights that adapters were trained on; "" where their files do not say it."""
+    if is_gguf(place):
+        return open_gguf_adapter(place).base_digest
+    return mlx_base_digest(place) if is_mlx_adapter(place) else read_base_digest(place)
+
+
+def base_named_by(place: Path) -> str | None:
+    """Return the name or place of the model that adapters are of, as their files say it; a GGUF file does not."""
+    if is_gguf(place):
+        return None
+    name = read_mlx_config(place).get("model") if is_mlx_adapter(place) else None
+    if name is None:
+        name = read_adapter_config(place).get("base_model_name_or_path")
+    if name is not None and not isinstance(name, str):
+        raise CheckpointError(f"{place / ADAPTER_CONFIG}: model is {name!r}; it must be the name or place of one")
+    return name

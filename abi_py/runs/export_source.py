@@ -1,0 +1,125 @@
+"""What is exported: a model that a path means, its tokenizer, and what else goes along with it."""
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..choices import ExportFormat
+from ..config import TrainableModelConfig
+from ..data.corpus import BYTE_VOCAB_SIZE
+from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
+from ..errors import ConfigError
+from ..formats.checkpoint_names import CARD, ORIGIN
+from ..formats.companions import Companions
+from ..model import LoraModel
+from ..model.frozen import FrozenModel
+from ..training.finding import Origin, find_place
+from ..training.loading import LoadedModel
+from .companions import with_bytes, with_tokenizer_from
+from .directory import ADAPTER, MODEL
+from .model_card import card_of_another_form
+from .models import find_model, find_tokenizer_beside
+
+__all__ = ["Source"]
+
+STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    loaded     the model, its weights mapped where they are narrow
+    said       which step of a run it is, and why that is taken; "" where nothing says so
+    place      the directory of its tokenizer: its own, or its run's; None where there is none
+    step       optimizer steps that made the weights; 0 where nothing says so
+    """
+
+    loaded: LoadedModel
+    said: str
+    place: Path | None
+    step: int
+
+    @classmethod
+    def open(
+        cls, path: Path, which: str | None = None, base: Path | None = None, *, adapters: bool = False
+    ) -> "Source":
+        """Load what `path` means: of a run what it left, or its newest checkpoint, or as `which` says (`find_model`).
+
+        With `adapters` these are wanted, on `base` if that is given: of a run that left a model, those beside it.
+        ConfigError for a choice where there is none, or where there are no adapters; errors of `load_model`.
+        """
+        place = find_place(path, which) if adapters else None
+        if place is not None and place.folder == path / MODEL and (path / ADAPTER).is_dir():
+            loaded = dataclasses.replace(find_model(path / ADAPTER, base=base), run=path, skipped=place.skipped)
+        else:
+            loaded = find_model(path, which, base)
+        if adapters and not isinstance(loaded.model, LoraModel):
+            raise ConfigError(f"{path} is a whole model, and has no adapters; abi-train export {path} writes it")
+        step = loaded.origin.step if loaded.origin is not None else 0
+        said = loaded.origin.said if loaded.origin is not None else ""
+        return cls(loaded, said, find_tokenizer_beside(loaded.directory, loaded.run), step)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """That of the model or its run."""
+        return None if self.place is None else Tokenizer.load(self.place)
+
+    @functools.cached_property
+    def companions(self) -> Companions:
+        """What goes along: the model's own files, or those of the base under adapters, as they are.
+
+        A tokenizer that is kept elsewhere, with adapters or in an old run from scratch, takes the place of theirs, and
+        what ends its texts, and the answers of its chat template, ends them too.
+        """
+        model, context = self.loaded.model, self.shape.max_seq_len
+        own = model.companions
+        below = model.model.companions if isinstance(model, LoraModel) else own  # whose config.json is taken
+        if self.place is not None and not Companions.of(self.place).files.items() <= below.files.items():
+            return with_tokenizer_from(own, self.place, context)
+        is_bytes = self.place is None and self.shape.vocab_size == BYTE_VOCAB_SIZE and TOKENIZER_FILE not in below.files
+        return with_bytes(own, context) if is_bytes else own
+
+    def texts(self, form: str) -> dict[str, str]:
+        """What goes along besides: the card of a run's model as it fits that form, and which step of the run it is."""
+        origin, card = self.loaded.origin, self._card
+        if origin is None:
+            return {}
+        found = {ORIGIN: origin.to_json()}
+        if card is not None and form in {each.value for each in ExportFormat}:
+            text = card.read_text("utf-8")
+            found[CARD] = card_of_another_form(text, self.companions, ExportFormat(form), origin)
+        return found
+
+    @property
+    def _card(self) -> Path | None:
+        """The model card: beside the weights, or, of the adapters of a run, beside the model that it left with them."""
+        place, model = self.loaded.directory, self.loaded.directory.parent / MODEL
+        if place.name == ADAPTER and Origin.read(model) == self.loaded.origin:
+            place = model
+        return place / CARD if (place / CARD).is_file() else None
+
+    @property
+    def adapters(self) -> LoraModel:
+        """Its adapters; ConfigError where it has none."""
+        if not isinstance(self.loaded.model, LoraModel):
+            raise ConfigError(f"{self.loaded.directory} is a whole model, and has no adapters; use --format hf")
+        return self.loaded.model
+
+    @property
+    def shape(self) -> TrainableModelConfig:
+        """The shape of the model."""
+        return self.loaded.model.config
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer comes along: its own, its run's, or that of the model under adapters."""
+        return TOKENIZER_FILE in self.companions.files
+
+    @property
+    def dtype(self) -> str:
+        """The type of its weights: that of its matrices where all are of one."""
+        model = self.loaded.model
+        kinds = model.storages() if isinstance(model, FrozenModel) else ()
+        return STORAGES.get(kinds[0], "float32") if len(kinds) == 1 else "float32"

@@ -1,0 +1,252 @@
+"""Adapters as a GGUF file and as mlx-lm's folder: the same adapters again, and what has no place is refused by name."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from abi_py.config import LoraConfig, TrainableModelConfig
+from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
+from abi_py.formats.gguf import F32, PlannedTensor, open_gguf, write_gguf
+from abi_py.formats.gguf.ggml_types import BY_NAME
+from abi_py.formats.safetensors import read_safetensors, write_safetensors
+from abi_py.model import LoraModel, TrainableModel
+from abi_py.model.frozen import FrozenModel
+
+SHAPE = {
+    **{"hidden_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 48},
+    **{"vocab_size": 61, "max_seq_len": 32},
+}
+FAMILIES = {
+    **{name: {"family": name} for name in ("llama", "mistral", "qwen2", "qwen3", "gemma3")},
+    "gpt2": {"family": "gpt2", "num_kv_heads": 4},
+    "mixtral": {"family": "mixtral", "num_experts": 4},
+}
+IDS = np.arange(20).reshape(2, 10)
+
+
+def made(name="llama", **changes):
+    return TrainableModel(TrainableModelConfig(**(SHAPE | FAMILIES[name] | changes)))
+
+
+def adapted(model, **changes):
+    lora = LoraModel(model, LoraConfig(**({"rank": 3, "alpha": 5.0} | changes)))
+    lora.parameters.weights_flat[:] = np.random.default_rng(7).normal(0, 0.2, lora.num_params())
+    return lora
+
+
+# -- there and back -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["save_gguf", "save_mlx"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_same_adapters_come_back(name, form, tmp_path):
+    model = made(name)
+    lora = adapted(model, target_modules=("attn.c_attn", "mlp.c_proj") if name == "gpt2" else ("q_proj", "k_proj"))
+    getattr(lora, form)(tmp_path / "a")
+    again = LoraModel.load(model, tmp_path / "a")
+    assert again.collect_weights().tobytes() == lora.collect_weights().tobytes()
+    assert [*again.weights] == [*lora.weights]
+    assert again.forward(IDS).tobytes() == lora.forward(IDS).tobytes()
+    assert np.abs(again.forward(IDS) - model.forward(IDS)).max() > 1e-3
+
+
+@pytest.mark.parametrize("form", ["save_gguf", "save_mlx"])
+def test_the_factor_of_rslora_is_in_alpha(form, tmp_path):
+    model = made()
+    lora = adapted(model, use_rslora=True, dropout=0.25)
+    getattr(lora, form)(tmp_path / "a")
+    again = LoraModel.load(model, tmp_path / "a")
+    assert not again.lora.use_rslora
+    assert again.lora.scaling == pytest.approx(lora.lora.scaling, rel=1e-6)
+    assert np.abs(again.forward(IDS) - lora.forward(IDS)).max() < 1e-5
+    assert again.lora.dropout == (0.25 if form == "save_mlx" else 0)  # a GGUF file does not say it
+
+
+@pytest.mark.parametrize(("kind", "most"), [("f16", 2.0**-11), ("BF16", 2.0**-8)])
+def test_narrower_types(kind, most, tmp_path):
+    lora = adapted(made())
+    written = lora.save_gguf(tmp_path / "a.gguf", kind)
+    assert set(written.by_type()) == {kind.upper()}
+    again = LoraModel.load(lora.model, tmp_path / "a.gguf").collect_weights()
+    assert np.abs(again / lora.collect_weights() - 1).max() < most
+    lora.parameters.weights_flat[3] = 1e6
+    if kind == "f16":
+        with pytest.raises(NonFiniteError, match="lora_a"):
+            lora.save_gguf(tmp_path / "b.gguf", kind)
+
+
+def test_what_llama_cpp_reads(tmp_path):
+    """Names, entries and types are those of its loader; rows of q are in its order, as are the model's own."""
+    model = made()
+    lora = adapted(model, target_modules=("q_proj", "v_proj"))
+    lora.save_gguf(tmp_path / "a.gguf", name="sums")
+    file = open_gguf(tmp_path / "a.gguf")
+    assert {key: file.metadata[key] for key in file.metadata if key.startswith(("general", "adapter"))} == {
+        **{"general.architecture": "llama", "general.type": "adapter", "general.name": "sums"},
+        **{"adapter.type": "lora", "adapter.lora.alpha": 5.0},
+    }
+    assert file.entries["adapter.lora.alpha"].type_name == "float32"
+    assert sorted(file.tensors) == sorted(
+        f"blk.{i}.attn_{part}.weight.lora_{half}" for i in range(2) for part in "qv" for half in "ab"
+    )
+    model.export_to_gguf(tmp_path / "m.gguf")
+    before, theirs = open_gguf(tmp_path / "m.gguf"), open_gguf(tmp_path / "a.gguf")
+    merged = lora.merged()
+    merged.export_to_gguf(tmp_path / "merged.gguf")
+    after = open_gguf(tmp_path / "merged.gguf")
+    for name in ("blk.1.attn_q.weight", "blk.0.attn_v.weight"):
+        b = theirs.tensors[f"{name}.lora_b"].numbers(0, theirs.tensors[f"{name}.lora_b"].shape[0])
+        a = theirs.tensors[f"{name}.lora_a"].numbers(0, 3)
+        w, wanted = (each.tensors[name].numbers(0, len(b)) for each in (before, after))
+        assert np.abs(w + 5.0 / 3 * b @ a - wanted).max() < 1e-6
+
+
+def test_what_mlx_lm_reads(tmp_path):
+    lora = adapted(made("gpt2"), target_modules=("attn.c_attn",), dropout=0.1)
+    lora.save_mlx(tmp_path / "a", "some/model")
+    content = json.loads((tmp_path / "a/adapter_config.json").read_text())
+    assert content == {
+        **{"fine_tune_type": "lora", "num_layers": 2, "model": "some/model"},
+        "lora_parameters": {"rank": 3, "scale": 5.0 / 3, "dropout": 0.1, "keys": ["attn.c_attn"]},
+    }
+    tensors = read_safetensors(tmp_path / "a/adapters.safetensors")
+    assert {name: array.shape for name, array in tensors.items()} == {
+        f"model.h.{i}.attn.c_attn.lora_{half}": {"a": (32, 3), "b": (3, 96)}[half] for i in range(2) for half in "ab"
+    }
+
+
+# -- what is read of others ---------------------------------------------------------------------------
+
+
+def write(path, entries=None, kind="F32", **tensors):
+    """Write a file of adapters on the first layer's v, rank 2, with changes."""
+    rng = np.random.default_rng(1)
+    found = {"blk.0.attn_v.weight.lora_a": rng.normal(0, 1, (2, 32)), "blk.0.attn_v.weight.lora_b": np.ones((16, 2))}
+    found |= {name.replace("__", "."): array for name, array in tensors.items()}
+    metadata = {
+        **{"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"},
+        "adapter.lora.alpha": F32(4),
+        **(entries or {}),
+    }
+    planned = []
+    for name, array in found.items():
+        if array is not None:
+            own, raw = (kind, np.float16 if kind == "F16" else np.float32) if array.shape[-1] == 32 else ("F32", "f4")
+            rows = np.atleast_2d(array).astype(raw)
+            take = lambda first, last, rows=rows: rows[first:last]  # noqa: E731
+            planned.append(PlannedTensor(name=name, shape=array.shape, kind=BY_NAME[own], rows=take))
+    write_gguf(path, {key: value for key, value in metadata.items() if value is not None}, planned)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_one_target_of_one_layer(kind, tmp_path):
+    model = made()
+    lora = LoraModel.load(model, write(tmp_path / "a.gguf", kind=kind))
+    assert lora.lora.target_modules == ("model.layers.0.self_attn.v_proj",)
+    assert (lora.lora.rank, lora.lora.scaling) == (2, 2.0)
+    assert [*lora.weights] == ["layers.0.w_v.a", "layers.0.w_v.b"]
+
+
+@pytest.mark.parametrize("alpha", [None, F32(0)])
+def test_without_alpha_the_factor_is_1(alpha, tmp_path):
+    lora = LoraModel.load(made(), write(tmp_path / "a.gguf", {"adapter.lora.alpha": alpha}))
+    assert lora.lora.scaling == 1
+
+
+@pytest.mark.parametrize(
+    ("entries", "tensors", "said"),
+    [
+        ({"general.type": "model"}, {}, "general.type is 'model'; give a file of adapters"),
+        ({"adapter.type": "ia3"}, {}, "adapter.type is 'ia3'; this version computes only 'lora'"),
+        ({"adapter.type": None}, {}, "the metadata lack adapter.type"),
+        ({"general.architecture": "qwen2"}, {}, "general.architecture is 'qwen2', and the model under it is a llama"),
+        ({"adapter.alora.invocation_tokens": np.array([1], np.uint32)}, {}, "this version does not know the entry"),
+        ({}, {"output_norm__weight": np.ones(32)}, "output_norm.weight is no part of an adapter"),
+        ({}, {"blk__0__attn_v__weight__lora_b": None}, "blk.0.attn_v.weight.lora_b is missing"),
+        ({}, {"blk__0__attn_v__weight__lora_a": np.ones((3, 32))}, "must have one rank"),
+        ({}, {"blk__0__attn_v__weight__lora_a": np.ones((2, 64))}, "(2, 64), and on this model takes (2, 32)"),
+        ({}, {"blk__0__attn_v__weight__lora_b": np.ones((32, 2))}, "(32, 2), and on this model takes (16, 2)"),
+        (
+            {},
+            {f"blk__9__attn_v__weight__lora_{half}": np.ones(n) for half, n in (("a", (2, 32)), ("b", (16, 2)))},
+            "blk.9.attn_v.weight has no place in this model, a llama of 2 layers",
+        ),
+        (
+            {},
+            {f"blk__0__attn_norm__weight__lora_{half}": np.ones(n) for half, n in (("a", (2, 32)), ("b", (16, 2)))},
+            "this model has no such projection",
+        ),
+        ({"adapter.lora.alpha": F32(-1)}, {}, "alpha (-1.0) must be a positive number"),
+    ],
+)
+def test_what_has_no_place_is_refused_by_name(entries, tensors, said, tmp_path):
+    path = write(tmp_path / "a.gguf", entries, **tensors)
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as error:
+        LoraModel.load(made(), path)
+    assert said in str(error.value)
+
+
+def test_no_tensor_is_no_adapter(tmp_path):
+    path = write(tmp_path / "a.gguf", blk__0__attn_v__weight__lora_a=None, blk__0__attn_v__weight__lora_b=None)
+    with pytest.raises(CheckpointError, match="it holds no adapter"):
+        LoraModel.load(made(), path)
+
+
+def test_nan_is_only_read_if_asked_for(tmp_path):
+    path = write(tmp_path / "a.gguf", blk__0__attn_v__weight__lora_a=np.full((2, 32), np.nan), kind="F16")
+    with pytest.raises(CheckpointError, match="holds NaN or infinity"):
+        LoraModel.load(made(), path)
+    assert np.isnan(LoraModel.load(made(), path, allow_nonfinite=True).weights["layers.0.w_v.a"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content, tensors: content.update(fine_tune_type="dora"), "fine_tune_type is 'dora'"),
+        (lambda content, tensors: content["lora_parameters"].pop("scale"), "lora_parameters lack scale"),
+        (lambda content, tensors: content["lora_parameters"].update(rank=9), "rank 9 on this model takes (32, 9)"),
+        (lambda content, tensors: content.update(lora_parameters=3), "lora_parameters"),
+        (lambda content, tensors: tensors.pop("model.layers.1.self_attn.q_proj.lora_b"), "q_proj.lora_b is missing"),
+        (
+            lambda content, tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": np.ones(3, np.float32)}),
+            "model.layers.0.self_attn.q_proj.bias is no part of an adapter",
+        ),
+        (
+            lambda content, tensors: tensors.update({"model.layers.7.mlp.up_proj.lora_a": np.ones((32, 3))}),
+            "model.layers.7.mlp.up_proj has no place in this model",
+        ),
+    ],
+)
+def test_what_of_mlx_lm_has_no_place_is_refused_by_name(change, said, tmp_path):
+    adapted(made(), target_modules=("q_proj",)).save_mlx(tmp_path)
+    config, weights = tmp_path / "adapter_config.json", tmp_path / "adapters.safetensors"
+    content, tensors = json.loads(config.read_text()), dict(read_safetensors(weights))
+    change(content, tensors)
+    config.write_text(json.dumps(content))
+    write_safetensors(weights, tensors)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        LoraModel.load(made(), tmp_path)
+
+
+def test_what_cannot_be_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"quantize \(Q4_K_M\) must be F32, F16 or BF16 for adapters"):
+        adapted(made()).save_gguf(tmp_path / "a.gguf", "Q4_K_M")
+    scaled = made("mistral", sliding_window=8)
+    with pytest.raises(ConfigError, match="sliding_window"):
+        adapted(scaled).save_gguf(tmp_path / "a.gguf")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_on_a_quantised_file_the_model_stays_as_it_is(tmp_path):
+    """Adapters that begin add nothing, to the bit, and the bytes of the file are read only."""
+    made(hidden_dim=64, intermediate_dim=64).export_to_gguf(tmp_path / "m.gguf", "Q4_0")
+    before = (tmp_path / "m.gguf").read_bytes()
+    model = FrozenModel.from_gguf(tmp_path / "m.gguf")
+    lora = LoraModel(model, LoraConfig(rank=2))
+    assert lora.forward(IDS).tobytes() == model.forward(IDS).tobytes()
+    lora.save_gguf(tmp_path / "a.gguf")
+    assert LoraModel.load(model, tmp_path / "a.gguf").forward(IDS).tobytes() == model.forward(IDS).tobytes()
+    assert (tmp_path / "m.gguf").read_bytes() == before

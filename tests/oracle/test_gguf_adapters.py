@@ -1,0 +1,191 @@
+"""Our adapters in llama.cpp, on the GGUF file of their model: as `llama-cli --lora` puts them there."""
+
+import ctypes
+
+import numpy as np
+import pytest
+from conftest import library
+
+from abi_py.config import LoraConfig, TrainableModelConfig
+from abi_py.generation import generate
+from abi_py.generation.decoder import Decoder
+from abi_py.model import LoraModel, TrainableModel
+from abi_py.model.frozen import FrozenModel
+
+NEW, VOCABULARY = 48, 300
+SHAPE = {
+    **{"hidden_dim": 256, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 512},
+    **{"vocab_size": VOCABULARY, "max_seq_len": 128},
+}
+FAMILIES = {
+    **{"llama": {"family": "llama"}, "mistral": {"family": "mistral"}, "qwen2": {"family": "qwen2"}},
+    "llama_untied": {"family": "llama", "attention_bias": True, "tie_embeddings": False, "head_dim": 32},
+    "mixtral": {"family": "mixtral", "num_experts": 4},
+    "qwen3": {"family": "qwen3", "head_dim": 128},
+    "gpt2": {"family": "gpt2", "num_kv_heads": 4},
+    "gemma3": {"family": "gemma3", "sliding_window": 16},
+}
+GELU = ("gpt2", "gemma3")  # which llama.cpp looks up in a table of halves
+
+
+@pytest.fixture(scope="module")
+def llama_cpp():
+    """Return the library, which says nothing."""
+    found = library("llama_cpp")
+    quiet = found.llama_log_callback(lambda level, text, data: None)
+    found.llama_log_set(quiet, ctypes.c_void_p(0))
+    yield found
+    assert quiet
+
+
+class Opened:
+    """A file of a model in llama.cpp, with adapters on it."""
+
+    def __init__(self, llama_cpp, path):
+        self.library, loading = llama_cpp, llama_cpp.llama_model_default_params()
+        loading.use_extra_bufts = False  # its AMX kernels take tiles that nobody has asked the system for
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), loading)
+        assert self.model, "llama.cpp does not load it"
+        options = llama_cpp.llama_context_default_params()
+        options.n_ctx = options.n_batch = options.n_ubatch = SHAPE["max_seq_len"]
+        options.n_threads = options.n_threads_batch = 2
+        options.type_k = options.type_v = 0  # keys and values in float32
+        options.flash_attn_type = 0  # off: it rounds queries and scores to halves
+        self.context = llama_cpp.llama_init_from_model(self.model, options)
+        assert self.context
+
+    def put_on(self, *paths):
+        """Put adapters on the model, in place of those before; return how many it takes."""
+        found = [self.library.llama_adapter_lora_init(self.model, str(path).encode()) for path in paths]
+        taken = [each for each in found if each]
+        kind = self.library.llama_adapter_lora_p_ctypes
+        scales = (ctypes.c_float * len(taken))(*[1.0] * len(taken))
+        assert self.library.llama_set_adapters_lora(self.context, (kind * len(taken))(*taken), len(taken), scales) == 0
+        return len(taken)
+
+    def logits(self, ids, past=0):
+        """Return those of each id, after `past` ids that were given before."""
+        if not past:
+            self.library.llama_memory_clear(self.library.llama_get_memory(self.context), True)
+        batch = self.library.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = int(token), past + i, 1
+            batch.seq_id[i][0], batch.logits[i] = 0, 1
+        assert self.library.llama_decode(self.context, batch) == 0
+        out = np.ctypeslib.as_array(self.library.llama_get_logits(self.context), (len(ids), VOCABULARY)).copy()
+        self.library.llama_batch_free(batch)
+        return out
+
+    def greedy(self, prompt):
+        """Return the ids that it writes."""
+        row, found = self.logits(prompt)[-1], []
+        for past in range(len(prompt), len(prompt) + NEW):
+            found.append(int(row.argmax()))
+            row = self.logits(found[-1:], past)[-1]
+        return found
+
+    def close(self):
+        """Free what it holds."""
+        self.library.llama_free(self.context)
+        self.library.llama_model_free(self.model)
+
+
+@pytest.fixture
+def opened(llama_cpp):
+    """Return a function that opens a file."""
+    made = []
+    yield lambda path: made.append(Opened(llama_cpp, path)) or made[-1]
+    for each in made:
+        each.close()
+
+
+def log_probabilities(logits):
+    below = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return below - np.log(np.exp(below).sum(-1, keepdims=True))
+
+
+def made(name):
+    model = TrainableModel(TrainableModelConfig(**(SHAPE | FAMILIES[name])))
+    rng = np.random.default_rng(5)
+    for w in model.weights.values():
+        if w.ndim == 1:
+            w += 0.2 * rng.standard_normal(w.shape).astype(np.float32)
+        else:
+            w *= 2
+    return model
+
+
+def adapted(model, **changes):
+    """Return a model with adapters that change what it says."""
+    lora = LoraModel(model, LoraConfig(**({"rank": 4, "alpha": 6.0} | changes)))
+    lora.parameters.weights_flat[:] = np.random.default_rng(7).normal(0, 0.05, lora.num_params())
+    return lora
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_log_probabilities_in_float32(name, opened, tmp_path):
+    model = made(name)
+    lora, ids = adapted(model, use_rslora=name == "qwen2"), np.random.default_rng(1).integers(0, VOCABULARY, 48)
+    model.export_to_gguf(tmp_path / "m.gguf")
+    lora.save_gguf(tmp_path / "a.gguf")
+    theirs = opened(tmp_path / "m.gguf")
+    plain = log_probabilities(theirs.logits(ids))
+    assert theirs.put_on(tmp_path / "a.gguf") == 1
+    found = log_probabilities(theirs.logits(ids))
+    assert np.abs(found - plain).max() > 0.1
+    off = np.abs(found - log_probabilities(lora.forward(ids[None])[0])).max()
+    print(name, f"{off:.1e}")
+    assert off < (3e-3 if name in GELU else 1e-4)
+
+
+def decoded(model, ids, integer):
+    """Return the log-probabilities after each id, as generation computes them."""
+    decoder = Decoder(model, integer=integer)
+    rows = [decoder.prefill(0, ids[:1]).copy()]
+    rows += [decoder.step(np.array([0]), np.array([each]))[0].copy() for each in ids[1:]]
+    return log_probabilities(np.array(rows))
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+@pytest.mark.parametrize("type", ["Q4_K_M", "Q8_0"])
+def test_on_a_quantised_model(type, kind, opened, tmp_path):
+    """Of the same weights decoded, llama.cpp computes the same; of blocks, it rounds activations to 8 bits first.
+
+    That alone moves log-probabilities of this model by 0.06 at most, with the adapters and without.
+    """
+    made("llama").export_to_gguf(tmp_path / "m.gguf", type)
+    model = FrozenModel.from_gguf(tmp_path / "m.gguf")
+    model.export_to_gguf(tmp_path / "decoded.gguf")
+    adapted(model).save_gguf(tmp_path / "a.gguf", kind)
+    lora, prompt = LoraModel.load(model, tmp_path / "a.gguf"), [5, 17, 233, 8]
+    exact, theirs = opened(tmp_path / "decoded.gguf"), opened(tmp_path / "m.gguf")
+    for each in (exact, theirs):
+        assert each.put_on(tmp_path / "a.gguf") == 1
+    found = theirs.greedy(prompt)
+    ids = np.array(prompt + found)
+    wanted = log_probabilities(theirs.logits(ids))
+    off = np.abs(log_probabilities(exact.logits(ids)) - decoded(lora, ids, False)).max()
+    assert off < {"F32": 1e-4, "F16": 1e-2}[kind]  # of F16 it rounds the input, too
+    for integer in (True, False):
+        assert generate(lora, prompt, NEW, temperature=0, integer_products=integer).tolist() == found
+        off = np.abs(wanted - decoded(lora, ids, integer))
+        print(type, kind, integer, f"{np.median(off):.1e} {off.max():.1e}")
+        assert np.median(off) < 1.5e-2
+        assert off.max() < 0.1
+    theirs.put_on()
+    off = np.abs(log_probabilities(theirs.logits(ids)) - decoded(model, ids, True))
+    assert np.median(off) > 2e-3  # it is not the adapters that are rounded
+
+
+@pytest.mark.parametrize("wrong", ["architecture", "width", "layers"])
+def test_what_it_refuses_is_refused_here(wrong, opened, tmp_path):
+    model, other = made("llama"), made("qwen2")
+    if wrong != "architecture":
+        changes = {"width": {"intermediate_dim": 768}, "layers": {"num_layers": 3}}[wrong]
+        other = TrainableModel(TrainableModelConfig(**(SHAPE | changes)))
+    model.export_to_gguf(tmp_path / "m.gguf")
+    adapted(other).save_gguf(tmp_path / "a.gguf")
+    assert opened(tmp_path / "m.gguf").put_on(tmp_path / "a.gguf") == 0
+    with pytest.raises(Exception, match=r"a\.gguf: .*put it on the model that it is of"):
+        LoraModel.load(model, tmp_path / "a.gguf")
