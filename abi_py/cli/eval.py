@@ -11,9 +11,10 @@ import click
 
 from ..errors import ConfigError, counted
 from ..runs.conversations import find_files
+from ..runs.findings import JsonAnswers
 from ..runs.measuring import CONTEXT, of_conversations, of_text
 from ..runs.models import load_tokenizer
-from ..runs.settings import ChatConfig
+from ..runs.settings import ChatConfig, DataConfig
 from ..runs.shipped import name_of
 from .console import note
 from .models import (
@@ -31,6 +32,8 @@ from .options import DataPath, PathType, Verb, type_of
 
 if TYPE_CHECKING:
     from ..training.perplexity import PerplexityResult
+
+CHECK_JSON = "check so many answers as JSON, that they parse and have the right keys; greedy ones  [none]"
 
 
 @click.command(
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     type=type_of(ChatConfig, "template"),
     help="name or Jinja file of the chat template; of conversations  [the tokenizer's own]",
 )
+@click.option("--check-json", type=type_of(DataConfig, "check_json"), help=CHECK_JSON)
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 @threads_option
 @click.pass_context
@@ -63,6 +67,7 @@ def command(
     stride: int | None,
     tokenizer: Path | None,
     template: str | None,
+    check_json: int | None,
     as_json: bool,
     threads: int | None,
 ) -> None:
@@ -70,13 +75,15 @@ def command(
     file of conversations.
 
     By llama.cpp's rule: windows side by side, of which the second half counts, so that the figures of the two programs
-    can be compared. Of conversations the answers count, as in training; a row is a window. Ctrl-C shows the result so
-    far.
+    can be compared. Of conversations the answers count, as in training; a row is a window. With --check-json the model
+    answers them too. Ctrl-C shows the result so far.
     """
     set_threads(threads)
     files = find_files([str(data)], ChatConfig(template=template))
     if files and stride is not None:
         raise ConfigError(f"stride ({stride}) must be left out: {data} holds conversations, of which a row is a window")
+    if not files and check_json:
+        raise ConfigError(f"check_json ({check_json}) is for conversations, and {data} has none; leave it out")
     loaded = open_model(model, which)
     codec = load_tokenizer(loaded, tokenizer)
     shown = Progress()
@@ -93,8 +100,11 @@ def command(
     except KeyboardInterrupt:
         interrupted = True
     shown.end()
+    answers = None
+    if check_json and not interrupted and measurement.check_json is not None:
+        answers = measurement.check_json(check_json)
     if shown.result is not None:
-        show(shown, {**described(loaded), "data": name_of(str(data)), **measurement.facts}, as_json)
+        show(shown, {**described(loaded), "data": name_of(str(data)), **measurement.facts}, as_json, answers)
     if interrupted:
         note(f"stopped by Ctrl-C after {shown.done} of {counted(shown.total, 'window')}")
         ctx.exit(INTERRUPTED)
@@ -125,13 +135,14 @@ class Progress:
             click.echo("\r\x1b[K", err=True, nl=False)
 
 
-def show(shown: Progress, facts: dict[str, Any], as_json: bool) -> None:
-    """Print the result."""
+def show(shown: Progress, facts: dict[str, Any], as_json: bool, checked: JsonAnswers | None) -> None:
+    """Print the result, and what was found of answers that were checked."""
     result = shown.result
     if result is None:
         return
     if as_json:
-        click.echo(json.dumps({**facts, **dataclasses.asdict(result), "seconds": round(shown.seconds, 3)}))
+        more = {} if checked is None else {"json": dataclasses.asdict(checked)}
+        click.echo(json.dumps({**facts, **dataclasses.asdict(result), "seconds": round(shown.seconds, 3), **more}))
         return
     answers = "template" in facts
     error = result.perplexity * result.loss_error
@@ -151,4 +162,6 @@ def show(shown: Progress, facts: dict[str, Any], as_json: bool) -> None:
         click.echo(f"template       {facts['template']}")
     else:
         click.echo(f"windows        {result.windows:,} of {facts['context']} tokens, {rule}")
+    for name, value in () if checked is None else checked.rows():
+        click.echo(f"{name}  {value}")
     click.echo(f"time           {shown.seconds:.1f} s")

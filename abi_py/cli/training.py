@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,10 @@ from ..config import EarlyStoppingConfig
 from ..errors import counted
 from ..runs.conversations import encoder_of_run
 from ..runs.directory import MODEL
+from ..runs.findings import Findings
 from ..runs.finishing import leave_model
 from ..runs.models import codec_of_run
-from ..runs.parts import evaluate_parts, put_best_back
+from ..runs.parts import evaluate_kept, put_best_back
 from ..runs.resuming import finished
 from ..runs.run import Run
 from ..runs.samples import sample_sinks
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from ..model.transformer import Transformer
     from ..training.events import Event, Sink
     from ..training.feed import Data
-    from ..training.report import EvalResult, TrainingReport
+    from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
 __all__ = ["fit_and_show", "show_head", "start", "train"]
@@ -118,6 +119,7 @@ class _Thinned:
 def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
     """Train to the end, show what came of it, and return the exit code."""
     sinks: list[Sink] = [*trainer_sinks(run), *sample_sinks(trainer, run)]
+    data = run.config.data
     report, code = fit_and_show(
         trainer,
         run.directory,
@@ -126,7 +128,7 @@ def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
         console,
         early_stopping=run.early_stopping,
         sinks=sinks,
-        decodes=bool(run.config.data.sample_prompts or run.config.data.sample_tokens),
+        decodes=any((data.sample_prompts, data.sample_tokens, data.check_json)),
     )
     show_end(trainer, report, run, console)
     return code
@@ -191,11 +193,11 @@ def fit_and_show(
 def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console") -> None:
     """Print the report, the loss that fell, a sample, and how to go on; write the model that the run leaves."""
     rows = report_rows(trainer, report)
-    results: dict[str, EvalResult] = {}
+    found = Findings()
     if not report.interrupted:
         put_best_back(run, trainer, report)
-        results = evaluate_parts(run, trainer)
-        rows += part_rows(run, results)
+        found = evaluate_kept(run, trainer)
+        rows += part_rows(run, found)
     show_table(console, "Report", rows)
     again = f"abi-train resume {shlex.quote(str(run.directory))}"
     if report.interrupted:
@@ -203,7 +205,7 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
         return
     if report.checkpoint is not None:
         say(console, "saved", f"{report.checkpoint}")
-    left = leave_model(run, trainer, report, results)
+    left = leave_model(run, trainer, report, found)
     say(console, "model", f"{left.folder}: {left.said}")
     if left.gguf is not None:
         files = ", ".join(f"{size_text(size)} in {left.gguf.dtype}" for size in left.gguf.files.values())
@@ -219,16 +221,16 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
         say(console, "go on", f"{again} {end[1]}")
 
 
-def part_rows(run: Run, results: "Mapping[str, EvalResult]") -> list[tuple[str, str]]:
-    """Return the lines about each part of what was kept for validation."""
+def part_rows(run: Run, found: Findings) -> list[tuple[str, str]]:
+    """Return the lines about each part of what was kept for validation, and the answers that were checked."""
     from ..data.holdout import PARTS  # with all of data/
 
     rows = []
-    for name, result in results.items():
+    for name, result in found.parts.items():
         rows.append((PARTS[name], f"{counted(len(run.parts[name]), 'conversation')}"))
         rows.append(("  loss, perplexity", f"{result.loss:.4f}, {result.perplexity:.2f}"))
         rows.append(("  accuracy", f"{100 * result.accuracy:.1f}%"))
-    return rows
+    return rows + (found.answers.rows() if found.answers is not None else [])
 
 
 def show_sample(model: "Transformer", run: Run, console: "Console") -> None:

@@ -35,7 +35,7 @@ def train_deepzig(
     """
     from ..runs.directory import check_free, hold
     from ..runs.finishing import leave_model
-    from ..runs.parts import evaluate_parts, put_best_back
+    from ..runs.parts import evaluate_kept, put_best_back
     from ..runs.resolve import Given, prepare
     from ..runs.trainer_files import trainer_sinks
     from ..training.metrics import METRICS, JsonlSink
@@ -57,5 +57,5 @@ def train_deepzig(
         write_report(report, directory / REPORT)
         if not report.interrupted:
             put_best_back(run, trainer, report)
-            leave_model(run, trainer, report, evaluate_parts(run, trainer))
+            leave_model(run, trainer, report, evaluate_kept(run, trainer))
     return report, directory

@@ -8,7 +8,6 @@ killed before this writes the same later.
 import dataclasses
 import os
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +19,11 @@ from ..formats.checkpoint_names import CARD, ORIGIN
 from ..formats.gguf.container import SUFFIX, is_gguf, open_gguf
 from ..training.finding import BEST, LAST, Origin, find_place, list_checkpoints, root_of_checkpoints
 from .directory import ADAPTER, MODEL
+from .findings import Findings
 from .settings import ExportConfig
 
 if TYPE_CHECKING:
-    from ..training.report import EvalResult, TrainingReport
+    from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
     from .export_source import Source
     from .exporting import Exported
@@ -97,10 +97,10 @@ def leave_model(
     run: "Run",
     trainer: "LlamaTrainer",
     report: "TrainingReport",
-    parts: "Mapping[str, EvalResult] | None" = None,
+    found: Findings | None = None,
 ) -> Left:
     """Write RUN/model at the end of a run, in place of what an earlier end left there, and say what it is;
-    `parts` is what `evaluate_parts` found.
+    `found` is what `evaluate_kept` has found.
 
     CheckpointError, with the remedy, if it cannot be written: the checkpoints are whole all the same.
     """
@@ -116,7 +116,7 @@ def leave_model(
         known = source.loaded.origin or Origin(step=trainer.state.global_step, steps=None, is_best=False)
         newest = max(order for order, _ in list_checkpoints(root_of_checkpoints(directory)))
         origin = dataclasses.replace(known, order=newest)
-        card = model_card(run, source.companions, export.format, report, origin, parts)
+        card = model_card(run, source.companions, export.format, report, origin, found)
         texts = {CARD: card, ORIGIN: origin.to_json(), **training_args_files(run)}
         if run.config.lora is not None:
             write(source, directory / ADAPTER, "peft", "float32", files=texts)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, counted
 from .conversations import encode_chat
+from .findings import JsonAnswers
+from .json_answers import check_answers
 from .settings import ChatConfig
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class Measurement:
     run: Callable[[Progress], object]
     facts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    check_json: Callable[[int], JsonAnswers] | None = None  # of conversations: is told how many answers to check
 
 
 def of_text(
@@ -78,8 +81,12 @@ def of_conversations(
     def measure(progress: Progress) -> None:
         evaluate_conversations(loaded.model, opened.dataset, count_bytes=codec.count_bytes, progress=progress)
 
+    def check(most: int) -> JsonAnswers:
+        ends = opened.template.encoder(codec).stop_ids([{"role": "user", "content": "a"}])
+        return check_answers(loaded.model, codec, ends, opened.dataset, most)
+
     facts = {"context": size, "stride": None, "template": opened.template.name}
-    return Measurement(measure, facts, ["; ".join([opened.dataset.summary(), *opened.dataset.notes])])
+    return Measurement(measure, facts, ["; ".join([opened.dataset.summary(), *opened.dataset.notes])], check)
 
 
 def read_ids(

@@ -24,7 +24,8 @@ from .directory import ADAPTER, CONFIG, MODEL
 if TYPE_CHECKING:
     from ..data.chat_dataset import ChatDataset
     from ..training.finding import Origin
-    from ..training.report import EvalResult, TrainingReport
+    from ..training.report import TrainingReport
+    from .findings import Findings
     from .opening import RunData
     from .settings import RunConfig
 
@@ -58,7 +59,7 @@ def model_card(
     form: ExportFormat,
     report: "TrainingReport | None" = None,
     origin: "Origin | None" = None,
-    parts: "Mapping[str, EvalResult] | None" = None,
+    found: "Findings | None" = None,
 ) -> str:
     """Return the text of README.md: what the model is, what it was trained on and how well, and how to use it.
 
@@ -66,7 +67,7 @@ def model_card(
     form        of that folder
     report      of the run; None: it is a checkpoint's, and the run may still go on
     origin      which step of the run it is
-    parts       results on the parts of what is kept for validation, at these weights: rows of the table
+    found       what is kept for validation shows at these weights: rows of the table
     """
     name, shape = _quiet(run.directory.resolve().name), run.config.model
     tags = ["abi_py", shape.family.value, *(["conversational"] if run.train.conversations else [])]
@@ -74,7 +75,7 @@ def model_card(
     sections = {
         "Use": _use(name, bool(run.train.conversations), companions, form),
         "Training": _wrapped(_training(run)),
-        "Results": _results(run, report, origin, parts or {}),
+        "Results": _results(run, report, origin, found),
         "Limits": _wrapped(_limits(run)),
     }
     body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
@@ -237,7 +238,7 @@ def _taken(origin: "Origin") -> str:
 
 
 def _results(
-    run: Described, report: "TrainingReport | None", origin: "Origin | None", parts: "Mapping[str, EvalResult]"
+    run: Described, report: "TrainingReport | None", origin: "Origin | None", found: "Findings | None"
 ) -> str:
     if report is None:
         return _wrapped(_MAY_GO_ON)
@@ -251,10 +252,12 @@ def _results(
         if report.best_val_bits_per_byte is not None:
             rows["its bits per byte"] = f"{report.best_val_bits_per_byte:.4f}"
         rows["its accuracy"] = f"{100 * report.best_val_accuracy:.1f}% of the tokens"
-    for name, result in parts.items():
+    for name, result in (found.parts if found is not None else {}).items():
         rows[f"{PARTS[name]}: conversations"] = f"{len(run.parts[name]):,}"
         rows[f"{PARTS[name]}: loss, perplexity"] = f"{result.loss:.4f}, {_perplexity(result.loss)}"
         rows[f"{PARTS[name]}: accuracy"] = f"{100 * result.accuracy:.1f}% of the tokens"
+    if found is not None and found.answers is not None:
+        rows |= {name.strip(): value for name, value in found.answers.rows()}
     taken = "" if origin is None else f"{_taken(origin)}\n\n"
     return taken + _table(rows)
 

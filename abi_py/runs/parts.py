@@ -1,23 +1,27 @@
-"""What the parts of the conversations that are kept for validation show, on the weights that a run leaves.
+"""What the conversations that are kept for validation show, on the weights that a run leaves.
 
     told    questions whose answers the training part tells      new    answers that it does not tell
+    json    answers that were checked as JSON (json_answers.py), where a run asks for it
 
-A figure of one says nothing about the other, so both are in evaluation.json, each by its name.
+A figure of one says nothing about the others, so all are in evaluation.json, each by its name.
 """
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..choices import Which
 from ..files import atomic_json
 from .directory import EVALUATION
+from .findings import Findings
+from .json_answers import check_answers_of_run
 from .run import Run
 
 if TYPE_CHECKING:
-    from ..training.report import EvalResult, TrainingReport
+    from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
-__all__ = ["evaluate_parts", "put_best_back"]
+__all__ = ["evaluate_kept", "put_best_back"]
 
 
 def put_best_back(run: Run, trainer: "LlamaTrainer", report: "TrainingReport") -> None:
@@ -33,10 +37,10 @@ def put_best_back(run: Run, trainer: "LlamaTrainer", report: "TrainingReport") -
         restore_best(trainer.model, trainer.optimizer, Path(report.best_checkpoint))
 
 
-def evaluate_parts(run: Run, trainer: "LlamaTrainer") -> "dict[str, EvalResult]":
-    """Return the figures of each part, and write them to RUN/evaluation.json; nothing where there are no parts."""
+def evaluate_kept(run: Run, trainer: "LlamaTrainer") -> Findings:
+    """Return what is found, and write it to RUN/evaluation.json; no file where there is nothing to find."""
     results = {name: trainer.evaluate(part) for name, part in run.parts.items()}
-    figures = {
+    figures: dict[str, Any] = {
         name: {
             "conversations": len(run.parts[name]),
             "loss": result.loss,
@@ -45,6 +49,9 @@ def evaluate_parts(run: Run, trainer: "LlamaTrainer") -> "dict[str, EvalResult]"
         }
         for name, result in results.items()
     }
+    answers = check_answers_of_run(run, trainer)
+    if answers is not None:
+        figures["json"] = asdict(answers)
     if figures:
         atomic_json(run.directory / EVALUATION, figures)
-    return results
+    return Findings(results, answers)

@@ -187,6 +187,11 @@ def check_use(run: Run, flags: Values) -> None:
 
 def check_samples(run: Run) -> None:
     """Raise ConfigError if samples are asked for and there would be none."""
+    if run.config.data.check_json and (run.valid is None or not run.train.conversations):
+        raise ConfigError(
+            f"check_json ({run.config.data.check_json}) has no effect without conversations that are kept; leave it "
+            "out, or give conversations, and valid_fraction above 0 or valid_path"
+        )
     if not run.config.data.sample_prompts:
         return
     if run.valid is None or run.config.training.eval_interval == 0:

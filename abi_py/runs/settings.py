@@ -137,6 +137,11 @@ class DataConfig(Config):
         "text that the model goes on from after each evaluation, of conversations a question; may be repeated",
         flag="sample-prompt",
     )
+    check_json: int = opt(
+        0,
+        "check so many answers as JSON, that they parse and have the right keys; greedy ones at the end, to questions "
+        "kept back (0 = none)",
+    )
     sample_length: int = opt(40, "tokens of those samples", acts={"sample_prompts": ON})
 
     def validate(self) -> None:
@@ -144,7 +149,7 @@ class DataConfig(Config):
         good = math.isfinite(self.valid_fraction) and 0 <= self.valid_fraction < 1
         self._require("valid_fraction", good, "be at least 0 and below 1", "the usual value is 0.05")
         self._require_at_least(1, "corpus_bytes")
-        self._require_at_least(0, "sample_tokens", "sample_answers", "train_tokenizer")
+        self._require_at_least(0, "sample_tokens", "sample_answers", "train_tokenizer", "check_json")
         self._require_at_least(1, "sample_length")
         self._require("sample_prompts", "" not in self.sample_prompts, "hold no empty text", "give a character or more")
         good = bool(self.prompt) and "" not in self.prompt

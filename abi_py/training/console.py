@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn
 
+from ..errors import counted
 from .events import (
     BadStepEvent,
     CheckpointEvent,
@@ -13,6 +14,7 @@ from .events import (
     EpochEvent,
     EvaluationEvent,
     Event,
+    JsonAnswersEvent,
     LossScaleEvent,
     RateEvent,
     SampleEvent,
@@ -154,6 +156,11 @@ def _sentence(event: Event) -> str:
         )
     if isinstance(event, SampleEvent):
         return f"step {event.step}: {event.prompt!r} -> {event.text!r}"  # quoted: one line, nothing a terminal obeys
+    if isinstance(event, JsonAnswersEvent):
+        return (
+            f"step {event.step}: of {counted(event.asked, 'answer')} {event.parsed} are JSON, {event.keyed} with the "
+            f"right keys, {event.equal} the data's own"
+        )
     if isinstance(event, CheckpointEvent):
         return f"step {event.step}: saved {event.path} ({event.size / 1e6:.1f} MB{', best' if event.best else ''})"
     if isinstance(event, BadStepEvent):

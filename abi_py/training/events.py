@@ -5,6 +5,7 @@
     StepEvent       after each optimizer step                          step (only if `logged`)
     EvaluationEvent after each evaluation                              evaluation
     SampleEvent     text of the model, after an evaluation             sample
+    JsonAnswersEvent  how many answers are JSON, at the end            json_answers
     CheckpointEvent after each save                                    checkpoint
     BadStepEvent    the NaN guard skipped an update                    bad_step
     LossScaleEvent  fp16: the loss scale fell or grew                  loss_scale
@@ -36,6 +37,7 @@ __all__ = [
     "EvaluationEvent",
     "Event",
     "EventHub",
+    "JsonAnswersEvent",
     "LossScaleEvent",
     "RateEvent",
     "RunLabel",
@@ -173,6 +175,17 @@ class SampleEvent(Event):
     type = "sample"
     prompt: str
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonAnswersEvent(Event):
+    """Of so many answers to questions kept back, how many are JSON, have the right keys, are the data's own."""
+
+    type = "json_answers"
+    asked: int
+    parsed: int
+    keyed: int
+    equal: int
 
 
 @dataclass(frozen=True, kw_only=True)

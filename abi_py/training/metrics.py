@@ -19,6 +19,7 @@ from .events import (
     EndEvent,
     EvaluationEvent,
     Event,
+    JsonAnswersEvent,
     ScalarEvent,
     StartEvent,
     StepEvent,
@@ -156,6 +157,9 @@ def scalars(event: Event) -> Iterator[tuple[str, float]]:
         yield "val/accuracy", event.val_accuracy
         if event.val_bits_per_byte is not None:
             yield "val/bits_per_byte", event.val_bits_per_byte
+    elif isinstance(event, JsonAnswersEvent):
+        for name in ("parsed", "keyed", "equal"):
+            yield f"val/json_{name}", getattr(event, name) / event.asked
 
 
 def summary(report: TrainingReport) -> Iterator[tuple[str, float]]:

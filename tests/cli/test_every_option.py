@@ -59,6 +59,7 @@ OTHERS = {
     },
     "eval": {
         **dict.fromkeys(("--max-seq-len", "--stride", "--tokenizer", "--template", "--json"), "eval"),
+        "--check-json": "json_answers",
         "--num-threads": "every_option",
     },
     "export": {

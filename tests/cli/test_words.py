@@ -98,6 +98,7 @@ NOT = {
 MEANS = {
     "--base": "base.path",
     "--batch-size": "training.batch_size",
+    "--check-json": "data.check_json",
     "--data-format": "tokenize.format",
     "--dtype": "export.dtype",
     "--family": "model.family",

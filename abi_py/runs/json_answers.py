@@ -1,0 +1,103 @@
+"""Answers that are meant to be JSON: whether a model's are, and whether they have the keys of the data's own.
+
+    asked    questions of conversations whose own answer is a JSON object; others are not asked
+    parsed   the whole answer is one JSON object, with nothing before it or after it; NaN, and a key given twice, are
+             no JSON (`untrusted.parse_json`)
+    keyed    and has the keys of the data's answer, no more and no fewer, at its top
+    equal    and is the same value as the data's answer; the order of keys says nothing
+
+Answers are greedy: the likeliest token each time, so that the figures are those of the weights and of nothing else.
+One that has not ended after twice the tokens of the longest answer asked for is cut, and then does not parse.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ConfigError, counted
+from ..training.events import JsonAnswersEvent
+from ..untrusted import parse_json
+from .conversations import ends_of_answers
+from .findings import JsonAnswers
+from .run import Run
+
+if TYPE_CHECKING:
+    from ..data.chat_dataset import ChatDataset
+    from ..data.tokenizer import Tokenizer
+    from ..model.transformer import Transformer
+    from ..training.trainer import LlamaTrainer
+
+__all__ = ["check_answers", "check_answers_of_run", "judge"]
+
+
+def judge(answer: str, own: dict[str, Any]) -> tuple[bool, bool, bool]:
+    """Return whether an answer is a JSON object, has the keys of the data's own answer, and is equal to it."""
+    found = _object(answer)
+    return found is not None, found is not None and found.keys() == own.keys(), found == own
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = parse_json(text.strip())
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def check_answers(
+    model: "Transformer", tokenizer: "Tokenizer", stop_ids: Sequence[int], data: "ChatDataset", most: int
+) -> JsonAnswers:
+    """Let the model answer the first `most` rows of `data` whose own answer is a JSON object, and judge the answers.
+
+    ConfigError if no row has one; errors of `Generator.run`.
+    """
+    from ..generation import Generator
+
+    asked, owns, longest = list[np.ndarray](), list[dict[str, Any]](), 0
+    for question, own, length in _questions(data, tokenizer):
+        if len(asked) == most:
+            break
+        if len(question) < model.config.max_seq_len:
+            asked.append(question)
+            owns.append(own)
+            longest = max(longest, length)
+    if not asked:
+        raise ConfigError(
+            f"check_json ({most}) has no effect: none of the {counted(len(data), 'conversation')} of {data.name} has "
+            "an answer that is a JSON object and is trained by itself; leave it out"
+        )
+    generator = Generator(model, tokenizer)
+    results = generator.run(asked, temperature=0.0, max_new_tokens=2 * longest, stop_ids=tuple(stop_ids))
+    verdicts = np.array([judge(result.text or "", own) for result, own in zip(results, owns, strict=True)])
+    parsed, keyed, equal = (int(count) for count in verdicts.sum(0))
+    return JsonAnswers(asked=len(asked), parsed=parsed, keyed=keyed, equal=equal)
+
+
+def _questions(data: "ChatDataset", tokenizer: "Tokenizer") -> Iterator[tuple[np.ndarray, dict[str, Any], int]]:
+    """Yield what comes before the first answer of each row, that answer where it is an object, and its length."""
+    for index in range(len(data)):
+        ids, trained = data.row(index)
+        begin = int(np.argmax(trained))
+        untrained = np.flatnonzero(~trained[begin:])
+        end = begin + int(untrained[0]) if len(untrained) else len(ids)
+        own = _object(tokenizer.decode(ids[begin:end].tolist(), skip_special_tokens=True)) if begin else None
+        if own is not None:
+            yield ids[:begin].astype(np.int64), own, end - begin
+
+
+def check_answers_of_run(run: Run, trainer: "LlamaTrainer") -> JsonAnswers | None:
+    """Check the answers that a run asks for, with the model as it is, and tell the listeners of its training; None if
+    it asks for none."""
+    from ..data.chat_dataset import ChatDataset
+    from ..data.tokenizer import Tokenizer
+
+    most = run.config.data.check_json
+    if not most or not isinstance(run.valid, ChatDataset):
+        return None
+    ends = ends_of_answers(run.directory)
+    found = check_answers(trainer.model, Tokenizer.load(run.directory), ends, run.valid, most)
+    figures = {name: getattr(found, name) for name in ("asked", "parsed", "keyed", "equal")}
+    trainer.events.emit(JsonAnswersEvent(**trainer.now(), **figures))
+    trainer.events.close()
+    return found
