@@ -57,13 +57,12 @@ NEAR = 2  # vectors of a row
 
 def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_row, rows, cols, k, add):
     """Emit c (rows, cols) = a (rows, k) b (cols, k)ᵀ (+ d), rows <= together; b holds `element`."""
-    fold = 2 if element == I16 else 1  # elements of b in 32 bits, which are transposed as one
-    places = ir.VectorType(F32, LANES)
-    stored = ir.VectorType(element, LANES * fold)
+    span = LANES if element == F32 else 2 * LANES  # elements of a row of b that are read as one, a vector of them
+    stored = ir.VectorType(element, span)
     # Rows without a gap are fetched as one, a line of memory after the other; others each at the place being read.
     whole_rows = builder.icmp_signed("==", b_row, k)
     along = builder.select(whole_rows, constant(LANES), constant(1))
-    across = builder.select(whole_rows, constant(stored.count), b_row)
+    across = builder.select(whole_rows, constant(span), b_row)
     lefts = []
     for r in range(together):  # a row that exists; what comes of it is not stored
         inside = builder.icmp_signed("<", constant(r), rows)
@@ -84,7 +83,7 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
             builder.store(masked_load(builder, at, mask), total)
 
         def block(p, left):
-            """Multiply with the columns of b from p on, LANES * fold of them, or `left`."""
+            """Multiply with the columns of b from p on, a span of them, or `left`."""
             read = []
             for line in lines:
                 at = move(builder, line, p)
@@ -92,37 +91,32 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
                     vector = load(builder, at, stored)
                     place = builder.add(builder.mul(p, along), builder.mul(across, constant(len(read))))
                     fetch(builder, move(builder, following, place))
-                    fetch(builder, move(builder, at, constant(NEAR * stored.count)), near=True)
+                    fetch(builder, move(builder, at, constant(NEAR * span)), near=True)
                 else:
-                    vector = masked_load(builder, at, first_lanes(builder, left, LANES * fold), vector=stored)
-                if element == FP16:
-                    vector = widened_half(builder, builder.bitcast(vector, ir.VectorType(I16, LANES)))
-                read.append(builder.bitcast(vector, places))
-            for s, line in enumerate(transposed(builder, read)):
-                for half in range(fold):
-                    term = s * fold + half
+                    vector = masked_load(builder, at, first_lanes(builder, left, span), vector=stored)
+                read.append(vector)
+            for term, right in enumerate(_columns(builder, element, read)):
 
-                    def multiply(line=line, term=term, half=half):
-                        right = line if fold == 1 else _half(builder, line, half)
-                        for at, total in zip(lefts, sums, strict=True):
-                            number = builder.load(move(builder, at, builder.add(p, constant(term))))
-                            both = broadcast(builder, number, VECTOR), right
-                            builder.store(multiply_add(builder, *both, builder.load(total)), total)
+                def multiply(term=term, right=right):
+                    for at, total in zip(lefts, sums, strict=True):
+                        number = builder.load(move(builder, at, builder.add(p, constant(term))))
+                        both = broadcast(builder, number, VECTOR), right
+                        builder.store(multiply_add(builder, *both, builder.load(total)), total)
 
-                    if left is None:
+                if left is None:
+                    multiply()
+                else:
+                    with builder.if_then(builder.icmp_signed("<", constant(term), left)):
                         multiply()
-                    else:
-                        with builder.if_then(builder.icmp_signed("<", constant(term), left)):
-                            multiply()
 
         with cgutils.for_range_slice(builder, constant(0), k, constant(SLICE), I64) as (k0, _):
             for total in sums:
                 builder.store(ZERO, total)
             rest = builder.sub(k, k0)
             terms = builder.select(builder.icmp_signed("<", rest, constant(SLICE)), rest, constant(SLICE))
-            left = builder.srem(terms, constant(LANES * fold))
+            left = builder.srem(terms, constant(span))
             whole = builder.add(k0, builder.sub(terms, left))
-            with cgutils.for_range_slice(builder, k0, whole, constant(LANES * fold), I64) as (p, _):
+            with cgutils.for_range_slice(builder, k0, whole, constant(span), I64) as (p, _):
                 block(p, None)
             with builder.if_then(builder.icmp_signed(">", left, constant(0))):
                 block(whole, left)
@@ -140,15 +134,35 @@ def _row(builder, r, rows):
     return builder.select(builder.icmp_signed("<", constant(r), rows), constant(r), constant(0))
 
 
-def _half(builder, line, half):
-    """Return the first or the second bfloat16 of each lane, as float32."""
+def _columns(builder, element, read):
+    """Yield the columns of what was read of LANES rows, each a vector of float32: transposed in places of 32 bits.
+
+    Two bfloat16 are one place until then.  Half precision is widened first: to part transposed halves costs more.
+    """
+    places = ir.VectorType(F32, LANES)
+    beside = [_widened(builder, vector) if element == FP16 else [builder.bitcast(vector, places)] for vector in read]
+    for vectors in zip(*beside, strict=True):
+        for line in transposed(builder, vectors):
+            if element == I16:
+                yield from _both_halves(builder, line)
+            else:
+                yield line
+
+
+def _widened(builder, vector):
+    """Return the first and the second LANES numbers of half precision as float32."""
+    bits = builder.bitcast(vector, ir.VectorType(I16, 2 * LANES))
+    firsts = (ir.Constant(ir.VectorType(I32, LANES), list(range(at, at + LANES))) for at in (0, LANES))
+    return [widened_half(builder, builder.shuffle_vector(bits, bits, lanes)) for lanes in firsts]
+
+
+def _both_halves(builder, line):
+    """Return the first and the second bfloat16 of each lane, as float32."""
     whole = ir.VectorType(I32, LANES)
     bits = builder.bitcast(line, whole)
-    if half == 0:
-        bits = builder.shl(bits, ir.Constant(whole, [16] * LANES))
-    else:
-        bits = builder.and_(bits, ir.Constant(whole, [0xFFFF0000] * LANES))
-    return builder.bitcast(bits, VECTOR)
+    first = builder.shl(bits, ir.Constant(whole, [16] * LANES))
+    second = builder.and_(bits, ir.Constant(whole, [0xFFFF0000] * LANES))
+    return builder.bitcast(first, VECTOR), builder.bitcast(second, VECTOR)
 
 
 @functools.cache
