@@ -128,7 +128,7 @@ class Decoder:
         self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
         self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)
         self._of_steps: dict[int, Arrays] = {}  # by the number of sequences
-        self._notable = Noted(self._stack.layers, decoding=True)
+        self._notable = Noted(self._stack.layers)
         self._noted = self._notable.now()  # in the present step: ids of layers
         self._logits = aligned_empty((slots, self.config.vocab_size))
         angles = [angles for branch in self._stack.branches if (angles := getattr(branch, "angles", None)) is not None]

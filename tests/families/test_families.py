@@ -29,6 +29,12 @@ def test_config_json_and_names_both_ways(family, tied):
     assert sum(tensor.size for tensor in table) == shape.num_params()
 
 
+@pytest.mark.parametrize("family", ModelFamily)
+def test_a_description_takes_no_memory(family):
+    shape = shape_of(family, vocab_size=2**30, num_layers=1).replace(hidden_dim=3 * 2**40)
+    assert sum(tensor.size for tensor in tensor_table(shape)) == shape.num_params()  # petabytes
+
+
 def test_a_family_that_does_not_read_what_it_writes_is_told(monkeypatch):
     """Before anything is saved: no tool could open it again."""
     right = FAMILIES[ModelFamily.LLAMA]

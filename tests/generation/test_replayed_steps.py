@@ -8,7 +8,10 @@ from abi_py.generation.decoder import Decoder
 from abi_py.kernels.cached_attention import TASK_KEYS
 from abi_py.kernels.engine import replay
 from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.engine.streams import STREAMED
 from abi_py.model import LoraModel, TrainableModel
+from abi_py.runs.tiny_models import tiny_frozen
+from abi_py.shape import ModelFamily
 
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled, so nothing is replayed")
 
@@ -80,6 +83,27 @@ def test_weights_that_change_are_seen(monkeypatch, replays):
 
     both(monkeypatch, script)
     assert len(replays) == 6
+
+
+@pytest.mark.parametrize("sequences", [2, STREAMED + 1])  # read as they lie, and a strip at a time
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("storage", ["bf16", "float16", "q8_0", "q4_k", "q6_k"])
+def test_matrices_of_any_storage(storage, integer, sequences, monkeypatch, replays):
+    model = tiny_frozen(ModelFamily.LLAMA, storage)
+
+    def script():
+        decoder, found = Decoder(model, sequences, integer=integer), []
+        for step in range(5):
+            ids = np.arange(sequences, dtype=np.int32) + step
+            found.append(decoder.step(np.arange(sequences, dtype=np.int32), ids).copy())
+        if replay.SETTING == "1":
+            (arrays,) = decoder._of_steps.values()
+            assert not arrays.steps.refused
+            assert decoder._noted == {id(layer) for layer in model.layers}  # nothing of it is Python's
+        return np.array(found)
+
+    both(monkeypatch, script)
+    assert len(replays) == 3
 
 
 def test_adapters(monkeypatch, replays):

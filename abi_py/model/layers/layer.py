@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...parameters import TensorSpec, Weight
 from .linear import Linear
 from .norm import Norm
@@ -94,15 +93,12 @@ class Layer(ABC):
 class Noted:
     """Those of a list of bound layers whose calls can be noted.  Classes are looked at once, instances in each pass."""
 
-    def __init__(self, layers: Sequence[Layer], *, decoding: bool = False) -> None:
-        """Look at the classes; other storages of weights are Python's, but for what generation's products read."""
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        """Look at the classes."""
         self._watched: dict[int, list[tuple[frozenset[str], dict[str, Any]]]] = {}  # methods, and the instance's own
         for layer in layers:
             pieces = layer, *layer.pieces()
-            storages = [weight.storage for weight in layer.weights]
-            if all(vars(type(each)).get("only_kernels", False) for each in pieces) and all(
-                storage.read_by_products if decoding else storage is FLOAT32 for storage in storages
-            ):
+            if all(vars(type(each)).get("only_kernels", False) for each in pieces):
                 self._watched[id(layer)] = [(_methods_of(each), vars(each)) for each in pieces]
         watched = [each for pieces in self._watched.values() for each in pieces]
         self._methods, self._own = [methods for methods, _ in watched], [own for _, own in watched]

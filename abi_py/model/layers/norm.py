@@ -79,11 +79,16 @@ class RmsNorm(Norm):
         """Describe it."""
         super().__init__(name, width, eps)
         self.above_one = above_one
-        self._whole = np.empty(width if above_one else 0, np.float32)  # w, where the tensor is w - 1
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
         return (TensorSpec(self.name, (self.width,), initial="zeros" if self.above_one else "ones"),)
+
+    def bind(self, at: str, weights: Callable[[str], Weight]) -> None:
+        """Take its weight; not before is a width believed, and memory taken."""
+        super().bind(at, weights)
+        if self.above_one:
+            self._whole = np.empty_like(self.weights[0].w)  # w, where the tensor is w - 1
 
     def _w(self) -> np.ndarray:
         (weight,) = self.weights
