@@ -6,7 +6,7 @@ GB/s count both, as memory moves them.  With `--threads 1` a row is what one cor
 import numpy as np
 from _bench import Bench
 
-from abi_py.kernels.storage import STORAGES
+from abi_py.kernels.storage import OF_A_MATRIX, STORAGES
 
 M, K = 256, 4096  # 4 MB in float32
 PART = 8  # rows that NumPy encodes as a check
@@ -35,5 +35,18 @@ for name, storage in STORAGES.items():
         lambda raw=raw, storage=storage: storage.decode(out, raw, 0),
         bytes_moved=moved,
         numpy=lambda raw=raw, storage=storage: storage.decode_ref(raw),
+    )
+for name, storage in OF_A_MATRIX.items():
+    raw, kept = storage.encoded(x)
+    bench.check(f"encode {name}", raw, storage.encoded_ref(x)[0], 0)
+    kept.decode(out, raw, 0)
+    bench.check(f"decode {name}", out, kept.decode_ref(raw), 0)
+    moved = x.nbytes + raw.nbytes + kept.side_bytes
+    bench.time(f"encode {name}", lambda storage=storage: storage.encoded(x), bytes_moved=moved)
+    bench.time(
+        f"decode {name}",
+        lambda raw=raw, kept=kept: kept.decode(out, raw, 0),
+        bytes_moved=moved,
+        numpy=lambda raw=raw, kept=kept: kept.decode_ref(raw),
     )
 bench.finish()

@@ -70,12 +70,12 @@ def stored_rows_ref(ids: Array, raw: Array, storage: Storage) -> Array:
 
 
 @functools.cache
-def _product_of_few_rows(decode_row):
+def _product_of_few_rows(decode_at):
     """Return the kernel of one storage."""
 
     @kernel
-    def product_of_few_stored_rows(c, d, a, raw, decoded, add, parts, routines):
-        """c (N, M) = a (N, K) Wᵀ (+ d if add); decoded (threads, LANES, K) is scratch."""
+    def product_of_few_stored_rows(c, d, a, raw, first, small, wide, table, decoded, add, parts, routines):
+        """c (N, M) = a (N, K) Wᵀ (+ d if add); first to table: `Storage.side`; decoded (threads, LANES, K): scratch."""
         rows, columns = c.shape
         for part in prange(parts):
             w = decoded[numba.get_thread_id()]
@@ -83,7 +83,7 @@ def _product_of_few_rows(decode_row):
             for j in range(share_of(columns, LANES, np.int64(part), parts), last, LANES):
                 cols = min(LANES, last - j)
                 for r in range(cols):
-                    decode_row(w[r], raw[j + r])
+                    decode_at(w[r], raw, j + r, first, small, wide, table)
                 for i in range(0, rows, STREAMED):
                     stream(c, d, i, j, min(STREAMED, rows - i), cols, a, w, 0, add, routines)
 
@@ -147,8 +147,9 @@ def stored_product(
     elif exact and 0 < len(x) <= FEW and x.shape[1]:
         (decoded,) = scratch("stored product: rows", (THREADS, LANES, x.shape[1]))
         parts = 1 if y.size * x.shape[1] < ONE_THREAD else thread_count()
-        multiply, options = _product_of_few_rows(storage.decode_row), (addend is not None, parts, streams())
-        multiply(y, y if addend is None else addend, x, storage.for_kernels(raw), decoded, *options)
+        multiply, options = _product_of_few_rows(storage.decode_at), (addend is not None, parts, streams())
+        kept = storage.for_kernels(raw), *storage.side
+        multiply(y, y if addend is None else addend, x, *kept, decoded, *options)
     else:
         for rows, strip in _strips(raw, storage, x.shape[1]):
             base = None if addend is None else addend[:, rows]

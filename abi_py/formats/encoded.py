@@ -31,12 +31,18 @@ class Encoded:
         """How many rows of raw an element of the first axis has."""
         return math.prod(self.shape[1:-1]) if len(self.shape) > 1 else 1
 
+    @property
+    def nbytes(self) -> int:
+        """Its bytes in memory."""
+        return self.raw.nbytes + self.storage.side_bytes
+
     def at(self, index: tuple[int, ...]) -> "Encoded":
         """Return one of its matrices, by the indices of the axes before them."""
         part = self
         for i in index:
             rows = part.raw_rows
-            part = Encoded(part.raw[i * rows : (i + 1) * rows], part.storage, part.shape[1:])
+            first = i * rows
+            part = Encoded(part.raw[first : first + rows], part.storage.from_row(first), part.shape[1:])
         return part
 
     def turned(self) -> "Turned":
@@ -51,7 +57,7 @@ class Encoded:
         """Return some of what its first axis has; of a matrix, rows."""
         first, last, rows = max(first, 0), min(last, self.shape[0]), self.raw_rows
         shape = (max(last - first, 0), *self.shape[1:])
-        return Encoded(self.raw[first * rows : last * rows], self.storage, shape)
+        return Encoded(self.raw[first * rows : last * rows], self.storage.from_row(first * rows), shape)
 
     def widened(self) -> np.ndarray:
         """Return its numbers, float32."""
@@ -69,7 +75,7 @@ class Encoded:
         rows = max(1, PIECE // max(columns, 1))
         for i in range(0, len(self.raw), rows):
             raw = self.raw[i : i + rows]
-            yield Encoded(raw, self.storage, (len(raw), columns)).widened()
+            yield Encoded(raw, self.storage.from_row(i), (len(raw), columns)).widened()
 
 
 def kept_as(storage: Storage, raw: np.ndarray, shape: tuple[int, ...]) -> Stored | Encoded:

@@ -123,10 +123,12 @@ class _Rows:
     def __call__(self, first: int, last: int) -> np.ndarray:
         rows = np.arange(first, last) if self.order is None else self.order[first:last]
         if isinstance(self.kept, Encoded):
-            raw = self.kept.raw[first:last] if self.order is None else self.kept.raw[rows]
             if self.kept.storage.name == self.storage:
+                raw = self.kept.raw[first:last] if self.order is None else self.kept.raw[rows]
                 return self._finite(raw, first, self.kept.storage)
-            return Encoded(raw, self.kept.storage, (len(raw), self.kept.shape[-1])).widened()
+            out = np.empty((len(rows), self.kept.shape[-1]), np.float32)
+            self.kept.storage.rows(out, rows, self.kept.raw)
+            return out
         shape = self.kept.shape
         if len(shape) == 1:  # a vector is one row
             numbers = np.asarray(self.kept.widened(), np.float32)

@@ -66,7 +66,7 @@ ONLY_NARROW = (  # not in float32
     *("rope_forward_rounded", "swiglu_forward_rounded", "gelu_forward_rounded"),
     "weighted_swiglu_forward_rounded",
 )
-ON_BLOCKS = ("_few_product", "_integer_product")  # compiled when a quantised model is first opened, not ahead
+ON_BLOCKS = ("_few_product", "_integer_product", "_encode_nf4")  # compiled when a quantised model is first opened
 ROUTINES = "routines"
 STREAM = f"{ROUTINES}:stream"  # those that multiply with weights as they are in memory
 EXPERTS = {"_to_experts", "_from_experts"}  # kernels that take them, too

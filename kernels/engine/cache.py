@@ -298,8 +298,10 @@ class KernelCache(_Cache):
 
 
 def _closed_over(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """Return the functions that a function closes over, and those that these do."""
     cells = (cell.cell_contents for cell in function.__closure__ or ())
-    return [content for content in cells if inspect.isfunction(content)]
+    found = [content for content in cells if inspect.isfunction(content)]
+    return [*found, *(further for each in found for further in _closed_over(each))]
 
 
 def _identity(function: Callable[..., Any]) -> bytes:

@@ -7,6 +7,9 @@
     decode_row        a row of raw to float32: a Numba helper, and all that a storage must write for kernels
                       that read
     encode_row        a row of float32 to raw, the bits of encode_ref; a storage without it is encoded in NumPy
+    side              what rows share beside raw, of a storage that is one matrix's own (nf4.py), as kernels take it:
+                      the number of the first row in the whole matrix, bytes, float32, a table; most share nothing
+    decode_at         row i of raw, and what is shared, to float32: `decode_row`, unless something is
 
 Numbers that are encoded are finite, and no larger than the storage can keep (`largest`); `encode` says which is not.
 
@@ -17,17 +20,29 @@ read raw as it is; where `read_by_streams` is, products of a few rows do.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
 from ..engine.jit import helper, kernel, prange
 from ..engine.vectors import bits_of
 
-__all__ = ["SIZE", "Storage"]
+__all__ = ["SIZE", "Side", "Storage", "read_only"]
+
+Side: TypeAlias = tuple[int, np.ndarray, np.ndarray, np.ndarray]
 
 SIZE = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign: they rise as its size does, and NaN is above infinity
 LEAST_WEIGHT = np.float32(1e-6)  # of a column, where their mean is 1: one that never mattered still has numbers
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return the array, not copied, as kernels take what they only read: they are compiled once."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+NO_FLOATS = read_only(np.empty(0, np.float32))
 
 
 class Storage:
@@ -39,6 +54,7 @@ class Storage:
     bytes_per_block: int
     largest = float(np.finfo(np.float32).max)  # the largest size of a number that is encoded
     weighted = False  # whether an importance of columns changes what is kept
+    side: Side = (0, read_only(np.empty(0, np.uint8)), NO_FLOATS, NO_FLOATS)
     read_by_products = False  # whether `matmul.product` takes raw as it is
     read_by_streams = False  # whether `streamed_product`, of at most STREAMED rows, does
     decode_row: Callable[..., None]  # Numba helper, static: decode_row(out (K,), raw (items,)), every element written
@@ -46,6 +62,30 @@ class Storage:
 
     def __repr__(self) -> str:
         return self.name
+
+    @functools.cached_property
+    def decode_at(self) -> Callable[..., None]:
+        """The Numba helper decode_at(out (K,), raw (M, items), i, *side)."""
+        return _of_one_row(self.decode_row)
+
+    @property
+    def side_bytes(self) -> int:
+        """The bytes of what a matrix's rows share, beside raw."""
+        return 0
+
+    def from_row(self, first: int) -> "Storage":
+        """Return the storage of raw[first:], raw being what this one is of."""
+        return self
+
+    def encoded(self, x: np.ndarray, importance: np.ndarray | None = None) -> tuple[np.ndarray, "Storage"]:
+        """Return raw of a whole matrix, float32 x (M, K), and the storage that decodes it; errors of `encode`."""
+        raw = np.empty((len(x), self.items(x.shape[1])), self.dtype)
+        self.encode(raw, x, importance)
+        return raw, self
+
+    def encoded_ref(self, x: np.ndarray) -> tuple[np.ndarray, "Storage"]:
+        """Return the same in NumPy."""
+        return self.encode_ref(x), self
 
     def encode_ref(self, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
         """Return raw for float32 x (M, K): what is nearest to x, or to it in columns weighted by importance (K,).
@@ -83,13 +123,11 @@ class Storage:
 
     def for_kernels(self, raw: np.ndarray) -> np.ndarray:
         """Return raw, not copied, as kernels take it: read-only, so that they are compiled once; float16 as int16."""
-        view = raw.view(np.int16 if self.dtype == np.float16 else self.dtype)
-        view.flags.writeable = False
-        return view
+        return read_only(raw.view(np.int16 if self.dtype == np.float16 else self.dtype))
 
     def rows(self, out: np.ndarray, ids: np.ndarray, raw: np.ndarray) -> None:
         """Overwrite out (N, K) float32 with the rows `ids` (N,), each below M, of raw."""
-        self._rows(out, ids, self.for_kernels(raw))
+        self._rows(out, ids, self.for_kernels(raw), *self.side)
 
     def encode(self, raw: np.ndarray, x: np.ndarray, importance: np.ndarray | None = None, first_row: int = 0) -> None:
         """Overwrite raw (M, items) with what keeps float32 x (M, K), on all threads.
@@ -114,23 +152,24 @@ class Storage:
             largest = np.float32(self.largest).view(np.int32)
             self._encode(view, x, np.empty(0, np.float32) if weights is None else weights, largest, unfit)
         if unfit.any():
-            row = int(unfit.argmax())
-            column = int(np.argmin(np.abs(x[row]) <= self.largest))
-            raise ValueError(
-                f"row {first_row + row}, column {column} is {x[row, column]:.9g}; {self} keeps finite numbers up to "
-                f"{self.largest:g}; look for a weight that diverged, or keep the matrix as bf16 or float32"
-            )
+            self.refuse(x, int(unfit.argmax()), first_row)
+
+    def refuse(self, x: np.ndarray, row: int, first_row: int = 0) -> NoReturn:
+        """Raise the ValueError for a row of x that cannot be kept."""
+        column = int(np.argmin(np.abs(x[row]) <= self.largest))
+        raise ValueError(
+            f"row {first_row + row}, column {column} is {x[row, column]:.9g}; {self} keeps finite numbers up to "
+            f"{self.largest:g}; look for a weight that diverged, or keep the matrix as bf16 or float32"
+        )
 
     def check_numbers(self, x: np.ndarray) -> np.ndarray:
         """Return x (M, K), read-only and not copied; TypeError unless it is float32 with rows in one piece."""
         if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.ndim != 2:
             kind = f"{x.dtype} of {x.ndim} axes" if isinstance(x, np.ndarray) else type(x).__name__
             raise TypeError(f"x is {kind}; {self} encodes float32 (M, K); use np.asarray(x, np.float32)")
-        if x.shape[1] > 1 and x.strides[1] != 4:
+        if x.size and x.shape[1] > 1 and x.strides[1] != 4:
             raise TypeError(f"the numbers of a row of x are {x.strides[1]} bytes apart; use np.ascontiguousarray(x)")
-        view = x.view()
-        view.flags.writeable = False  # so that kernels are compiled once
-        return view
+        return read_only(x)
 
     def weights(self, importance: np.ndarray | None, columns: int) -> np.ndarray | None:
         """Return importance (columns,) as float32 with a mean of 1 and none 0; None if nothing depends on it.
@@ -158,9 +197,9 @@ class Storage:
     def _encode(self) -> Any:
         return _encode_kernel(self.encode_row)
 
-    @functools.cached_property
+    @property
     def _rows(self) -> Any:
-        return _rows_kernel(self.decode_row)
+        return _rows_kernel(self.decode_at)
 
 
 @helper
@@ -184,10 +223,20 @@ def _encode_kernel(encode_row: Callable[..., None] | None) -> Any:
     return encode
 
 
-def _rows_kernel(decode_row: Callable[..., None]) -> Any:
+@functools.cache
+def _rows_kernel(decode_at: Callable[..., None]) -> Any:
     @kernel
-    def rows(out, ids, raw):
+    def rows(out, ids, raw, first, small, wide, table):
         for n in prange(ids.size):
-            decode_row(out[n], raw[ids[n]])
+            decode_at(out[n], raw, ids[n], first, small, wide, table)
 
     return rows
+
+
+@functools.cache
+def _of_one_row(decode_row: Callable[..., None]) -> Callable[..., None]:
+    @helper
+    def decode_at(out, raw, i, first, small, wide, table):
+        decode_row(out, raw[i])
+
+    return decode_at
