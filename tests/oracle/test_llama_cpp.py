@@ -20,6 +20,7 @@ SHAPE = {
 }
 FAMILIES = {
     "llama": {},
+    "untied": {"tie_embeddings": False},
     "llama_3": {"rope_scaling": "llama3:8,original_max_position_embeddings=16", "rope_theta": 5e5, "num_layers": 2},
     "llama_biases": {"attention_bias": True, "tie_embeddings": False, "head_dim": 32},
     "linear": {"rope_scaling": "linear:4"},
