@@ -4,6 +4,7 @@ Its tokenizer, its chat template and its end tokens are read by llama.cpp from t
 template.
 """
 
+import contextlib
 import ctypes
 import json
 
@@ -39,7 +40,13 @@ def llama(monkeypatch):
     quiet = low.llama_log_callback(lambda level, text, data: None)
     low.llama_log_set(quiet, ctypes.c_void_p(0))
     threads = {"n_threads": 2, "n_threads_batch": 2}
-    yield lambda path: llama_cpp.Llama(str(path), n_ctx=512, **threads, type_k=0, type_v=0, verbose=False)
+    with contextlib.ExitStack() as stack:  # closed here: what frees a model still calls `quiet`
+
+        def open_file(path):
+            made = llama_cpp.Llama(str(path), n_ctx=512, **threads, type_k=0, type_v=0, verbose=False)
+            return stack.enter_context(contextlib.closing(made))
+
+        yield open_file
     assert quiet
 
 
