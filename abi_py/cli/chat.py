@@ -10,15 +10,17 @@ import click
 
 from ..errors import AbiError, ConfigError, DataError
 from ..generation.settings import GenerationConfig
-from ..runs.models import generation_settings, load_tokenizer
+from ..runs.models import WITHOUT, generation_settings, load_tokenizer
 from ..runs.settings import ChatConfig
 from .console import note, utf8_output, write
 from .models import (
     INTERRUPTED,
     TOKENIZER_HELP,
     ModelPath,
+    adapter_option,
     compile_for_decoding,
     open_model,
+    put_on_model,
     set_threads,
     threads_option,
     which_options,
@@ -27,9 +29,12 @@ from .options import PathType, Verb, config_options, given_values, type_of
 
 if TYPE_CHECKING:
     from ..data.chat_encoding import ChatEncoder
-    from ..generation import Generator
+    from ..data.tokenizer import Tokenizer
+    from ..model import Adapters
+    from ..model.transformer import Transformer
 
 HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ctrl-C stops an answer"
+SWITCHES = f"/adapter NAME switches to other adapters, /adapter {WITHOUT} to the model alone; "
 
 
 @click.command(
@@ -38,6 +43,7 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
     short_help="Talk with a trained model.",
 )
 @click.argument("model", type=ModelPath())
+@adapter_option
 @which_options
 @click.option("--system", help="text of a system turn before the conversation")
 @click.option("--once", help="ask this one question, print the answer, and end")
@@ -57,6 +63,7 @@ HELP = "/reset forgets the conversation, /exit (or the end of input) ends it; Ct
 def command(
     ctx: click.Context,
     model: Path,
+    adapters: tuple[tuple[str | None, Path], ...],
     which: str | None,
     system: str | None,
     once: str | None,
@@ -69,10 +76,8 @@ def command(
     """Talk with MODEL: a run, a checkpoint, or a folder of Hugging Face's kind, with a tokenizer.
 
     Each line of input is a turn. /reset forgets the conversation, /exit (or the end of input) ends it, and Ctrl-C
-    stops an answer. Only answers go to standard output.
+    stops an answer. Only answers go to standard output. With adapters, the first answer, and /adapter NAME switches.
     """
-    from ..generation import Generator
-
     if once == "":
         raise ConfigError("once () must not be empty; give a question")
     flags = given_values(ctx).get("generation", {})
@@ -80,6 +85,8 @@ def command(
         raise ConfigError(
             f"logprobs ({flags['logprobs']}) has no effect in a conversation; abi-train generate --json shows them"
         )
+    if once is not None and len(adapters) > 1:
+        raise ConfigError(f"adapter (of {len(adapters)}) must be one with --once; abi-train generate takes several")
     set_threads(threads)
     loaded = open_model(model, which)
     codec = load_tokenizer(loaded, tokenizer)
@@ -95,11 +102,15 @@ def command(
     ends = loaded.eos_ids or ()
     if template is not None and "stop_ids" not in flags:  # those of the file are of another template
         ends, settings = (*(settings.stop_ids or ()), *ends), settings.replace(stop_ids=None)
-    chat = Chat(Generator(loaded.model, codec), encoder, settings, system, ends)
+    several = put_on_model(loaded, adapters) if adapters else None
+    if several is not None:
+        several.use(next(iter(several)))
+    chat = Chat(loaded.model, codec, encoder, settings, system, ends, several)
     utf8_output()
     if once is not None:
         chat.prompt([*chat.messages, {"role": "user", "content": once}])  # raises for a question that is too long
-    compile_for_decoding(loaded.model, integer=settings.integer_products)
+    for each in {id(it): it for it in (loaded.model, chat.generator.model)}.values():  # what a switch goes to, too
+        compile_for_decoding(each, integer=settings.integer_products)
     if once is not None:
         if chat.answer(once):
             ctx.exit(INTERRUPTED)
@@ -115,16 +126,45 @@ class Chat:
 
     def __init__(
         self,
-        generator: "Generator",
+        model: "Transformer",
+        codec: "Tokenizer",
         encoder: "ChatEncoder",
         settings: GenerationConfig,
         system: str | None,
         eos_ids: tuple[int, ...] = (),
+        adapters: "Adapters | None" = None,
     ) -> None:
-        """Begin a conversation, with a system turn if there is one; eos_ids end an answer as the template's ends do."""
-        self.generator, self.encoder, self.eos_ids = generator, encoder, eos_ids
+        """Begin a conversation, with a system turn if there is one; eos_ids end an answer as the template's ends do.
+
+        With `adapters`, of the model, those of them that are active answer.
+        """
+        self.codec, self.encoder, self.eos_ids, self.adapters = codec, encoder, eos_ids, adapters
         self.settings, self.system = settings, system
+        self._answer_by(model if adapters is None else adapters.model)
         self.reset()
+
+    def _answer_by(self, model: "Transformer") -> None:
+        """Let a model answer: nothing that another has read is kept."""
+        from ..generation import Generator
+
+        self.generator = Generator(model, self.codec)
+
+    @property
+    def help(self) -> str:
+        """What may be typed besides questions."""
+        return HELP if self.adapters is None else SWITCHES + HELP
+
+    def switch(self, name: str) -> str:
+        """Let other adapters answer, or for "none" the model alone, from the next question on; say which do.
+
+        The conversation goes on.  Without a name nothing changes; ConfigError for one that is not there.
+        """
+        if self.adapters is None:
+            raise ConfigError("adapter has no effect: there are none; give --adapter NAME=PATH when chat is started")
+        if name:
+            self._answer_by(self.adapters.use(None if name == WITHOUT else name))
+        rest = ", ".join(each for each in (*self.adapters, WITHOUT) if each != (self.adapters.active or WITHOUT))
+        return f"adapter {self.adapters.active or WITHOUT}; the others: {rest}"
 
     def reset(self) -> None:
         """Forget all turns but the system's."""
@@ -200,7 +240,7 @@ def talk(chat: Chat) -> int:
     """Answer line by line; return the exit code."""
     on_terminal = sys.stdin.isatty()
     if on_terminal:
-        note(HELP)
+        note(chat.help)
     try:
         for line in questions():
             word = line.strip()
@@ -209,11 +249,15 @@ def talk(chat: Chat) -> int:
             if word == "/reset":
                 chat.reset()
                 note("the conversation begins anew")
-            elif word.startswith("/") and word[1:].isalpha():
-                note(f"unknown command {word}; {HELP}")
+            elif word.startswith("/") and word[1:].isalpha() and word != "/adapter":
+                note(f"unknown command {word}; {chat.help}")
             elif word:
+                interrupted, (command, *rest) = False, word.split(maxsplit=1)
                 try:
-                    interrupted = chat.answer(line)
+                    if command == "/adapter":
+                        note(chat.switch("".join(rest)))
+                    else:
+                        interrupted = chat.answer(line)
                 except AbiError as error:
                     if not on_terminal:
                         raise

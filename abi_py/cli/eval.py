@@ -21,8 +21,10 @@ from .models import (
     INTERRUPTED,
     TOKENIZER_HELP,
     ModelPath,
+    adapter_option,
     compile_for_decoding,
     described,
+    named_models,
     open_model,
     set_threads,
     threads_option,
@@ -31,6 +33,8 @@ from .models import (
 from .options import DataPath, PathType, Verb, type_of
 
 if TYPE_CHECKING:
+    from ..runs.measuring import Measurement
+    from ..training.loading import LoadedModel
     from ..training.perplexity import PerplexityResult
 
 CHECK_JSON = "check so many answers as JSON, that they parse and have the right keys; greedy ones  [none]"
@@ -42,6 +46,7 @@ CHECK_JSON = "check so many answers as JSON, that they parse and have the right 
     short_help="Measure perplexity and bits per byte on a text, or perplexity on conversations.",
 )
 @click.argument("model", type=ModelPath())
+@adapter_option
 @which_options
 @click.argument("data", type=DataPath(path_type=Path, exists=True))
 @click.option(
@@ -61,6 +66,7 @@ CHECK_JSON = "check so many answers as JSON, that they parse and have the right 
 def command(
     ctx: click.Context,
     model: Path,
+    adapters: tuple[tuple[str | None, Path], ...],
     which: str | None,
     data: Path,
     context: int | None,
@@ -76,7 +82,7 @@ def command(
 
     By llama.cpp's rule: windows side by side, of which the second half counts, so that the figures of the two programs
     can be compared. Of conversations the answers count, as in training; a row is a window. With --check-json the model
-    answers them too. Ctrl-C shows the result so far.
+    answers them too. With several adapters each is measured in turn, under its name. Ctrl-C shows the result so far.
     """
     set_threads(threads)
     files = find_files([str(data)], ChatConfig(template=template))
@@ -86,15 +92,27 @@ def command(
         raise ConfigError(f"check_json ({check_json}) is for conversations, and {data} has none; leave it out")
     loaded = open_model(model, which)
     codec = load_tokenizer(loaded, tokenizer)
-    shown = Progress()
-    if files:
-        measurement = of_conversations(loaded, files, codec, template, context)
-    else:
-        measurement = of_text(loaded, data, codec, context, stride)
+    models = named_models(loaded, adapters)
+    for name, each in models:
+        facts = {**described(loaded, name), "data": name_of(str(data))}
+        if name is not None and not as_json:
+            click.echo(f"adapter        {name}")
+        if files:
+            measurement = of_conversations(each, files, codec, template, context)
+        else:
+            measurement = of_text(each, data, codec, context, stride)
+        if _measure(measurement, each, facts, as_json, check_json):
+            ctx.exit(INTERRUPTED)
+
+
+def _measure(
+    measurement: "Measurement", loaded: "LoadedModel", facts: dict[str, Any], as_json: bool, check_json: int | None
+) -> bool:
+    """Measure, showing how far it is, and print the result; return whether Ctrl-C ended it."""
     for line in measurement.notes:
         note(line)
     compile_for_decoding(loaded.model, "cross_entropy")  # else the clock would count its compiling
-    interrupted = False
+    shown, interrupted = Progress(), False
     try:
         measurement.run(shown)
     except KeyboardInterrupt:
@@ -104,10 +122,10 @@ def command(
     if check_json and not interrupted and measurement.check_json is not None:
         answers = measurement.check_json(check_json)
     if shown.result is not None:
-        show(shown, {**described(loaded), "data": name_of(str(data)), **measurement.facts}, as_json, answers)
+        show(shown, {**facts, **measurement.facts}, as_json, answers)
     if interrupted:
         note(f"stopped by Ctrl-C after {shown.done} of {counted(shown.total, 'window')}")
-        ctx.exit(INTERRUPTED)
+    return interrupted
 
 
 class Progress:

@@ -15,8 +15,10 @@ from .models import (
     INTERRUPTED,
     TOKENIZER_HELP,
     ModelPath,
+    adapter_option,
     compile_for_decoding,
     described,
+    named_models,
     open_model,
     set_threads,
     threads_option,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     short_help="Let a trained model write.",
 )
 @click.argument("model", type=ModelPath())
+@adapter_option
 @which_options
 @click.option("-p", "--prompt", "prompts", multiple=True, help="text to go on from; may be repeated  [stdin]")
 @click.option("--ids", "id_prompts", multiple=True, metavar="IDS", help='token ids instead of text, as in "5 17 3"')
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 def command(
     ctx: click.Context,
     model: Path,
+    adapters: tuple[tuple[str | None, Path], ...],
     which: str | None,
     prompts: tuple[str, ...],
     id_prompts: tuple[str, ...],
@@ -66,7 +70,7 @@ def command(
     """Write what MODEL, a run, a checkpoint, or a folder of Hugging Face's kind, makes of each prompt.
 
     One prompt is shown as it grows; several are written together and shown one by one. Only the text goes to standard
-    output; Ctrl-C keeps what is there.
+    output; Ctrl-C keeps what is there. With several adapters each writes in turn, under its name.
     """
     from ..generation import Generator
 
@@ -86,10 +90,13 @@ def command(
         raise ConfigError(
             f"{loaded.directory} has no tokenizer, so its ids have no text; give --tokenizer, or --ids instead of text"
         )
+    models = named_models(loaded, adapters)
     asked = asked or [read_stdin()]
     utf8_output()
-    generator = Generator(loaded.model, codec)
-    ctx.exit(INTERRUPTED if run(generator, asked, settings, described(loaded) if as_json else None) else 0)
+    for name, each in models:
+        more, title = described(loaded, name) if as_json else None, name if len(models) > 1 else None
+        if run(Generator(each.model, codec), asked, settings, more, title):
+            ctx.exit(INTERRUPTED)
 
 
 config_options({"generation": GenerationConfig}, {})(command)
@@ -104,13 +111,20 @@ def parse_ids(text: str) -> list[int]:
 
 
 def run(
-    generator: "Generator", prompts: list[Any], settings: GenerationConfig, as_json: Mapping[str, Any] | None
+    generator: "Generator",
+    prompts: list[Any],
+    settings: GenerationConfig,
+    as_json: Mapping[str, Any] | None,
+    title: str | None = None,
 ) -> bool:
-    """Generate and show everything, as lines of JSON with what each repeats; return whether Ctrl-C ended it."""
+    """Generate and show everything, under a title or as lines of JSON with what each repeats; return whether Ctrl-C
+    ended it."""
     streaming = len(prompts) == 1 and as_json is None
     interrupted = False
     stream = generator.stream(prompts, settings)  # raises for settings and prompts that do not fit
     compile_for_decoding(generator.model, integer=settings.integer_products)
+    if title is not None and as_json is None:
+        write([f"== {title}\n"])
     try:
         for token in stream:
             if streaming:

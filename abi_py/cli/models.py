@@ -1,7 +1,8 @@
 """What the verbs that use a trained model share."""
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,13 +10,14 @@ import click
 
 from ..errors import ConfigError
 from ..runs import compiling
-from ..runs.models import find_model
+from ..runs.models import find_model, open_adapters
 from ..training.finding import BEST, LAST, find_place
 from .compiling import compile_showing
 from .console import note, stderr_console
 from .options import PathType
 
 if TYPE_CHECKING:
+    from ..model import Adapters
     from ..model.transformer import Transformer
     from ..training.loading import LoadedModel
 
@@ -23,10 +25,13 @@ __all__ = [
     "INTERRUPTED",
     "TOKENIZER_HELP",
     "ModelPath",
+    "adapter_option",
     "compile_for_decoding",
     "described",
     "find_folder",
+    "named_models",
     "open_model",
+    "put_on_model",
     "set_threads",
     "threads_option",
     "which_options",
@@ -55,6 +60,31 @@ class ModelPath(PathType):
         return super().convert(value if ours is None else ours, param, ctx)
 
 
+class NamedPath(ModelPath):
+    """NAME=PATH, or a path alone; a path that is there is one, whatever is in its name."""
+
+    name = "NAME=PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name, or None, and the path."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, path = str(value).partition("=")
+        if not equals or os.path.exists(value):
+            return None, super().convert(value, param, ctx)
+        if not name or name.split() != [name]:
+            self.fail(f"the name {name!r} must be one word, as in sums={path}", param, ctx)
+        return name, super().convert(path, param, ctx)
+
+
+def adapter_option(command: Command) -> Command:
+    """Add --adapter to a verb, the parameter `adapters`: pairs of a name, or None, and a path."""
+    return click.option(
+        *("--adapter", "adapters"), type=NamedPath(), multiple=True, metavar="[NAME=]PATH",
+        help="adapters on MODEL, of PEFT, llama.cpp or mlx-lm; may be repeated  [none]",
+    )(command)  # fmt: skip
+
+
 def which_options(command: Command) -> Command:
     """Add --best and --last to a verb, the parameter `which`: what is taken of a run."""
     best = click.option(
@@ -81,6 +111,24 @@ def open_model(path: Path, which: str | None = None) -> "LoadedModel":
     return loaded
 
 
+def put_on_model(loaded: "LoadedModel", given: Sequence[tuple[str | None, Path]]) -> "Adapters":
+    """Put adapters on a model, none of them active; tell what a user should know of them."""
+    adapters, notes = open_adapters(loaded, given)
+    for text in notes:
+        note(f"note: {text}")
+    return adapters
+
+
+def named_models(
+    loaded: "LoadedModel", given: Sequence[tuple[str | None, Path]]
+) -> "list[tuple[str | None, LoadedModel]]":
+    """Return the model with each of some adapters, by name; without any the model as it is."""
+    if not given:
+        return [(None, loaded)]
+    adapters = put_on_model(loaded, given)
+    return [(name, dataclasses.replace(loaded, model=adapters[name])) for name in adapters]
+
+
 def _tell(skipped: Iterable[str], said: str) -> None:
     for reason in skipped:
         note(f"passed over: {reason}")
@@ -88,11 +136,12 @@ def _tell(skipped: Iterable[str], said: str) -> None:
         note(f"model: {said}")
 
 
-def described(loaded: "LoadedModel") -> dict[str, Any]:
-    """Return what --json says of the model: its folder, and which step of a run that is, where it is known."""
+def described(loaded: "LoadedModel", adapter: str | None = None) -> dict[str, Any]:
+    """Return what --json says of the model: its folder, and which step of a run that is, where it is known; and which
+    adapters are on it."""
     origin = loaded.origin
     known = {} if origin is None else {"step": origin.step, "steps": origin.steps, "is_best": origin.is_best}
-    return {"model": {"folder": str(loaded.directory), **known}}
+    return {"model": {"folder": str(loaded.directory), **known}, **({} if adapter is None else {"adapter": adapter})}
 
 
 def compile_for_decoding(model: "Transformer", *more: str, integer: bool = True) -> None:

@@ -4,6 +4,7 @@
     reference_experts.py  the same of a mixture of experts
     transformer.py   the model as its users see it; TrainableModel: all of its weights are trained
     lora.py          LoraModel: low-rank adapters on a frozen model
+    adapters.py      Adapters: several of them by name, of which one is active
     stack.py         the two passes over the list of layers
     layers/          the layers, a file each
     arena.py         the arrays between the operations, and what gradient checkpointing keeps of them
@@ -23,13 +24,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters import Adapters as Adapters
     from .lora import LoraModel as LoraModel
     from .loss_output import LossOutput as LossOutput
     from .transformer import TrainableModel as TrainableModel
 
-__all__ = ["LoraModel", "LossOutput", "TrainableModel"]
+__all__ = ["Adapters", "LoraModel", "LossOutput", "TrainableModel"]
 
-_HOMES = {"LoraModel": "lora", "LossOutput": "loss_output", "TrainableModel": "transformer"}
+_HOMES = {
+    "Adapters": "adapters",
+    "LoraModel": "lora",
+    "LossOutput": "loss_output",
+    "TrainableModel": "transformer",
+}
 
 
 def _load(name: str) -> Any:

@@ -8,6 +8,8 @@ the bits of the model with all weights widened to float32, but for experts in a 
 are in another order, because only float32 neighbours are one product.
 """
 
+import functools
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -119,6 +121,14 @@ class FrozenModel(Transformer):
 
     def _begin_backward(self) -> bool:
         raise RuntimeError("nothing of a FrozenModel is trained; put adapters on it: LoraModel(model)")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of its weights as they are kept, worked out once."""
+        digest = hashlib.sha256()
+        for w in self.base.values():
+            digest.update(np.ascontiguousarray(w).data)
+        return digest.hexdigest()
 
     def storages(self) -> tuple[str, ...]:
         """Return the names of the storages that its matrices are kept in."""

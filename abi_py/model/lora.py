@@ -95,6 +95,8 @@ class LoraModel(Transformer):
 
     def base_digest(self) -> str:
         """Return the SHA-256 of the model's weights without the adapters, worked out once: they are frozen."""
+        if isinstance(self.model, FrozenModel):
+            return self.model.digest
         if not self._digest:
             digest = hashlib.sha256()
             plain = {**self.base, **self._kept}

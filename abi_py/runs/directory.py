@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import LlmTrainingConfig
 from ..errors import CheckpointError, ConfigError
 from ..files import check_free as check_no_files
-from ..formats.checkpoint_names import MODEL, TRAINING_ARGS
+from ..formats.checkpoint_names import ADAPTER, MODEL, TRAINING_ARGS
 from ..formats.checkpoint_names import SETTINGS as CONFIG
 from ..locks import DirectoryLock, check_unlocked
 from ..training.finding import has_checkpoint, is_run, place_of_checkpoints, root_of_checkpoints
@@ -48,7 +48,6 @@ __all__ = [
 ]
 
 EVALUATION = "evaluation.json"  # what the parts of conversations that were kept show
-ADAPTER = "adapter"  # the folder of the adapters that a run of LoRA leaves, in PEFT's layout
 
 
 def run_files() -> tuple[str, ...]:

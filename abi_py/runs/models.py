@@ -1,6 +1,6 @@
 """A trained model for use: finding it, its tokenizer, and the settings of generation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..data.tokenizer import Tokenizer
     from ..generation import GenerationConfig
     from ..generation.text import TextCodec
+    from ..model import Adapters
     from ..training.loading import LoadedModel
 
 __all__ = [
@@ -20,7 +21,10 @@ __all__ = [
     "find_tokenizer_beside",
     "generation_settings",
     "load_tokenizer",
+    "open_adapters",
 ]
+
+WITHOUT = "none"  # what is said for no adapters, and so no name of any
 
 
 def find_model(path: Path, which: str | None = None, base: Path | None = None) -> "LoadedModel":
@@ -32,6 +36,48 @@ def find_model(path: Path, which: str | None = None, base: Path | None = None) -
     return load_model(path, which, base=base, frozen=True)
 
 
+def open_adapters(
+    loaded: "LoadedModel", given: Sequence[tuple[str | None, Path]]
+) -> "tuple[Adapters, tuple[str, ...]]":
+    """Return adapters of paths, by name, on a model, and what a user should know of them; none is active.
+
+    Without a name they are called as their run, their folder or their file is.  ConfigError for a name that is given
+    twice; CheckpointError for adapters that do not fit, were trained on other weights, or are a whole model.
+    """
+    from ..model import Adapters, LoraModel
+    from ..training.loading import find_adapters, put_on
+
+    if isinstance(loaded.model, LoraModel):
+        raise ConfigError(
+            f"{loaded.directory} holds adapters itself, and --adapter puts others on a whole model; give the model "
+            f"that they are of, and them as --adapter {loaded.directory}"
+        )
+    adapters, notes = Adapters(loaded.model), []
+    own = load_tokenizer(loaded, None) if given else None
+    for asked, path in given:
+        place = find_adapters(path)
+        name = asked or (path.stem if place.is_file() else path.absolute().name)
+        if name in adapters:
+            raise ConfigError(f"adapter ({name}) is given twice; name them: --adapter a={path} --adapter b=...")
+        if name == WITHOUT:
+            raise ConfigError(f"adapter ({name}) is what stands for no adapter; give another name: --adapter a={path}")
+        adapters.add(name, put_on(loaded, place))
+        beside = find_tokenizer_beside(place, None)
+        if beside is not None and own is not None and _differs(beside, own):
+            notes.append(
+                f"adapter {name} comes with another tokenizer or chat template than the model; --tokenizer {beside} "
+                "takes it"
+            )
+    return adapters, tuple(notes)
+
+
+def _differs(place: Path, own: "Tokenizer") -> bool:
+    from ..data.tokenizer import Tokenizer
+
+    theirs = Tokenizer.load(place)
+    return (theirs.hash, theirs.chat_template or own.chat_template) != (own.hash, own.chat_template)
+
+
 def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
     """Return the tokenizer that was given, or is with the model or its run, or that of byte-level models; or None."""
     from ..generation.text import text_codec
@@ -40,10 +86,13 @@ def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
 
 
 def load_tokenizer(loaded: "LoadedModel", given: Path | None) -> "Tokenizer | None":
-    """Return the tokenizer that was given, or that is beside the model, or in the directory of its run; or None."""
+    """Return the tokenizer that was given, or that is beside the model, or in the directory of its run, or of adapters
+    beside the model under them; or None."""
     from ..data.tokenizer import Tokenizer
 
     place = given or find_tokenizer_beside(loaded.directory, loaded.run)
+    if place is None and loaded.base is not None:
+        place = find_tokenizer_beside(loaded.base, None)
     return None if place is None else Tokenizer.load(place)
 
 

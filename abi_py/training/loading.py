@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
-from ..formats.checkpoint_names import RANDOM_BASE, SETTINGS
+from ..formats.checkpoint_names import ADAPTER, MODEL, RANDOM_BASE, SETTINGS
 from ..formats.companions import Companions
 from ..formats.gguf.container import is_gguf
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
@@ -20,7 +20,7 @@ from ..untrusted import read_json, read_yaml
 from .checkpoint import ADVICE, STATE, Found, is_checkpoint_name, locate, verify
 from .finding import BEST, Origin, find_place
 
-__all__ = ["LoadedModel", "find_folder", "holds_adapters", "load_model", "under_adapters"]
+__all__ = ["LoadedModel", "find_adapters", "find_folder", "holds_adapters", "load_model", "put_on", "under_adapters"]
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,42 @@ def _load_adapters(
         below = _load(place, None, None, frozen=frozen, allow_nonfinite=allow_nonfinite)
     if isinstance(below.model, LoraModel):
         raise CheckpointError(f"{path} names as its base model {below.directory}, which holds adapters itself")
+    if place is not None:
+        return put_on(below, path, allow_nonfinite=allow_nonfinite), below.directory, below.eos_ids
+    adapted = LoraModel.load(below.model, path, allow_nonfinite=allow_nonfinite)
+    adapted.companions = Companions.of(path)
+    _check_digest(adapted, path, None)
+    return adapted, None, None
+
+
+def put_on(below: LoadedModel, path: Path, *, allow_nonfinite: bool = False) -> LoraModel:
+    """Return the adapters in a folder or a file, on a model that was loaded.
+
+    CheckpointError if they do not fit, or say that they were trained on other weights; errors of `LoraModel.load`.
+    """
+    if isinstance(below.model, LoraModel):
+        raise CheckpointError(f"{below.directory} holds adapters itself, and others are put on a whole model")
     adapted = LoraModel.load(below.model, path, allow_nonfinite=allow_nonfinite)
     adapted.companions = below.model.companions.under(Companions.of(path))
-    if place is None:
-        _check_digest(adapted, path, None)
-        return adapted, None, None
     _check_digest(adapted, path, below.directory)
     if adapted.base_model is None or not Path(adapted.base_model).exists():
         adapted.base_model = str(below.directory.absolute())
-    return adapted, below.directory, below.eos_ids
+    return adapted
+
+
+def find_adapters(path: Path) -> Path:
+    """Return where the adapters are that a path means: of a run those that it left beside its model, or its newest.
+
+    CheckpointError where there are none.
+    """
+    place = find_place(path)
+    left = path / ADAPTER
+    if place.folder == path / MODEL and left.is_dir():
+        return left
+    found = find_folder(place.folder).path
+    if not holds_adapters(found):
+        raise CheckpointError(f"{found} is a whole model, and has no adapters; give a folder or a file of adapters")
+    return found
 
 
 def under_adapters(path: Path) -> Path | None:

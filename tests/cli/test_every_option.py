@@ -64,7 +64,7 @@ OTHERS = {
     },
     "export": {
         **dict.fromkeys(("--out", "--format", "--dtype", "--max-shard-size", "--quantize", "--no-check"), "export"),
-        **{"--force": "export", "--base": "adapters"},
+        **{"--force": "export", "--base": "adapter_verbs"},
     },
     "quantize": {
         **dict.fromkeys(("--table", "--imatrix", "--perplexity", "--max-shard-size"), "quantize"),
@@ -91,6 +91,8 @@ OTHERS = {
     "verify": {"--seed": "every_option"},
     "warmup": {},
 }
+for _verb in ("generate", "chat", "eval"):
+    OTHERS[_verb] |= {"--adapter": "adapter_verbs"}
 for _verb in ("generate", "chat", "eval", "export", "inspect"):
     OTHERS[_verb] |= dict.fromkeys(("--best", "--last"), "what_a_run_leaves")
 

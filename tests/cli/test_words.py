@@ -96,6 +96,7 @@ NOT = {
 
 # What a flag that is no field of a config class means: the field that it sets in other verbs, or a sentence.
 MEANS = {
+    "--adapter": "adapters on the model",
     "--base": "base.path",
     "--batch-size": "training.batch_size",
     "--check-json": "data.check_json",

@@ -1,0 +1,246 @@
+"""Adapters at the shell: in the files of other programs and back, several beside a model, merged into it."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from world import make_folder, write_talks
+
+from abi_py.config import LoraConfig
+from abi_py.formats.safetensors import read_safetensors, write_safetensors
+from abi_py.model import LoraModel
+from abi_py.training.loading import load_model
+
+QUICK = ("--ids", "5 9 40 7", "--temperature", "0", "--max-new-tokens", "12", "--json")
+
+
+def make_adapter(folder, base, seed=3, **changes):
+    """Write adapters of random values, trained on a base as they say; return them."""
+    lora = LoraModel(load_model(base).model, LoraConfig(**({"rank": 2, "alpha": 6.0} | changes)), str(base))
+    lora.parameters.weights_flat[:] = np.random.default_rng(seed).normal(0, 0.4, lora.num_params())
+    lora.save(folder)
+    return lora
+
+
+@pytest.fixture
+def base(tmp_path):
+    """Return a folder of a model, a llama, whose q and k llama.cpp keeps in another order; adapters lie beside it."""
+    folder = make_folder(tmp_path / "base", family="llama")
+    make_adapter(tmp_path / "one", folder)
+    return folder
+
+
+def ids_of(abi_train, *words, code=0):
+    """Return what `generate` writes, as ids."""
+    done, out, err = abi_train("generate", *words, *QUICK)
+    assert done == code, err
+    return err if code else [json.loads(line)["ids"] for line in out.splitlines()]
+
+
+# -- in the files of other programs -------------------------------------------------------------------
+
+
+def test_forms_of_adapters_and_back(abi_train, base, tmp_path):
+    (wanted,) = ids_of(abi_train, "one")
+    code, out, err = abi_train("export", "one", "--to", "gguf-adapter", "-o", "one.gguf")
+    assert (code, err) == (0, ""), err
+    assert "weights in F32, read again: as they were written" in out
+    assert "merged" not in out
+    assert f"abi-train generate {base} --adapter one.gguf; llama.cpp: llama-cli -m BASE.gguf --lora one.gguf" in out
+    code, out, err = abi_train("export", "one", "--to", "mlx-lm", "-o", "one-mlx")
+    assert (code, err) == (0, ""), err
+    assert "mlx-lm: mlx_lm.generate --model BASE --adapter-path one-mlx" in out
+    assert ids_of(abi_train, "one-mlx") == [wanted]  # it names its base
+    for form, words in (("one.gguf", ["--base", "base"]), ("one-mlx", [])):
+        code, out, err = abi_train("export", form, *words, "--to", "peft", "-o", "again", "--force")
+        assert (code, err) == (0, ""), err
+        theirs, ours = (read_safetensors(tmp_path / name / "adapter_model.safetensors") for name in ("one", "again"))
+        assert theirs.keys() == ours.keys()
+        assert all(np.array_equal(theirs[name], ours[name]) for name in theirs)
+    narrow = abi_train("export", "one", "--to", "gguf-adapter", "--quantize", "f16", "-o", "half.gguf")
+    assert "weights in F16, read again: they lost F16 0.0" in narrow[1]
+    assert (tmp_path / "half.gguf").stat().st_size < (tmp_path / "one.gguf").stat().st_size
+    plain = abi_train("export", "one", "--to", "gguf-adapter", "-o", "half.gguf", "--force", "--no-check")
+    assert "read again" not in plain[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["base", "--to", "gguf-adapter"], "is a whole model, and has no adapters"),
+        (["one", "--to", "gguf-adapter", "--quantize", "Q4_K_M"], "quantize (Q4_K_M) must be F32, F16 or BF16"),
+        (["one", "--to", "gguf-adapter", "--dtype", "float16"], "dtype (float16) must be float32 for gguf-adapter"),
+        (["one", "--to", "mlx-lm", "--max-shard-size", "1MB"], "max_shard_size (1MB) has no effect on adapters"),
+        (["one", "--to", "mlx-lm", "--quantize", "F16"], "quantize (F16) acts only with --format gguf"),
+        (["one", "--to", "peft", "--no-check"], "--no-check acts only with --format gguf and gguf-adapter"),
+        (["base", "--to", "hf", "--base", "base"], "is a whole model, not adapters; leave it out"),
+    ],
+)
+def test_settings_without_effect_on_adapters(abi_train, base, words, said):
+    code, _, err = abi_train("export", *words, "-o", "out")
+    assert code == 2
+    assert said in err
+
+
+def test_what_these_files_are(abi_train, base, tmp_path):
+    assert abi_train("export", "one", "--to", "gguf-adapter", "-o", "one.gguf")[0] == 0
+    assert abi_train("export", "one", "--to", "mlx-lm", "-o", "mlx")[0] == 0
+    code, out, _ = abi_train("inspect", "one.gguf")
+    assert code == 0
+    assert "adapters of LoRA (GGUF)" in out
+    assert "attn_q, attn_k, attn_v" in out
+    assert "llama-cli -m BASE.gguf --lora one.gguf" in out
+    code, out, _ = abi_train("inspect", "mlx")
+    assert code == 0
+    assert "adapters of LoRA (mlx-lm)" in out
+    assert "self_attn.q_proj" in out
+
+
+def test_a_file_of_adapters_does_not_say_its_model(abi_train, base):
+    assert abi_train("export", "one", "--to", "gguf-adapter", "-o", "one.gguf")[0] == 0
+    assert "names no model that they are of" in ids_of(abi_train, "one.gguf", code=1)
+    code, _, err = abi_train("merge", "one.gguf", "-o", "m")
+    assert code == 1
+    assert "abi-train merge one.gguf --base FOLDER -o MERGED" in err
+    code, _, err = abi_train("merge", "one.gguf", "--base", "base", "-o", "m")
+    assert (code, err) == (0, ""), err
+    assert ids_of(abi_train, "m") == ids_of(abi_train, "one")
+    code, _, err = abi_train("run", "--base", "one.gguf", "--data", "x.txt", "--dry-run")
+    assert code == 2
+    assert "holds adapters, not a whole model" in err
+
+
+# -- several beside a model ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(abi_train, base, tmp_path):
+    """Return what the model writes alone, and with each of two adapters, one of them a GGUF file."""
+    make_adapter(tmp_path / "two", base, seed=4)
+    assert abi_train("export", "two", "--to", "gguf-adapter", "-o", "two.gguf")[0] == 0
+    alone, one, two = (ids_of(abi_train, name)[0] for name in ("base", "one", "two"))
+    assert len({str(each) for each in (alone, one, two)}) == 3
+    return alone, one, two
+
+
+def test_each_adapter_writes_in_turn_under_its_name(abi_train, several):
+    _, one, two = several
+    flags = ("--adapter", "one", "--adapter", "b=two.gguf")
+    code, out, err = abi_train("generate", "base", *flags, *QUICK)
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["adapter"], line["ids"]) for line in lines] == [("one", one), ("b", two)]
+    code, out, _ = abi_train("generate", "base", *flags, *QUICK[:-1])
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("==")] == ["== one", "== b"]
+    assert ids_of(abi_train, "base", "--adapter", "one") == [one]
+    assert "==" not in abi_train("generate", "base", "--adapter", "one", *QUICK[:-1])[1]
+
+
+def test_on_a_quantised_file(abi_train, base, tmp_path):
+    """Adapters that PEFT or llama.cpp wrote do not say of which weights they are."""
+    wide = make_folder(tmp_path / "wide", family="llama", hidden_dim=64, intermediate_dim=96)
+    assert abi_train("export", wide, "--to", "gguf", "--quantize", "Q4_0", "-o", "q.gguf")[0] == 0
+    for seed, name in enumerate(("a", "b")):
+        make_adapter(tmp_path / name, tmp_path / "q.gguf", seed)
+        assert ids_of(abi_train, "q.gguf", "--adapter", name) == ids_of(abi_train, name)  # it names its base
+    before = (tmp_path / "q.gguf").read_bytes()
+    code, out, err = abi_train("generate", "q.gguf", "--adapter", "a", "--adapter", "b", *QUICK)
+    assert code == 0, err
+    found = [json.loads(line)["ids"] for line in out.splitlines()]
+    assert found[0] != found[1]
+    assert found == [ids_of(abi_train, name)[0] for name in ("a", "b")]
+    assert (tmp_path / "q.gguf").read_bytes() == before
+
+
+def test_eval_measures_each(abi_train, several, tmp_path):
+    (tmp_path / "t.txt").write_text("What is 1 plus 2? 1 plus 2 is 3. " * 20)
+    flags = ("--adapter", "one", "--adapter", "b=two.gguf")
+    code, out, err = abi_train("eval", "base", *flags, "t.txt", "--json")
+    assert code == 0, err
+    found = {(each := json.loads(line))["adapter"]: each["perplexity"] for line in out.splitlines()}
+    alone = {name: json.loads(abi_train("eval", name, "t.txt", "--json")[1])["perplexity"] for name in ("one", "two")}
+    assert found == pytest.approx({"one": alone["one"], "b": alone["two"]})
+    code, out, _ = abi_train("eval", "base", *flags, "t.txt")
+    assert [line for line in out.splitlines() if line.startswith("adapter")] == [
+        *("adapter        one", "adapter        b"),
+    ]
+
+
+def test_chat_switches(abi_train, several, monkeypatch, tmp_path):
+    """Every answer has the ids that it has in a new process: nothing that another has read is kept."""
+    flags = ("--temperature", "0", "--max-new-tokens", "6")
+    asked = "What is 1 plus 1?"
+    wanted = {
+        name: abi_train("chat", "base", *adapter, "--once", asked, *flags)[1]
+        for name, adapter in {"none": (), "one": ("--adapter", "one"), "b": ("--adapter", "b=two.gguf")}.items()
+    }
+    assert len(set(wanted.values())) == 3
+    typed = ["one", "b", "none", "one", "none", "b"]
+    lines = "".join(f"/reset\n/adapter {name}\n{asked}\n" for name in typed)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{asked}\n/adapter\n{lines}".encode())))
+    code, out, err = abi_train("chat", "base", "--adapter", "one", "--adapter", "b=two.gguf", *flags)
+    assert code == 0, err
+    assert out == "".join(wanted[name] for name in ["one", *typed])
+    assert "adapter one; the others: b, none" in err
+    assert "adapter none; the others: one, b" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "wrong"),
+    [
+        (["base", "--adapter", "one", "--adapter", "x/one"], "adapter (one) is given twice; name them", 2),
+        (["base", "--adapter", "none=one"], "adapter (none) is what stands for no adapter", 2),
+        (["base", "--adapter", "=one"], "the name '' must be one word", 2),
+        (["base", "--adapter", "a=nowhere"], "does not exist", 2),
+        (["base", "--adapter", "base"], "is a whole model, and has no adapters", 1),
+        (["one", "--adapter", "one"], "holds adapters itself", 2),
+        (["other", "--adapter", "one"], "were trained on other weights than those in other", 1),
+        (["wider", "--adapter", "one"], "has shape (2, 16); rank 2 on this model takes (2, 32)", 1),
+        (["gpt2", "--adapter", "one"], "this model has no such projection", 1),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(abi_train, base, tmp_path, words, said, wrong):
+    if "x/one" in words:
+        make_adapter(tmp_path / "x/one", base)
+    if words[0] in ("other", "wider", "gpt2"):
+        changes = {"other": {"family": "llama"}, "wider": {"family": "llama", "hidden_dim": 32}}
+        changes["gpt2"] = {"family": "gpt2", "num_kv_heads": 2}
+        folder = make_folder(tmp_path / words[0], **changes[words[0]])
+        if words[0] == "other":
+            weights = dict(read_safetensors(folder / "model.safetensors"))
+            weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+            write_safetensors(folder / "model.safetensors", weights)
+    assert said in ids_of(abi_train, *words, code=wrong)
+
+
+def test_calls_of_chat_that_cannot_be(abi_train, base, monkeypatch, tmp_path):
+    make_adapter(tmp_path / "two", base, seed=4)
+    code, _, err = abi_train("chat", "base", "--adapter", "one", "--adapter", "two", "--once", "hi")
+    assert code == 2
+    assert "adapter (of 2) must be one with --once" in err
+    for flags, typed, said in (
+        ((), "/adapter one", "there are none; give --adapter NAME=PATH"),
+        (("--adapter", "one"), "/adapter three", "adapter (three) is not there; there are one"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
+        code, _, err = abi_train("chat", "base", *flags)
+        assert code == 2
+        assert said in err
+
+
+def test_of_a_run_its_adapters_are_taken(abi_train, base, tmp_path):
+    words = ("--max-steps", "2", "--sample-tokens", "0", "--lora", "--lora-rank", "2", "--out", "r", "--lr", "0.01")
+    code, _, err = abi_train("run", write_talks(tmp_path / "talks.jsonl"), "--base", "base", *words)
+    assert code == 0, err
+    assert ids_of(abi_train, "base", "--adapter", "r") == ids_of(abi_train, "r/adapter")
+
+
+def test_another_tokenizer_beside_adapters_is_told(abi_train, base, tmp_path):
+    (tmp_path / "one/chat_template.jinja").write_text("{{ messages }}")
+    for path in base.glob("*token*.json"):
+        (tmp_path / "one" / path.name).write_bytes(path.read_bytes())
+    code, _, err = abi_train("generate", "base", "--adapter", "one", *QUICK)
+    assert code == 0
+    assert "adapter one comes with another tokenizer or chat template than the model; --tokenizer one takes it" in err
