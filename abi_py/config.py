@@ -31,7 +31,8 @@ from .fields import (
     opt,
     without_fields,
 )
-from .shape import IGNORE_INDEX, CheckpointingStrategy, LoraConfig, ModelShape, Precision
+from .lora_config import LoraConfig
+from .shape import IGNORE_INDEX, CheckpointingStrategy, ModelShape, Precision
 from .untrusted import place_in_yaml, read_yaml
 
 __all__ = [
@@ -352,8 +353,7 @@ def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS)
     Unknown sections and keys, and values of the wrong type, are `ConfigError`s that name the file.
     """
     content = read_yaml(path)
-    if content is None:
-        content = {}
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must consist of sections ({', '.join(sections)}); got {type(content).__name__}")
     result: dict[str, dict[str, Any]] = {}

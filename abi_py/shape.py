@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
-"""The shape of a model, and of adapters on it: what layers, families and file formats need to know.
+"""The shape of a model: what layers, families and file formats need to know.
 
 `config.py` is the place from which users take configuration; these classes stand below the layers, it stands above.
 """
@@ -19,7 +19,6 @@ __all__ = [
     "Activation",
     "CheckpointingStrategy",
     "LayerType",
-    "LoraConfig",
     "ModelFamily",
     "ModelShape",
     "Precision",
@@ -326,56 +325,3 @@ class Precision(str, Enum):
     FP16 = "fp16"
     BF16X3 = "bf16x3"  # float32 by three products of bfloat16 parts
     BF16X6 = "bf16x6"  # by six
-
-
-# -- adapters -----------------------------------------------------------------------------------
-
-SHORT = ("q", "k", "v", "o", "gate", "up", "down")  # the ABI's names, of q_proj and its like
-
-
-def _targets(value: Any) -> Any:
-    """Return projections by their full names: the ABI's `q`, or a mapping of names to true and false, as in Zig."""
-    if isinstance(value, Mapping):
-        value = [name for name, chosen in value.items() if chosen]
-    names = value if isinstance(value, list | tuple) else (value,)
-    parts = [part for name in names for part in (name.split(",") if isinstance(name, str) else (name,))]
-    words = [part.strip() if isinstance(part, str) else part for part in parts]  # what is no text, `convert` refuses
-    return tuple(f"{word}_proj" if word in SHORT else word for word in words)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig(Config):
-    """Low-rank adapters on a frozen model (LoRA); the defaults of rank, alpha and dropout are the ABI's."""
-
-    rank: int = opt(8, "inner width of an adapter", flag="lora-rank", common=True)
-    alpha: float = opt(16.0, "the adapters' output is multiplied by alpha / rank", flag="lora-alpha")
-    dropout: float = opt(0.0, "share of an adapter's input that is dropped in training", flag="lora-dropout")
-    target_modules: Accepts[tuple[str, ...] | None, Sequence[str]] = opt(
-        None,
-        "projections that get an adapter, all if not given: ends of their names in Hugging Face's files, as in q_proj "
-        "or attn.c_proj; also q, k, v, o, gate, up, down; several with commas, or the flag again",
-        flag="lora-targets",
-        read=_targets,
-    )
-    bias: str = opt(
-        "none", "PEFT field; must stay none, biases are frozen like the other weights", flag="lora-bias", refused=True
-    )
-    use_rslora: bool = opt(False, "multiply by alpha / sqrt(rank) instead", flag="rslora")
-    seed: int = opt(0, "seed of the adapters and of their dropout", flag="lora-seed")
-
-    def validate(self) -> None:
-        """Raise `ConfigError` naming field, value, rule and remedy; which targets a model has, `LoraModel` tells."""
-        self._require_at_least(1, "rank")
-        self._require_at_least(0, "seed")
-        self._require("alpha", math.isfinite(self.alpha) and self.alpha > 0, "be a positive number", "try 2 x rank")
-        self._require("dropout", 0 <= self.dropout < 1, "be at least 0 and below 1", "try 0.05")
-        self._require("bias", self.bias == "none", "be none", "only the adapters are trained")
-        if self.target_modules is not None:
-            given = bool(self.target_modules)
-            self._require("target_modules", given, "name at least one projection", "leave it out for all of them")
-            object.__setattr__(self, "target_modules", tuple(dict.fromkeys(self.target_modules)))
-
-    @property
-    def scaling(self) -> float:
-        """The factor of an adapter's output."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)

@@ -28,7 +28,7 @@ FLOORS = [
     {"field_help"},
     {"fields", "files"},
     {"rope_scaling"},
-    {"shape"},
+    {"shape", "lora_config"},
     {"parameters"},
     {"formats"},
     {"model/inputs"},

@@ -18,7 +18,7 @@ from ..parameters import HfName, Tensor
 from .encoded import Encoded
 from .safetensors import Joined, Numbers, Stack, Stored
 
-__all__ = ["FromFiles", "from_stored", "to_stored"]
+__all__ = ["FromFiles", "from_stored", "stored_names", "stored_shape", "to_stored"]
 
 
 class FromFiles(NamedTuple):
@@ -44,8 +44,8 @@ def from_stored(
     for entry in table:
         form = next((form for form in entry.hf_names if _is_there(form, entry, stored, bare)), entry.hf_names[0])
         each = []
-        for name in _names(form, entry):
-            found, shape = stored.get(bare(name)), _stored_shape(form, entry)
+        for name in stored_names(form, entry):
+            found, shape = stored.get(bare(name)), stored_shape(form, entry)
             if found is None or found.shape != shape:
                 what = "is missing" if found is None else f"has shape {found.shape} instead of {shape}"
                 raise CheckpointError(f"{place}: {name} {what}; {remedy}")
@@ -67,7 +67,7 @@ def to_stored(
         form, tensor = entry.hf_names[0], tensors[entry.name]
         whole = Stored(tensor) if isinstance(tensor, np.ndarray) else tensor
         each = [whole.at((e,)) for e in range(entry.shape[0])] if _per_expert(form) else [whole]
-        for name, ours in zip(_names(form, entry), each, strict=True):
+        for name, ours in zip(stored_names(form, entry), each, strict=True):
             theirs = ours.turned() if form.transposed and len(ours.shape) > 1 else ours
             parts.setdefault(name, {})[form.part[0]] = theirs
             forms[name] = form
@@ -84,16 +84,17 @@ def _per_expert(form: HfName) -> bool:
     return "{e}" in form.name
 
 
-def _names(form: HfName, entry: Tensor) -> list[str]:
+def stored_names(form: HfName, entry: Tensor) -> list[str]:
+    """Return the names of the stored tensors of which an entry is, or is made."""
     experts = entry.shape[0] if _per_expert(form) else 1
     return [form.name.replace("{e}", str(e)) for e in range(experts)]
 
 
 def _is_there(form: HfName, entry: Tensor, stored: Mapping[str, Stored], bare: Callable[[str], str]) -> bool:
-    return any(bare(name) in stored for name in _names(form, entry))
+    return any(bare(name) in stored for name in stored_names(form, entry))
 
 
-def _stored_shape(form: HfName, entry: Tensor) -> tuple[int, ...]:
+def stored_shape(form: HfName, entry: Tensor) -> tuple[int, ...]:
     """Return the shape of a stored tensor of which an entry is, or is made."""
     *before, out, inner = (0, *entry.shape[1 if _per_expert(form) else 0 :])
     if len(before) == 0:  # a vector

@@ -6,7 +6,7 @@
 As PEFT 0.21 writes and reads it.  What would compute something else than `model/lora.py` is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError, shown
 from ..files import atomic_files, json_text, write_pieces
-from ..shape import LoraConfig
+from ..lora_config import ALL_LINEAR, LoraConfig, is_expression
 from ..untrusted import read_json
 from .checkpoint_names import ADAPTER_CONFIG
 from .finite import check_read, check_written
-from .safetensors import read_metadata, read_safetensors, safetensors_pieces
+from .safetensors import Joined, read_metadata, read_safetensors, safetensors_pieces
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -35,15 +35,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_DIGEST = "abi_py.base_digest"
 # What else is written, and the only values of it that are read.
 FIXED: dict[str, Any] = {
-    "alpha_pattern": {},
-    "bias": "none",
-    "exclude_modules": None,
     "layer_replication": None,
-    "layers_pattern": None,
-    "layers_to_transform": None,
-    "modules_to_save": None,
     "peft_type": "LORA",
-    "rank_pattern": {},
     "use_dora": False,
 }
 UNREAD: dict[str, Any] = {
@@ -53,7 +46,11 @@ UNREAD: dict[str, Any] = {
     "revision": None,
     "task_type": "CAUSAL_LM",
 }
-READ = ("base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "target_modules", "use_rslora")
+READ = (
+    *("base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "target_modules", "use_rslora"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+    *("bias", "modules_to_save", "ensure_weight_tying"),
+)
 # Set even where nothing uses them; the first, PEFT corrects by the kind of module.
 WITHOUT_EFFECT = ("fan_in_fan_out", "megatron_core", "peft_version", "qalora_group_size")
 REMEDY = "merge them in PEFT (merge_and_unload), and take the whole model"
@@ -78,19 +75,65 @@ def adapter_config(
     content = {
         **FIXED,
         **UNREAD,
+        "alpha_pattern": {name: _number(value) for name, value in _pairs(config.alpha_pattern)},
         "base_model_name_or_path": base_model,
+        "bias": config.bias,
+        "ensure_weight_tying": config.ensure_weight_tying,
+        "exclude_modules": _as_peft(config.exclude_modules),
         "fan_in_fan_out": fan_in_fan_out,
-        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "layers_pattern": _as_peft(config.layers_pattern),
+        "layers_to_transform": _as_peft(config.layers_to_transform),
+        "lora_alpha": _number(config.alpha),
         "lora_dropout": config.dropout,
+        "modules_to_save": _as_peft(config.modules_to_save),
         "r": config.rank,
-        "target_modules": list(config.target_modules or ()),
+        "rank_pattern": {name: int(value) for name, value in _pairs(config.rank_pattern)},
+        "target_modules": _as_peft(config.target_modules) or [],
         "use_rslora": config.use_rslora,
     }
     return dict(sorted(content.items()))
 
 
+def _number(value: float | str) -> float:
+    """Return a number as PEFT writes it, whole where it can be."""
+    number = float(value)
+    return int(number) if number == int(number) else number
+
+
+def _pairs(pattern: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Return the names and values of NAME=VALUE."""
+    return [(name, value) for name, _, value in (pair.rpartition("=") for pair in pattern or ())]
+
+
+def _as_peft(values: Sequence[str] | Sequence[int] | None) -> list[str | int] | str | None:
+    """Return names as a list, a regular expression as one text."""
+    if values is None:
+        return None
+    first = values[0]
+    return first if isinstance(first, str) and is_expression(first) else list(values)
+
+
+def _names(value: Any, place: Path, field: str) -> tuple[str, ...] | None:
+    """Return what PEFT has as a list of names, or as a regular expression for whole names; CheckpointError."""
+    if value in (None, [], ""):
+        return None
+    if isinstance(value, str):
+        text = value if is_expression(value) or value.lower() == ALL_LINEAR else f"({value})"
+        return (text,)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise CheckpointError(f"{place}: {field} is {shown(value)}; it must be a list of names, or one text")
+    return tuple(value)
+
+
+def _pattern(value: Any, place: Path, field: str) -> Mapping[str, Any] | None:
+    """Return names and numbers; CheckpointError."""
+    if not isinstance(value or {}, Mapping):
+        raise CheckpointError(f"{place}: {field} is {shown(value)}; it must be an object of names and numbers")
+    return value or None
+
+
 def write_adapter(
-    folder: Path, tensors: Mapping[str, np.ndarray], description: Mapping[str, Any], base_digest: str = ""
+    folder: Path, tensors: Mapping[str, np.ndarray | Joined], description: Mapping[str, Any], base_digest: str = ""
 ) -> None:
     """Write both files, or leave those that are there as they are; `tensors` by PEFT's names, and `adapter_config`.
 
@@ -129,18 +172,20 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolde
     missing = [name for name in ("r", "lora_alpha", "target_modules") if content.get(name) is None]
     if missing:
         raise CheckpointError(f"{place} lacks {', '.join(missing)}; it is not the adapter_config.json of LoRA")
-    targets = content["target_modules"]
-    if targets != "all-linear" and not isinstance(targets, list | tuple):
-        raise CheckpointError(
-            f"{place}: target_modules is {shown(targets)}; this version reads a list of projections; {REMEDY}"
-        )
+    names = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
+    fields: dict[str, Any] = {field: _names(content.get(field), place, field) for field in names}
+    fields |= {field: _pattern(content.get(field), place, field) for field in ("rank_pattern", "alpha_pattern")}
+    blocks = content.get("layers_to_transform")
     try:
         config = LoraConfig(
             rank=content["r"],
             alpha=content["lora_alpha"],
             dropout=content.get("lora_dropout") or 0.0,
-            target_modules=None if targets == "all-linear" else tuple(map(str, targets)),
+            layers_to_transform=None if blocks == [] else blocks,
+            bias=content.get("bias") or "none",
+            ensure_weight_tying=bool(content.get("ensure_weight_tying") and content.get("modules_to_save")),
             use_rslora=bool(content.get("use_rslora")),
+            **fields,
         )
     except ConfigError as error:
         raise CheckpointError(f"{place}: {error}") from None

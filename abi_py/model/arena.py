@@ -269,19 +269,18 @@ def memory_plan(
     precision: Precision = Precision.FP32,
     accumulates: bool = False,
     *,
-    adapted: Sequence[Layer] | None = None,
-    trained: int = 0,
+    adapted: tuple[Sequence[Layer], Sequence[Tensor]] | None = None,
     frozen: int = 0,
 ) -> dict[str, int]:
     """Return the bytes of a training step by part, for AdamW and batches of (batch_size, seq_len); no model is needed.
 
     A window of several micro-batches `accumulates` gradients; those of one lend memory to saved activations.
-    Of a model with adapters, its `adapted` layers, the number of `trained` weights, and the bytes of those `frozen`.
+    Of a model with adapters, its `adapted` layers with the table of what is trained, and the bytes of what is `frozen`.
     """
-    made, rows = adapted or layers(config), batch_size * seq_len
+    made, table = adapted or (layers(config), tensor_table(config))
     _, branches, head = parts_of(made)
-    trained = trained if adapted else config.num_params()
-    lender = () if adapted or accumulates else tensor_table(config)
+    rows, trained = batch_size * seq_len, sum(entry.size for entry in table)
+    lender = () if accumulates else table
     return {
         "weights": 4 * trained + frozen,
         "gradients": 4 * trained,

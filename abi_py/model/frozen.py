@@ -119,6 +119,10 @@ class FrozenModel(Transformer):
             return Weight(name, NOTHING, None, each=tuple(_weight(name, kept.at((e,))) for e in range(kept.shape[0])))
         return _weight(name, kept)
 
+    def copy_to(self, name: str, out: np.ndarray) -> None:
+        """Write a tensor to `out`, float32 of its shape."""
+        self._kept[name].copy_to(out)
+
     def _begin_backward(self) -> bool:
         raise RuntimeError("nothing of a FrozenModel is trained; put adapters on it: LoraModel(model)")
 

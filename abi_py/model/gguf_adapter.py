@@ -5,6 +5,7 @@
 by alpha / R; where ours is multiplied by something else, B takes the quotient.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..formats.gguf.writing import PlannedTensor
 from ..formats.peft import AdapterFolder
 from ..parameters import Tensor
 from .gguf_model import heads_of
-from .lora_targets import adapter_table, named
+from .lora_targets import named, trained_table
 
 __all__ = ["ADAPTER_TYPES", "LowRank", "read_gguf_adapter", "write_gguf_adapter"]
 
@@ -55,7 +56,7 @@ def read_gguf_adapter(path: Path, shape: TrainableModelConfig, *, allow_nonfinit
             f"whose is {architecture!r}; {ELSEWHERE}"
         )
     config = _config(file, shape)
-    tensors = {entry.hf_name: _numbers(file, entry, shape) for entry in adapter_table(shape, config)}
+    tensors = {entry.hf_name: _numbers(file, entry, shape) for entry in trained_table(shape, config)}
     if not allow_nonfinite:
         check_read(path, tensors)
     return AdapterFolder(config, tensors, None)
@@ -72,9 +73,17 @@ def _config(file: GgufAdapter, shape: TrainableModelConfig) -> LoraConfig:
         )
     ranks = Counter(pair.rank for pair in file.pairs.values())
     rank = ranks.most_common(1)[0][0]
-    modules = tuple(of_model[name].hf_name.removesuffix(".weight") for name in file.pairs)
+    modules = {name: of_model[name].hf_name.removesuffix(".weight") for name in file.pairs}
+    others = {re.escape(modules[name]): pair.rank for name, pair in file.pairs.items() if pair.rank != rank}
     try:
-        return named(shape, LoraConfig(rank=rank, alpha=file.alpha or rank, target_modules=modules))
+        config = LoraConfig(
+            rank=rank,
+            alpha=file.alpha or rank,
+            target_modules=tuple(modules.values()),
+            rank_pattern=others or None,
+            alpha_pattern=None if file.alpha else others or None,
+        )
+        return named(shape, config)
     except ConfigError as error:
         raise CheckpointError(f"{file.path}: {error}") from None
 

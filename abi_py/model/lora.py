@@ -24,26 +24,42 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config, LoraConfig
-from ..errors import CheckpointError, ConfigError
+from ..config import Config, LoraConfig, TrainableModelConfig
+from ..errors import CheckpointError, ConfigError, listed
 from ..families import layers
 from ..formats.encoded import Encoded
+from ..formats.forms import from_stored, to_stored
 from ..formats.gguf.checking import Written
 from ..formats.peft import adapter_config, write_adapter
 from ..formats.safetensors import Stack as Stacked
 from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
 from ..kernels.matmul import product
-from ..parameters import Buffers, Tensor
+from ..parameters import Buffers, Tensor, Weight
 from .frozen import FrozenModel
 from .gguf_adapter import LowRank, write_gguf_adapter
-from .lora_targets import adapt, adapter_table, check_tensors, chosen_targets, initialize, named, report
+from .lora_targets import (
+    PREFIX,
+    adapt,
+    check_tensors,
+    chosen_targets,
+    copies,
+    initialize,
+    named,
+    report,
+    trained_shape,
+    trained_table,
+    without_unused,
+)
 from .mlx_adapter import save_mlx_adapter
 from .stack import Stack
 from .stored_adapter import read_stored_adapter
-from .transformer import TrainableModel, Transformer
+from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["LoraConfig", "LoraModel"]
+
+
+HEAD = f"{PREFIX}lm_head.weight"  # in every family
 
 
 class LoraModel(Transformer):
@@ -67,20 +83,34 @@ class LoraModel(Transformer):
         if not isinstance(model, TrainableModel | FrozenModel):
             raise TypeError(f"model is a {type(model).__name__}; adapters are put on a TrainableModel or a FrozenModel")
         self.model, self.lora = model, named(model.config, config if config is not None else LoraConfig())
-        self.parameters = Buffers(adapter_table(model.config, self.lora))
+        self.parameters = Buffers(trained_table(model.config, self.lora))
         initialize(self.parameters, self.lora)
+        self._copies = [tensor.name for tensor in copies(model.config, self.lora)]
+        self._shape = trained_shape(model.config, self.lora)  # of the layers
+        for name in self._copies:
+            model.copy_to(self._under(name), self.weights[name])
         self.base_model = str(base_model) if base_model is not None else None
-        adapted = layers(model.config)
+        adapted = layers(self._shape)
         for layer in adapted:
-            layer.bind(model.frozen)
+            layer.bind(self._weight)
         adapt(adapted, self.parameters, model.config, self.lora)
         super().__init__(model.config, model.base, adapted)
+        self._clear_first(set(self._copies))
         self.companions = model.companions
         self.draws = 0
         self._plain = Stack(model.config, model.layers)  # for passes while the adapters are merged
         self._adapted = self.stack
         self._kept: dict[str, np.ndarray] = {}  # the weights before a merge
         self._digest = ""
+
+    def _under(self, name: str) -> str:
+        """Return what the model itself calls one of the tensors of the layers: its head may be its embedding."""
+        tied = name == "output_proj" and self.model.config.tie_embeddings
+        return "token_embedding" if tied else name
+
+    def _weight(self, name: str) -> Weight:
+        """Return a tensor for the layers: a copy that is trained, or what the model has, frozen."""
+        return self.parameters.weight(name) if name in self._copies else self.model.frozen(self._under(name))
 
     def _says(self) -> str:
         return f"{self.report()}, on {self.model!r}"
@@ -126,13 +156,16 @@ class LoraModel(Transformer):
     def merge(self) -> TrainableModel:
         """Add s B A to the model's own weights and return the model; until `unmerge` there is no training.
 
-        RuntimeError if they are those of a FrozenModel, which are only read: `merged` makes a copy.
+        What is trained whole takes the place of its own.  RuntimeError if they are those of a FrozenModel, which are
+        only read, or have one matrix for embedding and head where these are two by now: `merged` makes a copy.
         """
         if isinstance(self.model, FrozenModel):
             raise RuntimeError("the weights of a FrozenModel are only read; merged() returns a copy with the adapters")
+        if self._shape != self.config:
+            raise RuntimeError("embedding and head are one matrix in the model, and two now; merged() returns a copy")
         if not self.is_merged:
-            kept = {name: self.model.weights[name].copy() for name in self.adapters()}
-            _add_adapters(self.model, self)
+            kept = {name: self.model.weights[name].copy() for name in (*self.adapters(), *self._copies)}
+            _put_into(self.model, self)
             self._kept = kept
             self._pass_through(self._plain)
         return self.model
@@ -148,11 +181,23 @@ class LoraModel(Transformer):
         self.stack, self._last = stack, None  # the activations of a forward are in the other one
 
     def merged(self) -> TrainableModel:
-        """Return a copy of the model with s B A in its weights; this one stays as it is."""
+        """Return a copy of the model with s B A in its weights; this one stays as it is.
+
+        Where embedding and head are one matrix, and are not trained as one, they are two in the copy.
+        """
         copy = self.model.widened()
+        if self._shape != self.config:
+            tied, copy = copy, TrainableModel(self._shape, zeros(self._shape))
+            for name in copy.weights:
+                copy.weights[name] = tied.weights[self._under(name)]
+            copy.companions = tied.companions
         if not self.is_merged:
-            _add_adapters(copy, self)
+            _put_into(copy, self)
         return copy
+
+    def stored_config(self) -> TrainableModelConfig:
+        """Return the shape of the merged model."""
+        return self._shape
 
     def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stacked | Encoded]]:
         """Return the table of the network and its weights, adapters merged, which are a copy."""
@@ -166,7 +211,7 @@ class LoraModel(Transformer):
         """Return what is added to each matrix that has an adapter, by its name: views."""
         return {
             target.tensor.name: LowRank(
-                self.weights[f"{target.tensor.name}.a"], self.weights[f"{target.tensor.name}.b"], self.lora.scaling
+                self.weights[f"{target.tensor.name}.a"], self.weights[f"{target.tensor.name}.b"], target.scale
             )
             for target in chosen_targets(self.config, self.lora)
         }
@@ -175,8 +220,11 @@ class LoraModel(Transformer):
 
     def save(self, folder: str | Path, base_model: str | None = None) -> None:
         """Write the adapters as a PEFT folder; `base_model` beats the constructor's."""
-        tensors = {tensor.hf_name: self.weights[tensor.name] for tensor in self.parameters.table}
-        write_adapter(Path(folder), tensors, self.description(base_model), self.base_digest())
+        stored = to_stored(self.parameters.table, dict(self.weights))
+        if self.lora.ensure_weight_tying:  # PEFT wants both names of the one matrix
+            names = {tensor.name: tensor.hf_name for tensor in self.parameters.table}
+            stored[HEAD] = stored[names["token_embedding"]]
+        write_adapter(Path(folder), stored, self.description(base_model), self.base_digest())
 
     def save_gguf(self, path: str | Path, kind: str = "F32", *, name: str | None = None, check: bool = True) -> Written:
         """Write the adapters as a GGUF file, for `llama.cpp --lora` on a file of the model; kind is F32, F16 or BF16.
@@ -184,16 +232,26 @@ class LoraModel(Transformer):
         `name` is that of the adapters in it, the file's own when not given.  Unless `check` is false it is read again.
         ConfigError for another kind, or a model that llama.cpp does not compute; errors of `write_gguf_adapter`.
         """
+        self._require_adapters_alone("a GGUF file of adapters")
         return write_gguf_adapter(
             *(Path(path), self.config, self.adapters(), kind), name=name, base_digest=self.base_digest(), check=check
         )
 
     def save_mlx(self, folder: str | Path, base_model: str | None = None) -> None:
         """Write the adapters as a folder for mlx-lm; `base_model` beats the constructor's."""
+        self._require_adapters_alone("mlx-lm's folder")
         save_mlx_adapter(
             Path(folder), self.config, self.adapters(), dropout=self.lora.dropout,
             base_model=base_model or self.base_model, base_digest=self.base_digest(),
         )  # fmt: skip
+
+    def _require_adapters_alone(self, place: str) -> None:
+        """Raise ConfigError if something is trained whole, for which a place has no room."""
+        if self._copies:
+            raise ConfigError(
+                f"{place} holds adapters alone, and {listed(self._copies, 3)} are trained whole (modules_to_save, "
+                "bias); save PEFT's folder, or the merged model"
+            )
 
     def description(self, base_model: str | None = None) -> dict[str, Any]:
         """Return the content of PEFT's adapter_config.json; `base_model` beats the constructor's."""
@@ -211,14 +269,16 @@ class LoraModel(Transformer):
         """
         config, tensors, base_model = read_stored_adapter(Path(folder), model.config, allow_nonfinite=allow_nonfinite)
         try:
-            config = named(model.config, config)
+            config = named(model.config, without_unused(model.config, config))
         except ConfigError as error:
             raise CheckpointError(f"{folder}: {error}") from None
-        table = adapter_table(model.config, config)
-        check_tensors(tensors, table, config, str(folder))  # before anything of the adapters' size is made
+        table = trained_table(model.config, config)
+        tensors = _without_second(tensors, config, str(folder))
+        check_tensors(tensors, table, str(folder))  # before anything of the adapters' size is made
         made = cls(model, config, base_model)
-        for entry in table:
-            made.weights[entry.name] = tensors[entry.hf_name]
+        stored = {name: Stored(tensor) for name, tensor in tensors.items()}
+        for name, tensor in from_stored(table, stored, folder, "load it on the model it is of").tensors.items():
+            tensor.copy_to(made.weights[name])
         return made
 
     def save_checkpoint(self, path: str | Path, step: int = 0) -> None:
@@ -226,8 +286,23 @@ class LoraModel(Transformer):
         save_abic(path, self.merged().parameters.weights_flat, step)
 
 
-def _add_adapters(model: TrainableModel, lora: LoraModel) -> None:
-    """Add s B A to the weights of `model`."""
+def _put_into(model: TrainableModel, lora: LoraModel) -> None:
+    """Add s B A to the weights of `model`, and copy what is trained whole."""
+    for name in lora._copies:
+        model.weights[name] = lora.weights[name]
     for name, (a, b, scale) in lora.adapters().items():
         w = model.weights[name]
         product(w, b * np.float32(scale), a, addend=w)
+
+
+def _without_second(tensors: Mapping[str, np.ndarray], config: LoraConfig, place: str) -> dict[str, np.ndarray]:
+    """Return what a folder holds without the second copy of the one matrix of embedding and head.
+
+    PEFT writes both; CheckpointError if they differ.
+    """
+    if not config.ensure_weight_tying or HEAD not in tensors:
+        return dict(tensors)
+    rest = {name: tensor for name, tensor in tensors.items() if name != HEAD}
+    if not any(np.array_equal(tensor, tensors[HEAD]) for name, tensor in rest.items() if "lora_" not in name):
+        raise CheckpointError(f"{place}: {HEAD} differs from the embedding, and ensure_weight_tying makes them one")
+    return rest

@@ -1,16 +1,18 @@
-"""Which parts of a model get adapters, what these are made of, and how they are put on its layers.
+"""Which parts of a model get adapters or are trained whole, their tensors, and how they are put on its layers.
 
     named            a configuration with the targets that a model has; what it has not is refused
-    adapter_table    the adapters' tensors, in flat order; nothing is allocated
+    trained_table    all that is trained, in flat order: adapters, then copies of what is trained whole
     adapt            the adapters on bound layers
 
-Hugging Face's name of a module decides: as in PEFT, a target is such a name or its end, from a dot on.
+A copy is trained in float32 in place of the frozen tensor, whose layer takes the one for the other: a bias, a norm, the
+embedding, or all of a linear layer.  Where embedding and head are one matrix (tied) and are not trained as one, the
+layers are those of the same model untied (`trained_shape`), as PEFT has them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,48 +21,62 @@ from ..config import LoraConfig, TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, listed, shown
 from ..families import layers, tensor_table
 from ..fields import either
+from ..formats.forms import stored_names, stored_shape
+from ..lora_config import is_expression
 from ..parameters import Buffers, HfName, Tensor, Weight, joined
 from .layers.adapter import Adapter, Group, Part
 from .layers.layer import Layer
 from .layers.linear import Linear
 
 __all__ = [
+    "PREFIX",
     "Target",
     "adapt",
-    "adapter_table",
     "check_tensors",
     "chosen_targets",
+    "copies",
     "initialize",
     "named",
     "num_trained",
     "planned",
     "report",
-    "targets_of",
+    "trained_shape",
+    "trained_table",
+    "without_unused",
 ]
 
 AnyLora = TypeVar("AnyLora", bound=LoraConfig)
 
 MASKS = 7  # with the configuration's seed, the seed of all masks: another than that of the adapters
+PREFIX = "base_model.model."  # of PEFT's names of tensors
 
 
 def report(shape: TrainableModelConfig, config: LoraConfig) -> str:
     """Return how much is trained of adapters on such a model, in one line; no model is needed."""
-    trained, whole = num_trained(shape, config), shape.num_params()
-    targets = ", ".join(named(shape, config).target_modules or ())
-    return f"{trained:,} trained parameters, {100 * trained / whole:.2f} % of {whole:,} (rank {config.rank}: {targets})"
+    config, whole = named(shape, config), shape.num_params()
+    table = trained_table(shape, config)
+    trained = sum(entry.size for entry in table)
+    ranks = sorted({target.rank for target in chosen_targets(shape, config)})
+    what = f"rank {', '.join(map(str, ranks))}: {', '.join(config.target_modules or ())}"
+    copied = [entry for entry in table if not _is_adapter(entry)]
+    more = f"; {sum(entry.size for entry in copied):,} of them in {len(copied)} tensors trained whole" if copied else ""
+    return f"{trained:,} trained parameters, {100 * trained / whole:.2f} % of {whole:,} ({what}){more}"
 
 
 def planned(shape: TrainableModelConfig, config: LoraConfig) -> tuple[list[Layer], tuple[Tensor, ...]]:
     """Return the layers of such a model as its adapters make them, and the table of these; nothing is allocated."""
-    made = layers(shape)
-    for linear, targets in targets_of(shape, made, config):
-        _size(linear, len(targets), config)
-    return made, adapter_table(shape, config)
+    made = layers(trained_shape(shape, config))
+    for linear, targets in _targets(shape, made, config):
+        _size(linear, targets, config)
+    return made, trained_table(shape, config)
 
 
 def num_trained(shape: TrainableModelConfig, config: LoraConfig) -> int:
-    """Return the number of weights of all adapters."""
-    return sum(entry.size for entry in adapter_table(shape, config))
+    """Return the number of weights of all adapters, and of what is trained whole."""
+    return sum(entry.size for entry in trained_table(shape, config))
+
+
+# -- what a configuration means on a model ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -70,90 +86,228 @@ class Target:
     index: int  # of the part in its layer
     tensor: Tensor  # its matrix
     stream: int  # its number among all parts of the model
-
-    @property
-    def module(self) -> str:
-        """Hugging Face's name of it."""
-        return self.tensor.hf_name.removesuffix(".weight")
-
-    def is_called(self, name: str) -> bool:
-        """Say whether a target means this module."""
-        return self.module == name or self.module.endswith(f".{name}")
+    module: str  # the Transformers library's name of it
+    rank: int
+    scale: float
 
 
-def targets_of(
+def _module(tensor: Tensor) -> str:
+    """Return the Transformers library's name of the module that a tensor is a weight of.
+
+    Of several names in files the last is the one that the library has in memory.
+    """
+    return tensor.hf_names[-1].name.rpartition(".")[0]
+
+
+def trained_shape(shape: TrainableModelConfig, config: LoraConfig) -> TrainableModelConfig:
+    """Return the shape of the layers: untied where embedding and head are not trained as one matrix."""
+    if not shape.tie_embeddings or config.ensure_weight_tying:
+        return shape
+    untied = shape.replace(tie_embeddings=False)
+    ends = [tensor for tensor in tensor_table(untied) if tensor.name in ("token_embedding", "output_proj")]
+    return untied if any(config.is_saved(_module(tensor)) for tensor in ends) else shape
+
+
+def _linears(shape: TrainableModelConfig, made: Sequence[Layer]) -> list[tuple[Linear, list[Tensor]]]:
+    """Return the linear layers that may have adapters, and the matrices of each."""
+    of_model = {tensor.name: tensor for tensor in tensor_table(shape)}
+    return [
+        (linear, [of_model[layer.at + projection.name] for projection in linear.projections])
+        for layer in made
+        for linear in layer.linears
+    ]
+
+
+def _targets(
     shape: TrainableModelConfig, made: Sequence[Layer], config: LoraConfig
 ) -> list[tuple[Linear, list[Target]]]:
-    """Return the linear layers, and of each the parts with adapters: Hugging Face's name of a module decides.
-
-    As in PEFT, a target is a module's name or its end, from a dot on.
-    """
-    of_model = {tensor.name: tensor for tensor in tensor_table(shape)}
+    """Return the linear layers, and of each the parts with adapters."""
     found, stream = [], 0
-    for layer in made:
-        for linear in layer.linears:
-            chosen = []
-            for index, projection in enumerate(linear.projections):
-                target = Target(index, of_model[layer.at + projection.name], stream)
-                if config.target_modules is None or any(map(target.is_called, config.target_modules)):
-                    chosen.append(target)
-                stream += 1
-            found.append((linear, chosen))
+    for linear, tensors in _linears(shape, made):
+        chosen = []
+        for index, tensor in enumerate(tensors):
+            module = _module(tensor)
+            if config.is_target(module):
+                chosen.append(
+                    Target(index, tensor, stream + index, module, config.rank_of(module), config.scaling_of(module))
+                )
+        stream += len(tensors)
+        found.append((linear, chosen))
     return found
 
 
 def chosen_targets(shape: TrainableModelConfig, config: LoraConfig) -> list[Target]:
     """Return the parts that get adapters."""
-    return [target for _, targets in targets_of(shape, layers(shape), config) for target in targets]
+    return [target for _, targets in _targets(shape, layers(shape), config) for target in targets]
+
+
+def copies(shape: TrainableModelConfig, config: LoraConfig) -> list[Tensor]:
+    """Return the tensors of the model that are trained whole: of saved modules, and biases."""
+    adapted = {target.module for target in chosen_targets(shape, config)}
+    tied = shape.tie_embeddings and config.ensure_weight_tying  # then the head's names mean the embedding
+    untied = shape.replace(tie_embeddings=False) if tied else trained_shape(shape, config)
+    head = {"output_proj": "token_embedding"} if tied else {}
+
+    def is_trained(tensor: Tensor) -> bool:
+        module = _module(tensor)
+        is_bias = tensor.hf_names[-1].name.endswith(".bias")
+        biased = is_bias and (config.bias == "all" or (config.bias == "lora_only" and module in adapted))
+        return biased or config.is_saved(module)
+
+    wanted = {head.get(tensor.name, tensor.name) for tensor in tensor_table(untied) if is_trained(tensor)}
+    return [tensor for tensor in tensor_table(trained_shape(shape, config)) if tensor.name in wanted]
 
 
 def named(shape: TrainableModelConfig, config: AnyLora) -> AnyLora:
     """Return the configuration with the targets that this model has, in the order of its layers.
 
-    ConfigError for a target that it has not.
+    ConfigError for a name that means nothing of it.
     """
-    chosen = chosen_targets(shape, config)
-    every = list(dict.fromkeys(target.module.rpartition(".")[2] for target in chosen_targets(shape, LoraConfig())))
+    chosen, modules = chosen_targets(shape, config), _modules(shape)
+    linear = [_module(tensor) for _, tensors in _linears(shape, layers(shape)) for tensor in tensors]
+    every = either(list(dict.fromkeys(module.rpartition(".")[2] for module in linear)))
+    for block in config.layers_to_transform or ():
+        if block >= shape.num_layers:
+            rule = f"this model has blocks 0 to {shape.num_layers - 1}"
+            raise ConfigError(f"layers_to_transform ({block}): there is no such block; {rule}")
     for name in config.target_modules or ():
-        if not any(target.is_called(name) for target in chosen):
-            raise ConfigError(f"target_modules ({shown(name)}): this model has no such projection; try {either(every)}")
+        if _left_out(config, name, linear):
+            rule = "exclude_modules, layers_to_transform or modules_to_save leaves out all that it means"
+            raise ConfigError(f"target_modules ({shown(name)}): {rule}; leave out the one or the other")
+        if not any(map(LoraConfig(target_modules=(name,)).is_target, linear)):
+            wrong = "fits no projection of this model" if is_expression(name) else "this model has no such projection"
+            raise ConfigError(f"target_modules ({shown(name)}): {wrong}; try {every}")
+    _check_names(shape, config, linear, modules)
+    if not chosen:
+        rule = "leave out exclude_modules, layers_to_transform or modules_to_save"
+        raise ConfigError(f"no projection is left that gets an adapter; {rule}")
     names = tuple(dict.fromkeys(target.module.rpartition(".")[2] for target in chosen))
     short = config.replace(target_modules=names)  # the last words, unless they mean more than what was asked for
-    return short if len(chosen_targets(shape, short)) == len(chosen) else config
+    same = [target.module for target in chosen_targets(shape, short)] == [target.module for target in chosen]
+    return short if same else config
 
 
-def adapter_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tensor, ...]:
-    """Return the adapters' tensors in flat order: in each linear layer first the As, then the Bs."""
+def _left_out(config: LoraConfig, name: str, linear: Sequence[str]) -> bool:
+    """Say whether a target means modules, and another setting leaves all of them out."""
+    meant = list(filter(LoraConfig(target_modules=(name,)).is_target, linear))
+    return bool(meant) and not any(map(config.replace(target_modules=(name,)).is_target, meant))
+
+
+def _modules(shape: TrainableModelConfig) -> list[str]:
+    """Return all modules with weights, and those that they are inside of; a tied head among them."""
+    untied = shape.replace(tie_embeddings=False)
+    found: dict[str, None] = {}
+    for tensor in tensor_table(untied):
+        parts = _module(tensor).split(".")
+        found |= dict.fromkeys(".".join(parts[: i + 1]) for i in range(len(parts)))
+    return list(found)
+
+
+def unused(shape: TrainableModelConfig, config: LoraConfig, linear: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of the settings that leave out or vary targets, without those that mean something."""
+    adapted = [target.module for target in chosen_targets(shape, config)]
+    excluded = [
+        name
+        for name in config.exclude_modules or ()
+        if not any(map(LoraConfig(target_modules=(name,)).is_target, linear))
+    ]
+    ranks, alphas = (
+        [pair for pair in pairs or () if not config.pattern_is_used(pair, adapted)]
+        for pairs in (config.rank_pattern, config.alpha_pattern)
+    )
+    return {"exclude_modules": excluded, "rank_pattern": ranks, "alpha_pattern": alphas}
+
+
+def without_unused(shape: TrainableModelConfig, config: LoraConfig) -> LoraConfig:
+    """Return the configuration without what has no effect, and PEFT lets pass: names that leave out or vary nothing.
+
+    So are targets that another setting leaves out: of all-linear, PEFT writes every module that it meant.
+    """
+    linear = [_module(tensor) for _, tensors in _linears(shape, layers(shape)) for tensor in tensors]
+    idle = [name for name in config.target_modules or () if _left_out(config, name, linear)]
+    idle = [] if len(idle) == len(config.target_modules or ()) else idle
+    found = config.replace(**config.without(target_modules=idle, **unused(shape, config, linear)))
+    return found if _biases(shape, found) else found.replace(bias="none")
+
+
+def _biases(shape: TrainableModelConfig, config: LoraConfig) -> list[Tensor]:
+    """Return the biases that are trained because `bias` says so."""
+    return copies(shape, config.replace(modules_to_save=None, ensure_weight_tying=False))
+
+
+def _check_names(
+    shape: TrainableModelConfig, config: LoraConfig, linear: Sequence[str], modules: Sequence[str]
+) -> None:
+    """Raise ConfigError for a name, other than a target, that means nothing of this model."""
+    for field, names in unused(shape, config, linear).items():
+        for name in names:
+            what = "leaves out no projection of this model" if field == "exclude_modules" else "fits no adapter"
+            raise ConfigError(f"{field} ({shown(name)}): {what}; leave it out, or write the end of a module's name")
+    for name in config.modules_to_save or ():
+        if not any(module.endswith(name) for module in modules):
+            tops = [_module(tensor) for tensor in tensor_table(shape) if "layers." not in tensor.name]
+            some = either(list(dict.fromkeys([*(module.rpartition(".")[2] for module in tops), "lm_head"])))
+            raise ConfigError(f"modules_to_save ({shown(name)}): this model has no such module; try {some}")
+    if config.bias != "none" and not _biases(shape, config):
+        which = "the modules with adapters have none" if config.bias == "lora_only" else "this model has none"
+        raise ConfigError(f"bias ({config.bias}): no bias would be trained, {which}; leave it out")
+    if config.ensure_weight_tying:
+        saved = [entry.name for entry in copies(shape, config)]
+        if not shape.tie_embeddings or "token_embedding" not in saved:
+            rule = "embedding and head are one matrix, and modules_to_save names one of them"
+            raise ConfigError(f"ensure_weight_tying (true) acts only where {rule}; leave it out")
+
+
+# -- their tensors ----------------------------------------------------------------------------------
+
+
+def trained_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tensor, ...]:
+    """Return all that is trained in flat order: in each linear layer first the As, then the Bs; then the copies."""
     table: list[Tensor] = []
     offset = 0
-    for _, targets in targets_of(shape, layers(shape), config):
+    adapted = set()
+    for _, targets in _targets(shape, layers(shape), config):
+        adapted |= {target.module for target in targets}
         for half in "ab":
             for target in targets:
                 base = target.tensor
                 outer, inner = base.shape
-                sizes = (config.rank, inner) if half == "a" else (outer, config.rank)
-                stem = base.hf_name.removesuffix(".weight")
-                hf_name = f"base_model.model.{stem}.lora_{half.upper()}.weight"
-                gguf_name = f"{base.gguf_name}.lora_{half}"
-                names = (HfName(hf_name),), gguf_name
+                sizes = (target.rank, inner) if half == "a" else (outer, target.rank)
+                form = HfName(f"{PREFIX}{target.module}.lora_{half.upper()}.weight")
+                names = (form,), f"{base.gguf_name}.lora_{half}"
                 table.append(Tensor(f"{base.name}.{half}", *names, sizes, offset, decay=True))
                 offset += table[-1].size
+    for tensor in copies(shape, config):
+        form = tensor.hf_names[-1]
+        module, _, end = form.name.rpartition(".")
+        inside = ".base_layer" if module in adapted else ""  # where PEFT keeps the bias of what has an adapter
+        names_of_copy = (replace(form, name=f"{PREFIX}{module}{inside}.{end}"),)
+        table.append(replace(tensor, hf_names=names_of_copy, offset=offset))
+        offset += tensor.size
     return tuple(table)
 
 
-def check_tensors(
-    tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], config: LoraConfig, place: str
-) -> None:
+def _is_adapter(entry: Tensor) -> bool:
+    return entry.name.endswith((".a", ".b"))
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], place: str) -> None:
     """Raise CheckpointError if what a folder holds is not what its configuration needs on this model."""
+    known = set()
     for entry in table:
-        found = tensors.get(entry.hf_name)
-        if found is None or found.shape != entry.shape:
-            what = "is missing" if found is None else f"has shape {found.shape}"
-            rule = f"rank {config.rank} on this model takes {entry.shape}; load it on the model it is of"
-            raise CheckpointError(f"{place}: {entry.hf_name} {what}; {rule}")
-        if found.dtype.kind != "f":
-            raise CheckpointError(f"{place}: {entry.hf_name} is {found.dtype}; adapters are floats")
-    unknown = sorted(set(tensors) - {entry.hf_name for entry in table})
+        form = entry.hf_names[0]
+        wanted = stored_shape(form, entry)
+        for name in stored_names(form, entry):
+            known.add(name)
+            found = tensors.get(name)
+            if found is None or found.shape != wanted:
+                what = "is missing" if found is None else f"has shape {found.shape}"
+                rank = f"rank {min(entry.shape)}" if _is_adapter(entry) else "what is trained whole"
+                rule = f"{rank} on this model takes {wanted}; load it on the model it is of"
+                raise CheckpointError(f"{place}: {name} {what}; {rule}")
+            if found.dtype.kind != "f":
+                raise CheckpointError(f"{place}: {name} is {found.dtype}; adapters are floats")
+    unknown = sorted(set(tensors) - known)
     if unknown:
         raise CheckpointError(
             f"{place}: {listed(unknown, 1)} has no place in this model; its adapter_config.json names other "
@@ -173,37 +327,46 @@ def initialize(parameters: Buffers, config: LoraConfig) -> None:
             view *= np.float32(view.shape[1] ** -0.5)
 
 
+# -- on the layers ----------------------------------------------------------------------------------
+
+
 def adapt(made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig) -> None:
     """Put the adapters on the linear layers."""
     # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
     seed = int(np.random.SeedSequence([config.seed, MASKS]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    found = targets_of(shape, made, config)
+    found = _targets(shape, made, config)
     streams = sum(len(linear.projections) for linear, _ in found)
     for linear, targets in found:
         if targets:
             groups = _groups(linear, targets, parameters, config)
-            linear.adapter = Adapter(groups, config.scaling, config.dropout, seed, streams)
-            _size(linear, len(targets), config)
+            linear.adapter = Adapter(groups, _scales(targets), config.dropout, seed, streams)
+            _size(linear, targets, config)
 
 
-def _size(linear: Linear, targets: int, config: LoraConfig) -> None:
-    """Tell a linear layer what so many adapters save and need."""
-    linear.rank, linear.dropout = config.rank * targets, config.dropout > 0
+def _size(linear: Linear, targets: Sequence[Target], config: LoraConfig) -> None:
+    """Tell a linear layer what its adapters save and need."""
+    linear.rank, linear.dropout = sum(target.rank for target in targets), config.dropout > 0
+
+
+def _scales(targets: Sequence[Target]) -> np.ndarray:
+    """Return the factor of each rank (R, 1)."""
+    scales, ranks = [target.scale for target in targets], [target.rank for target in targets]
+    return np.repeat(scales, ranks).astype(np.float32)[:, None]
 
 
 def _groups(linear: Linear, targets: list[Target], parameters: Buffers, config: LoraConfig) -> tuple[Group, ...]:
-    rank, columns = config.rank, linear.columns()
+    columns, ends = linear.columns(), np.cumsum([target.rank for target in targets]).tolist()
     halves = [{half: parameters.weight(f"{target.tensor.name}.{half}") for half in "ab"} for target in targets]
     parts = []
     for k, target in enumerate(targets):
         b = halves[k]["b"]
-        parts.append(Part(columns[target.index], slice(k * rank, (k + 1) * rank), b.w, _gradient(b)))
+        parts.append(Part(columns[target.index], slice(ends[k] - target.rank, ends[k]), b.w, _gradient(b)))
     # With dropout each projection is a group of its own, because its mask is.
     cuts = [[each] for each in range(len(parts))] if config.dropout > 0 else [list(range(len(parts)))]
     groups = []
     for cut in cuts:
         a = [halves[each]["a"] for each in cut]
-        ranks = slice(cut[0] * rank, (cut[-1] + 1) * rank)
+        ranks = slice(parts[cut[0]].ranks.start, parts[cut[-1]].ranks.stop)
         matrices = joined([half.w for half in a]), joined([_gradient(half) for half in a])
         groups.append(Group(ranks, *matrices, tuple(parts[each] for each in cut), targets[cut[0]].stream))
     return tuple(groups)

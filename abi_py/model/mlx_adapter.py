@@ -19,7 +19,7 @@ from ..formats.mlx_lm import MLX_WEIGHTS, read_mlx_config, write_mlx_adapter
 from ..formats.peft import AdapterFolder
 from ..formats.safetensors import read_safetensors
 from .gguf_adapter import ELSEWHERE, LowRank
-from .lora_targets import adapter_table, named
+from .lora_targets import named, trained_table
 
 __all__ = ["read_mlx_adapter", "save_mlx_adapter"]
 
@@ -63,7 +63,7 @@ def read_mlx_adapter(folder: Path, shape: TrainableModelConfig, *, allow_nonfini
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {error}") from None
     tensors = {}
-    for entry in adapter_table(shape, config):
+    for entry in trained_table(shape, config):
         module, _, half = entry.hf_name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         name = f"{_their_name(shape, module)}.{half.lower()}"
         numbers = stored.get(name)

@@ -28,9 +28,9 @@ __all__ = ["Runs", "Stack", "flops_per_token"]
 
 
 def trained_below(layers: Sequence[Layer]) -> list[bool]:
-    """Say of each layer whether one before it in the list is trained."""
+    """Say of each layer whether the gradient of its input is wanted: one before it is trained, or its own norm."""
     trained = [layer.is_trained() for layer in layers]
-    return [any(trained[:i]) for i in range(len(trained))]
+    return [any(trained[:i]) or layer.trains_norms() for i, layer in enumerate(layers)]
 
 
 def flops_per_token(layers: Sequence[Layer], seq_len: int) -> float:

@@ -9,7 +9,7 @@ The two passes over the list are `stack.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +60,7 @@ class Transformer(Shown, Writable):
         self._runs = Runs()
         self._flops: dict[int, float] = {}  # by length of a row
         self._last: tuple[np.ndarray, Run] | None = None  # ids and run of the forward that the arena holds
+        self._added_to: list[np.ndarray] = []  # gradients that a backward pass adds to in any case
 
     def _says(self) -> str:
         trained, whole = self.num_params(), self.config.num_params()
@@ -137,7 +138,16 @@ class Transformer(Shown, Writable):
     def _begin_backward(self) -> bool:
         """Prepare the gradients for a backward pass; return whether it must add to those of matrices."""
         _, accumulate = self.parameters.gradients_to_write()
+        if not accumulate:
+            for gradient in self._added_to:
+                gradient.fill(0)
         return accumulate
+
+    def _clear_first(self, names: Collection[str]) -> None:
+        """Of these tensors, clear before a backward pass the gradients that its layers add to and do not overwrite."""
+        overwritten = {name for layer in self.layers for name in layer.overwritten()}
+        gradients = (self.parameters.weight(name).dw for name in names if name not in overwritten)
+        self._added_to = [dw for dw in gradients if dw is not None]
 
     def _next_draw(self) -> int | None:
         """Count a training pass with random numbers and return its number; None if it has none."""
@@ -267,8 +277,8 @@ class Transformer(Shown, Writable):
         batch = batch_size, seq_len, precision, accumulates
         if self.base is self.weights:
             return memory_plan(self.config, *batch)
-        frozen, trained = sum(w.nbytes for w in self.base.values()), self.num_params()
-        return memory_plan(self.config, *batch, adapted=self.layers, trained=trained, frozen=frozen)
+        frozen = sum(w.nbytes for w in self.base.values())
+        return memory_plan(self.config, *batch, adapted=(self.layers, self.parameters.table), frozen=frozen)
 
     def flops_per_token(self, seq_len: int) -> float:
         """Return the operations of a step for one token of a row of seq_len; a multiply-add counts two."""
@@ -307,26 +317,21 @@ class TrainableModel(Transformer):
         for layer in made:
             layer.bind(self.parameters.weight)
         super().__init__(config, self.parameters.weights, made)
-        overwritten = {name for layer in made for name in layer.overwritten()}
-        added_to = (self.parameters.weight(name).dw for name in self.weights if name not in overwritten)
-        self._added_to = [dw for dw in added_to if dw is not None]
+        self._clear_first(set(self.weights))
 
     def frozen(self, name: str) -> Weight:
         """Return a tensor for a layer that does not train it."""
         return Weight(name, self.weights[name], None)
+
+    def copy_to(self, name: str, out: np.ndarray) -> None:
+        """Write a tensor to `out`, float32 of its shape."""
+        np.copyto(out, self.weights[name])
 
     def widened(self) -> TrainableModel:
         """Return a copy."""
         made = TrainableModel(self.config, self.parameters.weights_flat)
         made.companions = self.companions
         return made
-
-    def _begin_backward(self) -> bool:
-        accumulate = super()._begin_backward()
-        if not accumulate:
-            for gradient in self._added_to:  # by kernels, in any case
-                gradient.fill(0)
-        return accumulate
 
     # -- files -----------------------------------------------------------------------------------
 

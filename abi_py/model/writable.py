@@ -28,6 +28,10 @@ class Writable(ABC):
     config: TrainableModelConfig
     companions = Companions()  # what belongs to it beside its weights, and goes along into folders and checkpoints
 
+    def stored_config(self) -> TrainableModelConfig:
+        """Return the shape of what is written."""
+        return self.config
+
     @abstractmethod
     def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stack | Encoded]]:
         """Return the table of all tensors of the network, and their numbers by name."""
@@ -52,7 +56,7 @@ class Writable(ABC):
         NonFiniteError for a weight that is NaN or infinite, or would be in this type; CheckpointError for a full disk;
         ConfigError for other values, or a folder that holds directories, or is that of a checkpoint or a run.
         """
-        model, besides = (self.config, *self.stored_tensors()), (self.companions, tokenizer, files or {})
+        model, besides = (self.stored_config(), *self.stored_tensors()), (self.companions, tokenizer, files or {})
         write_folder(Path(folder), model, besides, dtype=dtype, max_shard_size=max_shard_size, replace=replace)
 
     def export_to_gguf(
@@ -93,7 +97,7 @@ class Writable(ABC):
 
         `progress` is told of every strip; CheckpointError if it does not read as it was written.
         """
-        model = self.config, *self.stored_tensors()
+        model = self.stored_config(), *self.stored_tensors()
         written = metadata_of_companions(self.companions, self.config.vocab_size)
         tokenizer = {"tokenizer.ggml.model": "none"} if written is None else written.metadata
         metadata = {"general.name": name or Path(path).stem, **tokenizer}

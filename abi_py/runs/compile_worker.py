@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AbiError
-from ..shape import LoraConfig, ModelFamily, Precision
+from ..lora_config import LoraConfig
+from ..shape import ModelFamily, Precision
 from .compiling import (
     GENERATION,
     HEADS,

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import AbiError, counted
-from ..shape import LoraConfig, ModelFamily, ModelShape, Precision
+from ..lora_config import LoraConfig
+from ..shape import ModelFamily, ModelShape, Precision
 from .tiny_models import decode_like, tiny_shape
 
 if TYPE_CHECKING:

@@ -71,8 +71,13 @@ def write_adapter_file(source: Source, output: Path, kind: str, *, name: str | N
 
 def _read_again(model: LoraModel, place: Path, output: Path, most: float) -> None:
     """Raise CheckpointError unless what is in a place adds to each matrix what the adapters add, but for rounding."""
-    again = LoraModel.load(model.model, place).adapters()
-    for name, wanted in model.adapters().items():
+    loaded = LoraModel.load(model.model, place)
+    again, adapters = loaded.adapters(), model.adapters()
+    for name in model.weights:
+        whole = name.removesuffix(".a").removesuffix(".b") not in adapters
+        if whole and (name not in loaded.weights or not np.array_equal(loaded.weights[name], model.weights[name])):
+            raise CheckpointError(f"{output}: {name} does not read as it was written; check the disk, and export again")
+    for name, wanted in adapters.items():
         found = again.get(name)
         if found is None or not (
             _near(found.a, wanted.a, most) and _near(found.b * found.scale, wanted.b * wanted.scale, most)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..choices import ExportFormat, LossOn
-from ..config import TrainableModelConfig
+from ..config import LoraConfig, TrainableModelConfig
 from ..data.byte_tokenizer import byte_tokenizer_files
 from ..data.holdout import PARTS
 from ..data.tokenizer import TOKENIZER_FILE
@@ -209,8 +209,8 @@ def _training(run: Described) -> str:
         text += "Training began with random weights. "
     if config.lora is not None:
         text += (
-            f"Only adapters of rank {config.lora.rank} were trained (LoRA); in a folder with `model.safetensors` they "
-            "are merged into the weights. "
+            f"Only {_adapters(config.lora)} were trained (LoRA); in a folder with `model.safetensors` they are merged "
+            "into the weights. "
         )
     rows = training.batch_size * training.grad_accum_steps
     size = counted(rows, "conversation") if train.conversations else counted(rows * training.max_seq_len, "token")
@@ -287,3 +287,11 @@ def _wrapped(text: str) -> str:
 def _quiet(name: str) -> str:
     """Return a name that says nothing in Markdown or in Python's quotes."""
     return on_one_line("".join("_" if letter in '`|"\\<>' else letter for letter in name), 100)
+
+
+def _adapters(lora: LoraConfig) -> str:
+    """Return what is trained beside frozen weights."""
+    ranks = f" ({', '.join(lora.rank_pattern)})" if lora.rank_pattern else ""
+    whole = f" and all of {', '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
+    biases = {"none": "", "all": " and all biases", "lora_only": " and their biases"}[lora.bias]
+    return f"adapters of rank {lora.rank}{ranks}{whole}{biases}"

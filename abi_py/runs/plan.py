@@ -46,8 +46,7 @@ def memory_by_part(run: Run) -> dict[str, int]:
         parts = memory_plan(*sizes)
     else:
         frozen = 4 * config.model.num_params() if run.base is None else frozen_bytes(run.base.place, config.model)
-        trained = sum(entry.size for entry in table)
-        parts = memory_plan(*sizes, adapted=planned(config.model, config.lora)[0], trained=trained, frozen=frozen)
+        parts = memory_plan(*sizes, adapted=planned(config.model, config.lora), frozen=frozen)
         parts = {"frozen weights": frozen, "adapters": parts.pop("weights") - frozen, **parts}
     ranges = itertools.chain.from_iterable(moments_of(table, training).values())
     parts["moments"] = sum(4 * (each.stop - each.start) for each in ranges)

@@ -33,9 +33,11 @@ VALUES = {
     **{"warmup_steps": 3, "warmup_ratio": 0.25},
     **{"rope_scaling": "linear:2", "layer_types": ("full_attention", "sliding_attention")},
     **{"momentum": 0.5, "muon_momentum": 0.5, "top_p": 0.5, "min_p": 0.1, "mlp_only_layers": (0,)},
+    **{"rank_pattern": "q_proj=2", "alpha_pattern": "q_proj=2", "bias": "all"},
     **{"logprobs": 2, "category": "x", "mix": "m.jsonl"},
 }
 BESIDE = {"nesterov": {"momentum": 0.9}, "num_heads": {"num_kv_heads": 1}, "valid_fraction": {"tokenizer": "tok"}}
+BESIDE |= {"layers_pattern": {"enabled": True}, "ensure_weight_tying": {"enabled": True}}
 BESIDE |= {name: {"num_layers": 2} for name in ("layer_types", "mlp_only_layers", "decoder_sparse_step")}
 # Options that are no fields: the test file of this directory that uses each and looks at what it does.
 OTHERS = {

@@ -56,6 +56,38 @@ def test_adapters_are_trained_and_go_on_to_the_same_bits(abi_train, base, tmp_pa
     assert any(array.any() for name, array in one.items() if "lora_B" in name)
 
 
+def test_what_is_trained_whole_is_counted_saved_and_gone_on_with(abi_train, base, tmp_path):
+    """Patterns, and copies of a tied embedding and of norms: in the dry run, the files, resume, merge and chat."""
+    chosen = ("--lora-targets", ".*(q|down)_proj", "--lora-rank-pattern", "q=3", "--lora-alpha-pattern", "q=9")
+    whole = ("--lora-modules-to-save", "lm_head,norm", "--lora-rank", "4", "--learning-rate", "0.01")
+    run = ("run", "--base", base, *QUICK, *chosen, *whole, "--lr-schedule", "constant")
+    out = trained(abi_train, *run, "--dry-run", "--out", "whole")
+    shape = load_model(base).model.config
+    copies = shape.vocab_size * shape.hidden_dim + 3 * shape.hidden_dim
+    assert f"(rank 3, 4: q_proj, down_proj); {copies:,} of them in 4 tensors trained whole" in out
+    assert "output_proj" in out
+    assert "layers.*.ffn_norm" in out
+    trained(abi_train, *run, "--epochs", "2", "--out", "whole")
+    config = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())["lora"]
+    assert (config["rank_pattern"], config["modules_to_save"]) == (["q_proj=3"], ["lm_head", "norm"])
+    content = json.loads((tmp_path / "whole/adapter/adapter_config.json").read_text())
+    assert (content["rank_pattern"], content["alpha_pattern"]) == ({"q_proj": 3}, {"q_proj": 9})
+    assert "base_model.model.lm_head.weight" in read_safetensors(tmp_path / "whole/adapter/adapter_model.safetensors")
+    trained(abi_train, *run, "--epochs", "1", "--out", "parts")
+    trained(abi_train, "resume", "parts", "--epochs", "2")
+    one, other = weights(tmp_path / "whole", 46), weights(tmp_path / "parts", 46)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert written(abi_train, "whole") == written(abi_train, "whole/adapter") == written(abi_train, "parts/model")
+    merged = json.loads((tmp_path / "whole/model/config.json").read_text())
+    assert merged["tie_word_embeddings"] is False
+    assert load_model(base).model.config.tie_embeddings
+    trained(abi_train, "run", "--base", "whole", *QUICK, "--lora", "--epochs", "1", "--out", "further")
+    card = (tmp_path / "whole/model/README.md").read_text()
+    assert "Only adapters of rank 4 (q_proj=3) and all of lm_head, norm were trained (LoRA)" in card
+    said = refused(abi_train, "resume", "whole", "--epochs", "3", "--lora-rank-pattern", "q=2")
+    assert "rank_pattern (q_proj=2) of lora must stay q_proj=3" in said
+
+
 def test_what_makes_other_adapters_is_refused_by_name(abi_train, base):
     trained(abi_train, "run", "--base", base, *QUICK, *LORA, "--epochs", "1", "--out", "r")
     for words, said in (

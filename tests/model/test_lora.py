@@ -146,7 +146,7 @@ def make_linear(rng, N, inner, outers, rank, dropout, seed=11):
         matrices[projection.name] = Weight(projection.name, w[rows : rows + projection.width], None)
         rows += projection.width
     linear.bind("", matrices.__getitem__)
-    linear.adapter = Adapter(tuple(groups), 0.7, dropout, seed, 50)
+    linear.adapter = Adapter(tuple(groups), np.full((rank * len(parts), 1), 0.7, np.float32), dropout, seed, 50)
     return linear, w, random(N, inner), random(N, sum(outers))
 
 
@@ -460,7 +460,19 @@ def test_the_plan_is_what_is_allocated(rng, options, dropout):
         ({"alpha": "nan"}, r"alpha \(nan\) must be a positive number"),
         ({"dropout": 1}, r"dropout \(1.0\) must be at least 0 and below 1"),
         ({"target_modules": ()}, "must name at least one projection"),
-        ({"bias": "all"}, r"bias \(all\) must be none"),
+        ({"bias": "some"}, r"bias \(some\) must be none, all or lora_only"),
+        ({"target_modules": ("q_proj", ".*v_proj")}, r"must be names, or one regular expression alone; join them with"),
+        ({"target_modules": "(q"}, r"target_modules \('\(q'\) must be a regular expression; missing \)"),
+        ({"target_modules": ("all-linear", "q")}, "must be all-linear alone"),
+        ({"target_modules": ".*q", "layers_to_transform": 1}, "must not stand beside a regular expression"),
+        ({"layers_to_transform": (-1,)}, "must be numbers of blocks"),
+        ({"layers_to_transform": "one"}, r"layers_to_transform \('one'\) must be a whole number"),
+        ({"layers_pattern": "layers"}, "acts only with layers_to_transform"),
+        ({"ensure_weight_tying": True}, "acts only with modules_to_save"),
+        ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern \(q_proj=0\) must be NAME=VALUE, with a whole number of 1"),
+        ({"rank_pattern": "q_proj"}, "must be NAME=VALUE"),
+        ({"alpha_pattern": {"(": 2}}, "must be a regular expression"),
+        ({"alpha_pattern": {"q_proj": "nan"}}, "with a positive number"),
         ({"seed": -1}, r"seed \(-1\) must be at least 0"),
     ],
 )

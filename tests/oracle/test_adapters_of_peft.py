@@ -73,10 +73,6 @@ def test_they_are_read_merged_and_trained_on(write, torch, tmp_path, capsys, fam
     ("settings", "said"),
     [
         ({"use_dora": True}, "use_dora is True"),
-        ({"bias": "lora_only"}, "bias is 'lora_only'"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
-        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern is {'q_proj': 3}"),
-        ({"layers_to_transform": [0]}, "layers_to_transform is [0]"),
         ({"kind": "IA3Config"}, "peft_type is 'IA3'"),
     ],
 )

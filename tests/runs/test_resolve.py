@@ -14,6 +14,7 @@ from abi_py.cli.run import command
 from abi_py.config import fields_of
 from abi_py.data import TokenizedDataset
 from abi_py.errors import ConfigError
+from abi_py.lora_config import LoraConfig
 from abi_py.pipelines import presets
 from abi_py.runs.defaults import DEFAULTS, DERIVED, FINE_TUNING
 from abi_py.runs.directory import new_directory
@@ -21,7 +22,6 @@ from abi_py.runs.opening import OpenData
 from abi_py.runs.resolve import Given
 from abi_py.runs.resuming import changed
 from abi_py.runs.settings import RUN_SECTIONS, DataConfig, read_run_config
-from abi_py.shape import LoraConfig
 
 HERE = Path("r")
 

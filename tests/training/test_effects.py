@@ -96,7 +96,7 @@ TRAINING = {
 }
 LEFT = {
     **{"use_gpu": True, "gpu_backend": "cuda"},
-    **{"gpu_batch_threshold": 9, "gpu_device_buffer_mb": 9, "bias": "all"},
+    **{"gpu_batch_threshold": 9, "gpu_device_buffer_mb": 9},
 }
 EARLY = {
     "patience": (2, "steps"),
@@ -142,6 +142,14 @@ LORA = {
     "alpha": (32.0, "logits"),
     "dropout": (0.5, "loss"),
     "target_modules": (("q_proj",), "shapes"),
+    "exclude_modules": (("q_proj",), "shapes"),
+    "layers_to_transform": ((0,), "shapes"),
+    "layers_pattern": (("blocks",), ""),
+    "rank_pattern": (("q_proj=2",), "shapes"),
+    "alpha_pattern": (("q_proj=2",), "logits"),
+    "bias": ("all", "shapes"),
+    "modules_to_save": (("norm",), "shapes"),
+    "ensure_weight_tying": (True, "shapes"),
     "use_rslora": (True, "logits"),
     "seed": (1, "logits"),
 }
@@ -158,9 +166,8 @@ def test_the_tables_have_every_field():
 
 @pytest.mark.parametrize("name", LEFT)
 def test_fields_that_are_refused(name):
-    cls = LoraConfig if name == "bias" else LlmTrainingConfig
     with pytest.raises(ConfigError, match=name):
-        cls(**{name: LEFT[name]})
+        LlmTrainingConfig(**{name: LEFT[name]})
 
 
 @pytest.fixture(autouse=True)
@@ -355,7 +362,8 @@ def test_model(name):
 
 
 def adapted(config):
-    model = LoraModel(TrainableModel(TrainableModelConfig(**SHAPE, max_seq_len=16)), config)
+    shape = {**SHAPE, "num_layers": 2, "family": "qwen2", "tie_embeddings": True}
+    model = LoraModel(TrainableModel(TrainableModelConfig(**shape, max_seq_len=16)), config)
     for view in model.parameters.weights.values():
         if not view.any():  # B begins at zero
             view.fill(0.05)
@@ -368,6 +376,15 @@ def adapted(config):
 @pytest.mark.parametrize("name", LORA)
 def test_lora(name):
     value, aspect = LORA[name]
+    if name == "layers_pattern":  # that of no model here
+        with pytest.raises(ConfigError, match="no projection is left"):
+            adapted(LoraConfig(layers_to_transform=(0,), layers_pattern=value))
+        return
+    if name == "ensure_weight_tying":
+        saved = {"modules_to_save": ("embed_tokens", "lm_head")}
+        assert "output_proj" in adapted(LoraConfig(**saved))["shapes"]
+        assert "output_proj" not in adapted(LoraConfig(**saved, ensure_weight_tying=True))["shapes"]
+        return
     assert adapted(LoraConfig())[aspect] != adapted(LoraConfig(**{name: value}))[aspect]
     if name == "use_rslora":  # alpha / sqrt(rank) is what a larger alpha gives over rank
         wanted = adapted(LoraConfig(rank=4, alpha=16.0))["logits"]

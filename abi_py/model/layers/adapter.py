@@ -59,7 +59,7 @@ class Adapter:
     """What is added to one linear layer."""
 
     groups: tuple[Group, ...]
-    scale: float  # s
+    scale: np.ndarray  # (R, 1): s of each rank
     dropout: float
     seed: int  # of the masks
     streams: int  # number of groups in the whole model
@@ -91,7 +91,7 @@ class Adapter:
         for group in self.groups:
             kept = self.drop(x, group, s, run)
             product(u[group.ranks], group.a, kept, transpose_b=True, number_format=run.number_format)
-        by_numpy(np.multiply, u, np.float32(self.scale), out=u)
+        by_numpy(np.multiply, u, self.scale, out=u)
         for group in self.groups:
             for part in group.parts:
                 target = y[:, part.columns]
@@ -103,7 +103,7 @@ class Adapter:
         for group in self.groups:
             u = aligned_empty((len(x), len(group.a)))
             streamed_product(u, x, group.a)
-            by_numpy(np.multiply, u, np.float32(self.scale), out=u)
+            by_numpy(np.multiply, u, self.scale[group.ranks, 0], out=u)
             for part in group.parts:
                 ranks = slice(part.ranks.start - group.ranks.start, part.ranks.stop - group.ranks.start)
                 target = y[:, part.columns]
@@ -118,7 +118,7 @@ class Adapter:
                 product(
                     du[part.ranks], part.b, dy_part, transpose_a=True, transpose_b=True, number_format=run.number_format
                 )
-        by_numpy(np.multiply, du, np.float32(self.scale), out=du)  # forward: u = s D(x) Aᵀ
+        by_numpy(np.multiply, du, self.scale, out=du)  # forward: u = s D(x) Aᵀ
 
     def weight_gradients(self, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Add to dA and dB, or overwrite them, given the du in s.du."""

@@ -90,6 +90,11 @@ class Layer(ABC):
         return own or any(linear.is_trained() for linear in self.linears)
 
 
+    def trains_norms(self) -> bool:
+        """Say whether something is trained at its very beginning, so that backward must come through all of it."""
+        return False
+
+
 class Noted:
     """Those of a list of bound layers whose calls can be noted.  Classes are looked at once, instances in each pass."""
 
@@ -143,6 +148,11 @@ class Branch(Layer):
         for part in parts:
             part.bind(self.at, weights)
         self.weights = [weight for part in parts for weight in part.weights]
+
+    def trains_norms(self) -> bool:
+        """Say whether one of its norms is trained."""
+        norms = (self.norm, *self.inner_norms)
+        return any(weight.dw is not None for norm in norms for weight in norm.weights)
 
     def kernels(self) -> set[str]:
         """Return those of its norms and biases."""

@@ -1,0 +1,140 @@
+"""What adapters are put on, and what is trained whole beside them, against PEFT: read both ways, trained, merged."""
+
+import json
+
+import numpy as np
+import pytest
+from world import make_folder
+
+from abi_py.config import LlmTrainingConfig
+from abi_py.formats.peft import read_adapter
+from abi_py.model import LoraModel
+from abi_py.training.loading import load_model
+from abi_py.training.trainer import LlamaTrainer
+
+IDS = np.random.default_rng(0).integers(1, 60, (3, 12))
+STEPS, RATE = 10, 5e-3
+LLAMA = ("llama", {})
+UNTIED = ("llama", {"tie_embeddings": False})
+TIED = ("qwen2", {"tie_embeddings": True})
+GPT2 = ("gpt2", {})
+OTHERS = {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 5}, "modules_to_save": ["norm"]}
+CASES = {
+    "all-linear": (LLAMA, {"target_modules": "all-linear"}),
+    "regex": (LLAMA, {"target_modules": r".*layers\.1\.(self_attn\.(q|v)|mlp\.up)_proj"}),
+    "regex, left out": (LLAMA, {"target_modules": r".*_proj", "exclude_modules": r".*\.mlp\..*"}),
+    "left out": (LLAMA, {"target_modules": "all-linear", "exclude_modules": ["k_proj", "layers.0.mlp.up_proj"]}),
+    "blocks": (LLAMA, {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]}),
+    "blocks, named": (
+        LLAMA,
+        {"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": ["blocks", "layers"]},
+    ),
+    "ranks": (
+        LLAMA,
+        {"target_modules": "all-linear", "rank_pattern": {"q_proj": 5, r"layers\.1\.mlp\..*": 2, "mlp.up_proj": 7}},
+    ),
+    "ranks and alphas, rslora": (
+        LLAMA,
+        {"target_modules": ["q_proj", "k_proj", "v_proj"], "rank_pattern": {"0.self_attn.q_proj": 6}}
+        | {"alpha_pattern": {"q_proj": 3, "v_proj": 20.5}, "use_rslora": True},
+    ),
+    "head": (UNTIED, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "embedding": (UNTIED, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "both ends": (UNTIED, {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "norms": (LLAMA, {"target_modules": ["up_proj"], "modules_to_save": ["norm"]}),
+    "a branch": (LLAMA, {"target_modules": "all-linear", "modules_to_save": ["layers.1.mlp"]}),
+    "one of three": (LLAMA, {"target_modules": "all-linear", "modules_to_save": ["k_proj"]}),
+    "tied: head": (TIED, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "tied: embedding": (TIED, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "tied: both": (TIED, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+    "tied: one": (
+        TIED,
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
+    "tied: one, by the head": (
+        TIED,
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+    ),
+    "biases": (("qwen2", {}), {"target_modules": ["q_proj", "down_proj"], "bias": "all"}),
+    "their biases": (("qwen2", {}), {"target_modules": ["q_proj", "down_proj"], "bias": "lora_only"}),
+    "gpt2": (GPT2, {"target_modules": ["c_attn", "mlp.c_proj"], "bias": "all"}),
+    "gpt2: ends": (GPT2, {"target_modules": ["c_attn"], "modules_to_save": ["wpe", "ln_f", "wte"]}),
+    "gpt2: branch": (GPT2, {"target_modules": ["c_attn"], "modules_to_save": ["h.0.mlp"], "bias": "lora_only"}),
+    **{family: ((family, {}), OTHERS) for family in ("mistral", "qwen3", "gemma3")},
+    **{family: ((family, {"router_aux_loss_coef": 0.0}), OTHERS) for family in ("mixtral", "qwen3_moe")},
+}
+
+
+@pytest.fixture
+def world(request, transformers, peft, torch, tmp_path):
+    """Return the folder of a base, of PEFT's adapters on it with random values, and the model with these."""
+    (family, changes), settings = CASES[request.param]
+    base = make_folder(tmp_path / "base", family=family, num_layers=2, **changes)
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **settings))
+    with torch.no_grad():
+        for values in adapted.parameters():
+            if values.requires_grad:
+                values.add_(torch.randn_like(values) * 0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    return base, tmp_path / "adapter", adapted
+
+
+def logits_of(model, torch):
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor(IDS)).logits.numpy()
+
+
+@pytest.mark.parametrize("world", CASES, indirect=True)
+def test_read_trained_and_written(world, transformers, peft, torch, tmp_path):
+    """Its adapter is read with its logits; ten steps have its losses; merged, and read by it, ours has its logits."""
+    base, adapter, theirs = world
+    plain = load_model(base).model
+    ours = LoraModel.load(plain, adapter)
+    names = [name for name, values in theirs.named_parameters() if values.requires_grad]
+    trained = {name: values.numel() for name, values in theirs.named_parameters() if values.requires_grad}
+    assert ours.num_params() == sum(trained.values()), names
+    wanted = logits_of(theirs, torch)
+    assert np.abs(ours.forward(IDS) - wanted).max() < 1e-4
+    assert np.abs(plain.forward(IDS) - wanted).max() > 1e-2
+
+    optimizer = torch.optim.AdamW([v for v in theirs.parameters() if v.requires_grad], lr=RATE, weight_decay=0.0)
+    labels = torch.tensor(IDS)
+    config = LlmTrainingConfig(
+        batch_size=3, max_seq_len=12, grad_accum_steps=1, learning_rate=RATE, lr_schedule="constant", warmup_steps=0,
+        weight_decay=0.0, max_grad_norm=0.0, beta2=0.999,
+    )  # fmt: skip
+    trainer = LlamaTrainer(ours, config)
+    theirs.train()
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        out = theirs(input_ids=labels).logits
+        loss = torch.nn.functional.cross_entropy(out[:, :-1].reshape(-1, out.shape[-1]), labels[:, 1:].reshape(-1))
+        loss.backward()
+        optimizer.step()
+        shifted = np.concatenate([IDS[:, 1:], np.full((3, 1), -100)], axis=1)
+        metrics = trainer.train_step_with_metrics(IDS, shifted)
+        assert abs(metrics.loss - float(loss.detach())) < 1e-4
+
+    wanted = logits_of(theirs, torch)
+    found = ours.forward(IDS)
+    assert np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max()
+    ours.save(tmp_path / "saved", str(base))
+    said = read_adapter(tmp_path / "saved").config
+    assert said.replace(seed=0) == ours.lora.replace(seed=0)
+    fresh = transformers.AutoModelForCausalLM.from_pretrained(base)
+    again = peft.PeftModel.from_pretrained(fresh, tmp_path / "saved")
+    assert np.abs(logits_of(again, torch) - found).max() < 1e-4
+    assert np.abs(LoraModel.load(plain, tmp_path / "saved").forward(IDS) - found).max() == 0
+
+    ours.save_pretrained(tmp_path / "merged")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert np.abs(logits_of(whole, torch) - found).max() < 1e-4
+    if not plain.config.tie_embeddings or ours.stored_config().tie_embeddings:  # PEFT's merge ties them again
+        merged = again.merge_and_unload().state_dict()
+        tensors = whole.state_dict()
+        assert set(merged) == set(tensors)
+        assert max(float((merged[name] - tensors[name]).abs().max()) for name in tensors) < 1e-5
+    content = json.loads((tmp_path / "saved/adapter_config.json").read_text())
+    assert content["base_model_name_or_path"] == str(base)
