@@ -169,7 +169,12 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each contender")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has llama-cpp-python")
     parser.add_argument("--folder", default=tempfile.gettempdir(), help="where the files are kept")
-    parser.add_argument("--extra", action="store_true", help="llama.cpp repacks weights, for AMX where it finds that")
+    parser.add_argument(
+        "--extra",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="llama.cpp repacks weights, as it does unless told otherwise; on one machine its AMX ended the process",
+    )
     parser.add_argument("--save", action="store_true", help="add the rows to bench/results/<machine>-llama-cpp.csv")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
@@ -187,12 +192,12 @@ def main():
             path = write_file(shape, kind, options.folder)
             size, found = path.stat().st_size, {name: [] for name in CONTENDERS}
             words = ["--file", path, "--threads", options.threads, "--times", options.times]
-            words += ["--extra"] if options.extra else []
+            words += ["--extra" if options.extra else "--no-extra"]
             for turn in range(options.rounds):
                 for name in sorted(CONTENDERS, reverse=bool(turn % 2)):
                     python = options.peer_python if name == "llama.cpp" else sys.executable
                     command = [python, Path(__file__), "--worker", name, *words, "--born", time.time()]
-                    found[name].append(run(command, options.threads))
+                    found[name].append(run(command, options.threads, PYTHONDONTWRITEBYTECODE=""))  # as users have it
             for name, lines in found.items():
                 best = {key: statistics.median(line[key] for line in lines) for key in lines[0] if key != "first"}
                 rows.append(

@@ -39,6 +39,7 @@ import numpy as np
 from numba import config
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 __all__ = ["STORE", "CacheWarning", "KernelCache", "Store", "cache_directory", "make_private", "numba_config"]
@@ -276,7 +277,7 @@ class KernelCache(_Cache):
 
     def load_overload(self, sig: tuple[Any, ...], target_context: Any) -> Any:
         """Return the compiled function for these types of arguments, or None."""
-        target_context.refresh()  # registers what the code may refer to
+        rtsys.initialize(target_context)  # what the code may refer to; what compiling needs is loaded by who compiles
         content = STORE.read(self.name(sig))
         return None if content is None else CompileResult._rebuild(target_context, *pickle.loads(content))
 

@@ -305,6 +305,29 @@ def test_kernels_are_compiled_once_for_each_list_of_types(store):
 
 
 @compiled_only
+def test_what_only_compiling_needs_is_not_loaded(tmp_path):
+    program = (
+        "import sys, numpy as np\n"
+        "from abi_py.kernels.bias import bias_forward\n"
+        "bias_forward(np.ones((2, 4), np.float32), np.ones(4, np.float32))\n"
+        "print('numba.np.linalg' in sys.modules)"
+    )
+    environment = os.environ | {"ABI_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        said.append(done.stdout.strip())
+    assert said == ["True", "False"]  # compiled, then read
+
+
+@compiled_only
 def test_a_damaged_kernel_is_not_even_unpickled(store, monkeypatch):
     assert doubled()
     (name,) = store.names("")
