@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["bytes_progress"]
 
 LINE_SECONDS = 10.0  # where there is no terminal, a line comes at most this often
-MEGABYTE = 1e6
+KILOBYTE, MEGABYTE = 1e3, 1e6
 
 
 @contextlib.contextmanager
@@ -43,9 +43,10 @@ class _Lines:
         if now - self.shown < LINE_SECONDS:
             return
         self.shown = now
-        of = f" of {self.total / MEGABYTE:,.0f}" if self.total else ""
-        speed = done / MEGABYTE / (now - self.begun)
+        unit, name = (MEGABYTE, "MB") if max(done, self.total or 0) >= MEGABYTE else (KILOBYTE, "kB")
+        of = f" of {self.total / unit:,.0f}" if self.total else ""
+        speed = done / unit / (now - self.begun)
         self.console.print(
-            f"{self.label:<9}{done / MEGABYTE:,.0f}{of} MB, {speed:.1f} MB/s {word}".rstrip(),
+            f"{self.label:<9}{done / unit:,.0f}{of} {name}, {speed:.1f} {name}/s {word}".rstrip(),
             soft_wrap=True,
         )

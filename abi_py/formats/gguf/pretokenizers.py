@@ -85,6 +85,21 @@ IDEOGRAPHS = f"[{_set('4E00-9FA5 800-4E00 AC00-D7FF')}]+"
 _ASCII_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
 DEEPSEEK3 = _any(_ASCII_WORD, r" ?[\p{P}\p{S}]+[\r\n]*", LINES, LAST_SPACE, SPACES)
 SPARK = _any(_ASCII_WORD, r" ?[\p{P}\p{S}]+", r"[\r\n]", LAST_SPACE, SPACES)
+_NO_HAN = r"&&[^\p{Han}]]"
+_KIMI = GPT4O.replace(UPPER, UPPER[:-1] + _NO_HAN).replace(LOWER, LOWER[:-1] + _NO_HAN)
+KIMI = _any(r"\p{Han}+", _KIMI.replace(r"[\r\n/]*", r"[\r\n]*"))
+FROM_THE_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"  # digits by three, the first group shorter
+_AFMOE = "4E00-9FFF 3400-4DBF 8C48-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF 1780-17FF 1000-109F"
+AFMOE_SCRIPTS = f"[{_set(f'{_AFMOE} AA60-AA7F A9E0-A9FF AC00-D7AF 1100-11FF')}]+"
+YOUTU_SCRIPTS = _any(
+    f"[{_set('AC00-D7A3 3131-318E')}]+",
+    f"[{_set('FF01 2026 201C 201D 2018 2019 2014 FF1A FF1B FF0C 3001-303F FE30-FE4F')}]+",
+    *(f"[{_set('3105-312F')}]+", CHINESE),
+)
+CHAMELEON = (
+    *("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", DIGIT),
+    *(r"[\p{P}!-/:-@\[-`{-~]", GPT2),
+)
 # DeepSeek's letters are those that have a case.
 CASED_LETTERS = _set(
     "41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A 38C 38E-3A1 "
@@ -141,8 +156,17 @@ RULES = (
     Rule((JAIS2,), False, ("jais-2",)),
     Rule((NUMBER, LLAMA3.replace(NUMBER, DIGITS)), True, ("minicpm5",)),
     Rule((r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O), False, ("tiny_aya", "cohere2moe")),
+    Rule((GPT4O,), True, ("granite-embed-multi-97m",)),
+    Rule((KIMI,), False, ("kimi-k2",)),
+    Rule((r"[^\n]+|[\n]+", QWEN2), False, ("laguna",)),
+    Rule((YOUTU_SCRIPTS, GPT4O.replace(NUMBER, DIGIT)), True, ("youtu",)),
+    Rule((FROM_THE_RIGHT, AFMOE_SCRIPTS, DEEPSEEK3), False, ("afmoe",)),
+    Rule((DIGITS, r"(?=(\d{3})+(?!\d))"), False, ("superbpe",)),
+    Rule(CHAMELEON, False, ("chameleon",), begins_with_bos=True),
 )
 BY_NAME = {name: rule for rule in RULES for name in rule.names}
+# Names that llama.cpp knows and that are BPE of characters, whose words are lines or what is between white space.
+OF_CHARACTERS = ("gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace")
 # Steps for which llama.cpp has coarser ones: the same ids where no token lies across a border of the finer ones.
 COARSER = {
     (*BY_NAME["deepseek-llm"].steps[:-1], DIGIT): BY_NAME["deepseek-llm"].steps,
@@ -169,6 +193,11 @@ def rule_called(name: Any, place: str) -> Rule:
     """Return the rule of a name in `tokenizer.ggml.pre`; CheckpointError for one that is not known."""
     if isinstance(name, str) and name in BY_NAME:
         return BY_NAME[name]
+    if name in OF_CHARACTERS:
+        raise CheckpointError(
+            f"{place}: tokenizer.ggml.pre is {name}, BPE of characters and not of bytes, which is not read from the "
+            "keys of a file; use the tokenizer.json of the model that the file was made of"
+        )
     known = ", ".join(sorted(BY_NAME))
     raise CheckpointError(
         f"{place}: tokenizer.ggml.pre is {shown(name)}, a way of dividing words that is not known here; known are "

@@ -32,6 +32,7 @@ GGML = "tokenizer.ggml."
 APART = {"qwen2": 41, "metaspace": 100, "unigram": 180, "unigram_spaces": 88}
 # The same for the texts of a rule, of 300: llama.cpp against the patterns that the name comes from.
 RULES_APART = {"tekken": 23, "gpt-4o": 23, "deepseek-llm": 4, "deepseek-coder": 2, "tiny_aya": 13}
+RULES_APART |= {"afmoe": 3, "superbpe": 1, "granite-embed-multi-97m": 1, "kimi-k2": 28, "youtu": 6}
 
 
 @cache
@@ -195,9 +196,14 @@ def test_the_same_pattern_is_known_in_other_spellings():
 
 def test_an_unknown_name_is_refused_and_the_known_ones_named():
     with pytest.raises(
-        CheckpointError, match=r"x: tokenizer.ggml.pre is 'kimi-k2', .* known are .*gpt-2.* qwen2, .*: use"
+        CheckpointError, match=r"x: tokenizer.ggml.pre is 'kimi-k9', .* known are .*gpt-2.* qwen2, .*: use"
     ):
-        tokenizer_of({**metadata("gpt2"), f"{GGML}pre": "kimi-k2"}, "x")
+        tokenizer_of({**metadata("gpt2"), f"{GGML}pre": "kimi-k9"}, "x")
+
+
+def test_a_name_of_bpe_of_characters_is_refused_with_the_reason():
+    with pytest.raises(CheckpointError, match=r"x: tokenizer.ggml.pre is gemma4, BPE of characters .* use the"):
+        rule_called("gemma4", "x")
 
 
 # -- the project's own tokenizers --------------------------------------------------------------------
