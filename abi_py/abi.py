@@ -246,8 +246,13 @@ class LoraAdapter(Shown):
     """
 
     def __init__(self, in_features: int, out_features: int, config: LoraConfig | None = None) -> None:
-        """Begin with b = 0, so that the change is none; a is drawn like those of `LoraModel`."""
+        """Begin with b = 0, so that the change is none; a is drawn like those of `LoraModel`.
+
+        ConfigError for DoRA, which changes what the weights compute: that is `LoraModel`'s.
+        """
         config = config if config is not None else LoraConfig()
+        if config.use_dora:
+            raise ConfigError("use_dora (True) must be False here: an adapter by itself has no weights; take LoraModel")
         bound = in_features**-0.5
         drawn = np.random.default_rng(config.seed).uniform(-bound, bound, (config.rank, in_features))
         self.a: Array32 = drawn.astype(np.float32)

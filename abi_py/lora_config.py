@@ -129,6 +129,9 @@ class LoraConfig(Config):
         acts={"modules_to_save": ON},
     )
     use_rslora: bool = opt(False, "multiply by alpha / sqrt(rank) instead", flag="rslora")
+    use_dora: bool = opt(
+        False, "train the lengths of the adapted matrices' rows too, apart from their directions: DoRA", flag="dora"
+    )
     seed: int = opt(0, "seed of the adapters and of their dropout", flag="lora-seed")
 
     def validate(self) -> None:

@@ -33,6 +33,7 @@ __all__ = [  # noqa: RUF022 (in the order of kernels/README.md; a test holds it 
     "experts",
     "cross_entropy",
     "dropout",
+    "dora",
     "global_norm",
     "optimizers",
     "muon",

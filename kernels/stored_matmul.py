@@ -18,6 +18,7 @@ number of rows, and the sums of dx go over the rows of W in slices of the same l
 """
 
 import functools
+from collections.abc import Iterator
 
 import numba
 import numpy as np
@@ -43,6 +44,7 @@ __all__ = [
     "stored_product_ref",
     "stored_rows",
     "stored_rows_ref",
+    "strips",
 ]
 
 FEW = 4 * STREAMED  # rows of x that are multiplied with rows of W while these are in cache
@@ -107,8 +109,8 @@ def _backward_fits(sizes, dx, dy, raw, storage, addend, **others):
     check_apart("dx", dx, addend, dy=dy, raw=raw)
 
 
-def _strips(raw, storage, columns):
-    """Yield (slice of the rows of W, these rows in float32 scratch)."""
+def strips(raw: Array, storage: Storage, columns: int) -> Iterator[tuple[slice, Array]]:
+    """Yield (slice of the rows of W, these rows in float32 scratch that the next ones overwrite)."""
     for first in range(0, max(1, len(raw)), STRIP):  # of no rows, one strip of none: dx is still to be written
         rows = slice(first, min(first + STRIP, len(raw)))
         (strip,) = scratch("stored product: strip", (rows.stop - first, columns))
@@ -151,7 +153,7 @@ def stored_product(
         kept = storage.for_kernels(raw), *storage.side
         multiply(y, y if addend is None else addend, x, *kept, decoded, *options)
     else:
-        for rows, strip in _strips(raw, storage, x.shape[1]):
+        for rows, strip in strips(raw, storage, x.shape[1]):
             base = None if addend is None else addend[:, rows]
             unchecked(product)(y[:, rows], x, strip, False, True, base, number_format)
 
@@ -170,7 +172,7 @@ def stored_product_backward(
         unchecked(product)(dx, dy, storage.for_kernels(raw), False, False, addend, number_format)
         return
     base = addend
-    for rows, strip in _strips(raw, storage, dx.shape[1]):
+    for rows, strip in strips(raw, storage, dx.shape[1]):
         unchecked(product)(dx, dy[:, rows], strip, False, False, base, number_format)
         base = dx
 

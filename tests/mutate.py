@@ -233,16 +233,28 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     # -- LoRA and what is exported
     Mutation(
-        "abi_py/shape.py",
-        "math.sqrt(self.rank) if self.use_rslora else self.rank",
-        "self.rank if self.use_rslora else self.rank",
+        "abi_py/lora_config.py",
+        "math.sqrt(rank) if self.use_rslora else rank",
+        "rank if self.use_rslora else rank",
         "tests/training/test_effects.py",
     ),
-    Mutation(
+    Mutation(  # lengths that are measured once and never again
         "abi_py/model/lora.py",
-        "np.float32(lora.lora.scaling)",
-        "np.float32(lora.lora.alpha / lora.lora.rank)",
-        "tests/model/test_lora.py",
+        "        if mark != self._measured:\n",
+        "        if not self._measured:\n",
+        "tests/model/test_dora_model.py",
+    ),
+    Mutation(  # dx of a matrix whose output is scaled
+        "abi_py/model/layers/dora_adapter.py",
+        "return dy if self.drops(run) else self._dz(u, s)",
+        "return dy",
+        "tests/model/test_dora_model.py",
+    ),
+    Mutation(
+        "kernels/dora.py",
+        "total += np.float64(b[r, k]) * scale * (2 * np.float64(wa[k, r]) + scale * inner)",
+        "total += np.float64(b[r, k]) * scale * (2 * np.float64(wa[k, r]))",
+        "tests/kernels/test_dora.py",
     ),
     Mutation(
         "abi_py/model/lora.py",
@@ -252,7 +264,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "abi_py/formats/peft.py",
-        '"target_modules": list(config.target_modules or ())',
+        '"target_modules": _as_peft(config.target_modules) or []',
         '"target_modules": ["q_proj"]',
         "tests/formats/test_peft.py",
     ),
@@ -414,9 +426,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tests/families/test_gpt2.py",
     ),
     Mutation(
-        "abi_py/model/lora_targets.py",
-        'self.module.endswith(f".{name}")',
-        "self.module.endswith(name)",
+        "abi_py/lora_config.py",
+        'module.endswith(f".{name}")',
+        "module.endswith(name)",
         "tests/formats/test_peft.py",
     ),
 )

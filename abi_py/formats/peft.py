@@ -2,6 +2,7 @@
 
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    (R, in)
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    (out, R)
+    base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector  (out,)    with DoRA
 
 As PEFT 0.21 writes and reads it.  What would compute something else than `model/lora.py` is refused.
 """
@@ -37,7 +38,6 @@ BASE_DIGEST = "abi_py.base_digest"
 FIXED: dict[str, Any] = {
     "layer_replication": None,
     "peft_type": "LORA",
-    "use_dora": False,
 }
 UNREAD: dict[str, Any] = {
     "auto_mapping": None,
@@ -47,7 +47,7 @@ UNREAD: dict[str, Any] = {
     "task_type": "CAUSAL_LM",
 }
 READ = (
-    *("base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "target_modules", "use_rslora"),
+    *("base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "target_modules", "use_dora", "use_rslora"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
     *("bias", "modules_to_save", "ensure_weight_tying"),
 )
@@ -89,6 +89,7 @@ def adapter_config(
         "r": config.rank,
         "rank_pattern": {name: int(value) for name, value in _pairs(config.rank_pattern)},
         "target_modules": _as_peft(config.target_modules) or [],
+        "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
     return dict(sorted(content.items()))
@@ -185,6 +186,7 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolde
             bias=content.get("bias") or "none",
             ensure_weight_tying=bool(content.get("ensure_weight_tying") and content.get("modules_to_save")),
             use_rslora=bool(content.get("use_rslora")),
+            use_dora=bool(content.get("use_dora")),
             **fields,
         )
     except ConfigError as error:

@@ -1,13 +1,14 @@
 """LoraModel: a frozen model with low-rank adapters on its linear layers, of which only the adapters are trained.
 
     y = x Wᵀ + s D(x) Aᵀ Bᵀ        A (R, in)   B (out, R)   s = alpha / R   D: dropout, in training only
+    with DoRA, rows of W + s B A have lengths m (out,) that are trained: `layers/dora_adapter.py`
 
 `layers/adapter.py` has the two passes of an adapter, `lora_targets.py` says what gets one.  A begins as Kaiming-uniform
 noise, B as zeros, so a fresh LoraModel computes what its model computes.
 
-    merge, unmerge   W + s B A in the model's own weights and back; unmerge puts back a copy that merge has kept, so
-                     every bit is as it was
-    merged           a copy of the model with W + s B A
+    merge, unmerge   W + s B A, of DoRA with rows as long as m says, in the model's own weights and back; unmerge puts
+                     back a copy that merge has kept, so every bit is as it was
+    merged           a copy of the model with these weights
     save, load       a folder of PEFT's kind (`formats/peft.py`); what else `load` takes, `stored_adapter.py` says
     save_gguf        a GGUF file of adapters, for `llama.cpp --lora`
     save_mlx         a folder of adapters for mlx-lm
@@ -34,6 +35,7 @@ from ..formats.peft import adapter_config, write_adapter
 from ..formats.safetensors import Stack as Stacked
 from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
+from ..kernels.engine.checksum import checksum
 from ..kernels.matmul import product
 from ..parameters import Buffers, Tensor, Weight
 from .frozen import FrozenModel
@@ -65,8 +67,8 @@ HEAD = f"{PREFIX}lm_head.weight"  # in every family
 class LoraModel(Transformer):
     """Adapters on a model whose weights stay as they are; trained, evaluated and saved like a model.
 
-    `weights`, `gradients` and `parameters` are the adapters'; the names are those of the model's weights with .a or .b
-    after it, as in `layers.0.w_q.a`.
+    `weights`, `gradients` and `parameters` are the adapters'; the names are those of the model's weights with .a, .b
+    or .m after it, as in `layers.0.w_q.a`.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class LoraModel(Transformer):
         adapted = layers(self._shape)
         for layer in adapted:
             layer.bind(self._weight)
-        adapt(adapted, self.parameters, model.config, self.lora)
+        self._adapters = adapt(adapted, self.parameters, model.config, self.lora)
+        for adapter in self._adapters:
+            adapter.begin()
         super().__init__(model.config, model.base, adapted)
         self._clear_first(set(self._copies))
         self.companions = model.companions
@@ -102,6 +106,7 @@ class LoraModel(Transformer):
         self._adapted = self.stack
         self._kept: dict[str, np.ndarray] = {}  # the weights before a merge
         self._digest = ""
+        self._measured = b""  # stands for the weights that the adapters have measured themselves by
 
     def _under(self, name: str) -> str:
         """Return what the model itself calls one of the tensors of the layers: its head may be its embedding."""
@@ -136,6 +141,15 @@ class LoraModel(Transformer):
         return self._digest
 
     # -- the passes ------------------------------------------------------------------------------
+
+    def _begin_pass(self) -> None:
+        if not self.lora.use_dora or self.is_merged:
+            return
+        mark = checksum(self.parameters.weights_flat)
+        if mark != self._measured:
+            for adapter in self._adapters:
+                adapter.measure()
+            self._measured = mark
 
     def _begin_backward(self) -> bool:
         if self.is_merged:
@@ -205,7 +219,10 @@ class LoraModel(Transformer):
 
     def for_decoding(self) -> Transformer:
         """Return the merged copy, or these adapters as they are where a copy would be larger than what is read."""
-        return self if isinstance(self.model, FrozenModel) else self.merged()
+        if not isinstance(self.model, FrozenModel):
+            return self.merged()
+        self._begin_pass()
+        return self
 
     def adapters(self) -> dict[str, LowRank]:
         """Return what is added to each matrix that has an adapter, by its name: views."""
@@ -230,7 +247,7 @@ class LoraModel(Transformer):
         """Write the adapters as a GGUF file, for `llama.cpp --lora` on a file of the model; kind is F32, F16 or BF16.
 
         `name` is that of the adapters in it, the file's own when not given.  Unless `check` is false it is read again.
-        ConfigError for another kind, or a model that llama.cpp does not compute; errors of `write_gguf_adapter`.
+        ConfigError for another kind, DoRA, or a model that llama.cpp does not compute; errors of `write_gguf_adapter`.
         """
         self._require_adapters_alone("a GGUF file of adapters")
         return write_gguf_adapter(
@@ -246,7 +263,12 @@ class LoraModel(Transformer):
         )  # fmt: skip
 
     def _require_adapters_alone(self, place: str) -> None:
-        """Raise ConfigError if something is trained whole, for which a place has no room."""
+        """Raise ConfigError if something is trained whole, or the lengths of rows, for which a place has no room."""
+        if self.lora.use_dora:
+            raise ConfigError(
+                f"{place} holds adapters alone, and lengths of rows are trained (use_dora); save PEFT's folder, or the "
+                "merged model"
+            )
         if self._copies:
             raise ConfigError(
                 f"{place} holds adapters alone, and {listed(self._copies, 3)} are trained whole (modules_to_save, "
@@ -287,12 +309,16 @@ class LoraModel(Transformer):
 
 
 def _put_into(model: TrainableModel, lora: LoraModel) -> None:
-    """Add s B A to the weights of `model`, and copy what is trained whole."""
+    """Add s B A to the weights of `model`, of DoRA bring the rows to their lengths, and copy what is trained whole."""
+    lora._begin_pass()
+    factors = {name: g for adapter in lora._adapters for name, g in adapter.factors().items()}
     for name in lora._copies:
         model.weights[name] = lora.weights[name]
     for name, (a, b, scale) in lora.adapters().items():
         w = model.weights[name]
         product(w, b * np.float32(scale), a, addend=w)
+        if name in factors:
+            np.multiply(w, factors[name][:, None], out=w)
 
 
 def _without_second(tensors: Mapping[str, np.ndarray], config: LoraConfig, place: str) -> dict[str, np.ndarray]:

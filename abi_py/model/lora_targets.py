@@ -25,6 +25,7 @@ from ..formats.forms import stored_names, stored_shape
 from ..lora_config import is_expression
 from ..parameters import Buffers, HfName, Tensor, Weight, joined
 from .layers.adapter import Adapter, Group, Part
+from .layers.dora_adapter import DoraAdapter
 from .layers.layer import Layer
 from .layers.linear import Linear
 
@@ -48,6 +49,8 @@ __all__ = [
 AnyLora = TypeVar("AnyLora", bound=LoraConfig)
 
 MASKS = 7  # with the configuration's seed, the seed of all masks: another than that of the adapters
+PARTS = "abm"  # what an adapter is made of: A, B, and with DoRA the lengths of the rows
+PEFT_NAMES = {"a": "lora_A.weight", "b": "lora_B.weight", "m": "lora_magnitude_vector"}
 PREFIX = "base_model.model."  # of PEFT's names of tensors
 
 
@@ -262,20 +265,19 @@ def _check_names(
 
 
 def trained_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tensor, ...]:
-    """Return all that is trained in flat order: in each linear layer first the As, then the Bs; then the copies."""
+    """Return all that is trained in flat order: in each linear layer As, Bs, and DoRA's lengths; then the copies."""
     table: list[Tensor] = []
     offset = 0
     adapted = set()
     for _, targets in _targets(shape, layers(shape), config):
         adapted |= {target.module for target in targets}
-        for half in "ab":
+        for kind in PARTS if config.use_dora else PARTS[:2]:
             for target in targets:
                 base = target.tensor
                 outer, inner = base.shape
-                sizes = (target.rank, inner) if half == "a" else (outer, target.rank)
-                form = HfName(f"{PREFIX}{target.module}.lora_{half.upper()}.weight")
-                names = (form,), f"{base.gguf_name}.lora_{half}"
-                table.append(Tensor(f"{base.name}.{half}", *names, sizes, offset, decay=True))
+                sizes = {"a": (target.rank, inner), "b": (outer, target.rank), "m": (outer,)}[kind]
+                names = (HfName(f"{PREFIX}{target.module}.{PEFT_NAMES[kind]}"),), f"{base.gguf_name}.lora_{kind}"
+                table.append(Tensor(f"{base.name}.{kind}", *names, sizes, offset, decay=kind != "m"))
                 offset += table[-1].size
     for tensor in copies(shape, config):
         form = tensor.hf_names[-1]
@@ -288,7 +290,7 @@ def trained_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tens
 
 
 def _is_adapter(entry: Tensor) -> bool:
-    return entry.name.endswith((".a", ".b"))
+    return entry.name.endswith((".a", ".b", ".m"))
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], place: str) -> None:
@@ -302,8 +304,9 @@ def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], 
             found = tensors.get(name)
             if found is None or found.shape != wanted:
                 what = "is missing" if found is None else f"has shape {found.shape}"
-                rank = f"rank {min(entry.shape)}" if _is_adapter(entry) else "what is trained whole"
-                rule = f"{rank} on this model takes {wanted}; load it on the model it is of"
+                kind = {".m": "DoRA", ".a": f"rank {entry.shape[0]}", ".b": f"rank {entry.shape[-1]}"}
+                which = kind.get(entry.name[-2:], "what is trained whole")
+                rule = f"{which} on this model takes {wanted}; load it on the model it is of"
                 raise CheckpointError(f"{place}: {name} {what}; {rule}")
             if found.dtype.kind != "f":
                 raise CheckpointError(f"{place}: {name} is {found.dtype}; adapters are floats")
@@ -316,7 +319,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], 
 
 
 def initialize(parameters: Buffers, config: LoraConfig) -> None:
-    """Fill A from U(±1/√in), which is Kaiming's rule with a = √5 as PEFT uses it, and B with zeros."""
+    """Fill A from U(±1/√in), which is Kaiming's rule with a = √5 as PEFT uses it, and all else with zeros."""
     random = np.random.default_rng(config.seed)
     for name, view in parameters.weights.items():
         view.fill(0)
@@ -330,22 +333,32 @@ def initialize(parameters: Buffers, config: LoraConfig) -> None:
 # -- on the layers ----------------------------------------------------------------------------------
 
 
-def adapt(made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig) -> None:
-    """Put the adapters on the linear layers."""
+def adapt(
+    made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig
+) -> list[Adapter]:
+    """Put the adapters on the linear layers, and return them."""
     # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
     seed = int(np.random.SeedSequence([config.seed, MASKS]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     found = _targets(shape, made, config)
     streams = sum(len(linear.projections) for linear, _ in found)
+    adapters: list[Adapter] = []
     for linear, targets in found:
         if targets:
             groups = _groups(linear, targets, parameters, config)
-            linear.adapter = Adapter(groups, _scales(targets), config.dropout, seed, streams)
             _size(linear, targets, config)
+            adapter = Adapter(groups, _scales(targets), config.dropout, seed, streams)
+            if config.use_dora:
+                lengths = [parameters.weight(f"{target.tensor.name}.m") for target in targets]
+                adapter = DoraAdapter.on(linear, [target.index for target in targets], lengths, adapter)
+            linear.adapter = adapter
+            adapters.append(adapter)
+    return adapters
 
 
 def _size(linear: Linear, targets: Sequence[Target], config: LoraConfig) -> None:
     """Tell a linear layer what its adapters save and need."""
     linear.rank, linear.dropout = sum(target.rank for target in targets), config.dropout > 0
+    linear.magnitudes = sum(target.tensor.shape[0] for target in targets) if config.use_dora else 0
 
 
 def _scales(targets: Sequence[Target]) -> np.ndarray:

@@ -10,6 +10,7 @@ from ..errors import AbiError
 from ..lora_config import LoraConfig
 from ..shape import ModelFamily, Precision
 from .compiling import (
+    DORA,
     GENERATION,
     HEADS,
     LORA,
@@ -136,8 +137,9 @@ def exercise(name: str, variant: str = "", family: ModelFamily | None = None) ->
     )
     ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
     model: TrainableModel | LoraModel = tiny(family)
-    if variant in (LORA, LORA_BF16, LORA_NARROW):
-        model = LoraModel(tiny(family) if variant == LORA else tiny_frozen(family, "bf16"), LoraConfig(rank=2))
+    if name in DORA or variant in (LORA, LORA_BF16, LORA_NARROW):
+        base = tiny_frozen(family, "bf16") if variant in (LORA_BF16, LORA_NARROW) else tiny(family)
+        model = LoraModel(base, LoraConfig(rank=2, use_dora=name in DORA))
     for array in model.stack.arena.saved(ids.size, precision == "bf16", borrows=True):
         array.fill(0)  # rows of experts, which a kernel would look for where silent ones left anything
     if precision == "fp32":

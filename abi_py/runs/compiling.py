@@ -62,7 +62,8 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
 GENERATION = ("cache_append", "_cached_attention", "_attention_of_rows", "_streamed", "_checksum")
 FORWARD = ("embedding_forward", "_product")  # the last where a prompt is long
 TRAINS = ("_backward", "_rounded", "_gradients", "_in_place")  # end the names of layers' kernels that generation lacks
-NOT_IN_A_STEP = ("_dropout", *GENERATION)
+DORA = ("row_squares", "row_lengths", "row_factors", "_dora_forward", "dora_backward")
+NOT_IN_A_STEP = ("_dropout", *DORA, *GENERATION)
 ONLY_NARROW = (  # not in float32
     *("rope_forward_rounded", "swiglu_forward_rounded", "gelu_forward_rounded"),
     "weighted_swiglu_forward_rounded",
@@ -153,10 +154,12 @@ def kernels_of_training(
     wanted |= {f"{kernel}:{precision}" for kernel in VARIANTS[precision] if kernel not in elsewhere} | own
     wanted |= {STREAM} if own & EXPERTS else set()
     if lora is not None:
-        others -= {"_dropout"} if lora.dropout else set()
+        more_kernels = {"_dropout"} if lora.dropout else set()
+        more_kernels |= {*DORA, "_checksum"} if lora.use_dora else set()
+        others -= more_kernels
         variants = [LORA, *([LORA_BF16] if "bf16" in storages else []), *([LORA_NARROW] if storages else [])]
         more = {f"{kernel}:{variant}" for variant in variants for kernel in set(VARIANTS[variant]) - elsewhere}
-        wanted |= {"_dropout", *more}
+        wanted |= more_kernels | more
         wanted |= {f"{STORED_ROWS}:{storage}" for storage in storages}
     return [name for name in kernel_names() if name in wanted and name not in others]
 

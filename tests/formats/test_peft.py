@@ -124,7 +124,6 @@ def test_targets_of_one_layer(model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"use_dora": True}, "use_dora is True; this version computes only False"),
         ({"bias": "some"}, r"bias \(some\) must be none, all or lora_only"),
         ({"rank_pattern": {"q_proj": 4}}, r"has shape \(3, 24\); rank 4 on this model takes \(4, 24\)"),
         ({"rank_pattern": [4]}, r"rank_pattern is \[4\]; it must be an object of names and numbers"),

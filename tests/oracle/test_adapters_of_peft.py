@@ -39,7 +39,14 @@ def write(transformers, peft, torch, tmp_path):
     return made
 
 
-@pytest.mark.parametrize("settings", [{"r": 4, "lora_alpha": 12}, {"r": 4, "lora_alpha": 6, "use_rslora": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 4, "lora_alpha": 12},
+        {"r": 4, "lora_alpha": 6, "use_rslora": True},
+        {"r": 4, "lora_alpha": 6, "use_dora": True},
+    ],
+)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_they_are_read_merged_and_trained_on(write, torch, tmp_path, capsys, family, settings):
     theirs = write(family=family, target_modules=TARGETS.get(family, ["q_proj", "v_proj", "down_proj"]), **settings)
@@ -72,7 +79,7 @@ def test_they_are_read_merged_and_trained_on(write, torch, tmp_path, capsys, fam
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"use_dora": True}, "use_dora is True"),
+        ({"use_qalora": True}, "use_qalora is True"),
         ({"kind": "IA3Config"}, "peft_type is 'IA3'"),
     ],
 )

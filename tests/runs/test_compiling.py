@@ -290,6 +290,7 @@ for family in ModelFamily:  # no other family takes other types than the one tha
 twice = {"swiglu_backward": 2, "weighted_swiglu_backward": 2, "gelu_backward": 2, "cache_append": 2}
 twice |= {"rms_norm_forward": 2, "rms_norm_backward": 2}
 twice["bias_forward"] = 2  # of all parts together, and of each
+twice |= {"_dora_forward": 2, "dora_backward": 2}  # the same
 twice["_product"] = 7  # of whole arrays; of adapters, whose operands are columns of arrays, three; as many of bfloat16
 twice["_streamed"] = 3  # of float32; of an expert's few rows by bfloat16: columns of an array, and whole ones
 twice |= dict.fromkeys(compiling.ON_BLOCKS, 0)  # left to whoever opens a quantised model

@@ -151,6 +151,7 @@ LORA = {
     "modules_to_save": (("norm",), "shapes"),
     "ensure_weight_tying": (True, "shapes"),
     "use_rslora": (True, "logits"),
+    "use_dora": (True, "shapes"),
     "seed": (1, "logits"),
 }
 

@@ -23,13 +23,13 @@ from ...kernels.engine.scratch import aligned_empty
 from ...kernels.unchecked import dropout_backward, dropout_forward, product, streamed_product
 from .run import Run
 
-__all__ = ["Adapter", "AdapterScratch", "Group", "Part"]
+__all__ = ["Adapter", "AdapterScratch", "Group", "Part", "shaped"]
 
 
 class AdapterScratch(Protocol):
     """Scratch of a layer whose linear layers may have adapters."""
 
-    du: np.ndarray  # flat
+    du: np.ndarray  # flat; with DoRA also what `dora_adapter.py` needs
     dropped: np.ndarray  # flat
 
 
@@ -76,7 +76,7 @@ class Adapter:
         """Return D(x): x itself where nothing is dropped, else a copy in s.dropped."""
         if not self.drops(run):
             return x
-        kept = _shaped(s.dropped, *x.shape)
+        kept = shaped(s.dropped, *x.shape)
         between(lambda run: dropout_forward(kept, x, self.dropout, self.mask_seed(group, run)), run)
         return kept
 
@@ -84,10 +84,24 @@ class Adapter:
         """Turn dx from the gradient of D(x) into that of x, in place."""
         dropout_backward(dx, dx, self.dropout, self.mask_seed(group, run))
 
+    # -- what follows from its weights ------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Set what does not begin as noise or zeros."""
+
+    def measure(self) -> None:
+        """Work out what passes read besides the weights, as these now are."""
+
+    def factors(self) -> dict[str, np.ndarray]:
+        """Return what merging multiplies the rows of W + s B A with, by the name of W; nothing where that is 1."""
+        return {}
+
     # -- passes: what they add to those of `Linear` -----------------------------------------------
 
-    def forward(self, y: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
-        """Add to y (N, out), and overwrite u (R, N)."""
+    def forward(
+        self, y: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run, addend: np.ndarray | None
+    ) -> None:
+        """Add to y (N, out), the products with what they began with, and overwrite u (R, N)."""
         for group in self.groups:
             kept = self.drop(x, group, s, run)
             product(u[group.ranks], group.a, kept, transpose_b=True, number_format=run.number_format)
@@ -98,8 +112,12 @@ class Adapter:
                 both = {"transpose_a": True, "transpose_b": True}
                 product(target, u[part.ranks], part.b, **both, addend=target, number_format=run.number_format)
 
-    def decode(self, y: np.ndarray, x: np.ndarray, run: Run) -> None:
-        """Add to y (N, out), for generation."""
+    def apart(self, addend: np.ndarray | None) -> np.ndarray | None:
+        """Return what `decode` reads as the addend, after a product that may have been written over it."""
+        return addend
+
+    def decode(self, y: np.ndarray, x: np.ndarray, run: Run, addend: np.ndarray | None) -> None:
+        """Add to y (N, out), for generation; the addend is what `apart` has returned."""
         for group in self.groups:
             u = aligned_empty((len(x), len(group.a)))
             streamed_product(u, x, group.a)
@@ -109,9 +127,13 @@ class Adapter:
                 target = y[:, part.columns]
                 streamed_product(target, u[:, ranks], part.b, addend=target)
 
+    def through(self, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> np.ndarray:
+        """Return the gradient (N, out) of x Wᵀ, after `inner_gradient`."""
+        return dy
+
     def inner_gradient(self, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Write du (R, N) to s.du."""
-        du = _shaped(s.du, *u.shape)
+        du = shaped(s.du, *u.shape)
         for group in self.groups:
             for part in group.parts:  # forward: y = u Bᵀ
                 dy_part = dy[:, part.columns]
@@ -123,7 +145,7 @@ class Adapter:
     def weight_gradients(self, dy: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Add to dA and dB, or overwrite them, given the du in s.du."""
         number_format, both = run.number_format, {"transpose_a": True, "transpose_b": True}
-        du = _shaped(s.du, *u.shape)
+        du = shaped(s.du, *u.shape)
         for group in self.groups:
             for part in group.parts:  # forward: y = u Bᵀ
                 dy_part, base = dy[:, part.columns], part.db if run.accumulate else None
@@ -137,19 +159,19 @@ class Adapter:
                 number_format=number_format,
             )
 
-    def input_gradient(self, dx: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
+    def input_gradient(self, dx: np.ndarray, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Add to dx (N, in), given the du in s.du."""
-        du = _shaped(s.du, *u.shape)
+        du = shaped(s.du, *u.shape)
         for group in self.groups:  # forward: u = s D(x) Aᵀ
             if not self.drops(run):
                 product(dx, du[group.ranks], group.a, transpose_a=True, addend=dx, number_format=run.number_format)
             else:
-                part_of_dx = _shaped(s.dropped, *dx.shape)
+                part_of_dx = shaped(s.dropped, *dx.shape)
                 product(part_of_dx, du[group.ranks], group.a, transpose_a=True, number_format=run.number_format)
                 between(partial(self.drop_backward, part_of_dx, group), run)
                 by_numpy(np.add, dx, part_of_dx, out=dx)
 
 
-
-def _shaped(scratch: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def shaped(scratch: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return the beginning of scratch as a matrix."""
     return scratch.reshape(-1)[: rows * columns].reshape(rows, columns)

@@ -96,6 +96,7 @@ class Linear:
         self.products: list[Joined] = []  # those, neighbours joined
         self.weights: list[Weight] = []  # those, and the biases
         self.rank, self.dropout = 0, False  # of its adapters together; whether something of x is dropped
+        self.magnitudes = 0  # columns of y with a length of their own (DoRA)
 
     # -- description -----------------------------------------------------------------------------
 
@@ -118,7 +119,7 @@ class Linear:
 
     def saved(self) -> Entry:
         """Return what its adapters save."""
-        return Entry(self.rank, Form.COLUMNS)
+        return Entry(self.rank + self.magnitudes, Form.COLUMNS)
 
     def flops(self, below: bool) -> float:
         """Return its operations for each row in forward and backward; see `Layer.flops`."""
@@ -127,7 +128,8 @@ class Linear:
         pairs = zip(self.projections, self.parts, strict=False)  # no parts before they are bound
         frozen = self.inputs * sum(projection.width for projection, part in pairs if part.dw is None)
         matrix, dx = self.inputs * self.width, 1 if below else 0
-        return 2.0 * ((2 + dx) * matrix - frozen) + 6.0 * (first + second) - 2.0 * first * (1 - dx)
+        again = self.inputs * self.magnitudes if self.dropout else 0  # h Wᵀ, where y is x Wᵀ
+        return 2.0 * ((2 + dx) * matrix - frozen + (1 + dx) * again) + 6.0 * (first + second) - 2.0 * first * (1 - dx)
 
     # -- weights ---------------------------------------------------------------------------------
 
@@ -168,22 +170,23 @@ class Linear:
     def forward(
         self, y: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run, addend: np.ndarray | None = None
     ) -> None:
-        """Overwrite y (N, out) from x (N, in), with addend (N, out) added; u (R, N) is what the adapters save."""
+        """Overwrite y (N, out) from x (N, in), with addend (N, out) added; u is what the adapters save."""
         for each in self.products:
             base = None if addend is None else each.of(addend)
             each.product(each.of(y), x, base, run)
-        self._add_biases(y)
         if self.adapter is not None:
-            self.adapter.forward(y, x, u, s, run)
+            self.adapter.forward(y, x, u, s, run, addend)
+        self._add_biases(y)
 
     def decode(self, y: np.ndarray, x: np.ndarray, run: Run, addend: np.ndarray | None = None) -> None:
         """Overwrite y from x for generation, with addend added; few rows of x read each weight as it lies."""
+        apart = addend if self.adapter is None else self.adapter.apart(addend)
         for each in self.products:
             base = None if addend is None else each.of(addend)
             each.decode(each.of(y), x, base, run)
-        self._add_biases(y)
         if self.adapter is not None:
-            self.adapter.decode(y, x, run)
+            self.adapter.decode(y, x, run, apart)
+        self._add_biases(y)
 
     def _add_biases(self, y: np.ndarray) -> None:
         """Add the biases to what the products have written."""
@@ -227,16 +230,18 @@ class Linear:
 
     def input_gradient(self, dx: np.ndarray, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> None:
         """Overwrite dx (N, in)."""
+        through = dy if self.adapter is None else self.adapter.through(dy, u, s, run)
         for index, each in enumerate(self.products):
-            each.product_backward(dx, each.of(dy), dx if index else None, run)
+            each.product_backward(dx, each.of(through), dx if index else None, run)
         if self.adapter is not None:
-            self.adapter.input_gradient(dx, u, s, run)
+            self.adapter.input_gradient(dx, dy, u, s, run)
 
 
 def adapter_scratch(linears: Sequence[Linear]) -> dict[str, Entry]:
     """Return the scratch that the adapters of a layer's linear layers need."""
     widest = max((linear.inputs for linear in linears if linear.dropout), default=0)
-    return {"du": Entry(max(linear.rank for linear in linears), Form.FLAT), "dropped": Entry(widest, Form.FLAT)}
+    inner = max(linear.rank + (1 + linear.dropout) * linear.width * bool(linear.magnitudes) for linear in linears)
+    return {"du": Entry(inner, Form.FLAT), "dropped": Entry(widest, Form.FLAT)}
 
 
 def _join(weights: Sequence[Weight], columns: Sequence[slice], parts: int) -> list[Joined]:

@@ -1,0 +1,410 @@
+"""DoRA: gradients, bits at the start, dropout, storages, merging, checkpointing strategies, costs."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numba
+import numpy as np
+import pytest
+from small_models import make_batch, make_model
+
+from abi_py.config import LoraConfig
+from abi_py.gradcheck import check_close, check_gradient, relative_error
+from abi_py.kernels.dropout import dropout_mask_ref
+from abi_py.kernels.engine.jit import JIT
+from abi_py.kernels.storage import STORAGES
+from abi_py.model import LoraModel, reference
+from abi_py.model.layers.linear import Linear, Projection
+from abi_py.model.layers.run import Run
+from abi_py.parameters import Weight
+from abi_py.runs.tiny_models import stored_as
+
+EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TARGETS = [EVERY, ("q_proj", "v_proj"), ("k_proj", "up_proj"), ("o_proj",), ("gate_proj", "down_proj")]
+ODD = {"hidden_dim": 21, "num_heads": 3, "num_kv_heads": 1, "head_dim": 6, "intermediate_dim": 13}
+
+
+def move(lora):
+    """Give B and m values that they may have after some steps."""
+    rng = np.random.default_rng(5)
+    for name, w in lora.weights.items():
+        if name.endswith(".b"):
+            w[...] = 0.1 * rng.standard_normal(w.shape)
+        elif name.endswith(".m"):
+            w *= np.exp(0.3 * rng.standard_normal(w.shape)).astype(np.float32)
+    return lora
+
+
+def make_dora(size=6.0, rank=3, shape=(), family=None, **options):
+    """Return adapters as they may be after some steps."""
+    return move(LoraModel(make_model(size, **dict(shape)), LoraConfig(rank=rank, use_dora=True, **options)))
+
+
+def step(lora, ids, labels, **options):
+    lora.zero_gradients()
+    result = lora.compute_loss(ids, labels, backward=True, **options)
+    return result.loss, lora.parameters.gradients_flat.copy()
+
+
+def merged_ref(lora, lengths=None):
+    """Return the model's weights with rows of W + s B A as long as m says, in float64, and those rows' own lengths."""
+    adapters, weights, found = reference.widened(lora.weights), reference.widened(lora.model.weights), {}
+    for name in weights:
+        if f"{name}.a" in adapters:
+            w = weights[name] + lora.lora.scaling * adapters[f"{name}.b"] @ adapters[f"{name}.a"]
+            found[name] = np.linalg.norm(w, axis=1) if lengths is None else lengths[name]
+            weights[name] = w * (adapters[f"{name}.m"] / found[name])[:, None]
+    return weights, found
+
+
+# -- the beginning -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_fresh_adapter_changes_no_bit(rng, precision, dropout):
+    """Sums of more than one slice among them: a product's order does not change."""
+    lora = LoraModel(
+        make_model(hidden_dim=520, intermediate_dim=1100, num_layers=1),
+        LoraConfig(rank=5, dropout=dropout, use_dora=True),
+    )
+    ids, labels = make_batch(rng, lora.model, 1, 5)
+    expected = lora.model.compute_loss(ids, labels, precision=precision).token_losses
+    for backward in (False, True):
+        got = lora.compute_loss(ids, labels, precision=precision, backward=backward)
+        assert got.token_losses.tobytes() == expected.tobytes()
+    assert lora.forward(ids).tobytes() == lora.model.forward(ids).tobytes()
+    for name, w in lora.weights.items():
+        if name.endswith(".m"):
+            check_close(w, np.linalg.norm(lora.model.weights[name[:-2]].astype(float), axis=1), 1e-6)
+    assert lora.merged().collect_weights().tobytes() == lora.model.collect_weights().tobytes()
+
+
+# -- gradients -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [{}, ODD], ids=["", "odd"])
+@pytest.mark.parametrize("targets", TARGETS, ids=" ".join)
+def test_gradients_equal_the_reference(rng, targets, shape):
+    """g (W + s B A) is the matrix of the merged model, with constant n: dA = s Bᵀ (g dW), dB = s (g dW) Aᵀ, and dm is
+    the sum of dW along the row's direction."""
+    lora = make_dora(target_modules=targets, shape=shape, alpha=5)
+    ids, labels = make_batch(rng, lora.model, 2, 7)
+    loss, _ = step(lora, ids, labels)
+    merged, lengths = merged_ref(lora)
+    expected, dw = reference.loss_and_gradients(lora.layers, merged, ids, labels)
+    assert abs(loss - expected) < 1e-5
+    adapters, s = reference.widened(lora.weights), lora.lora.scaling
+    for tensor, gradient in lora.gradients.items():
+        name, kind = tensor[:-2], tensor[-1]
+        a, b, m = (adapters[f"{name}.{each}"] for each in "abm")
+        dz = (m / lengths[name])[:, None] * dw[name]
+        wanted = {"a": s * b.T @ dz, "b": s * dz @ a.T, "m": (dw[name] * merged[name]).sum(1) / m}[kind]
+        check_close(gradient, wanted, 1e-4, tensor)
+
+
+@pytest.mark.parametrize("kind", "abm")
+def test_the_reference_equals_finite_differences(rng, kind):
+    """In float64, with the lengths n as they are: PEFT's detached norm, section 4.3 of the paper."""
+    lora = make_dora(4.0, rank=2, shape={"num_layers": 1})
+    ids, labels = make_batch(rng, lora.model, 2, 5)
+    lengths = merged_ref(lora)[1]
+    name = "layers.0.w_up"
+    adapters, s = reference.widened(lora.weights), lora.lora.scaling
+
+    def loss(value):
+        parts = {**{each: adapters[f"{name}.{each}"] for each in "abm"}, kind: value}
+        weights = merged_ref(lora, lengths)[0]
+        w = lora.model.weights[name].astype(float) + s * parts["b"] @ parts["a"]
+        weights[name] = (parts["m"] / lengths[name])[:, None] * w
+        return reference.loss_and_gradients(lora.layers, weights, ids, labels)[0]
+
+    merged = merged_ref(lora)[0]
+    dw = reference.loss_and_gradients(lora.layers, merged, ids, labels)[1][name]
+    a, b, m = (adapters[f"{name}.{each}"] for each in "abm")
+    dz = (m / lengths[name])[:, None] * dw
+    wanted = {"a": s * b.T @ dz, "b": s * dz @ a.T, "m": (dw * merged[name]).sum(1) / m}[kind]
+    check_gradient(loss, adapters[f"{name}.{kind}"], wanted, rng, 1e-6)
+
+
+def test_a_wrong_length_would_be_noticed(rng):
+    lora = make_dora()
+    batch = make_batch(rng, lora.model, 2, 7)
+    before = step(lora, *batch)[1]
+    lora.weights["layers.1.w_o.m"][...] *= np.float32(1.01)
+    assert relative_error(step(lora, *batch)[1], before) > 1e-4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("storage", ["float32", "bf16", "q8_0"])
+@pytest.mark.parametrize(("outers", "targeted"), [((11,), (0,)), ((17, 5, 9), (0, 2)), ((64, 3), (0, 1))])
+def test_one_layer_equals_the_definition(rng, outers, targeted, storage, dropout):
+    """y, dx and each gradient of a layer with biases and an addend, whose matrices are kept in any storage."""
+    from abi_py.model.layers.adapter import Group, Part
+    from abi_py.model.layers.dora_adapter import DoraAdapter, Magnitude
+    from abi_py.model.layers.linear import Joined
+
+    N, inner, R, scale = 13, 32, 3, 0.7
+    kept = STORAGES[storage]
+    linear = Linear(inner, *(Projection(f"w{k}", outer, f"b{k}") for k, outer in enumerate(outers)))
+    weights = {
+        f"w{k}": Weight(f"w{k}", kept.encode_ref(rng.standard_normal((outer, inner)).astype(np.float32)), None, kept)
+        for k, outer in enumerate(outers)
+    }
+    biases = [rng.standard_normal(outer).astype(np.float32) for outer in outers]
+    weights |= {f"b{k}": Weight(f"b{k}", bias, None) for k, bias in enumerate(biases)}
+    linear.bind("", weights.__getitem__)
+    parts, groups, magnitudes, columns = [], [], [], linear.columns()
+    place = R * len(targeted)
+    for k, at in enumerate(targeted):
+        b = 0.3 * rng.standard_normal((outers[at], R)).astype(np.float32)
+        parts.append(Part(columns[at], slice(k * R, (k + 1) * R), b, np.zeros_like(b)))
+        m = np.abs(rng.standard_normal(outers[at])).astype(np.float32) + 1
+        base = Joined(None, linear.parts[at].w, None, kept)
+        magnitudes.append(Magnitude.of(f"w{at}", slice(place, place + outers[at]), base, m, np.zeros_like(m)))
+        place += outers[at]
+    a = rng.standard_normal((R * len(parts), inner)).astype(np.float32)
+    da = np.zeros_like(a)
+    if dropout:
+        groups = [Group(p.ranks, a[p.ranks], da[p.ranks], (p,), 3 * k) for k, p in enumerate(parts)]
+    else:
+        groups = [Group(slice(0, len(a)), a, da, tuple(parts), 0)]
+    scales = np.full((len(a), 1), scale, np.float32)
+    adapter = DoraAdapter(tuple(groups), scales, dropout, 11, 50, tuple(magnitudes), linear.width, len(a))
+    linear.adapter = adapter
+    adapter.measure()
+
+    x = rng.standard_normal((N, inner)).astype(np.float32)
+    dy, addend = rng.standard_normal((2, N, linear.width)).astype(np.float32)
+    s = SimpleNamespace(
+        du=np.full((len(a) + 2 * linear.width) * N + 5, np.nan, np.float32),
+        dropped=np.empty((N, inner + 3), np.float32),
+    )
+    saved, y, dx = np.empty((place, N), np.float32), np.empty_like(dy), np.empty_like(x)
+    zeros = np.zeros(N, np.int32)
+    run = Run(1, N, zeros, zeros, draw=4, accumulate=False)
+    linear.forward(y, x, saved, s, run, addend=addend)
+    for magnitude in magnitudes:
+        magnitude.dm[...] = np.nan  # whatever was there is overwritten
+    linear.backward(dx, dy, x, saved, s, run)
+
+    wide_x, wide_dy = x.astype(float), dy.astype(float)
+    w = np.concatenate([kept.decode_ref(weights[f"w{k}"].w) for k in range(len(outers))]).astype(float)
+    y_ref = wide_x @ w.T + np.concatenate(biases) + addend
+    dx_ref = wide_dy @ w
+    streams = {id(part): group.stream for group in groups for part in group.parts}
+    for part, magnitude in zip(parts, magnitudes, strict=True):
+        mask = np.ones_like(wide_x)
+        if dropout:
+            mask = dropout_mask_ref(x.shape, dropout, 11 + 4 * 50 + streams[id(part)]) / (1 - dropout)
+        h, dy_part, w_part = wide_x * mask, wide_dy[:, part.columns], w[part.columns]
+        a_part, b, m = a[part.ranks].astype(float), part.b.astype(float), magnitude.m.astype(float)
+        n = np.linalg.norm(w_part + scale * b @ a_part, axis=1)
+        check_close(magnitude.n, n, 1e-6)
+        g, z = m / n, h @ (w_part + scale * b @ a_part).T
+        y_ref[:, part.columns] += g * z - h @ w_part.T
+        dx_ref += (((g - 1) * dy_part) @ w_part + scale * (g * dy_part) @ b @ a_part) * mask
+        check_close(part.db, scale * (g * dy_part).T @ (h @ a_part.T), 1e-5)
+        check_close(da[part.ranks], scale * ((g * dy_part) @ b).T @ h, 1e-5)
+        check_close(magnitude.dm, (dy_part * z).sum(0) / n, 1e-5)
+    check_close(y, y_ref, 1e-5)
+    check_close(dx, dx_ref, 1e-5)
+
+    once = da.copy(), [part.db.copy() for part in parts], [magnitude.dm.copy() for magnitude in magnitudes]
+    again = np.empty_like(dx)  # in the order of a layer whose x is there only after dx
+    linear.inner_gradient(dy, saved, s, run)
+    linear.input_gradient(again, dy, saved, s, run)
+    linear.weight_gradients(dy, x, saved, s, run)
+    assert again.tobytes() == dx.tobytes()
+    assert da.tobytes() == once[0].tobytes()
+    linear.backward(None, dy, x, saved, s, replace(run, accumulate=True))
+    check_close(da, 2 * once[0], 1e-6)
+    for part, magnitude, db, dm in zip(parts, magnitudes, *once[1:], strict=True):
+        check_close(part.db, 2 * db, 1e-6)
+        check_close(magnitude.dm, 2 * dm, 1e-6)
+
+    decoded = addend.copy()
+    linear.decode(decoded, x, Run(1, N, None, zeros), addend=decoded)  # written over what is added
+    plain = np.empty_like(y)
+    linear.forward(plain, x, saved, s, replace(run, draw=None), addend=addend)
+    check_close(decoded, plain, 1e-5)
+
+
+def test_lengths_follow_the_weights(rng):
+    """A pass after a change of any adapter reads the new lengths; another of the same weights measures nothing."""
+    lora = make_dora(4.0)
+    ids, _ = make_batch(rng, lora.model)
+    for kind in "abm":
+        lora.weights[f"layers.0.w_v.{kind}"][0] *= np.float32(1.5)
+        check_close(lora.forward(ids), lora.merged().forward(ids), 1e-5)
+    measured = []
+    for adapter in lora._adapters:
+        object.__setattr__(adapter, "measure", lambda: measured.append(1))
+    lora.forward(ids)
+    assert not measured
+    lora.weights["layers.0.w_v.a"][0] += 1
+    lora.forward(ids)
+    assert len(measured) == len(lora._adapters)
+
+
+def test_accumulating_and_overwriting(rng):
+    lora = make_dora()
+    ids, labels = make_batch(rng, lora.model)
+    once = step(lora, ids, labels)[1]
+    lora.compute_loss(ids, labels, backward=True)
+    check_close(lora.parameters.gradients_flat, 2 * once, 1e-6)
+    lora.parameters.gradients_flat[...] = np.nan
+    assert step(lora, ids, labels)[1].tobytes() == once.tobytes()
+
+
+def test_dropout_is_of_training_only_and_new_each_time(rng):
+    lora, plain = make_dora(dropout=0.5), make_dora()
+    ids, labels = make_batch(rng, lora.model)
+    assert lora.compute_loss(ids, labels).loss == pytest.approx(plain.compute_loss(ids, labels).loss, abs=1e-6)
+    first, second = step(lora, ids, labels), step(lora, ids, labels)
+    assert first[0] != second[0]
+    lora.draws = 0
+    again = step(lora, ids, labels)
+    assert again[0] == first[0]
+    assert again[1].tobytes() == first[1].tobytes()
+
+
+# -- the same bits -------------------------------------------------------------------------------
+
+STRATEGIES = [
+    {"checkpointing": "every_n_layers", "checkpoint_interval": 2},
+    {"checkpointing": "attention_only"},
+    {"checkpointing": "full"},
+]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("options", STRATEGIES, ids=lambda options: options["checkpointing"])
+def test_strategies_give_the_same_bits(rng, options, dropout):
+    plain = make_dora(4.0, shape={"num_layers": 3}, dropout=dropout)
+    saving = make_dora(4.0, shape={"num_layers": 3, **options}, dropout=dropout)
+    ids, labels = make_batch(rng, plain.model, 2, 17 if JIT else 3)
+    segments = np.sort(rng.integers(0, 3, ids.shape))
+    for marks in ({}, {"segment_ids": segments}, {"precision": "bf16"}):
+        expected, got = step(plain, ids, labels, **marks), step(saving, ids, labels, **marks)
+        assert got[0] == expected[0]
+        assert got[1].tobytes() == expected[1].tobytes()
+
+
+@pytest.mark.skipif(not JIT or numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_one_thread_gives_the_bits_of_two(rng, dropout):
+    lora = make_dora(4.0, shape={"hidden_dim": 96, "vocab_size": 997, "max_seq_len": 128}, rank=16, dropout=dropout)
+    ids, labels = make_batch(rng, lora.model, 4, 128)
+    assert 512 * lora.flops_per_token(128) > 50e6  # not so small that it runs on one thread anyway
+    results, before = [], numba.get_num_threads()
+    try:
+        for threads in (1, 2):
+            numba.set_num_threads(threads)
+            lora.draws, lora._measured = 0, b""
+            results.append(step(lora, ids, labels))
+    finally:
+        numba.set_num_threads(before)
+    assert results[0][0] == results[1][0]
+    assert results[0][1].tobytes() == results[1][1].tobytes()
+
+
+def test_a_replayed_pass_reads_the_lengths_of_now(rng, replays):
+    """From the third pass of a kind on; lengths are measured before, in place."""
+    lora, other = make_dora(), make_dora()
+    ids, labels = make_batch(rng, lora.model)
+    for _ in range(8):  # with one thread and with two
+        lora.parameters.weights_flat *= np.float32(1.01)
+        got = step(lora, ids, labels)
+    assert bool(replays) == JIT
+    other.distribute_weights(lora.collect_weights())
+    assert step(other, ids, labels)[1].tobytes() == got[1].tobytes()
+
+
+def test_reduced_precision_is_close(rng):
+    lora = make_dora(2.0)
+    ids, labels = make_batch(rng, lora.model)
+    exact = step(lora, ids, labels)
+    for precision, tolerance in (("bf16", 0.05), ("fp16", 0.01)):
+        loss, gradient = step(lora, ids, labels, precision=precision)
+        assert abs(loss - exact[0]) < 0.02
+        assert relative_error(gradient, exact[1]) < tolerance
+
+
+@pytest.mark.parametrize("storage", ["bf16", "q8_0"])
+def test_on_a_frozen_base_it_is_that_of_its_widened_weights(rng, storage):
+    """Steps, and generation with the adapters beside the matrices."""
+    shape = {"hidden_dim": 32, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 64}
+    base = stored_as(make_model(4.0, **shape), storage)
+    frozen, wide = (
+        move(LoraModel(model, LoraConfig(rank=3, use_dora=True, use_rslora=True))) for model in (base, base.widened())
+    )
+    ids, labels = make_batch(rng, wide.model)
+    expected, got = step(wide, ids, labels), step(frozen, ids, labels)
+    assert got[0] == pytest.approx(expected[0], abs=1e-5)
+    check_close(got[1], expected[1], 1e-4)
+    from abi_py.generation.decoder import Decoder
+
+    assert frozen.for_decoding() is frozen
+    frozen.weights["layers.0.w_q.m"][...] *= np.float32(1.2)  # no pass has read it before the decoder
+    wide.weights["layers.0.w_q.m"][...] *= np.float32(1.2)
+    logits = [Decoder(each, integer=False).prefill(0, ids[0]).copy() for each in (frozen, wide)]
+    check_close(logits[0], logits[1], 1e-4)
+
+
+# -- merging -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=" ".join)
+def test_merged_weights_compute_what_the_adapters_do(rng, targets):
+    lora = make_dora(4.0, target_modules=targets)
+    ids, _ = make_batch(rng, lora.model)
+    before, expected = lora.model.collect_weights(), lora.forward(ids)
+    assert relative_error(expected, lora.model.forward(ids)) > 1e-3
+    copy = lora.merged()
+    check_close(copy.forward(ids), expected, 1e-5)
+    for name, w in copy.weights.items():
+        if f"{name}.m" in lora.weights:
+            check_close(np.linalg.norm(w.astype(float), axis=1), lora.weights[f"{name}.m"], 1e-6)
+    assert lora.merge().collect_weights().tobytes() == copy.collect_weights().tobytes()
+    assert lora.forward(ids).tobytes() == copy.forward(ids).tobytes()
+    lora.weights[next(name for name in lora.weights if name.endswith(".m"))][...] *= np.float32(1.1)
+    lora.forward(ids)  # of the merged weights: nothing is measured by them
+    lora.unmerge()
+    assert lora.model.collect_weights().tobytes() == before.tobytes()
+    check_close(lora.forward(ids), lora.merged().forward(ids), 1e-5)
+
+
+# -- costs ---------------------------------------------------------------------------------------
+
+
+def test_number_of_trained_parameters():
+    """Those of LoRA, and a length for each row."""
+    plain, lora = (LoraModel(make_model(), LoraConfig(rank=4, use_dora=dora)) for dora in (False, True))
+    rows = sum(w.shape[0] for name, w in lora.weights.items() if name.endswith(".b"))
+    assert lora.num_params() - plain.num_params() == rows
+    decays = {entry.name[-1]: entry.decay for entry in lora.parameters.table}
+    assert decays == {"a": True, "b": True, "m": False}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("options", [{}, *STRATEGIES], ids=lambda options: options.get("checkpointing", "none"))
+def test_the_plan_is_what_is_allocated(rng, options, dropout):
+    lora = make_dora(shape={"num_layers": 3, **options}, dropout=dropout)
+    ids, labels = make_batch(rng, lora.model, 2, 16, ignored=0)
+    step(lora, ids, labels)
+    plan = lora.memory_plan(2, 16)
+    assert plan["gradients"] == lora.parameters.gradients_flat.nbytes
+    assert plan["saved activations"] + plan["scratch"] == lora.stack.arena.nbytes()
+
+
+def test_with_dropout_each_adapted_matrix_is_multiplied_again():
+    shape = {"num_layers": 1}
+    plain, lora, dropped = (
+        LoraModel(make_model(**shape), LoraConfig(rank=3, target_modules=EVERY, **options))
+        for options in ({}, {"use_dora": True}, {"use_dora": True, "dropout": 0.1})
+    )
+    assert lora.flops_per_token(8) == plain.flops_per_token(8)
+    again = sum(w.size for name, w in lora.model.weights.items() if f"{name}.m" in lora.weights)
+    first = sum(lora.model.weights[f"layers.0.w_{part}"].size for part in "qkv")  # whose dx nobody needs
+    assert dropped.flops_per_token(8) - lora.flops_per_token(8) == 2 * (2 * again - first)
