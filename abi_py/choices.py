@@ -3,10 +3,12 @@
 from enum import Enum
 
 __all__ = [
+    "BaseStorage",
     "CooldownShape",
     "ExportFormat",
     "LearningRateSchedule",
     "LossOn",
+    "MergeBase",
     "MuonScale",
     "OptimizerType",
     "WeightType",
@@ -77,3 +79,31 @@ class Which(str, Enum):
 
     BEST = "best"
     LAST = "last"
+
+
+class BaseStorage(str, Enum):
+    """What the matrices under adapters may be encoded in when they are read: the names of `kernels/storage`."""
+
+    NF4_DQ = "nf4-dq"
+    NF4 = "nf4"
+    Q8_0 = "q8_0"
+    Q6_K = "q6_k"
+    Q5_K = "q5_k"
+    Q5_1 = "q5_1"
+    Q5_0 = "q5_0"
+    Q4_K = "q4_k"
+    Q4_1 = "q4_1"
+    Q4_0 = "q4_0"
+    IQ4_NL = "iq4_nl"
+    MXFP4 = "mxfp4"
+    Q3_K = "q3_k"
+    Q2_K = "q2_k"
+    BF16 = "bf16"
+    FLOAT16 = "float16"
+
+
+class MergeBase(str, Enum):
+    """Which weights adapters are merged into that were trained on encoded ones."""
+
+    ORIGINAL = "original"
+    DEQUANT = "dequant"

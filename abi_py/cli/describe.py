@@ -110,6 +110,8 @@ def describe_lora(config: "RunConfig") -> list[tuple[str, str]]:
     from ..model.lora_targets import report
 
     lines = [("lora", report(config.model, config.lora))]
+    if config.lora.kept_in is not None:
+        lines.append(("base in", f"{config.lora.kept_in}: the matrices of its linear layers, encoded as they are read"))
     if config.model.num_experts:
         lines.append(("note", "experts and their routers get no adapters: their weights stay as they are"))
     if config.base is None:

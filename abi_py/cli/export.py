@@ -98,6 +98,7 @@ def show_export(source: "Source", output: Path, form: str = "hf", **settings: An
     """Export, as `runs.exporting.export` does with these settings, and print what was taken and what was written."""
     from ..model import LoraModel
     from ..runs.exporting import export
+    from ..runs.merging import merged_into
     from .inspect import size_text
 
     console, shape = make_console(), source.shape
@@ -111,6 +112,8 @@ def show_export(source: "Source", output: Path, form: str = "hf", **settings: An
         say(console, "lora", f"{lora.report()}, on {source.loaded.base or 'random weights'}")
         if form not in ADAPTERS_ALONE:
             say(console, "note", "adapters are merged into the weights")
+            if text := merged_into(source.loaded):
+                say(console, "note", text)
     if not source.has_tokenizer and form not in ("abic", "gguf-adapter"):
         say(console, "note", "no tokenizer is there to come along")
     done = export(source, output, form, **settings)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from ..choices import MergeBase
+from ..errors import ConfigError
 from .export import DTYPES, show_export
 from .models import ModelPath, which_options
 from .options import PathType, Verb
@@ -19,6 +21,12 @@ from .options import PathType, Verb
 @click.option("--base", type=ModelPath(), help="start from this model; under the adapters  [the one that they name]")
 @click.option("--dtype", type=click.Choice(DTYPES), help="type of the weights  [float32]")
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
+@click.option(
+    "--merge-base",
+    type=click.Choice([each.value for each in MergeBase]),
+    help="of adapters trained with --base-storage: what they are merged into; the weights as the files of the base "
+    "have them, or dequant, those that they were trained on  [original]",
+)
 @which_options
 @click.option("--force", is_flag=True, help="replace what is there")
 def command(
@@ -27,6 +35,7 @@ def command(
     base: Path | None,
     dtype: str | None,
     max_shard_size: str | None,
+    merge_base: str | None,
     which: str | None,
     force: bool,
 ) -> None:
@@ -37,5 +46,9 @@ def command(
     """
     from ..runs.export_source import Source
 
-    source = Source.open(adapters, which, base, adapters=True)
+    source = Source.open(adapters, which, base, adapters=True, merge_base=MergeBase(merge_base or "original"))
+    if merge_base is not None and source.adapters.trained_in is None:
+        raise ConfigError(
+            f"--merge-base ({merge_base}) has no effect: {adapters} was trained on weights as they are; leave it out"
+        )
     show_export(source, output, dtype=dtype, max_shard_size=max_shard_size, force=force)

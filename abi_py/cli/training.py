@@ -207,6 +207,8 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
         say(console, "saved", f"{report.checkpoint}")
     left = leave_model(run, trainer, report, found)
     say(console, "model", f"{left.folder}: {left.said}")
+    if left.note:
+        say(console, "note", left.note)
     if left.gguf is not None:
         files = ", ".join(f"{size_text(size)} in {left.gguf.dtype}" for size in left.gguf.files.values())
         say(console, "gguf", f"{run.config.training.export_gguf_path}: {files}, logits compared; llama-cli -m opens it")

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..kernels.storage import Storage
-from .safetensors import PIECE, Stored
+from .safetensors import PIECE, Stack, Stored
 
-__all__ = ["Encoded", "Turned", "kept_as"]
+__all__ = ["Encoded", "Turned", "encoded_as", "kept_as"]
+
+STRIP = 1024  # rows that are encoded at once: what is there twice of a matrix; a multiple of 64
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,35 @@ def kept_as(storage: Storage, raw: np.ndarray, shape: tuple[int, ...]) -> Stored
     if storage.block > 1:
         return Encoded(raw, storage, shape)
     return Stored(raw.reshape(shape), storage.name == "bf16")
+
+
+def encoded_as(storage: Storage, kept: Stored | Stack | Encoded) -> Encoded:
+    """Return matrices (..., M, K) in another storage, in memory; of their numbers only STRIP rows are ever there.
+
+    ValueError where rows are no whole blocks, or for a number that it cannot keep.
+    """
+    *stacked, height, columns = kept.shape
+    rows = math.prod(stacked) * height
+    raw, own = storage.encoded_strips((rows, columns), _strips(kept))
+    return Encoded(raw, own, kept.shape)
+
+
+def _strips(kept: Stored | Stack | Encoded) -> Iterator[np.ndarray]:
+    """Yield the rows of stacked matrices as float32, as if each lay below the one before: STRIP of them, then the rest.
+    """
+    *stacked, height, columns = kept.shape
+    strip, filled = np.empty((STRIP, columns), np.float32), 0
+    for index in np.ndindex(*stacked):
+        matrix, first = kept.at(index), 0
+        while first < height:
+            last = min(first + STRIP - filled, height)
+            matrix.part(first, last).copy_to(strip[filled : filled + last - first])
+            filled, first = filled + last - first, last
+            if filled == STRIP:
+                yield strip
+                filled = 0
+    if filled:
+        yield strip[:filled]
 
 
 @dataclass(frozen=True)

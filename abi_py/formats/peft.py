@@ -26,14 +26,16 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "AdapterFolder",
     "adapter_config",
+    "adapter_metadata",
     "read_adapter",
     "read_adapter_config",
     "read_base_digest",
+    "read_base_storage",
     "write_adapter",
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-BASE_DIGEST = "abi_py.base_digest"
+BASE_DIGEST, BASE_STORAGE = "abi_py.base_digest", "abi_py.base_storage"
 # What else is written, and the only values of it that are read.
 FIXED: dict[str, Any] = {
     "layer_replication": None,
@@ -133,18 +135,27 @@ def _pattern(value: Any, place: Path, field: str) -> Mapping[str, Any] | None:
     return value or None
 
 
+def adapter_metadata(base_digest: str = "", base_storage: str | None = None) -> dict[str, str]:
+    """Return what the header of the tensors says, where PEFT looks for nothing: which weights they were trained on, by
+    the digest of what their files hold, and in which storage these were while they were."""
+    said = {"format": "pt", BASE_DIGEST: base_digest, BASE_STORAGE: base_storage or ""}
+    return {name: text for name, text in said.items() if text}
+
+
 def write_adapter(
-    folder: Path, tensors: Mapping[str, np.ndarray | Joined], description: Mapping[str, Any], base_digest: str = ""
+    folder: Path,
+    tensors: Mapping[str, np.ndarray | Joined],
+    description: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write both files, or leave those that are there as they are; `tensors` by PEFT's names, and `adapter_config`.
 
-    `base_digest` says which weights they were trained on: it is in the header of the tensors, where PEFT looks for
-    nothing.
+    `metadata` is that of `adapter_metadata`.
 
     NonFiniteError, and nothing written, for NaN or infinity.
     """
     check_written(folder / ADAPTER_WEIGHTS, tensors)
-    text, metadata = json_text(description), {"format": "pt", **({BASE_DIGEST: base_digest} if base_digest else {})}
+    text, metadata = json_text(description), metadata or adapter_metadata()
     with atomic_files(folder / ADAPTER_CONFIG) as open_new:
         write_pieces(open_new(folder / ADAPTER_WEIGHTS), safetensors_pieces(tensors, metadata))
         open_new(folder / ADAPTER_CONFIG).write(text.encode())
@@ -200,6 +211,11 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolde
 def read_base_digest(folder: Path) -> str:
     """Return the digest of the weights that the adapters in a folder were trained on; "" where they do not say it."""
     return read_metadata(folder / ADAPTER_WEIGHTS).get(BASE_DIGEST, "")
+
+
+def read_base_storage(folder: Path) -> str | None:
+    """Return the storage that the weights were encoded in on which the adapters were trained; None: as they were."""
+    return read_metadata(folder / ADAPTER_WEIGHTS).get(BASE_STORAGE)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

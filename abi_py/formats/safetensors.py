@@ -64,6 +64,11 @@ class Stored:
         """Say whether its numbers take two bytes each."""
         return self.bf16 or self.raw.dtype == np.float16
 
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return self.raw.nbytes
+
     def at(self, index: tuple[int, ...]) -> "Stored":
         """Return one of its matrices, by the indices of the axes before them."""
         return Stored(self.raw[index], self.bf16)

@@ -1,5 +1,8 @@
 """FrozenModel: weights that are only read, as they lie in a folder or a GGUF file: mapped, each in its own storage.
 
+With a `storage` the matrices of linear layers and experts are encoded in it, one after another, when they are opened,
+and are in memory; embedding, head and routers stay as they lie, as bitsandbytes has it.
+
 It has neither gradients nor moments.  It evaluates, it decodes, and adapters can be trained on it; a matrix in bfloat16
 so takes two bytes for each weight, which the system reads when they are first used.  So do the matrices of experts, and
 of one that is not chosen nothing is read.  What is no matrix (norms, biases) is a float32 copy.  Losses and logits have
@@ -11,23 +14,26 @@ are in another order, because only float32 neighbours are one product.
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from ..config import TrainableModelConfig
+from ..errors import ConfigError, shown
 from ..families import layers, tensor_table
-from ..formats.encoded import Encoded
+from ..fields import either
+from ..formats.encoded import Encoded, encoded_as, kept_as
 from ..formats.finite import check_read
 from ..formats.safetensors import Stack, Stored
 from ..kernels.engine.scratch import aligned_empty
-from ..kernels.storage import STORAGES, Storage
+from ..kernels.storage import OF_A_MATRIX, STORAGES, Storage
 from ..parameters import Buffers, Tensor, Weight
 from .stored import StoredModel, open_stored, open_stored_gguf
 from .transformer import TrainableModel, Transformer, zeros
 
-__all__ = ["FrozenModel", "frozen_bytes", "read_frozen"]
+__all__ = ["FrozenModel", "frozen_bytes", "read_frozen", "storage_named"]
 
 Kept = Stored | Stack | Encoded
 NOTHING = np.empty(0, np.float32)
@@ -64,11 +70,22 @@ def _storage(tensor: Stored | Encoded) -> Storage:
 class FrozenModel(Transformer):
     """A model of which nothing is trained, over the tensors of a folder or a GGUF file by our names."""
 
-    def __init__(self, config: TrainableModelConfig, tensors: Mapping[str, Stored | Stack | Encoded]) -> None:
-        """Take the tensors as they lie; those without a storage of their own are copied to float32."""
+    def __init__(
+        self,
+        config: TrainableModelConfig,
+        tensors: Mapping[str, Stored | Stack | Encoded],
+        storage: str | None = None,
+    ) -> None:
+        """Take the tensors as they lie; those without a storage of their own are copied to float32.
+
+        With a `storage` what is multiplied is encoded.  ConfigError if that does not keep a matrix, which is named.
+        """
         self.parameters = Buffers(())
         self.table = tensor_table(config)
-        self._kept = {entry.name: _keep(tensors[entry.name]) for entry in self.table}
+        self.storage = storage  # that the matrices were encoded in when they were read
+        encodes = _encoder(storage)
+        self._kept = {entry.name: _keep(encodes(entry, tensors[entry.name])) for entry in self.table}
+        self._read = tensors if storage is not None else None
         made = layers(config)
         for layer in made:
             layer.bind(self.frozen)
@@ -81,27 +98,46 @@ class FrozenModel(Transformer):
                 yield from ((f"{name}.{e}", part.raw) for e, part in enumerate(kept.parts))
             else:
                 yield name, kept.raw
+            if isinstance(kept, Encoded):
+                yield from ((f"{name}.{i}", part) for i, part in enumerate(kept.storage.side[1:3]) if part.size)
+
+    def as_read(self) -> Iterator[np.ndarray]:
+        """Yield the weights as their files have them, in flat order, whatever they were encoded in."""
+        if self._read is None:
+            yield from self.base.values()
+            return
+        for entry in self.table:
+            kept = _keep(self._read[entry.name])
+            yield from (part.raw for part in (kept.parts if isinstance(kept, Stack) else [kept]))
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
+        cls,
+        folder: str | Path,
+        config: TrainableModelConfig | None = None,
+        *,
+        storage: str | None = None,
+        allow_nonfinite: bool = False,
     ) -> "FrozenModel":
         """Return the model of a Hugging Face folder, or of a GGUF file, memory-mapped; errors of
-        `TrainableModel.from_pretrained`."""
-        return cls._read(open_stored(Path(folder), config), allow_nonfinite)
+        `TrainableModel.from_pretrained`.
+
+        With a `storage` ("nf4-dq", "nf4", "q8_0", "q4_k" ...) the matrices of its linear layers are kept in that.
+        """
+        return cls._open(open_stored(Path(folder), config), allow_nonfinite, storage)
 
     @classmethod
     def from_gguf(
         cls, path: str | Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
     ) -> "FrozenModel":
         """Return the model of a GGUF file, memory-mapped, quantised or not; errors of `TrainableModel.from_gguf`."""
-        return cls._read(open_stored_gguf(Path(path), config), allow_nonfinite)
+        return cls._open(open_stored_gguf(Path(path), config), allow_nonfinite)
 
     @classmethod
-    def _read(cls, found: StoredModel, allow_nonfinite: bool) -> "FrozenModel":
+    def _open(cls, found: StoredModel, allow_nonfinite: bool, storage: str | None = None) -> "FrozenModel":
         if not allow_nonfinite:
             check_read(found.place, found.used)
-        model = cls(found.config, found.tensors)
+        model = cls(found.config, found.tensors, storage)
         model.companions = found.companions
         return model
 
@@ -128,9 +164,9 @@ class FrozenModel(Transformer):
 
     @functools.cached_property
     def digest(self) -> str:
-        """The SHA-256 of its weights as they are kept, worked out once."""
+        """The SHA-256 of its weights as their files keep them, worked out once."""
         digest = hashlib.sha256()
-        for w in self.base.values():
+        for w in self.as_read():
             digest.update(np.ascontiguousarray(w).data)
         return digest.hexdigest()
 
@@ -152,24 +188,77 @@ def _weight(name: str, kept: Stored | Encoded) -> Weight:
     return Weight(name, kept.raw, None, _storage(kept))
 
 
-def frozen_bytes(place: Path, config: TrainableModelConfig) -> int:
-    """Return the bytes that the weights of a folder or a GGUF file take where they are not trained; of what is kept
-    narrow none are read."""
-    found = open_stored(place, config).tensors.values()
-    return sum(map(_kept_bytes, found))
+def storage_named(name: str) -> Storage:
+    """Return the storage that matrices can be encoded in; ConfigError for another name."""
+    known = {**OF_A_MATRIX, **STORAGES}
+    if name not in known:
+        raise ConfigError(f"storage ({shown(name)}) must be {either(list(known))}")
+    return known[name]
+
+
+def _is_encoded(entry: Tensor, tensor: Kept, storage: Storage) -> bool:
+    """Say whether a tensor is encoded: what multiplies, unless it lies in this storage already."""
+    return entry.hidden and not (isinstance(tensor, Encoded) and tensor.storage.name == storage.name)
+
+
+@contextmanager
+def _named(entry: Tensor, storage: Storage) -> Iterator[None]:
+    """Raise ConfigError, with the tensor's name, where it cannot be kept in a storage."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(
+            f"{entry.hf_name} cannot be kept as {storage}: {error}; nf4-dq and nf4 keep rows of any even length"
+        ) from None
+
+
+def _encoder(name: str | None) -> Callable[[Tensor, Kept], Kept]:
+    """Return what encodes the matrices of linear layers."""
+    if name is None:
+        return lambda entry, tensor: tensor
+    storage = storage_named(name)
+
+    def encode(entry: Tensor, tensor: Kept) -> Kept:
+        if not _is_encoded(entry, tensor, storage):
+            return tensor
+        with _named(entry, storage):
+            found = encoded_as(storage, tensor)
+        return kept_as(storage, found.raw, found.shape) if storage.block == 1 else found
+
+    return encode
+
+
+def frozen_bytes(place: Path, config: TrainableModelConfig, storage: str | None = None) -> int:
+    """Return the bytes that the weights of a folder or a GGUF file take where they are not trained, encoded in a
+    storage if one is named; of what is kept narrow none are read."""
+    tensors, total = open_stored(place, config).tensors, 0
+    for entry in tensor_table(config):
+        tensor = tensors[entry.name]
+        if storage is not None and _is_encoded(entry, tensor, storage_named(storage)):
+            with _named(entry, storage_named(storage)):
+                total += storage_named(storage).nbytes(math.prod(entry.shape[:-1]), entry.shape[-1])
+        else:
+            total += _kept_bytes(tensor)
+    return total
 
 
 def _kept_bytes(tensor: Kept) -> int:
     if not _stays_narrow(tensor):
         return 4 * math.prod(tensor.shape)
-    return sum(part.raw.nbytes for part in tensor.parts) if isinstance(tensor, Stack) else tensor.raw.nbytes
+    return sum(part.raw.nbytes for part in tensor.parts) if isinstance(tensor, Stack) else tensor.nbytes
 
 
 def read_frozen(
-    place: Path, config: TrainableModelConfig | None = None, *, allow_nonfinite: bool = False
+    place: Path,
+    config: TrainableModelConfig | None = None,
+    *,
+    storage: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> TrainableModel | FrozenModel:
-    """Return the model in a folder or a GGUF file, that will not be trained: frozen if any of it is narrow, else as it
-    is computed."""
+    """Return the model in a folder or a GGUF file, that will not be trained: frozen if any of it is narrow, or is to be
+    encoded in a `storage`, else as it is computed."""
+    if storage is not None:
+        return FrozenModel.from_pretrained(place, config, storage=storage, allow_nonfinite=allow_nonfinite)
     narrow = any(tensor.is_narrow for tensor in open_stored(place, config).tensors.values())
     kind = FrozenModel if narrow else TrainableModel
     return kind.from_pretrained(place, config, allow_nonfinite=allow_nonfinite)

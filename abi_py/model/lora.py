@@ -31,7 +31,7 @@ from ..families import layers
 from ..formats.encoded import Encoded
 from ..formats.forms import from_stored, to_stored
 from ..formats.gguf.checking import Written
-from ..formats.peft import adapter_config, write_adapter
+from ..formats.peft import adapter_config, adapter_metadata, write_adapter
 from ..formats.safetensors import Stack as Stacked
 from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
@@ -55,7 +55,7 @@ from .lora_targets import (
 )
 from .mlx_adapter import save_mlx_adapter
 from .stack import Stack
-from .stored_adapter import read_stored_adapter
+from .stored_adapter import base_storage_of, read_stored_adapter
 from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["LoraConfig", "LoraModel"]
@@ -107,6 +107,7 @@ class LoraModel(Transformer):
         self._kept: dict[str, np.ndarray] = {}  # the weights before a merge
         self._digest = ""
         self._measured = b""  # stands for the weights that the adapters have measured themselves by
+        self.trained_in = model.storage  # of the frozen matrices, where they are encoded while the adapters are trained
 
     def _under(self, name: str) -> str:
         """Return what the model itself calls one of the tensors of the layers: its head may be its embedding."""
@@ -241,7 +242,8 @@ class LoraModel(Transformer):
         if self.lora.ensure_weight_tying:  # PEFT wants both names of the one matrix
             names = {tensor.name: tensor.hf_name for tensor in self.parameters.table}
             stored[HEAD] = stored[names["token_embedding"]]
-        write_adapter(Path(folder), stored, self.description(base_model), self.base_digest())
+        metadata = adapter_metadata(self.base_digest(), self.trained_in)
+        write_adapter(Path(folder), stored, self.description(base_model), metadata)
 
     def save_gguf(self, path: str | Path, kind: str = "F32", *, name: str | None = None, check: bool = True) -> Written:
         """Write the adapters as a GGUF file, for `llama.cpp --lora` on a file of the model; kind is F32, F16 or BF16.
@@ -298,6 +300,7 @@ class LoraModel(Transformer):
         tensors = _without_second(tensors, config, str(folder))
         check_tensors(tensors, table, str(folder))  # before anything of the adapters' size is made
         made = cls(model, config, base_model)
+        made.trained_in = base_storage_of(Path(folder))
         stored = {name: Stored(tensor) for name, tensor in tensors.items()}
         for name, tensor in from_stored(table, stored, folder, "load it on the model it is of").tensors.items():
             tensor.copy_to(made.weights[name])

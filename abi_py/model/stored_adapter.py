@@ -15,11 +15,18 @@ from ..formats.checkpoint_names import CONFIG
 from ..formats.gguf.adapter import is_gguf_adapter, open_gguf_adapter
 from ..formats.gguf.container import is_gguf
 from ..formats.mlx_lm import is_mlx_adapter, mlx_base_digest, read_mlx_config
-from ..formats.peft import ADAPTER_CONFIG, AdapterFolder, read_adapter, read_adapter_config, read_base_digest
+from ..formats.peft import (
+    ADAPTER_CONFIG,
+    AdapterFolder,
+    read_adapter,
+    read_adapter_config,
+    read_base_digest,
+    read_base_storage,
+)
 from .gguf_adapter import read_gguf_adapter
 from .mlx_adapter import read_mlx_adapter
 
-__all__ = ["base_digest_of", "base_named_by", "holds_adapters", "read_stored_adapter"]
+__all__ = ["base_digest_of", "base_named_by", "base_storage_of", "holds_adapters", "read_stored_adapter"]
 
 
 def holds_adapters(place: Path) -> bool:
@@ -45,6 +52,12 @@ def base_digest_of(place: Path) -> str:
     if is_gguf(place):
         return open_gguf_adapter(place).base_digest
     return mlx_base_digest(place) if is_mlx_adapter(place) else read_base_digest(place)
+
+
+def base_storage_of(place: Path) -> str | None:
+    """Return the storage that the weights were encoded in on which adapters were trained; None: as they were, or their
+    files, as a GGUF file and mlx-lm's, have no place for it."""
+    return None if is_gguf(place) or is_mlx_adapter(place) else read_base_storage(place)
 
 
 def base_named_by(place: Path) -> str | None:

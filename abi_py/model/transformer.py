@@ -50,6 +50,7 @@ class Transformer(Shown, Writable):
     """
 
     parameters: Buffers
+    storage: str | None = None  # that the matrices were encoded in when they were read (`FrozenModel`)
     draws = 0  # training passes that drew random numbers; the masks of dropout depend on it (`LoraModel`)
 
     def __init__(self, config: TrainableModelConfig, base: Mapping[str, np.ndarray], layers: Sequence[Layer]) -> None:

@@ -175,11 +175,17 @@ class Base:
 
         return TrainableModel.from_pretrained(self.place, config)
 
-    def make_frozen(self, config: TrainableModelConfig) -> "TrainableModel | FrozenModel":
-        """Read the weights for adapters on them: as they are kept, mapped, where they are narrow."""
+    def make_frozen(self, config: TrainableModelConfig, storage: str | None = None) -> "TrainableModel | FrozenModel":
+        """Read the weights for adapters on them: as they are kept, mapped, where they are narrow, or encoded."""
         from ..model.frozen import read_frozen
 
-        return read_frozen(self.place, config)
+        return read_frozen(self.place, config, storage=storage)
+
+    def frozen_bytes(self, config: TrainableModelConfig, storage: str | None = None) -> int:
+        """Return the bytes that they so take; ConfigError where a matrix does not fit into the storage."""
+        from ..model.frozen import frozen_bytes
+
+        return frozen_bytes(self.place, config, storage)
 
     def companions(self, directory: Path, conversations: bool = False) -> "Companions":
         """Return what the checkpoints of a run in `directory` carry along: the base's files as they are.

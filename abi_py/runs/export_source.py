@@ -5,7 +5,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..choices import ExportFormat
+from ..choices import ExportFormat, MergeBase
 from ..config import TrainableModelConfig
 from ..data.corpus import BYTE_VOCAB_SIZE
 from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -43,18 +43,26 @@ class Source:
 
     @classmethod
     def open(
-        cls, path: Path, which: str | None = None, base: Path | None = None, *, adapters: bool = False
+        cls,
+        path: Path,
+        which: str | None = None,
+        base: Path | None = None,
+        *,
+        adapters: bool = False,
+        merge_base: MergeBase = MergeBase.ORIGINAL,
     ) -> "Source":
         """Load what `path` means: of a run what it left, or its newest checkpoint, or as `which` says (`find_model`).
 
+        Adapters that were trained on encoded weights are put on those that `merge_base` says.
         With `adapters` these are wanted, on `base` if that is given: of a run that left a model, those beside it.
         ConfigError for a choice where there is none, or where there are no adapters; errors of `load_model`.
         """
-        place = find_place(path, which) if adapters else None
+        original, place = merge_base is MergeBase.ORIGINAL, find_place(path, which) if adapters else None
         if place is not None and place.folder == path / MODEL and (path / ADAPTER).is_dir():
-            loaded = dataclasses.replace(find_model(path / ADAPTER, base=base), run=path, skipped=place.skipped)
+            found = find_model(path / ADAPTER, base=base, original=original)
+            loaded = dataclasses.replace(found, run=path, skipped=place.skipped)
         else:
-            loaded = find_model(path, which, base)
+            loaded = find_model(path, which, base, original=original)
         if adapters and not isinstance(loaded.model, LoraModel):
             raise ConfigError(f"{path} is a whole model, and has no adapters; abi-train export {path} writes it")
         step = loaded.origin.step if loaded.origin is not None else 0

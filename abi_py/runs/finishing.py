@@ -41,6 +41,7 @@ class Left:
     folder: Path
     said: str  # the step, and why that one
     has_tokenizer: bool
+    note: str = ""  # what its adapters were merged into, where they were trained on other weights
     gguf: "Exported | None" = None  # what was written to the training's `export_gguf_path`
 
 
@@ -106,13 +107,14 @@ def leave_model(
     """
     from .export_source import Source
     from .exporting import write
+    from .merging import merged_into
     from .model_card import model_card
     from .trainer_files import training_args_files
 
     export, directory, output = run.config.export, run.directory, run.directory / MODEL
     which = BEST if _is_best_left(run, trainer) else LAST
     try:
-        source = Source.open(directory, which)
+        source = Source.open(directory, which, merge_base=export.merge_base)
         known = source.loaded.origin or Origin(step=trainer.state.global_step, steps=None, is_best=False)
         newest = max(order for order, _ in list_checkpoints(root_of_checkpoints(directory)))
         origin = dataclasses.replace(known, order=newest)
@@ -127,7 +129,8 @@ def leave_model(
             f"{output} was not written: {error}; the checkpoints are safe: once that is mended, abi-train resume "
             f"{name} writes it, or abi-train export {name} --{which} -o FOLDER another one"
         ) from None
-    return Left(output, origin.said, source.has_tokenizer, _leave_gguf(run, source))
+    note = f"adapters are merged into the weights: {text}" if (text := merged_into(source.loaded)) else ""
+    return Left(output, origin.said, source.has_tokenizer, note, _leave_gguf(run, source))
 
 
 def _leave_gguf(run: "Run", source: "Source") -> "Exported | None":

@@ -35,7 +35,6 @@ def trained_tensors(config: RunConfig) -> "tuple[Tensor, ...]":
 def memory_by_part(run: Run) -> dict[str, int]:
     """Return bytes by part; the model itself is not made for it."""
     from ..model.arena import memory_plan
-    from ..model.frozen import frozen_bytes
     from ..model.lora_targets import planned
     from ..training.optimizer import matrices_of, moments_of, stack_of
 
@@ -45,8 +44,9 @@ def memory_by_part(run: Run) -> dict[str, int]:
     if config.lora is None:
         parts = memory_plan(*sizes)
     else:
-        frozen = 4 * config.model.num_params() if run.base is None else frozen_bytes(run.base.place, config.model)
-        parts = memory_plan(*sizes, adapted=planned(config.model, config.lora), frozen=frozen)
+        shape, kept_in = config.model, config.lora.kept_in
+        frozen = 4 * shape.num_params() if run.base is None else run.base.frozen_bytes(shape, kept_in)
+        parts = memory_plan(*sizes, adapted=planned(shape, config.lora), frozen=frozen)
         parts = {"frozen weights": frozen, "adapters": parts.pop("weights") - frozen, **parts}
     ranges = itertools.chain.from_iterable(moments_of(table, training).values())
     parts["moments"] = sum(4 * (each.stop - each.start) for each in ranges)

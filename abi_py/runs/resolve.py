@@ -98,6 +98,13 @@ class Given:
         from ..model.lora_targets import named
 
         check_adapters(self.training)
+        if lora.kept_in is not None:
+            if self.base is None:
+                raise ConfigError(
+                    f"base_storage ({lora.kept_in}) encodes the weights of a base, and none is given; give --base, or "
+                    "leave it out"
+                )
+            self.base.frozen_bytes(model, lora.kept_in)  # what does not fit is told before anything is written
         return named(model, lora)
 
     @property
@@ -164,6 +171,12 @@ def check_adapters(training: LlmTrainingConfig) -> None:
 
 def check_use(run: Run, flags: Values) -> None:
     """Raise ConfigError for a flag that has no effect on this run: of conversations, or of evaluations."""
+    lora, merge_base = run.config.lora, run.config.export.merge_base
+    if "merge_base" in flags.get("export", {}) and (lora is None or lora.kept_in is None):
+        raise ConfigError(
+            f"merge_base ({merge_base.value}) has no effect: no base was encoded for this run; leave it out, or give "
+            "--base-storage"
+        )
     for section, given in flags.items():
         config = getattr(run.config, section)
         if config is not None:

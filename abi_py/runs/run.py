@@ -121,7 +121,7 @@ class Run:
         shape, lora, base = self.config.model, self.config.lora, self.base
         if lora is None:
             return TrainableModel(shape) if base is None else base.make_model(shape)
-        frozen = TrainableModel(shape) if base is None else base.make_frozen(shape)
+        frozen = TrainableModel(shape) if base is None else base.make_frozen(shape, lora.kept_in)
         return LoraModel(frozen, lora.adapters(), base_model=None if base is None else base.place.absolute())
 
     def make_trainer(self, checkpoint: Path | None = None) -> "LlamaTrainer":

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..choices import ExportFormat, WeightType, Which
+from ..choices import BaseStorage, ExportFormat, MergeBase, WeightType, Which
 from ..config import (
     OFF,
     ON,
@@ -210,6 +210,18 @@ class RunLoraConfig(LoraConfig):
     enabled: bool = opt(
         False, "train adapters on frozen weights; LoRA, on the weights of --base", flag="lora", common=True
     )
+    base_storage: BaseStorage | None = opt(
+        None,
+        "keep the matrices of --base in fewer bits while adapters are trained on them; nf4-dq is QLoRA's, half a byte "
+        "a weight; embedding, head and norms stay as they are  [as its files have them]",
+        flag="base-storage",
+        common=True,
+    )
+
+    @property
+    def kept_in(self) -> str | None:
+        """The name of the storage that the base is encoded in."""
+        return None if self.base_storage is None else self.base_storage.value
 
     def adapters(self) -> LoraConfig:
         """Return what a `LoraModel` takes."""
@@ -226,6 +238,11 @@ class ExportConfig(Config):
     )
     dtype: WeightType = opt(WeightType.FLOAT32, "type of the weights", acts={"format": ExportFormat.HF})
     which: Which | None = opt(None, "which weights it has  [the best if there were evaluations, else the last]")
+    merge_base: MergeBase = opt(
+        MergeBase.ORIGINAL,
+        "of adapters trained with --base-storage: what they are merged into; the weights as the files of the base have "
+        "them, or dequant, those that they were trained on",
+    )
     trainer_files: bool = opt(
         False,
         "write training_args.json and trainer_state.json too, with the settings and the course of the run in the names "

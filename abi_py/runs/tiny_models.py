@@ -34,25 +34,23 @@ def tiny(family: ModelFamily, width: int = 16) -> "TrainableModel":
 
 def tiny_frozen(family: ModelFamily, storage: str) -> "FrozenModel":
     """Return one whose matrices are kept in a storage."""
-    from ..kernels.storage import STORAGES
+    from ..model.frozen import storage_named
 
-    return stored_as(tiny(family, max(16, STORAGES[storage].block)), storage)
+    return stored_as(tiny(family, max(16, storage_named(storage).block)), storage)
 
 
 def stored_as(model: "TrainableModel", storage: str) -> "FrozenModel":
     """Return the same model, only read, with its matrices in a storage, where their rows are whole blocks of it."""
-    from ..formats.encoded import kept_as
+    from ..formats.encoded import Encoded, kept_as
     from ..formats.safetensors import Stored
-    from ..kernels.storage import STORAGES
-    from ..model.frozen import FrozenModel
+    from ..model.frozen import FrozenModel, storage_named
 
-    keep = STORAGES[storage]
-    kept = {
-        name: kept_as(keep, keep.encode_ref(w.reshape(-1, w.shape[-1])), w.shape)
-        if w.ndim > 1 and w.shape[-1] % keep.block == 0
-        else Stored(w)
-        for name, w in model.weights.items()
-    }
+    keep = storage_named(storage)
+    kept: dict[str, Stored | Encoded] = {name: Stored(w) for name, w in model.weights.items()}
+    for name, w in model.weights.items():
+        if w.ndim > 1 and w.shape[-1] % keep.block == 0:
+            raw, own = keep.encoded_ref(w.reshape(-1, w.shape[-1]))
+            kept[name] = kept_as(own, raw, w.shape)
     return FrozenModel(model.config, kept)
 
 

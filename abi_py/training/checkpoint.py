@@ -46,7 +46,7 @@ from ..formats.checkpoint_names import CARD, NAME, SETTINGS, STATE, is_checkpoin
 from ..formats.companions import is_one_of
 from ..formats.finite import check_read, check_written
 from ..formats.forms import to_stored
-from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_metadata
 from ..formats.safetensors import Stored, encoded_size, map_safetensors, read_safetensors, safetensors_pieces
 from ..model.folder_writing import config_content
 from ..model.lora import LoraModel
@@ -124,6 +124,9 @@ def save_checkpoint(
     (weights_file, config_file), description = MODEL_FILES, config_content(model.config, beside.config, "float32")
     if isinstance(model, LoraModel):
         (weights_file, config_file), description = ADAPTER_FILES, model.description()
+    metadata = {"format": "pt"}
+    if isinstance(model, LoraModel):
+        metadata = adapter_metadata(base_storage=model.trained_in)
     name = f"llm_step_{state.global_step}"
     if not is_replaceable(root / name):
         raise CheckpointError(
@@ -133,7 +136,7 @@ def save_checkpoint(
     order = max([order for order, _ in list_checkpoints(root)], default=0)
     with atomic_directory(root / name) as folder:
         files = {
-            weights_file: write_synced(folder / weights_file, safetensors_pieces(tensors, {"format": "pt"})),
+            weights_file: write_synced(folder / weights_file, safetensors_pieces(tensors, metadata)),
             config_file: write_synced(folder / config_file, [json_text(description).encode()]),
             OPTIMIZER: write_synced(folder / OPTIMIZER, safetensors_pieces(optimizer)),
             CONFIG: write_synced(folder / CONFIG, [to_yaml(**sections).encode()]),

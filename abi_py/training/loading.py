@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
@@ -14,7 +14,7 @@ from ..formats.peft import ADAPTER_CONFIG
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from ..model.frozen import FrozenModel, read_frozen
-from ..model.stored_adapter import base_digest_of, base_named_by, holds_adapters
+from ..model.stored_adapter import base_digest_of, base_named_by, base_storage_of, holds_adapters
 from ..reprs import Shown
 from ..untrusted import read_json, read_yaml
 from .checkpoint import ADVICE, STATE, Found, is_checkpoint_name, locate, verify
@@ -52,6 +52,7 @@ def load_model(
     *,
     base: str | Path | None = None,
     frozen: bool = False,
+    original: bool = False,
     allow_nonfinite: bool = False,
 ) -> LoadedModel:
     """Load the model that `path` means: a folder with a config.json, a GGUF file, a checkpoint, or a run.
@@ -61,13 +62,15 @@ def load_model(
     With `frozen` the weights of a folder in bfloat16 or float16 stay as they lie, memory-mapped, and only adapters can
     be trained on them (`FrozenModel`); losses and logits have the same bits.
     Adapters, of a LoRA run or of PEFT, bring the model along that their adapter_config.json names, or are put on the
-    one in `base` (`under_adapters`).  ConfigError for a `base` where there are no adapters.
+    one in `base` (`under_adapters`).  If its matrices were encoded in another storage while they were trained, they are
+    so again, unless the `original` ones are asked for.  ConfigError for a `base` where there are no adapters.
     Of a checkpoint every file is held against its checksum.  FileNotFoundError if the path does not exist,
     CheckpointError if there is no model in it, or a damaged one, one of another architecture, or one with NaN or
     infinity among its weights and not `allow_nonfinite`; DataError if a file of it says nonsense about the end token.
     """
     place = None if base is None else Path(base)
-    return _load(Path(path), which, place, frozen=frozen, allow_nonfinite=allow_nonfinite)
+    options = _Options(frozen, original, allow_nonfinite)
+    return _load(Path(path), which, place, options)
 
 
 def find_folder(path: Path) -> Found:
@@ -98,7 +101,16 @@ def find_folder(path: Path) -> Found:
     return found
 
 
-def _load(where: Path, which: str | None, base: Path | None, *, frozen: bool, allow_nonfinite: bool) -> LoadedModel:
+class _Options(NamedTuple):
+    """How weights are read."""
+
+    frozen: bool
+    original: bool
+    allow_nonfinite: bool
+    storage: str | None = None  # of those under adapters
+
+
+def _load(where: Path, which: str | None, base: Path | None, options: _Options) -> LoadedModel:
     place = find_place(where, which)
     try:
         found = find_folder(place.folder)
@@ -109,12 +121,15 @@ def _load(where: Path, which: str | None, base: Path | None, *, frozen: bool, al
         raise CheckpointError(f"{problem}; --last takes the newest checkpoint that is whole") from None
     path, skipped = found.path, (*place.skipped, *found.skipped)
     if holds_adapters(path):
-        adapted, below, eos_ids = _load_adapters(path, base, frozen=frozen, allow_nonfinite=allow_nonfinite)
+        adapted, below, eos_ids = _load_adapters(path, base, options)
         return LoadedModel(adapted, path, skipped, eos_ids, place.run, below, place.origin)
     if base is not None:
         raise ConfigError(f"base ({base}) has no effect: {path} is a whole model, not adapters; leave it out")
-    read = read_frozen if frozen else TrainableModel.from_pretrained
-    model = read(path, allow_nonfinite=allow_nonfinite)
+    model: TrainableModel | FrozenModel
+    if options.frozen or options.storage is not None:
+        model = read_frozen(path, storage=options.storage, allow_nonfinite=options.allow_nonfinite)
+    else:
+        model = TrainableModel.from_pretrained(path, allow_nonfinite=options.allow_nonfinite)
     ends = special_token_ids(model.companions.files if is_gguf(path) else path, "eos")
     return LoadedModel(model, path, skipped, ends, place.run, origin=place.origin)
 
@@ -123,7 +138,7 @@ def _load(where: Path, which: str | None, base: Path | None, *, frozen: bool, al
 
 
 def _load_adapters(
-    path: Path, base: Path | None, *, frozen: bool, allow_nonfinite: bool
+    path: Path, base: Path | None, options: _Options
 ) -> tuple[LoraModel, Path | None, tuple[int, ...] | None]:
     """Return adapters on the model under them, the directory of that, and the ids that end its texts."""
     place = under_adapters(path) if base is None else base
@@ -135,12 +150,13 @@ def _load_adapters(
                 f"{place} is the base of {path} but holds adapters itself; merge them into theirs: abi-train merge "
                 f"{place} -o MERGED"
             )
-        below = _load(place, None, None, frozen=frozen, allow_nonfinite=allow_nonfinite)
+        storage = None if options.original else base_storage_of(path)
+        below = _load(place, None, None, options._replace(storage=storage))
     if isinstance(below.model, LoraModel):
         raise CheckpointError(f"{path} names as its base model {below.directory}, which holds adapters itself")
     if place is not None:
-        return put_on(below, path, allow_nonfinite=allow_nonfinite), below.directory, below.eos_ids
-    adapted = LoraModel.load(below.model, path, allow_nonfinite=allow_nonfinite)
+        return put_on(below, path, allow_nonfinite=options.allow_nonfinite), below.directory, below.eos_ids
+    adapted = LoraModel.load(below.model, path, allow_nonfinite=options.allow_nonfinite)
     adapted.companions = Companions.of(path)
     _check_digest(adapted, path, None)
     return adapted, None, None

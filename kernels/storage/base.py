@@ -19,7 +19,7 @@ read raw as it is; where `read_by_streams` is, products of a few rows do.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -77,10 +77,23 @@ class Storage:
         """Return the storage of raw[first:], raw being what this one is of."""
         return self
 
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Return the bytes that a matrix takes in it, with what its rows share; ValueError if blocks do not fit."""
+        return rows * self.items(columns) * self.dtype.itemsize
+
     def encoded(self, x: np.ndarray, importance: np.ndarray | None = None) -> tuple[np.ndarray, "Storage"]:
         """Return raw of a whole matrix, float32 x (M, K), and the storage that decodes it; errors of `encode`."""
-        raw = np.empty((len(x), self.items(x.shape[1])), self.dtype)
-        self.encode(raw, x, importance)
+        return self.encoded_strips(x.shape, [x], importance)
+
+    def encoded_strips(
+        self, shape: tuple[int, int], strips: Iterable[np.ndarray], importance: np.ndarray | None = None
+    ) -> tuple[np.ndarray, "Storage"]:
+        """Return the same of strips of a matrix (M, K), each but the last of a multiple of 64 rows; one is in memory
+        at a time, and may be the same array again."""
+        raw, first = np.empty((shape[0], self.items(shape[1])), self.dtype), 0
+        for strip in strips:
+            self.encode(raw[first : first + len(strip)], strip, importance, first)
+            first += len(strip)
         return raw, self
 
     def encoded_ref(self, x: np.ndarray) -> tuple[np.ndarray, "Storage"]:

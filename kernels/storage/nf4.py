@@ -18,6 +18,7 @@ Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", s
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -160,18 +161,26 @@ class NF4(Storage):
     def encode_ref(self, x: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
         return self.encoded_ref(x)[0]
 
-    def encoded(self, x: np.ndarray, importance: np.ndarray | None = None) -> tuple[np.ndarray, "NF4"]:
-        x = self.check_numbers(x)
-        self.weights(importance, x.shape[1])  # is checked, and changes nothing
-        raw = np.empty((len(x), self.items(x.shape[1])), np.uint8)
-        scales = np.empty(math.ceil(x.size / NUMBERS), np.float32)
-        flat = read_only(np.ascontiguousarray(x).reshape(-1))
-        with np.errstate(invalid="ignore"):  # of what is refused below
-            _encode_nf4(raw.reshape(-1), scales, flat)
-        bad = ~(scales <= self.largest)
-        if bad.any():
-            row = int(bad.argmax()) * NUMBERS // x.shape[1]
-            self.refuse(x, row + int((~np.isfinite(x[row:])).any(1).argmax()))
+    def nbytes(self, rows: int, columns: int) -> int:
+        blocks = math.ceil(rows * columns / NUMBERS)
+        beside = blocks + 4 * (1 + math.ceil(blocks / SCALES)) if self.is_double else 4 * blocks
+        return super().nbytes(rows, columns) + beside
+
+    def encoded_strips(
+        self, shape: tuple[int, int], strips: Iterable[np.ndarray], importance: np.ndarray | None = None
+    ) -> tuple[np.ndarray, "NF4"]:
+        self.weights(importance, shape[1])  # is checked, and changes nothing
+        raw = np.empty((shape[0], self.items(shape[1])), np.uint8)
+        scales, first = np.empty(math.ceil(math.prod(shape) / NUMBERS), np.float32), 0
+        for strip in strips:
+            x = self.check_numbers(strip)
+            flat, begin = read_only(np.ascontiguousarray(x).reshape(-1)), first * shape[1] // NUMBERS
+            own = scales[begin : begin + math.ceil(flat.size / NUMBERS)]
+            with np.errstate(invalid="ignore"):  # of what is refused below
+                _encode_nf4(raw[first : first + len(x)].reshape(-1), own, flat)
+            if not (own <= self.largest).all():
+                self.refuse(x, int((~np.isfinite(x)).any(1).argmax()), first)
+            first += len(x)
         return raw, self._kept(scales)
 
     def encoded_ref(self, x: np.ndarray) -> tuple[np.ndarray, "NF4"]:

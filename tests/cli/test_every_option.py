@@ -73,9 +73,10 @@ OTHERS = {
         **dict.fromkeys(("--no-check", "--json"), "quantize"),
         **{"--force": "quantize", "--best": "quantize", "--last": "quantize", "--num-threads": "quantize"},
     },
-    "merge": dict.fromkeys(
-        ("--out", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"
-    ),
+    "merge": {
+        **dict.fromkeys(("--out", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"),
+        "--merge-base": "run_quantized_base",
+    },
     "preview": {
         **dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size"), "conversations"),
         "--seed": "every_option",

@@ -106,6 +106,7 @@ MEANS = {
     "--field": "tokenize.field",
     "--format": "export.format",
     "--max-seq-len": "training.max_seq_len",
+    "--merge-base": "export.merge_base",
     "--num-threads": "training.num_threads",
     "--prompt": "data.prompt",
     "--quantize": "training.export_quantize",

@@ -13,7 +13,7 @@ from ...fields import acting
 from ...formats.checkpoint_names import TRAINING_ARGS
 from ...formats.huggingface import CONFIG, INDEX, WEIGHTS, read_tensors
 from ...formats.mlx_lm import MLX_WEIGHTS, is_mlx_adapter, read_mlx_config
-from ...formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
+from ...formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config, read_base_storage
 from ...formats.safetensors import Stored, map_safetensors
 from ...formats.special_tokens import special_token_ids
 from ...formats.zig import ABIC, ABLC, VERSION
@@ -237,6 +237,8 @@ def adapter(found: Inspection) -> None:
     else:
         found.facts |= {"rank": content.get("r"), "alpha": content.get("lora_alpha")}
         found.facts |= {"adapted": content.get("target_modules"), "base": content.get("base_model_name_or_path")}
+        kept_in = found.attempt(read_base_storage, path) if weights.is_file() else None
+        found.facts |= {"trained on base in": kept_in} if kept_in else {}
     below = found.attempt(under_adapters, path)
     if not found.problems:
         found.facts["base"] = below if below is not None else "random weights, made again from their seed"
