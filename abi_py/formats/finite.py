@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CheckpointError, NonFiniteError
+from ..kernels.storage import STORAGES
 from .gguf import GgufTensor
 from .safetensors import Joined, Stored
 
@@ -42,6 +43,8 @@ def _first(tensors: Mapping[str, Numbers]) -> str | None:
 
 
 def _in_pieces(tensor: np.ndarray | Stored | Joined) -> int | None:
+    if isinstance(tensor, Stored) and tensor.is_narrow and not _narrow_nonfinite(tensor):
+        return None
     before = 0
     for piece in [tensor] if isinstance(tensor, np.ndarray) else tensor.numbers():
         place = find_nonfinite(piece)
@@ -49,6 +52,14 @@ def _in_pieces(tensor: np.ndarray | Stored | Joined) -> int | None:
             return before + place
         before += piece.size
     return None
+
+
+def _narrow_nonfinite(tensor: Stored) -> bool:
+    """Say whether numbers of two bytes hold NaN or infinity, by their bits and in the order of memory."""
+    exponent = STORAGES["bf16" if tensor.bf16 else "float16"].exponent
+    flat = tensor.raw.ravel(order="K").view(np.uint16)
+    pieces = (flat[start : start + PIECE] for start in range(0, flat.size, PIECE))
+    return any((piece & np.uint16(exponent) == exponent).any() for piece in pieces)
 
 
 def _in_gguf(tensor: GgufTensor) -> int | None:

@@ -53,6 +53,7 @@ class Storage:
     block = 1  # elements along a row that are kept together
     bytes_per_block: int
     largest = float(np.finfo(np.float32).max)  # the largest size of a number that is encoded
+    exponent = 0  # of numbers of two bytes, the bits that are all set in NaN and infinity and in nothing else
     weighted = False  # whether an importance of columns changes what is kept
     side: Side = (0, read_only(np.empty(0, np.uint8)), NO_FLOATS, NO_FLOATS)
     read_by_products = False  # whether `matmul.product` takes raw as it is
@@ -113,6 +114,8 @@ class Storage:
 
     def nonfinite_rows(self, raw: np.ndarray) -> np.ndarray:
         """Return which rows of raw keep NaN or infinity, (M,) bool."""
+        if self.exponent:  # many times as fast as to widen them
+            return (raw.view(np.uint16) & np.uint16(self.exponent) == self.exponent).any(1)
         with np.errstate(all="ignore"):
             return ~np.isfinite(self.decode_ref(raw)).all(1)
 

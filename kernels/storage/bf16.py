@@ -37,7 +37,7 @@ def encode_row(raw, x, importance):
 class _BFloat16(Storage):
     name, dtype, bytes_per_block, read_by_products = "bf16", np.dtype(np.uint16), 2, True
     read_by_streams = True
-    largest = float(LARGEST)
+    largest, exponent = float(LARGEST), 0x7F80
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 
     def encode_ref(self, x, importance=None):

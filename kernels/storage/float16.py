@@ -73,7 +73,7 @@ def decode_row(out, raw):
 
 class _Float16(Storage):
     name, dtype, bytes_per_block = "float16", np.dtype(np.float16), 2
-    largest = LARGEST_HALF
+    largest, exponent = LARGEST_HALF, 0x7C00
     read_by_streams = True
     decode_row, encode_row = staticmethod(decode_row), staticmethod(encode_row)
 

@@ -1,6 +1,7 @@
 """NaN and infinity: no writer writes them, no reader takes them unasked."""
 
 import json
+import re
 import struct
 
 import numpy as np
@@ -10,9 +11,9 @@ from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError, NonFiniteError
 from abi_py.families import write_config
 from abi_py.formats.deepzig import write_model
-from abi_py.formats.finite import PIECE, find_nonfinite
+from abi_py.formats.finite import PIECE, check_read, find_nonfinite
 from abi_py.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
-from abi_py.formats.safetensors import write_safetensors
+from abi_py.formats.safetensors import Stored, write_safetensors
 from abi_py.formats.zig import load_abic, load_ablc, load_zig, save_abic, save_ablc
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.training.loading import load_model
@@ -45,6 +46,21 @@ def test_the_first_is_found(value, dtype, place):
     array[[place, -1]] = value
     assert find_nonfinite(array) == place
     assert find_nonfinite(array[:0]) is None
+
+
+@bad
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("turned", [True, False])
+def test_the_first_of_two_bytes_each_is_found(value, bf16, turned):
+    """Where all is finite, nothing is widened."""
+    raw = np.full((PIECE // 64 + 3, 70), np.float16(65504) if not bf16 else 0x7F7F, np.uint16 if bf16 else np.float16)
+    whole = Stored(raw.T, bf16).turned() if turned else Stored(raw, bf16)
+    check_read("x", {"w": whole})
+    for place in [(0, 0), (len(raw) - 1, 69)]:
+        spoilt = raw.copy()
+        spoilt[place] = np.array(value, np.float32).view(np.uint32) >> 16 if bf16 else value
+        with pytest.raises(CheckpointError, match=re.escape(f"w holds NaN or infinity at [{place[0]}, {place[1]}]")):
+            check_read("x", {"w": Stored(spoilt.T, bf16).turned() if turned else Stored(spoilt, bf16)})
 
 
 def by_hf_name(model):
