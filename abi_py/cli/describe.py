@@ -3,7 +3,7 @@
 import math
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,15 +84,34 @@ def describe_model(model: TrainableModelConfig) -> str:
 
 
 def parameter_rows(trained: "Iterable[Tensor]") -> list[tuple[str, str, str]]:
-    """Return the trained tensors: name, shape and weights; those that differ only in the block are one row."""
-    found: dict[tuple[str, tuple[int, ...]], int] = {}
+    """Return the trained tensors: name, shape and weights; those that differ only in the block are one row.
+
+    Their blocks are in the name, as in `layers.0-3,6.w_q.a`.
+    """
+    found: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for tensor in trained:
-        key = re.sub(r"^layers\.\d+\.", "layers.*.", tensor.name), tensor.shape
-        found[key] = found.get(key, 0) + 1
+        block = re.match(r"layers\.(\d+)(?=\.)", tensor.name)
+        name = f"layers.*{tensor.name[block.end() :]}" if block else tensor.name
+        found.setdefault((name, tensor.shape), []).append(int(block[1]) if block else 0)
     return [
-        (name, f"{count} x {shape}" if name.startswith("layers") else f"{shape}", f"{count * math.prod(shape):,}")
-        for (name, shape), count in found.items()
+        (
+            name.replace("*", in_ranges(blocks), 1),
+            f"{len(blocks)} x {shape}" if len(blocks) > 1 else f"{shape}",
+            f"{len(blocks) * math.prod(shape):,}",
+        )
+        for (name, shape), blocks in found.items()
     ]
+
+
+def in_ranges(numbers: Sequence[int]) -> str:
+    """Return rising numbers as ranges: 0-3,6."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def describe_base(config: "RunConfig") -> str:

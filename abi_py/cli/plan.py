@@ -19,8 +19,8 @@ from ..runs.settings import RunConfig
 from ..training.schedule import cooldown_start
 from .compiling import compile_for_training
 from .console import say, show_table
-from .describe import note_on_length, parameter_rows
-from .training import show_head
+from .describe import note_on_length
+from .training import show_head, show_trained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ def show_plan(run: Run, console: "Console") -> None:
     config, (epoch, total) = run.config.training, run.steps
     trained = trained_tensors(run.config)
     show_head(run, console)
-    show_table(console, "Trained parameters", parameter_rows(trained), ("tensor", "shape", "weights"))
+    show_trained(run, console)
     table = Table(title="Memory", title_justify="left", title_style="bold", show_header=False)
     parts = memory_by_part(run)
     for name, size in parts.items():

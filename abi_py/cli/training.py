@@ -16,6 +16,7 @@ from ..runs.findings import Findings
 from ..runs.finishing import leave_model
 from ..runs.models import codec_of_run
 from ..runs.parts import evaluate_kept, put_best_back
+from ..runs.plan import trained_tensors
 from ..runs.resuming import finished
 from ..runs.run import Run
 from ..runs.samples import sample_sinks
@@ -31,6 +32,7 @@ from .describe import (
     describe_machine,
     describe_model,
     note_on_length,
+    parameter_rows,
     report_rows,
 )
 from .inspect import size_text
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from ..training.report import TrainingReport
     from ..training.trainer import LlamaTrainer
 
-__all__ = ["fit_and_show", "show_head", "start", "train"]
+__all__ = ["fit_and_show", "show_head", "show_trained", "start", "train"]
 
 
 def start(run: Run, console: "Console") -> int:
@@ -68,7 +70,15 @@ def start(run: Run, console: "Console") -> int:
     for text in (problem, note_on_length(run.train, training.max_seq_len), note_on_schedule(training, total)):
         if text:
             say(console, "note", text)
+    if run.config.lora is not None:
+        show_trained(run, console)
     return train(run.make_trainer(), run, console)
+
+
+def show_trained(run: Run, console: "Console") -> None:
+    """Print the tensors that are trained."""
+    rows = parameter_rows(trained_tensors(run.config))
+    show_table(console, "Trained parameters", rows, ("tensor", "shape", "weights"))
 
 
 def show_head(run: Run, console: "Console") -> None:

@@ -16,7 +16,7 @@ gradient inside the optimizer's pass.
       _forward_backward   its losses; the gradients of their sum are added to the window's
       _add_to_window      counts
       finish_window       the update, and the event that tells of it
-        _update             norm, clip factor, learning rate, optimizer
+        _update             norm, clip factor, learning rate, optimizer; what gets no gradient (`reached.py`)
 
 A micro-batch with a non-finite loss, or a window with a non-finite gradient norm, drops the window (`guard.py`).
 With fp16 all gradients of a window carry a factor (`precision.py`), whose inverse joins the others in the optimizer's
@@ -40,6 +40,7 @@ from .guard import Guard, bad_rows, bad_tensors
 from .interrupts import Interrupts
 from .metrics import memory_in_use
 from .precision import gradient_factor
+from .reached import ReachWatch
 from .report import StepMetrics, expert_figures, perplexity
 from .session import Session
 from .stop import GracefulStop
@@ -59,7 +60,7 @@ class Step:
         self.session, self.guard = session, guard
         self.feed: Feed | None = None
         self.stop: GracefulStop | None = None
-        self.chance = ChanceWatch(session)
+        self.chance, self.reach = ChanceWatch(session), ReachWatch(session)
         self.interrupts = Interrupts()
         self._seq_len = session.config.max_seq_len
 
@@ -182,9 +183,11 @@ class Step:
         if config.nan_guard and not math.isfinite(norm):
             self.guard.drop(f"the gradient is not finite in {bad_tensors(session.model)}")
             return False
+        self.reach.before_update(norm, self._seq_len)
         clip = config.max_grad_norm / norm if 0 < config.max_grad_norm < norm else 1.0
         rate = session.next_rate()
         session.optimizer.update(clip / divisor, rate)
+        self.reach.after_update(rate)
         state.global_step, state.optimizer_step = state.global_step + 1, session.optimizer.step
         state.loss, state.accuracy = state.window_loss / tokens, state.window_correct / tokens
         state.penalties = {name: value / tokens for name, value in state.window_penalties.items()}

@@ -40,6 +40,8 @@ def test_adapters_are_trained_and_go_on_to_the_same_bits(abi_train, base, tmp_pa
     out = trained(abi_train, *run, "--epochs", "2", "--out", "whole")
     assert "lora     224 trained parameters, 3.93 % of 5,696 (rank 4: q_proj, v_proj)" in out
     assert "its weights stay as they are, learning rate 0.01" in out
+    listed = out[: out.index("step 0")]  # before the first step
+    assert ["layers.0.w_q.b", "(16,", "4)", "64"] in [line.replace("│", " ").split() for line in listed.splitlines()]
     assert "step 0: validation loss" in out
     assert f"the adapters need {base}/model as it is; before that run is trained further, copy it" in out
     config = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())
@@ -66,7 +68,7 @@ def test_what_is_trained_whole_is_counted_saved_and_gone_on_with(abi_train, base
     copies = shape.vocab_size * shape.hidden_dim + 3 * shape.hidden_dim
     assert f"(rank 3, 4: q_proj, down_proj); {copies:,} of them in 4 tensors trained whole" in out
     assert "output_proj" in out
-    assert "layers.*.ffn_norm" in out
+    assert "layers.0.ffn_norm" in out
     trained(abi_train, *run, "--epochs", "2", "--out", "whole")
     config = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())["lora"]
     assert (config["rank_pattern"], config["modules_to_save"]) == (["q_proj=3"], ["lm_head", "norm"])
@@ -150,7 +152,7 @@ def test_a_dry_run_counts_what_is_trained_and_what_is_read(abi_train, base, tmp_
     assert {**plan, **parts}.items() >= plan.items()  # the other parts are the same
     out = trained(abi_train, "run", "--base", "folder", *QUICK, "--lora-rank", "4", "--dry-run")
     assert f"lora     {model.num_params()} trained parameters" in out
-    assert "layers.*.w_q.a" in out
+    assert "layers.0.w_q.a" in out
     assert "frozen weights" in out
 
 
@@ -352,3 +354,16 @@ def test_every_kind_of_family_has_adapters(abi_train, tmp_path, family, dtype):
     assert np.allclose(adapted.forward(ids), merged.forward(ids), atol=1e-4)
     expected = any(array.any() for name, array in adapted.weights.items() if name.endswith(".b"))
     assert expected, "no adapter was trained"
+
+
+def test_an_adapter_that_nothing_reads_is_named(abi_train, base, tmp_path):
+    """In a dry run, too: it measures some steps."""
+    folder = tmp_path / "base/model"
+    weights, last = dict(read_safetensors(folder / "model.safetensors")), "model.layers.0.self_attn.o_proj.weight"
+    weights[last] = np.zeros_like(weights[last])
+    write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
+    words = ("run", "--base", folder, *QUICK, "--lora-targets", "q,up")
+    for more in (["--dry-run"], ["--out", "r"]):
+        code, _, err = abi_train(*words, *more)
+        assert code == 2
+        assert "error: layers.0.w_q: no gradient in 2 steps, so this has no effect on the loss; leave out of" in err
