@@ -105,6 +105,10 @@ from abi_py.training.loading import load_model
 loaded = load_model(folder).model
 found["family"] = loaded.config.family.value
 found["bits"] = loaded.collect_weights().tobytes() == model.collect_weights().tobytes()
+model.export_to_gguf(sys.argv[1] + ".gguf")
+from abi_py.model.frozen import FrozenModel
+again = FrozenModel.from_gguf(sys.argv[1] + ".gguf")
+found["gguf"] = again.config.family.value, float(np.abs(again.forward(ids) - model.forward(ids)).max())
 found["refused"] = ""
 try:
     read_config({**write_config(shape), "hidden_act": "silu"})
@@ -151,6 +155,7 @@ def test_a_toy_family_is_trained(extended, tmp_path):
     assert found["lora"][1] < found["lora"][0] - 0.2  # its embedding stays as it was drawn
     assert found["merged"] < 1e-4
     assert (found["family"], found["bits"]) == ("primer", True)
+    assert found["gguf"] == ["primer", 0.0]
     assert re.search(r"hidden_act is 'silu'", found["refused"])
     (start, rounded), (same, plain) = found["tf32"], found["fp32"]
     assert 0 < abs(start - same) < 1e-2  # rounded, but not by much

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..errors import counted
 from ..runs import compiling
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ..config import LlmTrainingConfig
     from ..training.session import Model
 
-__all__ = ["compile_for_training", "compile_showing", "prepare_training"]
+__all__ = ["compile_for_training", "compile_showing", "compiling_told", "prepare_training"]
 
 
 class CompileLine:
@@ -66,6 +67,23 @@ def compile_showing(names: Iterable[str], console: "Console", say: Callable[[str
     """Compile those kernels that are not in the cache."""
     with _line(console, say) as line:
         compiling.compile_missing(names, line.tell, line.count)
+
+
+@contextmanager
+def compiling_told(say: Callable[[str], None]) -> Iterator[None]:
+    """Say in one line before the first, and one after the last, how many kernels were compiled within.
+
+    For verbs that need few kernels, each at its first call: which ones follows from the types in a file.
+    """
+
+    def tell(done: int, begun: int) -> None:
+        if (done, begun) == (0, 1):
+            say("compiling kernels for this processor, once; later calls find them in the cache ...")
+
+    with compiling.counting_compilations(tell) as counter:
+        yield
+    if counter.done:
+        say(f"{counted(counter.done, 'kernel')} compiled")
 
 
 def compile_for_training(

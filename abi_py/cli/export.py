@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, counted
-from .console import make_console, say
+from .compiling import compiling_told
+from .console import make_console, note, say
 from .models import ModelPath, which_options
 from .options import SHORT, PathType, Verb
 
@@ -116,7 +117,8 @@ def show_export(source: "Source", output: Path, form: str = "hf", **settings: An
                 say(console, "note", text)
     if not source.has_tokenizer and form not in ("abic", "gguf-adapter"):
         say(console, "note", "no tokenizer is there to come along")
-    done = export(source, output, form, **settings)
+    with compiling_told(note):
+        done = export(source, output, form, **settings)
     say(console, "wrote", f"{output}: {', '.join(f'{name} {size_text(size)}' for name, size in done.files.items())}")
     if settings.get("check", True):
         near = f"; logits {near_text(done.agreement)}" if done.agreement is not None else ""

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..runs import compiling
 from ..runs.models import find_model, open_adapters
 from ..training.finding import BEST, LAST, find_place
-from .compiling import compile_showing
+from .compiling import compile_showing, compiling_told
 from .console import note, stderr_console
 from .options import PathType
 
@@ -150,7 +150,8 @@ def compile_for_decoding(model: "Transformer", *more: str, integer: bool = True)
     `more` kernels are compiled too, if need be: those of a verb that does not only write.
     """
     compile_showing(compiling.kernels_of_generation(model.config, *more), stderr_console(), note)
-    compiling.decode_like(model, integer=integer)  # so that no speed that is shown later has compiling or loading in it
+    with compiling_told(note):  # so that no speed that is shown later has compiling or loading in it
+        compiling.decode_like(model, integer=integer)
 
 
 def set_threads(threads: int | None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ConfigError, counted
+from .compiling import compiling_told
 from .console import make_console, note, say, show_table, stderr_console
 from .export import lost_text, near_text
 from .models import ModelPath, set_threads, threads_option, which_options
@@ -79,11 +80,10 @@ def command(
     settings = {"importance": importance, "max_shard_size": max_shard_size, "check": not no_check, "force": force}
     verb = _Verb(source, as_json, settings)
     predictions = [source.predict(each, importance) for each in types]
-    if table:
-        with stopping_cleanly():
+    with stopping_cleanly(), compiling_told(note):
+        if table:
             verb.table(predictions, output, text)
-    elif output is not None:
-        with stopping_cleanly():
+        elif output is not None:
             verb.one(predictions[0], output, text)
 
 

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "compile_kernels",
     "compile_missing",
+    "counting_compilations",
     "decode_like",
     "is_cached",
     "kernel_names",
@@ -255,6 +256,37 @@ def compile_missing(
         report(f"{error}; one by one instead")
         return
     report(f"done in {time.perf_counter() - began:.0f} s")
+
+
+class Compilations:
+    """How many kernels have begun to be compiled in this process, and how many are done."""
+
+    began = done = 0
+
+
+@contextlib.contextmanager
+def counting_compilations(count: Callable[[int, int], object]) -> Iterator[Compilations]:
+    """Call `count(done, begun)` when a kernel is compiled at its first call, before and after.
+
+    Not for the helpers inside of a kernel, which are never parallel.
+    """
+    from numba.core import event
+
+    found = Compilations()
+
+    class Listener(event.Listener):  # type: ignore[misc]
+        def on_start(self, event: Any) -> None:
+            if event.data["dispatcher"].targetoptions.get("parallel"):
+                found.began += 1
+                count(found.done, found.began)
+
+        def on_end(self, event: Any) -> None:
+            if event.data["dispatcher"].targetoptions.get("parallel"):
+                found.done += 1
+                count(found.done, found.began)
+
+    with event.install_listener("numba:compile", Listener()):
+        yield found
 
 
 def compile_kernels(names: Iterable[str], done: Callable[[str, float], object], processes: int | None = None) -> None:

@@ -8,10 +8,11 @@ compiled here and not in the first step, where it would look like a slow one.
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import counted
 from ..shape import ModelShape
+from .compiling import counting_compilations
 from .tiny_models import decode_once, stored_as
 
 if TYPE_CHECKING:
@@ -84,25 +85,8 @@ def rehearse_counting(
     count: Callable[[int, int], object],
 ) -> None:
     """Rehearse; `count` the kernels that are compiled on the way, and `report` in one line how many there were."""
-    from numba.core import event
-
-    class Counter(event.Listener):  # type: ignore[misc]
-        """Hears of each compilation; not of the helpers inside of a kernel, which are never parallel."""
-
-        began = done = 0
-
-        def on_start(self, event: Any) -> None:
-            if event.data["dispatcher"].targetoptions.get("parallel"):
-                self.began += 1
-                count(self.done, self.began)
-
-        def on_end(self, event: Any) -> None:
-            if event.data["dispatcher"].targetoptions.get("parallel"):
-                self.done += 1
-                count(self.done, self.began)
-
-    counter, began = Counter(), time.perf_counter()
-    with event.install_listener("numba:compile", counter):
+    began = time.perf_counter()
+    with counting_compilations(count) as counter:
         rehearse(model, config, decodes)
     if counter.done:
         report(f"{counted(counter.done, 'kernel')} more, in {time.perf_counter() - began:.0f} s")
