@@ -15,10 +15,13 @@ added to.  `scale` is 1 for a sum, 1 / count for a mean. Label smoothing: Szeged
 (the smoothed mass includes the label itself).  z-loss: Chowdhery et al. 2022 (PaLM), section 5, with λ = 1e-4;
 d lse_n / dz_nv = p_nv, so that d(λ lse_n²) / dz_nv = 2 λ lse_n p_nv.  A W that is not trained may be in any storage
 (`stored_matmul.py`).
+
+An adapter of the head adds a second product to the logits, z += u Bᵀ (`Second`), with du = dz B and dB = dzᵀ u.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +35,15 @@ from .stored_matmul import stored_product, stored_product_backward
 
 CHUNK_LOGITS = 3 << 22  # floats of logits at a time: 48 MiB; dw is read and written once for each chunk (docs/log.md)
 PARTIAL_LOGITS = 4096
+
+
+class Second(NamedTuple):
+    """What is added to the logits: u Bᵀ.  In backward du is overwritten, and db added to or overwritten, as dw is."""
+
+    u: Array  # (N, R)
+    b: Array  # (V, R)
+    du: Array  # (N, R)
+    db: Array  # (V, R)
 
 # -- reference -----------------------------------------------------------------------------------
 
@@ -155,8 +167,12 @@ def scratch_floats(rows: int, vocabulary: int, width: int) -> int:
     return min(rows, chunk_rows(vocabulary)) * (vocabulary + width)
 
 
-def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.0, **others):
+def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.0, second=None, **others):
     _smoothing_fits(smoothing)
+    if second is not None:
+        wanted = [(sizes[axis], second.b.shape[-1]) for axis in "NVNV"]
+        if [array.shape for array in second] != wanted:
+            raise ValueError(f"second has shapes {[array.shape for array in second]}; here they must be {wanted}")
     _z_loss_fits(z_loss)
     (storage or STORAGES["float32"]).check(w, sizes["C"], "w")
     if storage is not None and dw is not None:
@@ -174,6 +190,7 @@ def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.
     number_format=AnyFormat,
     storage=Storage | None,
     check=object,
+    second=Second | None,
 )
 def head_loss(
     losses: Array,
@@ -186,6 +203,7 @@ def head_loss(
     number_format: AnyFormat = FLOAT32,
     storage: Storage | None = None,
     check: Callable[[], None] | None = None,
+    second: Second | None = None,
 ) -> None:
     """Write losses (N,) and hits (N,); see the top of the file.  scratch: `scratch_floats` float32.
 
@@ -193,7 +211,7 @@ def head_loss(
     each chunk of rows; what it raises gives the pass up.
     """
     outputs = losses, hits, None, None, None
-    _head(*outputs, x, w, labels, scratch, 1.0, smoothing, 0.0, False, number_format, storage, check)
+    _head(*outputs, x, w, labels, scratch, 1.0, smoothing, 0.0, False, number_format, storage, check, second)
 
 
 @checked(
@@ -203,6 +221,7 @@ def head_loss(
     number_format=AnyFormat,
     storage=Storage | None,
     check=object,
+    second=Second | None,
 )
 def head_loss_backward(
     losses: Array,
@@ -221,6 +240,7 @@ def head_loss_backward(
     z_loss: float = 0.0,
     lse: Array | None = None,
     check: Callable[[], None] | None = None,
+    second: Second | None = None,
 ) -> None:
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
@@ -228,7 +248,8 @@ def head_loss_backward(
     dx and dw have its part, and losses do not; lse (N,) is written where it is given.
     """
     outputs = losses, hits, lse, dx, dw
-    _head(*outputs, x, w, labels, scratch, scale, smoothing, z_loss, accumulate, number_format, storage, check)
+    numbers = scale, smoothing, z_loss, accumulate
+    _head(*outputs, x, w, labels, scratch, *numbers, number_format, storage, check, second)
 
 
 def _products(w, storage, number_format):
@@ -261,6 +282,7 @@ def _head(
     number_format,
     storage,
     check,
+    second,
 ):
     write_logits, write_dx = _products(w, storage, number_format)
     lse = np.empty(len(losses), np.float32) if lse is None else lse
@@ -280,11 +302,20 @@ def _head(
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = logits[: count * vocabulary].reshape(count, vocabulary)
         write_logits(z, x_rows)  # forward: z = x Wᵀ
+        if second is not None:
+            u_rows = second.u[chunk]
+            unchecked(product)(z, u_rows, second.b, transpose_b=True, addend=z, number_format=number_format)
         numbers = float(smoothing), float(z_loss), float(scale)
         unchecked(cross_entropy)(z, losses, hits, lse, labels, rows, first, *numbers, dx is not None)
         if dw is not None:
             base = dw if accumulate or first > 0 else None
             unchecked(product)(dw, z, x_rows, transpose_a=True, addend=base, number_format=number_format)
+        if second is not None and dx is not None:  # forward: z += u Bᵀ
+            base = second.db if accumulate or first > 0 else None
+            unchecked(product)(second.db, z, u_rows, transpose_a=True, addend=base, number_format=number_format)
+            du_rows = np.empty_like(u_rows)
+            unchecked(product)(du_rows, z, second.b, number_format=number_format)
+            second.du[chunk] = du_rows
         if dx is not None and whole:
             write_dx(dx[chunk], z)
         elif dx is not None:
@@ -293,8 +324,10 @@ def _head(
         if check is not None:
             check()
     if not whole:
-        for out in (losses, hits, lse, dx):
+        for out in (losses, hits, lse, dx, None if second is None or dx is None else second.du):
             if out is not None:
                 out[~counted] = 0
-    if dw is not None and len(rows) == 0 and not accumulate:
-        dw[...] = 0
+    if len(rows) == 0 and not accumulate and dx is not None:
+        for gradient in (dw, None if second is None else second.db):
+            if gradient is not None:
+                gradient[...] = 0

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError
 from ..families import gguf_entry, tensor_table, write_gguf
 from ..fields import either
 from ..formats.finite import check_read
-from ..formats.gguf.adapter import GgufAdapter, adapter_metadata, open_gguf_adapter, pair_names
+from ..formats.gguf.adapter import EMBEDDING, GgufAdapter, adapter_metadata, open_gguf_adapter, pair_names
 from ..formats.gguf.checking import Written, write_checked
 from ..formats.gguf.ggml_types import BY_NAME, GgmlType
 from ..formats.gguf.rows import rows_in_file, rows_of_ours
@@ -71,6 +71,11 @@ def _config(file: GgufAdapter, shape: TrainableModelConfig) -> LoraConfig:
             f"{file.path}: {stray} has no place in this model, a {shape.family.value} of {shape.num_layers} layers; "
             f"{ELSEWHERE}"
         )
+    if EMBEDDING in file.pairs and shape.tie_embeddings:
+        raise CheckpointError(
+            f"{file.path}: {EMBEDDING} is embedding and head in one, and an adapter of both is not computed; merge it "
+            "in llama.cpp (llama-export-lora)"
+        )
     ranks = Counter(pair.rank for pair in file.pairs.values())
     rank = ranks.most_common(1)[0][0]
     modules = {name: of_model[name].hf_name.removesuffix(".weight") for name in file.pairs}
@@ -98,6 +103,8 @@ def _numbers(file: GgufAdapter, entry: Tensor, shape: TrainableModelConfig) -> n
             f"{ELSEWHERE}"
         )
     numbers: np.ndarray = found.numbers(0, found.shape[0])
+    if entry.hf_names[0].transposed:
+        return numbers.T
     heads = _heads(entry.name, shape)
     return numbers[rows_of_ours(heads, shape.resolved_head_dim)] if half == "b" and heads else numbers
 
@@ -145,7 +152,8 @@ def write_gguf_adapter(
             b = b[rows_in_file(heads, shape.resolved_head_dim)]
         if not np.isclose(factor, 1, rtol=1e-6):  # the rounding of alpha itself
             b = b * factor
-        for part, numbers in zip(pair_names(files[matrix]), (adapter.a, b), strict=True):
+        pair = (b, adapter.a.T) if files[matrix] == EMBEDDING else (adapter.a, b)
+        for part, numbers in zip(pair_names(files[matrix]), pair, strict=True):
             planned.append(_planned(part, numbers, ggml))
     metadata = adapter_metadata(gguf_entry(shape).architecture, float(alpha), name or path.stem, base_digest)
     return write_checked(path, metadata, planned, check=check)

@@ -40,13 +40,15 @@ from ..kernels.matmul import product
 from ..parameters import Buffers, Tensor, Weight
 from .frozen import FrozenModel
 from .gguf_adapter import LowRank, write_gguf_adapter
+from .layers.embedding import Embedding
+from .lora_layers import adapt, initialize
 from .lora_targets import (
     PREFIX,
-    adapt,
+    Kind,
+    Target,
     check_tensors,
     chosen_targets,
     copies,
-    initialize,
     named,
     report,
     trained_shape,
@@ -99,7 +101,8 @@ class LoraModel(Transformer):
         for adapter in self._adapters:
             adapter.begin()
         super().__init__(model.config, model.base, adapted)
-        self._clear_first(set(self._copies))
+        tables = (target.tensor.name for target in self.targets() if target.kind is Kind.TABLE)
+        self._clear_first({*self._copies, *(f"{name}.a" for name in tables)})
         self.companions = model.companions
         self.draws = 0
         self._plain = Stack(model.config, model.layers)  # for passes while the adapters are merged
@@ -225,14 +228,21 @@ class LoraModel(Transformer):
         self._begin_pass()
         return self
 
+    def targets(self) -> list[Target]:
+        """Return what has an adapter."""
+        return chosen_targets(self.config, self.lora)
+
     def adapters(self) -> dict[str, LowRank]:
-        """Return what is added to each matrix that has an adapter, by its name: views."""
-        return {
-            target.tensor.name: LowRank(
-                self.weights[f"{target.tensor.name}.a"], self.weights[f"{target.tensor.name}.b"], target.scale
-            )
-            for target in chosen_targets(self.config, self.lora)
-        }
+        """Return what is added to each matrix that has an adapter, by its name: views.
+
+        Of a table of the embedding (V, C), that is A (V, R) times Bᵀ (R, C).
+        """
+        found = {}
+        for target in self.targets():
+            a, b = (self.weights[f"{target.tensor.name}.{half}"] for half in "ab")
+            pair = (np.ascontiguousarray(b.T), a) if target.kind is Kind.TABLE else (a, b)
+            found[target.tensor.name] = LowRank(*pair, target.scale)
+        return found
 
     # -- files -----------------------------------------------------------------------------------
 
@@ -251,26 +261,33 @@ class LoraModel(Transformer):
         `name` is that of the adapters in it, the file's own when not given.  Unless `check` is false it is read again.
         ConfigError for another kind, DoRA, or a model that llama.cpp does not compute; errors of `write_gguf_adapter`.
         """
-        self._require_adapters_alone("a GGUF file of adapters")
+        self._require_adapters_alone("a GGUF file of adapters", Embedding.positions)
         return write_gguf_adapter(
             *(Path(path), self.config, self.adapters(), kind), name=name, base_digest=self.base_digest(), check=check
         )
 
     def save_mlx(self, folder: str | Path, base_model: str | None = None) -> None:
         """Write the adapters as a folder for mlx-lm; `base_model` beats the constructor's."""
-        self._require_adapters_alone("mlx-lm's folder")
+        self._require_adapters_alone("mlx-lm's folder", Embedding.name, Embedding.positions)
         save_mlx_adapter(
             Path(folder), self.config, self.adapters(), dropout=self.lora.dropout,
             base_model=base_model or self.base_model, base_digest=self.base_digest(),
         )  # fmt: skip
 
-    def _require_adapters_alone(self, place: str) -> None:
-        """Raise ConfigError if something is trained whole, or the lengths of rows, for which a place has no room."""
+    def _require_adapters_alone(self, place: str, *not_there: str) -> None:
+        """Raise ConfigError if something is trained that a place has no room for: whole, lengths, or of these names."""
         if self.lora.use_dora:
             raise ConfigError(
                 f"{place} holds adapters alone, and lengths of rows are trained (use_dora); save PEFT's folder, or the "
                 "merged model"
             )
+        for name in not_there:
+            if f"{name}.a" in self.weights:
+                rule = f"has no room for an adapter of {name}"
+                raise ConfigError(f"{place} {rule}; save PEFT's folder, or the merged model")
+        ends = [target.module for target in self.targets() if target.kind is not Kind.LINEAR]
+        if ends and self.config.tie_embeddings:
+            raise ConfigError(f"{place} has one matrix for embedding and head, and {ends[0]} has an adapter of its own")
         if self._copies:
             raise ConfigError(
                 f"{place} holds adapters alone, and {listed(self._copies, 3)} are trained whole (modules_to_save, "
@@ -279,7 +296,7 @@ class LoraModel(Transformer):
 
     def description(self, base_model: str | None = None) -> dict[str, Any]:
         """Return the content of PEFT's adapter_config.json; `base_model` beats the constructor's."""
-        transposed = any(target.tensor.hf_names[0].transposed for target in chosen_targets(self.config, self.lora))
+        transposed = any(target.tensor.hf_names[0].transposed for target in self.targets())
         return adapter_config(self.lora, base_model or self.base_model, fan_in_fan_out=transposed)
 
     @classmethod
@@ -298,6 +315,7 @@ class LoraModel(Transformer):
             raise CheckpointError(f"{folder}: {error}") from None
         table = trained_table(model.config, config)
         tensors = _without_second(tensors, config, str(folder))
+        tensors = _without_base(tensors, model, config, str(folder))
         check_tensors(tensors, table, str(folder))  # before anything of the adapters' size is made
         made = cls(model, config, base_model)
         made.trained_in = base_storage_of(Path(folder))
@@ -334,4 +352,24 @@ def _without_second(tensors: Mapping[str, np.ndarray], config: LoraConfig, place
     rest = {name: tensor for name, tensor in tensors.items() if name != HEAD}
     if not any(np.array_equal(tensor, tensors[HEAD]) for name, tensor in rest.items() if "lora_" not in name):
         raise CheckpointError(f"{place}: {HEAD} differs from the embedding, and ensure_weight_tying makes them one")
+    return rest
+
+
+def _without_base(
+    tensors: Mapping[str, np.ndarray], model: TrainableModel | FrozenModel, config: LoraConfig, place: str
+) -> dict[str, np.ndarray]:
+    """Return what a folder holds without the frozen embedding and head, which PEFT writes beside adapters on them.
+
+    CheckpointError if they are not those of the model, which would be another one with them.
+    """
+    rest = dict(tensors)
+    for target in chosen_targets(model.config, config):
+        found = rest.pop(f"{PREFIX}{target.module}.base_layer.weight", None)
+        if found is None or target.kind is Kind.LINEAR or model.is_quantized:  # quantised ones are not quite the same
+            continue
+        own = np.empty(target.tensor.shape, np.float32)
+        tied = target.kind is Kind.HEAD and model.config.tie_embeddings
+        model.copy_to("token_embedding" if tied else target.tensor.name, own)
+        if not np.array_equal(found, own):
+            raise CheckpointError(f"{place} holds a {target.module} of its own, and the model under it has another")
     return rest

@@ -1,8 +1,7 @@
-"""Which parts of a model get adapters or are trained whole, their tensors, and how they are put on its layers.
+"""Which parts of a model get adapters or are trained whole, and their tensors.
 
     named            a configuration with the targets that a model has; what it has not is refused
     trained_table    all that is trained, in flat order: adapters, then copies of what is trained whole
-    adapt            the adapters on bound layers
 
 A copy is trained in float32 in place of the frozen tensor, whose layer takes the one for the other: a bias, a norm, the
 embedding, or all of a linear layer.  Where embedding and head are one matrix (tied) and are not trained as one, the
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TypeVar
 
 import numpy as np
@@ -23,23 +23,22 @@ from ..families import layers, tensor_table
 from ..fields import either
 from ..formats.forms import stored_names, stored_shape
 from ..lora_config import is_expression
-from ..parameters import Buffers, HfName, Tensor, Weight, joined
-from .layers.adapter import Adapter, Group, Part
-from .layers.dora_adapter import DoraAdapter
+from ..parameters import HfName, Tensor
+from .layers.embedding import Embedding
 from .layers.layer import Layer
 from .layers.linear import Linear
 
 __all__ = [
     "PREFIX",
+    "Kind",
     "Target",
-    "adapt",
     "check_tensors",
     "chosen_targets",
     "copies",
-    "initialize",
+    "end_targets",
+    "linear_targets",
     "named",
     "num_trained",
-    "planned",
     "report",
     "trained_shape",
     "trained_table",
@@ -48,9 +47,7 @@ __all__ = [
 
 AnyLora = TypeVar("AnyLora", bound=LoraConfig)
 
-MASKS = 7  # with the configuration's seed, the seed of all masks: another than that of the adapters
 PARTS = "abm"  # what an adapter is made of: A, B, and with DoRA the lengths of the rows
-PEFT_NAMES = {"a": "lora_A.weight", "b": "lora_B.weight", "m": "lora_magnitude_vector"}
 PREFIX = "base_model.model."  # of PEFT's names of tensors
 
 
@@ -66,14 +63,6 @@ def report(shape: TrainableModelConfig, config: LoraConfig) -> str:
     return f"{trained:,} trained parameters, {100 * trained / whole:.2f} % of {whole:,} ({what}){more}"
 
 
-def planned(shape: TrainableModelConfig, config: LoraConfig) -> tuple[list[Layer], tuple[Tensor, ...]]:
-    """Return the layers of such a model as its adapters make them, and the table of these; nothing is allocated."""
-    made = layers(trained_shape(shape, config))
-    for linear, targets in _targets(shape, made, config):
-        _size(linear, targets, config)
-    return made, trained_table(shape, config)
-
-
 def num_trained(shape: TrainableModelConfig, config: LoraConfig) -> int:
     """Return the number of weights of all adapters, and of what is trained whole."""
     return sum(entry.size for entry in trained_table(shape, config))
@@ -82,16 +71,38 @@ def num_trained(shape: TrainableModelConfig, config: LoraConfig) -> int:
 # -- what a configuration means on a model ----------------------------------------------------------
 
 
+class Kind(Enum):
+    """What an adapter is put on."""
+
+    LINEAR = "part of a linear layer"
+    TABLE = "table of the embedding"
+    HEAD = "head"
+
+
 @dataclass(frozen=True)
 class Target:
-    """A part of a linear layer that gets an adapter."""
+    """What gets an adapter: a part of a linear layer, a table of the embedding, or the head."""
 
-    index: int  # of the part in its layer
+    index: int  # of a part in its layer
     tensor: Tensor  # its matrix
     stream: int  # its number among all parts of the model
     module: str  # the Transformers library's name of it
     rank: int
     scale: float
+    kind: Kind = Kind.LINEAR
+
+    def parts(self) -> dict[str, tuple[HfName, tuple[int, ...]]]:
+        """Return PEFT's names of A, B and the lengths of the rows, and their shapes here: of a table A is (V, R)."""
+        outer, inner = self.tensor.shape
+        at = f"{PREFIX}{self.module}.lora_"
+        if self.kind is Kind.TABLE:
+            a, b = HfName(f"{at}embedding_A", transposed=True), HfName(f"{at}embedding_B")
+            return {"a": (a, (outer, self.rank)), "b": (b, (inner, self.rank))}
+        return {
+            "a": (HfName(f"{at}A.weight"), (self.rank, inner)),
+            "b": (HfName(f"{at}B.weight"), (outer, self.rank)),
+            "m": (HfName(f"{at}magnitude_vector"), (outer,)),
+        }
 
 
 def _module(tensor: Tensor) -> str:
@@ -107,8 +118,8 @@ def trained_shape(shape: TrainableModelConfig, config: LoraConfig) -> TrainableM
     if not shape.tie_embeddings or config.ensure_weight_tying:
         return shape
     untied = shape.replace(tie_embeddings=False)
-    ends = [tensor for tensor in tensor_table(untied) if tensor.name in ("token_embedding", "output_proj")]
-    return untied if any(config.is_saved(_module(tensor)) for tensor in ends) else shape
+    ends = [_module(tensor) for tensor in tensor_table(untied) if tensor.name in ("token_embedding", "output_proj")]
+    return untied if any(config.is_saved(module) or config.is_target(module, False) for module in ends) else shape
 
 
 def _linears(shape: TrainableModelConfig, made: Sequence[Layer]) -> list[tuple[Linear, list[Tensor]]]:
@@ -121,7 +132,7 @@ def _linears(shape: TrainableModelConfig, made: Sequence[Layer]) -> list[tuple[L
     ]
 
 
-def _targets(
+def linear_targets(
     shape: TrainableModelConfig, made: Sequence[Layer], config: LoraConfig
 ) -> list[tuple[Linear, list[Target]]]:
     """Return the linear layers, and of each the parts with adapters."""
@@ -139,9 +150,28 @@ def _targets(
     return found
 
 
+def _end_tensors(shape: TrainableModelConfig) -> list[tuple[Tensor, Kind]]:
+    """Return the tables of the embedding and the head's matrix, which may be the same."""
+    kinds = {Embedding.name: Kind.TABLE, Embedding.positions: Kind.TABLE, "output_proj": Kind.HEAD}
+    table = tensor_table(shape.replace(tie_embeddings=False))
+    return [(tensor, kinds[tensor.name]) for tensor in table if tensor.name in kinds]
+
+
+def end_targets(shape: TrainableModelConfig, config: LoraConfig) -> list[Target]:
+    """Return which of the two ends get adapters; all-linear means neither."""
+    stream = sum(len(tensors) for _, tensors in _linears(shape, layers(shape)))
+    found = []
+    for tensor, kind in _end_tensors(shape):
+        module = _module(tensor)
+        if config.is_target(module, linear=False):
+            found.append(Target(0, tensor, stream, module, config.rank_of(module), config.scaling_of(module), kind))
+    return found
+
+
 def chosen_targets(shape: TrainableModelConfig, config: LoraConfig) -> list[Target]:
-    """Return the parts that get adapters."""
-    return [target for _, targets in _targets(shape, layers(shape), config) for target in targets]
+    """Return what gets adapters."""
+    linear = [target for _, targets in linear_targets(shape, layers(shape), config) for target in targets]
+    return [*linear, *end_targets(shape, config)]
 
 
 def copies(shape: TrainableModelConfig, config: LoraConfig) -> list[Tensor]:
@@ -166,8 +196,7 @@ def named(shape: TrainableModelConfig, config: AnyLora) -> AnyLora:
 
     ConfigError for a name that means nothing of it.
     """
-    chosen, modules = chosen_targets(shape, config), _modules(shape)
-    linear = [_module(tensor) for _, tensors in _linears(shape, layers(shape)) for tensor in tensors]
+    chosen, modules, linear = chosen_targets(shape, config), _modules(shape), _candidates(shape)
     every = either(list(dict.fromkeys(module.rpartition(".")[2] for module in linear)))
     for block in config.layers_to_transform or ():
         if block >= shape.num_layers:
@@ -188,6 +217,12 @@ def named(shape: TrainableModelConfig, config: AnyLora) -> AnyLora:
     short = config.replace(target_modules=names)  # the last words, unless they mean more than what was asked for
     same = [target.module for target in chosen_targets(shape, short)] == [target.module for target in chosen]
     return short if same else config
+
+
+def _candidates(shape: TrainableModelConfig) -> list[str]:
+    """Return all modules that may get an adapter."""
+    linear = [_module(tensor) for _, tensors in _linears(shape, layers(shape)) for tensor in tensors]
+    return [*linear, *(_module(tensor) for tensor, _ in _end_tensors(shape))]
 
 
 def _left_out(config: LoraConfig, name: str, linear: Sequence[str]) -> bool:
@@ -226,7 +261,7 @@ def without_unused(shape: TrainableModelConfig, config: LoraConfig) -> LoraConfi
 
     So are targets that another setting leaves out: of all-linear, PEFT writes every module that it meant.
     """
-    linear = [_module(tensor) for _, tensors in _linears(shape, layers(shape)) for tensor in tensors]
+    linear = _candidates(shape)
     idle = [name for name in config.target_modules or () if _left_out(config, name, linear)]
     idle = [] if len(idle) == len(config.target_modules or ()) else idle
     found = config.replace(**config.without(target_modules=idle, **unused(shape, config, linear)))
@@ -254,8 +289,15 @@ def _check_names(
     if config.bias != "none" and not _biases(shape, config):
         which = "the modules with adapters have none" if config.bias == "lora_only" else "this model has none"
         raise ConfigError(f"bias ({config.bias}): no bias would be trained, {which}; leave it out")
+    if config.use_dora and end_targets(shape, config):
+        end = end_targets(shape, config)[0].module
+        raise ConfigError(f"use_dora (true) beside {end} in target_modules: DoRA is computed on linear layers alone")
     if config.ensure_weight_tying:
         saved = [entry.name for entry in copies(shape, config)]
+        ends = [target.module for target in end_targets(shape, config) if target.tensor.name != Embedding.positions]
+        if ends:
+            rule = "one adapter for embedding and head is not computed"
+            raise ConfigError(f"ensure_weight_tying (true) beside {ends[0]} in target_modules: {rule}; leave out one")
         if not shape.tie_embeddings or "token_embedding" not in saved:
             rule = "embedding and head are one matrix, and modules_to_save names one of them"
             raise ConfigError(f"ensure_weight_tying (true) acts only where {rule}; leave it out")
@@ -265,19 +307,18 @@ def _check_names(
 
 
 def trained_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tensor, ...]:
-    """Return all that is trained in flat order: in each linear layer As, Bs, and DoRA's lengths; then the copies."""
+    """Return all that is trained in flat order: each linear layer's As, Bs, and DoRA's lengths; ends; copies."""
     table: list[Tensor] = []
     offset = 0
     adapted = set()
-    for _, targets in _targets(shape, layers(shape), config):
+    together = [targets for _, targets in linear_targets(shape, layers(shape), config)]
+    for targets in (*together, *([target] for target in end_targets(shape, config))):
         adapted |= {target.module for target in targets}
         for kind in PARTS if config.use_dora else PARTS[:2]:
             for target in targets:
-                base = target.tensor
-                outer, inner = base.shape
-                sizes = {"a": (target.rank, inner), "b": (outer, target.rank), "m": (outer,)}[kind]
-                names = (HfName(f"{PREFIX}{target.module}.{PEFT_NAMES[kind]}"),), f"{base.gguf_name}.lora_{kind}"
-                table.append(Tensor(f"{base.name}.{kind}", *names, sizes, offset, decay=kind != "m"))
+                form, sizes = target.parts()[kind]
+                names = (form,), f"{target.tensor.gguf_name}.lora_{kind}"
+                table.append(Tensor(f"{target.tensor.name}.{kind}", *names, sizes, offset, decay=kind != "m"))
                 offset += table[-1].size
     for tensor in copies(shape, config):
         form = tensor.hf_names[-1]
@@ -316,76 +357,3 @@ def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], 
             f"{place}: {listed(unknown, 1)} has no place in this model; its adapter_config.json names other "
             "targets, or it was trained on a model with more layers"
         )
-
-
-def initialize(parameters: Buffers, config: LoraConfig) -> None:
-    """Fill A from U(±1/√in), which is Kaiming's rule with a = √5 as PEFT uses it, and all else with zeros."""
-    random = np.random.default_rng(config.seed)
-    for name, view in parameters.weights.items():
-        view.fill(0)
-        if name.endswith(".a"):
-            random.random(out=view, dtype=np.float32)
-            view *= np.float32(2)
-            view -= np.float32(1)
-            view *= np.float32(view.shape[1] ** -0.5)
-
-
-# -- on the layers ----------------------------------------------------------------------------------
-
-
-def adapt(
-    made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig
-) -> list[Adapter]:
-    """Put the adapters on the linear layers, and return them."""
-    # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
-    seed = int(np.random.SeedSequence([config.seed, MASKS]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    found = _targets(shape, made, config)
-    streams = sum(len(linear.projections) for linear, _ in found)
-    adapters: list[Adapter] = []
-    for linear, targets in found:
-        if targets:
-            groups = _groups(linear, targets, parameters, config)
-            _size(linear, targets, config)
-            adapter = Adapter(groups, _scales(targets), config.dropout, seed, streams)
-            if config.use_dora:
-                lengths = [parameters.weight(f"{target.tensor.name}.m") for target in targets]
-                adapter = DoraAdapter.on(linear, [target.index for target in targets], lengths, adapter)
-            linear.adapter = adapter
-            adapters.append(adapter)
-    return adapters
-
-
-def _size(linear: Linear, targets: Sequence[Target], config: LoraConfig) -> None:
-    """Tell a linear layer what its adapters save and need."""
-    linear.rank, linear.dropout = sum(target.rank for target in targets), config.dropout > 0
-    linear.magnitudes = sum(target.tensor.shape[0] for target in targets) if config.use_dora else 0
-
-
-def _scales(targets: Sequence[Target]) -> np.ndarray:
-    """Return the factor of each rank (R, 1)."""
-    scales, ranks = [target.scale for target in targets], [target.rank for target in targets]
-    return np.repeat(scales, ranks).astype(np.float32)[:, None]
-
-
-def _groups(linear: Linear, targets: list[Target], parameters: Buffers, config: LoraConfig) -> tuple[Group, ...]:
-    columns, ends = linear.columns(), np.cumsum([target.rank for target in targets]).tolist()
-    halves = [{half: parameters.weight(f"{target.tensor.name}.{half}") for half in "ab"} for target in targets]
-    parts = []
-    for k, target in enumerate(targets):
-        b = halves[k]["b"]
-        parts.append(Part(columns[target.index], slice(ends[k] - target.rank, ends[k]), b.w, _gradient(b)))
-    # With dropout each projection is a group of its own, because its mask is.
-    cuts = [[each] for each in range(len(parts))] if config.dropout > 0 else [list(range(len(parts)))]
-    groups = []
-    for cut in cuts:
-        a = [halves[each]["a"] for each in cut]
-        ranks = slice(parts[cut[0]].ranks.start, parts[cut[-1]].ranks.stop)
-        matrices = joined([half.w for half in a]), joined([_gradient(half) for half in a])
-        groups.append(Group(ranks, *matrices, tuple(parts[each] for each in cut), targets[cut[0]].stream))
-    return tuple(groups)
-
-
-def _gradient(weight: Weight) -> np.ndarray:
-    if weight.dw is None:
-        raise RuntimeError(f"{weight.name} is an adapter without a gradient")
-    return weight.dw

@@ -27,7 +27,7 @@ MEASURED = 2  # micro-batches that are timed, after one that is not
 def trained_tensors(config: RunConfig) -> "tuple[Tensor, ...]":
     """Return the table of what is trained: the weights, or the adapters beside them."""
     from ..families import tensor_table
-    from ..model.lora_targets import planned
+    from ..model.lora_layers import planned
 
     return tensor_table(config.model) if config.lora is None else planned(config.model, config.lora)[1]
 
@@ -35,7 +35,7 @@ def trained_tensors(config: RunConfig) -> "tuple[Tensor, ...]":
 def memory_by_part(run: Run) -> dict[str, int]:
     """Return bytes by part; the model itself is not made for it."""
     from ..model.arena import memory_plan
-    from ..model.lora_targets import planned
+    from ..model.lora_layers import planned
     from ..training.optimizer import matrices_of, moments_of, stack_of
 
     config, training, table = run.config, run.config.training, trained_tensors(run.config)

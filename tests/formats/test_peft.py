@@ -141,10 +141,11 @@ def test_targets_of_one_layer(model, tmp_path):
         ({"r": 0}, r"rank \(0\) must be at least 1"),
         ({"r": 5}, r"has shape \(3, 24\); rank 5 on this model takes \(5, 24\)"),
         ({"target_modules": ["q_proj"]}, r"and \d+ more has no place in this model; .* names other targets"),
-        ({"target_modules": ["lm_head"]}, "'lm_head'.: this model has no such projection; try q_proj, k_proj"),
+        ({"target_modules": ["head"]}, "'head'.: this model has no such projection; try q_proj, k_proj"),
+        ({"target_modules": ["lm_head"]}, r"lm_head.lora_A.weight is missing; rank 3"),
         ({"target_modules": ["proj"]}, "'proj'.: this model has no such projection; try q_proj, k_proj"),
         ({"target_modules": ".*[qk]_proj"}, r"and \d+ more has no place in this model"),
-        ({"target_modules": ".*head"}, r"'.\*head'.: fits no projection of this model; try q_proj"),
+        ({"target_modules": ".*heads"}, r"'.\*heads'.: fits no projection of this model; try q_proj"),
     ],
 )
 def test_what_is_refused(model, folder, changes, message):

@@ -210,6 +210,32 @@ def test_a_matrix_that_is_not_trained_may_be_in_any_storage(rng, monkeypatch, na
 # -- accuracy, numbers ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ignored", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_second_product_is_more_columns_of_the_first(rng, monkeypatch, ignored, accumulate):
+    """z = x Wᵀ + u Bᵀ = [x u] [W B]ᵀ, chunk by chunk."""
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 16 * 31)
+    x, w, labels = inputs(rng, 40, 12, 31, ignored)
+    labels[0] = -100 if ignored == 1 else 3
+    u, b = rng.standard_normal((40, 5)).astype(np.float32), rng.standard_normal((31, 5)).astype(np.float32)
+    wide = [np.concatenate(pair, axis=1).astype(np.float64) for pair in ((x, u), (w, b))]
+    losses, hits, _, dx, dw = head_loss_ref(*wide, labels, 0.7, 0.1, 0.02)
+    before = rng.standard_normal(b.shape).astype(np.float32) if accumulate else np.full_like(b, np.nan)
+    second = module.Second(u, b, np.full_like(u, np.nan), before.copy())
+    made = np.empty(40, np.float32), np.empty(40, np.uint8), np.full_like(x, np.nan)
+    options = {"smoothing": 0.1, "accumulate": accumulate, "z_loss": 0.02, "second": second}
+    head_loss_backward(*made[:2], made[2], None, x, w, labels, scratch_for(x, w), 0.7, **options)
+    check_close(made[0], losses, 1e-5)
+    assert np.array_equal(made[1], hits)
+    check_close(made[2], dx[:, :12], 1e-4)
+    check_close(second.du, dx[:, 12:], 1e-4)
+    check_close(second.db, dw[:, 12:] + (before if accumulate else 0), 1e-4)
+    head_loss(*made[:2], x, w, labels, scratch_for(x, w), 0.1, second=second)
+    check_close(made[0], losses, 1e-5)
+    with pytest.raises(ValueError, match=r"second has shapes .* here they must be \[\(40, 5\), \(31, 5\)"):
+        head_loss(*made[:2], x, w, labels, scratch_for(x, w), second=second._replace(u=u[1:]))
+
+
 def test_the_first_of_equal_maxima_is_the_prediction():
     x = np.ones((5, 1), np.float32)
     w = np.array([[1], [3], [2], [3], [3]], np.float32)

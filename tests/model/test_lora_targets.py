@@ -10,8 +10,10 @@ from abi_py.families import tensor_table
 from abi_py.formats.peft import ADAPTER_WEIGHTS
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.gradcheck import check_close
+from abi_py.kernels.cross_entropy import cross_entropy_ref
+from abi_py.kernels.dropout import dropout_mask_ref
 from abi_py.model import LoraModel, TrainableModel, reference
-from abi_py.model.lora_targets import chosen_targets, named, num_trained
+from abi_py.model.lora_targets import Kind, chosen_targets, named, num_trained
 from abi_py.model.presets import preset
 from abi_py.runs.tiny_models import stored_as
 
@@ -73,16 +75,20 @@ def test_ranks_and_alphas_are_those_of_the_first_pattern_that_fits():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_modules": "head"}, r"target_modules \('head'\): this model has no such projection; try q_proj, "),
+        ({"target_modules": "heads"}, r"target_modules \('heads'\): this model has no such projection; try q_proj, "),
         ({"target_modules": ".*attn"}, r"fits no projection of this model; try q_proj"),
         ({"target_modules": "q,k", "exclude_modules": "k"}, r"'k_proj'\): exclude_modules, .* leaves out all that it "),
-        ({"exclude_modules": "lm_head"}, r"exclude_modules \('lm_head'\): leaves out no projection of this model"),
+        ({"exclude_modules": "norm"}, r"exclude_modules \('norm'\): leaves out no projection of this model"),
         ({"layers_to_transform": (0, 3)}, r"layers_to_transform \(3\): there is no such block; this model has bloc"),
         ({"rank_pattern": "up=2,w1=3"}, r"rank_pattern \('w1=3'\): fits no adapter"),
         ({"target_modules": "q", "alpha_pattern": "k=3"}, r"alpha_pattern \('k_proj=3'\): fits no adapter"),
         ({"modules_to_save": "score"}, r"modules_to_save \('score'\): this model has no such module; try embed_tokens"),
         ({"modules_to_save": "layers"}, "no projection is left that gets an adapter; leave out exclude_modules"),
         ({"bias": "all"}, r"bias \(all\): no bias would be trained, this model has none"),
+        (
+            {"target_modules": "q,lm_head", "modules_to_save": "embed_tokens", "ensure_weight_tying": True},
+            "beside lm_head in target_modules: one adapter for embedding and head is not computed",
+        ),
         ({"modules_to_save": "norm", "ensure_weight_tying": True}, "acts only where embedding and head are one matrix"),
     ],
 )
@@ -123,6 +129,10 @@ WHOLE = {
     "tied: embedding": ("gemma3", TIED, {"target_modules": "q", "modules_to_save": "embed_tokens"}),
     "tied: two": ("gpt2", TIED, {"target_modules": "c_attn", "modules_to_save": "wte,wpe,lm_head", "bias": "all"}),
     "tied: one": ("llama", TIED, {"modules_to_save": "lm_head", "ensure_weight_tying": True}),
+    "adapted ends": ("llama", UNTIED, {"target_modules": "embed_tokens,lm_head,v", "rank_pattern": "lm_head=5"}),
+    "tied: adapted head": ("llama", TIED, {"target_modules": "lm_head,q"}),
+    "tied: adapted embedding": ("gemma3", TIED, {"target_modules": "embed_tokens", "modules_to_save": "lm_head"}),
+    "adapted tables": ("gpt2", TIED, {"target_modules": "wte,wpe,c_attn", "alpha": 5, "bias": "lora_only"}),
     "experts": ("mixtral", {"router_aux_loss_coef": 0.0}, {"target_modules": "q", "modules_to_save": "layers.1.mlp"}),
 }
 
@@ -135,24 +145,30 @@ def test_gradients_equal_the_reference(rng, name):
     ids, labels = make_batch(rng, lora, 2, 7)
     base = lora.model.collect_weights()
     weights = reference.widened(lora.model.weights)
-    tables = {entry.name: entry for entry in tensor_table(lora.stored_config())}
-    if "output_proj" in tables:
+    own = {entry.name: entry for entry in tensor_table(lora.stored_config())}
+    if "output_proj" in own:
         weights.setdefault("output_proj", weights["token_embedding"])
     scales = {target.tensor.name: target.scale for target in chosen_targets(lora.config, lora.lora)}
     trained = reference.widened(lora.weights)
-    whole = {entry: trained[entry] for entry in trained if entry in tables}
+    whole = {entry: trained[entry] for entry in trained if entry in own}
     weights |= whole
+    tables = {target.tensor.name for target in lora.targets() if target.kind is Kind.TABLE}
     for each, scale in scales.items():
-        weights[each] = weights[each] + scale * trained[f"{each}.b"] @ trained[f"{each}.a"]
+        product = trained[f"{each}.b"] @ trained[f"{each}.a"].T if each in tables else None
+        product = trained[f"{each}.b"] @ trained[f"{each}.a"] if product is None else product.T
+        weights[each] = weights[each] + scale * product
     for passes in (1, 2):  # the first clears what layers add to, the second adds
         loss = lora.compute_loss(ids, labels, backward=True).loss
         expected, dw = reference.loss_and_gradients(lora.layers, weights, ids, labels)
         assert abs(loss - expected) < 1e-5
-        assert whole
         for each in whole:
             check_close(lora.gradients[each], passes * dw[each], 1e-4, each)
         for each, s in scales.items():
             a, b = trained[f"{each}.a"], trained[f"{each}.b"]
+            if each in tables:  # W + s A Bᵀ
+                check_close(lora.gradients[f"{each}.a"], passes * s * (dw[each] @ b), 1e-4, each)
+                check_close(lora.gradients[f"{each}.b"], passes * s * (dw[each].T @ a), 1e-4, each)
+                continue
             check_close(lora.gradients[f"{each}.a"], passes * s * (b.T @ dw[each]), 1e-4, each)
             check_close(lora.gradients[f"{each}.b"], passes * s * (dw[each] @ a.T), 1e-4, each)
     assert lora.model.collect_weights().tobytes() == base.tobytes()
@@ -160,7 +176,7 @@ def test_gradients_equal_the_reference(rng, name):
     assert merged.config == lora.stored_config()
     assert np.abs(merged.forward(ids) - lora.forward(ids)).max() < 1e-5
     copy = LoraModel(lora.model, lora.lora)
-    assert copy.forward(ids).tobytes() == lora.model.forward(ids).tobytes()  # a fresh copy changes no bit
+    assert copy.forward(ids).tobytes() == lora.model.forward(ids).tobytes()  # what is fresh changes no bit
     if merged.config == lora.config:
         lora.merge()
         assert lora.model.weights.keys() == merged.weights.keys()
@@ -214,4 +230,55 @@ def test_one_matrix_of_two_ends_is_saved_by_both_names(rng, tmp_path):
     assert LoraModel.load(lora.model, tmp_path).forward(ids).tobytes() == lora.forward(ids).tobytes()
     write_safetensors(tmp_path / ADAPTER_WEIGHTS, tensors | {names[0]: tensors[names[1]] + 1})
     with pytest.raises(CheckpointError, match="differs from the embedding, and ensure_weight_tying makes them one"):
+        LoraModel.load(lora.model, tmp_path)
+
+
+def test_a_head_with_dropout(rng):
+    """One mask for the loss and its gradients, by the formulas in float64; none where nothing is trained."""
+    lora = make_lora(rng, target_modules="lm_head", dropout=0.4, shape=UNTIED)
+    ids, labels = make_batch(rng, lora, 2, 7)
+    head, w = lora.stack.head, reference.widened(lora.weights)
+    adapter = head.adapter
+    seed = (adapter.seed + adapter.streams * 1 + adapter.stream) % 2**63
+    lora.compute_loss(ids, labels, backward=True)
+    lora.zero_gradients()
+    loss = lora.compute_loss(ids, labels, backward=True).loss  # the second pass, so draw 1
+    hidden = reference.widened({"x": lora.stack.forward(ids.ravel(), lora._runs.run((2, 7), None, None))})["x"]
+    mask = dropout_mask_ref(hidden.shape, 0.4, seed) / 0.6
+    a, b, s = w["output_proj.a"], w["output_proj.b"], adapter.scale
+    logits = hidden @ lora.model.weights["output_proj"].T + s * (hidden * mask) @ a.T @ b.T
+    losses, _, _, dz = cross_entropy_ref(logits, labels.ravel())
+    count = (labels >= 0).sum()
+    assert abs(loss - losses.sum() / count) < 1e-5
+    u, du = s * (hidden * mask) @ a.T, s * dz / count @ b
+    check_close(lora.gradients["output_proj.b"], (dz / count).T @ u, 1e-4)
+    check_close(lora.gradients["output_proj.a"], du.T @ (hidden * mask), 1e-4)
+
+
+def test_what_of_it_has_no_place_in_other_files(rng, tmp_path):
+    """An embedding's adapter goes into a GGUF file and comes back; mlx-lm and tied files have no room."""
+    lora = make_lora(rng, target_modules="embed_tokens,lm_head,q", shape=UNTIED)
+    lora.save_gguf(tmp_path / "a.gguf")
+    again, (ids, _) = LoraModel.load(lora.model, tmp_path / "a.gguf"), make_batch(rng, lora)
+    assert np.abs(again.forward(ids) - lora.forward(ids)).max() < 1e-6
+    with pytest.raises(ConfigError, match="mlx-lm's folder has no room for an adapter of token_embedding"):
+        lora.save_mlx(tmp_path / "mlx")
+    tied = make_lora(rng, target_modules="embed_tokens", shape=TIED)
+    with pytest.raises(ConfigError, match=r"one matrix for embedding and head, and model.embed_tokens has an adapter"):
+        tied.save_gguf(tmp_path / "b.gguf")
+    whole = make_lora(rng, target_modules="q", modules_to_save="norm")
+    with pytest.raises(ConfigError, match=r"holds adapters alone, and .*attn_norm.* are trained whole"):
+        whole.save_gguf(tmp_path / "b.gguf")
+
+
+def test_an_embedding_that_is_not_the_models_is_refused(rng, tmp_path):
+    """PEFT writes the frozen one beside an adapter on it."""
+    lora = make_lora(rng, target_modules="embed_tokens,q", shape=UNTIED)
+    lora.save(tmp_path)
+    tensors = {name: tensor.copy() for name, tensor in read_safetensors(tmp_path / ADAPTER_WEIGHTS).items()}
+    name, own = "base_model.model.model.embed_tokens.base_layer.weight", lora.model.weights["token_embedding"]
+    write_safetensors(tmp_path / ADAPTER_WEIGHTS, {**tensors, name: own})
+    LoraModel.load(lora.model, tmp_path)
+    write_safetensors(tmp_path / ADAPTER_WEIGHTS, {**tensors, name: own + 1})
+    with pytest.raises(CheckpointError, match=r"holds a model.embed_tokens of its own, and the model under it has ano"):
         LoraModel.load(lora.model, tmp_path)

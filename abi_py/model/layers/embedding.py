@@ -12,6 +12,7 @@ from ...kernels.engine.replay import by_numpy
 from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import embedding_backward, embedding_forward, embedding_forward_adding, stored_rows
 from ...parameters import TensorSpec, Weight
+from .end_adapters import TableAdapter
 from .layer import Layer
 from .run import Run
 
@@ -32,6 +33,7 @@ class Embedding(Layer):
         super().__init__("")
         self.vocab_size, self.width, self.max_seq_len = vocab_size, width, max_seq_len
         self.learned_positions, self.scale = learned_positions, float(np.float32(scale))
+        self.adapters: dict[str, TableAdapter] = {}  # by the name of a table
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
@@ -48,13 +50,21 @@ class Embedding(Layer):
                 self._positions = np.empty((self.max_seq_len, self.width), np.float32)
                 each.storage.decode(self._positions, each.w, 0)
 
+    def pieces(self) -> tuple[object, ...]:
+        """Return its adapters."""
+        return tuple(self.adapters.values())
+
+    def is_trained(self) -> bool:
+        """Say whether a table is trained, or has an adapter."""
+        return bool(self.adapters) or super().is_trained()
+
     def kernels(self) -> set[str]:
         """Return that of learned positions."""
         return {"embedding_forward_adding"} if self.learned_positions else set()
 
     def flops(self, seq_len: int, below: bool) -> float:
-        """Return 0: rows are copied."""
-        return 0.0
+        """Return those of adapters: rows are copied."""
+        return 6.0 * sum(adapter.b.size for adapter in self.adapters.values())
 
     def forward(self, x: np.ndarray, ids: np.ndarray, run: Run) -> None:
         """Write x (N, C) for ids (N,)."""
@@ -66,9 +76,17 @@ class Embedding(Layer):
             by_numpy(np.multiply, x, np.float32(self.scale), out=x)
         if self.learned_positions:
             embedding_forward_adding(x, run.positions, self._positions)
+        for name, adapter in self.adapters.items():
+            adapter.forward(x, *self._rows(name, ids, run), run)
+
+    def _rows(self, name: str, ids: np.ndarray, run: Run) -> tuple[np.ndarray, float]:
+        """Return which rows of a table are taken, and by what they are multiplied."""
+        return (run.positions, 1.0) if name == self.positions else (ids, self.scale)
 
     def backward(self, dx: np.ndarray, ids: np.ndarray, run: Run) -> None:
         """Add to the gradients of what is trained; dx, which nothing reads after this, is scaled in place."""
+        for name, adapter in self.adapters.items():
+            adapter.backward(dx, *self._rows(name, ids, run), run)
         gradients = [weight.dw for weight in self.weights]
         if self.learned_positions and gradients[1] is not None:  # forward: x = ... + P[t]
             embedding_backward(gradients[1], dx, run.positions)

@@ -6,23 +6,29 @@ W (V, C) is the head's own, or the embedding where the two are tied.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from ...kernels.cross_entropy import scratch_floats
+from ...kernels.cross_entropy import Second, scratch_floats
 from ...kernels.engine.replay import between
+from ...kernels.engine.scratch import scratch
 from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import head_loss, head_loss_backward, product
 from ...parameters import TensorSpec, Weight
 from .embedding import Embedding
+from .end_adapters import HeadAdapter, HeadArrays
 from .layer import Layer
 from .linear import Linear, Projection
 from .norm import Norm
 from .run import Entry, Form, Run
 
 __all__ = ["Head", "HeadScratch"]
+
+
+def _nothing() -> np.ndarray:
+    return np.empty((0, 0), np.float32)
 
 
 @dataclass
@@ -37,6 +43,9 @@ class HeadScratch:
     lse: np.ndarray  # (N,): log-sum-exp of the logits
     hits: np.ndarray  # (N,) uint8
     logits: np.ndarray  # (floats,): a chunk of them
+    u: np.ndarray = field(default_factory=_nothing)  # (N, R), and
+    du: np.ndarray = field(default_factory=_nothing)  # of its adapter: `HeadArrays`
+    kept: np.ndarray = field(default_factory=_nothing)  # (N, C)
 
 
 class Head(Layer):
@@ -50,6 +59,8 @@ class Head(Layer):
         self.norm, self.vocab_size, self.width, self.tied = norm, vocab_size, width, tied
         self.name = Embedding.name if tied else "output_proj"
         self._linear = Linear(width, Projection(self.name, vocab_size))
+        self.adapter: HeadAdapter | None = None
+        self.rank = 0  # of it
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
@@ -57,12 +68,19 @@ class Head(Layer):
         return (*self.norm.tensors(), *own)
 
     def pieces(self) -> tuple[object, ...]:
-        """Return its norm and its matrix."""
-        return (self.norm, self._linear)
+        """Return its norm, its matrix and its adapter."""
+        return (self.norm, self._linear, *([self.adapter] if self.adapter else []))
+
+    def is_trained(self) -> bool:
+        """Say whether something of it is trained, or it has an adapter."""
+        return self.adapter is not None or super().is_trained()
 
     def scratch(self) -> dict[str, Entry]:
         """Return its arrays but for hits and logits, which are no floats for each row."""
+        adapted = {"u": Entry(self.rank, place="u_head"), "du": Entry(self.rank, place="du_head")}
+        adapted |= {"kept": Entry(self.width, place="kept")}
         return {
+            **(adapted if self.rank else {}),
             "x": Entry(self.width, place="final"),
             "r": Entry(1, Form.NUMBERS, place="r_final"),
             "hidden": Entry(self.width, place="n"),
@@ -94,7 +112,8 @@ class Head(Layer):
     def flops(self, seq_len: int, below: bool) -> float:
         """Return those of the logits, their gradient, and the matrix's: in one operation, which makes dx anyway."""
         frozen = bool(self.weights) and self.weight.dw is None
-        return (4.0 if frozen else 6.0) * self.vocab_size * self.width
+        adapter = 6.0 * self.rank * (self.vocab_size + self.width)
+        return (4.0 if frozen else 6.0) * self.vocab_size * self.width + adapter
 
     def forward(self, s: HeadScratch) -> np.ndarray:
         """Return hidden (N, C) from s.x (N, C)."""
@@ -104,6 +123,10 @@ class Head(Layer):
     def logits(self, out: np.ndarray, s: HeadScratch, run: Run) -> None:
         """Write the logits (N, V) of s.hidden."""
         self.matrix.product(out, s.hidden, None, run)
+        if self.adapter is not None:
+            kept = HeadArrays(s.u, s.du, s.kept)
+            self.adapter.inner(kept, s.hidden, run)
+            self.adapter.add(out, kept, run)
 
     def logits_backward(self, dlogits: np.ndarray, s: HeadScratch, run: Run) -> None:
         """Write s.dhidden from the gradient of the logits (N, V), and the matrix's gradient."""
@@ -111,16 +134,32 @@ class Head(Layer):
         if dw is not None:  # forward: logits = hidden Wᵀ
             product(dw, dlogits, s.hidden, transpose_a=True, addend=dw if run.accumulate else None)
         self.matrix.product_backward(s.dhidden, dlogits, None, run)
+        if self.adapter is not None:
+            kept = HeadArrays(s.u, s.du, s.kept)
+            self.adapter.add_backward(dlogits, kept, run)
+            self.adapter.inner_backward(s.dhidden, kept, run)
 
     def decode(self, logits: np.ndarray, x: np.ndarray, n: np.ndarray, r: np.ndarray, run: Run) -> None:
         """Write the logits (N, V) of x (N, C) for generation; n (N, C) and r (N,) are scratch."""
         self.norm.forward(n, r, x)
         self.matrix.decode(logits, n, None, run)
+        if self.adapter is not None:
+            sizes = (len(x), self.rank), (len(x), self.rank), n.shape
+            kept = HeadArrays(*scratch("adapter of the head", *sizes))
+            self.adapter.inner(kept, n, run)
+            self.adapter.add(logits, kept, run)
 
     def loss(self, labels: np.ndarray, s: HeadScratch, smoothing: float, run: Run) -> None:
         """Write s.losses and s.hits of s.hidden for labels (N,), negative where none is trained."""
-        options = smoothing, run.number_format, self._storage, run.check
+        options = smoothing, run.number_format, self._storage, run.check, self._second(s, run)
         head_loss(s.losses, s.hits, s.hidden, self.weight.w, labels, s.logits, *options)
+
+    def _second(self, s: HeadScratch, run: Run) -> Second | None:
+        """Return what the adapter adds to the logits, of s.hidden."""
+        if self.adapter is None:
+            return None
+        self.adapter.inner(HeadArrays(s.u, s.du, s.kept), s.hidden, run)
+        return Second(s.u, self.adapter.b, s.du, self.adapter.db)
 
     def loss_backward(self, labels: np.ndarray, s: HeadScratch, run: Run) -> None:
         """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss.
@@ -134,8 +173,11 @@ class Head(Layer):
             )
         scale, smoothing, z_loss = run.objective.scale, run.objective.smoothing, run.objective.z_loss
         options = scale, smoothing, run.accumulate, run.number_format, self._storage, z_loss, s.lse, run.check
+        second = self._second(s, run)
         results = s.losses, s.hits, s.dhidden, self.weight.dw
-        head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options)
+        head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options, second)
+        if self.adapter is not None:
+            self.adapter.inner_backward(s.dhidden, HeadArrays(s.u, s.du, s.kept), run)
         if z_loss:
             between(partial(self._penalise, labels, s.lse, z_loss), run)
 

@@ -1,0 +1,122 @@
+"""The adapters of a model put on its layers, and how they begin; which those are says `lora_targets.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..config import LoraConfig, TrainableModelConfig
+from ..families import layers
+from ..parameters import Buffers, Tensor, Weight, joined
+from .arena import parts_of
+from .layers.adapter import Adapter, Group, Part
+from .layers.dora_adapter import DoraAdapter
+from .layers.embedding import Embedding
+from .layers.end_adapters import HeadAdapter, TableAdapter
+from .layers.layer import Layer
+from .layers.linear import Linear
+from .lora_targets import Kind, Target, end_targets, linear_targets, trained_shape, trained_table
+
+__all__ = ["adapt", "initialize", "planned"]
+
+MASKS = 7  # with the configuration's seed, the seed of all masks: another than that of the adapters
+
+
+def planned(shape: TrainableModelConfig, config: LoraConfig) -> tuple[list[Layer], tuple[Tensor, ...]]:
+    """Return the layers of such a model as its adapters make them, and the table of these; nothing is allocated."""
+    made = layers(trained_shape(shape, config))
+    for linear, targets in linear_targets(shape, made, config):
+        _size(linear, targets, config)
+    _, _, head = parts_of(made)
+    head.rank = sum(target.rank for target in end_targets(shape, config) if target.kind is Kind.HEAD)
+    return made, trained_table(shape, config)
+
+
+def initialize(parameters: Buffers, config: LoraConfig) -> None:
+    """Fill A from U(±1/√in), which is Kaiming's rule with a = √5 as PEFT uses it, and all else with zeros.
+
+    Of a table A is zeros, and B from N(0, 1), as in PEFT.
+    """
+    random, tables = np.random.default_rng(config.seed), (Embedding.name, Embedding.positions)
+    for name, view in parameters.weights.items():
+        view.fill(0)
+        if name.startswith(tables):
+            if name.endswith(".b"):
+                random.standard_normal(out=view, dtype=np.float32)
+        elif name.endswith(".a"):
+            random.random(out=view, dtype=np.float32)
+            view *= np.float32(2)
+            view -= np.float32(1)
+            view *= np.float32(view.shape[1] ** -0.5)
+
+
+def adapt(
+    made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig
+) -> list[Adapter]:
+    """Put the adapters on the linear layers, the embedding and the head; return those of linear layers."""
+    # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
+    seed = int(np.random.SeedSequence([config.seed, MASKS]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    found = linear_targets(shape, made, config)
+    parts = sum(len(linear.projections) for linear, _ in found)
+    ends = end_targets(shape, config)
+    streams = parts + any(target.kind is Kind.HEAD for target in ends)
+    adapters: list[Adapter] = []
+    for linear, targets in found:
+        if targets:
+            groups = _groups(linear, targets, parameters, config)
+            _size(linear, targets, config)
+            adapter = Adapter(groups, _scales(targets), config.dropout, seed, streams)
+            if config.use_dora:
+                lengths = [parameters.weight(f"{target.tensor.name}.m") for target in targets]
+                adapter = DoraAdapter.on(linear, [target.index for target in targets], lengths, adapter)
+            linear.adapter = adapter
+            adapters.append(adapter)
+
+
+    embedding, _, head = parts_of(made)
+    for target in ends:
+        name = target.tensor.name
+        a, b = (parameters.weight(f"{name}.{half}") for half in "ab")
+        arrays = a.w, _gradient(a), b.w, _gradient(b), target.scale
+        if target.kind is Kind.TABLE:
+            embedding.adapters[name] = TableAdapter(*arrays)
+        else:
+            head.adapter, head.rank = HeadAdapter(*arrays, config.dropout, seed, streams, target.stream), target.rank
+    return adapters
+
+
+def _size(linear: Linear, targets: Sequence[Target], config: LoraConfig) -> None:
+    """Tell a linear layer what its adapters save and need."""
+    linear.rank, linear.dropout = sum(target.rank for target in targets), config.dropout > 0
+    linear.magnitudes = sum(target.tensor.shape[0] for target in targets) if config.use_dora else 0
+
+
+def _scales(targets: Sequence[Target]) -> np.ndarray:
+    """Return the factor of each rank (R, 1)."""
+    scales, ranks = [target.scale for target in targets], [target.rank for target in targets]
+    return np.repeat(scales, ranks).astype(np.float32)[:, None]
+
+
+def _groups(linear: Linear, targets: list[Target], parameters: Buffers, config: LoraConfig) -> tuple[Group, ...]:
+    columns, ends = linear.columns(), np.cumsum([target.rank for target in targets]).tolist()
+    halves = [{half: parameters.weight(f"{target.tensor.name}.{half}") for half in "ab"} for target in targets]
+    parts = []
+    for k, target in enumerate(targets):
+        b = halves[k]["b"]
+        parts.append(Part(columns[target.index], slice(ends[k] - target.rank, ends[k]), b.w, _gradient(b)))
+    # With dropout each projection is a group of its own, because its mask is.
+    cuts = [[each] for each in range(len(parts))] if config.dropout > 0 else [list(range(len(parts)))]
+    groups = []
+    for cut in cuts:
+        a = [halves[each]["a"] for each in cut]
+        ranks = slice(parts[cut[0]].ranks.start, parts[cut[-1]].ranks.stop)
+        matrices = joined([half.w for half in a]), joined([_gradient(half) for half in a])
+        groups.append(Group(ranks, *matrices, tuple(parts[each] for each in cut), targets[cut[0]].stream))
+    return tuple(groups)
+
+
+def _gradient(weight: Weight) -> np.ndarray:
+    if weight.dw is None:
+        raise RuntimeError(f"{weight.name} is an adapter without a gradient")
+    return weight.dw
