@@ -393,7 +393,7 @@ def test_an_adapter_without_a_place_is_an_error(rng, monkeypatch):
 
     monkeypatch.setitem(FAMILIES, ModelFamily.LLAMA, replace(FAMILY, layers=without_feed_forward))
     model = make_model()
-    with pytest.raises(ConfigError, match=r"'up_proj'\): .* no such projection; try q_proj, k_proj, v_proj or o_proj"):
+    with pytest.raises(ConfigError, match=r"'up_proj'\): .* no such projection; try q_proj, k_proj, v_proj, o_proj, "):
         LoraModel(model, LoraConfig(target_modules=("q_proj", "up_proj")))
     assert LoraModel(model).train_step(*make_batch(rng, model)) > 0
 
