@@ -1,4 +1,4 @@
-"""Check and time a step of LoRA beside a step of the whole model, with DoRA, on a base in fewer bits, and beside PEFT's.
+"""Check and time a step of LoRA beside a full step: with DoRA, on a base in fewer bits, and beside PEFT's.
 
     python bench/bench_lora.py --save                   the goal: at most 0.75 of a full step, shape deepzig, rank 16
     python bench/bench_lora.py --dora                   and of the same adapters with DoRA
@@ -67,7 +67,7 @@ def bytes_of_matrices(lora):
 
 
 def check(trainer, ids, labels):
-    """Exit unless fresh adapters give the losses of the model under them, bit for bit, and their gradient is not zero."""
+    """Exit unless fresh adapters give the losses of the model under them, bit for bit, and have a gradient."""
     expected, found = (each.compute_loss(ids, labels).token_losses for each in (trainer.model.model, trainer.model))
     if found.tobytes() != expected.tobytes():
         sys.exit(f"fresh adapters change losses by up to {np.abs(found - expected).max():.1e}; nothing was timed")

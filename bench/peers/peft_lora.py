@@ -3,8 +3,8 @@
     pip install torch==2.13.0 transformers==5.24.0 peft==0.21.2 numpy
     python bench/peers/peft_lora.py --shape tiny --rank 16
 
-As its users run it: LlamaForCausalLM in float32 with fused attention, adapters on all linear layers but the head, eager;
-AdamW (fused) over the adapters and clipping at 1.
+As its users run it: LlamaForCausalLM in float32 with fused attention, adapters on all linear layers but the head,
+eager; AdamW (fused) over the adapters and clipping at 1.
 """
 
 import importlib.metadata
