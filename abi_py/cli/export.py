@@ -22,15 +22,16 @@ __all__ = ["DTYPES", "FORMATS", "command", "lost_text", "near_text", "show_expor
 FORMATS = ("hf", "zig", "abic", "gguf", "peft", "gguf-adapter", "mlx-lm")
 ADAPTERS_ALONE, CHECKED = FORMATS[4:], ("gguf", "gguf-adapter")
 DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZE = "type of a GGUF file, as in F16, Q8_0 or Q4_K_M"
 EARLIER = {"deepzig": "zig"}  # names of earlier versions, which no help shows
 
 
 class FormatType(click.Choice[str]):
     """The forms, also by the names of earlier versions."""
 
-    def __init__(self) -> None:
+    def __init__(self, forms: tuple[str, ...] = FORMATS) -> None:
         """Take the names of now as choices."""
-        super().__init__(FORMATS)
+        super().__init__(forms)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name of now."""
@@ -64,7 +65,7 @@ class FormatType(click.Choice[str]):
     "--dtype", type=click.Choice(DTYPES), help="type of the weights  [that of MODEL; of a run or adapters float32]"
 )
 @click.option("--max-shard-size", help="largest file of weights, as in 500MB; above it several and an index  [5GB]")
-@click.option("--quantize", help="type of a GGUF file, as in F16, Q8_0 or Q4_K_M  [F32]")
+@click.option("--quantize", help=f"{QUANTIZE}  [F32]")
 @click.option("--no-check", is_flag=True, help="do not read again what was written, nor compare logits (gguf forms)")
 @click.option("--base", type=ModelPath(), help="start from this model; under the adapters  [the one that they name]")
 @which_options

@@ -6,6 +6,7 @@ It is decoded in pieces, where its numbers are asked for, and never as a whole u
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -116,11 +117,20 @@ def _strips(kept: Stored | Stack | Encoded) -> Iterator[np.ndarray]:
         yield strip[:filled]
 
 
+class Turnable(Protocol):
+    """What `Turned` asks of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def at(self, index: tuple[int, ...], /) -> "Turnable": ...
+    def widened(self) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Turned:
-    """An encoded tensor with rows for columns, which is decoded a matrix at a time: blocks are along its columns."""
+    """A tensor with rows for columns, which is made a matrix at a time: blocks, and strips, are along its columns."""
 
-    of: Encoded
+    of: Turnable
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..parameters import HfName, Tensor
-from .encoded import Encoded
+from .merged import Kept
 from .safetensors import Joined, Numbers, Stack, Stored
 
 __all__ = ["FromFiles", "from_stored", "stored_names", "stored_shape", "to_stored"]
@@ -58,7 +58,7 @@ def from_stored(
 
 
 def to_stored(
-    table: tuple[Tensor, ...], tensors: Mapping[str, np.ndarray | Stored | Stack | Encoded], code: str = "F32"
+    table: tuple[Tensor, ...], tensors: Mapping[str, Kept], code: str = "F32"
 ) -> dict[str, Joined]:
     """Return what is written of tensors by our names: by Hugging Face's names, as numbers of the type `code`."""
     parts: dict[str, dict[int, Numbers]] = {}

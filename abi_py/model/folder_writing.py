@@ -17,8 +17,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, shown
 from ..families import difference, write_config
@@ -26,13 +24,13 @@ from ..fields import either
 from ..files import OLD, atomic_directory, finish_replacement, json_text, write_inside, write_synced
 from ..formats.checkpoint_names import ORIGIN, RANDOM_BASE, SETTINGS, STATE, TRAINING_ARGS, is_checkpoint_name
 from ..formats.companions import TOKENIZER_FILES, Companions, is_one_of
-from ..formats.encoded import Encoded
 from ..formats.finite import check_written
 from ..formats.forms import to_stored
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS, bytes_of_size, cut_into_shards
+from ..formats.merged import Kept
 from ..formats.mlx_lm import MLX_WEIGHTS
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..formats.safetensors import Joined, Stack, Stored, encoded_size, safetensors_pieces
+from ..formats.safetensors import Joined, encoded_size, safetensors_pieces
 from ..parameters import Tensor
 
 __all__ = ["DTYPES", "Savable", "check_space", "config_content", "new_folder", "write_folder"]
@@ -63,7 +61,7 @@ class Savable(Protocol):
 
 def write_folder(
     folder: Path,
-    model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stack | Encoded]],
+    model: tuple[TrainableModelConfig, tuple[Tensor, ...], Mapping[str, Kept]],
     besides: tuple[Companions, Savable | None, Mapping[str, str]],
     *,
     dtype: str,

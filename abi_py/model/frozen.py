@@ -144,7 +144,7 @@ class FrozenModel(Transformer):
     def _says(self) -> str:
         return f"{super()._says()}, kept in {' and '.join(self.storages())}"
 
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stack | Encoded]]:
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, Kept]]:
         """Return the table and the weights as they are kept."""
         return self.table, self._kept
 

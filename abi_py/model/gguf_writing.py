@@ -23,14 +23,13 @@ from ..formats.gguf.quantising import FileType, Plan, Subject, file_type
 from ..formats.gguf.rows import rows_in_file
 from ..formats.gguf.writing import PlannedTensor, Progress
 from ..formats.huggingface import bytes_of_size
+from ..formats.merged import Kept, Merged
 from ..formats.safetensors import Stack, Stored
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Tensor
 from .gguf_model import heads_of
 
 __all__ = ["plan_gguf", "write_gguf_model"]
-
-Kept = np.ndarray | Stored | Stack | Encoded
 
 
 def plan_gguf(config: TrainableModelConfig, quantize: FileType | str, *, weighted: bool = False) -> Plan:
@@ -114,7 +113,7 @@ def _rows_of(kept: Stored | Stack, first: int, last: int) -> Stored:
 class _Rows:
     """Gives the rows of a tensor as they are written: raw ones where it is kept so, else float32."""
 
-    kept: Stored | Stack | Encoded
+    kept: Stored | Stack | Encoded | Merged
     storage: str
     name: str
     order: np.ndarray | None = None  # of the rows, where it is not ours
@@ -129,6 +128,9 @@ class _Rows:
             out = np.empty((len(rows), self.kept.shape[-1]), np.float32)
             self.kept.storage.rows(out, rows, self.kept.raw)
             return out
+        if isinstance(self.kept, Merged):
+            low, high = (first, last) if self.order is None else (int(rows.min()), int(rows.max()) + 1)
+            return self.kept.rows(low, high)[rows - low]
         shape = self.kept.shape
         if len(shape) == 1:  # a vector is one row
             numbers = np.asarray(self.kept.widened(), np.float32)

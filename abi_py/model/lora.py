@@ -27,16 +27,14 @@ import numpy as np
 
 from ..config import Config, LoraConfig, TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, listed
-from ..families import layers
-from ..formats.encoded import Encoded
+from ..families import layers, tensor_table
 from ..formats.forms import from_stored, to_stored
 from ..formats.gguf.checking import Written
+from ..formats.merged import Kept, Merged
 from ..formats.peft import adapter_config, adapter_metadata, write_adapter
-from ..formats.safetensors import Stack as Stacked
 from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
 from ..kernels.engine.checksum import checksum
-from ..kernels.matmul import product
 from ..parameters import Buffers, Tensor, Weight
 from .frozen import FrozenModel
 from .gguf_adapter import LowRank, write_gguf_adapter
@@ -182,8 +180,10 @@ class LoraModel(Transformer):
         if self._shape != self.config:
             raise RuntimeError("embedding and head are one matrix in the model, and two now; merged() returns a copy")
         if not self.is_merged:
-            kept = {name: self.model.weights[name].copy() for name in (*self.adapters(), *self._copies)}
-            _put_into(self.model, self)
+            merged = self._merged()
+            kept = {name: self.model.weights[name].copy() for name in merged}
+            for name, tensor in merged.items():
+                tensor.copy_to(self.model.weights[name])
             self._kept = kept
             self._pass_through(self._plain)
         return self.model
@@ -209,17 +209,35 @@ class LoraModel(Transformer):
             for name in copy.weights:
                 copy.weights[name] = tied.weights[self._under(name)]
             copy.companions = tied.companions
-        if not self.is_merged:
-            _put_into(copy, self)
+        for name, tensor in self._merged().items():
+            tensor.copy_to(copy.weights[name])
         return copy
 
     def stored_config(self) -> TrainableModelConfig:
         """Return the shape of the merged model."""
         return self._shape
 
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stacked | Encoded]]:
-        """Return the table of the network and its weights, adapters merged, which are a copy."""
-        return self.merged().stored_tensors()
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, Kept]]:
+        """Return the table of the merged model and its weights: those of matrices with adapters are made as they are
+        asked for, a strip of rows at a time."""
+        _, tensors = self.model.stored_tensors()
+        table, merged = tensor_table(self._shape), self._merged()
+        return table, {entry.name: merged.get(entry.name, tensors[self._under(entry.name)]) for entry in table}
+
+    def _merged(self) -> dict[str, Merged | Stored]:
+        """Return the matrices that have adapters, with these in them (of DoRA, with rows of their lengths), and what is
+        trained whole; none while they are in the model's own weights."""
+        if self.is_merged:
+            return {}
+        self._begin_pass()
+        factors = {name: g for adapter in self._adapters for name, g in adapter.factors().items()}
+        _, tensors = self.model.stored_tensors()
+        found: dict[str, Merged | Stored] = {name: Stored(self.weights[name]) for name in self._copies}
+        for name, (a, b, scale) in self.adapters().items():
+            w = tensors[self._under(name)]
+            matrix = Stored(w) if isinstance(w, np.ndarray) else w
+            found[name] = Merged(matrix, a, b * np.float32(scale), factors.get(name))
+        return found
 
     def for_decoding(self) -> Transformer:
         """Return the merged copy, or these adapters as they are where a copy would be larger than what is read."""
@@ -327,19 +345,6 @@ class LoraModel(Transformer):
     def save_checkpoint(self, path: str | Path, step: int = 0) -> None:
         """Write the merged weights as a Zig `ABIC` file, which knows no adapters."""
         save_abic(path, self.merged().parameters.weights_flat, step)
-
-
-def _put_into(model: TrainableModel, lora: LoraModel) -> None:
-    """Add s B A to the weights of `model`, of DoRA bring the rows to their lengths, and copy what is trained whole."""
-    lora._begin_pass()
-    factors = {name: g for adapter in lora._adapters for name, g in adapter.factors().items()}
-    for name in lora._copies:
-        model.weights[name] = lora.weights[name]
-    for name, (a, b, scale) in lora.adapters().items():
-        w = model.weights[name]
-        product(w, b * np.float32(scale), a, addend=w)
-        if name in factors:
-            np.multiply(w, factors[name][:, None], out=w)
 
 
 def _without_second(tensors: Mapping[str, np.ndarray], config: LoraConfig, place: str) -> dict[str, np.ndarray]:

@@ -10,11 +10,10 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..formats.companions import Companions
-from ..formats.encoded import Encoded
 from ..formats.gguf.checking import Written
 from ..formats.gguf.companion_files import metadata_of_companions
 from ..formats.gguf.writing import Progress
-from ..formats.safetensors import Stack, Stored
+from ..formats.merged import Kept
 from ..parameters import Tensor
 from .folder_writing import Savable, write_folder
 from .gguf_writing import write_gguf_model
@@ -33,7 +32,7 @@ class Writable(ABC):
         return self.config
 
     @abstractmethod
-    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, np.ndarray | Stored | Stack | Encoded]]:
+    def stored_tensors(self) -> tuple[tuple[Tensor, ...], Mapping[str, Kept]]:
         """Return the table of all tensors of the network, and their numbers by name."""
 
     def save_pretrained(

@@ -12,7 +12,9 @@ from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..errors import ConfigError
 from ..formats.checkpoint_names import CARD, ORIGIN
 from ..formats.companions import Companions
-from ..model import LoraModel
+from ..formats.gguf.container import is_gguf, open_gguf
+from ..formats.gguf.quantising import FILE_TYPES
+from ..model import LoraModel, TrainableModel
 from ..model.frozen import FrozenModel
 from ..training.finding import Origin, find_place
 from ..training.loading import LoadedModel
@@ -89,6 +91,13 @@ class Source:
         is_bytes = self.place is None and self.shape.vocab_size == BYTE_VOCAB_SIZE and TOKENIZER_FILE not in below.files
         return with_bytes(own, context) if is_bytes else own
 
+    @functools.cached_property
+    def model(self) -> TrainableModel | FrozenModel | LoraModel:
+        """The model with these files; adapters are merged into it as it is written, a strip of rows at a time."""
+        model = self.loaded.model
+        model.companions = self.companions
+        return model
+
     def texts(self, form: str) -> dict[str, str]:
         """What goes along besides: the card of a run's model as it fits that form, and which step of the run it is."""
         origin, card = self.loaded.origin, self._card
@@ -107,6 +116,15 @@ class Source:
         if place.name == ADAPTER and Origin.read(model) == self.loaded.origin:
             place = model
         return place / CARD if (place / CARD).is_file() else None
+
+    @property
+    def type_of_base(self) -> str | None:
+        """The type of the GGUF file of the model under adapters; None where it is none, or does not say one we know."""
+        base = self.loaded.base
+        if base is None or not is_gguf(base):
+            return None
+        number = open_gguf(base).get("general.file_type", int)
+        return next((kind.name for kind in FILE_TYPES.values() if kind.id == number), None)
 
     @property
     def adapters(self) -> LoraModel:

@@ -32,12 +32,13 @@ from ..formats.huggingface import read_tensors
 from ..formats.safetensors import encoded_size
 from ..formats.special_tokens import token_ids
 from ..formats.zig import load_abic, misfit, save_abic
+from ..model import LoraModel
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
-from ..model.frozen import FrozenModel
+from ..model.frozen import FrozenModel, read_frozen
 from ..model.gguf_writing import plan_gguf
 from ..training.loading import load_model
-from .agreement import Agreement, Expected, expected, logits_of
+from .agreement import Agreement, Expected, agreement, expected, logits_of
 from .export_source import Source
 from .exporting_adapters import (
     ADAPTER_FORMATS,
@@ -168,15 +169,26 @@ def export(
         path.relative_to(output).as_posix(): path.stat().st_size for path in sorted(output.rglob("*")) if path.is_file()
     }  # fmt: skip
     parameters = source.adapters.num_params() if form in ADAPTER_FORMATS else source.shape.num_params()
-    return Exported(files, kind, parameters, _opens(source, output, form))
+    near = _merged_logits(source, output) if form == "hf" else None
+    return Exported(files, kind, parameters, _opens(source, output, form), agreement=near)
+
+
+def _merged_logits(source: Source, output: Path) -> Agreement | None:
+    """Return how near the logits of a folder are to those of the adapters beside the model; None without adapters."""
+    if not isinstance(source.model, LoraModel):
+        return None
+    model = source.model
+    wanted = expected(lambda ids: logits_of(model, ids), source.shape)
+    if isinstance(wanted, str):
+        return None
+    return agreement(wanted.logits, logits_of(read_frozen(output), wanted.ids))
 
 
 def _export_gguf(
     source: Source, output: Path, quantize: str, largest: str | None, *, name: str | None, check: bool
 ) -> Exported:
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    model = source.loaded.model.merged()
-    model.companions = source.companions
+    model = source.model
     wanted = expected(lambda ids: logits_of(model, ids), source.shape) if check else None
     written = model.write_gguf(output, quantize, name=name, max_shard_size=largest, check=check)
     near = wanted.compare(written) if isinstance(wanted, Expected) else None
@@ -226,8 +238,7 @@ def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
 def _write_hf(
     source: Source, output: Path, dtype: str, max_shard_size: str | None, texts: Mapping[str, str]
 ) -> None:
-    model = source.loaded.model.merged()
-    model.companions = source.companions
+    model = source.model
     largest = "5GB" if max_shard_size is None else max_shard_size
     model.save_pretrained(output, dtype, largest, files=texts, replace=True)
     shape = read_config(output)

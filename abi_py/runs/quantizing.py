@@ -117,8 +117,7 @@ class ModelSource:
     def __init__(self, path: Path, which: str | None = None) -> None:
         """Open it; errors of `Source.open`."""
         self.path, self.source = path, Source.open(path, which)
-        self.model = self.source.loaded.model.merged()
-        self.model.companions = self.source.companions
+        self.model = self.source.model
 
     files = ()
 

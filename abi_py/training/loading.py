@@ -204,7 +204,7 @@ def under_adapters(path: Path) -> Path | None:
     for place in (*([Path(name), path / name] if name else []), *known):
         if place.exists():
             return place
-    merge = f"abi-train merge {path} --base FOLDER -o MERGED"
+    merge = f"abi-train merge BASE {path} -o MERGED"
     if name or known:
         raise CheckpointError(
             f"{path} holds adapters, and the model under them, {name or known[0]}, is not there; put it back, or say "
@@ -262,5 +262,5 @@ def _check_digest(adapted: LoraModel, path: Path, below: Path | None) -> None:
         what = "the random weights of its shape and seed" if below is None else f"those in {below}"
         raise CheckpointError(
             f"{path} holds adapters that were trained on other weights than {what}; put these back, or say "
-            f"where they are: abi-train merge {path} --base FOLDER -o MERGED"
+            f"where they are: abi-train merge BASE {path} -o MERGED"
         )

@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
 from world import make_folder, write_talks
 
 from abi_py.config import LoraConfig
+from abi_py.formats.gguf import open_gguf
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.model import LoraModel
 from abi_py.training.loading import load_model
@@ -102,7 +104,7 @@ def test_a_file_of_adapters_does_not_say_its_model(abi_train, base):
     assert "names no model that they are of" in ids_of(abi_train, "one.gguf", code=1)
     code, _, err = abi_train("merge", "one.gguf", "-o", "m")
     assert code == 1
-    assert "abi-train merge one.gguf --base FOLDER -o MERGED" in err
+    assert "abi-train merge BASE one.gguf -o MERGED" in err
     code, _, err = abi_train("merge", "one.gguf", "--base", "base", "-o", "m")
     assert (code, err) == (0, ""), err
     assert ids_of(abi_train, "m") == ids_of(abi_train, "one")
@@ -244,3 +246,65 @@ def test_another_tokenizer_beside_adapters_is_told(abi_train, base, tmp_path):
     code, _, err = abi_train("generate", "base", "--adapter", "one", *QUICK)
     assert code == 0
     assert "adapter one comes with another tokenizer or chat template than the model; --tokenizer one takes it" in err
+
+
+# -- merged -------------------------------------------------------------------------------------------
+
+
+def logits_off(out):
+    """Return how far merged logits are from those of adapters beside the model, in per cent of their spread."""
+    return float(re.search(r"; logits of 16 tokens ([\d.e-]+)% of their spread from the model's", out)[1])
+
+
+def test_merge_takes_the_base_first(abi_train, base, tmp_path):
+    (wanted,) = ids_of(abi_train, "one")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "base").rename(tmp_path / "elsewhere/base")
+    code, out, err = abi_train("merge", "elsewhere/base", "one", "-o", "m")
+    assert (code, err) == (0, ""), err
+    assert logits_off(out) < 1e-3
+    assert ids_of(abi_train, "m") == [wanted]
+    code, out, err = abi_train("merge", "one", "--base", "elsewhere/base", "-o", "n")
+    assert (code, err) == (0, ""), err
+    assert (tmp_path / "n/model.safetensors").read_bytes() == (tmp_path / "m/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_merge_writes_gguf(abi_train, family, tmp_path):
+    """Also into a quantised base, in its own type, which stays as it is."""
+    folder = make_folder(tmp_path / "b", family=family, hidden_dim=64, num_kv_heads=2, intermediate_dim=64)
+    make_adapter(tmp_path / "a", folder)
+    code, out, err = abi_train("merge", "b", "a", "--to", "gguf", "-o", "m.gguf")
+    assert (code, err) == (0, ""), err
+    assert "weights in F32, read again: as they were written" in out
+    assert logits_off(out) < 1e-3
+    assert ids_of(abi_train, "m.gguf") == ids_of(abi_train, "a")
+    assert abi_train("export", "b", "--to", "gguf", "--quantize", "Q8_0", "-o", "q.gguf")[0] == 0
+    before = (tmp_path / "q.gguf").read_bytes()
+    make_adapter(tmp_path / "on-q", tmp_path / "q.gguf")
+    code, out, err = abi_train("merge", "q.gguf", "on-q", "--format", "gguf", "-o", "mq.gguf")
+    assert (code, err) == (0, ""), err
+    assert "weights in Q8_0, read again: they lost Q8_0 0." in out
+    assert (tmp_path / "q.gguf").read_bytes() == before
+    assert abi_train("merge", "q.gguf", "on-q", "--quantize", "F16", "-o", "mh.gguf")[0] == 0
+    assert open_gguf(tmp_path / "mh.gguf").metadata["general.file_type"] == 1
+    assert abi_train("merge", "q.gguf", "on-q", "-o", "mf")[0] == 0  # its numbers, decoded
+    assert ids_of(abi_train, "mf") == ids_of(abi_train, "q.gguf", "--adapter", "on-q", "--no-integer-products")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["base", "one", "--base", "base", "-o", "m"], "base (base) must not be given twice"),
+        (["base", "one", "--to", "hf", "--quantize", "F16", "-o", "m"], "quantize (F16) acts only with --format gguf"),
+        (["base", "one", "--to", "gguf", "--dtype", "float16", "-o", "m"], "dtype (float16) has no effect on gguf"),
+        (["base", "one", "--to", "peft", "-o", "m"], "'peft' is not one of 'hf', 'gguf'"),
+        (["base", "base", "-o", "m"], "base is a whole model, not adapters"),
+        (["base", "one", "--quantize", "Q9", "-o", "m"], "Q9"),
+    ],
+)
+def test_calls_of_merge_that_cannot_be(abi_train, base, words, said, tmp_path):
+    code, _, err = abi_train("merge", *words)
+    assert code == 2, err
+    assert said in err
+    assert not (tmp_path / "m").exists()

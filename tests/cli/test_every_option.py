@@ -76,6 +76,7 @@ OTHERS = {
     "merge": {
         **dict.fromkeys(("--out", "--base", "--dtype", "--max-shard-size", "--best", "--last", "--force"), "run_lora"),
         "--merge-base": "run_quantized_base",
+        **{"--format": "adapter_verbs", "--quantize": "adapter_verbs"},
     },
     "preview": {
         **dict.fromkeys(("--tokenizer", "--count", "--max-seq-len", "--batch-size"), "conversations"),

@@ -1,0 +1,94 @@
+"""A matrix with an adapter in it, W + s B A, made a strip of rows at a time where its numbers are asked for.
+
+So a model is written with its adapters merged in the memory of some rows, whatever its own matrices are kept in.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..kernels.matmul import product
+from .encoded import Encoded, Turned
+from .safetensors import PIECE, Stack, Stored
+
+__all__ = ["Kept", "Merged"]
+
+
+class Rows(Protocol):
+    """What is asked of the matrix itself."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def part(self, first: int, last: int, /) -> "Rows": ...
+    def copy_to(self, out: np.ndarray, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A matrix (out, in) as it is kept, and what is added to it: b (out, R), its factor in it, times a (R, in).
+
+    Of DoRA, each row of the sum is multiplied by one of `factors`, float32 (out,).
+    """
+
+    of: Rows
+    a: np.ndarray
+    b: np.ndarray
+    factors: np.ndarray | None = None
+
+    is_float = True
+    is_narrow = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.of.shape
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """Return some of its rows, (last - first, in) float32."""
+        part = self.of.part(first, last)
+        made = np.empty(part.shape, np.float32)
+        part.copy_to(made)
+        product(made, self.b[first:last], self.a, addend=made)
+        if self.factors is not None:
+            np.multiply(made, self.factors[first:last, None], out=made)
+        return made
+
+    def at(self, index: tuple[int, ...]) -> "Merged":
+        """Return itself: it is one matrix."""
+        return self
+
+    def settled(self) -> "Merged":
+        """Return it ready to be read in strips of rows."""
+        return self
+
+    def turned(self) -> Turned:
+        """Return it with rows for columns."""
+        return Turned(self)
+
+    def part(self, first: int, last: int) -> Stored:
+        """Return some of its rows."""
+        return Stored(self.rows(max(first, 0), min(last, self.shape[0])))
+
+    def widened(self) -> np.ndarray:
+        """Return its numbers, float32."""
+        return self.rows(0, self.shape[0])
+
+    def copy_to(self, out: np.ndarray) -> None:
+        """Write its numbers to `out`, float32 of its shape."""
+        for first, rows in self._strips():
+            out[first : first + len(rows)] = rows
+
+    def numbers(self) -> Iterator[np.ndarray]:
+        """Yield its numbers in C order, in pieces."""
+        for _, rows in self._strips():
+            yield rows
+
+    def _strips(self) -> Iterator[tuple[int, np.ndarray]]:
+        step = max(1, PIECE // self.shape[1])
+        for first in range(0, self.shape[0], step):
+            yield first, self.rows(first, min(first + step, self.shape[0]))
+
+
+Kept = np.ndarray | Stored | Stack | Encoded | Merged  # what a model's tensors are written from
