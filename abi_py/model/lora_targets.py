@@ -58,6 +58,7 @@ def report(shape: TrainableModelConfig, config: LoraConfig) -> str:
     trained = sum(entry.size for entry in table)
     ranks = sorted({target.rank for target in chosen_targets(shape, config)})
     what = f"rank {', '.join(map(str, ranks))}: {', '.join(config.target_modules or ())}"
+    what += ", with lengths of rows (DoRA)" if config.use_dora else ""
     copied = [entry for entry in table if not _is_adapter(entry)]
     more = f"; {sum(entry.size for entry in copied):,} of them in {len(copied)} tensors trained whole" if copied else ""
     return f"{trained:,} trained parameters, {100 * trained / whole:.2f} % of {whole:,} ({what}){more}"

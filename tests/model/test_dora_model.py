@@ -331,18 +331,21 @@ def test_reduced_precision_is_close(rng):
         assert relative_error(gradient, exact[1]) < tolerance
 
 
-@pytest.mark.parametrize("storage", ["bf16", "q8_0"])
+@pytest.mark.parametrize("storage", ["bf16", "float16", "q8_0", "nf4", "q4_k"])
 def test_on_a_frozen_base_it_is_that_of_its_widened_weights(rng, storage):
     """Steps, and generation with the adapters beside the matrices."""
-    shape = {"hidden_dim": 32, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 64}
+    wide = 256 if storage == "q4_k" else 64
+    shape = {"hidden_dim": wide, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": wide, "num_layers": 1}
     base = stored_as(make_model(4.0, **shape), storage)
     frozen, wide = (
         move(LoraModel(model, LoraConfig(rank=3, use_dora=True, use_rslora=True))) for model in (base, base.widened())
     )
     ids, labels = make_batch(rng, wide.model)
-    expected, got = step(wide, ids, labels), step(frozen, ids, labels)
-    assert got[0] == pytest.approx(expected[0], abs=1e-5)
-    check_close(got[1], expected[1], 1e-4)
+    assert frozen.lora.use_dora
+    for precision, tolerance in (("fp32", 1e-4), ("bf16", 2e-2)):
+        expected, got = (step(each, ids, labels, precision=precision) for each in (wide, frozen))
+        assert got[0] == pytest.approx(expected[0], abs=tolerance)
+        check_close(got[1], expected[1], tolerance)
     from abi_py.generation.decoder import Decoder
 
     assert frozen.for_decoding() is frozen

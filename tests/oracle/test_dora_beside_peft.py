@@ -10,7 +10,9 @@ from abi_py.model import LoraModel, TrainableModel
 from abi_py.training.trainer import LlamaTrainer
 
 FAMILIES = ["llama", "qwen2", "gpt2", "mistral", "qwen3", "gemma3"]
+PATTERNS = {"rank_pattern": {"q_proj": 2, "0.mlp.down_proj": 6}, "alpha_pattern": {"k_proj": 11}}
 CASES = [*((family, {}) for family in FAMILIES), *((family, {"use_rslora": True}) for family in ("llama", "gpt2"))]
+CASES += [("qwen2", PATTERNS), ("llama", {"modules_to_save": ["lm_head"], "bias": "none"})]
 IDS = np.random.default_rng(4).integers(3, 90, (2, 2, 12))
 RATE = 0.02
 
