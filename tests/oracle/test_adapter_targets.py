@@ -69,6 +69,10 @@ CASES = {
     "gpt2: ends": (GPT2, {"target_modules": ["c_attn"], "modules_to_save": ["wpe", "ln_f", "wte"]}),
     "gpt2: branch": (GPT2, {"target_modules": ["c_attn"], "modules_to_save": ["h.0.mlp"], "bias": "lora_only"}),
     **{family: ((family, {}), OTHERS) for family in ("mistral", "qwen3", "gemma3")},
+    "mixtral: a branch": (
+        ("mixtral", {"router_aux_loss_coef": 0.0}),
+        {"target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]},
+    ),
     **{family: ((family, {"router_aux_loss_coef": 0.0}), OTHERS) for family in ("mixtral", "qwen3_moe")},
 }
 
