@@ -1,20 +1,18 @@
 # ruff: noqa: RUF009 (a call of `opt` declares a field, it is not a shared default)
 """The configuration dataclasses: the one source of API, command-line flags, YAML keys, defaults and help texts.
 
-`fields.py` says what a config class is.  `load_yaml` and `to_yaml` read and write a run's `config.yaml`, whose sections
-are `SECTIONS`.
+`fields.py` says what a config class is.  `load_yaml` and `to_yaml` (`settings_file.py`) read and write a run's
+`config.yaml`, whose sections are `SECTIONS`.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from .choices import CooldownShape, LearningRateSchedule, LossOn, MuonScale, OptimizerType
-from .errors import ConfigError, shown
+from .errors import ConfigError
 from .fields import (
     OFF,
     ON,
@@ -22,18 +20,16 @@ from .fields import (
     Config,
     Option,
     Other,
-    check_keys,
-    closest,
     convert,
-    either,
     fields_of,
     joined,
     opt,
     without_fields,
 )
 from .lora_config import LoraConfig
+from .settings_file import read_sections, to_yaml
 from .shape import IGNORE_INDEX, CheckpointingStrategy, ModelShape, Precision
-from .untrusted import place_in_yaml, read_yaml
+from .untrusted import read_yaml
 
 __all__ = [
     "IGNORE_INDEX",
@@ -347,54 +343,5 @@ SECTIONS: dict[str, type[Config]] = {
 
 
 def load_yaml(path: str | Path, sections: Mapping[str, type[Config]] = SECTIONS) -> dict[str, dict[str, Any]]:
-    """Read a run's config file; return its sections as plain dictionaries.
-
-    A file may leave sections and keys out, so that flags or defaults can fill them: build the classes with `from_dict`.
-    Unknown sections and keys, and values of the wrong type, are `ConfigError`s that name the file.
-    """
-    content = read_yaml(path)
-    content = {} if content is None else content
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must consist of sections ({', '.join(sections)}); got {type(content).__name__}")
-    result: dict[str, dict[str, Any]] = {}
-    for name, values in content.items():
-        if name not in sections:
-            owner = [section for section, cls in sections.items() if name in {option.name for option in fields_of(cls)}]
-            places = either([f"`{each}:`" for each in owner]) if owner else ""
-            hint = f"put it under {places}" if owner else closest(str(name), list(sections))
-            raise ConfigError(f"{place_in_yaml(path, str(name))}: unknown section {shown(name)}; {hint}")
-        if not isinstance(values, dict | None):
-            raise ConfigError(f"{path}: section {name} must hold `key: value` lines; got {shown(values)}")
-        result[name], options = {}, {option.name: option for option in fields_of(sections[name])}
-        for key, value in (values or {}).items():
-            try:
-                check_keys(sections[name], {key: value}, f"section {name}")
-                result[name][key] = convert(options[key], value)
-            except ConfigError as error:
-                here = "" if key not in options else f"section {name}: "
-                raise ConfigError(f"{place_in_yaml(path, str(name), str(key))}: {here}{error}") from None
-    return result
-
-
-def to_yaml(without: Collection[str] = (), /, **sections: Config | None) -> str:
-    """Return the file's text: `to_yaml(model=..., training=..., early_stopping=...)`; None leaves a section out.
-
-    without  names of fields to leave out
-    """
-    lines = []
-    for name, config in sections.items():
-        if config is None:
-            continue
-        lines.append(f"{name}:")
-        values = config.to_dict()
-        for option in fields_of(type(config)):
-            if option.name not in without:
-                lines.append(f"  {option.name}: {_yaml_scalar(values[option.name])}  # {option.help}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _yaml_scalar(value: Any) -> str:
-    # One-element list in flow style: PyYAML then quotes strings exactly where needed, and adds no markers or breaks.
-    text = yaml.safe_dump([value], default_flow_style=True, width=1_000_000_000, allow_unicode=True).strip()
-    return text[1:-1]
+    """Read a run's config file; return its sections as plain dictionaries, as `read_sections` says."""
+    return read_sections(path, read_yaml(path), sections)

@@ -28,7 +28,7 @@ FLOORS = [
     {"field_help"},
     {"fields", "files"},
     {"rope_scaling"},
-    {"shape", "lora_config"},
+    {"shape", "lora_config", "settings_file"},
     {"parameters"},
     {"formats"},
     {"model/inputs"},

@@ -30,7 +30,7 @@ from .options import Verbs
 __all__ = ["VERBS", "Group", "cli", "main"]
 
 HEADINGS = {
-    "Train": ("run", "resume", "llm", "deepzig"),
+    "Train": ("run", "resume", "llm", "deepzig", "phases"),
     "Use": ("generate", "chat", "eval", "export", "quantize", "merge"),
     "Prepare": ("preview", "tokenizer", "tokenize"),
     "Look and check": ("runs", "compare", "inspect", "info", "trace", "verify", "warmup"),

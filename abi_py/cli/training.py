@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ..config import EarlyStoppingConfig
 from ..errors import counted
 from ..runs.conversations import encoder_of_run
-from ..runs.directory import MODEL
 from ..runs.findings import Findings
 from ..runs.finishing import leave_model
 from ..runs.models import codec_of_run
@@ -51,8 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["fit_and_show", "show_head", "show_trained", "start", "train"]
 
 
-def start(run: Run, console: "Console") -> int:
-    """Begin a run in a directory that is held, and train to its end; return the exit code."""
+def start(run: Run, console: "Console", again: str | None = None) -> int:
+    """Begin a run in a directory that is held, and train to its end; return the exit code.  `again`: as `train`."""
     training, (epoch, total) = run.config.training, run.steps
     show_head(run, console)
     most = "at most " if run.train.conversations else ""
@@ -72,7 +71,7 @@ def start(run: Run, console: "Console") -> int:
             say(console, "note", text)
     if run.config.lora is not None:
         show_trained(run, console)
-    return train(run.make_trainer(), run, console)
+    return train(run.make_trainer(), run, console, again)
 
 
 def show_trained(run: Run, console: "Console") -> None:
@@ -126,8 +125,11 @@ class _Thinned:
         self.sink.close()
 
 
-def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
-    """Train to the end, show what came of it, and return the exit code."""
+def train(trainer: "LlamaTrainer", run: Run, console: "Console", again: str | None = None) -> int:
+    """Train to the end, show what came of it, and return the exit code.
+
+    `again` is the command that goes on with what the run is a part of; None: it is a run by itself.
+    """
     sinks: list[Sink] = [*trainer_sinks(run), *sample_sinks(trainer, run)]
     data = run.config.data
     report, code = fit_and_show(
@@ -140,7 +142,7 @@ def train(trainer: "LlamaTrainer", run: Run, console: "Console") -> int:
         sinks=sinks,
         decodes=any((data.sample_prompts, data.sample_tokens, data.check_json)),
     )
-    show_end(trainer, report, run, console)
+    show_end(trainer, report, run, console, again)
     return code
 
 
@@ -200,7 +202,9 @@ def fit_and_show(
     return report, 0
 
 
-def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console") -> None:
+def show_end(
+    trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console", whole: str | None
+) -> None:
     """Print the report, the loss that fell, a sample, and how to go on; write the model that the run leaves."""
     rows = report_rows(trainer, report)
     found = Findings()
@@ -209,7 +213,7 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
         found = evaluate_kept(run, trainer)
         rows += part_rows(run, found)
     show_table(console, "Report", rows)
-    again = f"abi-train resume {shlex.quote(str(run.directory))}"
+    again = whole or f"abi-train resume {shlex.quote(str(run.directory))}"
     if report.interrupted:
         say(console, "stopped", f"{counted(report.total_steps, 'step')} done; go on with: {again}")
         return
@@ -225,10 +229,10 @@ def show_end(trainer: "LlamaTrainer", report: "TrainingReport", run: Run, consol
     if not left.has_tokenizer:
         say(console, "note", "it has no tokenizer: the text of these ids is not known; --tokenizer names one")
     if run.config.data.sample_tokens and run.train.conversations:
-        show_answers(trainer.model, run, console)
+        show_answers(trainer.model, run, left.folder, console)
     elif run.config.data.sample_tokens:
         show_sample(trainer.model, run, console)
-    end = finished(trainer.state, run.config)
+    end = None if whole is not None else finished(trainer.state, run.config)
     if end is not None:
         say(console, "go on", f"{again} {end[1]}")
 
@@ -261,13 +265,16 @@ def show_sample(model: "Transformer", run: Run, console: "Console") -> None:
             console.print("    " + line, soft_wrap=True)
 
 
-def show_answers(model: "Transformer", run: Run, console: "Console") -> None:
-    """Print what the model answers to each prompt; without one to questions of the data, beside their answers."""
+def show_answers(model: "Transformer", run: Run, folder: Path, console: "Console") -> None:
+    """Print what the model answers to each prompt; without one to questions of the data, beside their answers.
+
+    `folder` has its settings of generation.
+    """
     from ..generation import GenerationConfig, Generator
     from ..generation.settings import CONFIG_FILE
 
     encoder, data = encoder_of_run(run.directory), run.config.data
-    settings = GenerationConfig.load(run.directory / MODEL / CONFIG_FILE).replace(seed=run.config.training.seed)
+    settings = GenerationConfig.load(folder / CONFIG_FILE).replace(seed=run.config.training.seed)
     generator = Generator(model, encoder.tokenizer)
     for asked, known in _questions(run, encoder):
         room = model.config.max_seq_len - len(asked)

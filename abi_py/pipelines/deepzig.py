@@ -34,12 +34,8 @@ def train_deepzig(
     model yet; `abi-train resume` goes on.
     """
     from ..runs.directory import check_free, hold
-    from ..runs.finishing import leave_model
-    from ..runs.parts import evaluate_kept, put_best_back
     from ..runs.resolve import Given, prepare
-    from ..runs.trainer_files import trainer_sinks
-    from ..training.metrics import METRICS, JsonlSink
-    from ..training.report import REPORT, write_report
+    from ..runs.training import train_run
 
     given = Given(settings or {}, {}, deepzig_preset(size))
     directory = Path(out or directory_of(size_of(size, given.base_shape)))
@@ -48,14 +44,5 @@ def train_deepzig(
     prepare(run.config.training)
     with hold(directory, run.config.training, "out"):
         check_free(directory)
-        run.begin()
-        trainer = run.make_trainer()
-        own: list[Sink] = [*trainer_sinks(run), JsonlSink(directory / METRICS)]
-        for sink in (*own, *sinks):
-            trainer.add_sink(sink)
-        report = trainer.fit(run.train, run.valid, run.early_stopping, stop)
-        write_report(report, directory / REPORT)
-        if not report.interrupted:
-            put_best_back(run, trainer, report)
-            leave_model(run, trainer, report, evaluate_kept(run, trainer))
+        report = train_run(run, None, sinks, stop)
     return report, directory

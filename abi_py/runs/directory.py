@@ -13,6 +13,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "CONFIG",
     "EVALUATION",
     "MODEL",
+    "Leaves",
     "check_free",
     "has_checkpoint",
     "has_report",
@@ -48,6 +50,14 @@ __all__ = [
 ]
 
 EVALUATION = "evaluation.json"  # what the parts of conversations that were kept show
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Where a run writes at its end the whole model, and the adapters alone; None: nowhere."""
+
+    model: Path | None
+    adapter: Path | None
 
 
 def run_files() -> tuple[str, ...]:

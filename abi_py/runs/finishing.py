@@ -1,4 +1,5 @@
 """What a run leaves at its end: RUN/model, a whole model that others open; of adapters RUN/adapter too, for PEFT.
+A phase of several names other places (`Run.leaves`).
 
 The weights are those of the best checkpoint where there were evaluations, else of the last (`export.which` says
 otherwise).  They are read from the checkpoint, so what is written is what a resumed run would have, and a run that was
@@ -18,7 +19,7 @@ from ..errors import AbiError, CheckpointError, ConfigError
 from ..formats.checkpoint_names import CARD, ORIGIN
 from ..formats.gguf.container import SUFFIX, is_gguf, open_gguf
 from ..training.finding import BEST, LAST, Origin, find_place, list_checkpoints, root_of_checkpoints
-from .directory import ADAPTER, MODEL
+from .directory import MODEL
 from .findings import Findings
 from .settings import ExportConfig
 
@@ -100,7 +101,7 @@ def leave_model(
     report: "TrainingReport",
     found: Findings | None = None,
 ) -> Left:
-    """Write RUN/model at the end of a run, in place of what an earlier end left there, and say what it is;
+    """Write what a run leaves at its end, in place of what an earlier end left there, and say what it is;
     `found` is what `evaluate_kept` has found.
 
     CheckpointError, with the remedy, if it cannot be written: the checkpoints are whole all the same.
@@ -111,7 +112,8 @@ def leave_model(
     from .model_card import model_card
     from .trainer_files import training_args_files
 
-    export, directory, output = run.config.export, run.directory, run.directory / MODEL
+    export, directory, leaves = run.config.export, run.directory, run.leaves
+    output = leaves.model or leaves.adapter or directory / MODEL
     which = BEST if _is_best_left(run, trainer) else LAST
     try:
         source = Source.open(directory, which, merge_base=export.merge_base)
@@ -120,9 +122,10 @@ def leave_model(
         origin = dataclasses.replace(known, order=newest)
         card = model_card(run, source.companions, export.format, report, origin, found)
         texts = {CARD: card, ORIGIN: origin.to_json(), **training_args_files(run)}
-        if run.config.lora is not None:
-            write(source, directory / ADAPTER, "peft", "float32", files=texts)
-        write(source, output, export.format.value, export.dtype.value, files=texts)
+        if leaves.adapter is not None:
+            write(source, leaves.adapter, "peft", "float32", files=texts)
+        if leaves.model is not None:
+            write(source, leaves.model, export.format.value, export.dtype.value, files=texts)
     except (OSError, CheckpointError, ConfigError) as error:
         name = shlex.quote(str(directory))
         raise CheckpointError(

@@ -8,12 +8,12 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..config import TrainableModelConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, counted
 from ..formats.gguf.checking import Written, write_checked
 from ..formats.gguf.container import GgufFile, is_gguf, open_gguf
 from ..formats.gguf.importance import Importance
@@ -27,12 +27,14 @@ from ..model.gguf_model import open_gguf_weights, read_gguf_config
 from ..model.gguf_writing import plan_gguf
 from ..training.finding import find_place
 from ..training.loading import load_model
+from ..training.perplexity import evaluate_conversations
 from .agreement import Agreement, Expected, agreement, expected, logits_of
 from .export_source import Source
 from .measuring import of_text, read_ids
 from .models import load_tokenizer
 
 if TYPE_CHECKING:
+    from ..data.chat_dataset import ChatDataset
     from ..training.loading import LoadedModel
 
 __all__ = [
@@ -40,9 +42,11 @@ __all__ = [
     "Change",
     "FileSource",
     "ModelSource",
+    "OnKept",
     "OnText",
     "Prediction",
     "Quantized",
+    "Yardstick",
     "check_output",
     "open_source",
     "quantize",
@@ -224,12 +228,38 @@ class Change:
         return 100 * (self.perplexity / self.before - 1)
 
 
+class Yardstick(Protocol):
+    """What files of a model are measured on: its name, and the perplexity of the model itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def before(self) -> float: ...
+    def perplexity(self, path: Path) -> float:
+        """Return that of a file."""
+
+
+class OnKept:
+    """Measures files of a model on the answers of conversations that a run keeps for validation."""
+
+    def __init__(self, loaded: "LoadedModel", kept: "ChatDataset", whose: str) -> None:
+        """Measure the model; `whose` conversations these are is for people."""
+        self.kept = kept
+        self.name = f"{counted(len(kept), 'conversation')} that {whose} keeps for validation"
+        self.before = evaluate_conversations(loaded.model, kept).perplexity
+
+    def perplexity(self, path: Path) -> float:
+        """Return that of a file."""
+        return evaluate_conversations(load_model(path, frozen=True).model, self.kept).perplexity
+
+
 class OnText:
     """Measures files of a model on a text, as `abi-train eval` does, and compares the logits of its beginning."""
 
     def __init__(self, source: FileSource | ModelSource, text: Path) -> None:
         """Measure the source; errors of `load_model` and `measuring.of_text`."""
         self.text, loaded = text, source.loaded
+        self.name = str(text)
         self.codec = load_tokenizer(loaded, None)
         ids, _ = read_ids(text, self.codec, loaded.model.config.vocab_size, [])
         self.ids = ids[None, : min(MOST_TOKENS, loaded.model.config.max_seq_len)].astype(np.int64)
@@ -241,6 +271,10 @@ class OnText:
         loaded = load_model(path, frozen=True)
         found = agreement(self.logits, logits_of(loaded.model, self.ids))
         return Change(self._perplexity(loaded), self.before, found)
+
+    def perplexity(self, path: Path) -> float:
+        """Return that of a file."""
+        return self._perplexity(load_model(path, frozen=True))
 
     def _perplexity(self, loaded: "LoadedModel") -> float:
         results: list[float] = []

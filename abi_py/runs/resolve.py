@@ -25,7 +25,7 @@ from .settings import (
     absolute,
 )
 
-__all__ = ["Given", "check_early_stopping", "check_samples", "check_use", "merged", "prepare"]
+__all__ = ["Given", "check_early_stopping", "check_samples", "check_use", "merged", "prepare", "switched_on"]
 
 Section = TypeVar("Section", bound=Config)
 
@@ -40,14 +40,15 @@ def merged(flags: Values, file: Values, defaults: Values | None = None) -> dict[
     return {
         name: joined(
             cls,
-            joined(cls, under.get(name, {}), _switched_on(cls, file.get(name, {}))),
-            _switched_on(cls, flags.get(name, {})),
+            joined(cls, under.get(name, {}), switched_on(cls, file.get(name, {}))),
+            switched_on(cls, flags.get(name, {})),
         )
         for name, cls in RUN_SECTIONS.items()
     }
 
 
-def _switched_on(cls: type[Config], values: Mapping[str, Any]) -> Mapping[str, Any]:
+def switched_on(cls: type[Config], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values of a section, switched on where there are any and they do not say otherwise."""
     return {cls.switch: True, **values} if cls.switch is not None and values else values
 
 
@@ -58,13 +59,16 @@ class Given:
     frozen weights, and `base` the model that it starts from, or None.
     """
 
-    def __init__(self, flags: Values, file: Values, preset: Preset = RUN) -> None:
-        """Merge and check; ConfigError for what is wrong, or a flag without effect, whatever the data."""
+    def __init__(self, flags: Values, file: Values, preset: Preset = RUN, base: Base | None = None) -> None:
+        """Merge and check; ConfigError for what is wrong, or a flag without effect, whatever the data.
+
+        `base` is taken where it was opened already, or is still to come.
+        """
         if "path" in flags.get("base", {}):
             file = {**file, "base": {}}  # the digest of a file is that of its own base
         given = merged(flags, file)
         asked = BaseConfig.from_dict(given["base"], flags.get("base", ()))
-        self.base = Base.open(asked) if asked.path is not None else None
+        self.base = base if base is not None or asked.path is None else Base.open(asked)
         self._flags, self._preset = flags, preset
         self._values = merged(flags, file, preset.defaults(given, self.base_shape))
         if self.base is not None:

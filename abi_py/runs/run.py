@@ -11,7 +11,7 @@ from ..files import atomic_text, json_text
 from ..training.events import RunLabel
 from .base import Base
 from .conversations import encoder_of_run, ends_of_answers
-from .directory import CONFIG
+from .directory import ADAPTER, CONFIG, MODEL, Leaves
 from .models import codec_of_run
 from .opening import RunData, find_tokenizer
 from .settings import RUN_SECTIONS, DataConfig, RunConfig
@@ -41,6 +41,7 @@ class Run:
     opened  how the data were opened: as the settings say, with the tokenizer of the base where they name none
     base    the model to start from, where the run begins with one; with LoRA that under the adapters, at any time
     parts   of what is kept of conversations, those that show different things, evaluated at the end
+    asked   where it is to leave what it has trained; None: in its directory
     """
 
     config: RunConfig
@@ -50,6 +51,14 @@ class Run:
     opened: DataConfig
     base: Base | None = None
     parts: "Mapping[str, ChatDataset]" = field(default_factory=dict)
+    asked: Leaves | None = None
+
+    @property
+    def leaves(self) -> Leaves:
+        """Where it leaves what it has trained: RUN/model, and adapters in RUN/adapter, unless it was told otherwise."""
+        if self.asked is not None:
+            return self.asked
+        return Leaves(self.directory / MODEL, None if self.config.lora is None else self.directory / ADAPTER)
 
     @property
     def steps(self) -> tuple[int, int]:

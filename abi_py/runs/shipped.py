@@ -1,6 +1,7 @@
 """The conversations that come with the package, under a name that is the same on every machine.
 
     builtin:deepzig     916 short conversations in English: questions and answers, code, calls of tools
+    builtin:csdl        416 instructions in English, answered in JSON, each with its pattern as category
 
 A file that is really called so is reached as ./builtin:deepzig.
 """
@@ -12,7 +13,10 @@ from ..errors import ConfigError
 __all__ = ["SHIPPED", "is_builtin", "name_of", "place_of"]
 
 SHIPPED = "builtin:deepzig"
-_PLACES = {SHIPPED: Path(__file__).parents[1] / "data/deepzig_conversations.jsonl"}
+_PLACES = {
+    name: Path(__file__).parents[1] / f"data/{name.removeprefix('builtin:')}_conversations.jsonl"
+    for name in (SHIPPED, "builtin:csdl")
+}
 
 
 def is_builtin(path: str) -> bool:

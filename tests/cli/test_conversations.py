@@ -243,5 +243,6 @@ def test_every_verb_knows_the_conversations_of_the_package_by_name(abi_train, tm
         code, out, err = abi_train(*words, "builtin:other")
         assert (code, out) == (2, "")
         assert err == (
-            "error: data (builtin:other) must be builtin:deepzig; or write ./builtin:other for a file of that name\n"
+            "error: data (builtin:other) must be builtin:deepzig or builtin:csdl; or write ./builtin:other for a "
+            "file of that name\n"
         )

@@ -54,6 +54,7 @@ OTHERS = {
         **dict.fromkeys(("--out", "--config", "--dry-run", "--model-size"), "deepzig"),
         **{"--find-lr": "run", "--json": "run"},
     },
+    "phases": {"--out": "phases", "--only": "phases", "--dry-run": "phases"},
     "generate": dict.fromkeys(("--prompt", "--ids", "--tokenizer", "--config", "--json", "--num-threads"), "generate"),
     "chat": {
         **dict.fromkeys(("--system", "--once", "--template", "--tokenizer"), "chat"),

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and fork")
 NURSERY = """
 import json, os, signal, sys
 from abi_py.cli import VERBS, cli, main
-import abi_py.training.trainer, abi_py.pipelines.deepzig, abi_py.generation
+import abi_py.training.trainer, abi_py.pipelines, abi_py.generation
 for verb in VERBS:
     cli.get_command(None, verb)
 
@@ -155,6 +155,22 @@ def result_of_deepzig(directory, gentle):
     return result | {"metrics": records(folder / "metrics.jsonl", gentle)}
 
 
+def result_of_phases(directory, gentle):
+    models = directory / "models"
+    files = [path for path in models.rglob("*") if path.is_file() and path.parents[0].name not in ("run", models.name)]
+    files = [path for path in files if "run" not in path.relative_to(models).parts and path.name != "phase.json"]
+    files = [path for path in files if path.name.endswith((".safetensors", "config.json", ".gguf", ".md"))]
+    files = [path for path in files if path.name != "README.md"]  # of a model: it names its checkpoint's time
+    result = {str(path.relative_to(models)): content(path) for path in files}
+    for path, value in result.items():
+        if path.endswith("adapter_config.json"):  # the base of an adapter is in the same directory
+            base = "base_model_name_or_path"
+            result[path] = {**value, base: os.path.relpath(value[base], os.path.realpath(models))}
+    runs = {str(path.relative_to(models)): records(path, gentle) for path in models.rglob("metrics.jsonl")}
+    done = {path.parent.name: json.loads(path.read_text())["done"] for path in models.rglob("phase.json")}
+    return result | runs | {"done": done}
+
+
 def result_of_files(directory, gentle):
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
@@ -182,11 +198,24 @@ SMALL = (
     "--max-samples 16 --epochs 2 --batch-size 4 --checkpoint-interval 2 --eval-interval 3 --log-interval 1 "
     "--sample-tokens 5 --num-threads 1"
 )
+CHAIN = """
+common:
+  data: {path: [../talks.jsonl], valid_fraction: 0.1, sample_tokens: 0}
+  training: {max_seq_len: 64, batch_size: 4, grad_accum_steps: 1, epochs: 1, learning_rate: 0.01, num_threads: 1,
+             checkpoint_interval: 3, eval_interval: 4, log_interval: 2}
+  lora: {rank: 2, dropout: 0.2}
+phases:
+  first: {leaves_model: merged, base: {path: ../base}}
+  two: {after: first, leaves_adapter: adapter}
+  three: {after: first, leaves_adapter: adapter, chat: {match: plus 3}, lora: {rank: 4}}
+  files: {after: first, quantize: [F16, Q8_0]}
+"""
 CASES = {
     "run": Case(f"run {TINY} --out r", result_of_run),
     "run-lora": Case(f"run {ADAPTERS} --out r", result_of_run),
     "deepzig": Case(f"deepzig {SMALL} --out m", result_of_deepzig),
     "deepzig-lora": Case(f"deepzig {SMALL} --use-lora --lora-rank 2 --out m", result_of_deepzig),
+    "phases": Case("phases ../chain.yaml", result_of_phases),
     "tokenize": Case("tokenize ../texts -o t/train.bin --valid-fraction 0.3", result_of_files),
     "tokenizer": Case(
         "tokenizer train ../texts -o t --vocab-size 400", result_of_files, "must not hold tokenizer"
@@ -199,6 +228,7 @@ def texts(tmp_path):
     """Write twenty documents, conversations and a model; the cases work in directories beside them."""
     write_talks(tmp_path / "talks.jsonl")
     make_folder(tmp_path / "base")
+    (tmp_path / "chain.yaml").write_text(CHAIN)
     (tmp_path / "texts").mkdir()
     random = np.random.default_rng(2)
     words = ["".join(random.choice(list("etaoinshrdlu"), 5)) for _ in range(300)]
@@ -267,7 +297,7 @@ def go_on(nursery, case, directory, words, output, log):
         return shlex.split(named[1]), None
     if case.words.startswith("tokenizer"):
         return [*shlex.split(case.words), "--force"], None  # one of its two files may be there
-    if words != shlex.split(case.words) or case.words.startswith("token"):
+    if words != shlex.split(case.words) or case.words.startswith(("token", "phases")):
         return words, None  # the same again
     code, output, _ = nursery.call(directory, words)
     log.append((words, "again", code, output[-400:]))

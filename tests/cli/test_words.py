@@ -133,6 +133,7 @@ MEANS = {
     "--model-size": "a shape by its name",
     "--no-check": "what was written is not read again",
     "--no-times": "no times in the output",
+    "--only": "a phase of a recipe, and no other",
     "--once": "one question, and then the end",
     "--out": "where to write",
     "--perplexity": "a text on which it is measured",

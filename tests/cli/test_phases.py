@@ -1,0 +1,70 @@
+"""abi-train phases: the plan of the seed's chain, one phase alone, another directory, and how it is gone on with."""
+
+from pathlib import Path
+
+from world import make_folder, write_talks
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = ROOT / "examples/csdl/csdl-14b.yaml"
+CHAIN = """
+common:
+  data: {path: [talks.jsonl], valid_fraction: 0.1, sample_tokens: 0}
+  training: {max_seq_len: 64, batch_size: 4, grad_accum_steps: 1, epochs: 1, learning_rate: 0.01, num_threads: 1}
+phases:
+  first: {leaves_model: model, base: {path: base}}
+  two: {after: first, leaves_adapter: adapter, lora: {rank: 2}}
+"""
+
+
+def test_a_plan_needs_neither_weights_nor_rows(abi_train, tmp_path):
+    """The seed's chain, of which nothing is on this machine: its numbers are those of the model's shape."""
+    code, out, err = abi_train("phases", str(SEED), "--dry-run")
+    assert (code, err) == (0, "")
+    assert "68,812,800 weights trained" in out
+    assert "137,625,600 weights trained" in out
+    rows = {"phase1_base_csdl": 32000, "phase2_reasoning_atlas": 6599, "phase3_content_marketing": 6464}
+    for name, count in {**rows, "phase4_coder_nexus": 19507}.items():
+        after = out[out.index(f"{name}: from") :].splitlines()[1]
+        kept = -(-count // 20)
+        assert f"{count - kept:,} rows and {kept:,} for validation, as the recipe says" in after
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = abi_train("phases", str(SEED))
+    assert code == 2
+    assert "does not exist" in err or "are free there" in err
+
+
+def test_the_tiny_chain_is_planned_without_words(abi_train, tmp_path):
+    code, out, _ = abi_train("phases", "--dry-run")
+    assert code == 0
+    assert "phase1_base_csdl: from phase0_base to final_merged" in out
+    assert "Rows of phase2_reasoning_atlas" in out
+    assert "12.5%" in out
+    assert "100.0%" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_phase_after_the_other(abi_train, tmp_path):
+    make_folder(tmp_path / "base")
+    write_talks(tmp_path / "talks.jsonl")
+    (tmp_path / "r.yaml").write_text(CHAIN)
+    code, _, err = abi_train("phases", "r.yaml", "--out", "o", "--only", "two")
+    assert code == 2
+    assert "phase two starts from what first leaves, and that is not done; first: --only first" in err
+    code, out, err = abi_train("phases", "r.yaml", "-o", "o", "--only", "first")
+    assert code == 0, err
+    assert "it is in o/first" in out
+    assert (tmp_path / "o/first/model/model.safetensors").is_file()
+    code, out, err = abi_train("phases", "r.yaml", "-o", "o")
+    assert code == 0, err
+    assert "first: from its base to model; it is done" in out
+    assert (tmp_path / "o/two/adapter/adapter_model.safetensors").is_file()
+    assert "go on with: abi-train resume" not in out
+
+
+def test_wrong_words(abi_train):
+    code, _, err = abi_train("phases", "tinny")
+    assert code == 2
+    assert "RECIPE (tinny) must be a YAML file, or tiny, which comes with the package" in err
+    code, _, err = abi_train("phases", "--only", "phase9")
+    assert code == 2
+    assert "only (phase9) must be a phase of" in err
