@@ -22,7 +22,14 @@ class OptimizerType(str, Enum):
     SGD = "sgd"
     ADAM = "adam"
     ADAMW = "adamw"
+    ADAMW_8BIT = "adamw_8bit"
     MUON = "muon"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "OptimizerType | None":
+        """Read the names of transformers' TrainingArguments and of bitsandbytes, too."""
+        others = {"adamw_torch": cls.ADAMW, "adamw_bnb_8bit": cls.ADAMW_8BIT, "adamw8bit": cls.ADAMW_8BIT}
+        return others.get(str(value))
 
 
 class MuonScale(str, Enum):

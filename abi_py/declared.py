@@ -151,9 +151,9 @@ def acts_beside(option: Option, values: Mapping[str, Any]) -> bool:
 
 
 def needs(cls: type, option: Option, flags: Mapping[str, str] | None = None) -> str:
-    """Return what a field needs in order to act, as in `with optimizer adam, adamw or muon`; '' if it always acts.
+    """Return what a field needs in order to act, as in `with lr_schedule warmup_cosine or wsd`; '' if it always acts.
 
-    flags  name -> flag: what a command line calls the fields, for `with --optimizer adam, adamw or muon`
+    flags  name -> flag: what a command line calls the fields, for `with --lr-schedule warmup_cosine or wsd`
     """
     kinds = {each.name: each for each in fields_of(cls)}
 

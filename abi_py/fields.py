@@ -11,6 +11,7 @@ every flag that is given.  A class with a `switch`, a field that turns all of it
 A bad value is a `ConfigError` that names field, value, rule and remedy.
 """
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
@@ -92,7 +93,7 @@ def convert(option: Option, value: Any) -> Any:
         return _convert_config(name, kind, option.metadata.get("read", lambda value: value)(value))
     if issubclass(kind, Enum):
         text = value.value if isinstance(value, Enum) else value
-        if text in option.choices:
+        with contextlib.suppress(ValueError):  # a choice may have other names besides
             return kind(text)
         hint = suggested(str(text), list(option.choices)) or "choose one"
         raise ConfigError(f"{name} ({shown(text)}) must be one of {', '.join(option.choices)}; {hint}")

@@ -37,6 +37,7 @@ class TensorSpec:
     initial: str = "normal"
     std: float = INITIAL_STD
     hidden: bool = False  # a matrix, or a stack of them, from activations to activations: what `muon` takes
+    embedding: bool = False  # rows chosen by ids: `adamw_8bit` keeps their moments in 32 bits
 
     @property
     def decay(self) -> bool:
@@ -74,6 +75,7 @@ class Tensor:
     initial: str = "normal"
     std: float = INITIAL_STD
     hidden: bool = False  # as in `TensorSpec`
+    embedding: bool = False  # as in `TensorSpec`
 
     @property
     def hf_name(self) -> str:

@@ -22,6 +22,7 @@ from .config import TrainableModelConfig
 from .gradcheck import TOLERANCE as DERIVATION
 from .gradcheck import gradient_error, relative_error
 from .kernels import (
+    adamw_8bit,
     attention,
     bias,
     cross_entropy,
@@ -94,6 +95,7 @@ def checks(seed: int = SEED) -> Iterator[Check]:
         _cross_entropy,
         _dropout,
         _optimizers,
+        _adamw_8bit,
         _muon,
         _norm,
     ):
@@ -400,6 +402,24 @@ def _muon(rng: np.random.Generator) -> Iterator[Check]:
         muon.muon_(w, m, g, *settings)
         yield _speed("muon", f"w {shape[0]}x{shape[1]}", w, expected[0])
         yield _speed("muon", f"m {shape[0]}x{shape[1]}", m, expected[1])
+
+
+def _adamw_8bit(rng: np.random.Generator) -> Iterator[Check]:
+    size, decays = 700, np.ones(700)  # three blocks, of which the last is not full
+    w, m, g = _single(*rng.standard_normal((3, size)))
+    m_codes, m_scales = adamw_8bit.encode_blocks_ref(m, True)
+    v_codes, v_scales = adamw_8bit.encode_blocks_ref(np.square(m), False)
+    chunks, decay = adamw_8bit.block_chunks([0], [size], [True])
+    settings = 0.01, 0.9, 0.999, 1e-8, 0.1, 3, 0.5
+    wide_w, wide_m, wide_v, wide_g = _wide(w, m_scales, v_scales, g)
+    expected = adamw_8bit.adamw_8bit_ref(wide_w, m_codes, wide_m, v_codes, wide_v, wide_g, decays, *settings)
+    adamw_8bit.adamw_8bit_(w, m_codes, m_scales, v_codes, v_scales, g, chunks, decay, *settings)
+    found = w, m_codes, m_scales, v_codes, v_scales
+    for name, actual, exact in zip(("w", "m_codes", "m_scales", "v_codes", "v_scales"), found, expected, strict=True):
+        if actual.dtype == np.uint8:  # of a number in the middle of two codes either is right
+            near = np.abs(actual.astype(int) - exact.astype(int)) <= 1
+            actual = np.where(near, exact, actual)
+        yield _speed("adamw_8bit", f"{name} {size}", actual, exact)
 
 
 def _optimizers(rng: np.random.Generator) -> Iterator[Check]:

@@ -7,9 +7,9 @@
     y, r = abi.kernels.rms_norm.rms_norm_forward_ref(x, w, 1e-5)  the same in plain NumPy, any float type
 
 A row of tokens goes through embedding, rms_norm or layer_norm, matmul, rope, attention, swiglu or gelu (router and
-experts in a mixture) to cross_entropy; optimizers and muon change the weights.  kernels/README.md has all of them with
-their shapes, and a page to type along.  Files are loaded when they are first used: this one compiles nothing, and
-compiled kernels do not depend on it.
+experts in a mixture) to cross_entropy; optimizers, adamw_8bit and muon change the weights.  kernels/README.md has all
+of them with their shapes, and a page to type along.  Files are loaded when they are first used: this one compiles
+nothing, and compiled kernels do not depend on it.
 """
 
 import importlib
@@ -36,6 +36,7 @@ __all__ = [  # noqa: RUF022 (in the order of kernels/README.md; a test holds it 
     "dora",
     "global_norm",
     "optimizers",
+    "adamw_8bit",
     "muon",
     "unchecked",
     "engine",

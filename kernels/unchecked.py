@@ -16,7 +16,7 @@ __all__ = []  # names are found when they are asked for, so that a process that 
 MODULES = (
     *("embedding", "rms_norm", "layer_norm", "matmul", "streamed_matmul", "stored_matmul", "bias", "rope", "attention"),
     *("cached_attention", "swiglu", "gelu", "router", "experts", "cross_entropy", "dropout", "dora", "global_norm"),
-    *("optimizers", "muon"),
+    *("optimizers", "adamw_8bit", "muon"),
 )
 
 

@@ -11,6 +11,7 @@ from ..runs.plan import (
     memory_by_part,
     seconds_of_micro_batch,
     seconds_of_run,
+    share_in_8_bits,
     share_of_muon,
     trained_tensors,
 )
@@ -85,7 +86,11 @@ def _schedule(config: LlmTrainingConfig) -> str:
 
 
 def _optimizer(config: RunConfig) -> list[tuple[str, str]]:
-    """Return a row about muon where it is the optimizer."""
+    """Return a row about an optimizer that takes some tensors in a way of its own."""
+    if config.training.optimizer is OptimizerType.ADAMW_8BIT:
+        tensors, parameters = share_in_8_bits(config)
+        text = f"adamw_8bit: moments in 8 bits of {counted(tensors, 'tensor')}"
+        return [("optimizer", f"{text}, {100 * parameters:.0f}% of the parameters; the rest in 32")]
     if config.training.optimizer is not OptimizerType.MUON:
         return []
     matrices, parameters, operations = share_of_muon(config)

@@ -55,7 +55,8 @@ class Family:
             for spec in layer.tensors():
                 name = layer.at + spec.name
                 begin = spec.initial, spec.std
-                made = Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, *begin, hidden=spec.hidden)
+                made = Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, *begin)
+                made = replace(made, hidden=spec.hidden, embedding=spec.embedding)
                 table.append(made)
                 offset += made.size
         return tuple(table)

@@ -59,6 +59,7 @@ USUAL_SECONDS = 0.6
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     **{"sgd": ("sgd_",), "adam": ("adam_",), "adamw": ("adamw_",)},
     "muon": ("adamw_", "_muon_direction", "_muon_polynomial", "_muon_step"),
+    "adamw_8bit": ("adamw_", "adamw_8bit_"),
 }
 GENERATION = ("cache_append", "_cached_attention", "_attention_of_rows", "_streamed", "_checksum")
 FORWARD = ("embedding_forward", "_product")  # the last where a prompt is long

@@ -17,6 +17,7 @@ __all__ = [
     "memory_by_part",
     "seconds_of_micro_batch",
     "seconds_of_run",
+    "share_in_8_bits",
     "share_of_muon",
     "trained_tensors",
 ]
@@ -36,7 +37,8 @@ def memory_by_part(run: Run) -> dict[str, int]:
     """Return bytes by part; the model itself is not made for it."""
     from ..model.arena import memory_plan
     from ..model.lora_layers import planned
-    from ..training.optimizer import matrices_of, moments_of, stack_of
+    from ..training.moments import matrices_of, moments_of
+    from ..training.optimizer import stack_of
 
     config, training, table = run.config, run.config.training, trained_tensors(run.config)
     batch = training.batch_size, training.max_seq_len, training.mixed_precision, training.grad_accum_steps > 1
@@ -48,8 +50,7 @@ def memory_by_part(run: Run) -> dict[str, int]:
         frozen = 4 * shape.num_params() if run.base is None else run.base.frozen_bytes(shape, kept_in)
         parts = memory_plan(*sizes, adapted=planned(shape, config.lora), frozen=frozen)
         parts = {"frozen weights": frozen, "adapters": parts.pop("weights") - frozen, **parts}
-    ranges = itertools.chain.from_iterable(moments_of(table, training).values())
-    parts["moments"] = sum(4 * (each.stop - each.start) for each in ranges)
+    parts["moments"] = sum(kept.nbytes for kept in moments_of(table, training).values())
     stacks = map(stack_of, matrices_of(table, training))
     parts["scratch"] += max((8 * (rows * columns + min(rows, columns) ** 2) for _, rows, columns in stacks), default=0)
     return parts
@@ -59,7 +60,8 @@ def share_of_muon(config: RunConfig) -> tuple[int, float, float]:
     """Return how many matrices muon takes, their share of the parameters, and its share of a step's operations."""
     from ..families import layers, tensor_table
     from ..model.stack import flops_per_token
-    from ..training.optimizer import matrices_of, operations_of, stack_of
+    from ..training.moments import matrices_of
+    from ..training.optimizer import operations_of, stack_of
 
     training = config.training
     taken = matrices_of(tensor_table(config.model), training)
@@ -68,6 +70,15 @@ def share_of_muon(config: RunConfig) -> tuple[int, float, float]:
     passes = tokens * flops_per_token(layers(config.model), training.max_seq_len)
     parameters = sum(entry.size for entry in taken) / config.model.num_params()
     return sum(stack_of(entry)[0] for entry in taken), parameters, muon / (muon + passes)
+
+
+def share_in_8_bits(config: RunConfig) -> tuple[int, float]:
+    """Return of how many tensors adamw_8bit keeps the moments in 8 bits, and their share of what is trained."""
+    from ..training.moments import coded_of
+
+    table = trained_tensors(config)
+    coded = coded_of(table, config.training)
+    return len(coded), sum(entry.size for entry in coded) / sum(entry.size for entry in table)
 
 
 def available_memory() -> int | None:

@@ -63,7 +63,7 @@ def training_args(config: RunConfig, directory: str) -> dict[str, Any]:
 
 
 SCHEDULES = {"warmup_cosine": "cosine"}  # ours -> transformers', where they differ in name alone
-OPTIMIZERS = {"adamw": "adamw_torch"}
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 
 
 def training_args_files(run: Run) -> dict[str, str]:

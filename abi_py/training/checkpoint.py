@@ -19,6 +19,7 @@ checkpoint is whole.  A second one of the same step takes the place of the first
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -48,10 +49,12 @@ from ..formats.finite import check_read, check_written
 from ..formats.forms import to_stored
 from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_metadata
 from ..formats.safetensors import Stored, encoded_size, map_safetensors, read_safetensors, safetensors_pieces
+from ..kernels.adamw_8bit import SHARING
 from ..model.folder_writing import config_content
 from ..model.lora import LoraModel
 from ..model.transformer import Transformer
 from ..untrusted import check, read_json
+from .moments import MOMENTS
 from .state import TrainingState
 
 __all__ = [
@@ -86,7 +89,7 @@ class Checkpoint:
     state: TrainingState
     config: dict[str, dict[str, Any]]  # sections of config.yaml
     weights: dict[str, Stored]  # by Hugging Face name, of adapters by PEFT's
-    optimizer: dict[str, np.ndarray]  # m, v, gradients (P,) float32, v of muon shorter; loss_history float64
+    optimizer: dict[str, np.ndarray]  # moments (moments.py); gradients (P,) float32; loss_history float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +163,8 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 def _moments(optimizer: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return what must be finite of an optimizer's arrays; partial gradients of fp16 may have overflowed."""
-    return {f"the optimizer's {name}": array for name, array in optimizer.items() if name in ("m", "v")}
+    numbers = ((name, array) for name, array in optimizer.items() if name in MOMENTS and array.dtype.kind == "f")
+    return {f"the optimizer's {name}": array for name, array in numbers}
 
 
 def _check_space(root: Path, size: int) -> None:
@@ -295,11 +299,25 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def _check_arrays(arrays: Mapping[str, np.ndarray], size: int, file: Path) -> None:
     """Raise CheckpointError for an array that is not as `Checkpoint` says; `size` is the number of weights."""
     for name, array in arrays.items():
-        kind = np.float64 if name == "loss_history" else np.float32
-        fits = name == "loss_history" or array.size == size or (name == "v" and array.size < size)
-        if array.dtype != kind or array.ndim != 1 or not fits:
-            wanted = f"({size},) {kind.__name__}" if name != "loss_history" else "a row of float64"
+        kind, inner, least, most = _kind_of(name, size, "m_codes" in arrays)
+        if array.dtype != kind or array.shape[1:] != inner or array.ndim == 0 or not least <= len(array) <= most:
+            length = f"{size}" if least == most else "any number" if most > size else f"at most {size}"
+            wanted = f"({length}, {inner[0]}) {kind}" if inner else f"({length},) {kind}"
             raise CheckpointError(f"{file}: {shown(name)} is {array.shape} {array.dtype}, but must be {wanted}{ADVICE}")
+
+
+def _kind_of(name: str, size: int, coded: bool) -> tuple[np.dtype, tuple[int, ...], float, float]:
+    """Return of an optimizer's array: type, shape of what it has, and least and largest number of these.
+
+    v is not of all weights with muon, nor m and v where others are `coded`.
+    """
+    if name == "loss_history":
+        return np.dtype(np.float64), (), 0, math.inf
+    if name.endswith("_codes"):
+        return np.dtype(np.uint8), (SHARING,), 0, math.inf
+    if name.endswith("_scales"):
+        return np.dtype(np.float32), (), 0, math.inf
+    return np.dtype(np.float32), (), 0 if name == "v" or (name == "m" and coded) else size, size
 
 
 def find_latest(root: str | Path) -> Found:

@@ -1,35 +1,27 @@
-"""The optimizer: moments beside the flat weights, and one kernel call for an update; with muon one more a matrix.
+"""The optimizer: moments beside the flat weights, and one kernel call for an update.
 
-What is kept, by name, for which ranges of the flat buffer (`moments_of`):
-
-    sgd            m (P,) with momentum; nothing without
-    adam, adamw    m and v (P,)
-    muon           m (P,), and v for what is no hidden matrix and so is adamw's
-
-The formulas are in `kernels/optimizers.py` and `kernels/muon.py`.
+With muon there is one more for each matrix, with adamw_8bit one more for all tensors whose moments are in 8 bits.  What
+is kept, `moments.py` says; the formulas are in `kernels/optimizers.py`, `kernels/muon.py` and `kernels/adamw_8bit.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..config import LlmTrainingConfig, MuonScale, OptimizerType
 from ..errors import CheckpointError, ConfigError, counted
+from ..kernels.adamw_8bit import block_chunks, blocks_of, decode_blocks_ref, encode_blocks_ref
 from ..kernels.engine.scratch import aligned_zeros
 from ..kernels.engine.threads import PASS, threads_as_before
 from ..kernels.muon import muon_flops, muon_ratio
 from ..kernels.optimizers import parameter_chunks
-from ..kernels.unchecked import adam_, adamw_, muon_, sgd_
+from ..kernels.unchecked import adam_, adamw_, adamw_8bit_, muon_, sgd_
 from ..parameters import Buffers, Tensor
 from ..reprs import Shown
+from .moments import coded_of, matrices_of, moments_of, ranges_of, without
 
-__all__ = ["Optimizer", "matrices_of", "moments_of", "operations_of", "stack_of"]
-
-
-def matrices_of(table: Sequence[Tensor], config: LlmTrainingConfig) -> list[Tensor]:
-    """Return the tensors that muon takes: hidden matrices, and stacks of them; none with another optimizer."""
-    return [entry for entry in table if entry.hidden and config.optimizer is OptimizerType.MUON]
+__all__ = ["Optimizer", "operations_of", "stack_of"]
 
 
 def stack_of(entry: Tensor) -> tuple[int, int, int]:
@@ -38,35 +30,10 @@ def stack_of(entry: Tensor) -> tuple[int, int, int]:
     return entry.size // (rows * columns), rows, columns
 
 
-def _between(table: Sequence[Tensor], taken: Sequence[Tensor]) -> list[slice]:
-    """Return the ranges of the flat buffer without the tensors `taken`, neighbours together."""
-    ranges: list[slice] = []
-    names = {entry.name for entry in taken}
-    for entry in table:
-        if entry.name in names:
-            continue
-        joins = ranges and ranges[-1].stop == entry.offset
-        start = ranges.pop().start if joins else entry.offset
-        ranges.append(slice(start, entry.offset + entry.size))
-    return ranges
-
-
 def operations_of(matrices: Sequence[Tensor], config: LlmTrainingConfig) -> float:
     """Return the operations of muon's products in an update of `matrices`."""
     stacks = map(stack_of, matrices)
     return sum(count * muon_flops(rows, columns, config.muon_steps) for count, rows, columns in stacks)
-
-
-def moments_of(table: Sequence[Tensor], config: LlmTrainingConfig) -> dict[str, list[slice]]:
-    """Return the moments by name, each as the ranges of the flat buffer that it has numbers for."""
-    whole = _between(table, ())
-    if config.optimizer is OptimizerType.SGD:
-        return {"m": whole} if config.momentum > 0 else {}
-    return {"m": whole, "v": _between(table, matrices_of(table, config))}
-
-
-def _length(ranges: Sequence[slice]) -> int:
-    return sum(each.stop - each.start for each in ranges)
 
 
 @dataclass(frozen=True)
@@ -74,9 +41,21 @@ class _Stretch:
     """A range of the flat buffer that one kernel call updates."""
 
     place: slice
-    v: slice  # its place in v
+    m: slice  # its place in m
+    v: slice  # ... and in v
     chunks: np.ndarray  # (n, 2) int64, within it
     decay: np.ndarray  # (n,) bool
+
+
+def _place_in(ranges: Sequence[slice], place: slice) -> slice:
+    """Return where the numbers of a range of the flat buffer are among those of `ranges`; nowhere if not in them."""
+    at = 0
+    for each in ranges:
+        if each.start <= place.start and place.stop <= each.stop:
+            start = at + place.start - each.start
+            return slice(start, start + place.stop - place.start)
+        at += each.stop - each.start
+    return slice(0, 0)
 
 
 class Optimizer(Shown):
@@ -95,29 +74,37 @@ class Optimizer(Shown):
                 "optimizer (muon) is for hidden matrices, of which this model trains none: an adapter is half of a "
                 "product, and making it orthogonal says nothing about that; use adamw"
             )
-        self._ranges = moments_of(table, config)
-        self.moments = {name: aligned_zeros(_length(ranges)) for name, ranges in self._ranges.items()}
-        self._stretches = self._cut(_between(table, self.matrices))
+        self.coded = coded_of(table, config)
+        self._ranges = ranges_of(table, config)
+        self.moments = {name: aligned_zeros(kept.shape, kept.dtype) for name, kept in moments_of(table, config).items()}
+        self._stretches = self._cut(without(table, [*self.matrices, *self.coded]))
+        self._blocks = block_chunks(*self._described(self.coded, 0)) if self._in_8_bits else None
         self._operations = operations_of(self.matrices, config)
+
+    @property
+    def _in_8_bits(self) -> bool:
+        return self.config.optimizer is OptimizerType.ADAMW_8BIT
 
     def _says(self) -> str:
         size = sum(moment.nbytes for moment in self.moments.values()) / 1e6
-        moments = f"moments {' and '.join(self.moments)}, {size:,.1f} MB" if self.moments else "no moments"
+        names = " and ".join(name for name in ("m", "v") if name in self.moments)
+        moments = f"moments {names}, {size:,.1f} MB" if names else "no moments"
         return f"{self.config.optimizer.value}, {counted(self.step, 'update')}, {moments}"
+
+    def _described(self, entries: Sequence[Tensor], begin: int) -> tuple[list[int], list[int], list[bool]]:
+        """Return where tensors are, counted from `begin`, how large they are, and whether they decay."""
+        everything = self.config.decay_norms_and_biases
+        sizes, decays = [entry.size for entry in entries], [entry.decay or everything for entry in entries]
+        return [entry.offset - begin for entry in entries], sizes, decays
 
     def _cut(self, ranges: Sequence[slice]) -> list[_Stretch]:
         """Return the stretches of the flat buffer that SGD, Adam or AdamW updates."""
-        made, at = [], 0
+        made = []
         for place in ranges:
             inside = [entry for entry in self.parameters.table if place.start <= entry.offset < place.stop]
-            chunks, decay = parameter_chunks(
-                [entry.offset - place.start for entry in inside],
-                [entry.size for entry in inside],
-                [entry.decay or self.config.decay_norms_and_biases for entry in inside],
-            )
-            size = place.stop - place.start
-            made.append(_Stretch(place, slice(at, at + size), chunks, decay))
-            at += size
+            cut = parameter_chunks(*self._described(inside, place.start))
+            m, v = (_place_in(self._ranges.get(name, ()), place) for name in ("m", "v"))
+            made.append(_Stretch(place, m, v, *cut))
         return made
 
     # -- the update ------------------------------------------------------------------------------
@@ -131,11 +118,13 @@ class Optimizer(Shown):
                 self._update_matrix(entry, scale, rate)
             for stretch in self._stretches:
                 self._update_stretch(stretch, scale, rate)
+            if self._blocks is not None:
+                self._update_coded(self._blocks, scale, rate)
 
     def _update_stretch(self, stretch: _Stretch, scale: float, rate: float) -> None:
         config, place, cut = self.config, stretch.place, (stretch.chunks, stretch.decay)
         weights, gradients = self.parameters.weights_flat[place], self.parameters.gradients_flat[place]
-        m = self.moments.get("m", np.zeros(0, np.float32))[place]
+        m = self.moments.get("m", np.zeros(0, np.float32))[stretch.m]
         decay = config.weight_decay
         if config.optimizer is OptimizerType.SGD:
             sgd_(weights, m, gradients, *cut, rate, config.momentum, decay, config.nesterov, scale)
@@ -143,6 +132,13 @@ class Optimizer(Shown):
         rule = adam_ if config.optimizer is OptimizerType.ADAM else adamw_
         betas = (config.beta1, config.beta2, config.epsilon)
         rule(weights, m, self.moments["v"][stretch.v], gradients, *cut, rate, *betas, decay, self.step, scale)
+
+    def _update_coded(self, cut: tuple[np.ndarray, np.ndarray], scale: float, rate: float) -> None:
+        """Update the tensors whose moments are in 8 bits."""
+        config, flat = self.config, self.parameters
+        kept = [self.moments[name] for name in ("m_codes", "m_scales", "v_codes", "v_scales")]
+        settings = rate, config.beta1, config.beta2, config.epsilon, config.weight_decay, self.step, scale
+        adamw_8bit_(flat.weights_flat, *kept, flat.gradients_flat, *cut, *settings)
 
     def _update_matrix(self, entry: Tensor, scale: float, rate: float) -> None:
         """Update a matrix by muon; of a stack of them each by itself."""
@@ -157,7 +153,7 @@ class Optimizer(Shown):
     # -- the moments, elsewhere ------------------------------------------------------------------
 
     def load(self, moments: Mapping[str, np.ndarray], step: int) -> None:
-        """Take over the moments, float32 under the names m and v, and the number of updates in them."""
+        """Take over the moments, by the names and in the types of `moments_of`, and the number of updates in them."""
         if set(moments) != set(self.moments):
             found, wanted = sorted(moments) or ["none"], sorted(self.moments) or ["none"]
             raise CheckpointError(
@@ -165,10 +161,12 @@ class Optimizer(Shown):
                 f"{self.config.momentum}) needs {', '.join(wanted)}; resume with the optimizer of the checkpoint"
             )
         for name, moment in moments.items():
-            if moment.shape != self.moments[name].shape:
+            mine = self.moments[name]
+            if moment.shape != mine.shape or moment.dtype != mine.dtype:
+                kind = "" if moment.dtype == mine.dtype else f" of {moment.dtype}"
                 raise CheckpointError(
-                    f"{name} has {moment.size} numbers, but {self.config.optimizer.value} needs "
-                    f"{self.moments[name].size} here; resume with the optimizer and the model of the checkpoint"
+                    f"{name} has {moment.size} numbers{kind}, but {self.config.optimizer.value} needs {mine.size} "
+                    "here; resume with the optimizer and the model of the checkpoint"
                 )
         for name, moment in moments.items():
             self.moments[name][:] = moment
@@ -176,19 +174,35 @@ class Optimizer(Shown):
 
     def load_flat(self, moments: Mapping[str, np.ndarray], step: int) -> None:
         """Take over moments of all weights, (P,) float32; what this optimizer does not keep is left out."""
-        self.load(
-            {name: np.concatenate([moments[name][each] for each in ranges]) for name, ranges in self._ranges.items()},
-            step,
-        )
+        found = {}
+        for name, ranges in self._ranges.items():
+            found[name] = np.concatenate([np.zeros(0, np.float32), *(moments[name][each] for each in ranges)])
+        if self._in_8_bits:
+            for name in ("m", "v"):
+                codes, scales = (self.moments[f"{name}_{kind}"].copy() for kind in ("codes", "scales"))
+                for entry, blocks in self._with_blocks():
+                    codes[blocks], scales[blocks] = encode_blocks_ref(moments[name][entry.slice], name == "m")
+                found |= {f"{name}_codes": codes, f"{name}_scales": scales}
+        self.load(found, step)
 
     def flat(self, name: str) -> np.ndarray:
-        """Return a moment for all weights, (P,) float32; zeros where it is not kept."""
+        """Return the moment m or v of all weights, (P,) float32; zeros where it is not kept."""
         whole, at = np.zeros(self.parameters.weights_flat.size, np.float32), 0
         for each in self._ranges.get(name, ()):
             size = each.stop - each.start
             whole[each] = self.moments[name][at : at + size]
             at += size
+        for entry, blocks in self._with_blocks():
+            codes, scales = self.moments[f"{name}_codes"][blocks], self.moments[f"{name}_scales"][blocks]
+            whole[entry.slice] = decode_blocks_ref(codes, scales, entry.size, name == "m")
         return whole
+
+    def _with_blocks(self) -> Iterator[tuple[Tensor, slice]]:
+        """Yield the tensors whose moments are in 8 bits, each with its place among the blocks."""
+        at = 0
+        for entry in self.coded:
+            yield entry, slice(at, at + blocks_of(entry.size))
+            at += blocks_of(entry.size)
 
     def reset(self) -> None:
         """Forget all updates."""

@@ -11,6 +11,7 @@ from ..formats.zig import AblcCheckpoint, load_zig
 from ..model.transformer import Transformer
 from ..untrusted import MAX_INT
 from .checkpoint import Checkpoint, read_checkpoint
+from .moments import MOMENTS
 from .optimizer import Optimizer
 from .state import TrainingState
 
@@ -101,7 +102,7 @@ def _tensors_of(model: Transformer, loaded: Checkpoint) -> Mapping[str, Stored |
 
 
 def _put_back(model: Transformer, optimizer: Optimizer, loaded: Checkpoint) -> None:
-    moments = {name: array for name, array in loaded.optimizer.items() if name in ("m", "v")}
+    moments = {name: array for name, array in loaded.optimizer.items() if name in MOMENTS}
     optimizer.load(moments, loaded.state.optimizer_step)
     for name, tensor in _tensors_of(model, loaded).items():
         tensor.copy_to(model.weights[name])

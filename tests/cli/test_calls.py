@@ -41,7 +41,7 @@ def one_line(err):
         (["run", "--epochs", "many"], "must be a whole number"),
         (["run", "--epochs", "0"], "epochs (0) must be at least 1"),
         (["run", "--optimizer", "adamx"], "did you mean adam"),
-        (["run", "--optimizer", "x"], "must be one of sgd, adam, adamw, muon; choose one; see"),
+        (["run", "--optimizer", "x"], "must be one of sgd, adam, adamw, adamw_8bit, muon; choose one; see"),
         (["run", "--optimizer", "AdamW"], "did you mean adamw?"),
         (["run", "--hidden-dim", "100", "--num-heads", "8"], "hidden_dim (100) must be a multiple of num_heads (8)"),
         (["run", "--warmup-steps", "50", "--decay-steps", "20"], "warmup_steps (50) must not exceed decay_steps (20)"),

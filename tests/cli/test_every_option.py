@@ -254,7 +254,7 @@ def test_options_that_are_no_fields():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (["run", "--beta1", "0.9", "--optimizer", "sgd"], "beta1 (0.9) acts only with optimizer adam, adamw or muon"),
+        (["run", "--beta1", "0.9", "--optimizer", "sgd"], "acts only with optimizer adam, adamw, adamw_8bit or muon"),
         (["run", "--log-dir", "x"], "log_dir (x) acts only with enable_tensorboard true, enable_wandb true or"),
         (["run", "--wandb-project", "x"], "wandb_project (x) acts only with enable_wandb true"),
         (["run", "--patience", "3", "--no-early-stopping"], "patience (3) acts only with enabled true"),

@@ -197,6 +197,21 @@ def test_dry_run_says_what_muon_costs(abi_train, tiny):
     assert moments[1] <= moments[0]
 
 
+def test_dry_run_says_what_is_kept_in_8_bits(abi_train, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Some text that is long enough to train on. " * 40)
+    sizes = ["--hidden-dim", 64, "--num-layers", 2, "--max-seq-len", 32, "--batch-size", 2, "--vocab-size", 257]
+    moments = []
+    for optimizer in ("adamw", "adamw_8bit"):
+        code, out, err = abi_train("run", text, *sizes, "--optimizer", optimizer, "--dry-run")
+        assert (code, err) == (0, "")
+        moments.append(float(re.search(r"moments[ │|]+([\d.]+) MB", out)[1]))
+        words = " ".join(re.sub("[│|]", " ", out).split())
+        found = re.search(r"optimizer adamw_8bit: moments in 8 bits of \d+ tensors, \d+% of the parameters", words)
+        assert (found is not None) is (optimizer == "adamw_8bit")
+    assert moments[1] < 0.6 * moments[0]
+
+
 def test_dry_run_of_a_model_that_does_not_fit(abi_train, monkeypatch):
     monkeypatch.setattr("abi_py.cli.plan.available_memory", lambda: 1000)
     code, out, _ = abi_train("run", "--hidden-dim", 16384, "--num-heads", 128, "--num-layers", 80, "--dry-run")

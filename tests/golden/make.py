@@ -228,6 +228,62 @@ def muon(rng):
     return saved
 
 
+def adamw_8bit(rng):
+    """Six AdamW updates whose moments are kept in 8 bits between them, as bitsandbytes does it.
+
+    The formulas of `create_dynamic_map` and of the update are written with PyTorch alone.  Of both moments the nearest
+    code is taken; no negative m is coded as 0, nor is a v above 0.
+    """
+    lr, weight_decay, steps, size = 0.01, 0.1, 6, 300
+    w = torch.tensor(rng.standard_normal(size))
+    gradients = rng.standard_normal((steps, size)) * 10.0 ** rng.uniform(-4, 0, size)
+
+    def numbers(signed):
+        found = [0.0, 1.0]
+        for i in range(7):
+            ends = torch.linspace(0.1, 1, 2 ** (i if signed else i + 1) + 1, dtype=torch.float32)
+            middles = (10 ** (i - 6) * ((ends[:-1] + ends[1:]) / 2.0)).tolist()
+            found += middles + ([-x for x in middles] if signed else [])
+        return torch.tensor(sorted(found), dtype=torch.float32)
+
+    def kept(x, table, signed):
+        """Return codes and what they mean, of blocks of 256."""
+        codes, meant = [], []
+        for block in x.split(256):
+            scale = block.abs().max()
+            code = ((block / scale)[:, None] - table.double()).abs().argmin(1)
+            zero = 127 if signed else 0
+            lost = (code == zero) & (block < 0 if signed else block > 0)
+            code = torch.where(lost, zero - 1 if signed else 1, code)
+            codes.append(code)
+            meant.append(table.double()[code] * scale)
+        return torch.cat(codes), torch.cat(meant)
+
+    tables = numbers(True), numbers(False)
+    saved = {"w": w.numpy().copy(), "g": gradients, "lr": lr, "weight_decay": weight_decay}
+    state, after, codes = None, [], ([], [])
+    for step, gradient in enumerate(gradients, 1):
+        parameter = torch.nn.Parameter(w.clone())
+        optimizer = torch.optim.AdamW([parameter], lr=lr, weight_decay=weight_decay)
+        parameter.grad = torch.tensor(gradient)
+        if state is not None:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step - 1)),
+                "exp_avg": state[0],
+                "exp_avg_sq": state[1],
+            }
+        optimizer.step()
+        mine = optimizer.state[parameter]
+        w = parameter.detach()
+        after.append(w.numpy().copy())
+        state = []
+        for k, name in enumerate(("exp_avg", "exp_avg_sq")):
+            code, meant = kept(mine[name], tables[k], k == 0)
+            codes[k].append(code.numpy().astype(np.uint8))
+            state.append(meant)
+    return saved | {"after": np.stack(after), "m_codes": np.stack(codes[0]), "v_codes": np.stack(codes[1])}
+
+
 def global_norm(rng):
     parts = [rng.standard_normal(n) for n in (1, 13, 300)]
     tensors = [torch.nn.Parameter(torch.zeros(len(part), dtype=torch.float64)) for part in parts]
@@ -436,6 +492,7 @@ TABLE = {  # name of the file: (function, seed)
     "model_tiny_untied": (model_tiny_untied, 111),
     "trajectory": (trajectory, 112),
     "muon": (muon, 113),
+    "adamw_8bit": (adamw_8bit, 116),
 }
 
 

@@ -73,7 +73,7 @@ CASES = [
     *([family.value, "fp32", "adamw", "plain", ""] for family in ModelFamily),
     *([family, "bf16", "adamw", "plain", ""] for family in ("llama", "gpt2", "mixtral", "gemma3")),
     ["llama", "fp16", "adamw", "untied", ""],
-    *(["llama", "fp32", optimizer, "plain", ""] for optimizer in ("sgd", "adam", "muon")),
+    *(["llama", "fp32", optimizer, "plain", ""] for optimizer in ("sgd", "adam", "muon", "adamw_8bit")),
     *(["llama", "fp32", "adamw", change, ""] for change in ("full", "attention", "untied")),
     *(["llama", precision, "adamw", "plain", "float32 dropout"] for precision in ("fp32", "bf16")),
     ["llama", "fp32", "adamw", "plain", "bf16"],

@@ -1,6 +1,7 @@
 """Resumed means never stopped: bit for bit, from any point, also after a kill."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -43,10 +44,12 @@ def moments(trainer):
     return {name: moment.tobytes() for name, moment in trainer.optimizer.moments.items()}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon", "adamw_8bit"])
 @pytest.mark.parametrize("number", range(1, 17))
 def test_stop_at_every_micro_batch_and_resume(make_model, make_config, data, tmp_path, number, optimizer, record):
     """16 micro-batches in two epochs: inside windows, at their ends, at epochs' ends."""
+    if optimizer == "adamw_8bit":  # matrices of 4096 numbers are kept in 8 bits
+        make_model = functools.partial(make_model, hidden_dim=64)
     config, sinks = make_config(optimizer=optimizer, checkpoint_path=str(tmp_path / "a")), (record(), record())
     whole = LlamaTrainer(make_model(), config.replace(checkpoint_path=None), sinks[:1])
     whole.fit(data)
@@ -306,13 +309,14 @@ from abi_py.config import LlmTrainingConfig, TrainableModelConfig
 from abi_py.model import TrainableModel
 from abi_py.training.stop import GracefulStop
 from abi_py.training.trainer import LlamaTrainer
-root, pause, steps, precision = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+root, pause, steps, precision, optimizer = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
+width = 64 if optimizer == "adamw_8bit" else 16  # matrices of 4096 numbers are kept in 8 bits
 model = TrainableModel(TrainableModelConfig(
-    hidden_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_dim=24, vocab_size=19, max_seq_len=16))
+    hidden_dim=width, num_layers=2, num_heads=2, num_kv_heads=1, intermediate_dim=24, vocab_size=19, max_seq_len=16))
 config = LlmTrainingConfig(
     epochs=1000, batch_size=2, max_seq_len=8, learning_rate=1e-2, warmup_steps=2, decay_steps=50, grad_accum_steps=3,
     checkpoint_interval=1, max_checkpoints=2, checkpoint_path=root, max_steps=steps,
-    mixed_precision=precision)
+    mixed_precision=precision, optimizer=optimizer)
 class Sink:
     def handle(self, event):
         if event.type == "step":
@@ -331,8 +335,8 @@ sys.exit(stop.exit_code if report.interrupted else 0)
 """
 
 
-def start(root, pause, steps, precision="fp32"):
-    command = [sys.executable, "-c", RUN, str(root), str(pause), str(steps), precision]
+def start(root, pause, steps, precision="fp32", optimizer="adamw"):
+    command = [sys.executable, "-c", RUN, str(root), str(pause), str(steps), precision, optimizer]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -388,14 +392,14 @@ def test_a_second_signal_exits_at_once(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_kill_at_random_moments(tmp_path, precision):
+@pytest.mark.parametrize("kind", [("fp32", "adamw"), ("fp16", "adamw"), ("fp32", "adamw_8bit")], ids="-".join)
+def test_kill_at_random_moments(tmp_path, kind):
     """Kill a run that saves at every step (ABI_KILLS times, 3 if not set): it always resumes, to the same bits."""
     kills = int(os.environ.get("ABI_KILLS", "3"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     random = np.random.default_rng(5)
     for kill in range(kills):
-        process = start(parts, 0, 10**6, precision)  # never done before it is killed
+        process = start(parts, 0, 10**6, *kind)  # never done before it is killed
         wait_for_step(process, 2)  # so the checkpoint of step 1 is there
         time.sleep(float(random.uniform(0, 0.05)))
         process.kill()
@@ -404,7 +408,7 @@ def test_kill_at_random_moments(tmp_path, precision):
         assert found.skipped == (), kill
     steps = int(found.path.name.removeprefix("llm_step_")) + 10
     for root in (parts, whole):
-        process = start(root, 0, steps, precision)
+        process = start(root, 0, steps, *kind)
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
     for name in ("model.safetensors", "optimizer.safetensors"):

@@ -37,8 +37,8 @@ class Embedding(Layer):
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
-        own = TensorSpec(self.name, (self.vocab_size, self.width))
-        return (own, TensorSpec(self.positions, (self.max_seq_len, self.width))) if self.learned_positions else (own,)
+        named = {self.name: self.vocab_size} | ({self.positions: self.max_seq_len} if self.learned_positions else {})
+        return tuple(TensorSpec(name, (rows, self.width), embedding=True) for name, rows in named.items())
 
     def bind(self, weights: Callable[[str], Weight]) -> None:
         """Take its weights; positions in another storage than float32 are copied to that: they are few."""
