@@ -147,6 +147,21 @@ def decoded(model, ids, integer):
     return log_probabilities(np.array(rows))
 
 
+def test_ranks_and_factors_of_some_modules(opened, tmp_path):
+    """A file has one alpha: B takes what is left."""
+    model = made("llama")
+    patterns = {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 7}, "alpha_pattern": {"v_proj": 11.0}}
+    lora, ids = adapted(model, **patterns), np.arange(40)
+    model.export_to_gguf(tmp_path / "m.gguf")
+    lora.save_gguf(tmp_path / "a.gguf")
+    theirs = opened(tmp_path / "m.gguf")
+    assert theirs.put_on(tmp_path / "a.gguf") == 1
+    wanted = log_probabilities(lora.forward(ids[None])[0])
+    assert np.abs(log_probabilities(theirs.logits(ids)) - wanted).max() < 1e-4
+    again = LoraModel.load(model, tmp_path / "a.gguf")
+    assert np.abs(log_probabilities(again.forward(ids[None])[0]) - wanted).max() < 1e-4
+
+
 @pytest.mark.parametrize("kind", ["F32", "F16"])
 @pytest.mark.parametrize("type", ["Q4_K_M", "Q8_0"])
 def test_on_a_quantised_model(type, kind, opened, tmp_path):
@@ -176,6 +191,23 @@ def test_on_a_quantised_model(type, kind, opened, tmp_path):
     theirs.put_on()
     off = np.abs(log_probabilities(theirs.logits(ids)) - decoded(model, ids, True))
     assert np.median(off) > 2e-3  # it is not the adapters that are rounded
+
+
+def test_merged_and_quantised_again(opened, tmp_path):
+    """The file of the base with the adapters in it, as `merge --to gguf` writes it."""
+    made("llama").export_to_gguf(tmp_path / "m.gguf", "Q4_K_M")
+    lora = adapted(FrozenModel.from_gguf(tmp_path / "m.gguf"))
+    lora.export_to_gguf(tmp_path / "merged.gguf", "Q4_K_M")
+    model, prompt = FrozenModel.from_gguf(tmp_path / "merged.gguf"), [5, 17, 233, 8]
+    theirs = opened(tmp_path / "merged.gguf")
+    found = theirs.greedy(prompt)
+    ours = generate(model, prompt, NEW, temperature=0).tolist()
+    rows = decoded(model, np.array(prompt + found), True)
+    assert np.median(np.abs(log_probabilities(theirs.logits(prompt + found)) - rows)) < 1.5e-2
+    parted = next((i for i, pair in enumerate(zip(ours, found, strict=True)) if pair[0] != pair[1]), None)
+    if parted is not None:  # both were about as likely
+        row = rows[len(prompt) - 1 + parted]
+        assert abs(row[ours[parted]] - row[found[parted]]) < 0.1
 
 
 @pytest.mark.parametrize("wrong", ["architecture", "width", "layers"])
