@@ -64,7 +64,7 @@ def _pattern(value: Any) -> Any:
     """Return NAME=VALUE of a mapping, or of such texts."""
     if isinstance(value, Mapping):
         value = [f"{name}={number}" for name, number in value.items()]
-    pairs = [word.rpartition("=") if isinstance(word, str) else word for word in _parts(value)]
+    pairs = [word.rpartition("=") if isinstance(word, str) and "=" in word else word for word in _parts(value)]
     return tuple(f"{_full(pair[0])}={pair[2].strip()}" if isinstance(pair, tuple) else pair for pair in pairs)
 
 

@@ -470,7 +470,7 @@ def test_the_plan_is_what_is_allocated(rng, options, dropout):
         ({"layers_pattern": "layers"}, "acts only with layers_to_transform"),
         ({"ensure_weight_tying": True}, "acts only with modules_to_save"),
         ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern \(q_proj=0\) must be NAME=VALUE, with a whole number of 1"),
-        ({"rank_pattern": "q_proj"}, "must be NAME=VALUE"),
+        ({"rank_pattern": "q_proj"}, r"rank_pattern \(q_proj\) must be NAME=VALUE"),
         ({"alpha_pattern": {"(": 2}}, "must be a regular expression"),
         ({"alpha_pattern": {"q_proj": "nan"}}, "with a positive number"),
         ({"seed": -1}, r"seed \(-1\) must be at least 0"),
