@@ -12,13 +12,14 @@ import numpy as np
 
 from ..errors import CheckpointError, NonFiniteError
 from ..kernels.storage import STORAGES
+from .encoded import Encoded
 from .gguf import GgufTensor
 from .safetensors import Joined, Stored
 
 __all__ = ["check_read", "check_written", "find_nonfinite"]
 
 ASK = "use another copy or an earlier checkpoint; in Python, allow_nonfinite=True reads it all the same"
-Numbers = np.ndarray | Stored | Joined | GgufTensor
+Numbers = np.ndarray | Stored | Encoded | Joined | GgufTensor
 PIECE = 1 << 18  # numbers looked at together: their marks stay in the cache
 
 
@@ -42,7 +43,7 @@ def _first(tensors: Mapping[str, Numbers]) -> str | None:
     return None
 
 
-def _in_pieces(tensor: np.ndarray | Stored | Joined) -> int | None:
+def _in_pieces(tensor: np.ndarray | Stored | Encoded | Joined) -> int | None:
     if isinstance(tensor, Stored) and tensor.is_narrow and not _narrow_nonfinite(tensor):
         return None
     before = 0

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..parameters import HfName, Tensor
+from .encoded import Encoded
 from .merged import Kept
 from .safetensors import Joined, Numbers, Stack, Stored
 
@@ -24,13 +25,13 @@ __all__ = ["FromFiles", "from_stored", "stored_names", "stored_shape", "to_store
 class FromFiles(NamedTuple):
     """Tensors by our names, and the stored ones that they are made of."""
 
-    tensors: dict[str, Stored | Stack]
-    used: dict[str, Stored]
+    tensors: dict[str, Stored | Stack | Encoded]
+    used: dict[str, Stored | Encoded]
 
 
 def from_stored(
     table: tuple[Tensor, ...],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, Stored | Encoded],
     place: object,
     remedy: str,
     bare: Callable[[str], str] = str,
@@ -39,8 +40,8 @@ def from_stored(
 
     CheckpointError, with the remedy, names one that is missing, of another shape, or not of floats.
     """
-    tensors: dict[str, Stored | Stack] = {}
-    used: dict[str, Stored] = {}
+    tensors: dict[str, Stored | Stack | Encoded] = {}
+    used: dict[str, Stored | Encoded] = {}
     for entry in table:
         form = next((form for form in entry.hf_names if _is_there(form, entry, stored, bare)), entry.hf_names[0])
         each = []
@@ -52,7 +53,12 @@ def from_stored(
             if not found.is_float:
                 raise CheckpointError(f"{place}: {name} is {found.raw.dtype}; this version reads floats")
             used[bare(name)] = found
+            if isinstance(found, Encoded):
+                tensors[entry.name] = _ours_encoded(found, form, f"{place}: {name}")
+                continue
             each.append(Stored(_ours(found.raw, form), found.bf16))
+        if entry.name in tensors:
+            continue
         tensors[entry.name] = Stack(tuple(each)) if _per_expert(form) else each[0]
     return FromFiles(tensors, used)
 
@@ -90,7 +96,7 @@ def stored_names(form: HfName, entry: Tensor) -> list[str]:
     return [form.name.replace("{e}", str(e)) for e in range(experts)]
 
 
-def _is_there(form: HfName, entry: Tensor, stored: Mapping[str, Stored], bare: Callable[[str], str]) -> bool:
+def _is_there(form: HfName, entry: Tensor, stored: Mapping[str, Stored | Encoded], bare: Callable[[str], str]) -> bool:
     return any(bare(name) in stored for name in stored_names(form, entry))
 
 
@@ -101,6 +107,15 @@ def stored_shape(form: HfName, entry: Tensor) -> tuple[int, ...]:
         return (inner * form.part[1],)
     out *= form.part[1]
     return (*before[1:], inner, out) if form.transposed else (*before[1:], out, inner)
+
+
+def _ours_encoded(found: Encoded, form: HfName, where: str) -> Encoded:
+    """Return the rows of an encoded matrix that are ours; CheckpointError where they are columns, or experts."""
+    if form.transposed or _per_expert(form):
+        kind = "stored (in, out)" if form.transposed else "that of an expert"
+        raise CheckpointError(f"{where} is encoded, and {kind}, which is not read; take the folder in 16 bits")
+    (k, n), rows = form.part, found.shape[0]
+    return found.part(k * (rows // n), (k + 1) * (rows // n))
 
 
 def _ours(raw: np.ndarray, form: HfName) -> np.ndarray:

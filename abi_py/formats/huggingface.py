@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import CheckpointError, ConfigError, shown
 from ..untrusted import read_json
@@ -15,6 +16,7 @@ from .safetensors import Stored, map_safetensors
 
 __all__ = ["CONFIG", "INDEX", "WEIGHTS", "by_bare_name", "bytes_of_size", "cut_into_shards", "read_tensors"]
 
+Kept = TypeVar("Kept")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -22,10 +24,10 @@ MAX_NAME = 256  # bytes of a file's name, which systems refuse to look for
 
 
 def by_bare_name(
-    folder: Path, tensors: Mapping[str, Stored], bare: Callable[[str], str]
-) -> dict[str, tuple[str, Stored]]:
+    folder: Path, tensors: Mapping[str, Kept], bare: Callable[[str], str]
+) -> dict[str, tuple[str, Kept]]:
     """Return the tensors, and what they are called, by their names without the prefix that `bare` takes off."""
-    found: dict[str, tuple[str, Stored]] = {}
+    found: dict[str, tuple[str, Kept]] = {}
     for name, tensor in tensors.items():
         other = found.setdefault(bare(name), (name, tensor))[0]
         if other != name:

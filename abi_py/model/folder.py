@@ -20,6 +20,8 @@ from ..families import family, tensor_table
 from ..families import read_config as fields_of_config
 from ..families.config_entries import unknown_entry
 from ..files import OLD
+from ..formats.bitsandbytes import in_nf4, without_quantization
+from ..formats.encoded import Encoded
 from ..formats.forms import FromFiles, from_stored
 from ..formats.huggingface import CONFIG, by_bare_name, read_tensors
 from ..formats.safetensors import Stored
@@ -60,7 +62,7 @@ def read_config(folder: Path) -> TrainableModelConfig:
     if not path.is_file():
         what = "does not exist" if not folder.exists() else f"has no {CONFIG}" if folder.is_dir() else "is a file"
         raise CheckpointError(f"{folder} {what}; give the folder of a model ({CONFIG} and weights)")
-    return config_from_huggingface(read_json(path), str(path))
+    return config_from_huggingface(without_quantization(read_json(path)), str(path))
 
 
 def open_weights(folder: Path, config: TrainableModelConfig) -> FromFiles:
@@ -70,7 +72,7 @@ def open_weights(folder: Path, config: TrainableModelConfig) -> FromFiles:
     CheckpointError names a tensor that is missing, of another shape, or without a place in the model.
     """
     own = family(config)
-    stored = by_bare_name(folder, read_tensors(folder), own.bare)
+    stored = by_bare_name(folder, in_nf4(read_tensors(folder), folder), own.bare)
     tensors = {name: tensor for name, (_, tensor) in stored.items()}
     embedding, head = (own.bare(own.names_of(name)[0][0].name) for name in (Embedding.name, "output_proj"))
     if config.tie_embeddings and head in tensors:
@@ -96,11 +98,11 @@ def open_weights(folder: Path, config: TrainableModelConfig) -> FromFiles:
     return FromFiles(found.tensors, {called[name]: tensor for name, tensor in found.used.items()})
 
 
-def _equal(one: Stored, other: Stored) -> bool:
+def _equal(one: Stored | Encoded, other: Stored | Encoded) -> bool:
     """Say whether two matrices hold the same numbers, NaN among them."""
     if one is other:
         return True
-    rows = range(0, len(one.raw) if one.raw.ndim else 0, ROWS)
-    return one.raw.shape == other.raw.shape and all(
+    rows = range(0, one.shape[0] if one.shape else 0, ROWS)
+    return one.shape == other.shape and all(
         np.array_equal(one.part(i, i + ROWS).widened(), other.part(i, i + ROWS).widened(), equal_nan=True) for i in rows
     )

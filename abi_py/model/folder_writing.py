@@ -37,6 +37,7 @@ __all__ = ["DTYPES", "Savable", "check_space", "config_content", "new_folder", "
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 NO_CODE = ("auto_map",)  # names Python files, which are not carried along
+UNSAID = (*NO_CODE, "quantization_config")  # and how the files were encoded, which are written anew
 WEIGHT_FILES = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?")
 # What belongs to the model that is replaced, beside its weights, and goes with it.
 OF_A_MODEL = (
@@ -117,7 +118,7 @@ def config_content(config: TrainableModelConfig, theirs: Mapping[str, Any], dtyp
 
     What theirs says more than the family reads stays, and so does how it says the shape, unless that is another now.
     """
-    theirs = {name: value for name, value in theirs.items() if name not in NO_CODE}
+    theirs = {name: value for name, value in theirs.items() if name not in UNSAID}
     written = write_config(config)
     ours = {name: value for name, value in written.items() if value is not None or name not in theirs}
     ids = {name: value for name, value in theirs.items() if name.endswith("_token_id")}

@@ -33,7 +33,7 @@ class StoredModel:
     place: Path
     config: TrainableModelConfig
     tensors: Mapping[str, Stored | Stack | Encoded]
-    used: Mapping[str, Stored | GgufTensor]
+    used: Mapping[str, Stored | Encoded | GgufTensor]
     file: GgufFile | None = None
 
     @functools.cached_property

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..fields import plain
+from ..formats.encoded import Encoded
 from ..formats.forms import from_stored
 from ..formats.safetensors import Stack, Stored
 from ..formats.zig import AblcCheckpoint, load_zig
@@ -96,7 +97,7 @@ def _check_base(model: Transformer, loaded: Checkpoint) -> None:
         )
 
 
-def _tensors_of(model: Transformer, loaded: Checkpoint) -> Mapping[str, Stored | Stack]:
+def _tensors_of(model: Transformer, loaded: Checkpoint) -> Mapping[str, Stored | Stack | Encoded]:
     """Return the checkpoint's tensors by our names; CheckpointError if one is not as the model has it."""
     return from_stored(model.parameters.table, loaded.weights, loaded.path, "use another checkpoint").tensors
 
