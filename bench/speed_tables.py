@@ -4,6 +4,7 @@
 
     steps beside the peers'     from *-peers.csv, made by bench_vs_peers.py
     what is asked and reached   from *-goals.csv, made by goals.py
+    quantised models            from *-llama-cpp.csv, made by bench_llama_cpp.py
 """
 
 import argparse
@@ -98,6 +99,34 @@ def goals_table(path: Path) -> str:
     return "\n".join(lines)
 
 
+def quantised_table(path: Path) -> str:
+    """Return the newest measurement of each model and type beside llama.cpp on one machine as Markdown."""
+    with path.open(newline="", encoding="utf-8") as file:
+        newest = {row["name"]: row for row in csv.DictReader(file)}
+    first = next(iter(newest.values()))
+    dates = " and ".join(sorted({row["date"] for row in newest.values()}))
+    lines = [
+        f"{_machine(first, path)}, {first['threads']} threads, medians of processes taken in turn "
+        f"(`{path.relative_to(ROOT)}`, {dates}); each figure ours, then llama.cpp's, and their ratio:",
+        "",
+        "| model | file, MB | tokens/s of a prompt of 512 | tokens/s written | of the file, GB/s | peak memory, MB "
+        "| start to first token, s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, ours in newest.items():
+        model, _, who = name.rpartition(" ")
+        if who != "abi_py":
+            continue
+        theirs = newest[f"{model} llama.cpp"]
+        cells = [model, ours["file_mb"]]
+        for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "gb_per_s", "peak_rss_mb", "cold_s"):
+            mine, other = float(ours[key]), float(theirs[key])
+            ratio = f" ({mine / other:.2f})" if key != "gb_per_s" else ""
+            cells.append(f"{mine:,.4g}; {other:,.4g}{ratio}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _machine(row: Row, path: Path) -> str:
     """Name the machine of a file: processors of different kinds may have one name."""
     return row["cpu"] + "".join(
@@ -109,6 +138,7 @@ PAGE = "docs/5-speed.md"
 TABLES = (  # the script that measures, the files, and what makes a table of one
     ("bench/bench_vs_peers.py", "*-peers.csv", table),
     ("bench/goals.py", "*-goals.csv", goals_table),
+    ("bench/bench_llama_cpp.py", "*-llama-cpp.csv", quantised_table),
 )
 
 

@@ -521,6 +521,22 @@ def test_table_of_the_peers_has_the_newest_run_of_each(bench, tmp_path, monkeypa
     assert jax == "| tiny fp32 | 500.0 ms |  | jax 3 | 2,000.0 ms | 4.00 | 50% |"
 
 
+def test_table_of_quantised_models_has_the_newest_measurement_of_each(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.speed_tables, "ROOT", tmp_path)
+    path = tmp_path / "x-avx2-2-cores-llama-cpp.csv"
+    path.write_text(
+        "date,cpu,threads,name,cold_s,prefill_tokens_per_s,decode_tokens_per_s,gb_per_s,peak_rss_mb,file_mb\n"
+        "2026-01-01,C,2,0.3B F16 abi_py,1.0,100.0,10.0,5.0,300,200\n"
+        "2026-01-01,C,2,0.3B F16 llama.cpp,0.5,200.0,20.0,10.0,200,200\n"
+        "2026-01-02,C,2,0.3B F16 abi_py,0.6,1300.0,30.0,15.0,250,200\n",
+        encoding="utf-8",
+    )
+    title, *_, line = bench.speed_tables.quantised_table(path).splitlines()
+    assert title.startswith("C with avx2, 2 threads")
+    assert "2026-01-01 and 2026-01-02" in title
+    assert line == "| 0.3B F16 | 200 | 1,300; 200 (6.50) | 30; 20 (1.50) | 15; 10 | 250; 200 (1.25) | 0.6; 0.5 (1.20) |"
+
+
 def test_ratios_in_the_readme_are_those_of_the_stored_results(bench):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = text.partition("## Speed")[2].partition("## The map")[0].splitlines()
