@@ -19,6 +19,7 @@ REMEDIES = {
     errno.EACCES: _FORBIDDEN,
     errno.EPERM: _FORBIDDEN,
     errno.ENOTDIR: "a part of this path is a file and no directory; give another path",
+    errno.EEXIST: "something else is there; give another path",
     errno.EISDIR: "give the path of a file",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ENOENT: "give a path that is there",
@@ -62,6 +63,11 @@ def of_the_system(error: OSError) -> str:
     where = error.filename or "writing failed"  # the standard output: a file's error has its name (files.py)
     remedy = REMEDIES.get(error.errno or 0)
     return f"{where}: {error.strerror or error}" + (f"; {remedy}" if remedy else "")
+
+
+def told(error: Exception) -> str:
+    """Return what an error says within a sentence: one of the system in our form, any other as it is."""
+    return of_the_system(error) if isinstance(error, OSError) else str(error)
 
 
 class AbiError(Exception):

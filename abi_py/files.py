@@ -5,6 +5,7 @@
     atomic_files        files that belong together, which appear together
     atomic_directory    a directory
     check_free          refuses a directory that holds what is going to be written
+    check_place         refuses a place where nothing can be made
 
 All write under a temporary name in the target's own directory, `.abi-PID-RANDOM.tmp`: new, never a link that somebody
 has put there, with the permissions that the umask leaves.  Everything is forced to the disk and then renamed.  While a
@@ -13,6 +14,7 @@ locked is the left-over of a killed process, and the next one that writes in tha
 """
 
 import contextlib
+import errno
 import filecmp
 import hashlib
 import json
@@ -26,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import DISK_FULL, ConfigError
+from .errors import DISK_FULL, REMEDIES, ConfigError
 from .locks import try_lock
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "atomic_json",
     "atomic_text",
     "check_free",
+    "check_place",
     "finish_replacement",
     "fsync_directory",
     "json_text",
@@ -130,6 +133,22 @@ def fsync_directory(path: str | Path) -> None:
         os.close(descriptor)
 
 
+def check_place(name: str, path: str | Path) -> None:
+    """Raise ConfigError if no file or directory can be made at `path`, the value of `name`; nothing is made.
+
+    Of the directories above it those that are missing can be made: the nearest that is there is looked at.
+    """
+    above = next((each for each in Path(path).parents if os.path.lexists(each)), Path("."))
+    if not above.is_dir():
+        kind = "a file" if above.is_file() else "no directory"
+        raise ConfigError(f"{name} ({path}) must be in a directory, and {above} is {kind}; give another path")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{name} ({path}) must be in a directory where files can be made, and in {above} none can; "
+            f"{REMEDIES[errno.EACCES]}"
+        )
+
+
 # -- files -------------------------------------------------------------------------------------
 
 
@@ -141,7 +160,9 @@ def _naming(path: Path) -> Iterator[None]:
     except OSError as error:
         name = error.filename
         if error.errno in DISK_FULL if name is None else any(map(TEMPORARY.fullmatch, Path(str(name)).parts)):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            if error.filename2 is not None:
+                del error.filename2  # set to None it would be printed
         raise
 
 

@@ -348,3 +348,15 @@ def test_without_locks_of_the_kernel_the_note_in_the_file_counts(tmp_path, monke
         assert (holder_of(tmp_path) is None) is free, text
     DirectoryLock(tmp_path, "out").release()
     assert names(tmp_path) == []
+
+
+def test_a_place_where_nothing_can_be_made(tmp_path, monkeypatch):
+    files.check_place("out", tmp_path / "new/newer/file")
+    files.check_place("out", "file")
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ConfigError, match=r"out \(.*b/c\) must be in a directory, and .*a is a file; give"):
+        files.check_place("out", tmp_path / "a/b/c")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=r"where files can be made, and in .* none can; give another path"):
+        files.check_place("out", tmp_path / "new/file")

@@ -26,6 +26,8 @@ __all__ = [
     "write",
 ]
 
+PROSE = 30  # characters of a cell above which its column is wrapped
+
 
 def make_console() -> "Console":
     """Return a console on stdout that survives a reader who goes away; NO_COLOR is obeyed.
@@ -66,13 +68,42 @@ def say(console: "Console", label: str, text: str) -> None:
 
 
 def show_table(console: "Console", title: str, rows: Iterable[tuple[str, ...]], columns: Sequence[str] = ()) -> None:
-    """Print a table, with a header if its columns have names."""
+    """Print a table, with a header if its columns have names; numbers and names are never cut, prose is wrapped.
+
+    A terminal too narrow for the words of a header beside each other gets them below each other; one too narrow for the
+    columns gets the rows as blocks of lines.
+    """
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left", title_style="bold", show_header=bool(columns))
+    rows = list(rows)
+    prose = [any(len(cell) > PROSE for cell in cells) for cells in zip(*rows, strict=True)] or [False] * len(columns)
+    for names in (columns, tuple(name.replace(" ", "\n") for name in columns)):
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=bool(columns))
+        for i, is_prose in enumerate(prose):
+            table.add_column(names[i] if names else "", overflow="fold", no_wrap=not is_prose)
+        for row in rows:
+            table.add_row(*row)
+        if not columns or _width(names, rows, prose) <= console.width:
+            console.print(table)
+            return
+    if title:
+        console.print(title, soft_wrap=True)
+    widest = max(map(len, columns))
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        for name, cell in zip(columns, row, strict=True):
+            console.print(f"{name:<{widest}}  {cell}", soft_wrap=True)
+        console.print()
+
+
+def _width(names: Sequence[str], rows: Sequence[tuple[str, ...]], prose: Sequence[bool]) -> int:
+    """Return how wide a table must be: each column as its longest cell, of prose as its longest word."""
+    from rich.cells import cell_len
+
+    width = 1
+    for i, is_prose in enumerate(prose):
+        texts = [piece for row in rows for piece in (row[i].split() if is_prose else [row[i]])]
+        width += 3 + max((cell_len(text) for text in (*texts, *names[i].split("\n"))), default=0)
+    return width
 
 
 def note(text: str) -> None:

@@ -143,6 +143,8 @@ class _Verb:
         from ..runs.quantizing import OnText, check_output
         from .inspect import size_text
 
+        if output is not None and output.exists() and not output.is_dir():
+            raise ConfigError(f"out ({output}) must be a directory with --table, and is a file; choose another name")
         self._warn(predictions)
         with contextlib.ExitStack() as stack:
             place = output

@@ -47,8 +47,8 @@ def command(ctx: click.Context, where: Path, schedule: str | None, **_: Any) -> 
     resumed = Resumed.find(where, flags, lambda text: say(console, "note", text))
     directory, training = resumed.directory, resumed.config.training
     if end := resumed.finished(schedule):
-        again = f"abi-train resume {shlex.quote(str(where))} {end[1]}"
-        say(console, "finished", f"{end[0]}; nothing is left to do; to go on: {again}")
+        again = f"abi-train resume {shlex.quote(str(where))} {end.flags}"
+        say(console, "finished", f"{end.reason}; nothing is left to do; to go on {end.until}: {again}")
         return
     prepare(training)
     with hold(directory, training, "RUN"):

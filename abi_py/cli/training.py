@@ -225,7 +225,9 @@ def show_end(
         say(console, "note", left.note)
     if left.gguf is not None:
         files = ", ".join(f"{size_text(size)} in {left.gguf.dtype}" for size in left.gguf.files.values())
-        say(console, "gguf", f"{run.config.training.export_gguf_path}: {files}, logits compared; llama-cli -m opens it")
+        compared = ", logits compared" if left.gguf.agreement is not None else ""
+        opened_by = "; ".join(left.gguf.opens)
+        say(console, "gguf", f"{run.config.training.export_gguf_path}: {files}{compared}; opens in {opened_by}")
     if not left.has_tokenizer:
         say(console, "note", "it has no tokenizer: the text of these ids is not known; --tokenizer names one")
     if run.config.data.sample_tokens and run.train.conversations:
@@ -234,7 +236,7 @@ def show_end(
         show_sample(trainer.model, run, console)
     end = None if whole is not None else finished(trainer.state, run.config)
     if end is not None:
-        say(console, "go on", f"{again} {end[1]}")
+        say(console, "go on", f"{end.until}: {again} {end.flags}")
 
 
 def part_rows(run: Run, found: Findings) -> list[tuple[str, str]]:

@@ -29,7 +29,15 @@ from ..kernels.storage import STORAGES, Storage
 from ..parameters import Tensor
 from .gguf_model import heads_of
 
-__all__ = ["plan_gguf", "write_gguf_model"]
+__all__ = ["gguf_shapes", "plan_gguf", "write_gguf_model"]
+
+
+def gguf_shapes(config: TrainableModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a file, by GGUF's names."""
+    shapes = {tensor.gguf_name: tensor.shape for tensor in tensor_table(config)}
+    if divisors(config) is not None:
+        shapes[ROPE_FREQS] = (config.resolved_head_dim // 2,)
+    return shapes
 
 
 def plan_gguf(config: TrainableModelConfig, quantize: FileType | str, *, weighted: bool = False) -> Plan:
@@ -39,12 +47,9 @@ def plan_gguf(config: TrainableModelConfig, quantize: FileType | str, *, weighte
     """
     kind = file_type(quantize) if isinstance(quantize, str) else quantize
     write_gguf(config)  # raises for a shape that cannot be said
-    shapes = {tensor.gguf_name: tensor.shape for tensor in tensor_table(config)}
-    if divisors(config) is not None:
-        shapes[ROPE_FREQS] = (config.resolved_head_dim // 2,)
     heads = config.num_heads, config.num_kv_heads
     subject = Subject(gguf_entry(config).architecture, config.num_layers, *heads, config.num_experts or 0)
-    return quantising.plan(shapes, subject, kind, weighted=weighted)
+    return quantising.plan(gguf_shapes(config), subject, kind, weighted=weighted)
 
 
 def write_gguf_model(

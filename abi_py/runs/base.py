@@ -144,8 +144,8 @@ class Base:
             )
         if self.is_byte_level and data.path and data.tokenizer is None and find_files(data.path, chat):
             raise ConfigError(
-                f"base ({self.given.path}) reads text as bytes and has no tokenizer, without which there are no "
-                "conversations; give a base with a tokenizer, or texts"
+                f"base ({self.given.path}) reads text as bytes and has no chat template, without which there are no "
+                "conversations; give a base with one, or texts"
             )
         if data.tokenizer is not None and self.tokenizer is not None:
             given, own = Tokenizer.load(data.tokenizer), Tokenizer.load(self.tokenizer)

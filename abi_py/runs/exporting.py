@@ -23,7 +23,7 @@ from ..data.tokenizer import Tokenizer
 from ..errors import CheckpointError, ConfigError
 from ..families import tensor_table, write_config
 from ..fields import either
-from ..files import json_text, write_inside
+from ..files import check_place, json_text, write_inside
 from ..formats.companions import END, GENERATION
 from ..formats.deepzig import generation_config, write_model
 from ..formats.forms import to_stored
@@ -109,6 +109,12 @@ def _check_output(source: Source, output: Path, form: str, force: bool) -> None:
         raise ConfigError(f"out ({output}) must be a file for {form}, and is a directory; give a name, as in {name}")
     if os.path.lexists(output) and (filled or not output.is_dir()) and not force:
         raise ConfigError(f"out ({output}) is there already; --force replaces it, or choose another")
+    check_place("out", output)
+
+
+def _talks(source: Source, written: Path) -> bool:
+    """Say whether what was written has a tokenizer with a chat template."""
+    return source.has_tokenizer and Tokenizer.load(written).chat_template is not None
 
 
 def _is_in(place: Path, directory: Path) -> bool:
@@ -194,8 +200,9 @@ def _export_gguf(
     near = wanted.compare(written) if isinstance(wanted, Expected) else None
     files = {path.name: path.stat().st_size for path in written.files}
     first = written.files[0]
-    opens = f"abi-train {'chat' if source.has_tokenizer else 'generate'} {first}", "llama.cpp: llama-cli -m PATH"
-    return Exported(files, quantize, source.shape.num_params(), opens, written.by_type(), near)
+    opens = [f"abi-train {'chat' if _talks(source, first) else 'generate'} {first}"]
+    opens += [f"llama.cpp: llama-cli -m {first}"] if source.has_tokenizer else []  # which opens no file without one
+    return Exported(files, quantize, source.shape.num_params(), tuple(opens), written.by_type(), near)
 
 
 def _export_adapter_file(source: Source, output: Path, kind: str, *, name: str | None, check: bool) -> Exported:
@@ -225,14 +232,14 @@ def write(
 def _opens(source: Source, output: Path, form: str) -> tuple[str, ...]:
     if form == "abic":
         return ("the Zig trainer, and abi_py: model.load_checkpoint_file(PATH), with a model of its shape",)
-    verb = "chat" if source.has_tokenizer and Tokenizer.load(output).chat_template else "generate"
+    verb = "chat" if _talks(source, output) else "generate"
     ours = f"abi-train {verb} {output}"
     if form in ADAPTER_FORMATS:
         return opens(source, output, form, ours)
     if form == "zig":
         return (ours, "the Zig loader", "transformers, with model_type llama in config.json")
-    converts = ("llama.cpp: convert_hf_to_gguf.py PATH",) if source.has_tokenizer else ()  # it needs one
-    return (ours, "transformers: AutoModelForCausalLM.from_pretrained(PATH)", *converts)
+    converts = (f"llama.cpp: convert_hf_to_gguf.py {output}",) if source.has_tokenizer else ()  # it needs one
+    return (ours, f"transformers: AutoModelForCausalLM.from_pretrained({str(output)!r})", *converts)
 
 
 def _write_hf(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..choices import Which
 from ..config import LlmTrainingConfig, TrainableModelConfig
-from ..errors import AbiError, CheckpointError, ConfigError
+from ..errors import AbiError, CheckpointError, ConfigError, told
+from ..files import check_place
 from ..formats.checkpoint_names import CARD, ORIGIN
 from ..formats.gguf.container import SUFFIX, is_gguf, open_gguf
 from ..training.finding import BEST, LAST, Origin, find_place, list_checkpoints, root_of_checkpoints
@@ -49,7 +50,8 @@ class Left:
 def check_export(
     export: ExportConfig, training: LlmTrainingConfig, shape: TrainableModelConfig, evaluates: bool
 ) -> None:
-    """Raise ConfigError, before training, for a form that cannot hold the model, or weights that there will not be.
+    """Raise ConfigError, before training, for a form that cannot hold the model, weights that there will not be, or a
+    place where no file can be made.
 
     The GGUF file of the training counts; that it is not there yet is for a new run (`check_new_file`).
     """
@@ -58,6 +60,7 @@ def check_export(
     check_format(export.format.value, shape, None, None)
     if training.export_gguf_path is not None:
         check_format("gguf", shape, None, None, training.export_quantize)
+        check_place("export_gguf_path", training.export_gguf_path)
     if export.which is Which.BEST and not evaluates:
         raise ConfigError(
             "which (best) must come with evaluations; set valid_fraction and eval_interval above 0, or take --which "
@@ -129,7 +132,7 @@ def leave_model(
     except (OSError, CheckpointError, ConfigError) as error:
         name = shlex.quote(str(directory))
         raise CheckpointError(
-            f"{output} was not written: {error}; the checkpoints are safe: once that is mended, abi-train resume "
+            f"{output} was not written: {told(error)}; the checkpoints are safe: once that is mended, abi-train resume "
             f"{name} writes it, or abi-train export {name} --{which} -o FOLDER another one"
         ) from None
     note = f"adapters are merged into the weights: {text}" if (text := merged_into(source.loaded)) else ""
@@ -151,9 +154,8 @@ def _leave_gguf(run: "Run", source: "Source") -> "Exported | None":
         return export(source, path, "gguf", quantize=quantize, name=name, force=True)
     except (OSError, AbiError) as error:
         again = f"abi-train export {shlex.quote(str(run.directory))} --format gguf --quantize {quantize} -o FILE"
-        raise CheckpointError(
-            f"{path} is not what it should be: {error}; the run is whole, and {again} writes the file"
-        ) from None
+        what = f"{path} was not written" if isinstance(error, OSError) else f"{path} is not what it should be"
+        raise CheckpointError(f"{what}: {told(error)}; the run is whole, and {again} writes the file") from None
 
 
 def _name_of(base: Path) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, counted
+from ..files import check_place
 from ..formats.gguf.checking import Written, write_checked
 from ..formats.gguf.container import GgufFile, is_gguf, open_gguf
 from ..formats.gguf.importance import Importance
@@ -24,7 +25,7 @@ from ..formats.huggingface import bytes_of_size
 from ..model.folder_writing import check_space
 from ..model.frozen import FrozenModel
 from ..model.gguf_model import open_gguf_weights, read_gguf_config
-from ..model.gguf_writing import plan_gguf
+from ..model.gguf_writing import gguf_shapes, plan_gguf
 from ..training.finding import find_place
 from ..training.loading import load_model
 from ..training.perplexity import evaluate_conversations
@@ -135,7 +136,10 @@ class ModelSource:
         return self.shape.family.value, self.shape.num_params(), {}
 
     def predict(self, type: FileType, importance: Importance | None = None) -> Prediction:
-        """Return what a file of a type will have; ConfigError if such files cannot say the model's shape."""
+        """Return what a file of a type will have; ConfigError if such files cannot say the model's shape,
+        CheckpointError for an importance of another model."""
+        if importance is not None:
+            importance.check(gguf_shapes(self.shape))
         found = plan_gguf(self.shape, type, weighted=importance is not None)
         return Prediction(type, found.nbytes, found.bits_per_weight)
 
@@ -303,13 +307,14 @@ def forget(file: GgufFile) -> None:
 
 
 def check_output(source: FileSource | ModelSource, output: Path, force: bool) -> None:
-    """Raise ConfigError for a place where a file must not be written."""
+    """Raise ConfigError for a place where a file must not be written, or cannot be."""
     if output.is_dir():
         raise ConfigError(f"out ({output}) must be a file, and is a directory; give a name, as in {output}/model.gguf")
-    if not os.path.lexists(output):
-        return
     if output.exists() and not output.is_file():
         raise ConfigError(f"out ({output}) must be a file, and is a device or a pipe; choose another")
+    check_place("out", output)
+    if not os.path.lexists(output):
+        return
     if any(output.exists() and output.samefile(path) for path in source.files):
         raise ConfigError(f"out ({output}) must be another file than the model that is read; choose another name")
     if not force:

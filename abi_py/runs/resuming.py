@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig, TrainableModelConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, counted
 from ..fields import in_words
 from ..training.metrics import METRICS
 from ..training.schedule import ends
@@ -72,8 +72,8 @@ class Resumed:
         _check_targets(config.training, before, state)
         return cls(where, config, before, directory, checkpoint, there, state, flags)
 
-    def finished(self, schedule: str | None) -> tuple[str, str] | None:
-        """Return why nothing is left to do, and the flags with which it goes on all the same; None if something is.
+    def finished(self, schedule: str | None) -> "Finished | None":
+        """Return why nothing is left to do, and how it goes on all the same; None if something is.
 
         ConfigError for a flag, or a choice of the schedule, without effect.
         """
@@ -86,8 +86,8 @@ class Resumed:
         changes += ["schedule"] if schedule else []
         if end is not None and changes:
             raise ConfigError(
-                f"{', '.join(changes)}: without effect, because {end[0]}; add {end[1]} to go on, or leave out what "
-                "changes nothing"
+                f"{', '.join(changes)}: without effect, because {end.reason}; add {end.flags} to go on, or leave out "
+                "what changes nothing"
             )
         if whole and left:
             end = None
@@ -241,11 +241,20 @@ def epochs_done(state: "TrainingState") -> int:
     return state.epoch + (0 < state.data.get("batches", 0) <= state.batch_position)
 
 
-def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
-    """Return why a run has nothing left to do, and the flags with which it goes on all the same; None if it has."""
+class Finished(NamedTuple):
+    """Why a run has nothing left to do, the flags with which it goes on all the same, and until when it then does."""
+
+    reason: str
+    flags: str
+    until: str
+
+
+def finished(state: "TrainingState", run: RunConfig) -> Finished | None:
+    """Return why a run has nothing left to do, and how it goes on all the same; None if it has."""
     config, early = run.training, run.early_stopping
     if state.early_stopped and early.enabled and state.patience_counter >= early.patience:
-        return f"early stopping ended this run at step {state.global_step}", "--no-early-stopping"
+        reason = f"early stopping ended this run at step {state.global_step}"
+        return Finished(reason, "--no-early-stopping", "without early stopping")
     if state.evaluation_due or state.micro_step:
         return None
     at_limit = bool(config.max_steps) and state.global_step >= (config.max_steps or 0)
@@ -254,9 +263,12 @@ def finished(state: "TrainingState", run: RunConfig) -> tuple[str, str] | None:
         done = "its one epoch is" if config.epochs == 1 else f"all {config.epochs} epochs are"
         reason = f"{done} done (step {state.global_step})"
         anew = " --schedule restart" if ends(config) else ""  # or the rate would stay at its minimum
-        return reason, f"--epochs {2 * config.epochs}{no_limit}{anew}"
+        until = f"for {counted(config.epochs, 'epoch')} more"
+        return Finished(reason, f"--epochs {2 * config.epochs}{no_limit}{anew}", until)
     if at_limit:
-        return f"max_steps ({config.max_steps}) is reached (step {state.global_step})", no_limit.strip()
+        epochs = "its one epoch" if config.epochs == 1 else f"its {config.epochs} epochs"
+        reason = f"max_steps ({config.max_steps}) is reached (step {state.global_step})"
+        return Finished(reason, no_limit.strip(), f"to the end of {epochs}")
     return None
 
 

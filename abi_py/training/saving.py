@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Precision
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, told
 from ..files import atomic_directory, write_inside
 from ..formats.companions import Companions
 from ..kernels.engine.choice import Choice
@@ -129,7 +129,8 @@ class Saver:
         try:
             self.save()
         except (OSError, CheckpointError) as error:
-            self.session.warn(f"no checkpoint at step {self.session.state.global_step}: {error}; training goes on")
+            step = self.session.state.global_step
+            self.session.warn(f"no checkpoint at step {step}: {told(error)}; training goes on")
             return False
         return True
 
@@ -158,7 +159,7 @@ class Saver:
                     with open(path, "rb") as file:
                         write_inside(folder, path.relative_to(best).as_posix(), iter(lambda: file.read(1 << 20), b""))
         except OSError as error:
-            self.session.warn(f"the best checkpoint stays in {best.parent}: {error}")
+            self.session.warn(f"the best checkpoint stays in {best.parent}: {told(error)}")
 
     def _prune(self, saved: Path) -> None:
         """Remove older checkpoints; that they cannot be removed does not make the new one worse."""
@@ -166,7 +167,7 @@ class Saver:
         try:
             prune(saved.parent, keep, {saved.name, best})
         except OSError as error:
-            self.session.warn(f"older checkpoints cannot be removed: {error}")
+            self.session.warn(f"older checkpoints cannot be removed: {told(error)}")
 
     def _event(self, path: Path, moment: float) -> CheckpointEvent:
         """Return the event of the checkpoint that holds the state, saved at `moment` of the run."""

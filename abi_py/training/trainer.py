@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..config import EarlyStoppingConfig, LlmTrainingConfig
 from ..errors import AbiError
+from ..files import check_place
 from ..formats.zig import save_ablc
 from ..model.gguf_writing import plan_gguf
 from .evaluation import evaluate_batches
@@ -123,11 +124,12 @@ class LlamaTrainer(Session):
         in a notebook, and lines in a pipe.
         With `export_gguf_path`, the model is written there at the end, unless it was stopped before.
         ConfigError if `checkpoint_path` holds checkpoints of another run, or, with process and host, if another
-        trainer is writing there, and for a model that no GGUF file can hold.
+        trainer is writing there, and for a model that no GGUF file can hold, or a place where none can be made.
         """
         config, writes = self.config, self.exports and self.config.export_gguf_path is not None
-        if writes:
+        if writes and config.export_gguf_path is not None:
             plan_gguf(self.model.config, config.export_quantize)  # raises now, and not after training
+            check_place("export_gguf_path", config.export_gguf_path)
         for callback in callbacks:
             self.add_callback(callback)
         if validation is not None:

@@ -57,6 +57,32 @@ def test_a_file_for_llama_cpp(abi_train, tmp_path):
     code, out, _ = abi_train("export", "base", "--to", "gguf", "-o", "n.gguf", "--no-check")
     assert code == 0
     assert "read again" not in out
+    assert "opens in abi-train chat n.gguf; llama.cpp: llama-cli -m n.gguf" in out
+    (tmp_path / "a").write_text("mine")
+    for words in (["gguf", "-o", "a/n.gguf"], ["hf", "-o", "a/n"]):
+        code, _, err = abi_train("export", "base", "--to", *words)
+        assert code == 2
+        assert "must be in a directory, and a is a file; give another path" in err
+
+
+def test_what_a_file_without_template_or_tokenizer_is_said_to_open_in(abi_train, tmp_path):
+    make_folder(tmp_path / "mute", tokenizer=False)
+    _, out, _ = abi_train("export", "mute", "--to", "gguf", "-o", "mute.gguf", "--no-check")
+    assert out.splitlines()[-1] == "opens in abi-train generate mute.gguf"  # llama.cpp needs a tokenizer
+    make_folder(tmp_path / "bytes", tokenizer=False, vocab_size=257)
+    _, out, _ = abi_train("export", "bytes", "--to", "gguf", "-o", "bytes.gguf", "--no-check")
+    assert out.splitlines()[-1] == "opens in abi-train generate bytes.gguf; llama.cpp: llama-cli -m bytes.gguf"
+    code, _, err = abi_train("chat", "bytes.gguf", "--once", "Hello")
+    assert code == 2
+    assert "bytes.gguf reads text as bytes and has no chat template, which a conversation needs; use" in err
+    uses = {name: json.loads(abi_train("inspect", name, "--json")[1])["uses"] for name in ("mute.gguf", "bytes.gguf")}
+    assert "llama.cpp: llama-cli -m bytes.gguf" in uses["bytes.gguf"]
+    assert "abi-train llm bytes.gguf --data DATA" in uses["bytes.gguf"]
+    assert not any("llama-cli" in use or "llm" in use for use in uses["mute.gguf"])
+    assert "abi-train quantize mute.gguf OUT.gguf Q4_K_M" in uses["mute.gguf"]
+    found = json.loads(abi_train("inspect", ".", "--json")[1])
+    assert found["kind"] == "directory of GGUF files"
+    assert found["uses"] == ["one of them: abi-train inspect bytes.gguf"]
 
 
 def test_the_best_checkpoint_or_the_last(abi_train, run, tmp_path):

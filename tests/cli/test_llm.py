@@ -1,6 +1,8 @@
 """`abi-train llm`, and GGUF files wherever a folder of a model is taken."""
 
+import errno
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -9,7 +11,7 @@ from world import make_folder, write_talks
 from abi_py.cli import cli
 from abi_py.cli.llm import REFUSED, REFUSED_SWITCHES
 from abi_py.data import Tokenizer
-from abi_py.formats.gguf import open_gguf
+from abi_py.formats.gguf import open_gguf, writing
 from abi_py.formats.gguf.values import F32, U32
 from abi_py.formats.gguf.writing import write_gguf
 from abi_py.model import TrainableModel
@@ -52,6 +54,32 @@ def test_what_is_trained_further_is_written_again_with_all_that_belongs_to_it(ab
     assert answer != done(abi_train, "chat", made / base, *question)
     assert abi_train("resume", "r", "--epochs", "2", "--schedule", "restart")[0] == 0  # which writes the file anew
     assert done(abi_train, "chat", "out.gguf", *question) == done(abi_train, "chat", "r", *question)
+
+
+def test_a_place_where_no_file_can_be_made_is_told_before_training_and_after(abi_train, made, tmp_path, monkeypatch):
+    (tmp_path / "shut").mkdir()
+    access, words = os.access, ["llm", made / "half.gguf", "--data", made / "talks.jsonl", *RUN, "--max-steps", "1"]
+    with monkeypatch.context() as patch:  # as for a user other than root
+        patch.setattr(os, "access", lambda path, mode: str(path).find("shut") < 0 and access(path, mode))
+        code, out, err = abi_train(*words, "--export-gguf", "shut/new/x.gguf", "--out", "a")
+        assert code == 2
+        assert "export_gguf_path (" in err
+        assert "shut none can; give another path, or change the permissions" in err
+        assert "step" not in out
+    real = writing.atomic_files
+
+    def refused(last):
+        if str(last).endswith("x.gguf"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(last))
+        return real(last)
+
+    monkeypatch.setattr(writing, "atomic_files", refused)
+    code, _, err = abi_train(*words, "--export-gguf", "x.gguf", "--out", "b")
+    assert code == 1
+    assert "x.gguf was not written: " in err
+    assert "Permission denied; give another path, or change the permissions; the run is whole" in err
+    assert "None" not in err
+    assert "Errno" not in err
 
 
 def test_adapters_on_quantised_weights_as_they_are(abi_train, made, tmp_path):
@@ -107,7 +135,7 @@ def test_files_that_are_no_model_say_what_they_are(abi_train, made, tmp_path, un
         "cut.gguf": "damaged or cut short",
         "short.gguf": "short.gguf: ",
         "noise.gguf": "noise.gguf is no GGUF file",
-        "lora.gguf": "general.type is 'adapter', so it holds no whole model",
+        "lora.gguf": "holds adapters",
         "odd.gguf": "general.architecture is 'mamba'; this version reads llama",
         "words.gguf": "it holds a vocabulary and no weights",
     }
@@ -148,6 +176,7 @@ def test_flags_of_the_original_are_taken_or_refused_with_a_reason(abi_train, mad
         ("--dataset-format text", "dataset_format (text) is not that of"),
         ("--use-gpu", "use_gpu (True) must be false"),
         ("--export-gguf there.gguf", "export_gguf_path (there.gguf) is there already"),
+        ("--export-gguf there.gguf/x.gguf", "must be in a directory, and there.gguf is a file; give another path"),
         ("--quantize Q8_0", "export_quantize (Q8_0) acts only with export_gguf_path"),
         ("--export-gguf new.gguf --quantize Q9", "quantize ('Q9') must be F32, F16"),
         ("--hidden-dim 8", "hidden_dim (8) of the model contradicts base"),

@@ -10,6 +10,7 @@ from world import make_folder
 
 from abi_py.config import TrainableModelConfig
 from abi_py.formats.gguf import open_gguf, writing
+from abi_py.formats.gguf.ggml_types import BY_NAME
 from abi_py.model import TrainableModel
 from abi_py.model.frozen import FrozenModel
 from abi_py.runs import quantizing
@@ -80,6 +81,39 @@ def test_a_table_writes_nothing_where_no_place_is_given(abi_train, source, tmp_p
     assert kl["F16"] < kl["Q8_0"] < kl["Q6_K"] < kl["Q4_K_S"]
 
 
+@pytest.mark.parametrize("columns", ["40", "80", "120"])
+def test_nothing_of_a_table_is_cut_in_any_terminal(abi_train, source, tmp_path, monkeypatch, columns):
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.setattr(quantizing, "TABLE", ("Q8_0", "Q4_K_M"))
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, err = abi_train("quantize", source, "--table", "--perplexity", "text.txt")
+    assert code == 0, err
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    words = {"Q8_0", "Q4_K_M", "perplexity", "difference", "largest", "8.53"}
+    assert words <= {*out.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split()}
+    assert ("\N{BOX DRAWINGS LIGHT VERTICAL}" in out) == (columns != "40")
+
+
+@pytest.mark.parametrize("model", ["base", "base.gguf"])
+def test_the_importance_of_another_model(abi_train, tmp_path, model):
+    """Of a folder as of a file: which file it is, and what helps."""
+    TrainableModel.from_pretrained(make_folder(tmp_path / "base")).export_to_gguf(tmp_path / "base.gguf")
+    for name, columns in (("blk.0.attn_q.weight", 8), ("blk.9.attn_q.weight", 16)):
+        kind, sizes = BY_NAME["F32"], {f"{name}.in_sum2": columns, f"{name}.counts": 1}
+        tensors = [
+            writing.PlannedTensor(
+                name=each, shape=(size,), kind=kind, rows=lambda first, last, size=size: np.ones((1, size), np.float32)
+            )
+            for each, size in sizes.items()
+        ]
+        writing.write_gguf(tmp_path / "other.gguf", {"general.type": "imatrix"}, tensors)
+        code, _, err = abi_train("quantize", model, "out.gguf", "Q8_0", "--imatrix", "other.gguf")
+        assert code == 1
+        assert err.startswith("error: other.gguf")
+        assert "of another" in err
+        assert "make it from this model with llama-imatrix" in err
+
+
 def test_a_table_of_files(abi_train, source, tmp_path):
     assert abi_train("quantize", source, "all", "--table", "--no-check")[0] == 0
     assert {path.name for path in (tmp_path / "all").iterdir()} == {f"in-{name}.gguf" for name in quantizing.TABLE}
@@ -125,6 +159,8 @@ def test_parts(abi_train, source, tmp_path):
         ([".", "Q8_0"], "out (.) must be a file, and is a directory"),
         (["/dev/null", "Q8_0"], "must be a file, and is a device or a pipe"),
         (["out.gguf", "Q8_0", "--imatrix", "IN"], "is no importance file"),
+        (["there.gguf", "--table"], "out (there.gguf) must be a directory with --table, and is a file"),
+        (["there.gguf/x.gguf", "Q8_0"], "must be in a directory, and there.gguf is a file; give another path"),
     ],
 )
 def test_wrong_calls(abi_train, source, tmp_path, words, problem):

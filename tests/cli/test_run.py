@@ -288,10 +288,10 @@ def test_a_patience_is_used_though_the_file_has_early_stopping_off(abi_train, tm
 
 def test_what_it_says_at_the_end_is_how_to_go_on(abi_train, tiny):
     _, out, _ = abi_train("run", *tiny, "--out", "r", "--max-steps", 2)
-    assert "abi-train resume r --max-steps 0" in out
+    assert "go on    to the end of its 2 epochs: abi-train resume r --max-steps 0" in out
     _, out, _ = abi_train("resume", "r", "--max-steps", 0)
     assert "epoch 2:" in out
-    assert "abi-train resume r --epochs 4" in out
+    assert "go on    for 2 epochs more: abi-train resume r --epochs 4" in out
     _, out, _ = abi_train("resume", "r", "--epochs", 4)
     assert "epoch 4:" in out
 

@@ -14,6 +14,7 @@ from ...data.sidecar import TokensInfo, read_sidecar
 from ...data.sources import ROWS, is_token_file, kind_of, look_alike, utf_16
 from ...data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ...errors import DataError, counted, shown
+from ...formats.gguf.container import SUFFIX
 from ...formats.special_tokens import ROLES
 from ...untrusted import JSON_BYTES, read_json
 from .facts import Inspection
@@ -201,7 +202,13 @@ def file(found: Inspection, head: bytes) -> None:
 
 
 def directory(found: Inspection) -> None:
-    """A directory of data, or of nothing that is known."""
+    """A directory of GGUF files, of data, or of nothing that is known."""
+    if models := sorted(path for path in found.path.glob(f"*{SUFFIX}") if path.is_file()):
+        found.kind = "directory of GGUF files"
+        found.facts["files"] = {path.name: path.stat().st_size for path in models}
+        found.bytes = sum(found.facts["files"].values())
+        found.uses.append(f"one of them: abi-train inspect {shlex.quote(str(models[0]))}")
+        return
     files = [each.path for each in expand([str(found.path)]) if not each.problem]
     found.bytes = sum(path.stat().st_size for path in files)
     if not files:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...formats.gguf.adapter import is_gguf_adapter, open_gguf_adapter
+from ...formats.gguf.companion_files import WITHOUT
 from ...formats.gguf.container import GgufFile, GgufTensor, open_gguf
 from ...formats.gguf.quantising import FILE_TYPES
 from ...formats.special_tokens import special_token_ids
@@ -50,7 +51,12 @@ def gguf(found: Inspection) -> None:
         found.facts["notes"] = "; ".join(notes)
     if computed:
         uses_of_model(found, found.path, talks)
-        found.uses.append("llama.cpp: llama-cli -m PATH")
+        name = shlex.quote(str(found.path))
+        if companions.files:
+            found.uses.append(f"abi-train llm {name} --data DATA")
+        found.uses.append(f"abi-train quantize {name} OUT.gguf Q4_K_M")
+        if file.get("tokenizer.ggml.model", str) not in WITHOUT:  # llama.cpp opens no file without a tokenizer
+            found.uses.append(f"llama.cpp: llama-cli -m {name}")
 
 
 def _adapter(found: Inspection) -> None:

@@ -201,7 +201,7 @@ def folder(found: Inspection) -> None:
     talks = tokenizer_beside(found, path)
     if computed:
         uses_of_model(found, path, talks)
-        found.uses.append("transformers: AutoModelForCausalLM.from_pretrained(PATH)")
+        found.uses.append(f"transformers: AutoModelForCausalLM.from_pretrained({str(path)!r})")
 
 
 def config(found: Inspection, content: Mapping[str, Any]) -> None:
