@@ -185,13 +185,16 @@ class _Verb:
             say(self.console, "wrote", f"{output}: {counted(len(rows), 'file')}, {stem}-TYPE.gguf")
 
     def _warn(self, predictions: list["Prediction"]) -> None:
-        """Tell that tensors are quantised for a second time."""
+        """Tell that tensors are quantised for a second time, or that an importance changes nothing."""
         kinds = " and ".join(sorted({kind for each in predictions for kind in each.requantised}))
         if kinds:
             note(
                 f"warning: tensors of {kinds} are quantised again and keep the errors that they have; better take the "
                 "F16 or BF16 file that they were made from"
             )
+        unheeded = [each.type.name for each in predictions if not each.is_weighted]
+        if unheeded and self.settings["importance"] is not None:
+            note(f"note: nothing in {', '.join(unheeded)} depends on an importance: --imatrix changes nothing there")
 
     def _write(self, prediction: "Prediction", output: Path) -> "Quantized":
         from ..runs.quantizing import quantize

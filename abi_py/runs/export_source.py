@@ -12,7 +12,7 @@ from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
 from ..errors import ConfigError
 from ..formats.checkpoint_names import CARD, ORIGIN
 from ..formats.companions import Companions
-from ..formats.gguf.container import is_gguf, open_gguf
+from ..formats.gguf.container import SUFFIX, is_gguf, open_gguf
 from ..formats.gguf.quantising import FILE_TYPES
 from ..model import LoraModel, TrainableModel
 from ..model.frozen import FrozenModel
@@ -23,9 +23,15 @@ from .directory import ADAPTER, MODEL
 from .model_card import card_of_another_form
 from .models import find_model, find_tokenizer_beside
 
-__all__ = ["Source"]
+__all__ = ["Source", "name_of"]
 
 STORAGES = {"bf16": "bfloat16", "float16": "float16"}  # a storage of frozen weights -> what a folder of it is called
+
+
+def name_of(model: Path) -> str:
+    """Return what a model is called: as its GGUF file says, or as its place is."""
+    named = open_gguf(model).get("general.name", str) if is_gguf(model) else None
+    return named or (model.stem if model.suffix == SUFFIX else model.absolute().name)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,11 @@ class Source:
         step = loaded.origin.step if loaded.origin is not None else 0
         said = loaded.origin.said if loaded.origin is not None else ""
         return cls(loaded, said, find_tokenizer_beside(loaded.directory, loaded.run), step)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: as its GGUF file says, or as its run or folder is."""
+        return name_of(self.loaded.run or self.loaded.directory)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:

@@ -151,7 +151,7 @@ def export(
     """Write a model and read it again; what was in the place before is only replaced by what is whole.
 
     quantize   of gguf and gguf-adapter: the type of the file, F32 if none is given
-    name       of them: that of the model in it, the file's own if none is given
+    name       of them: that of the model in it; if none is given, that of the source, of adapters the file's
     check      of them: read it again, and of gguf compare the logits of some tokens with those of the source
 
     ConfigError for what does not go together; NonFiniteError for weights that are not finite in this type;
@@ -196,7 +196,7 @@ def _export_gguf(
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     model = source.model
     wanted = expected(lambda ids: logits_of(model, ids), source.shape) if check else None
-    written = model.write_gguf(output, quantize, name=name, max_shard_size=largest, check=check)
+    written = model.write_gguf(output, quantize, name=name or source.name, max_shard_size=largest, check=check)
     near = wanted.compare(written) if isinstance(wanted, Expected) else None
     files = {path.name: path.stat().st_size for path in written.files}
     first = written.files[0]

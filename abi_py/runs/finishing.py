@@ -18,7 +18,6 @@ from ..config import LlmTrainingConfig, TrainableModelConfig
 from ..errors import AbiError, CheckpointError, ConfigError, told
 from ..files import check_place
 from ..formats.checkpoint_names import CARD, ORIGIN
-from ..formats.gguf.container import SUFFIX, is_gguf, open_gguf
 from ..training.finding import BEST, LAST, Origin, find_place, list_checkpoints, root_of_checkpoints
 from .directory import MODEL
 from .findings import Findings
@@ -141,6 +140,7 @@ def leave_model(
 
 def _leave_gguf(run: "Run", source: "Source") -> "Exported | None":
     """Write the GGUF file that the training asks for, of the weights of RUN/model; an earlier end's is replaced."""
+    from .export_source import name_of
     from .exporting import export
 
     training, base = run.config.training, run.config.base
@@ -148,7 +148,7 @@ def _leave_gguf(run: "Run", source: "Source") -> "Exported | None":
         return None
     name, quantize = training.export_name, training.export_quantize
     if name == UNNAMED and base is not None and base.path is not None:
-        name = _name_of(Path(base.path))
+        name = name_of(Path(base.path))
     path = Path(training.export_gguf_path)
     try:
         return export(source, path, "gguf", quantize=quantize, name=name, force=True)
@@ -157,8 +157,3 @@ def _leave_gguf(run: "Run", source: "Source") -> "Exported | None":
         what = f"{path} was not written" if isinstance(error, OSError) else f"{path} is not what it should be"
         raise CheckpointError(f"{what}: {told(error)}; the run is whole, and {again} writes the file") from None
 
-
-def _name_of(base: Path) -> str:
-    """Return what a base is called: as its GGUF file says, or as its place is."""
-    named = open_gguf(base).get("general.name", str) if is_gguf(base) else None
-    return named or (base.stem if base.suffix == SUFFIX else base.name)

@@ -6,6 +6,7 @@ is written as `export` does.  The logits are compared where this package compute
 
 import functools
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +23,7 @@ from ..formats.gguf.quantising import FileType
 from ..formats.gguf.requantising import Conversion, convert
 from ..formats.gguf.writing import Progress
 from ..formats.huggingface import bytes_of_size
+from ..kernels.storage import STORAGES
 from ..model.folder_writing import check_space
 from ..model.frozen import FrozenModel
 from ..model.gguf_model import open_gguf_weights, read_gguf_config
@@ -65,6 +67,7 @@ class Prediction:
     nbytes: int
     bits_per_weight: float
     requantised: tuple[str, ...] = ()  # the types that these have now
+    is_weighted: bool = False  # whether an importance of columns changes what is kept
 
 
 class FileSource:
@@ -141,7 +144,7 @@ class ModelSource:
         if importance is not None:
             importance.check(gguf_shapes(self.shape))
         found = plan_gguf(self.shape, type, weighted=importance is not None)
-        return Prediction(type, found.nbytes, found.bits_per_weight)
+        return Prediction(type, found.nbytes, found.bits_per_weight, is_weighted=_is_weighted(found.storages.values()))
 
     def write(
         self, output: Path, type: FileType, importance: Importance | None, largest: str | None, check: bool,
@@ -150,7 +153,12 @@ class ModelSource:
         """Write it; errors of `Writable.write_gguf`."""
         columns = None if importance is None else importance.columns
         return self.model.write_gguf(
-            output, type.name, importance=columns, max_shard_size=largest, check=check, progress=progress
+            *(output, type.name),
+            name=self.source.name,
+            importance=columns,
+            max_shard_size=largest,
+            check=check,
+            progress=progress,
         )
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
@@ -289,7 +297,12 @@ class OnText:
 
 def _prediction(found: Conversion) -> Prediction:
     twice = sorted({move.source.kind.name for move in found.moves if move.is_requantised})
-    return Prediction(found.type, found.nbytes, found.bits_per_weight, tuple(twice))
+    weighted = _is_weighted(move.kind.storage_name for move in found.moves)
+    return Prediction(found.type, found.nbytes, found.bits_per_weight, tuple(twice), weighted)
+
+
+def _is_weighted(storages: Iterable[str]) -> bool:
+    return any(name in STORAGES and STORAGES[name].weighted for name in storages)
 
 
 def _counted(file: GgufFile) -> tuple[int, dict[str, int]]:

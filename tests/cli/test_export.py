@@ -11,6 +11,7 @@ from world import make_folder, write_state, write_talks
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.data import Tokenizer
 from abi_py.formats.companions import Companions
+from abi_py.formats.gguf import open_gguf
 from abi_py.formats.safetensors import map_safetensors, read_safetensors
 from abi_py.formats.zig import load_abic
 from abi_py.model import LoraModel, TrainableModel
@@ -52,6 +53,7 @@ def test_a_file_for_llama_cpp(abi_train, tmp_path):
     make_folder(tmp_path / "base")
     code, out, err = abi_train("export", "base", "--to", "gguf", "--quantize", "q8_0", "-o", "m.gguf")
     assert (code, err) == (0, "")
+    assert open_gguf(tmp_path / "m.gguf").metadata["general.name"] == "base"
     assert "weights in Q8_0, read again: they lost F16 0.0" in out  # rows of 16 are no blocks
     assert "of 16 tokens" in out
     code, out, _ = abi_train("export", "base", "--to", "gguf", "-o", "n.gguf", "--no-check")

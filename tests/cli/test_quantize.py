@@ -94,24 +94,34 @@ def test_nothing_of_a_table_is_cut_in_any_terminal(abi_train, source, tmp_path, 
     assert ("\N{BOX DRAWINGS LIGHT VERTICAL}" in out) == (columns != "40")
 
 
+def _importance(name, columns):
+    """Return the tensors of a file of importance, of one matrix."""
+    return [
+        writing.PlannedTensor(
+            name=f"{name}.{each}",
+            shape=(size,),
+            kind=BY_NAME["F32"],
+            rows=lambda first, last, size=size: np.ones((1, size), np.float32),
+        )
+        for each, size in (("in_sum2", columns), ("counts", 1))
+    ]
+
+
 @pytest.mark.parametrize("model", ["base", "base.gguf"])
 def test_the_importance_of_another_model(abi_train, tmp_path, model):
     """Of a folder as of a file: which file it is, and what helps."""
     TrainableModel.from_pretrained(make_folder(tmp_path / "base")).export_to_gguf(tmp_path / "base.gguf")
     for name, columns in (("blk.0.attn_q.weight", 8), ("blk.9.attn_q.weight", 16)):
-        kind, sizes = BY_NAME["F32"], {f"{name}.in_sum2": columns, f"{name}.counts": 1}
-        tensors = [
-            writing.PlannedTensor(
-                name=each, shape=(size,), kind=kind, rows=lambda first, last, size=size: np.ones((1, size), np.float32)
-            )
-            for each, size in sizes.items()
-        ]
-        writing.write_gguf(tmp_path / "other.gguf", {"general.type": "imatrix"}, tensors)
+        writing.write_gguf(tmp_path / "other.gguf", {"general.type": "imatrix"}, _importance(name, columns))
         code, _, err = abi_train("quantize", model, "out.gguf", "Q8_0", "--imatrix", "other.gguf")
         assert code == 1
         assert err.startswith("error: other.gguf")
         assert "of another" in err
         assert "make it from this model with llama-imatrix" in err
+    writing.write_gguf(tmp_path / "this.gguf", {"general.type": "imatrix"}, _importance("blk.0.attn_q.weight", 16))
+    code, _, err = abi_train("quantize", model, "out.gguf", "Q8_0", "--imatrix", "this.gguf")
+    assert code == 0
+    assert "note: nothing in Q8_0 depends on an importance: --imatrix" in err
 
 
 def test_a_table_of_files(abi_train, source, tmp_path):
@@ -126,6 +136,7 @@ def test_a_folder(abi_train, tmp_path):
     assert "logits" in out
     file = open_gguf(tmp_path / "out.gguf")
     assert file.metadata["tokenizer.ggml.model"] == "gpt2"
+    assert file.metadata["general.name"] == "base"
 
 
 def test_a_run_and_a_choice_where_there_is_none(abi_train, source, tiny, tmp_path):
