@@ -57,3 +57,11 @@ def test_stats(make_model, make_config, data):
 def test_too_many_threads(make_model, make_config):
     with pytest.raises(ConfigError, match=r"num_threads \(4000\)"):
         LlamaTrainer(make_model(), make_config(num_threads=4000))
+
+
+def test_a_place_where_no_gguf_file_can_be_made_is_told_before_the_first_step(make_model, make_config, data, tmp_path):
+    (tmp_path / "a").write_text("")
+    trainer = LlamaTrainer(make_model(), make_config(export_gguf_path=str(tmp_path / "a/x.gguf")))
+    with pytest.raises(ConfigError, match=r"export_gguf_path \(.*x.gguf\) must be in a directory, and .*a is a file"):
+        trainer.fit(data)
+    assert trainer.state.global_step == 0
