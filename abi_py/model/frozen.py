@@ -61,6 +61,17 @@ def _in_rows(tensor: Stored) -> Stored:
     return tensor if one.flags.c_contiguous else Stored(np.ascontiguousarray(tensor.raw), tensor.bf16)
 
 
+def _arrays_of(name: str, kept: Kept) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what a tensor consists of, by name: its numbers or codes, and the scales that lie apart from codes."""
+    if isinstance(kept, Stack):
+        for e, part in enumerate(kept.parts):
+            yield from _arrays_of(f"{name}.{e}", part)
+        return
+    yield name, kept.raw
+    if isinstance(kept, Encoded):
+        yield from ((f"{name}.{i}", part) for i, part in enumerate(kept.storage.side[1:3]) if part.size)
+
+
 def _storage(tensor: Stored | Encoded) -> Storage:
     if isinstance(tensor, Encoded):
         return tensor.storage
@@ -94,12 +105,7 @@ class FrozenModel(Transformer):
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield what is in memory or mapped, by name; of experts that are stored one by one, with their numbers."""
         for name, kept in self._kept.items():
-            if isinstance(kept, Stack):
-                yield from ((f"{name}.{e}", part.raw) for e, part in enumerate(kept.parts))
-            else:
-                yield name, kept.raw
-            if isinstance(kept, Encoded):
-                yield from ((f"{name}.{i}", part) for i, part in enumerate(kept.storage.side[1:3]) if part.size)
+            yield from _arrays_of(name, kept)
 
     def as_read(self) -> Iterator[np.ndarray]:
         """Yield the weights as their files have them, in flat order, whatever they were encoded in."""
@@ -107,8 +113,7 @@ class FrozenModel(Transformer):
             yield from self.base.values()
             return
         for entry in self.table:
-            kept = _keep(self._read[entry.name])
-            yield from (part.raw for part in (kept.parts if isinstance(kept, Stack) else [kept]))
+            yield from (array for _, array in _arrays_of(entry.name, _keep(self._read[entry.name])))
 
     @classmethod
     def from_pretrained(

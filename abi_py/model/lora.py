@@ -336,7 +336,7 @@ class LoraModel(Transformer):
         tensors = _without_base(tensors, model, config, str(folder))
         check_tensors(tensors, table, str(folder))  # before anything of the adapters' size is made
         made = cls(model, config, base_model)
-        made.trained_in = base_storage_of(Path(folder))
+        made.trained_in = base_storage_of(Path(folder)) or model.storage
         stored = {name: Stored(tensor) for name, tensor in tensors.items()}
         for name, tensor in from_stored(table, stored, folder, "load it on the model it is of").tensors.items():
             tensor.copy_to(made.weights[name])

@@ -319,7 +319,9 @@ def trained_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tens
             for target in targets:
                 form, sizes = target.parts()[kind]
                 names = (form,), f"{target.tensor.gguf_name}.lora_{kind}"
-                table.append(Tensor(f"{target.tensor.name}.{kind}", *names, sizes, offset, decay=kind != "m"))
+                by_ids = target.kind is Kind.TABLE and kind == "a"  # its rows are chosen as the table's are
+                name = f"{target.tensor.name}.{kind}"
+                table.append(Tensor(name, *names, sizes, offset, decay=kind != "m", embedding=by_ids))
                 offset += table[-1].size
     for tensor in copies(shape, config):
         form = tensor.hf_names[-1]

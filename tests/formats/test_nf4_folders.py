@@ -12,6 +12,7 @@ from abi_py.kernels.storage import OF_A_MATRIX
 from abi_py.kernels.storage.nf4 import NF4, VALUES
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.frozen import FrozenModel
+from abi_py.training.loading import load_model
 
 SHAPE = {"hidden_dim": 48, "num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 80}
 SHAPE |= {"vocab_size": 50, "max_seq_len": 16}
@@ -59,6 +60,26 @@ def test_it_is_read_as_it_lies_and_is_what_the_plain_folder_is_encoded_to(folder
     lora.merged().save_pretrained(place / "merged", "bfloat16")
     assert "quantization_config" not in json.loads((place / "merged/config.json").read_text())
     assert TrainableModel.from_pretrained(place / "merged").config == model.config
+
+
+def test_its_digest_is_one_whatever_it_is_encoded_in_and_sees_the_scales(folder):
+    place, storage = folder
+    digest = FrozenModel.from_pretrained(place / "nf4").digest
+    for other in ("nf4-dq", "nf4", "bf16"):
+        model = FrozenModel.from_pretrained(place / "nf4", storage=other)
+        assert model.digest == digest
+        LoraModel(model, LoraConfig(rank=2), place / "nf4").save(place / f"on-{other}")
+        assert load_model(place / f"on-{other}", frozen=True).model.trained_in == other
+        assert load_model(place / f"on-{other}", frozen=True, original=True).model.model.storages() == (
+            "float32",
+            storage,
+        )
+    file = place / "nf4/model.safetensors"
+    tensors = {name: np.array(part) for name, part in read_safetensors(file).items()}
+    scales = next(name for name in tensors if name.endswith(".nested_absmax" if storage == "nf4-dq" else ".absmax"))
+    write_safetensors(file, tensors | {scales: tensors[scales] * np.float32(3)})
+    for each in (None, "nf4-dq", "nf4"):
+        assert FrozenModel.from_pretrained(place / "nf4", storage=each).digest != digest
 
 
 def test_the_parts_that_bitsandbytes_has_written_are_one_matrix(golden, tmp_path):

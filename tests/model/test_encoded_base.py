@@ -16,6 +16,7 @@ from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.storage import OF_A_MATRIX, STORAGES
 from abi_py.model import LoraModel
 from abi_py.model.frozen import FrozenModel, frozen_bytes
+from abi_py.model.stored_adapter import base_storage_of
 from abi_py.model.transformer import TrainableModel
 
 SHAPES = {
@@ -105,6 +106,14 @@ def test_generation_reads_codes_and_has_the_logits_of_the_decoded_weights(rng, f
 def test_the_digest_is_that_of_the_files(folder):
     plain = LoraModel(FrozenModel.from_pretrained(folder)).base_digest()
     assert {LoraModel(FrozenModel.from_pretrained(folder, storage=each)).base_digest() for each in KEPT} == {plain}
+
+
+def test_adapters_of_files_that_name_no_storage_are_on_what_the_model_is_encoded_in(folder, tmp_path):
+    LoraModel(FrozenModel.from_pretrained(folder)).save(tmp_path / "plain")
+    loaded = LoraModel.load(FrozenModel.from_pretrained(folder, storage="nf4"), tmp_path / "plain")
+    loaded.save(tmp_path / "again")
+    assert (loaded.trained_in, base_storage_of(tmp_path / "again")) == ("nf4", "nf4")
+    assert LoraModel.load(FrozenModel.from_pretrained(folder), tmp_path / "again").trained_in == "nf4"
 
 
 def test_a_float32_folder_and_one_that_was_encoded_before(tmp_path):

@@ -222,6 +222,15 @@ def test_adapters(make_model, make_config, tokens, tmp_path):
         assert resumed.optimizer.moments[name].tobytes() == moment.tobytes()
 
 
+def test_what_is_chosen_by_ids_of_adapters_is_not_coded(make_model, make_config):
+    lora = LoraConfig(rank=64, target_modules=["embed_tokens", "lm_head", "q_proj"])
+    table = LoraModel(make_model(**WIDE), lora).parameters.table
+    assert {entry.name for entry in table if entry.embedding} == {"token_embedding.a"}
+    coded = names(coded_of(table, make_config(optimizer="adamw_8bit")))
+    assert {"token_embedding.b", "output_proj.a", "output_proj.b", "layers.0.w_q.a"} <= coded
+    assert "token_embedding.a" not in coded  # (V, R): a row for each id, as the table itself
+
+
 def test_same_bits_for_any_thread_count(wide, make_config, tokens, same_bits):
     def run():
         trainer = LlamaTrainer(wide(), make_config(optimizer="adamw_8bit"))
