@@ -7,12 +7,14 @@ setting means a module are PEFT's, so that a folder means the same in both:
     target_modules    a name means the module of this name and those that end in it, from a dot on; one regular
                       expression must fit the full name
     exclude_modules   the same, and beats it
+    target_parameters a name means the stacked matrices of experts of this name and those that end in it, from a dot on;
+                      then modules get adapters only where target_modules names them
     layers_to_transform, layers_pattern    of the modules that are so meant, those in these blocks
     rank_pattern, alpha_pattern    NAME=VALUE: NAME is a regular expression for the end of the full name, from a dot on;
                       the first that fits counts
     modules_to_save   a name means the modules that end in it, and all that is inside them
 
-Source: PEFT 0.21, `check_target_module_exists`, `get_pattern_key` and `_set_trainable`.
+Source: PEFT 0.21, `check_target_module_exists`, `_inject_parameters`, `get_pattern_key` and `_set_trainable`.
 """
 
 import math
@@ -83,6 +85,14 @@ class LoraConfig(Config):
         flag="lora-targets",
         read=_names,
     )
+    target_parameters: Accepts[tuple[str, ...] | None, Sequence[str] | str] = opt(
+        None,
+        "stacked matrices of experts that get an adapter for each expert: ends of their names in the Transformers "
+        "library, as in mlp.experts.gate_up_proj or experts.down_proj; then modules get one only where --lora-targets "
+        "names them; several with commas, or the flag again",
+        flag="lora-target-parameters",
+        read=lambda value: tuple(_parts(value)),
+    )
     exclude_modules: Accepts[tuple[str, ...] | None, Sequence[str] | str] = opt(
         None, "modules that get none all the same, named as in --lora-targets", flag="lora-exclude", read=_names
     )
@@ -147,10 +157,15 @@ class LoraConfig(Config):
             if any(name.lower() == ALL_LINEAR for name in self.target_modules):
                 alone = len(self.target_modules) == 1
                 self._require("target_modules", alone, f"be {ALL_LINEAR} alone", "leave the others out")
-                object.__setattr__(self, "target_modules", None)
-        for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"):
+                object.__setattr__(self, "target_modules", (ALL_LINEAR,) if self.target_parameters else None)
+        lists = "target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"
+        for name in (*lists, "modules_to_save"):
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(dict.fromkeys(values)) if values else None)
+        if self.target_parameters:  # PEFT's rules too: what is trained is a sum of matrices, which sees no inputs
+            which = "beside target_parameters"
+            self._require("dropout", self.dropout == 0, f"be 0 {which}", "leave one of the two out")
+            self._require("use_dora", not self.use_dora, f"be false {which}", "leave one of the two out")
         for name in ("target_modules", "exclude_modules"):
             self._require_names(name)
         if self.target_modules and is_expression(self.target_modules[0]):
@@ -199,12 +214,18 @@ class LoraConfig(Config):
             return False
         if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save or ()):
             return False
-        if self.target_modules is None:
+        if self.target_modules is None and self.target_parameters is not None:
+            return False
+        if self.target_modules in (None, (ALL_LINEAR,)):
             return linear and self._is_in_layers(module)
         if not _means(self.target_modules, module):
             return False
         whole = is_expression(self.target_modules[0]) or module in self.target_modules
         return whole or self._is_in_layers(module)
+
+    def is_target_parameter(self, parameter: str) -> bool:
+        """Say whether a stack of matrices, by its full name, gets adapters."""
+        return _means(self.target_parameters, parameter) if self.target_parameters else False
 
     def _is_in_layers(self, module: str) -> bool:
         """Say whether a module is in the blocks that are meant."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -52,11 +53,14 @@ class HfName:
     name        with {e}, for a tensor that stacks experts along its first axis: there is a stored tensor for each
     transposed  stored (in, out), as GPT-2's Conv1D keeps it, and not (out, in)
     part        (k, n): ours is the k-th of n equal parts of the stored one's out axis, as in a fused gate_up_proj
+    stacked     ours (E, out, in) is stored as one matrix, as PEFT keeps the adapters of experts: those below each other
+                (E out, in), or their columns in turns (out, in E)
     """
 
     name: str
     transposed: bool = False
     part: tuple[int, int] = (0, 1)
+    stacked: Literal["", "rows", "columns"] = ""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ def describe_lora(config: "RunConfig") -> list[tuple[str, str]]:
     if config.lora.kept_in is not None:
         lines.append(("base in", f"{config.lora.kept_in}: the matrices of its linear layers, encoded as they are read"))
     if config.model.num_experts:
-        lines.append(("note", "experts and their routers get no adapters: their weights stay as they are"))
+        what = "routers of experts" if config.lora.target_parameters else "experts and their routers"
+        lines.append(("note", f"{what} get no adapters: their weights stay as they are"))
     if config.base is None:
         lines.append(
             ("warning", "the frozen weights are random, so adapters can do little; --base names a trained model")

@@ -4,8 +4,10 @@
     transposed   (in, out)
     a part       one of n equal parts of the out axis: gate and up of a fused gate_up_proj
     per expert   a stored tensor for each of the matrices that ours stacks along its first axis
+    stacked      these matrices as one, below each other or their columns in turns: adapters of experts, in PEFT's files
 
-Nothing is copied: what is read are views of mapped files, and what is written are views of weights, in pieces.
+What is read are views of mapped files, and what is written are views of weights, in pieces: nothing is copied but the
+stacked, which are small.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,7 +58,8 @@ def from_stored(
             if isinstance(found, Encoded):
                 tensors[entry.name] = _ours_encoded(found, form, f"{place}: {name}")
                 continue
-            each.append(Stored(_ours(found.raw, form), found.bf16))
+            raw = _unstacked(found.raw, form, entry) if form.stacked else _ours(found.raw, form)
+            each.append(Stored(raw, found.bf16))
         if entry.name in tensors:
             continue
         tensors[entry.name] = Stack(tuple(each)) if _per_expert(form) else each[0]
@@ -72,6 +75,7 @@ def to_stored(
     for entry in table:
         form, tensor = entry.hf_names[0], tensors[entry.name]
         whole = Stored(tensor) if isinstance(tensor, np.ndarray) else tensor
+        whole = Stored(_stacked(whole.widened(), form)) if form.stacked else whole
         each = [whole.at((e,)) for e in range(entry.shape[0])] if _per_expert(form) else [whole]
         for name, ours in zip(stored_names(form, entry), each, strict=True):
             theirs = ours.turned() if form.transposed and len(ours.shape) > 1 else ours
@@ -102,11 +106,26 @@ def _is_there(form: HfName, entry: Tensor, stored: Mapping[str, Stored | Encoded
 
 def stored_shape(form: HfName, entry: Tensor) -> tuple[int, ...]:
     """Return the shape of a stored tensor of which an entry is, or is made."""
+    if form.stacked:
+        experts, out, inner = entry.shape
+        return (experts * out, inner) if form.stacked == "rows" else (out, inner * experts)
     *before, out, inner = (0, *entry.shape[1 if _per_expert(form) else 0 :])
     if len(before) == 0:  # a vector
         return (inner * form.part[1],)
     out *= form.part[1]
     return (*before[1:], inner, out) if form.transposed else (*before[1:], out, inner)
+
+
+def _stacked(ours: np.ndarray, form: HfName) -> np.ndarray:
+    """Return matrices (E, out, in) as the one that is stored."""
+    _, out, inner = ours.shape
+    return ours.reshape(-1, inner) if form.stacked == "rows" else ours.transpose(1, 2, 0).reshape(out, -1)
+
+
+def _unstacked(raw: np.ndarray, form: HfName, entry: Tensor) -> np.ndarray:
+    """Return the view (E, out, in) of the one matrix that is stored."""
+    experts, out, inner = entry.shape
+    return raw.reshape(entry.shape) if form.stacked == "rows" else raw.reshape(out, inner, experts).transpose(2, 0, 1)
 
 
 def _ours_encoded(found: Encoded, form: HfName, where: str) -> Encoded:

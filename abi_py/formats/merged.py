@@ -13,7 +13,7 @@ from ..kernels.matmul import product
 from .encoded import Encoded, Turned
 from .safetensors import PIECE, Stack, Stored
 
-__all__ = ["Kept", "Merged"]
+__all__ = ["Kept", "Merged", "MergedStack"]
 
 
 class Rows(Protocol):
@@ -91,4 +91,60 @@ class Merged:
             yield first, self.rows(first, min(first + step, self.shape[0]))
 
 
-Kept = np.ndarray | Stored | Stack | Encoded | Merged  # what a model's tensors are written from
+class Matrices(Protocol):
+    """What is asked of stacked matrices."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def at(self, index: tuple[int, ...], /) -> Rows: ...
+
+
+@dataclass(frozen=True)
+class MergedStack:
+    """Stacked matrices (E, out, in) as they are kept, with an adapter in each: b (E, out, R) times a (E, R, in)."""
+
+    of: Matrices
+    a: np.ndarray
+    b: np.ndarray
+
+    is_float = True
+    is_narrow = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.of.shape
+
+    def at(self, index: tuple[int, ...]) -> Merged:
+        """Return one of its matrices."""
+        (e,) = index
+        return Merged(self.of.at((e,)), self.a[e], self.b[e])
+
+    def settled(self) -> "MergedStack":
+        """Return it ready to be read in strips of rows."""
+        return self
+
+    def turned(self) -> Turned:
+        """Return it with rows for columns."""
+        return Turned(self)
+
+    def part(self, first: int, last: int) -> Stored:
+        """Return some of what its first axis has."""
+        return Stored(np.stack([self.at((e,)).widened() for e in range(first, min(last, len(self.a)))]))
+
+    def widened(self) -> np.ndarray:
+        """Return its numbers, float32."""
+        return self.part(0, len(self.a)).raw
+
+    def copy_to(self, out: np.ndarray) -> None:
+        """Write its numbers to `out`, float32 of its shape."""
+        for e, place in enumerate(out):
+            self.at((e,)).copy_to(place)
+
+    def numbers(self) -> Iterator[np.ndarray]:
+        """Yield its numbers in C order, in pieces."""
+        for e in range(len(self.a)):
+            yield from self.at((e,)).numbers()
+
+
+Kept = np.ndarray | Stored | Stack | Encoded | Merged | MergedStack  # what a model's tensors are written from

@@ -3,6 +3,7 @@
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    (R, in)
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    (out, R)
     base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector  (out,)    with DoRA
+    base_model.model.model.layers.0.mlp.experts.lora_A.weight    (E R, in)    of target_parameters, B (out, R E)
 
 As PEFT 0.21 writes and reads it.  What would compute something else than `model/lora.py` is refused.
 """
@@ -51,7 +52,7 @@ UNREAD: dict[str, Any] = {
 READ = (
     *("base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "target_modules", "use_dora", "use_rslora"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
-    *("bias", "modules_to_save", "ensure_weight_tying"),
+    *("bias", "modules_to_save", "ensure_weight_tying", "target_parameters"),
 )
 # Set even where nothing uses them; the first, PEFT corrects by the kind of module.
 WITHOUT_EFFECT = ("fan_in_fan_out", "megatron_core", "peft_version", "qalora_group_size")
@@ -91,6 +92,7 @@ def adapter_config(
         "r": config.rank,
         "rank_pattern": {name: int(value) for name, value in _pairs(config.rank_pattern)},
         "target_modules": _as_peft(config.target_modules) or [],
+        "target_parameters": _as_peft(config.target_parameters),
         "use_dora": config.use_dora,
         "use_rslora": config.use_rslora,
     }
@@ -181,10 +183,11 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolde
     if content.get("init_lora_weights", True) not in INITIAL:
         found = shown(content["init_lora_weights"])
         raise CheckpointError(f"{place}: init_lora_weights is {found}, which changes frozen weights; {REMEDY}")
-    missing = [name for name in ("r", "lora_alpha", "target_modules") if content.get(name) is None]
+    targets = "target_parameters" if content.get("target_parameters") else "target_modules"
+    missing = [name for name in ("r", "lora_alpha", targets) if content.get(name) is None]
     if missing:
         raise CheckpointError(f"{place} lacks {', '.join(missing)}; it is not the adapter_config.json of LoRA")
-    names = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
+    names = ("target_modules", "target_parameters", "exclude_modules", "layers_pattern", "modules_to_save")
     fields: dict[str, Any] = {field: _names(content.get(field), place, field) for field in names}
     fields |= {field: _pattern(content.get(field), place, field) for field in ("rank_pattern", "alpha_pattern")}
     blocks = content.get("layers_to_transform")

@@ -23,7 +23,7 @@ from ..formats.gguf.quantising import FileType, Plan, Subject, file_type
 from ..formats.gguf.rows import rows_in_file
 from ..formats.gguf.writing import PlannedTensor, Progress
 from ..formats.huggingface import bytes_of_size
-from ..formats.merged import Kept, Merged
+from ..formats.merged import Kept, Merged, MergedStack
 from ..formats.safetensors import Stack, Stored
 from ..kernels.storage import STORAGES, Storage
 from ..parameters import Tensor
@@ -102,7 +102,7 @@ def _planned(name: str, shape: tuple[int, ...], rows: "_Rows", importance: np.nd
     return PlannedTensor(name=name, shape=shape, kind=BY_STORAGE[rows.storage], rows=rows, importance=importance)
 
 
-def _rows_of(kept: Stored | Stack, first: int, last: int) -> Stored:
+def _rows_of(kept: Stored | Stack | MergedStack, first: int, last: int) -> Stored:
     """Return rows of a matrix, or of stacked ones as if each lay below the one before."""
     if isinstance(kept, Stored) and len(kept.shape) == 2:
         return kept.part(first, last)
@@ -118,7 +118,7 @@ def _rows_of(kept: Stored | Stack, first: int, last: int) -> Stored:
 class _Rows:
     """Gives the rows of a tensor as they are written: raw ones where it is kept so, else float32."""
 
-    kept: Stored | Stack | Encoded | Merged
+    kept: Stored | Stack | Encoded | Merged | MergedStack
     storage: str
     name: str
     order: np.ndarray | None = None  # of the rows, where it is not ours
@@ -141,7 +141,7 @@ class _Rows:
             numbers = np.asarray(self.kept.widened(), np.float32)
             numbers = numbers if self.order is None else numbers[self.order]
             return (numbers + np.float32(self.plus))[None]
-        if self.order is None or isinstance(self.kept, Stack):  # experts have no heads
+        if self.order is None or isinstance(self.kept, Stack | MergedStack):  # experts have no heads
             part = _rows_of(self.kept, first, last)
         else:
             part = Stored(self.kept.raw[rows], self.kept.bf16)

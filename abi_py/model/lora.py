@@ -28,10 +28,12 @@ import numpy as np
 from ..config import Config, LoraConfig, TrainableModelConfig
 from ..errors import CheckpointError, ConfigError, listed
 from ..families import layers, tensor_table
+from ..formats.encoded import Encoded
 from ..formats.forms import from_stored, to_stored
 from ..formats.gguf.checking import Written
-from ..formats.merged import Kept, Merged
+from ..formats.merged import Kept, Merged, MergedStack
 from ..formats.peft import adapter_config, adapter_metadata, write_adapter
+from ..formats.safetensors import Stack as Piled
 from ..formats.safetensors import Stored
 from ..formats.zig import save_abic
 from ..kernels.engine.checksum import checksum
@@ -224,7 +226,7 @@ class LoraModel(Transformer):
         table, merged = tensor_table(self._shape), self._merged()
         return table, {entry.name: merged.get(entry.name, tensors[self._under(entry.name)]) for entry in table}
 
-    def _merged(self) -> dict[str, Merged | Stored]:
+    def _merged(self) -> dict[str, Merged | MergedStack | Stored]:
         """Return the matrices that have adapters, with these in them (of DoRA, with rows of their lengths), and what is
         trained whole; none while they are in the model's own weights."""
         if self.is_merged:
@@ -232,11 +234,20 @@ class LoraModel(Transformer):
         self._begin_pass()
         factors = {name: g for adapter in self._adapters for name, g in adapter.factors().items()}
         _, tensors = self.model.stored_tensors()
-        found: dict[str, Merged | Stored] = {name: Stored(self.weights[name]) for name in self._copies}
-        for name, (a, b, scale) in self.adapters().items():
+        found: dict[str, Merged | MergedStack | Stored] = {name: Stored(self.weights[name]) for name in self._copies}
+
+        def kept(name: str) -> Stored | Piled | Encoded:
             w = tensors[self._under(name)]
-            matrix = Stored(w) if isinstance(w, np.ndarray) else w
-            found[name] = Merged(matrix, a, b * np.float32(scale), factors.get(name))
+            return Stored(w) if isinstance(w, np.ndarray) else w
+
+        for target, (a, b, scale) in zip(self.targets(), self.adapters().values(), strict=True):
+            name, b = target.tensor.name, b * np.float32(scale)
+            if target.kind is not Kind.EXPERTS:
+                found[name] = Merged(kept(name), a, b, factors.get(name))
+                continue
+            own = [name.replace(name.rpartition(".")[2], each) for each in target.matrices]
+            halves = zip(own, np.split(b, len(own), axis=1), strict=True)
+            found |= {each: MergedStack(kept(each), a, half) for each, half in halves}
         return found
 
     def for_decoding(self) -> Transformer:
@@ -253,7 +264,7 @@ class LoraModel(Transformer):
     def adapters(self) -> dict[str, LowRank]:
         """Return what is added to each matrix that has an adapter, by its name: views.
 
-        Of a table of the embedding (V, C), that is A (V, R) times Bᵀ (R, C).
+        Of a table of the embedding (V, C), that is A (V, R) times Bᵀ (R, C); of stacked experts, an A and a B for each.
         """
         found = {}
         for target in self.targets():
@@ -299,6 +310,9 @@ class LoraModel(Transformer):
                 f"{place} holds adapters alone, and lengths of rows are trained (use_dora); save PEFT's folder, or the "
                 "merged model"
             )
+        if stacks := [target.module for target in self.targets() if target.kind is Kind.EXPERTS]:
+            rule = f"has no room here for adapters of experts ({stacks[0]}, target_parameters)"
+            raise ConfigError(f"{place} {rule}; save PEFT's folder, or the merged model")
         for name in not_there:
             if f"{name}.a" in self.weights:
                 rule = f"has no room for an adapter of {name}"

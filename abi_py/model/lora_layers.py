@@ -14,9 +14,11 @@ from .layers.adapter import Adapter, Group, Part
 from .layers.dora_adapter import DoraAdapter
 from .layers.embedding import Embedding
 from .layers.end_adapters import HeadAdapter, TableAdapter
+from .layers.expert_adapter import ExpertAdapter
+from .layers.experts import GATE_UP
 from .layers.layer import Layer
 from .layers.linear import Linear
-from .lora_targets import Kind, Target, end_targets, linear_targets, trained_shape, trained_table
+from .lora_targets import Kind, Target, end_targets, expert_targets, linear_targets, trained_shape, trained_table
 
 __all__ = ["adapt", "initialize", "planned"]
 
@@ -28,6 +30,8 @@ def planned(shape: TrainableModelConfig, config: LoraConfig) -> tuple[list[Layer
     made = layers(trained_shape(shape, config))
     for linear, targets in linear_targets(shape, made, config):
         _size(linear, targets, config)
+    for experts, stacks in expert_targets(shape, made, config):
+        experts.ranks |= {target.matrices: target.rank for target in stacks}
     _, _, head = parts_of(made)
     head.rank = sum(target.rank for target in end_targets(shape, config) if target.kind is Kind.HEAD)
     return made, trained_table(shape, config)
@@ -48,13 +52,13 @@ def initialize(parameters: Buffers, config: LoraConfig) -> None:
             random.random(out=view, dtype=np.float32)
             view *= np.float32(2)
             view -= np.float32(1)
-            view *= np.float32(view.shape[1] ** -0.5)
+            view *= np.float32(view.shape[-1] ** -0.5)
 
 
 def adapt(
     made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig
 ) -> list[Adapter]:
-    """Put the adapters on the linear layers, the embedding and the head; return those of linear layers."""
+    """Put the adapters on linear layers, experts, embedding and head; return those of linear layers."""
     # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
     seed = int(np.random.SeedSequence([config.seed, MASKS]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     found = linear_targets(shape, made, config)
@@ -72,8 +76,12 @@ def adapt(
                 adapter = DoraAdapter.on(linear, [target.index for target in targets], lengths, adapter)
             linear.adapter = adapter
             adapters.append(adapter)
-
-
+    for experts, stacks in expert_targets(shape, made, config):
+        for target in stacks:
+            a, b = (parameters.weight(f"{target.tensor.name}.{half}") for half in "ab")
+            halves, scale = (a.w, _gradient(a), b.w, _gradient(b)), np.float32(target.scale)
+            experts.adapters[target.matrices] = ExpertAdapter(*halves, scale, gathers=target.matrices == GATE_UP)
+            experts.ranks[target.matrices] = target.rank
     embedding, _, head = parts_of(made)
     for target in ends:
         name = target.tensor.name

@@ -25,6 +25,7 @@ from ..formats.forms import stored_names, stored_shape
 from ..lora_config import is_expression
 from ..parameters import HfName, Tensor
 from .layers.embedding import Embedding
+from .layers.experts import DOWN, GATE_UP, Experts
 from .layers.layer import Layer
 from .layers.linear import Linear
 
@@ -36,6 +37,7 @@ __all__ = [
     "chosen_targets",
     "copies",
     "end_targets",
+    "expert_targets",
     "linear_targets",
     "named",
     "num_trained",
@@ -57,7 +59,8 @@ def report(shape: TrainableModelConfig, config: LoraConfig) -> str:
     table = trained_table(shape, config)
     trained = sum(entry.size for entry in table)
     ranks = sorted({target.rank for target in chosen_targets(shape, config)})
-    what = f"rank {', '.join(map(str, ranks))}: {', '.join(config.target_modules or ())}"
+    what = f"rank {', '.join(map(str, ranks))}: "
+    what += ", ".join([*(config.target_modules or ()), *(config.target_parameters or ())])
     what += ", with lengths of rows (DoRA)" if config.use_dora else ""
     copied = [entry for entry in table if not _is_adapter(entry)]
     more = f"; {sum(entry.size for entry in copied):,} of them in {len(copied)} tensors trained whole" if copied else ""
@@ -78,11 +81,15 @@ class Kind(Enum):
     LINEAR = "part of a linear layer"
     TABLE = "table of the embedding"
     HEAD = "head"
+    EXPERTS = "stack of experts' matrices"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What gets an adapter: a part of a linear layer, a table of the embedding, or the head."""
+    """What gets an adapter: a part of a linear layer, a table of the embedding, the head, or a stack of experts.
+
+    A stack is what the Transformers library has as one parameter: gate and up, or down.  `tensor` is then that one.
+    """
 
     index: int  # of a part in its layer
     tensor: Tensor  # its matrix
@@ -91,11 +98,19 @@ class Target:
     rank: int
     scale: float
     kind: Kind = Kind.LINEAR
+    matrices: tuple[str, ...] = ()  # of a stack: our local names of what it is made of
+    inside: bool = False  # of a stack: PEFT has it inside the adapter of the other one
 
     def parts(self) -> dict[str, tuple[HfName, tuple[int, ...]]]:
         """Return PEFT's names of A, B and the lengths of the rows, and their shapes here: of a table A is (V, R)."""
-        outer, inner = self.tensor.shape
+        *experts, outer, inner = self.tensor.shape
         at = f"{PREFIX}{self.module}.lora_"
+        if self.kind is Kind.EXPERTS:
+            at = f"{PREFIX}{self.module.rpartition('.')[0]}.{'base_layer.' * self.inside}lora_"
+            return {
+                "a": (HfName(f"{at}A.weight", stacked="rows"), (*experts, self.rank, inner)),
+                "b": (HfName(f"{at}B.weight", stacked="columns"), (*experts, outer, self.rank)),
+            }
         if self.kind is Kind.TABLE:
             a, b = HfName(f"{at}embedding_A", transposed=True), HfName(f"{at}embedding_B")
             return {"a": (a, (outer, self.rank)), "b": (b, (inner, self.rank))}
@@ -151,6 +166,42 @@ def linear_targets(
     return found
 
 
+def expert_targets(
+    shape: TrainableModelConfig, made: Sequence[Layer], config: LoraConfig
+) -> list[tuple[Experts, list[Target]]]:
+    """Return the layers of experts, and of each the stacks with adapters.
+
+    PEFT puts one adapter into the other, in the order of the parameters: the last is outermost.
+    """
+    of_model = {tensor.name: tensor for tensor in tensor_table(shape)}
+    found = []
+    for layer in made:
+        if not isinstance(layer, Experts):
+            continue
+        chosen: list[Target] = []
+        for matrices in (GATE_UP, DOWN):
+            tensors = [of_model[layer.at + name] for name in matrices]
+            parameter = _parameter(tensors[0])
+            if not config.is_target_parameter(parameter):
+                continue
+            experts, outer, inner = tensors[0].shape
+            last = parameter.rpartition(".")[2].removesuffix("_proj")
+            stack = replace(
+                tensors[0], name=f"{layer.at}experts_{last}", shape=(experts, outer * len(matrices), inner),
+                gguf_name=tensors[0].gguf_name.replace("_gate_", f"_{last}_"),
+            )  # fmt: skip
+            ranks = config.rank_of(parameter), config.scaling_of(parameter)
+            chosen.append(Target(0, stack, 0, parameter, *ranks, Kind.EXPERTS, matrices))
+        inside = [replace(target, inside=True) for target in chosen[:-1]]
+        found.append((layer, [*inside, *chosen[-1:]]))
+    return found
+
+
+def _parameter(tensor: Tensor) -> str:
+    """Return the Transformers library's name of the stack of experts that a tensor is, or is a part of."""
+    return tensor.hf_names[-1].name
+
+
 def _end_tensors(shape: TrainableModelConfig) -> list[tuple[Tensor, Kind]]:
     """Return the tables of the embedding and the head's matrix, which may be the same."""
     kinds = {Embedding.name: Kind.TABLE, Embedding.positions: Kind.TABLE, "output_proj": Kind.HEAD}
@@ -172,7 +223,8 @@ def end_targets(shape: TrainableModelConfig, config: LoraConfig) -> list[Target]
 def chosen_targets(shape: TrainableModelConfig, config: LoraConfig) -> list[Target]:
     """Return what gets adapters."""
     linear = [target for _, targets in linear_targets(shape, layers(shape), config) for target in targets]
-    return [*linear, *end_targets(shape, config)]
+    stacks = [target for _, targets in expert_targets(shape, layers(shape), config) for target in targets]
+    return [*linear, *stacks, *end_targets(shape, config)]
 
 
 def copies(shape: TrainableModelConfig, config: LoraConfig) -> list[Tensor]:
@@ -214,8 +266,10 @@ def named(shape: TrainableModelConfig, config: AnyLora) -> AnyLora:
     if not chosen:
         rule = "leave out exclude_modules, layers_to_transform or modules_to_save"
         raise ConfigError(f"no projection is left that gets an adapter; {rule}")
-    names = tuple(dict.fromkeys(target.module.rpartition(".")[2] for target in chosen))
-    short = config.replace(target_modules=names)  # the last words, unless they mean more than what was asked for
+    modular = [target.module for target in chosen if target.kind is not Kind.EXPERTS]
+    names = tuple(dict.fromkeys(module.rpartition(".")[2] for module in modular))
+    # The last words, unless they mean more than what was asked for.
+    short = config.replace(target_modules=names or None)
     same = [target.module for target in chosen_targets(shape, short)] == [target.module for target in chosen]
     return short if same else config
 
@@ -277,7 +331,8 @@ def _biases(shape: TrainableModelConfig, config: LoraConfig) -> list[Tensor]:
 def _check_names(
     shape: TrainableModelConfig, config: LoraConfig, linear: Sequence[str], modules: Sequence[str]
 ) -> None:
-    """Raise ConfigError for a name, other than a target, that means nothing of this model."""
+    """Raise ConfigError for a name, other than a target module, that means nothing of this model."""
+    _check_parameters(shape, config)
     for field, names in unused(shape, config, linear).items():
         for name in names:
             what = "leaves out no projection of this model" if field == "exclude_modules" else "fits no adapter"
@@ -304,6 +359,21 @@ def _check_names(
             raise ConfigError(f"ensure_weight_tying (true) acts only where {rule}; leave it out")
 
 
+def _check_parameters(shape: TrainableModelConfig, config: LoraConfig) -> None:
+    """Raise ConfigError for a target parameter that is no stack of experts, or is trained whole."""
+    every = config.replace(target_parameters=("gate_up_proj", "down_proj"), target_modules=None, dropout=0.0)
+    stacks = [target.module for _, some in expert_targets(shape, layers(shape), every) for target in some]
+    for name in config.target_parameters or ():
+        meant = [stack for stack in stacks if LoraConfig(target_parameters=(name,)).is_target_parameter(stack)]
+        if not meant:
+            rule = "this model has no such stack of experts' matrices"
+            ends = dict.fromkeys(".".join(stack.split(".")[-3:]) for stack in stacks)
+            remedy = f"try {either(list(ends))}" if ends else "it has no experts; name modules in target_modules"
+            raise ConfigError(f"target_parameters ({shown(name)}): {rule}; {remedy}")
+        if whole := [stack for stack in meant if config.is_saved(stack)]:
+            raise ConfigError(f"target_parameters ({shown(name)}): modules_to_save trains {whole[0]}; leave out one")
+
+
 # -- their tensors ----------------------------------------------------------------------------------
 
 
@@ -313,7 +383,8 @@ def trained_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tens
     offset = 0
     adapted = set()
     together = [targets for _, targets in linear_targets(shape, layers(shape), config)]
-    for targets in (*together, *([target] for target in end_targets(shape, config))):
+    stacks = [[target] for _, some in expert_targets(shape, layers(shape), config) for target in some]
+    for targets in (*together, *stacks, *([target] for target in end_targets(shape, config))):
         adapted |= {target.module for target in targets}
         for kind in PARTS if config.use_dora else PARTS[:2]:
             for target in targets:
@@ -348,7 +419,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], 
             found = tensors.get(name)
             if found is None or found.shape != wanted:
                 what = "is missing" if found is None else f"has shape {found.shape}"
-                kind = {".m": "DoRA", ".a": f"rank {entry.shape[0]}", ".b": f"rank {entry.shape[-1]}"}
+                kind = {".m": "DoRA", ".a": f"rank {entry.shape[-2]}", ".b": f"rank {entry.shape[-1]}"}
                 which = kind.get(entry.name[-2:], "what is trained whole")
                 rule = f"{which} on this model takes {wanted}; load it on the model it is of"
                 raise CheckpointError(f"{place}: {name} {what}; {rule}")

@@ -88,11 +88,11 @@ def _read_again(model: LoraModel, place: Path, output: Path, most: float) -> Non
 
 
 def _near(found: np.ndarray, wanted: np.ndarray, most: float) -> bool:
-    """Say whether a matrix is another but for rounding; mlx-lm's have zeros beside it, to the widest rank."""
-    rows, columns = wanted.shape
-    if found.shape[0] < rows or found.shape[1] < columns:
+    """Say whether an array is another but for rounding; mlx-lm's have zeros beside it, to the widest rank."""
+    if found.ndim != wanted.ndim or any(has < size for has, size in zip(found.shape, wanted.shape, strict=True)):
         return False
-    return bool(np.abs(found[:rows, :columns] - wanted).max() <= most * np.abs(wanted).max())
+    own = tuple(map(slice, wanted.shape))
+    return bool(np.abs(found[own] - wanted).max() <= most * np.abs(wanted).max())
 
 
 def opens(source: Source, output: Path, form: str, ours: str) -> tuple[str, ...]:

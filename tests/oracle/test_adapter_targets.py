@@ -19,6 +19,8 @@ UNTIED = ("llama", {"tie_embeddings": False})
 TIED = ("qwen2", {"tie_embeddings": True})
 GPT2 = ("gpt2", {})
 OTHERS = {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 5}, "modules_to_save": ["norm"]}
+MIXTRAL = ("mixtral", {"router_aux_loss_coef": 0.0})
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 CASES = {
     "all-linear": (LLAMA, {"target_modules": "all-linear"}),
     "regex": (LLAMA, {"target_modules": r".*layers\.1\.(self_attn\.(q|v)|mlp\.up)_proj"}),
@@ -74,6 +76,16 @@ CASES = {
         {"target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]},
     ),
     **{family: ((family, {"router_aux_loss_coef": 0.0}), OTHERS) for family in ("mixtral", "qwen3_moe")},
+    **{
+        f"{family}: experts": (
+            (family, {"router_aux_loss_coef": 0.0}),
+            {"target_modules": ["q_proj", "o_proj"], "target_parameters": EXPERTS, "rank_pattern": {"down_proj": 3}},
+        )
+        for family in ("mixtral", "qwen3_moe")
+    },
+    "mixtral: gate and up alone": (MIXTRAL, {"target_parameters": ["experts.gate_up_proj"], "use_rslora": True}),
+    "mixtral: down alone": (MIXTRAL, {"target_modules": [], "target_parameters": ["1.mlp.experts.down_proj"]}),
+    "mixtral: as before version 5": (MIXTRAL, {"target_modules": ["q_proj", "w1", "w2", "w3"]}),
 }
 
 

@@ -2,6 +2,7 @@
 
     router      logits = n w_routerᵀ, the K largest of E chosen, gates g (`kernels/router.py`)
     expert e    (silu(n experts_gate[e]ᵀ) * (n experts_up[e]ᵀ)) experts_down[e]ᵀ (`expert_products.py`)
+    adapters    of each expert, on gate and up together and on down (`expert_adapter.py`)
 
 Every token is computed by its K experts, however many choose one of them.  Inside, arrays have S = N K rows, those of
 an expert one after the other.  The router's product is float32 in any number format: what it rounds would be a choice.
@@ -12,11 +13,12 @@ is 0 are computed like any, and do not count, as in transformers; labels play no
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ...kernels.engine.number_formats import FLOAT32
+from ...kernels.engine.scratch import aligned_empty
 from ...kernels.router import load_balancing, z_loss
 from ...kernels.unchecked import (
     expert_gradients,
@@ -29,15 +31,21 @@ from ...kernels.unchecked import (
 )
 from ...parameters import TensorSpec, Weight
 from .. import reference_experts
+from .expert_adapter import ExpertAdapter
 from .expert_products import ExpertProducts, Rows, products_of
 from .layer import Branch
 from .linear import Linear, Projection
 from .norm import Norm
 from .run import Chunk, Entry, Form, KeysAndValues, Penalties, Run
 
-__all__ = ["Experts", "Routed", "Routing"]
+__all__ = ["DOWN", "GATE_UP", "Experts", "Routed", "Routing"]
 
 MATRICES = "experts_gate", "experts_up", "experts_down"
+GATE_UP, DOWN = ("experts_gate", "experts_up"), ("experts_down",)  # what has one adapter
+
+
+def _nothing() -> np.ndarray:
+    return np.empty(0, np.float32)
 
 
 class Routed:
@@ -86,7 +94,7 @@ class Experts(Branch):
 
     @dataclass
     class Saved:
-        """What forward keeps, for N rows; the last five hold K of each row, the integers as int32."""
+        """What forward keeps, for N rows; those after lse hold K of each row, the integers as int32."""
 
         x: np.ndarray  # (N, C): input of the branch
         r: np.ndarray  # (N,): of the norm
@@ -97,6 +105,8 @@ class Experts(Branch):
         chosen: np.ndarray  # (N, K) int32: the experts
         slot: np.ndarray  # (N, K) int32: the rows
         token: np.ndarray  # (N, K): (S,) int32, of each row
+        u_gate_up: np.ndarray = field(default_factory=_nothing)  # (N, K R): (S, R), of adapters
+        u_down: np.ndarray = field(default_factory=_nothing)
 
     @dataclass
     class Scratch:
@@ -110,6 +120,7 @@ class Experts(Branch):
         dgate_up: np.ndarray
         dlogits: np.ndarray  # (N, E)
         dweights: np.ndarray  # (N, K)
+        du: np.ndarray = field(default_factory=_nothing)  # flat, (S, R) of the wider adapter
 
     @dataclass
     class Decoding:
@@ -147,6 +158,8 @@ class Experts(Branch):
         self._linear = Linear(width, Projection("w_router", self.experts))  # not for adapters
         self.own: list[Weight] = []  # bound: the router, and
         self.matrices: tuple[Weight, ...] = ()  # the experts' gate, up and down
+        self.ranks = {GATE_UP: 0, DOWN: 0}  # of their adapters
+        self.adapters: dict[tuple[str, ...], ExpertAdapter] = {}
 
     # -- description -----------------------------------------------------------------------------
 
@@ -174,7 +187,13 @@ class Experts(Branch):
             "lse": Entry(1, Form.NUMBERS),
             "gate_up": Entry(2 * K * self.inner, narrow=True),
             **{name: Entry(K) for name in ("weights", "chosen", "slot", "token")},
+            **{name: Entry(K * rank) for name, rank in self._inner_widths().items()},
         }
+
+    def _inner_widths(self) -> dict[str, int]:
+        """Return the arrays that adapters save, and their ranks."""
+        widths = {"u_gate_up": self.ranks[GATE_UP], "u_down": self.ranks[DOWN]}
+        return {name: rank for name, rank in widths.items() if rank}
 
     def scratch(self) -> dict[str, Entry]:
         """Return the arrays between operations."""
@@ -188,6 +207,7 @@ class Experts(Branch):
             "dgate_up": Entry(2 * K * self.inner),
             "dlogits": Entry(self.experts),
             "dweights": Entry(K),
+            **({"du": Entry(K * max(self.ranks.values()), place="du_experts")} if any(self.ranks.values()) else {}),
         }
 
     def decoding(self) -> dict[str, Entry]:
@@ -206,7 +226,13 @@ class Experts(Branch):
         """Return those of the products: of the router and of a token's experts."""
         router, experts = self.width * self.experts, 3 * self.width * self.inner * self.chosen
         dw = any(weight.dw is not None for weight in self.own) or not self.own
-        return 2.0 * (1 + below + dw) * (router + experts)
+        inner = {GATE_UP: self.width + 2 * self.inner, DOWN: self.inner + self.width}
+        adapters = sum(rank * inner[matrices] for matrices, rank in self.ranks.items()) * self.chosen
+        return 2.0 * (1 + below + dw) * (router + experts) + 6.0 * adapters
+
+    def is_trained(self) -> bool:
+        """Say whether it has adapters, or weights of its own are trained."""
+        return bool(self.adapters) or super().is_trained()
 
     # -- weights ---------------------------------------------------------------------------------
 
@@ -246,11 +272,15 @@ class Experts(Branch):
         h, weights = _rows(s.h, self.inner), a.weights.reshape(-1)
         gate_up, saved = _rows(s.gate_up if run.narrow else a.gate_up, 2 * self.inner), _rows(a.gate_up, 2 * self.inner)
         self.products.gate_up(gate_up, s.n, rows, run)
+        if adapter := self.adapters.get(GATE_UP):
+            adapter.forward(gate_up, s.n, _rows(a.u_gate_up, adapter.rank), rows, run)
         if run.narrow:
             weighted_swiglu_forward_rounded(h, saved, gate_up, weights)
         else:
             weighted_swiglu_forward(h, gate_up, weights)
         self.products.down(out, h, rows, a.x, run)
+        if adapter := self.adapters.get(DOWN):
+            adapter.forward(out, h, _rows(a.u_down, adapter.rank), rows, run)
 
     def backward(self, dx: np.ndarray, a: Saved, s: Scratch, run: Run, below: bool) -> None:
         """Turn dx (N, C) from the gradient of out into that of a.x, in place; add to the penalties of the run."""
@@ -261,9 +291,15 @@ class Experts(Branch):
         dh, gate_up, dgate_up = _rows(s.dh, F), _rows(a.gate_up, 2 * F), _rows(s.dgate_up, 2 * F)
         # forward: out = x + Σ h experts_downᵀ, h = g swiglu(gate_up); weighted_swiglu_backward leaves h in dh
         self.products.down_backward(dh, dx, rows, run)
+        if adapter := self.adapters.get(DOWN):
+            du = _beginning(s.du, len(rows.token), adapter.rank)
+            adapter.inner_gradient(du, dx, rows, run)
+            adapter.input_gradient(dh, du, rows, run)
         weighted_swiglu_backward(dgate_up, dweights, dh, gate_up, weights)
         if down.dw is not None:
             expert_gradients(down.dw, dx, dh, *rows, gather_left=True, **options)
+        if adapter:
+            adapter.weight_gradients(dx, dh, _rows(a.u_down, adapter.rank), du, rows, run)
         # forward: g = gates(logits)
         counted = int(np.count_nonzero(run.counted)) if run.counted is not None else len(dx)
         balance, z = self.routing.add_penalties(self.routed, counted, run.penalties)
@@ -273,11 +309,17 @@ class Experts(Branch):
         self.norm.forward(s.n, a.r, a.x)
         if gate.dw is not None:
             expert_gradients(gate.dw, dgate_up, s.n, *rows, up.dw, **options)
+        if adapter := self.adapters.get(GATE_UP):
+            du = _beginning(s.du, len(rows.token), adapter.rank)
+            adapter.inner_gradient(du, dgate_up, rows, run)
+            adapter.weight_gradients(dgate_up, s.n, _rows(a.u_gate_up, adapter.rank), du, rows, run)
         if (dw := self.router.dw) is not None:
             product(dw, s.dlogits, s.n, transpose_a=True, addend=dw if run.accumulate else None)
         if below:
             self.router.product_backward(s.dn, s.dlogits, None, _exact(run))
             self.products.gate_up_backward(s.dn, dgate_up, rows, run)
+            if adapter:
+                adapter.input_gradient(s.dn, du, rows, run)
             self.norm.backward(dx, s.dn, a.x, a.r, True)
 
     def decode(self, x: np.ndarray, s: Decoding, kept: KeysAndValues | None, run: Run, chunks: Sequence[Chunk]) -> None:
@@ -291,13 +333,22 @@ class Experts(Branch):
             rows = Rows(self._route(a, routed, None), routed.offsets)
             h, gate_up = _rows(a.h, self.inner), _rows(a.gate_up, 2 * self.inner)
             self.products.gate_up(gate_up, a.n, rows, run)
+            if adapter := self.adapters.get(GATE_UP):
+                adapter.forward(gate_up, a.n, aligned_empty((len(h), adapter.rank)), rows, run)
             weighted_swiglu_forward(h, gate_up, a.weights.reshape(-1))
             self.products.down(out, h, rows, out, run)
+            if adapter := self.adapters.get(DOWN):
+                adapter.forward(out, h, aligned_empty((len(h), adapter.rank)), rows, run)
 
 
 def _rows(x: np.ndarray, width: int) -> np.ndarray:
     """Return an array of tokens' rows side by side (N, K width) as rows (S, width)."""
     return x.reshape(-1, width)
+
+
+def _beginning(memory: np.ndarray, rows: int, width: int) -> np.ndarray:
+    """Return the beginning of memory as a matrix."""
+    return memory.reshape(-1)[: rows * width].reshape(rows, width)
 
 
 def _exact(run: Run) -> Run:
