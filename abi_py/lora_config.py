@@ -7,8 +7,8 @@ setting means a module are PEFT's, so that a folder means the same in both:
     target_modules    a name means the module of this name and those that end in it, from a dot on; one regular
                       expression must fit the full name
     exclude_modules   the same, and beats it
-    target_parameters a name means the stacked matrices of experts of this name and those that end in it, from a dot on;
-                      then modules get adapters only where target_modules names them
+    target_parameters a name means stacked matrices of experts: those of this name, and those that end in it, from a
+                      dot on; then modules get adapters only where target_modules names them
     layers_to_transform, layers_pattern    of the modules that are so meant, those in these blocks
     rank_pattern, alpha_pattern    NAME=VALUE: NAME is a regular expression for the end of the full name, from a dot on;
                       the first that fits counts
@@ -162,7 +162,7 @@ class LoraConfig(Config):
         for name in (*lists, "modules_to_save"):
             values = getattr(self, name)
             object.__setattr__(self, name, tuple(dict.fromkeys(values)) if values else None)
-        if self.target_parameters:  # PEFT's rules too: what is trained is a sum of matrices, which sees no inputs
+        if self.target_parameters:  # PEFT's rules too: it adds to the matrices themselves, which see no inputs
             which = "beside target_parameters"
             self._require("dropout", self.dropout == 0, f"be 0 {which}", "leave one of the two out")
             self._require("use_dora", not self.use_dora, f"be false {which}", "leave one of the two out")
@@ -225,7 +225,7 @@ class LoraConfig(Config):
 
     def is_target_parameter(self, parameter: str) -> bool:
         """Say whether a stack of matrices, by its full name, gets adapters."""
-        return _means(self.target_parameters, parameter) if self.target_parameters else False
+        return any(f".{parameter}".endswith(f".{name}") for name in self.target_parameters or ())
 
     def _is_in_layers(self, module: str) -> bool:
         """Say whether a module is in the blocks that are meant."""

@@ -361,7 +361,7 @@ def _check_names(
 
 def _check_parameters(shape: TrainableModelConfig, config: LoraConfig) -> None:
     """Raise ConfigError for a target parameter that is no stack of experts, or is trained whole."""
-    every = config.replace(target_parameters=("gate_up_proj", "down_proj"), target_modules=None, dropout=0.0)
+    every = LoraConfig(target_parameters=("gate_up_proj", "down_proj"))
     stacks = [target.module for _, some in expert_targets(shape, layers(shape), every) for target in some]
     for name in config.target_parameters or ():
         meant = [stack for stack in stacks if LoraConfig(target_parameters=(name,)).is_target_parameter(stack)]

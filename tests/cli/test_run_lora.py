@@ -391,3 +391,42 @@ def test_lengths_of_rows_are_trained_and_gone_on_with(abi_train, base, tmp_path)
         code, _, err = abi_train("export", "whole", "--format", form, "-o", "elsewhere")
         assert code == 2
         assert "holds adapters alone, and lengths of rows are trained (use_dora)" in err
+
+
+def test_experts(abi_train, tmp_path):
+    """Adapters on experts in the dry run, a run, resume, what is left, merge, inspect; where they have no place."""
+    folder = make_folder(tmp_path / "mixture", family="mixtral", num_layers=2)
+    data = write_talks(tmp_path / "talks.jsonl")
+    stacks = "mlp.experts.gate_up_proj,mlp.experts.down_proj"
+    quick = ("--data", data, "--max-seq-len", "64", "--batch-size", "4", "--sample-tokens", "0")
+    chosen = ("--lora-targets", "q", "--lora-target-parameters", stacks, "--lora-rank", "2")
+    run = ("run", "--base", folder, *quick, *chosen)
+    out = trained(abi_train, *run, "--dry-run", "--out", "whole")
+    assert "(rank 2: q_proj, mlp.experts.gate_up_proj, mlp.experts.down_proj)" in out
+    assert "routers of experts get no adapters" in out
+    assert "layers.0-1.experts_gate_up.a" in out
+    run = (*run, "--lr-schedule", "constant", "--learning-rate", "0.01")
+    trained(abi_train, *run, "--epochs", "2", "--out", "whole")
+    trained(abi_train, *run, "--epochs", "1", "--out", "parts")
+    trained(abi_train, "resume", "parts", "--epochs", "2")
+    places = (tmp_path / run / "adapter/adapter_model.safetensors" for run in ("whole", "parts"))
+    one, other = map(read_safetensors, places)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    name = "base_model.model.model.layers.1.mlp.experts.base_layer.lora_B.weight"
+    assert one[name].any()
+    assert written(abi_train, "whole") == written(abi_train, "whole/adapter")
+    trained(abi_train, "merge", "whole/adapter", "-o", "merged")
+    assert written(abi_train, "merged") == written(abi_train, "whole")
+    trained(abi_train, "merge", "whole/adapter", "--to", "gguf", "-o", "merged.gguf")
+    ids = np.arange(5, 15)[None]
+    found = [load_model(tmp_path / each).model.forward(ids) for each in ("whole/adapter", "merged", "merged.gguf")]
+    assert max(np.abs(each - found[0]).max() for each in found) < 1e-4
+    trained(abi_train, "export", "whole", "--format", "peft", "-o", "peft")
+    assert "mlp.experts.down_proj" in trained(abi_train, "inspect", "peft")
+    code, _, err = abi_train("export", "whole", "--format", "gguf-adapter", "-o", "a.gguf")
+    assert (code, "has no room here for adapters of experts" in err) == (2, True), err
+    said = refused(abi_train, "resume", "whole", "--epochs", "3", "--lora-target-parameters", "experts.down_proj")
+    assert "target_parameters (experts.down_proj) of lora must stay mlp.experts.gate_up_proj, mlp.exp" in said
+    for wrong, why in (("experts.up_proj", "try mlp.experts.gate_up_proj"), ("gate.weight", "no such stack of")):
+        said = refused(abi_train, "run", "--base", folder, *quick, "--lora-target-parameters", wrong, "--out", "x")
+        assert why in said

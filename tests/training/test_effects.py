@@ -142,6 +142,7 @@ LORA = {
     "alpha": (32.0, "logits"),
     "dropout": (0.5, "loss"),
     "target_modules": (("q_proj",), "shapes"),
+    "target_parameters": (("experts.down_proj",), ""),
     "exclude_modules": (("q_proj",), "shapes"),
     "layers_to_transform": ((0,), "shapes"),
     "layers_pattern": (("blocks",), ""),
@@ -380,6 +381,10 @@ def test_lora(name):
     if name == "layers_pattern":  # that of no model here
         with pytest.raises(ConfigError, match="no projection is left"):
             adapted(LoraConfig(layers_to_transform=(0,), layers_pattern=value))
+        return
+    if name == "target_parameters":  # of models with experts: tests/model/test_expert_adapters.py
+        with pytest.raises(ConfigError, match="it has no experts"):
+            adapted(LoraConfig(target_parameters=value))
         return
     if name == "ensure_weight_tying":
         saved = {"modules_to_save": ("embed_tokens", "lm_head")}

@@ -236,7 +236,7 @@ def adapter(found: Inspection) -> None:
         found.facts["base"] = content.get("model")
     else:
         found.facts |= {"rank": content.get("r"), "alpha": content.get("lora_alpha")}
-        found.facts |= {"adapted": content.get("target_modules"), "base": content.get("base_model_name_or_path")}
+        found.facts |= {"adapted": _adapted(content), "base": content.get("base_model_name_or_path")}
         kept_in = found.attempt(read_base_storage, path) if weights.is_file() else None
         found.facts |= {"trained on base in": kept_in} if kept_in else {}
     below = found.attempt(under_adapters, path)
@@ -327,7 +327,7 @@ def run(found: Inspection) -> None:
         return
     if (newest / ADAPTER_CONFIG).is_file():
         found.kind, lora = "run of adapters", settings.get("lora", {})
-        found.facts |= {"rank": lora.get("rank"), "adapted": lora.get("target_modules")}
+        found.facts |= {"rank": lora.get("rank"), "adapted": _adapted(lora)}
         if found.attempt(under_adapters, newest) or not found.problems:
             uses_of_model(found, path, tokenizer_beside(found, newest, path), adapters=True)
         return
@@ -345,3 +345,11 @@ def yaml(found: Inspection) -> None:
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
+
+
+def _adapted(content: Mapping[str, Any]) -> Any:
+    """Return what adapters are put on, by what a folder or a run says: modules, and stacks of experts."""
+    modules, stacks = content.get("target_modules"), content.get("target_parameters")
+    if not isinstance(stacks, list):
+        return modules
+    return [*([modules] if isinstance(modules, str) else modules or []), *stacks]
