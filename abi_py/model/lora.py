@@ -46,7 +46,6 @@ from .lora_targets import (
     PREFIX,
     Kind,
     Target,
-    check_tensors,
     chosen_targets,
     copies,
     named,
@@ -57,7 +56,7 @@ from .lora_targets import (
 )
 from .mlx_adapter import save_mlx_adapter
 from .stack import Stack
-from .stored_adapter import base_storage_of, read_stored_adapter
+from .stored_adapter import base_storage_of, check_tensors, read_stored_adapter
 from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["LoraConfig", "LoraModel"]

@@ -10,18 +10,15 @@ layers are those of the same model untied (`trained_shape`), as PEFT has them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
 
-import numpy as np
-
 from ..config import LoraConfig, TrainableModelConfig
-from ..errors import CheckpointError, ConfigError, listed, shown
+from ..errors import ConfigError, shown
 from ..families import layers, tensor_table
 from ..fields import either
-from ..formats.forms import stored_names, stored_shape
 from ..lora_config import is_expression
 from ..parameters import HfName, Tensor
 from .layers.embedding import Embedding
@@ -33,7 +30,6 @@ __all__ = [
     "PREFIX",
     "Kind",
     "Target",
-    "check_tensors",
     "chosen_targets",
     "copies",
     "end_targets",
@@ -181,7 +177,7 @@ def expert_targets(
         chosen: list[Target] = []
         for matrices in (GATE_UP, DOWN):
             tensors = [of_model[layer.at + name] for name in matrices]
-            parameter = _parameter(tensors[0])
+            parameter = tensors[0].hf_names[-1].name  # of the stack, in the Transformers library
             if not config.is_target_parameter(parameter):
                 continue
             experts, outer, inner = tensors[0].shape
@@ -195,11 +191,6 @@ def expert_targets(
         inside = [replace(target, inside=True) for target in chosen[:-1]]
         found.append((layer, [*inside, *chosen[-1:]]))
     return found
-
-
-def _parameter(tensor: Tensor) -> str:
-    """Return the Transformers library's name of the stack of experts that a tensor is, or is a part of."""
-    return tensor.hf_names[-1].name
 
 
 def _end_tensors(shape: TrainableModelConfig) -> list[tuple[Tensor, Kind]]:
@@ -406,28 +397,3 @@ def trained_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tens
 
 def _is_adapter(entry: Tensor) -> bool:
     return entry.name.endswith((".a", ".b", ".m"))
-
-
-def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], place: str) -> None:
-    """Raise CheckpointError if what a folder holds is not what its configuration needs on this model."""
-    known = set()
-    for entry in table:
-        form = entry.hf_names[0]
-        wanted = stored_shape(form, entry)
-        for name in stored_names(form, entry):
-            known.add(name)
-            found = tensors.get(name)
-            if found is None or found.shape != wanted:
-                what = "is missing" if found is None else f"has shape {found.shape}"
-                kind = {".m": "DoRA", ".a": f"rank {entry.shape[-2]}", ".b": f"rank {entry.shape[-1]}"}
-                which = kind.get(entry.name[-2:], "what is trained whole")
-                rule = f"{which} on this model takes {wanted}; load it on the model it is of"
-                raise CheckpointError(f"{place}: {name} {what}; {rule}")
-            if found.dtype.kind != "f":
-                raise CheckpointError(f"{place}: {name} is {found.dtype}; adapters are floats")
-    unknown = sorted(set(tensors) - known)
-    if unknown:
-        raise CheckpointError(
-            f"{place}: {listed(unknown, 1)} has no place in this model; its adapter_config.json names other "
-            "targets, or it was trained on a model with more layers"
-        )

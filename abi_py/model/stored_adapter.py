@@ -7,11 +7,15 @@
 Who takes adapters by their path opens them here, so that one may be given wherever another may.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from ..config import TrainableModelConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from ..formats.checkpoint_names import CONFIG
+from ..formats.forms import stored_names, stored_shape
 from ..formats.gguf.adapter import is_gguf_adapter, open_gguf_adapter
 from ..formats.gguf.container import is_gguf
 from ..formats.mlx_lm import is_mlx_adapter, mlx_base_digest, read_mlx_config
@@ -23,10 +27,18 @@ from ..formats.peft import (
     read_base_digest,
     read_base_storage,
 )
+from ..parameters import Tensor
 from .gguf_adapter import read_gguf_adapter
 from .mlx_adapter import read_mlx_adapter
 
-__all__ = ["base_digest_of", "base_named_by", "base_storage_of", "holds_adapters", "read_stored_adapter"]
+__all__ = [
+    "base_digest_of",
+    "base_named_by",
+    "base_storage_of",
+    "check_tensors",
+    "holds_adapters",
+    "read_stored_adapter",
+]
 
 
 def holds_adapters(place: Path) -> bool:
@@ -70,3 +82,28 @@ def base_named_by(place: Path) -> str | None:
     if name is not None and not isinstance(name, str):
         raise CheckpointError(f"{place / ADAPTER_CONFIG}: model is {name!r}; it must be the name or place of one")
     return name
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], place: str) -> None:
+    """Raise CheckpointError if what a folder holds is not what its configuration needs on this model."""
+    known = set()
+    for entry in table:
+        form = entry.hf_names[0]
+        wanted = stored_shape(form, entry)
+        for name in stored_names(form, entry):
+            known.add(name)
+            found = tensors.get(name)
+            if found is None or found.shape != wanted:
+                what = "is missing" if found is None else f"has shape {found.shape}"
+                kind = {".m": "DoRA", ".a": f"rank {entry.shape[-2]}", ".b": f"rank {entry.shape[-1]}"}
+                which = kind.get(entry.name[-2:], "what is trained whole")
+                rule = f"{which} on this model takes {wanted}; load it on the model it is of"
+                raise CheckpointError(f"{place}: {name} {what}; {rule}")
+            if found.dtype.kind != "f":
+                raise CheckpointError(f"{place}: {name} is {found.dtype}; adapters are floats")
+    unknown = sorted(set(tensors) - known)
+    if unknown:
+        raise CheckpointError(
+            f"{place}: {listed(unknown, 1)} has no place in this model; its adapter_config.json names other "
+            "targets, or it was trained on a model with more layers"
+        )
