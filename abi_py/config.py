@@ -153,7 +153,7 @@ class LlmTrainingConfig(Config):
     max_grad_norm: float = opt(1.0, "clip the gradient to this global norm (0 = off)")
     weight_decay: float = opt(0.01, "weight decay: decoupled, or for sgd and adam added to the gradient")
     optimizer: Accepts[OptimizerType, str] = opt(
-        OptimizerType.ADAMW, "update rule; adamw_8bit: moments in bytes; muon: hidden matrices, else adamw", common=True
+        OptimizerType.ADAMW, "rule; adamw_8bit: moments in bytes; muon: hidden matrices, else adamw", common=True
     )
     label_smoothing: float = opt(0.0, "share of the target spread evenly over the vocabulary")
     checkpoint_interval: int = opt(1000, "steps between checkpoints (0 = off)", acts=_SAVES)

@@ -135,6 +135,10 @@ class _Example(click.Command):
         super().__init__(*arguments, **settings)
         self.example = example
 
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        """Return -h and --help whoever asks first: click keeps what comes of the first context."""
+        return ["-h", "--help"]
+
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the usage, then the example."""
         super().format_usage(ctx, formatter)

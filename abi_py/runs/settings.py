@@ -215,7 +215,6 @@ class RunLoraConfig(LoraConfig):
         "keep the matrices of --base in fewer bits while adapters are trained on them; nf4-dq is QLoRA's, half a byte "
         "a weight; embedding, head and norms stay as they are  [as its files have them]",
         flag="base-storage",
-        common=True,
     )
 
     @property
