@@ -19,7 +19,9 @@ class JsonAnswers:
     equal: int
 
     def shares(self) -> dict[str, float]:
-        """Return the three shares by name, 0 to 1."""
+        """Return the three shares by name, 0 to 1; none of nothing."""
+        if not self.asked:
+            return {}
         return {name: getattr(self, name) / self.asked for name in ("parsed", "keyed", "equal")}
 
     def rows(self) -> list[tuple[str, str]]:

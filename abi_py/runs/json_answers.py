@@ -4,13 +4,14 @@
     parsed   the whole answer is one JSON object, with nothing before it or after it; NaN, and a key given twice, are
              no JSON (`untrusted.parse_json`)
     keyed    and has the keys of the data's answer, no more and no fewer, at its top
-    equal    and is the same value as the data's answer; the order of keys says nothing
+    equal    and is the same value as the data's answer; the order of keys says nothing, and true is not 1
 
 Answers are greedy: the likeliest token each time, so that the figures are those of the weights and of nothing else.
 One that has not ended after twice the tokens of the longest answer asked for is cut, and then does not parse.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,18 +29,27 @@ if TYPE_CHECKING:
     from ..model.transformer import Transformer
     from ..training.trainer import LlamaTrainer
 
-__all__ = ["check_answers", "check_answers_of_run", "judge"]
+__all__ = ["check_answers", "check_answers_of_run", "check_askable", "judge"]
 
 
 def judge(answer: str, own: dict[str, Any]) -> tuple[bool, bool, bool]:
     """Return whether an answer is a JSON object, has the keys of the data's own answer, and is equal to it."""
     found = _object(answer)
-    return found is not None, found is not None and found.keys() == own.keys(), found == own
+    return found is not None, found is not None and found.keys() == own.keys(), _same(found, own)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Say whether two values are the same in JSON: 1 and 1.0 are, true and 1 are not, though they are in Python."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def _object(text: str) -> dict[str, Any] | None:
     try:
-        value = parse_json(text.strip())
+        value = parse_json(text)  # white space around it is JSON's own: a no-break space is none
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -48,25 +58,18 @@ def _object(text: str) -> dict[str, Any] | None:
 def check_answers(
     model: "Transformer", tokenizer: "Tokenizer", stop_ids: Sequence[int], data: "ChatDataset", most: int
 ) -> JsonAnswers:
-    """Let the model answer the first `most` rows of `data` whose own answer is a JSON object, and judge the answers.
-
-    ConfigError if no row has one; errors of `Generator.run`.
+    """Let the model answer the first `most` rows of `data` whose own answer is a JSON object, and judge the answers;
+    `asked` is 0 where there is none.  Errors of `Generator.run`.
     """
     from ..generation import Generator
 
     asked, owns, longest = list[np.ndarray](), list[dict[str, Any]](), 0
-    for question, own, length in _questions(data, tokenizer):
-        if len(asked) == most:
-            break
-        if len(question) < model.config.max_seq_len:
-            asked.append(question)
-            owns.append(own)
-            longest = max(longest, length)
+    for question, own, length in islice(_questions(data, tokenizer, model.config.max_seq_len), most):
+        asked.append(question)
+        owns.append(own)
+        longest = max(longest, length)
     if not asked:
-        raise ConfigError(
-            f"check_json ({most}) has no effect: none of the {counted(len(data), 'conversation')} of {data.name} has "
-            "an answer that is a JSON object and is trained by itself; leave it out"
-        )
+        return JsonAnswers(asked=0, parsed=0, keyed=0, equal=0)
     generator = Generator(model, tokenizer)
     results = generator.run(asked, temperature=0.0, max_new_tokens=2 * longest, stop_ids=tuple(stop_ids))
     verdicts = np.array([judge(result.text or "", own) for result, own in zip(results, owns, strict=True)])
@@ -74,15 +77,36 @@ def check_answers(
     return JsonAnswers(asked=len(asked), parsed=parsed, keyed=keyed, equal=equal)
 
 
-def _questions(data: "ChatDataset", tokenizer: "Tokenizer") -> Iterator[tuple[np.ndarray, dict[str, Any], int]]:
-    """Yield what comes before the first answer of each row, that answer where it is an object, and its length."""
+def check_askable(run: Run) -> None:
+    """Raise ConfigError if a run is to check answers, and none that is kept for validation is a JSON object: before
+    training, for at its end there would be nothing to check.
+    """
+    from ..data.chat_dataset import ChatDataset
+
+    most, tokenizer = run.config.data.check_json, run.find_tokenizer()[0]
+    if not most or not isinstance(run.valid, ChatDataset) or tokenizer is None:
+        return
+    if next(_questions(run.valid, tokenizer, run.config.model.max_seq_len), None) is None:
+        raise ConfigError(
+            f"check_json ({most}) has no effect: none of the {counted(len(run.valid), 'conversation')} kept for "
+            "validation has an answer that is a JSON object and is trained by itself, as loss_on assistant does; leave "
+            "it out"
+        )
+
+
+def _questions(
+    data: "ChatDataset", tokenizer: "Tokenizer", context: int
+) -> Iterator[tuple[np.ndarray, dict[str, Any], int]]:
+    """Yield what comes before the first answer of each row, that answer, and its length: where the answer is an object
+    and the model's context has room for one.
+    """
     for index in range(len(data)):
         ids, trained = data.row(index)
         begin = int(np.argmax(trained))
         untrained = np.flatnonzero(~trained[begin:])
         end = begin + int(untrained[0]) if len(untrained) else len(ids)
         own = _object(tokenizer.decode(ids[begin:end].tolist(), skip_special_tokens=True)) if begin else None
-        if own is not None:
+        if own is not None and begin < context:
             yield ids[:begin].astype(np.int64), own, end - begin
 
 

@@ -11,6 +11,7 @@ from .conversations import no_conversations
 from .defaults import DEFAULTS, RUN, Facts, Preset
 from .derived import derive
 from .finishing import check_export, check_new_file
+from .json_answers import check_askable
 from .opening import OpenData, Progress, open_data, unseen
 from .run import Run, count_steps
 from .settings import (
@@ -209,6 +210,7 @@ def check_samples(run: Run) -> None:
             f"check_json ({run.config.data.check_json}) has no effect without conversations that are kept; leave it "
             "out, or give conversations, and valid_fraction above 0 or valid_path"
         )
+    check_askable(run)
     if not run.config.data.sample_prompts:
         return
     if run.valid is None or run.config.training.eval_interval == 0:

@@ -8,7 +8,6 @@ from world import make_folder
 
 from abi_py.data.chat_dataset import ChatDataset
 from abi_py.data.tokenizer import Tokenizer
-from abi_py.errors import ConfigError
 from abi_py.runs.json_answers import check_answers, judge
 
 OWN = {"op": "add", "terms": [1, 2]}
@@ -28,6 +27,26 @@ OWN = {"op": "add", "terms": [1, 2]}
 )
 def test_what_an_answer_is(answer, verdict):
     assert judge(answer, OWN) == verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "own", "equal"),
+    [
+        ('{"a": true}', {"a": 1}, False),
+        ('{"a": [{"b": 0}]}', {"a": [{"b": False}]}, False),
+        ('{"a": [true, {"b": null}]}', {"a": [True, {"b": None}]}, True),
+        ('{"a": 1.0}', {"a": 1}, True),  # JSON has one kind of numbers
+        ('{"a": [1]}', {"a": [1, 2]}, False),
+        ('{"a": {}}', {"a": []}, False),
+    ],
+)
+def test_true_is_not_one(answer, own, equal):
+    assert judge(answer, own) == (True, True, equal)
+
+
+def test_white_space_is_that_of_json():
+    assert judge(' \t\r\n{"a": 1}\n', {"a": 1}) == (True, True, True)
+    assert judge('\N{NO-BREAK SPACE}{"a": 1}', {"a": 1}) == (False, False, False)
 
 
 class Echo:
@@ -67,8 +86,9 @@ def test_rows_without_an_object_are_not_asked(monkeypatch):
     assert found.shares() == {"parsed": 2 / 3, "keyed": 2 / 3, "equal": 1 / 3}
     assert asked == [(["one", "three", "four"], {"temperature": 0.0, "max_new_tokens": 16, "stop_ids": (7,)})]
     assert check_answers(model, Echo(), (7,), data, 2).asked == 2
-    with pytest.raises(ConfigError, match=r"check_json \(5\) has no effect: none of the 1 conversation of talks"):
-        check_answers(model, Echo(), (), rows(("a", "b")), 5)
+    none = check_answers(model, Echo(), (), rows(("a", "b")), 5)
+    assert (none.asked, none.shares()) == (0, {})
+    assert none.rows() == [("answers checked as JSON", "0")]
 
 
 def write_json_talks(path):
@@ -116,6 +136,10 @@ def test_what_is_refused(abi_train, tmp_path):
     code, _, err = abi_train("run", *TRAIN.split(), "--check-json", "5", "--valid-fraction", "0")
     assert code == 2
     assert "check_json (5) has no effect without conversations that are kept" in err
+    code, _, err = abi_train("run", *TRAIN.split(), "--check-json", "5", "--loss-on", "all")
+    assert code == 2
+    assert "check_json (5) has no effect: none of the 8 conversations kept for validation has an answer" in err
+    assert not (tmp_path / "r").exists()  # before anything is trained
     (tmp_path / "t.txt").write_text("words " * 200)
     code, _, err = abi_train("eval", "base", "t.txt", "--check-json", "5")
     assert code == 2
