@@ -15,7 +15,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,14 +24,16 @@ from ..config import fields_of
 from ..errors import CheckpointError, ConfigError
 from ..fields import plain
 from ..files import atomic_text, sha256_of
+from ..formats.checkpoint_names import CARD, ORIGIN, TRAINING_ARGS
 from ..locks import DirectoryLock
-from ..runs.base import Base, digest_of
-from ..runs.directory import EVALUATION, Leaves, hold, is_run
+from ..runs.base import Base
+from ..runs.directory import CONFIG, EVALUATION, Leaves, has_checkpoint, hold, is_run
 from ..runs.resolve import Given, prepare
-from ..runs.resuming import Resumed
+from ..runs.resuming import Resumed, has_saved
 from ..runs.run import Run
-from ..runs.settings import BaseConfig, ChatConfig, DataConfig
+from ..runs.settings import BaseConfig, ChatConfig, DataConfig, absolute, read_run_config
 from ..runs.shipped import place_of
+from ..training.trainer_state import TRAINER_STATE
 from ..untrusted import read_json
 from .phase_record import Record
 from .recipe import Phase, PhaseConfig, Recipe
@@ -45,7 +48,13 @@ TrainRun: TypeAlias = Callable[[Run, Path | None], int]
 Tell: TypeAlias = Callable[[str, str], None]  # is told a label and a line
 RUN = "run"
 TABLE = "table.md"
-NO_BITS = ("num_threads",)  # of training: what changes no bit of a result
+# What changes no bit of what is left, by section: it may change while a chain is under way.
+NO_BITS: Mapping[str, tuple[str, ...]] = {
+    "training": ("num_threads", "log_interval"),
+    "data": ("check_json", "prompt", "sample_tokens", "sample_answers", "sample_prompts", "sample_length"),
+}
+PLACES: Mapping[str, tuple[str, ...]] = {"data": ("path", "valid_path", "tokenizer"), "chat": ("mix", "template")}
+TOLD = (CARD, ORIGIN, TRAINING_ARGS, TRAINER_STATE)  # of a folder that is left: what tells of the run, with its times
 
 
 class Chain:
@@ -103,7 +112,8 @@ class Chain:
         own = {each.name: plain(getattr(phase.config, each.name)) for each in fields_of(PhaseConfig)}
         found: dict[str, Any] = {"phase": {name: value for name, value in own.items() if name != "rows"}}
         for section, values in phase.settings.items():
-            found[section] = {name: plain(value) for name, value in values.items() if name not in NO_BITS}
+            free = NO_BITS.get(section, ())
+            found[section] = {name: plain(value) for name, value in values.items() if name not in free}
         result: dict[str, Any] = json.loads(json.dumps(found))
         return result
 
@@ -115,7 +125,9 @@ class Chain:
             record = self.done(before)
             found["what it starts from"] = "" if record is None else record.outputs[before.config.leaves_model or ""]
         elif phase.settings.get("base", {}).get("path"):
-            found["its base"] = Base.open(BaseConfig.from_dict(phase.settings["base"])).given.digest or ""
+            base = Base.open(BaseConfig.from_dict(phase.settings["base"]))
+            found["its base"] = base.given.digest or ""
+            found["the tokenizer and chat template of its base"] = _digest_of_companions(base)
         return found | {f"data ({path})": _digest_of_data(path) for path in data_of(phase)}
 
     # -- one phase -----------------------------------------------------------------------------
@@ -175,14 +187,10 @@ class Chain:
         place, folder, config = self.folder(phase) / RUN, self.folder(phase), phase.config
         checkpoint = None
         with self.naming(phase):
-            if is_run(place):
-                flags: dict[str, dict[str, Any]] = {}
-                before = self.before(phase)
-                if before is not None and config.leaves_adapter is not None:
-                    flags = {"base": {"path": str(self.model_of(before).absolute())}}  # the chain may have moved
-                resumed = Resumed.find(place, flags, functools.partial(tell, "note"))
+            if is_run(place) and (has_checkpoint(place) or has_saved(place)):
+                resumed = Resumed.find(place, self._changes(phase, place), functools.partial(tell, "note"))
                 run, checkpoint = resumed.open(resumed.reschedule(None)), resumed.checkpoint
-            else:
+            else:  # one that ended before its first checkpoint begins anew
                 given = self.given(phase)
                 run = given.resolve(given.open_data(), place)
             rows = len(run.train) + run.num_kept
@@ -194,6 +202,24 @@ class Chain:
             None if config.leaves_adapter is None else folder / config.leaves_adapter,
         )
         return dataclasses.replace(run, asked=leaves), checkpoint
+
+    def _changes(self, phase: Phase, place: Path) -> dict[str, dict[str, Any]]:
+        """Return what the half-done run in `place` is told anew: where files lie now, for the chain may have moved, and
+        what changes no bits, where the recipe has something else.
+        """
+        recorded, before = read_run_config(place / CONFIG), self.before(phase)
+        found: dict[str, dict[str, Any]] = {}
+        for section in ("data", "chat", "training"):
+            names = (*NO_BITS.get(section, ()), *PLACES.get(section, ()))
+            then, values = recorded.get(section) or {}, phase.settings.get(section, {})
+            now = {name: plain(value) for name, value in absolute(values).items() if name in names}
+            changed = {name: value for name, value in now.items() if value != plain(then.get(name))}
+            if changed:
+                found[section] = changed
+        base = str(self.model_of(before)) if before is not None else phase.settings.get("base", {}).get("path")
+        if recorded.get("lora") and base is not None:  # other runs have all their weights in the checkpoint
+            found["base"] = {"path": os.path.abspath(base)}
+        return found
 
     # -- GGUF files ----------------------------------------------------------------------------
 
@@ -221,7 +247,8 @@ class Chain:
             tell("wrote", f"{path}: {path.stat().st_size:,} bytes")
         ordered = {file_type(kind).name: rows[file_type(kind).name] for kind in phase.config.quantize}
         atomic_text(folder / TABLE, table_text({**figures, "types": ordered}))
-        record = dataclasses.replace(record, figures={**figures, "types": ordered}, done=True)
+        outputs[TABLE] = digest_of_output(folder / TABLE)
+        record = dataclasses.replace(record, outputs=outputs, figures={**figures, "types": ordered}, done=True)
         record.write(folder)
         self._verified[phase.name] = record
         return record
@@ -282,13 +309,36 @@ def _digest_of_data(path: str) -> str:
         raise ConfigError(f"data ({path}) must be a file or a directory that exists; check the path")
     if place.is_file():
         return sha256_of(place)[1]
-    lines = [f"{file.path.relative_to(place).as_posix()} {sha256_of(file.path)[1]}\n" for file in expand([place])]
+    return _digest_of_files(place, [file.path for file in expand([place])])
+
+
+def _digest_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """Return the SHA-256 of the names and hashes of files in a folder."""
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256_of(path)[1]}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digest_of_companions(base: Base) -> str:
+    """Return the SHA-256 of what a run takes from its base beside the weights: the files of tokenizer, chat template
+    and generation, wherever they are."""
+    from ..data.tokenizer import Tokenizer
+    from ..model.stored import companions_at
+
+    files = companions_at(base.place).files
+    lines = [f"{name} {hashlib.sha256(files[name]).hexdigest()}\n" for name in sorted(files)]
+    if base.tokenizer is not None:
+        tokenizer = Tokenizer.load(base.tokenizer)
+        lines.append(f"{tokenizer.hash} {tokenizer.chat_template}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def digest_of_output(place: Path) -> str:
-    """Return the SHA-256 of what a phase has left: of a folder that of its weights and their shape, or of a file."""
-    return digest_of(place) if place.is_dir() else sha256_of(place)[1]
+    """Return the SHA-256 of what a phase has left: of a file, or of all files of a folder but those that tell of the
+    run, and hidden ones, which are somebody else's."""
+    if not place.is_dir():
+        return sha256_of(place)[1]
+    own = (path for path in sorted(place.rglob("*")) if path.is_file())
+    return _digest_of_files(place, [path for path in own if path.name not in TOLD and not path.name.startswith(".")])
 
 
 def _figures(run: Run) -> dict[str, Any]:

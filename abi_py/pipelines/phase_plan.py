@@ -27,6 +27,7 @@ from ..runs.resolve import Given
 from ..runs.run import Run
 from ..runs.settings import BaseConfig, ChatConfig, DataConfig, ExportConfig
 from ..runs.shipped import place_of
+from ..untrusted import place_in_yaml
 from .chain import RUN, Chain, data_of
 from .phase_record import Record
 from .recipe import Phase
@@ -135,6 +136,10 @@ class _Planner:
             figures = record.figures
             rows, kept, steps = (figures.get(name) or 0 for name in ("rows", "kept", "total_steps"))
             return Planned(phase=phase, record=record, rows=rows, kept=kept, steps=steps)
+        text = phase.config.perplexity
+        if text is not None and not Path(text).exists():  # not hours later, when the other phases are done
+            place = place_in_yaml(self.chain.recipe.path, "phases", phase.name, "perplexity")
+            raise ConfigError(f"{place}: phase {phase.name}: perplexity ({text}) does not exist; check the path")
         with self.chain.naming(phase):
             return self._training(phase) if phase.trains else self._quantizing(phase)
 

@@ -63,8 +63,9 @@ class PhaseConfig(Config):
             value = getattr(self, name)
             good = value is None or (NAME.fullmatch(value) is not None and value not in ("run", "phase.json"))
             self._require(name, good, "be the name of a folder, of letters, digits, _ . -", "as in final_merged")
-        for each in self.quantize:
-            file_type(each)
+        kinds = [file_type(each).name for each in self.quantize]
+        twice = next((kind for number, kind in enumerate(kinds) if kind in kinds[:number]), None)
+        self._require("quantize", twice is None, f"name {twice} once, it is one file", "leave the other out")
 
 
 @dataclass(frozen=True)
@@ -199,3 +200,11 @@ def _check(
     lora = {**common.get("lora", {}), **sections.get("lora", {})}
     if config.leaves_adapter is not None and not lora.get("enabled", bool(lora)):
         raise ConfigError(f"leaves_adapter ({config.leaves_adapter}) acts only where adapters are trained; give lora")
+    own = sections.get("export", {})
+    if "dtype" in own and config.leaves_model is None:
+        raise ConfigError("dtype of export acts only with leaves_model: adapters are float32; leave it out")
+    encoded = lora.get("enabled", bool(lora)) and lora.get("base_storage")
+    if "merge_base" in own and (config.leaves_model is None or not encoded):
+        raise ConfigError(
+            "merge_base of export acts only with leaves_model, and adapters on a base_storage of lora; leave it out"
+        )

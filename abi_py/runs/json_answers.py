@@ -83,10 +83,11 @@ def check_askable(run: Run) -> None:
     """
     from ..data.chat_dataset import ChatDataset
 
-    most, tokenizer = run.config.data.check_json, run.find_tokenizer()[0]
-    if not most or not isinstance(run.valid, ChatDataset) or tokenizer is None:
+    most = run.config.data.check_json
+    if not most or not isinstance(run.valid, ChatDataset):
         return
-    if next(_questions(run.valid, tokenizer, run.config.model.max_seq_len), None) is None:
+    tokenizer = run.find_tokenizer()[0]
+    if tokenizer is not None and next(_questions(run.valid, tokenizer, run.config.model.max_seq_len), None) is None:
         raise ConfigError(
             f"check_json ({most}) has no effect: none of the {counted(len(run.valid), 'conversation')} kept for "
             "validation has an answer that is a JSON object and is trained by itself, as loss_on assistant does; leave "

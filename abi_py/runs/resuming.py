@@ -34,7 +34,7 @@ from .settings import (
 if TYPE_CHECKING:
     from ..training.state import TrainingState
 
-__all__ = ["Resumed", "changed", "epochs_done", "finished", "note_on_pruning"]
+__all__ = ["Resumed", "changed", "epochs_done", "finished", "has_saved", "note_on_pruning"]
 
 
 @dataclass(frozen=True)
@@ -272,10 +272,15 @@ def finished(state: "TrainingState", run: RunConfig) -> Finished | None:
     return None
 
 
+def has_saved(directory: Path) -> bool:
+    """Say whether a run has ever saved a checkpoint, by what it has recorded."""
+    metrics = directory / METRICS
+    return metrics.is_file() and '"type": "checkpoint"' in metrics.read_text()
+
+
 def _check_never_saved(directory: Path) -> None:
     """Raise CheckpointError if a run without checkpoints once had some: to begin again would replace its records."""
-    metrics = directory / METRICS
-    if metrics.is_file() and '"type": "checkpoint"' in metrics.read_text():
+    if has_saved(directory):
         raise CheckpointError(
             f"{place_of_checkpoints(directory)} holds no checkpoint, though the run in {directory} has saved some; put "
             f"them back, set checkpoint_path in {directory / CONFIG} to where they are, or begin a new run"

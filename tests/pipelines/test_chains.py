@@ -15,6 +15,7 @@ from abi_py.errors import AbiError, CheckpointError, ConfigError
 from abi_py.pipelines import phase_plan, train_phases
 from abi_py.pipelines.chain import Chain
 from abi_py.pipelines.recipe import SHIPPED, Recipe
+from abi_py.runs import training
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = """
@@ -128,6 +129,18 @@ def test_a_phase_has_the_common_settings_under_its_own(place):
         ),
         ("phases:\n  a: {leaves_model: m, perplexity: x}", "perplexity acts only with quantize"),
         ("phases:\n  a: {quantize: [F16]}", "quantize must come with after"),
+        (
+            "phases:\n  a: {leaves_model: m}\n  b: {after: a, quantize: [F16, f16]}",
+            "r.yaml:3: phase b: quantize (F16, f16) must name F16 once",
+        ),
+        (
+            "phases:\n  a: {leaves_adapter: m, lora: {rank: 2}, export: {dtype: bfloat16}}",
+            "r.yaml:2: phase a: dtype of export acts only with leaves_model",
+        ),
+        (
+            "phases:\n  a: {leaves_model: m, lora: {rank: 2}, export: {merge_base: dequant}}",
+            "r.yaml:2: phase a: merge_base of export acts only with leaves_model, and adapters on a base_storage",
+        ),
         ("phases:\n  a: {leaves_model: m}\n  b: {after: a, quantize: [F17]}", "phase b: "),
         (
             "phases:\n  a: {leaves_model: m}\n  b: {after: a, quantize: [F16], chat: {match: x}}",
@@ -195,6 +208,82 @@ def test_what_was_begun_otherwise_is_refused(place):
         train_phases("r.yaml", "out")
 
 
+def test_every_file_that_a_phase_leaves_counts(place):
+    recipe = Recipe.read(place / "r.yaml")
+    for name in ("first", "two", "files"):
+        train_phases(recipe, "out", only=name)
+
+    def is_refused(phase, path, content):
+        """Say whether a phase is refused with another content of a file, None for no file; it is put back."""
+        before = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        try:
+            assert Chain(recipe, Path("out")).done(recipe.phase(phase)) is not None
+        except (CheckpointError, ConfigError) as error:
+            assert f"phase {phase} has left" in str(error) or "tokenizer and chat template of its base" in str(error)  # noqa: PT017
+            return True
+        finally:
+            path.write_bytes(before)
+        return False
+
+    settings = json.loads((place / "out/two/adapter/adapter_config.json").read_text())
+    other = json.dumps({**settings, "lora_alpha": 1000}).encode()
+    assert is_refused("two", place / "out/two/adapter/adapter_config.json", other)
+    assert is_refused("two", place / "out/two/adapter/adapter_config.json", None)
+    assert is_refused("first", place / "out/first/merged/tokenizer.json", None)
+    assert is_refused("first", place / "out/first/merged/chat_template.jinja", b"x")
+    assert is_refused("files", place / "out/files/table.md", None)
+    assert is_refused("first", place / "base/chat_template.jinja", b"x")
+    assert not is_refused("first", place / "out/first/merged/README.md", b"x")  # it tells of the run, with its time
+    train_phases(recipe, "out", only="files")
+
+
+def test_what_changes_no_weight_may_change(place):
+    train_phases("r.yaml", "out", only="first")
+    changed = CHAIN.replace("sample_tokens: 0", "sample_tokens: 2").replace("num_threads: 1", "log_interval: 3")
+    (place / "r.yaml").write_text(changed)
+    train_phases("r.yaml", "out", only="first")
+    (place / "r.yaml").write_text(CHAIN.replace("sample_tokens: 0", "sample_tokens: 0, check_json: 2"))
+    with pytest.raises(ConfigError, match=r"check_json \(2\) has no effect: none of the 4 conversations kept"):
+        train_phases("r.yaml", "other", only="first")  # its answers are words, and it is told before training
+    assert not (place / "other/first/run").exists()
+    (place / "r.yaml").write_text(CHAIN)
+    train_phases("r.yaml", "other", only="first")
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_chain_that_was_moved_goes_on(place, monkeypatch, has_checkpoint):
+    whole = place / "whole"
+    whole.mkdir()
+    for name in ("base", "talks.jsonl"):
+        (place / name).rename(whole / name)
+    merged = CHAIN.replace("leaves_adapter: adapter\n    training", "leaves_model: m\n    training")
+    (whole / "r.yaml").write_text(merged)
+    monkeypatch.chdir(whole)
+    train_phases("r.yaml", "out", only="first")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    recipe = Recipe.read(Path("r.yaml"))
+
+    def train(run, checkpoint):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "leave_model", killed)
+            if not has_checkpoint:
+                patch.setattr(type(run), "make_trainer", killed)
+            return training.train_run(run, checkpoint)
+
+    with pytest.raises(KeyboardInterrupt):
+        Chain(recipe, Path("out")).do(recipe.phase("two"), train, lambda label, text: None)
+    monkeypatch.chdir(place)
+    whole.rename(place / "moved")
+    monkeypatch.chdir(place / "moved")
+    found = train_phases("r.yaml", "out", only="two")
+    assert found["two"].done
+    assert train_phases("r.yaml", "out", only="two") == found
+
+
 def test_what_is_refused_before_anything_is_written(place, monkeypatch):
     with pytest.raises(ConfigError, match=r"phase two starts from what first leaves, and that is not done; first: "):
         train_phases("r.yaml", "out", only="two")
@@ -202,6 +291,9 @@ def test_what_is_refused_before_anything_is_written(place, monkeypatch):
         train_phases("r.yaml", "out", only="four")
     (place / "r.yaml").write_text(CHAIN.replace("leaves_model: merged", "leaves_model: merged\n    rows: 35"))
     with pytest.raises(ConfigError, match=r"r.yaml: phase first: rows \(35\) must be 36"):
+        train_phases("r.yaml", "out")
+    (place / "r.yaml").write_text(CHAIN + "    perplexity: nothere.txt\n")
+    with pytest.raises(ConfigError, match=r"r.yaml:\d+: phase files: perplexity \(nothere.txt\) does not exist"):
         train_phases("r.yaml", "out")
     (place / "r.yaml").write_text(CHAIN)
     free = shutil.disk_usage(place)
