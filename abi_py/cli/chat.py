@@ -111,11 +111,12 @@ def command(
     several = put_on_model(loaded, adapters) if adapters else None
     if several is not None:
         several.use(next(iter(several)))
-    chat = Chat(loaded.model, codec, encoder, settings, system, ends, several)
+    alone = loaded.model if several is None else several.base
+    chat = Chat(alone, codec, encoder, settings, system, ends, several)
     utf8_output()
     if once is not None:
         chat.prompt([*chat.messages, {"role": "user", "content": once}])  # raises for a question that is too long
-    for each in {id(it): it for it in (loaded.model, chat.generator.model)}.values():  # what a switch goes to, too
+    for each in {id(it): it for it in (alone, chat.generator.model)}.values():  # what a switch goes to, too
         compile_for_decoding(each, integer=settings.integer_products)
     if once is not None:
         if chat.answer(once):

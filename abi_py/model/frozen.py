@@ -5,7 +5,8 @@ and are in memory; embedding, head and routers stay as they lie, as bitsandbytes
 
 It has neither gradients nor moments.  It evaluates, it decodes, and adapters can be trained on it; a matrix in bfloat16
 so takes two bytes for each weight, which the system reads when they are first used.  So do the matrices of experts, and
-of one that is not chosen nothing is read.  What is no matrix (norms, biases) is a float32 copy.  Losses and logits have
+of one that is not chosen nothing is read.  Float32 matrices of a file are mapped too, but for experts that are stored
+one by one.  These, what is no matrix (norms, biases), and float64 are float32 copies.  Losses and logits have
 the bits of the model with all weights widened to float32, but for experts in a bfloat16 step
 (`layers/expert_products.py`); in the gradients of adapters the sums over q, k and v, and over gate and up of experts,
 are in another order, because only float32 neighbours are one product.
@@ -43,8 +44,18 @@ def _stays_narrow(tensor: Kept) -> bool:
     return len(tensor.shape) > 1 and tensor.is_narrow
 
 
+def _is_mapped(tensor: Kept) -> bool:
+    """Say whether these are float32 matrices that nobody writes, as those of a file, and kernels read as they lie."""
+    if not isinstance(tensor, Stored) or len(tensor.shape) < 2:
+        return False
+    flags = tensor.raw.flags
+    return tensor.raw.dtype == np.float32 and flags.c_contiguous and flags.aligned and not flags.writeable
+
+
 def _keep(tensor: Kept) -> Kept:
-    """Return matrices as they lie, if they are narrow; vectors and all others (float64) are copied to float32."""
+    """Return matrices as they lie, if they are narrow or float32 of a file; all others are copied to float32."""
+    if _is_mapped(tensor):
+        return tensor
     if not _stays_narrow(tensor):
         copy = aligned_empty(tensor.shape)
         tensor.copy_to(copy)

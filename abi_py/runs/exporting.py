@@ -35,7 +35,7 @@ from ..formats.zig import load_abic, misfit, save_abic
 from ..model import LoraModel
 from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
-from ..model.frozen import FrozenModel, read_frozen
+from ..model.frozen import FrozenModel
 from ..model.gguf_writing import plan_gguf
 from ..training.loading import load_model
 from .agreement import Agreement, Expected, agreement, expected, logits_of
@@ -187,7 +187,8 @@ def _merged_logits(source: Source, output: Path) -> Agreement | None:
     wanted = expected(lambda ids: logits_of(model, ids), source.shape)
     if isinstance(wanted, str):
         return None
-    return agreement(wanted.logits, logits_of(read_frozen(output), wanted.ids))
+    written = FrozenModel.from_pretrained(output)  # mapped, of any type: a copy may be larger than the memory
+    return agreement(wanted.logits, logits_of(written, wanted.ids))
 
 
 def _export_gguf(

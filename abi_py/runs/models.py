@@ -1,6 +1,7 @@
 """A trained model for use: finding it, its tokenizer, and the settings of generation."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,13 @@ def open_adapters(
 ) -> "tuple[Adapters, tuple[str, ...]]":
     """Return adapters of paths, by name, on a model, and what a user should know of them; none is active.
 
+    If all were trained on the model in one storage it is encoded in that, as for one that is opened by its path.
     Without a name they are called as their run, their folder or their file is.  ConfigError for a name that is given
     twice; CheckpointError for adapters that do not fit, were trained on other weights, or are a whole model.
     """
     from ..model import Adapters, LoraModel
+    from ..model.frozen import read_frozen
+    from ..model.stored_adapter import base_storage_of
     from ..training.loading import find_adapters, put_on
 
     if isinstance(loaded.model, LoraModel):
@@ -55,16 +59,27 @@ def open_adapters(
             f"{loaded.directory} holds adapters itself, and --adapter puts others on a whole model; give the model "
             f"that they are of, and them as --adapter {loaded.directory}"
         )
-    adapters, notes = Adapters(loaded.model), []
+    places = [find_adapters(path) for _, path in given]
+    storages = [base_storage_of(place) for place in places]
+    storage = storages[0] if len({*storages}) == 1 else None
+    model, notes = loaded.model, []
+    if storage is not None and model.storage != storage:
+        model = read_frozen(loaded.directory, storage=storage)
+        notes.append(f"the model is encoded in {storage}, as it was when the adapters were trained")
+    adapters = Adapters(model)
     own = load_tokenizer(loaded, None) if given else None
-    for asked, path in given:
-        place = find_adapters(path)
+    for (asked, path), place, trained_in in zip(given, places, storages, strict=True):
         name = asked or (path.stem if place.is_file() else path.absolute().name)
         if name in adapters:
             raise ConfigError(f"adapter ({name}) is given twice; name them: --adapter a={path} --adapter b=...")
         if name == WITHOUT:
             raise ConfigError(f"adapter ({name}) is what stands for no adapter; give another name: --adapter a={path}")
-        adapters.add(name, put_on(loaded, place))
+        adapters.add(name, put_on(replace(loaded, model=model), place))
+        if trained_in not in (None, model.storage):
+            notes.append(
+                f"adapter {name} was trained on the model in {trained_in}, and others here were not: it is on the "
+                "weights as they are stored; alone it is on those that it was trained on"
+            )
         beside = find_tokenizer_beside(place, None)
         if beside is not None and own is not None and _differs(beside, own):
             notes.append(

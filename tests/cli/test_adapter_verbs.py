@@ -12,6 +12,7 @@ from abi_py.config import LoraConfig
 from abi_py.formats.gguf import open_gguf
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.model import LoraModel
+from abi_py.model.frozen import FrozenModel
 from abi_py.training.loading import load_model
 
 QUICK = ("--ids", "5 9 40 7", "--temperature", "0", "--max-new-tokens", "12", "--json")
@@ -154,6 +155,28 @@ def test_on_a_quantised_file(abi_train, base, tmp_path):
     assert found[0] != found[1]
     assert found == [ids_of(abi_train, name)[0] for name in ("a", "b")]
     assert (tmp_path / "q.gguf").read_bytes() == before
+
+
+def test_on_a_base_that_was_encoded_for_them_it_is_encoded_again(abi_train, base, tmp_path):
+    """Unless others beside them were trained on another one, which is told."""
+    for seed, name in enumerate(("a", "b")):
+        lora = LoraModel(FrozenModel.from_pretrained(base, storage="nf4"), LoraConfig(rank=2, alpha=6.0), str(base))
+        lora.parameters.weights_flat[:] = np.random.default_rng(seed).normal(0, 0.4, lora.num_params())
+        lora.save(tmp_path / name)
+    (tmp_path / "t.txt").write_text("What is 1 plus 2? 1 plus 2 is 3. " * 20)
+
+    def measured(*words):
+        code, out, err = abi_train("eval", *words, "t.txt", "--json")
+        assert code == 0, err
+        return [json.loads(line)["perplexity"] for line in out.splitlines()], err
+
+    alone = [measured(name)[0][0] for name in ("a", "b")]
+    found, err = measured("base", "--adapter", "a", "--adapter", "b")
+    assert found == alone
+    assert "the model is encoded in nf4, as it was when the adapters were trained" in err
+    (mixed, _), err = measured("base", "--adapter", "a", "--adapter", "one")
+    assert mixed != alone[0]
+    assert "adapter a was trained on the model in nf4, and others here were not" in err
 
 
 def test_eval_measures_each(abi_train, several, tmp_path):

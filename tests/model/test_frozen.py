@@ -9,6 +9,7 @@ from small_models import make_batch, make_model
 from abi_py.config import LoraConfig
 from abi_py.errors import CheckpointError
 from abi_py.families import write_config
+from abi_py.formats.safetensors import Stored
 from abi_py.generation.decoder import Decoder
 from abi_py.gradcheck import check_close
 from abi_py.kernels.storage import STORAGES
@@ -145,6 +146,23 @@ def test_a_folder_in_float32_is_trainable_and_nan_is_found(tmp_path):
     ):
         load_model(folder, frozen=True)
     assert isinstance(load_model(folder, frozen=True, allow_nonfinite=True).model, FrozenModel)
+
+
+def test_float32_matrices_of_a_file_are_mapped_and_those_in_memory_are_copied(tmp_path, rng):
+    model = make_model()
+    ids, targets = make_batch(rng, model)[:2]
+    model.save_pretrained(tmp_path / "m")
+    frozen = FrozenModel.from_pretrained(tmp_path / "m")
+    matrices = [w for w in frozen.base.values() if w.ndim > 1]
+    assert matrices
+    assert all(isinstance(w, np.memmap) and not w.flags.writeable for w in matrices)
+    assert frozen.forward(ids).tobytes() == model.forward(ids).tobytes()
+    one, other = (LoraModel(each, LoraConfig(rank=2)) for each in (frozen, model))
+    losses = [each.compute_loss(ids, targets, backward=True).loss for each in (one, other)]
+    assert losses[0] == losses[1]
+    check_close(one.parameters.gradients_flat, other.parameters.gradients_flat, 1e-5)
+    own = FrozenModel(model.config, {name: Stored(w) for name, w in model.weights.items()})
+    assert not any(np.shares_memory(w, model.parameters.weights_flat) for w in own.base.values())
 
 
 def test_weights_without_a_config_json_are_told_so(tmp_path):
