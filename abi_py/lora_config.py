@@ -181,6 +181,9 @@ class LoraConfig(Config):
             object.__setattr__(self, name, pairs or None)
             for pair in pairs or ():
                 self._require_pair(name, pair, kind, least)
+            names = [pair.rpartition("=")[0] for pair in pairs or ()]
+            once = len(set(names)) == len(names)  # PEFT's object of them would keep the last, where the first counts
+            self._require(name, once, "give each NAME once", "leave out all but one")
 
     def _require_names(self, name: str) -> None:
         """Raise `ConfigError` for a regular expression beside names, or one that is none."""
@@ -231,9 +234,7 @@ class LoraConfig(Config):
         """Say whether a module is in the blocks that are meant."""
         if self.layers_to_transform is None:
             return True
-        patterns = [rf"(?:^|.*?\.){each}" for each in self.layers_pattern or ()] or [r".*?\.[^.]*"]
-        found = (re.match(rf"{pattern}\.(?P<block>\d+)\.", module) for pattern in patterns)
-        first = next(filter(None, found), None)
+        first = _block(self.layers_pattern, module)
         return first is not None and int(first["block"]) in self.layers_to_transform
 
     def is_saved(self, module: str) -> bool:
@@ -245,12 +246,12 @@ class LoraConfig(Config):
     def rank_of(self, module: str) -> int:
         """Return the inner width of a module's adapter."""
         found = _first(self.rank_pattern, module)
-        return self.rank if found is None else int(found)
+        return self.rank if found is None else int(found.rpartition("=")[2])
 
     def scaling_of(self, module: str) -> float:
         """Return the factor of the output of a module's adapter."""
         found, rank = _first(self.alpha_pattern, module), self.rank_of(module)
-        alpha = self.alpha if found is None else float(found)
+        alpha = self.alpha if found is None else float(found.rpartition("=")[2])
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     @property
@@ -258,9 +259,13 @@ class LoraConfig(Config):
         """The factor of the output of an adapter that no pattern means."""
         return self.scaling_of("")
 
-    def pattern_is_used(self, pair: str, modules: Sequence[str]) -> bool:
-        """Say whether NAME=VALUE means one of these modules."""
-        return any(_first((pair,), module) is not None for module in modules)
+    def unused(self, field: str, modules: Sequence[str]) -> list[str]:
+        """Return which NAME=VALUE of rank_pattern or alpha_pattern count for none of these modules, and which of
+        layers_pattern stand before the number of a block in none of their names."""
+        values = getattr(self, field) or ()
+        if field == "layers_pattern":
+            return [each for each in values if not any(_block((each,), module) for module in modules)]
+        return [pair for pair in values if all(_first(values, module) != pair for module in modules)]
 
     def without(self, **unused: Sequence[str]) -> dict[str, Any]:
         """Return the values of some fields without those that are `unused`."""
@@ -277,10 +282,14 @@ def _means(names: Sequence[str], module: str) -> bool:
     return module in names or any(module.endswith(f".{name}") for name in names)
 
 
+def _block(patterns: Sequence[str] | None, module: str) -> re.Match[str] | None:
+    """Return where the number of its block is in the name of a module, after the first of the patterns that fits."""
+    each = [rf"(?:^|.*?\.){pattern}" for pattern in patterns or ()] or [r".*?\.[^.]*"]
+    found = (re.match(rf"{before}\.(?P<block>\d+)\.", module) for before in each)
+    return next(filter(None, found), None)
+
+
 def _first(pairs: Sequence[str] | None, module: str) -> str | None:
-    """Return the value of the first NAME=VALUE that means a module."""
-    for pair in pairs or ():
-        name, _, value = pair.rpartition("=")
-        if re.match(rf"(.*\.)?({name})$", module):
-            return value
-    return None
+    """Return the first NAME=VALUE that means a module."""
+    fits = (pair for pair in pairs or () if re.match(rf"(.*\.)?({pair.rpartition('=')[0]})$", module))
+    return next(fits, None)

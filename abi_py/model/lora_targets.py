@@ -47,6 +47,13 @@ AnyLora = TypeVar("AnyLora", bound=LoraConfig)
 
 PARTS = "abm"  # what an adapter is made of: A, B, and with DoRA the lengths of the rows
 PREFIX = "base_model.model."  # of PEFT's names of tensors
+_IDLE = "fits no adapter that one before it does not fit; leave it out, or write the end of a module's name"
+IDLE = {  # what is said of a name without effect
+    "exclude_modules": "leaves out no projection of this model; leave it out, or write the end of a module's name",
+    "layers_pattern": "stands before no block's number in this model's names; leave it out",
+    "rank_pattern": _IDLE,
+    "alpha_pattern": _IDLE,
+}
 
 
 def report(shape: TrainableModelConfig, config: LoraConfig) -> str:
@@ -295,23 +302,30 @@ def unused(shape: TrainableModelConfig, config: LoraConfig, linear: Sequence[str
         for name in config.exclude_modules or ()
         if not any(map(LoraConfig(target_modules=(name,)).is_target, linear))
     ]
-    ranks, alphas = (
-        [pair for pair in pairs or () if not config.pattern_is_used(pair, adapted)]
-        for pairs in (config.rank_pattern, config.alpha_pattern)
-    )
-    return {"exclude_modules": excluded, "rank_pattern": ranks, "alpha_pattern": alphas}
+    fields = {"layers_pattern": linear, "rank_pattern": adapted, "alpha_pattern": adapted}
+    return {"exclude_modules": excluded, **{field: config.unused(field, among) for field, among in fields.items()}}
 
 
 def without_unused(shape: TrainableModelConfig, config: LoraConfig) -> LoraConfig:
     """Return the configuration without what has no effect, and PEFT lets pass: names that leave out or vary nothing.
 
-    So are targets that another setting leaves out: of all-linear, PEFT writes every module that it meant.
+    So are targets that another setting leaves out: of all-linear, PEFT writes every module that it meant; and dropout
+    where no adapter has any.
     """
     linear = _candidates(shape)
     idle = [name for name in config.target_modules or () if _left_out(config, name, linear)]
     idle = [] if len(idle) == len(config.target_modules or ()) else idle
-    found = config.replace(**config.without(target_modules=idle, **unused(shape, config, linear)))
+    names = unused(shape, config, linear)
+    if len(names["layers_pattern"]) == len(config.layers_pattern or ()):
+        names["layers_pattern"] = []  # without any, the blocks of every list would be meant
+    found = config.replace(**config.without(target_modules=idle, **names))
+    found = found.replace(dropout=0.0) if _has_tables_alone(shape, found) else found
     return found if _biases(shape, found) else found.replace(bias="none")
+
+
+def _has_tables_alone(shape: TrainableModelConfig, config: LoraConfig) -> bool:
+    """Say whether nothing but tables of the embedding gets adapters: these have no dropout."""
+    return {target.kind for target in chosen_targets(shape, config)} == {Kind.TABLE}
 
 
 def _biases(shape: TrainableModelConfig, config: LoraConfig) -> list[Tensor]:
@@ -326,8 +340,10 @@ def _check_names(
     _check_parameters(shape, config)
     for field, names in unused(shape, config, linear).items():
         for name in names:
-            what = "leaves out no projection of this model" if field == "exclude_modules" else "fits no adapter"
-            raise ConfigError(f"{field} ({shown(name)}): {what}; leave it out, or write the end of a module's name")
+            raise ConfigError(f"{field} ({shown(name)}): {IDLE[field]}")
+    if config.dropout and _has_tables_alone(shape, config):
+        rule = "only embeddings get adapters, whose rows are looked up, and nothing of them is dropped"
+        raise ConfigError(f"dropout ({config.dropout}): {rule}; leave it out")
     for name in config.modules_to_save or ():
         if not any(module.endswith(name) for module in modules):
             tops = [_module(tensor) for tensor in tensor_table(shape) if "layers." not in tensor.name]

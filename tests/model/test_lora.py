@@ -471,6 +471,8 @@ def test_the_plan_is_what_is_allocated(rng, options, dropout):
         ({"ensure_weight_tying": True}, "acts only with modules_to_save"),
         ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern \(q_proj=0\) must be NAME=VALUE, with a whole number of 1"),
         ({"rank_pattern": "q_proj"}, r"rank_pattern \(q_proj\) must be NAME=VALUE"),
+        ({"alpha_pattern": ("q=320", "q_proj=8")}, "give each NAME once"),
+        ({"rank_pattern": ("q=16", "q=16")}, "give each NAME once"),
         ({"alpha_pattern": {"(": 2}}, "must be a regular expression"),
         ({"alpha_pattern": {"q_proj": "nan"}}, "with a positive number"),
         ({"seed": -1}, r"seed \(-1\) must be at least 0"),

@@ -13,7 +13,7 @@ from abi_py.gradcheck import check_close
 from abi_py.kernels.cross_entropy import cross_entropy_ref
 from abi_py.kernels.dropout import dropout_mask_ref
 from abi_py.model import LoraModel, TrainableModel, reference
-from abi_py.model.lora_targets import Kind, chosen_targets, named, num_trained
+from abi_py.model.lora_targets import Kind, chosen_targets, named, num_trained, without_unused
 from abi_py.model.presets import preset
 from abi_py.runs.tiny_models import stored_as
 
@@ -82,6 +82,9 @@ def test_ranks_and_alphas_are_those_of_the_first_pattern_that_fits():
         ({"layers_to_transform": (0, 3)}, r"layers_to_transform \(3\): there is no such block; this model has bloc"),
         ({"rank_pattern": "up=2,w1=3"}, r"rank_pattern \('w1=3'\): fits no adapter"),
         ({"target_modules": "q", "alpha_pattern": "k=3"}, r"alpha_pattern \('k_proj=3'\): fits no adapter"),
+        ({"rank_pattern": ("up=2", ".*=3", "down=4")}, r"'down_proj=4'\): fits no adapter that one before it does"),
+        ({"layers_to_transform": 0, "layers_pattern": "layers,foo"}, r"layers_pattern \('foo'\): stands before no bl"),
+        ({"target_modules": "embed_tokens", "dropout": 0.1}, r"dropout \(0.1\): only embeddings get adapters"),
         ({"modules_to_save": "score"}, r"modules_to_save \('score'\): this model has no such module; try embed_tokens"),
         ({"modules_to_save": "layers"}, "no projection is left that gets an adapter; leave out exclude_modules"),
         ({"bias": "all"}, r"bias \(all\): no bias would be trained, this model has none"),
@@ -95,6 +98,18 @@ def test_ranks_and_alphas_are_those_of_the_first_pattern_that_fits():
 def test_what_means_nothing_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         named(shape_of(), LoraConfig(**settings))
+
+
+def test_what_peft_lets_pass_is_read_without_it():
+    shape, read = shape_of(), LoraConfig(
+        target_modules="q", layers_to_transform=0, layers_pattern="layers,foo", alpha_pattern=("q=2", ".*=3"),
+    )  # fmt: skip
+    found = without_unused(shape, read)
+    assert (found.layers_pattern, found.alpha_pattern) == (("layers",), ("q_proj=2",))
+    assert chosen_targets(shape, found) == chosen_targets(shape, read)
+    assert without_unused(shape, LoraConfig(target_modules="embed_tokens", dropout=0.1)).dropout == 0
+    foreign = LoraConfig(layers_to_transform=0, layers_pattern="foo")
+    assert without_unused(shape, foreign) == foreign  # without it, it would mean all lists of blocks
 
 
 # -- counts --------------------------------------------------------------------------------------

@@ -379,7 +379,7 @@ def adapted(config):
 def test_lora(name):
     value, aspect = LORA[name]
     if name == "layers_pattern":  # that of no model here
-        with pytest.raises(ConfigError, match="no projection is left"):
+        with pytest.raises(ConfigError, match="stands before no block's number"):
             adapted(LoraConfig(layers_to_transform=(0,), layers_pattern=value))
         return
     if name == "target_parameters":  # of models with experts: tests/model/test_expert_adapters.py
