@@ -115,6 +115,7 @@ class Decoder:
     The weights are views: a model that is trained further is decoded as it is at that moment, but what a slot holds
     then belongs to older weights and must be read again (`weights_mark`).  Those of a LoraModel on a TrainableModel are
     a merged copy, so that a token costs no more than without adapters; after further training, make a new Decoder.
+    What DoRA measures of its weights is measured anew by `prefill`, not at each step, which it would make slower.
     """
 
     def __init__(self, model: Transformer, slots: int = 1, *, integer: bool = True) -> None:
@@ -124,7 +125,7 @@ class Decoder:
         """
         self.integer = integer
         model = model.for_decoding()
-        self.config, self._stack = model.config, model.stack
+        self.config, self._stack, self._model = model.config, model.stack, model
         self.cache = Cache(self._stack.branches, slots, self.config.max_seq_len)
         self._threads = max(1, sum(w.nbytes for w in model.base.values()) // BYTES_OF_A_THREAD)
         self._of_steps: dict[int, Arrays] = {}  # by the number of sequences
@@ -196,6 +197,7 @@ class Decoder:
         """
         ids = np.asarray(ids)
         self._check(ids, int(self.lengths[slot]) + ids.size)
+        self._model.begin_pass()
         past = int(self.lengths[slot])
         rows = ids.size
         self.reserve(past + rows)

@@ -145,7 +145,8 @@ class LoraModel(Transformer):
 
     # -- the passes ------------------------------------------------------------------------------
 
-    def _begin_pass(self) -> None:
+    def begin_pass(self) -> None:
+        """Work out the rows' lengths of DoRA, if the adapters have changed."""
         if not self.lora.use_dora or self.is_merged:
             return
         mark = checksum(self.parameters.weights_flat)
@@ -230,7 +231,7 @@ class LoraModel(Transformer):
         trained whole; none while they are in the model's own weights."""
         if self.is_merged:
             return {}
-        self._begin_pass()
+        self.begin_pass()
         factors = {name: g for adapter in self._adapters for name, g in adapter.factors().items()}
         _, tensors = self.model.stored_tensors()
         found: dict[str, Merged | MergedStack | Stored] = {name: Stored(self.weights[name]) for name in self._copies}
@@ -253,7 +254,7 @@ class LoraModel(Transformer):
         """Return the merged copy, or these adapters as they are where a copy would be larger than what is read."""
         if not isinstance(self.model, FrozenModel):
             return self.merged()
-        self._begin_pass()
+        self.begin_pass()
         return self
 
     def targets(self) -> list[Target]:

@@ -136,7 +136,7 @@ class Transformer(Shown, Writable):
 
     # -- forward and backward --------------------------------------------------------------------
 
-    def _begin_pass(self) -> None:
+    def begin_pass(self) -> None:
         """Work out what passes read besides weights, if that has changed."""
 
     def _begin_backward(self) -> bool:
@@ -172,7 +172,7 @@ class Transformer(Shown, Writable):
         ids = as_ids(input_ids, self.config)
         check_ids(ids, input_ids, self.config)
         run = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids)
-        self._begin_pass()
+        self.begin_pass()
         self.stack.forward(ids.ravel(), run)
         logits = aligned_empty((*ids.shape, self.config.vocab_size))
         self.stack.head.logits(logits.reshape(ids.size, -1), self.stack.arrays(run).head, run)
@@ -246,7 +246,7 @@ class Transformer(Shown, Writable):
         work = ids.size * self.flops_per_token(ids.shape[1])
         with threads_for(work), self.parameters.lending() as borrows:
             plain = self._runs.run((ids.shape[0], ids.shape[1]), attention_mask, segment_ids, borrows)
-            self._begin_pass()
+            self.begin_pass()
             draw = self._next_draw() if backward else None
             number_format = PRECISIONS[precision]
             same = draw is plain.draw and number_format is plain.number_format and check is None

@@ -9,6 +9,7 @@ import pytest
 from small_models import make_batch, make_model
 
 from abi_py.config import LoraConfig
+from abi_py.generation.decoder import Decoder
 from abi_py.gradcheck import check_close, check_gradient, relative_error
 from abi_py.kernels.dropout import dropout_mask_ref
 from abi_py.kernels.engine.jit import JIT
@@ -17,7 +18,8 @@ from abi_py.model import LoraModel, reference
 from abi_py.model.layers.linear import Linear, Projection
 from abi_py.model.layers.run import Run
 from abi_py.parameters import Weight
-from abi_py.runs.tiny_models import stored_as
+from abi_py.runs.tiny_models import stored_as, tiny_frozen
+from abi_py.shape import ModelFamily
 
 EVERY = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TARGETS = [EVERY, ("q_proj", "v_proj"), ("k_proj", "up_proj"), ("o_proj",), ("gate_proj", "down_proj")]
@@ -411,3 +413,22 @@ def test_with_dropout_each_adapted_matrix_is_multiplied_again():
     again = sum(w.size for name, w in lora.model.weights.items() if f"{name}.m" in lora.weights)
     first = sum(lora.model.weights[f"layers.0.w_{part}"].size for part in "qkv")  # whose dx nobody needs
     assert dropped.flops_per_token(8) - lora.flops_per_token(8) == 2 * (2 * again - first)
+
+
+def test_a_decoder_that_is_kept_measures_anew():
+    """Prefill and the steps after it, replayed or not, read the lengths of the weights as they now are."""
+    model = tiny_frozen(ModelFamily.LLAMA, "bf16")
+    lora = LoraModel(model, LoraConfig(rank=3, use_dora=True))
+
+    def read(decoder):
+        decoder.clear(0)
+        logits = [decoder.prefill(0, np.arange(7)).copy()]
+        logits += [decoder.step(np.zeros(1, int), np.array([i])).copy()[0] for i in (3, 1, 4)]
+        return np.array(logits)
+
+    kept = Decoder(lora)
+    before = read(kept)
+    move(lora)
+    now = read(kept)
+    assert not np.array_equal(now, before)
+    np.testing.assert_array_equal(now, read(Decoder(lora)))
