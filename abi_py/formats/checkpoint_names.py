@@ -8,6 +8,7 @@ from ..files import OLD
 __all__ = [
     "ADAPTER",
     "ADAPTER_CONFIG",
+    "BASE_DIGEST",
     "CARD",
     "CONFIG",
     "MODEL",
@@ -24,6 +25,7 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"  # of a Hugging Fa
 STATE, SETTINGS = "state.json", "config.yaml"  # of a checkpoint; of a checkpoint and of a run
 MODEL, ORIGIN = "model", "origin.json"  # the folder that a run leaves; in it, which step of the run it is
 ADAPTER = "adapter"  # beside it, the adapters of a run that trained these
+BASE_DIGEST = "abi_py.base_digest"  # in the files of adapters, the digest of the weights that they were trained on
 RANDOM_BASE = "random_base.json"  # beside adapters, the shape and seed of the random weights that they were trained on
 TRAINING_ARGS = "training_args.json"  # how a model was trained, in the names of transformers' TrainingArguments
 CARD = "README.md"  # the model card, of that folder and of a checkpoint

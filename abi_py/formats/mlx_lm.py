@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import CheckpointError, shown
 from ..files import atomic_files, json_text, write_pieces
 from ..untrusted import read_json
-from .checkpoint_names import ADAPTER_CONFIG
+from .checkpoint_names import ADAPTER_CONFIG, BASE_DIGEST
 from .finite import check_written
 from .safetensors import read_metadata, safetensors_pieces
 
@@ -26,7 +26,6 @@ __all__ = ["MLX_WEIGHTS", "is_mlx_adapter", "mlx_base_digest", "read_mlx_config"
 
 MLX_WEIGHTS = "adapters.safetensors"
 BLOCK = re.compile(r"^model\.\w+\.\d+\.")  # model.layers.0., GPT-2's model.h.0.
-DIGEST = "abi_py.base_digest"
 
 
 def is_mlx_adapter(folder: Path) -> bool:
@@ -52,7 +51,7 @@ def read_mlx_config(folder: Path) -> dict[str, Any]:
 
 def mlx_base_digest(folder: Path) -> str:
     """Return the digest of the weights that the adapters were trained on; "" where the folder does not say it."""
-    return read_metadata(folder / MLX_WEIGHTS).get(DIGEST, "")
+    return read_metadata(folder / MLX_WEIGHTS).get(BASE_DIGEST, "")
 
 
 def write_mlx_adapter(
@@ -85,7 +84,7 @@ def write_mlx_adapter(
         "model": base_model,
         "num_layers": blocks,
     }
-    metadata = {"format": "mlx", **({DIGEST: base_digest} if base_digest else {})}
+    metadata = {"format": "mlx", **({BASE_DIGEST: base_digest} if base_digest else {})}
     with atomic_files(folder / ADAPTER_CONFIG) as open_new:
         write_pieces(open_new(folder / MLX_WEIGHTS), safetensors_pieces(tensors, metadata))
         open_new(folder / ADAPTER_CONFIG).write(json_text(content).encode())

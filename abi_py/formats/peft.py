@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError, shown
 from ..files import atomic_files, json_text, write_pieces
 from ..lora_config import ALL_LINEAR, LoraConfig, is_expression
 from ..untrusted import read_json
-from .checkpoint_names import ADAPTER_CONFIG
+from .checkpoint_names import ADAPTER_CONFIG, BASE_DIGEST
 from .finite import check_read, check_written
 from .safetensors import Joined, read_metadata, read_safetensors, safetensors_pieces
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-BASE_DIGEST, BASE_STORAGE = "abi_py.base_digest", "abi_py.base_storage"
+BASE_STORAGE = "abi_py.base_storage"
 # What else is written, and the only values of it that are read.
 FIXED: dict[str, Any] = {
     "layer_replication": None,

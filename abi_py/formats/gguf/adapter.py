@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import CheckpointError, listed, shown
+from ..checkpoint_names import BASE_DIGEST
 from .container import GgufFile, GgufTensor, is_gguf, open_gguf
 from .values import F32, Value
 
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 EMBEDDING = "token_embd.weight"  # whose A is transposed
-ALPHA, DIGEST = "adapter.lora.alpha", "abi_py.base_digest"
+ALPHA = "adapter.lora.alpha"
 KNOWN = ("adapter.type", ALPHA)
 A, B = ".lora_a", ".lora_b"
 REMEDY = "convert it anew from the folder that PEFT wrote"
@@ -90,7 +91,7 @@ def open_gguf_adapter(path: Path) -> GgufAdapter:
         )
     alpha = file.get(ALPHA, float, 0.0)
     return GgufAdapter(
-        path, file.require("general.architecture", str), float(alpha), _pairs(file), file.get(DIGEST, str, "")
+        path, file.require("general.architecture", str), float(alpha), _pairs(file), file.get(BASE_DIGEST, str, "")
     )
 
 
@@ -140,5 +141,5 @@ def adapter_metadata(architecture: str, alpha: float, name: str, base_digest: st
         "general.name": name,
         "adapter.type": "lora",
         ALPHA: F32(alpha),
-        **({DIGEST: base_digest} if base_digest else {}),
+        **({BASE_DIGEST: base_digest} if base_digest else {}),
     }

@@ -23,7 +23,7 @@ from ...kernels.engine.scratch import aligned_empty
 from ...kernels.unchecked import dropout_backward, dropout_forward, product, streamed_product
 from .run import Run
 
-__all__ = ["Adapter", "AdapterScratch", "Group", "Part", "shaped"]
+__all__ = ["Adapter", "AdapterScratch", "Group", "Part", "seed_of_mask", "shaped"]
 
 
 class AdapterScratch(Protocol):
@@ -70,7 +70,7 @@ class Adapter:
 
     def mask_seed(self, group: Group, run: Run) -> int:
         """Return the seed of a group's mask in this pass, in which something is dropped."""
-        return (self.seed + (run.draw or 0) * self.streams + group.stream) % 2**63
+        return seed_of_mask(self.seed, run, self.streams, group.stream)
 
     def drop(self, x: np.ndarray, group: Group, s: AdapterScratch, run: Run) -> np.ndarray:
         """Return D(x): x itself where nothing is dropped, else a copy in s.dropped."""
@@ -170,6 +170,11 @@ class Adapter:
                 product(part_of_dx, du[group.ranks], group.a, transpose_a=True, number_format=run.number_format)
                 between(partial(self.drop_backward, part_of_dx, group), run)
                 by_numpy(np.add, dx, part_of_dx, out=dx)
+
+
+def seed_of_mask(seed: int, run: Run, streams: int, stream: int) -> int:
+    """Return the seed of one of the `streams` masks of a pass, in which something is dropped."""
+    return (seed + (run.draw or 0) * streams + stream) % 2**63
 
 
 def shaped(scratch: np.ndarray, rows: int, columns: int) -> np.ndarray:

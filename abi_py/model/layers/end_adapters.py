@@ -15,6 +15,7 @@ import numpy as np
 
 from ...kernels.engine.scratch import scratch
 from ...kernels.unchecked import dropout_backward, dropout_forward, embedding_backward, embedding_forward, product
+from .adapter import seed_of_mask
 from .run import Run
 
 __all__ = ["HeadAdapter", "HeadArrays", "TableAdapter"]
@@ -81,7 +82,7 @@ class HeadAdapter:
         """Return the seed of the mask in this pass; None where nothing is dropped."""
         if self.dropout == 0 or run.draw is None:
             return None
-        return (self.seed + run.draw * self.streams + self.stream) % 2**63
+        return seed_of_mask(self.seed, run, self.streams, self.stream)
 
     def inner(self, s: HeadArrays, hidden: np.ndarray, run: Run) -> None:
         """Write s.kept and s.u from hidden (N, C)."""
