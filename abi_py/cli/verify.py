@@ -22,7 +22,6 @@ def command(ctx: click.Context, seed: int | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-
     console = make_console()
     say(console, "machine", describe_machine())
     compile_showing(kernel_names(), console, lambda text: say(console, "compile", text))

@@ -5,7 +5,7 @@
     generate(adapters.use("sums"), prompt)          # the model with these
     generate(adapters.use(None), prompt)            # the model alone, with the bits that it had before
 
-Each is a LoraModel on the same weights, so a switch loads nothing; what a `Generator` keeps of a text belongs to the
+Each is a LoraModel on the same weights, so a switch reads no file; what a `Generator` keeps of a text belongs to the
 model that it was given, and is never read by another.
 """
 

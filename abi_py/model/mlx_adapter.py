@@ -18,11 +18,14 @@ from ..formats.finite import check_read
 from ..formats.mlx_lm import MLX_WEIGHTS, read_mlx_config, write_mlx_adapter
 from ..formats.peft import AdapterFolder
 from ..formats.safetensors import read_safetensors
+from ..parameters import Tensor
 from .gguf_adapter import ELSEWHERE, LowRank
+from .layers.embedding import Embedding
 from .lora_targets import named, trained_table
 
 __all__ = ["read_mlx_adapter", "save_mlx_adapter"]
 
+TABLES = (Embedding.name, Embedding.positions)
 PREFIX = "model."  # of all names in mlx-lm but the head's
 
 
@@ -47,6 +50,11 @@ def read_mlx_adapter(folder: Path, shape: TrainableModelConfig, *, allow_nonfini
     stray = next((each for each in found if each not in modules), None)
     if stray is not None:
         raise CheckpointError(f"{place}: {stray} has no place in this model, a {shape.family.value}; {ELSEWHERE}")
+    tables = {_their_name(shape, _module(each)) for each in tensor_table(shape) if each.name in TABLES}
+    table = next((each for each in found if each in tables), None)
+    if table is not None:
+        what = "an adapter of an embedding in mlx-lm's form is not computed"
+        raise CheckpointError(f"{place}: {table}: {what}; fuse it in mlx-lm (mlx_lm.fuse), and take the whole model")
     parameters = content["lora_parameters"]
     missing = next((key for key in ("rank", "scale") if key not in parameters), None)
     if missing is not None or not stored:
@@ -80,7 +88,11 @@ def read_mlx_adapter(folder: Path, shape: TrainableModelConfig, *, allow_nonfini
 
 
 def _modules(shape: TrainableModelConfig) -> list[str]:
-    return [tensor.hf_name.removesuffix(".weight") for tensor in tensor_table(shape)]
+    return [_module(tensor) for tensor in tensor_table(shape)]
+
+
+def _module(tensor: Tensor) -> str:
+    return tensor.hf_name.removesuffix(".weight")
 
 
 def save_mlx_adapter(
@@ -93,7 +105,7 @@ def save_mlx_adapter(
     base_digest: str = "",
 ) -> None:
     """Write the adapters of a model's matrices, by our names, as mlx-lm reads them; errors of `write_mlx_adapter`."""
-    modules = {tensor.name: tensor.hf_name.removesuffix(".weight") for tensor in tensor_table(shape)}
+    modules = {tensor.name: _module(tensor) for tensor in tensor_table(shape)}
     rank, scale = max(len(each.a) for each in adapters.values()), next(iter(adapters.values())).scale
     tensors = {}
     for name, (a, b, factor) in adapters.items():

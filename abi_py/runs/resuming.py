@@ -140,7 +140,6 @@ class Resumed:
         training = reschedule.apply(training, self.state.global_step, data.train)
         return dataclasses.replace(run, config=dataclasses.replace(config, training=training))
 
-
     def _kept_tokenizer(self) -> Path | None:
         """Return where the tokenizer is that a run has from its base, or trained: in its own directory.
 

@@ -218,6 +218,10 @@ def test_nan_is_only_read_if_asked_for(tmp_path):
             lambda content, tensors: tensors.update({"model.layers.7.mlp.up_proj.lora_a": np.ones((32, 3))}),
             "model.layers.7.mlp.up_proj has no place in this model",
         ),
+        (
+            lambda content, tensors: tensors.update({"model.embed_tokens.lora_a": np.ones((50, 3), np.float32)}),
+            "model.embed_tokens: an adapter of an embedding in mlx-lm's form is not computed",
+        ),
     ],
 )
 def test_what_of_mlx_lm_has_no_place_is_refused_by_name(change, said, tmp_path):

@@ -89,7 +89,6 @@ class Layer(ABC):
         own = any(weight.dw is not None for weight in self.weights) or not self.weights
         return own or any(linear.is_trained() for linear in self.linears)
 
-
     def trains_norms(self) -> bool:
         """Say whether something is trained at its very beginning, so that backward must come through all of it."""
         return False
