@@ -6,6 +6,8 @@
 A copy is trained in float32 in place of the frozen tensor, whose layer takes the one for the other: a bias, a norm, the
 embedding, or all of a linear layer.  Where embedding and head are one matrix (tied) and are not trained as one, the
 layers are those of the same model untied (`trained_shape`), as PEFT has them.
+
+Longer than 400 lines because what a setting means, and what of it means nothing, follow from the same lists.
 """
 
 from __future__ import annotations
