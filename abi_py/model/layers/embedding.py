@@ -45,7 +45,7 @@ class Embedding(Layer):
         self.weights = [weights(spec.name) for spec in self.tensors()]
         self.weight, *others = self.weights
         for each in others:
-            self._positions = each.w
+            self._positions = np.require(each.w, requirements="W")  # kernels take no others: of a file, a copy
             if each.storage is not FLOAT32:
                 self._positions = np.empty((self.max_seq_len, self.width), np.float32)
                 each.storage.decode(self._positions, each.w, 0)
