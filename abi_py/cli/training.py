@@ -14,7 +14,7 @@ from ..runs.conversations import encoder_of_run
 from ..runs.findings import Findings
 from ..runs.finishing import leave_model
 from ..runs.models import codec_of_run
-from ..runs.parts import evaluate_kept, put_best_back
+from ..runs.parts import UNTRAINED, evaluate_kept, put_best_back
 from ..runs.plan import trained_tensors
 from ..runs.resuming import finished
 from ..runs.run import Run
@@ -90,7 +90,7 @@ def show_head(run: Run, console: "Console") -> None:
         say(console, label, text)
     if run.base is not None and run.base.said:
         say(console, "from", run.base.said)
-        if run.config.lora is not None:
+        if run.config.lora is not None and run.base.replaced:
             text = f"the adapters need {run.base.place} as it is; before that run is trained further, copy it"
             say(console, "note", f"{text}: resume takes --base COPY")
     if run.base is not None:
@@ -206,13 +206,11 @@ def show_end(
     trainer: "LlamaTrainer", report: "TrainingReport", run: Run, console: "Console", whole: str | None
 ) -> None:
     """Print the report, the loss that fell, a sample, and how to go on; write the model that the run leaves."""
-    rows = report_rows(trainer, report)
     found = Findings()
     if not report.interrupted:
-        put_best_back(run, trainer, report)
-        found = evaluate_kept(run, trainer)
-        rows += part_rows(run, found)
-    show_table(console, "Report", rows)
+        step, report = put_best_back(run, trainer, report)
+        found = evaluate_kept(run, trainer, step)
+    show_table(console, "Report", report_rows(trainer, report) + part_rows(run, found))
     again = whole or f"abi-train resume {shlex.quote(str(run.directory))}"
     if report.interrupted:
         say(console, "stopped", f"{counted(report.total_steps, 'step')} done; go on with: {again}")
@@ -220,7 +218,9 @@ def show_end(
     if report.checkpoint is not None:
         say(console, "saved", f"{report.checkpoint}")
     left = leave_model(run, trainer, report, found)
-    say(console, "model", f"{left.folder}: {left.said}")
+    if UNTRAINED in report.warnings:
+        say(console, "warning", UNTRAINED)
+    say(console, left.kind, f"{left.folder}: {left.said}")
     if left.note:
         say(console, "note", left.note)
     if left.gguf is not None:

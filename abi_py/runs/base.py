@@ -14,7 +14,9 @@ from ..config import TrainableModelConfig, convert, fields_of
 from ..errors import ConfigError
 from ..fields import plain
 from ..files import sha256_of
+from ..formats.checkpoint_names import is_checkpoint_name
 from .conversations import ends_of_answers, find_files
+from .directory import MODEL
 from .models import find_tokenizer_beside
 from .settings import BaseConfig, ChatConfig, DataConfig
 
@@ -41,6 +43,7 @@ class Base:
     skipped    what a search passed over, and why
     notes      what a user should know of its tokenizer
     said       which step of a run it is, and why that was taken; "" of a folder that does not say so
+    replaced   whether it is inside of a run that replaces it when it is trained further
     """
 
     given: BaseConfig
@@ -50,6 +53,7 @@ class Base:
     skipped: tuple[str, ...] = ()
     said: str = ""
     notes: tuple[str, ...] = ()
+    replaced: bool = False
 
     @classmethod
     def open(cls, given: BaseConfig, remedy: str = "") -> "Base":
@@ -103,7 +107,8 @@ class Base:
                 )
         notes = () if tokenizer is None else stored.companions.notes
         recorded = BaseConfig(path=str(path.absolute()), digest=digest, which=given.which)
-        return cls(recorded, found.path, shape, tokenizer, (*place.skipped, *found.skipped), place.said, notes)
+        skipped, inside = (*place.skipped, *found.skipped), place.run is not None or _is_in_run(found.path)
+        return cls(recorded, found.path, shape, tokenizer, skipped, place.said, notes, inside)
 
     @property
     def is_byte_level(self) -> bool:
@@ -212,6 +217,15 @@ class Base:
         if own.chat_template == kept.chat_template or kept.chat_template is None:
             return companions
         return companions.with_chat_template(kept.chat_template)
+
+
+def _is_in_run(place: Path) -> bool:
+    """Say whether a folder is a run's RUN/model, or one of its checkpoints."""
+    from ..training.finding import is_run
+
+    place = place.absolute()
+    of_checkpoints = is_checkpoint_name(place) and any(map(is_run, place.parents[:2]))
+    return of_checkpoints or (place.name == MODEL and is_run(place.parent))
 
 
 def digest_of(place: Path) -> str:

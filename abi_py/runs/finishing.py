@@ -40,6 +40,7 @@ class Left:
     """The folder that a run left, which step made its weights, and whether it has a tokenizer."""
 
     folder: Path
+    kind: str  # "model", or "adapter" where nothing else is left
     said: str  # the step, and why that one
     has_tokenizer: bool
     note: str = ""  # what its adapters were merged into, where they were trained on other weights
@@ -134,8 +135,10 @@ def leave_model(
             f"{output} was not written: {told(error)}; the checkpoints are safe: once that is mended, abi-train resume "
             f"{name} writes it, or abi-train export {name} --{which} -o FOLDER another one"
         ) from None
-    note = f"adapters are merged into the weights: {text}" if (text := merged_into(source.loaded)) else ""
-    return Left(output, origin.said, source.has_tokenizer, note, _leave_gguf(run, source))
+    merged = merged_into(source.loaded) if leaves.model is not None else ""
+    note = f"adapters are merged into the weights: {merged}" if merged else ""
+    kind = "adapter" if leaves.model is None else "model"
+    return Left(output, kind, origin.said, source.has_tokenizer, note, _leave_gguf(run, source))
 
 
 def _leave_gguf(run: "Run", source: "Source") -> "Exported | None":

@@ -111,9 +111,12 @@ def _questions(
             yield ids[:begin].astype(np.int64), own, end - begin
 
 
-def check_answers_of_run(run: Run, trainer: "LlamaTrainer") -> JsonAnswers | None:
+def check_answers_of_run(run: Run, trainer: "LlamaTrainer", step: int) -> JsonAnswers | None:
     """Check the answers that a run asks for, with the model as it is, and tell the listeners of its training; None if
-    it asks for none."""
+    it asks for none.
+
+    `step` is that of the model's weights: not the last one where the best have been put back.
+    """
     from ..data.chat_dataset import ChatDataset
     from ..data.tokenizer import Tokenizer
 
@@ -123,6 +126,6 @@ def check_answers_of_run(run: Run, trainer: "LlamaTrainer") -> JsonAnswers | Non
     ends = ends_of_answers(run.directory)
     found = check_answers(trainer.model, Tokenizer.load(run.directory), ends, run.valid, most)
     figures = {name: getattr(found, name) for name in ("asked", "parsed", "keyed", "equal")}
-    trainer.events.emit(JsonAnswersEvent(**trainer.now(), **figures))
+    trainer.events.emit(JsonAnswersEvent(step=step, time=trainer.now()["time"], **figures))
     trainer.events.close()
     return found

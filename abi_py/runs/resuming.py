@@ -69,6 +69,8 @@ class Resumed:
                 tell(f"passed over: {problem}")
             checkpoint, state = found.path, TrainingState.from_dict(verify(found.path)["state"])
         config, directory, before = changed(checkpoint, flags, where)
+        if checkpoint is not None:
+            _check_optimizer(config.training, before)
         _check_targets(config.training, before, state)
         return cls(where, config, before, directory, checkpoint, there, state, flags)
 
@@ -218,6 +220,19 @@ def _check_adapters(own: RunLoraConfig | None, flags: Mapping[str, Any], shape: 
                 f"{name} ({in_words(wanted[name])}) of lora must stay {in_words(value)}, with which the run's adapters "
                 f"are trained; leave it out, or {anew}"
             )
+
+
+def _check_optimizer(config: LlmTrainingConfig, before: LlmTrainingConfig) -> None:
+    """Raise ConfigError for an optimizer that does not keep the moments which a checkpoint holds."""
+    from ..training.moments import setting_that_differs
+
+    name = setting_that_differs(config, before)
+    if name is not None:
+        wanted, own = (in_words(each.to_dict()[name]) for each in (config, before))
+        raise ConfigError(
+            f"{name} ({wanted}) must stay {own}, whose moments the checkpoint holds; leave it out, or begin another "
+            "run for that: abi-train run --base RUN"
+        )
 
 
 def _without_data(source: Path) -> CheckpointError:

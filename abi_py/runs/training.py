@@ -39,6 +39,6 @@ def train_run(
     report = trainer.fit(run.train, run.valid, run.early_stopping, stop)
     write_report(report, run.directory / REPORT)
     if not report.interrupted:
-        put_best_back(run, trainer, report)
-        leave_model(run, trainer, report, evaluate_kept(run, trainer))
+        step, report = put_best_back(run, trainer, report)
+        leave_model(run, trainer, report, evaluate_kept(run, trainer, step))
     return report

@@ -18,7 +18,7 @@ from ..config import LlmTrainingConfig, OptimizerType
 from ..kernels.adamw_8bit import SHARING, blocks_of
 from ..parameters import Tensor
 
-__all__ = ["MOMENTS", "Kept", "coded_of", "matrices_of", "moments_of", "ranges_of", "without"]
+__all__ = ["MOMENTS", "Kept", "coded_of", "matrices_of", "moments_of", "ranges_of", "setting_that_differs", "without"]
 
 SMALLEST_CODED = 4096  # numbers; bitsandbytes' min_8bit_size: below, codes save little, and such tensors are sensitive
 MOMENTS = "m", "v", "m_codes", "m_scales", "v_codes", "v_scales"
@@ -85,3 +85,12 @@ def moments_of(table: Sequence[Tensor], config: LlmTrainingConfig) -> dict[str, 
             kept[f"{name}_codes"] = Kept((blocks, SHARING), np.dtype(np.uint8))
             kept[f"{name}_scales"] = Kept((blocks,), numbers)
     return kept
+
+
+def setting_that_differs(one: LlmTrainingConfig, other: LlmTrainingConfig) -> str | None:
+    """Return the name of the setting by which two optimizers keep other moments, of whatever model; None: the same."""
+    if one.optimizer is not other.optimizer:
+        alike = {one.optimizer, other.optimizer} == {OptimizerType.ADAM, OptimizerType.ADAMW}
+        return None if alike else "optimizer"
+    with_m = one.momentum > 0, other.momentum > 0
+    return "momentum" if one.optimizer is OptimizerType.SGD and with_m[0] != with_m[1] else None

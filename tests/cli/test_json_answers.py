@@ -118,6 +118,7 @@ def test_a_run_and_eval_count_the_same(abi_train, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
     (record,) = [record for record in records if record["type"] == "json_answers"]
     assert {name: record[name] for name in found} == found
+    assert record["step"] == json.loads((tmp_path / "r/model/origin.json").read_text())["step"]  # whose weights answer
     assert "answers checked as JSON" in (tmp_path / "r/model/README.md").read_text()
     kept = Tokenizer.load(tmp_path / "r/model")
     assert kept.chat_template is not None

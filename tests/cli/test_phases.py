@@ -12,7 +12,7 @@ common:
   training: {max_seq_len: 64, batch_size: 4, grad_accum_steps: 1, epochs: 1, learning_rate: 0.01, num_threads: 1}
 phases:
   first: {leaves_model: model, base: {path: base}}
-  two: {after: first, leaves_adapter: adapter, lora: {rank: 2}}
+  two: {after: first, leaves_adapter: adapter, lora: {rank: 2, base_storage: nf4}}
 """
 
 
@@ -58,6 +58,8 @@ def test_one_phase_after_the_other(abi_train, tmp_path):
     assert code == 0, err
     assert "first: from its base to model; it is done" in out
     assert (tmp_path / "o/two/adapter/adapter_model.safetensors").is_file()
+    assert "adapter  o/two/adapter: step " in out
+    assert "merged into the weights" not in out  # only an adapter is left
     assert "go on with: abi-train resume" not in out
 
 

@@ -430,3 +430,36 @@ def test_experts(abi_train, tmp_path):
     for wrong, why in (("experts.up_proj", "try mlp.experts.gate_up_proj"), ("gate.weight", "no such stack of")):
         said = refused(abi_train, "run", "--base", folder, *quick, "--lora-target-parameters", wrong, "--out", "x")
         assert why in said
+
+
+def test_adapters_that_learned_nothing_are_said_to_be_as_they_began(abi_train, base, tmp_path):
+    """A rate far too high: the best evaluation is the one before training, whose adapters are zeros."""
+    wild = ("--learning-rate", "30", "--max-grad-norm", "0", "--max-steps", "4")
+    run = ("run", "--base", base, *QUICK, *LORA[:4], *wild)
+    said = "no evaluation was better than before training: what is left is as it began"
+    out = trained(abi_train, *run, "--out", "r")
+    assert f"warning  {said}" in out
+    assert "r/model: step 0 of 4, the best by validation loss" in out
+    assert json.loads((tmp_path / "r/report.json").read_text())["warnings"] == [said]
+    left = read_safetensors(tmp_path / "r/adapter/adapter_model.safetensors")
+    assert not any(array.any() for name, array in left.items() if "lora_B" in name)
+    out = trained(abi_train, "resume", "r", "--which", "last")
+    assert said not in out
+
+
+def test_a_folder_that_no_run_replaces_need_not_be_copied(abi_train, base, tmp_path):
+    """An exported folder says of which step it is, and stays as it is all the same; RUN/model by itself does not."""
+    trained(abi_train, "export", base, "-o", "folder")
+    for name, noted in (("folder", False), ("base/model", True)):
+        out = trained(abi_train, "run", "--base", name, *QUICK, *LORA, "--max-steps", "1", "--out", f"on-{noted}")
+        assert "from     step" in out
+        assert ("before that run is trained further" in out) is noted
+
+
+@pytest.mark.parametrize(("own", "other"), [("adamw_8bit", "adamw"), ("adamw", "adamw_8bit"), ("adamw", "sgd")])
+def test_another_optimizer_is_refused_by_name_before_data_are_read(abi_train, tmp_path, tiny, own, other):
+    trained(abi_train, "run", *tiny, "--max-steps", "2", "--optimizer", own, "--out", "r")
+    code, out, err = abi_train("resume", "r", "--max-steps", "4", "--optimizer", other)
+    assert code == 2
+    assert f"optimizer ({other}) must stay {own}, whose moments the checkpoint holds" in err
+    assert "data" not in out
