@@ -98,6 +98,7 @@ def select_conversations(
     *,
     skip_bad_rows: bool = False,
     categories: Sequence[str] = (),
+    each_category: bool = True,
     match: str | None = None,
     max_samples: int | None = None,
     seed: int = 0,
@@ -105,11 +106,12 @@ def select_conversations(
     """Return the conversations of the sources, chosen and mixed as the module says; a directory is all its files.
 
     categories   patterns with * and ?; a row is taken if its category matches one of them (none given: all rows)
+    each_category  whether each pattern must match the category of some row, or at least one of them
     match        a regular expression, looked for in every text of a row
     max_samples  take at most this many conversations; None or 0: all
 
-    DataError for a bad row (file:line) unless skip_bad_rows, and if nothing is left; ConfigError for a bad pattern, and
-    for a directory of anything else.
+    DataError for a bad row (file:line) unless skip_bad_rows, if nothing is left, and for a category without rows;
+    ConfigError for a bad pattern, and for a directory of anything else.
     """
     seed = check_integer("seed", seed, 0, 1 << 64)
     limit = check_integer("max_samples", max_samples or 0, 0)
@@ -117,15 +119,18 @@ def select_conversations(
     groups: list[list[Conversation]] = []
     files = [file for source in sources for file in _files_of(source)]
     readers = [RowReader(file, skip_bad_rows=skip_bad_rows) for file in files]
-    seen: Counter[str] = Counter()
+    seen: Counter[str | None] = Counter()
     for reader in readers:
         rows = list(reader)
-        seen.update(row.category or NO_CATEGORY for row in rows)
+        seen.update(row.category or None for row in rows)
         groups.append([row for row in rows if _wanted(row, categories, pattern)])
     skipped = [message for reader in readers for message in reader.skipped]
     names = ", ".join(dict.fromkeys(reader.name for reader in readers))
     if not any(groups):
         raise DataError(_nothing(names, skipped, seen, categories, match))
+    for each in categories if each_category else ():  # a misspelt one beside good ones is not passed over
+        if not any(_fits(name, each) for name in seen):
+            raise DataError(_nothing(names, skipped, seen, [each], None))
     taken = sum(map(len, groups))
     parts = _cut(_strata(groups, seed), limit or taken)
     sizes = Counter[str]()
@@ -161,19 +166,23 @@ def _compile(match: str | None) -> re.Pattern[str] | None:
         raise ConfigError(f"match ({match!r}) must be a regular expression: {error}") from None
 
 
+def _fits(category: str | None, wanted: str) -> bool:
+    return fnmatchcase(category or "", wanted)
+
+
 def _wanted(row: Conversation, categories: Sequence[str], pattern: re.Pattern[str] | None) -> bool:
-    if categories and not any(fnmatchcase(row.category or "", wanted) for wanted in categories):
+    if categories and not any(_fits(row.category, wanted) for wanted in categories):
         return False
     return pattern is None or any(pattern.search(text) for text in row.strings())
 
 
 def _nothing(
-    names: str, skipped: list[str], seen: Counter[str], categories: Sequence[str], match: str | None
+    names: str, skipped: list[str], seen: Counter[str | None], categories: Sequence[str], match: str | None
 ) -> str:
     if seen:
         asked = [f"category {' or '.join(map(repr, categories))}"] if categories else []
         asked += [f"match {match!r}"] if match is not None else []
-        there = ", ".join(f"{name} ({count})" for name, count in seen.most_common(10))
+        there = ", ".join(f"{name or NO_CATEGORY} ({count})" for name, count in seen.most_common(10))
         rows = counted(sum(seen.values()), "row")
         return f"{names}: none of {rows} fits {' and '.join(asked)}; the categories are {there}"
     why = f"no row is good, the first of {len(skipped)}: {skipped[0]}" if skipped else "there are no rows"

@@ -302,7 +302,7 @@ def unused(shape: TrainableModelConfig, config: LoraConfig, linear: Sequence[str
     excluded = [
         name
         for name in config.exclude_modules or ()
-        if not any(map(LoraConfig(target_modules=(name,)).is_target, linear))
+        if all(map(LoraConfig(exclude_modules=(name,)).is_target, linear))
     ]
     fields = {"layers_pattern": linear, "rank_pattern": adapted, "alpha_pattern": adapted}
     return {"exclude_modules": excluded, **{field: config.unused(field, among) for field, among in fields.items()}}

@@ -128,8 +128,8 @@ def place_of_recipe(given: str | None) -> Path:
         return SHIPPED[given or "tiny"]
     path = Path(given)
     if not path.is_file():
-        own = " or ".join(SHIPPED)
-        raise ConfigError(f"RECIPE ({given}) must be a YAML file, or {own}, which comes with the package")
+        own, is_what = " or ".join(SHIPPED), "that is a directory" if path.is_dir() else "there is no file of that name"
+        raise ConfigError(f"RECIPE ({given}) must be a YAML file, or {own}, which comes with the package; {is_what}")
     return path
 
 

@@ -112,14 +112,18 @@ def encode_chat(
     return encode_selection(select_chat(files, chat, seed), tokenizer, chat, max_seq_len)
 
 
-def select_chat(files: Sequence[Path], chat: ChatConfig, seed: int) -> "Selection":
-    """Read and choose the conversations of files; ConfigError, DataError or OSError for what is wrong."""
+def select_chat(files: Sequence[Path], chat: ChatConfig, seed: int, *, each_category: bool = True) -> "Selection":
+    """Read and choose the conversations of files; ConfigError, DataError or OSError for what is wrong.
+
+    each_category   whether each of the categories must be there, or at least one of them
+    """
     from ..data.selection import select_conversations
 
     return select_conversations(
         [*files, *map(place_of, chat.mix)],
         skip_bad_rows=chat.skip_bad_rows,
         categories=chat.category,
+        each_category=each_category,
         match=chat.match,
         max_samples=chat.max_samples,
         seed=seed,

@@ -156,7 +156,7 @@ def _conversations(
         if not others:
             raise ConfigError(f"valid_path ({data.valid_path[0]}) must be a file of conversations, as --data is")
         chosen = chat.replace(mix=(), max_samples=0)  # they choose what is trained on
-        asked = select_chat(others, chosen, seed)
+        asked = select_chat(others, chosen, seed, each_category=False)  # it need not have all of them
         train, kept = whole, encode_selection(asked, tokenizer, chosen, max_seq_len).dataset
         told, new = told_and_new(rows, asked.conversations, kept.numbers)
     elif divided.kept:

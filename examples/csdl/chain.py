@@ -1,6 +1,6 @@
-"""What the scripts of this folder do: one phase of a recipe, and before it those that it starts from.
+"""What the scripts of this folder do: one phase of a recipe, by the verb `abi-train phases`, whose words they take.
 
-    python examples/csdl/train_phase2_atlas.py [RECIPE] [OUT]
+    python examples/csdl/train_phase2_atlas.py [RECIPE] [-o OUT] [--dry-run]
 
 RECIPE is csdl-14b.yaml beside this file if it is not given; `tiny` is the small one that comes with abi_py.
 """
@@ -8,16 +8,11 @@ RECIPE is csdl-14b.yaml beside this file if it is not given; `tiny` is the small
 import sys
 from pathlib import Path
 
-from abi_py.pipelines import train_phases
-from abi_py.pipelines.recipe import Recipe, place_of_recipe
+from abi_py.cli import cli, main
 
 
 def train(name):
-    """Do the phase of that name; what is done already is left as it is."""
-    words = [*sys.argv[1:], None, None]
-    recipe = Recipe.read(place_of_recipe(words[0] or str(Path(__file__).with_name("csdl-14b.yaml"))))
-    names = [name]
-    while recipe.phase(names[0]).config.after is not None:
-        names.insert(0, recipe.phase(names[0]).config.after)
-    for each in names:
-        train_phases(recipe, words[1] or "models", only=each, tell=lambda label, text: print(f"{label:<9}{text}"))
+    """Do the phase of that name, as `abi-train phases --only` does it; the words of the call come first."""
+    recipe = Path(__file__).with_name("csdl-14b.yaml")
+    cli.context_settings["default_map"] = {"phases": {"recipe": str(recipe), "only": name}}
+    main(["phases", *sys.argv[1:]])

@@ -1,5 +1,8 @@
 """abi-train phases: the plan of the seed's chain, one phase alone, another directory, and how it is gone on with."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from world import make_folder, write_talks
@@ -63,10 +66,35 @@ def test_one_phase_after_the_other(abi_train, tmp_path):
     assert "go on with: abi-train resume" not in out
 
 
-def test_wrong_words(abi_train):
-    code, _, err = abi_train("phases", "tinny")
-    assert code == 2
-    assert "RECIPE (tinny) must be a YAML file, or tiny, which comes with the package" in err
+def test_the_scripts_of_the_seed_take_the_words_of_the_verb(tmp_path):
+    """Each does its phase by `abi-train phases`: a dry run is one, the help is the verb's, an error is one line."""
+
+    def call(*words):
+        script = [sys.executable, str(SEED.with_name("train_phase1_base.py")), *words]
+        path = {**os.environ, "PYTHONPATH": str(ROOT)}
+        found = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=path)
+        return found.returncode, found.stdout, found.stderr
+
+    code, out, err = call("tiny", "-o", "o", "--dry-run")
+    assert (code, err) == (0, "")
+    assert "recipe   tiny: 1 phase in o" in out
+    assert "phase1_base_csdl: from phase0_base to final_merged" in out
+    code, out, _ = call("--dry-run")
+    assert code == 0
+    assert "30,400 rows and 1,600 for validation, as the recipe says" in out
+    assert "Usage: abi-train phases" in call("--help")[1]
+    code, _, err = call("tiny", "-o", "o")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "first: --only phase0_base" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_words(abi_train, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for given, problem in (("nope.yaml", "there is no file of that name"), ("folder", "that is a directory")):
+        code, _, err = abi_train("phases", given)
+        assert code == 2
+        assert f"RECIPE ({given}) must be a YAML file, or tiny, which comes with the package; {problem}" in err
     code, _, err = abi_train("phases", "--only", "phase9")
     assert code == 2
     assert "only (phase9) must be a phase of" in err

@@ -106,6 +106,10 @@ def test_category_and_match(tmp_path):
     assert sorted(texts(third)) == ["a.jsonl 3", "b.jsonl 3"]
     with pytest.raises(DataError, match=r"none of 14 rows fits category 'memoy_\*'; the categories are class_2 \(7\)"):
         select_conversations(paths, categories=["memoy_*"])
+    with pytest.raises(DataError, match=r"none of 14 rows fits category 'memry_\*'; the categories are class_2 \(7\)"):
+        select_conversations(paths, categories=["class_*", "memry_*"])
+    some = select_conversations(paths, categories=["class_*", "memry_*"], each_category=False)
+    assert some.categories() == {"class_2": 7}
     with pytest.raises(ConfigError, match=r"match \('\('\) must be a regular expression: missing \)"):
         select_conversations(paths, match="(")
 

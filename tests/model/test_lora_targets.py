@@ -79,6 +79,7 @@ def test_ranks_and_alphas_are_those_of_the_first_pattern_that_fits():
         ({"target_modules": ".*attn"}, r"fits no projection of this model; try q_proj"),
         ({"target_modules": "q,k", "exclude_modules": "k"}, r"'k_proj'\): exclude_modules, .* leaves out all that it "),
         ({"exclude_modules": "norm"}, r"exclude_modules \('norm'\): leaves out no projection of this model"),
+        ({"exclude_modules": "all-linear"}, r"exclude_modules \('all-linear'\): leaves out no projection"),
         ({"layers_to_transform": (0, 3)}, r"layers_to_transform \(3\): there is no such block; this model has bloc"),
         ({"rank_pattern": "up=2,w1=3"}, r"rank_pattern \('w1=3'\): fits no adapter"),
         ({"target_modules": "q", "alpha_pattern": "k=3"}, r"alpha_pattern \('k_proj=3'\): fits no adapter"),
