@@ -117,8 +117,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("abi_py/training/optimizer.py", "config.nesterov", "False", TRAINING),
     Mutation(
         "abi_py/training/optimizer.py",
-        "entry.decay or self.config.decay_norms_and_biases",
-        "self.config.decay_norms_and_biases",
+        "entry.decay or everything for",
+        "everything for",
         TRAINING,
     ),
     Mutation(

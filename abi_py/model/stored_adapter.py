@@ -95,8 +95,9 @@ def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], 
             found = tensors.get(name)
             if found is None or found.shape != wanted:
                 what = "is missing" if found is None else f"has shape {found.shape}"
-                kind = {".m": "DoRA", ".a": f"rank {entry.shape[-2]}", ".b": f"rank {entry.shape[-1]}"}
-                which = kind.get(entry.name[-2:], "what is trained whole")
+                axis = {".a": -2, ".b": -1}.get(entry.name[-2:])
+                which = "DoRA" if entry.name.endswith(".m") else "what is trained whole"
+                which = which if axis is None or len(entry.shape) < 2 else f"rank {entry.shape[axis]}"
                 rule = f"{which} on this model takes {wanted}; load it on the model it is of"
                 raise CheckpointError(f"{place}: {name} {what}; {rule}")
             if found.dtype.kind != "f":
