@@ -40,6 +40,8 @@ __all__ = [
     "read_stored_adapter",
 ]
 
+RANK_AXES = {".a": -2, ".b": -1}  # of the two matrices of an adapter, by the ends of their names
+
 
 def holds_adapters(place: Path) -> bool:
     """Say whether a folder or a GGUF file holds adapters alone."""
@@ -84,6 +86,14 @@ def base_named_by(place: Path) -> str | None:
     return name
 
 
+def _kind_of(entry: Tensor) -> str:
+    """Return what an entry of the table is a part of."""
+    if entry.name.endswith(".m"):
+        return "DoRA"
+    axis = RANK_AXES.get(entry.name[-2:])
+    return "what is trained whole" if axis is None else f"rank {entry.shape[axis]}"
+
+
 def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], place: str) -> None:
     """Raise CheckpointError if what a folder holds is not what its configuration needs on this model."""
     known = set()
@@ -95,10 +105,7 @@ def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], 
             found = tensors.get(name)
             if found is None or found.shape != wanted:
                 what = "is missing" if found is None else f"has shape {found.shape}"
-                axis = {".a": -2, ".b": -1}.get(entry.name[-2:])
-                which = "DoRA" if entry.name.endswith(".m") else "what is trained whole"
-                which = which if axis is None or len(entry.shape) < 2 else f"rank {entry.shape[axis]}"
-                rule = f"{which} on this model takes {wanted}; load it on the model it is of"
+                rule = f"{_kind_of(entry)} on this model takes {wanted}; load it on the model it is of"
                 raise CheckpointError(f"{place}: {name} {what}; {rule}")
             if found.dtype.kind != "f":
                 raise CheckpointError(f"{place}: {name} is {found.dtype}; adapters are floats")

@@ -343,17 +343,13 @@ def digest_of_output(place: Path) -> str:
 
 def _figures(run: Run) -> dict[str, Any]:
     """Return what is told of the end of a run: from its report.json and evaluation.json."""
-    from ..families import layers
-    from ..model.lora_layers import planned
-    from ..model.stack import flops_per_token
+    from ..runs.plan import flops_of_token
     from ..training.report import REPORT
 
     report = read_json(run.directory / REPORT)
     names = ("final_loss", "initial_val_loss", "best_val_loss", "total_steps", "total_tokens", "avg_throughput")
     found = {name: report.get(name) for name in names}
-    shape, lora = run.config.model, run.config.lora
-    made = layers(shape) if lora is None else planned(shape, lora)[0]
-    found["flops"] = (report.get("avg_throughput") or 0) * flops_per_token(made, run.config.training.max_seq_len)
+    found["flops"] = (report.get("avg_throughput") or 0) * flops_of_token(run.config)
     if (run.directory / EVALUATION).is_file():
         found |= {"json": read_json(run.directory / EVALUATION).get("json")}
     return {**found, "rows": len(run.train), "kept": run.num_kept}

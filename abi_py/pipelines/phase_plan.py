@@ -208,20 +208,17 @@ class _Planner:
 
     def _seconds(self, run: Run) -> tuple[float, bool]:
         """Return how long a run will take, and whether that was reckoned by a measured rate."""
-        from ..families import layers
         from ..kernels.engine.number_formats import PRECISIONS
         from ..kernels.engine.peak import measured_peak
-        from ..model.lora_layers import planned
-        from ..model.stack import flops_per_token
+        from ..runs.plan import flops_of_token
 
-        training, lora, total = run.config.training, run.config.lora, run.steps[1]
-        made = layers(run.config.model) if lora is None else planned(run.config.model, lora)[0]
+        training, total = run.config.training, run.steps[1]
         rate = self.rate or SHARE * measured_peak(number_format=PRECISIONS[training.mixed_precision])
         most = training.batch_size * training.grad_accum_steps * training.max_seq_len * total
         tokens = min(run.train.num_tokens * training.epochs, most)
         if run.valid is not None and training.eval_interval:  # an evaluation is the forward third of a step
             tokens += (total // training.eval_interval + 1) * run.valid.num_tokens // 3
-        return tokens * flops_per_token(made, training.max_seq_len) / rate, bool(self.rate)
+        return tokens * flops_of_token(run.config) / rate, bool(self.rate)
 
     def _quantizing(self, phase: Phase) -> Planned:
         from ..families import tensor_table

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "available_memory",
+    "flops_of_token",
     "memory_by_part",
     "seconds_of_micro_batch",
     "seconds_of_run",
@@ -31,6 +32,16 @@ def trained_tensors(config: RunConfig) -> "tuple[Tensor, ...]":
     from ..model.lora_layers import planned
 
     return tensor_table(config.model) if config.lora is None else planned(config.model, config.lora)[1]
+
+
+def flops_of_token(config: RunConfig) -> float:
+    """Return the operations of a token in training: of the whole model, or of adapters on a frozen one."""
+    from ..families import layers
+    from ..model.lora_layers import planned
+    from ..model.stack import flops_per_token
+
+    made = layers(config.model) if config.lora is None else planned(config.model, config.lora)[0]
+    return flops_per_token(made, config.training.max_seq_len)
 
 
 def memory_by_part(run: Run) -> dict[str, int]:

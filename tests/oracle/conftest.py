@@ -3,6 +3,7 @@
 `pip install -e .[oracle]` brings torch, transformers and peft.  Nothing is fetched: all models are made here.
 """
 
+import ctypes
 import importlib
 import os
 
@@ -111,3 +112,13 @@ def agree(torch):
         assert len(written) > 3  # one id again and again would show nothing
 
     return compare
+
+
+@pytest.fixture(scope="module")
+def llama_cpp():
+    """Return the library, which says nothing."""
+    found = library("llama_cpp")
+    quiet = found.llama_log_callback(lambda level, text, data: None)
+    found.llama_log_set(quiet, ctypes.c_void_p(0))
+    yield found
+    assert quiet

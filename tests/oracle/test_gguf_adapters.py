@@ -4,7 +4,6 @@ import ctypes
 
 import numpy as np
 import pytest
-from conftest import library
 
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.generation import generate
@@ -26,16 +25,6 @@ FAMILIES = {
     "gemma3": {"family": "gemma3", "sliding_window": 16},
 }
 GELU = ("gpt2", "gemma3")  # which llama.cpp looks up in a table of halves
-
-
-@pytest.fixture(scope="module")
-def llama_cpp():
-    """Return the library, which says nothing."""
-    found = library("llama_cpp")
-    quiet = found.llama_log_callback(lambda level, text, data: None)
-    found.llama_log_set(quiet, ctypes.c_void_p(0))
-    yield found
-    assert quiet
 
 
 class Opened:

@@ -5,11 +5,8 @@ or 256.  `rounded` does the same in NumPy, so that what is left of a difference 
 between two codes falls to the other one.
 """
 
-import ctypes
-
 import numpy as np
 import pytest
-from conftest import library
 
 from abi_py.config import TrainableModelConfig
 from abi_py.families import layers
@@ -65,16 +62,6 @@ def made(name, **changes):
         else:
             w *= 2
     return model
-
-
-@pytest.fixture(scope="module")
-def llama_cpp():
-    """Return the library, which says nothing."""
-    found = library("llama_cpp")
-    quiet = found.llama_log_callback(lambda level, text, data: None)
-    found.llama_log_set(quiet, ctypes.c_void_p(0))
-    yield found
-    assert quiet
 
 
 @pytest.fixture
