@@ -122,6 +122,16 @@ def test_a_model_without_a_tokenizer(abi_train, tmp_path):
     assert "no chat template" in err
 
 
+def test_another_folders_tokenizer_and_template(abi_train, model, tmp_path):
+    (tmp_path / "other").mkdir()
+    for path in [*(tmp_path / "m").glob("*token*.json"), *(tmp_path / "m").glob("chat_template*")]:
+        path.rename(tmp_path / "other" / path.name)
+    code, _, err = abi_train("chat", "m", "--once", "hi", *FLAGS)
+    assert code == 2
+    code, out, err = abi_train("chat", "m", "--once", "hi", "--tokenizer", "other", *FLAGS)
+    assert (code, out, err) == (0, model("hi") + "\n", "")
+
+
 def test_wrong_calls(abi_train, model, uncompiled):
     for words in (["--once", ""], ["--once", "x", "--template", "none"], ["--once", "x", "--top-k", "-1"]):
         code, out, err = abi_train("chat", "m", *words)
