@@ -121,15 +121,14 @@ def _convert_config(name: str, kind: "type[Config]", value: Any) -> "Config":
 
 
 def _convert_number(name: str, kind: type, value: Any) -> Any:
-    wanted = "a whole number" if kind is int else "a number"
-    example = "write digits, for example 8" if kind is int else "write digits, for example 0.001 or 1e-3"
-    problem = ConfigError(f"{name} ({shown(value)}) must be {wanted}; {example}")
-    if isinstance(value, bool) or value is None:
-        raise problem
     try:
+        if isinstance(value, bool) or value is None:
+            raise TypeError
         number = _whole(value) if kind is int else float(value)
     except (TypeError, ValueError, OverflowError):
-        raise problem from None
+        wanted = "a whole number" if kind is int else "a number"
+        example = "write digits, for example 8" if kind is int else "write digits, for example 0.001 or 1e-3"
+        raise ConfigError(f"{name} ({shown(value)}) must be {wanted}; {example}") from None
     if kind is int and abs(number) >= MAX_INT:
         raise ConfigError(f"{name} ({shown(value)}) must be between -2^63 and 2^63; write a smaller number")
     return number

@@ -11,6 +11,7 @@ write_gguf(shape)      the metadata of such a file
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,9 @@ def layers(shape: ModelShape) -> list[Layer]:
     return family(shape).layers(shape)
 
 
+@lru_cache(maxsize=8)
 def tensor_table(shape: ModelShape) -> tuple[Tensor, ...]:
-    """Return the tensors of a model of this shape in flat order."""
+    """Return the tensors of a model of this shape in flat order; an adapter asks for them about twenty times."""
     return family(shape).tensor_table(shape)
 
 

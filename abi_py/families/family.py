@@ -54,11 +54,9 @@ class Family:
         for layer in self.layers(shape):
             for spec in layer.tensors():
                 name = layer.at + spec.name
-                begin = spec.initial, spec.std
-                made = Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, *begin)
-                made = replace(made, hidden=spec.hidden, embedding=spec.embedding)
-                table.append(made)
-                offset += made.size
+                begin, kind = (spec.initial, spec.std), (spec.hidden, spec.embedding)
+                table.append(Tensor(name, *self.names_of(name), spec.shape, offset, spec.decay, *begin, *kind))
+                offset += table[-1].size
         return tuple(table)
 
     def names_of(self, name: str) -> tuple[tuple[HfName, ...], str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from typing import TypeVar
 
 from ..config import LoraConfig, TrainableModelConfig
@@ -202,11 +203,12 @@ def expert_targets(
     return found
 
 
-def _end_tensors(shape: TrainableModelConfig) -> list[tuple[Tensor, Kind]]:
+@lru_cache(maxsize=8)
+def _end_tensors(shape: TrainableModelConfig) -> tuple[tuple[Tensor, Kind], ...]:
     """Return the tables of the embedding and the head's matrix, which may be the same."""
     kinds = {Embedding.name: Kind.TABLE, Embedding.positions: Kind.TABLE, "output_proj": Kind.HEAD}
     table = tensor_table(shape.replace(tie_embeddings=False))
-    return [(tensor, kinds[tensor.name]) for tensor in table if tensor.name in kinds]
+    return tuple((tensor, kinds[tensor.name]) for tensor in table if tensor.name in kinds)
 
 
 def end_targets(shape: TrainableModelConfig, config: LoraConfig) -> list[Target]:
