@@ -6,10 +6,11 @@
 
 An input is made from its number and the seed alone; the names of the readers are in `readers.py`.  What counts as a
 defect is an exception that is not ours, a process that dies, a reader that takes more than ten seconds, or memory above
-32 MB and twenty times the damaged file.
+32 MB and twenty times the damaged file.  Ctrl-C ends a run as its last input does: with the counts and the defects.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import mmap
@@ -17,6 +18,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -32,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 SECONDS = 10.0
+PROGRESS = 60.0  # seconds from one line of progress to the next
 MEMORY, TIMES = 32 << 20, 20  # bytes, and bytes for each byte of the damaged file
 ADDRESS_SPACE = 6 << 30  # an absurd allocation is a MemoryError, not a full machine
 PLACE = struct.Struct("<q")  # number of the input that is being read
@@ -83,7 +86,7 @@ class Worker:
         from abi_py.errors import AbiError
 
         reader, folder, file = self.damage(number)
-        size, before = file.stat().st_size, peak()
+        size, memory = file.stat().st_size, Memory()
         try:
             reader.read(folder)
             kind = None
@@ -96,24 +99,35 @@ class Worker:
             ours = [frame for frame in place if "abi_py" in frame.filename] or place
             where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
             kind = f"{type(error).__name__} at {where}"
-        grown = peak() - before
+        grown = memory.grown()
         if kind is None and grown > MEMORY + TIMES * size:
             kind = f"{grown / 1e6:.0f} MB for a file of {size} bytes"
         self.repair(reader)
         return kind
 
 
-def peak():
-    """Return the most memory that this process has had at once, in bytes.
+class Memory:
+    """The most memory that this process has had at once since then, beyond what it had then, in bytes.
 
-    Where the system tells it of the program alone: `ru_maxrss` begins with what the process that started it has had.
+    Linux forgets the peak of a process when asked to, so that an input is not hidden by a larger one before it.  Where
+    it does not, only what goes beyond every peak before is seen.
     """
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            found = next(line.split()[1] for line in status if line.startswith("VmHWM:"))
-        return int(found) * 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def __init__(self):
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
+            file.write(b"5")  # proc(5): the peak is what there is now
+        self.before = self._peak()
+
+    def grown(self):
+        return self._peak() - self.before
+
+    def _peak(self):
+        try:
+            with open("/proc/self/status", "rb", buffering=0) as file:
+                _, _, found = file.read(4096).partition(b"VmHWM:")
+            return int(found.split(maxsplit=1)[0]) * 1024
+        except OSError:
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def work(names, seed, first, stop, step, status, findings):
@@ -156,28 +170,38 @@ class Outcome:
 
 
 def campaign(names, seed, inputs, jobs, seconds=None):
-    """Read `inputs` damaged inputs in `jobs` processes; a process that dies or hangs is replaced by another."""
+    """Read `inputs` damaged inputs in `jobs` processes; a process that dies or hangs is replaced by another.
+
+    Ctrl-C and `seconds` end it early.
+    """
     outcome, readers = Outcome(), schedule(names)
-    deadline = None if seconds is None else time.monotonic() + seconds
+    begun = told = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         findings = Path(folder) / "findings"
         findings.touch()
-        running = [_Process(names, seed, job, inputs, jobs, Path(folder), findings) for job in range(jobs)]
-        while running:
-            time.sleep(0.05)
-            late = deadline is not None and time.monotonic() > deadline
-            for process in list(running):
-                problem = process.problem()
-                if late or process.done():
-                    process.stop()
-                    running.remove(process)
-                elif problem:
-                    number = process.place()
-                    outcome.add(readers[number % len(readers)].name, number, problem)
-                    process.start(number + jobs)
-        for process in _Process.ended:
+        processes = [_Process(names, seed, job, inputs, jobs, Path(folder), findings) for job in range(jobs)]
+        running = list(processes)
+        try:
+            while running and (seconds is None or time.monotonic() - begun < seconds):
+                time.sleep(0.05)
+                for process in list(running):
+                    problem = process.problem()
+                    if process.done():
+                        running.remove(process)
+                    elif problem:
+                        number = process.place()
+                        outcome.add(readers[number % len(readers)].name, number, problem)
+                        process.start(number + jobs)
+                if time.monotonic() - told > PROGRESS:
+                    told = time.monotonic()
+                    read = sum(len(process.done_numbers()) for process in processes)
+                    found = len(findings.read_text().splitlines()) + sum(map(len, outcome.defects.values()))
+                    print(f"{read:,} inputs, {found:,} defects, {told - begun:.0f} s", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            print("stopped; what was read until now:", file=sys.stderr)
+        for process in processes:
+            process.stop()
             outcome.counts.update(readers[number % len(readers)].name for number in process.done_numbers())
-        _Process.ended.clear()
         for line in findings.read_text().splitlines():
             outcome.add(*json.loads(line))
     return outcome
@@ -193,15 +217,13 @@ def schedule(names):
 
 
 class _Process:
-    ended = []  # noqa: RUF012
-
     def __init__(self, names, seed, job, inputs, jobs, folder, findings):
         self.names, self.seed, self.job, self.inputs, self.jobs = names, seed, job, inputs, jobs
         self.status, self.findings, self.errors = folder / f"status{job}", findings, folder / f"errors{job}"
         self.start(job)
 
     def start(self, first):
-        self.number, self.seconds, self.asked = -1, 0.0, time.monotonic()
+        self.number, self.seconds, self.asked = -1, 0.0, 0.0
         self.status.write_bytes(PLACE.pack(-1))
         arguments = [*(f"--reader={name}" for name in self.names), f"--seed={self.seed}", f"--inputs={self.inputs}"]
         work = json.dumps([first, self.jobs, str(self.status), str(self.findings)])
@@ -214,11 +236,22 @@ class _Process:
         return PLACE.unpack(self.status.read_bytes())[0]
 
     def waited(self, number):
-        """Return for how long an input has been read; moments in which this process was stopped do not count."""
-        now = time.monotonic()
+        """Return for how long an input has been read.
+
+        Moments in which this process was stopped do not count, nor those in which the other one waited for a core.
+        """
+        now = time.monotonic() - self.queued()
         self.seconds = self.seconds + min(now - self.asked, 0.5) if number == self.number else 0.0
         self.number, self.asked = number, now
         return self.seconds
+
+    def queued(self):
+        """Return for how many seconds the process has waited for a core; 0 where the system does not tell."""
+        try:
+            with open(f"/proc/{self.process.pid}/schedstat", encoding="ascii") as file:
+                return int(file.read().split()[1]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
 
     def problem(self):
         number = self.place()
@@ -241,7 +274,6 @@ class _Process:
     def stop(self):
         self.process.kill()
         self.process.wait()
-        _Process.ended.append(self)
 
     def done_numbers(self):
         return range(self.job, min(max(self.place(), self.job), self.inputs), self.jobs)
@@ -274,12 +306,12 @@ def replay(names, seed, number):
     worker = Worker(names, seed, Path(tempfile.mkdtemp()))
     reader, place, file = worker.damage(number)
     print(f"{reader.name}: {file} ({file.stat().st_size} bytes)", flush=True)
-    before = peak()
+    memory = Memory()
     try:
         reader.read(place)
     except BaseException:
         traceback.print_exc()
-    print(f"memory grew by {(peak() - before) / 1e6:.1f} MB")
+    print(f"memory grew by {memory.grown() / 1e6:.1f} MB")
 
 
 def main():
@@ -303,6 +335,7 @@ def main():
     elif given.replay is not None:
         replay(given.reader, given.seed, given.replay)
     else:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         outcome = campaign(given.reader, given.seed, inputs, given.jobs, given.minutes and 60 * given.minutes)
         print("\n".join(describe(outcome)))
         if given.keep and outcome.defects:

@@ -46,11 +46,15 @@ def test_no_damaged_file_does_harm():
     assert not outcome.defects, "\n".join(fuzz.describe(outcome))
 
 
-def test_the_fuzzer_sees_what_is_wrong(tmp_path, monkeypatch):
+@pytest.fixture
+def bad_readers(tmp_path, monkeypatch):
     (tmp_path / "bad_readers.py").write_text(BAD)
     monkeypatch.setenv("ABI_FUZZ_READERS", "bad_readers")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_the_fuzzer_sees_what_is_wrong(bad_readers, monkeypatch):
     monkeypatch.setattr(fuzz, "SECONDS", 3.0)
     outcome = fuzz.campaign([], 0, 10, jobs=2)
     assert outcome.inputs == 10
@@ -71,3 +75,27 @@ def test_an_input_is_made_from_its_number_alone(tmp_path):
             worker.read(3)
         contents.append(worker.damage(5)[2].read_bytes())
     assert contents[0] == contents[1]
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not forget a peak")
+def test_memory_is_seen_after_more_of_it_was_taken():
+    for size in (80 << 20, 40 << 20):
+        memory = fuzz.Memory()
+        bytes(range(256)) * (size // 256)
+        assert size < 1.1 * memory.grown() < 1.3 * size
+
+
+def test_who_stops_a_run_has_its_counts(bad_readers, monkeypatch, capsys):
+    problem = fuzz._Process.problem
+
+    def stopped(process):
+        if process.place() > 20:
+            raise KeyboardInterrupt
+        return problem(process)
+
+    monkeypatch.setattr(fuzz._Process, "problem", stopped)
+    monkeypatch.setattr(fuzz, "PROGRESS", 0.0)
+    outcome = fuzz.campaign(["good", "raw"], 0, 10**9, jobs=1)
+    assert outcome.counts["good"] > 10
+    assert len(outcome.defects[next(iter(outcome.defects))]) > 5
+    assert " inputs, " in capsys.readouterr().err
