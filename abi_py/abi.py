@@ -105,7 +105,8 @@ class CrossEntropyLoss(Shown):
         self.losses, hits = np.zeros(len(z), np.float32), np.zeros(len(z), np.uint8)
         counted = np.ascontiguousarray(z[rows])
         numbers = self.label_smoothing, 0.0, 1.0
-        cross_entropy(counted, self.losses, hits, np.zeros_like(self.losses), labels, rows, 0, *numbers, True)
+        outputs, ones = (self.losses, hits, np.zeros_like(self.losses)), np.ones_like(self.losses)
+        cross_entropy(counted, *outputs, labels, ones, rows, 0, *numbers, True)
         self.valid_count = len(rows)
         self._gradient = np.zeros_like(z)
         self._gradient[rows] = counted

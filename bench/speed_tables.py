@@ -5,6 +5,7 @@
     steps beside the peers'     from *-peers.csv, made by bench_vs_peers.py
     what is asked and reached   from *-goals.csv, made by goals.py
     quantised models            from *-llama-cpp.csv, made by bench_llama_cpp.py
+    adapters                    from *-lora.csv, made by bench_lora.py
 """
 
 import argparse
@@ -127,6 +128,34 @@ def quantised_table(path: Path) -> str:
     return "\n".join(lines)
 
 
+def adapters_table(path: Path) -> str:
+    """Return the newest measurement of each kind of adapters' step on one machine as Markdown."""
+    newest: dict[tuple[str, str], Row] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["of"]:  # files of the first days have no steps beside LoRA's
+                newest[row["shape"], row["of"]] = row
+    first = next(iter(newest.values()))
+    dates = " and ".join(sorted({row["date"] for row in newest.values()}))
+    lines = [
+        f"{_machine(first, path)}, {first['threads']} threads, steps in turn (`{path.relative_to(ROOT)}`, {dates}):",
+        "",
+        "| shape of `bench/shapes.py`, rank | step | time | of a full step | of its operations | of LoRA's step "
+        "| matrices, MB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    sizes = list(SHAPES)
+    for (shape, of), row in sorted(newest.items(), key=lambda each: sizes.index(each[0][0])):
+        own = of in ("lora", "dora")
+        name = {"lora": "LoRA", "dora": "DoRA", "peft": row["version"].partition(",")[0]}.get(of, f"LoRA on {of}")
+        share = f"{float(row['step_ms']) / float(row['full_ms']):.3f}"
+        operations = f"{float(row['share_of_operations']):.3f}" if own else ""
+        cells = f"{shape}, {row['rank']}", name, f"{float(row['step_ms']):,.0f} ms", share, operations
+        kept = f"{float(row['matrices_mb']):.1f}" if row["matrices_mb"] else ""
+        lines.append(f"| {' | '.join((*cells, format(float(row['of_lora']), '.3f'), kept))} |")
+    return "\n".join(lines)
+
+
 def _machine(row: Row, path: Path) -> str:
     """Name the machine of a file: processors of different kinds may have one name."""
     return row["cpu"] + "".join(
@@ -139,6 +168,7 @@ TABLES = (  # the script that measures, the files, and what makes a table of one
     ("bench/bench_vs_peers.py", "*-peers.csv", table),
     ("bench/goals.py", "*-goals.csv", goals_table),
     ("bench/bench_llama_cpp.py", "*-llama-cpp.csv", quantised_table),
+    ("bench/bench_lora.py", "*-lora.csv", adapters_table),
 )
 
 

@@ -3,10 +3,13 @@
     forward    z = x Wᵀ      lse_n = log sum_v exp(z_nv)      t_nv = (1 - s) [v = label_n] + s / V
                loss_n = - sum_v t_nv log p_nv = lse_n - (1 - s) z_n,label - s mean_v z_nv      p_nv = exp(z_nv - lse_n)
     z-loss     loss_n + λ lse_n²                  pulls the normalizer of the softmax towards 1; off with λ = 0
-    backward   dz_nv = scale (p_nv (1 + 2 λ lse_n) - t_nv)        dx = dz W        dW = dzᵀ x
+    objective  scale sum_n a_n (loss_n + λ lse_n²)                a_n = weight of a row, 1 if none is given
+    backward   dz_nv = scale a_n (p_nv (1 + 2 λ lse_n) - t_nv)    dx = dz W        dW = dzᵀ x
 
     x dx (N, C)   w dw (V, C)   labels (N,) int32, negative = not counted   losses lse (N,)   hits (N,) uint8
-    s = label smoothing   λ = z_loss; losses are without it, and who wants its value has lse
+    s = label smoothing   λ = z_loss; losses are without it and without weights, and who wants its value has lse
+    weights a (N,), of any sign: where the gradient of another objective in the same losses comes in, such as that of
+    preferences (docs/4-cross_entropy.md)
 
 The rows that count go through in chunks.  A chunk's logits are made, become probabilities, become dz, in the same
 memory, and feed both products of the backward, which so needs nothing saved but x and W.  Rows that do not count cost
@@ -68,11 +71,18 @@ def cross_entropy_ref(
 
 
 def head_loss_ref(
-    x: Array, w: Array, labels: Array, scale: float = 1.0, smoothing: float = 0.0, z_loss: float = 0.0
+    x: Array,
+    w: Array,
+    labels: Array,
+    scale: float = 1.0,
+    smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    weights: Array | None = None,
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Return losses, hits, lse, dx and dw."""
     losses, hits, lse, dz = cross_entropy_ref(x @ w.T, labels, smoothing, z_loss)
-    return losses, hits, lse, scale * dz @ w, scale * dz.T @ x
+    dz *= scale if weights is None else scale * weights[:, None]
+    return losses, hits, lse, dz @ w, dz.T @ x
 
 
 # -- kernel --------------------------------------------------------------------------------------
@@ -105,7 +115,7 @@ def _rows_fit(sizes, labels, rows, first, smoothing, z_loss, **others):
         )
 
 
-@checked("z! (n, V); losses! lse! (N); hits! (N) uint8; labels (N) int; rows (R) int < N", _rows_fit)
+@checked("z! (n, V); losses! lse! weights (N); hits! (N) uint8; labels (N) int; rows (R) int < N", _rows_fit)
 @kernel
 def cross_entropy(
     z: Array,
@@ -113,6 +123,7 @@ def cross_entropy(
     hits: Array,
     lse: Array,
     labels: Array,
+    weights: Array,
     rows: Array,
     first: int,
     smoothing: float,
@@ -147,11 +158,12 @@ def cross_entropy(
         lse[n] = log_sum
         losses[n] = log_sum - kept * at_label - spread * logits
         if backward:
-            inverse = np.float32(scale * (1 + 2 * z_loss * log_sum) / exponentials)  # without z-loss times exactly 1
-            down = np.float32(scale) * spread
+            weight = scale * weights[n]
+            inverse = np.float32(weight * (1 + 2 * z_loss * log_sum) / exponentials)  # without z-loss times exactly 1
+            down = np.float32(weight) * spread
             for j in range(columns):
                 line[j] = line[j] * inverse - down
-            line[label] -= np.float32(scale) * kept
+            line[label] -= np.float32(weight) * kept
 
 
 # -- calling it ----------------------------------------------------------------------------------
@@ -215,8 +227,8 @@ def head_loss(
 
 
 @checked(
-    "dx! x (N, C); dw?! (V, C); w (V, items) float32|float16|uint16|uint8; losses! lse?! (N); hits! (N) uint8; "
-    "labels (N) int; scratch! (floats)",
+    "dx! x (N, C); dw?! (V, C); w (V, items) float32|float16|uint16|uint8; losses! lse?! weights? (N); "
+    "hits! (N) uint8; labels (N) int; scratch! (floats)",
     _head_fits,
     number_format=AnyFormat,
     storage=Storage | None,
@@ -241,15 +253,17 @@ def head_loss_backward(
     lse: Array | None = None,
     check: Callable[[], None] | None = None,
     second: Second | None = None,
+    weights: Array | None = None,
 ) -> None:
     """Write losses, hits and dx; add to dw, or overwrite it if not `accumulate`; None: w is frozen and has no dw.
 
     Forward and backward in one pass.  `storage` (dw is then None) and `check` as in `head_loss`.  With z_loss,
-    dx and dw have its part, and losses do not; lse (N,) is written where it is given.
+    dx and dw have its part, and losses do not; lse (N,) is written where it is given.  weights (N,) multiply the
+    gradients of rows, and not their losses.
     """
     outputs = losses, hits, lse, dx, dw
     numbers = scale, smoothing, z_loss, accumulate
-    _head(*outputs, x, w, labels, scratch, *numbers, number_format, storage, check, second)
+    _head(*outputs, x, w, labels, scratch, *numbers, number_format, storage, check, second, weights)
 
 
 def _products(w, storage, number_format):
@@ -283,9 +297,11 @@ def _head(
     storage,
     check,
     second,
+    weights=None,
 ):
     write_logits, write_dx = _products(w, storage, number_format)
     lse = np.empty(len(losses), np.float32) if lse is None else lse
+    weights = np.ones(len(losses), np.float32) if weights is None else weights
     counted = labels >= 0
     rows = np.flatnonzero(counted)
     whole = len(rows) == len(labels)
@@ -306,7 +322,7 @@ def _head(
             u_rows = second.u[chunk]
             unchecked(product)(z, u_rows, second.b, transpose_b=True, addend=z, number_format=number_format)
         numbers = float(smoothing), float(z_loss), float(scale)
-        unchecked(cross_entropy)(z, losses, hits, lse, labels, rows, first, *numbers, dx is not None)
+        unchecked(cross_entropy)(z, losses, hits, lse, labels, weights, rows, first, *numbers, dx is not None)
         if dw is not None:
             base = dw if accumulate or first > 0 else None
             unchecked(product)(dw, z, x_rows, transpose_a=True, addend=base, number_format=number_format)

@@ -537,6 +537,23 @@ def test_table_of_quantised_models_has_the_newest_measurement_of_each(bench, tmp
     assert line == "| 0.3B F16 | 200 | 1,300; 200 (6.50) | 30; 20 (1.50) | 15; 10 | 250; 200 (1.25) | 0.6; 0.5 (1.20) |"
 
 
+def test_table_of_adapters_has_the_newest_measurement_of_each_kind(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.speed_tables, "ROOT", tmp_path)
+    path = tmp_path / "x-avx2-2-cores-lora.csv"
+    path.write_text(
+        "date,cpu,threads,shape,rank,full_ms,share_of_operations,of,step_ms,of_lora,version,matrices_mb\n"
+        "2026-01-01,C,2,tiny,16,4000,0.5,,,,,\n"
+        "2026-01-01,C,2,tiny,16,4000,0.5,lora,2000,1.0,,10\n"
+        "2026-01-02,C,2,tiny,16,2000,0.5,lora,1100,1.0,,11\n"
+        '2026-01-02,C,2,tiny,16,2000,0.5,peft,2200,2.0,"peft 1, torch 2",\n',
+        encoding="utf-8",
+    )
+    title, *_, ours, theirs = bench.speed_tables.adapters_table(path).splitlines()
+    assert title.startswith("C with avx2, 2 threads")
+    assert ours == "| tiny, 16 | LoRA | 1,100 ms | 0.550 | 0.500 | 1.000 | 11.0 |"
+    assert theirs == "| tiny, 16 | peft 1 | 2,200 ms | 1.100 |  | 2.000 |  |"
+
+
 def test_ratios_in_the_readme_are_those_of_the_stored_results(bench):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = text.partition("## Speed")[2].partition("## The map")[0].splitlines()

@@ -1,5 +1,6 @@
 """What comes into a model, checked once, here: ids, labels, and who sees whom."""
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy.typing as npt
 from ..errors import DataError
 from ..shape import IGNORE_INDEX
 
-__all__ = ["Limits", "as_ids", "as_labels", "check_ids", "segment_starts"]
+__all__ = ["Limits", "as_ids", "as_labels", "as_weights", "check_ids", "check_numbers", "segment_starts"]
 
 
 class Limits(Protocol):
@@ -76,6 +77,30 @@ def as_labels(labels: npt.ArrayLike, shape: tuple[int, ...], limits: Limits) -> 
                 f"0 ... {limits.vocab_size - 1}, or {IGNORE_INDEX} where none counts"
             )
     return array
+
+
+def as_weights(weights: npt.ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Return weights of labels as float32 (B, T); DataError for another shape or a number that is not finite."""
+    array = np.asarray(weights, np.float32)
+    if array.shape != shape and array.shape != (int(np.prod(shape)),):
+        raise DataError(f"label_weights have shape {array.shape}, input_ids {shape}; each label has one weight")
+    array = np.ascontiguousarray(array.reshape(shape))
+    if not np.isfinite(array).all():
+        row, column = np.argwhere(~np.isfinite(array))[0]
+        raise DataError(f"label_weights[{row}, {column}] is {array[row, column]}; a weight must be a finite number")
+    return array
+
+
+def check_numbers(reduction: str, label_smoothing: float, z_loss: float, loss_scale: float) -> None:
+    """Raise ValueError for numbers of a loss that are outside their ranges."""
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction ({reduction}) must be mean or sum")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss ({z_loss}) must be zero or more; try 1e-4")
+    if not 0 < loss_scale < math.inf:
+        raise ValueError(f"loss_scale ({loss_scale}) must be a positive number; 1 leaves the gradients as they are")
 
 
 def segment_starts(

@@ -32,7 +32,7 @@ from ..kernels.unchecked import global_norm
 from ..parameters import Buffers, Parameters, Tensor, Views, Weight
 from ..reprs import Shown
 from .arena import memory_plan
-from .inputs import as_ids, as_labels, check_ids
+from .inputs import as_ids, as_labels, as_weights, check_ids, check_numbers
 from .layers.layer import Layer
 from .layers.run import Check, Objective, Penalties, Run
 from .loss_output import LossOutput
@@ -206,6 +206,7 @@ class Transformer(Shown, Writable):
         *,
         attention_mask: npt.ArrayLike | None = None,
         segment_ids: npt.ArrayLike | None = None,
+        label_weights: npt.ArrayLike | None = None,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         backward: bool = False,
@@ -221,27 +222,26 @@ class Transformer(Shown, Writable):
         everything else stay float32.  The gradients, but not the losses, are multiplied by loss_scale.  Penalties act
         with `backward` only, and are told apart from the loss: z_loss times the mean of the squared log-sum-exp of the
         logits (1e-4 in PaLM; `kernels/cross_entropy.py`), and what layers add (`layers/run.py`).
+        label_weights (B, T), finite and of any sign, multiply the gradients of each label's loss, and z-loss, but not
+        the losses themselves; they act with `backward` only.  A "mean" stays that over the labels that count.  So the
+        gradient of any objective in the tokens' log-probabilities can be had (docs/4-cross_entropy.md has DPO's).
         `check` is called between layers, and its flag ends attention early (`layers/run.py`); what it raises gives the
         pass up, after which the gradients are undefined if `parameters.passes` has grown.  It cannot read them.
         input_ids, labels (B, T) or flat, integers; a label of -100 (in uint32: 0xFFFFFF9C) does not count.
-        DataError for an id or label outside the vocabulary and for shapes that do not fit.
+        DataError for an id or label outside the vocabulary and for shapes that do not fit, ValueError for other numbers
+        that do not.
         """
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction ({reduction}) must be mean or sum")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing ({label_smoothing}) must be at least 0 and below 1; try 0.1")
-        if not 0 <= z_loss < math.inf:
-            raise ValueError(f"z_loss ({z_loss}) must be zero or more; try 1e-4")
+        check_numbers(reduction, label_smoothing, z_loss, loss_scale)
         if precision not in PRECISIONS:
             raise ValueError(f"precision ({precision}) must be one of {', '.join(PRECISIONS)}")
-        if not 0 < loss_scale < math.inf:
-            raise ValueError(f"loss_scale ({loss_scale}) must be a positive number; 1 leaves the gradients as they are")
         ids = as_ids(input_ids, self.config)
         check_ids(ids, input_ids, self.config)
         targets = as_labels(labels, ids.shape, self.config).ravel()
+        weights = None if label_weights is None else as_weights(label_weights, ids.shape).ravel()
         count = int(np.count_nonzero(targets >= 0))
         scale = loss_scale if reduction == "sum" else loss_scale / max(count, 1)
-        objective = Objective(float(scale), float(label_smoothing), float(z_loss), count == targets.size)
+        alike = count == targets.size and weights is None
+        objective = Objective(float(scale), float(label_smoothing), float(z_loss), alike)
         penalties = Penalties(scale * count)
         work = ids.size * self.flops_per_token(ids.shape[1])
         with threads_for(work), self.parameters.lending() as borrows:
@@ -256,6 +256,7 @@ class Transformer(Shown, Writable):
             s = self.stack.arrays(run).head
             if backward:
                 run = replace(run, accumulate=self._begin_backward(), objective=objective, penalties=penalties)
+                run = run if weights is None else replace(run, label_weights=weights)
                 self.stack.pass_backward(targets, ids.ravel(), run)
             else:
                 self.stack.head.loss(targets, s, label_smoothing, run)

@@ -28,20 +28,20 @@ def scratch_for(x, w):
     return np.full(module.scratch_floats(len(x), len(w), x.shape[1]), np.nan, np.float32)
 
 
-def run_kernels(x, w, labels, scale=1.0, smoothing=0.0, dw=None, z_loss=0.0):
+def run_kernels(x, w, labels, scale=1.0, smoothing=0.0, dw=None, z_loss=0.0, weights=None):
     """Return losses, hits, lse, dx and dw; what is overwritten begins as garbage, and dw as the array given."""
     losses, hits = np.full(len(x), np.nan, np.float32), np.full(len(x), 77, np.uint8)
     lse = np.full_like(losses, np.nan)
     dx, accumulate = np.full_like(x, np.nan), dw is not None
     dw = dw.copy() if accumulate else np.full_like(w, np.nan)
-    options = {"smoothing": smoothing, "accumulate": accumulate, "z_loss": z_loss, "lse": lse}
+    options = {"smoothing": smoothing, "accumulate": accumulate, "z_loss": z_loss, "lse": lse, "weights": weights}
     head_loss_backward(losses, hits, dx, dw, x, w, labels, scratch_for(x, w), scale, **options)
     return losses, hits, lse, dx, dw
 
 
-def check_equal(x, w, labels, scale=1.0, smoothing=0.0, dw=None, z_loss=0.0):
-    made = run_kernels(x, w, labels, scale, smoothing, dw, z_loss)
-    expected = head_loss_ref(x.astype(np.float64), w.astype(np.float64), labels, scale, smoothing, z_loss)
+def check_equal(x, w, labels, scale=1.0, smoothing=0.0, dw=None, z_loss=0.0, weights=None):
+    made = run_kernels(x, w, labels, scale, smoothing, dw, z_loss, weights)
+    expected = head_loss_ref(x.astype(np.float64), w.astype(np.float64), labels, scale, smoothing, z_loss, weights)
     check_close(made[0], expected[0], 1e-5)
     assert np.array_equal(made[1], expected[1])
     check_close(made[2], expected[2], 1e-5)
@@ -61,11 +61,12 @@ def check_equal(x, w, labels, scale=1.0, smoothing=0.0, dw=None, z_loss=0.0):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_derivation(rng, shape, smoothing, z_loss):
     x, w, labels = inputs(rng, *shape, dtype=np.float64)
-    *_, dx, dw = head_loss_ref(x, w, labels, 0.7, smoothing, z_loss)
+    weights = rng.standard_normal(len(x))
+    *_, dx, dw = head_loss_ref(x, w, labels, 0.7, smoothing, z_loss, weights)
 
     def objective(x, w):
         losses, _, lse, *_ = head_loss_ref(x, w, labels, 1.0, smoothing)
-        return 0.7 * (losses.sum() + z_loss * (lse**2).sum())
+        return 0.7 * (weights * (losses + z_loss * lse**2)).sum()
 
     check_gradient(lambda x: objective(x, w), x, dx, rng)
     check_gradient(lambda w: objective(x, w), w, dw, rng)
@@ -94,6 +95,9 @@ def test_kernels_equal_the_reference(rng, shape, smoothing, accumulate, z_loss):
     check_equal(x, w, labels, 0.37, smoothing, dw, z_loss)
     every = np.where(labels < 0, 0, labels).astype(np.int32)  # every row counts
     check_equal(x, w, every, 0.37, smoothing, dw, z_loss)
+    weights = rng.standard_normal(len(x)).astype(np.float32)
+    check_equal(x, w, labels, 0.37, smoothing, dw, z_loss, weights)
+    check_equal(x, w, every, 0.37, smoothing, dw, z_loss, weights)
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHING)
@@ -125,6 +129,20 @@ def test_ignored_rows_have_no_influence(rng):
         assert not a[ignored].any()
 
 
+def test_weights_multiply_gradients_alone(rng):
+    """Losses, hits and lse keep their bits; a weight of 1 changes nothing, and one of 0 leaves a row out of dw."""
+    x, w, labels = inputs(rng, 23, 5, 11)
+    plain = run_kernels(x, w, labels, 0.7, 0.1, None, 0.02)
+    ones = run_kernels(x, w, labels, 0.7, 0.1, None, 0.02, np.ones(23, np.float32))
+    assert [a.tobytes() for a in ones] == [a.tobytes() for a in plain]
+    weights = (np.arange(23) % 3 - 1).astype(np.float32)
+    weighted = run_kernels(x, w, labels, 0.7, 0.1, None, 0.02, weights)
+    assert [a.tobytes() for a in weighted[:3]] == [a.tobytes() for a in plain[:3]]
+    assert np.array_equal(weighted[3], plain[3] * weights[:, None])
+    with pytest.raises(ValueError, match="weights"):
+        run_kernels(x, w, labels, weights=weights[1:])
+
+
 # -- chunks --------------------------------------------------------------------------------------
 
 
@@ -134,11 +152,12 @@ def test_several_chunks(rng, monkeypatch, ignored, accumulate):
     N, C, V = 67, 9, 13
     x, w, labels = inputs(rng, N, C, V, ignored)
     dw = rng.standard_normal(w.shape).astype(np.float32) if accumulate else None
-    whole = run_kernels(x, w, labels, 0.5, 0.1, dw, 0.02)
+    weights = rng.standard_normal(N).astype(np.float32)
+    whole = run_kernels(x, w, labels, 0.5, 0.1, dw, 0.02, weights)
     monkeypatch.setattr(module, "CHUNK_LOGITS", 16 * V)
     assert module.chunk_rows(V) == 16  # 67 rows: five chunks, the last of three rows
-    check_equal(x, w, labels, 0.5, 0.1, dw, 0.02)
-    pieces = run_kernels(x, w, labels, 0.5, 0.1, dw, 0.02)
+    check_equal(x, w, labels, 0.5, 0.1, dw, 0.02, weights)
+    pieces = run_kernels(x, w, labels, 0.5, 0.1, dw, 0.02, weights)
     for at in range(4):  # what belongs to a row has the same bits; dw is a sum over chunks
         assert pieces[at].tobytes() == whole[at].tobytes()
 

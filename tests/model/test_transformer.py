@@ -126,6 +126,55 @@ def test_z_loss_is_a_matter_of_training(rng):
     assert plain.penalties == {}
 
 
+def summed_gradients(model, ids, labels, **options):
+    """Return the gradients of the sum that a pass adds, all in one, and what it says."""
+    model.zero_gradients()
+    out = model.compute_loss(ids, labels, backward=True, reduction="sum", **options)
+    return model.parameters.gradients_flat.copy(), out
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_of_labels_are_those_of_their_gradients(rng, whole):
+    """The gradient is linear in the weights, in passes by heart too; the loss is without them."""
+    model = make_model(6.0)
+    ids, labels = make_batch(rng, model, 2, 7)
+    labels = np.where(labels < 0, 1, labels) if whole else labels
+    kept = [np.where(np.arange(2)[:, None] == row, labels, -100) for row in range(2)]
+    (one, _), (two, _) = (summed_gradients(model, ids, each, z_loss=0.1) for each in kept)
+    plain, said = summed_gradients(model, ids, labels, z_loss=0.1)
+    for first, second in [(1.5, -0.5), (0.0, 2.0), (1.0, 1.0), (-3.0, 0.25)]:
+        weights = np.repeat([[first], [second]], 7, axis=1)
+        found, out = summed_gradients(model, ids, labels, z_loss=0.1, label_weights=weights)
+        check_close(found, first * one + second * two, 1e-5)
+        assert (out.loss, out.token_losses.tobytes()) == (said.loss, said.token_losses.tobytes())
+        assert np.array_equal(summed_gradients(model, ids, labels, z_loss=0.1)[0], plain)
+    logits = model.forward(ids).astype(np.float64)
+    squares = np.where(labels >= 0, weights * np.log(np.exp(logits).sum(-1)) ** 2, 0)
+    assert out.penalties["z_loss"] == pytest.approx(0.1 * squares.sum() / out.num_tokens, rel=1e-5)
+    for wrong in (np.ones((2, 6)), np.full((2, 7), np.nan)):
+        with pytest.raises(DataError, match="label_weights"):
+            model.compute_loss(ids, labels, label_weights=wrong)
+
+
+def test_the_gradient_of_preferences(rng):
+    """By weights of labels, and from the logits themselves: DPO's (Rafailov et al. 2023, section 4)."""
+    model, beta = make_model(6.0), 0.3
+    ids, labels = make_batch(rng, model, 4, 7)  # rows 0, 1 are chosen, 2, 3 rejected
+    reference_sums = rng.standard_normal(4)
+    sums = -model.compute_loss(ids, labels).token_losses.sum(1, dtype=np.float64) - reference_sums
+    up = beta / (1 + np.exp(beta * (sums[:2] - sums[2:])))  # minus the derivative of the loss by a chosen row's sum
+    found, _ = summed_gradients(model, ids, labels, label_weights=np.repeat(np.r_[up, -up][:, None], 7, 1))
+    logits = model.forward(ids).astype(np.float64)
+    dlogits = np.exp(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+    np.put_along_axis(dlogits, np.maximum(labels, 0)[..., None], np.take_along_axis(
+        dlogits, np.maximum(labels, 0)[..., None], -1) - 1, -1)  # fmt: skip
+    dlogits *= np.r_[up, -up][:, None, None] * (labels >= 0)[..., None]
+    model.zero_gradients()
+    model.forward(ids)
+    model.backward(dlogits.astype(np.float32))
+    check_close(found, model.parameters.gradients_flat, 1e-4)
+
+
 def test_a_wrong_gradient_would_be_noticed(rng):
     """The check above fails on a model with 1 % more of one weight."""
     model = make_model(6.0)

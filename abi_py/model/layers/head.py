@@ -162,7 +162,8 @@ class Head(Layer):
         return Second(s.u, self.adapter.b, s.du, self.adapter.db)
 
     def loss_backward(self, labels: np.ndarray, s: HeadScratch, run: Run) -> None:
-        """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss.
+        """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss, where
+        a label's counts `run.label_weights` times.
 
         The z-loss is in the gradients, and among the penalties of the run.
         """
@@ -175,7 +176,7 @@ class Head(Layer):
         options = scale, smoothing, run.accumulate, run.number_format, self._storage, z_loss, s.lse, run.check
         second = self._second(s, run)
         results = s.losses, s.hits, s.dhidden, self.weight.dw
-        head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options, second)
+        head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options, second, run.label_weights)
         if self.adapter is not None:
             self.adapter.inner_backward(s.dhidden, HeadArrays(s.u, s.du, s.kept), run)
         if z_loss:
@@ -183,8 +184,9 @@ class Head(Layer):
 
     def _penalise(self, labels: np.ndarray, lse: np.ndarray, z_loss: float, run: Run) -> None:
         if run.penalties is not None:
-            squares = float(np.square(lse, dtype=np.float64).sum())  # 0 where no label counts
-            run.penalties.add("z_loss", z_loss * squares / max(int(np.count_nonzero(labels >= 0)), 1))
+            squares = np.square(lse, dtype=np.float64)  # 0 where a label does not count
+            squares = squares if run.label_weights is None else squares * run.label_weights
+            run.penalties.add("z_loss", z_loss * float(squares.sum()) / max(int(np.count_nonzero(labels >= 0)), 1))
 
     def backward(self, dx: np.ndarray, s: HeadScratch) -> None:
         """Write dx (N, C), the gradient of s.x, from s.dhidden."""

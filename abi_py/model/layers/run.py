@@ -72,7 +72,7 @@ class Objective:
     scale: float  # of the gradients
     smoothing: float
     z_loss: float
-    whole: bool  # every label counts
+    whole: bool  # every label counts, and for as much as any other
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Run:
     accumulate: bool = True  # backward: add to the gradients of matrices, or overwrite them
     borrows: bool = False  # saved activations may lie where backward will overwrite gradients (`lent.py`)
     objective: Objective | None = None  # of the loss; None: only the gradient of what forward returned
+    label_weights: np.ndarray | None = None  # (N,) float32: of each label's loss in the objective; None: all 1
     penalties: Penalties | None = None  # backward of a loss; None: only the gradient of what forward returned
     counted: np.ndarray | None = None  # (N,) uint8: 0 where the attention mask is, which penalties leave out; None: all
     integer: bool = False  # generation: quantised matrices are multiplied as whole numbers, activations as bytes
