@@ -67,6 +67,7 @@ __all__ = [
     "transposed",
 ]
 
+PIECE = 4  # floats of 128 bits
 FORMATS: list[Any] = []  # all number formats, in the order of their tables' FORMAT: the packers' twins look there
 
 
@@ -170,21 +171,31 @@ def _pieces(width):
 def transposed(builder, rows):
     """Transpose squares of n x n floats that are side by side in n vectors, n a power of two.
 
-    log2(n) rounds of two-vector shuffles (Eklundh 1972).
+    First within pieces of 128 bits, then whole pieces: so each of log2(n) rounds of two-vector shuffles is one that
+    x86 has as an instruction of its own.
     """
-    lanes = range(rows[0].type.count)
-    half = len(rows) // 2
-    while half:
-        mixed = list(rows)
-        low = [lane if not lane & half else len(lanes) + lane - half for lane in lanes]
-        high = [lane + half if not lane & half else len(lanes) + lane for lane in lanes]
-        for index in range(len(rows)):
-            if not index & half:
-                pair = rows[index], rows[index + half]
-                mixed[index] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(lanes)), low))
-                mixed[index + half] = builder.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, len(lanes)), high))
-        rows, half = mixed, half // 2
-    return rows
+    piece = min(len(rows), PIECE)
+    within = [_parted(builder, rows[i : i + piece], 1, piece) for i in range(0, len(rows), piece)]
+    columns = [_parted(builder, vectors, piece, len(rows)) for vectors in zip(*within, strict=True)]
+    return [line for lines in zip(*columns, strict=True) for line in lines]
+
+
+def _parted(builder, vectors, unit, span):
+    """Transpose units of lanes within spans of lanes: the even ones of two vectors, and the odd ones, in rounds."""
+    if len(vectors) == 1:
+        return list(vectors)
+    count = vectors[0].type.count
+    starts = range(0, count, span)
+    found = []
+    for odd in (0, unit):
+        units = [[start + first for first in range(odd, span, 2 * unit)] for start in starts]
+        lanes = [
+            side + first + lane for block in units for side in (0, count) for first in block for lane in range(unit)
+        ]
+        mask = ir.Constant(ir.VectorType(I32, count), lanes)
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        found.append(_parted(builder, [builder.shuffle_vector(*pair, mask) for pair in pairs], unit, span))
+    return [vector for both in zip(*found, strict=True) for vector in both]
 
 
 def _cut(builder, vector, lanes, first=0):

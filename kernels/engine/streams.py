@@ -5,7 +5,8 @@ packed, so a weight costs the memory one reading.  An element is summed as in `m
 
 Memory is asked twice for what is read.  The next LANES rows are fetched into the second-level cache in the order in
 which they are in memory, a vector for each one read: the order that memory, and what the processor fetches by itself,
-are fastest in.  From there each row's vectors are fetched into the first-level cache NEAR steps ahead.
+are fastest in.  From there each row's vectors are fetched into the first-level cache NEAR steps ahead; not those of
+half precision, which are read about as fast without, and are pushed out again where rows are a power of two apart.
 """
 
 import functools
@@ -91,7 +92,8 @@ def _stream_body(together, element, builder, c, d, a, b, c_row, d_row, a_row, b_
                     vector = load(builder, at, stored)
                     place = builder.add(builder.mul(p, along), builder.mul(across, constant(len(read))))
                     fetch(builder, move(builder, following, place))
-                    fetch(builder, move(builder, at, constant(NEAR * span)), near=True)
+                    if element != FP16:  # see above
+                        fetch(builder, move(builder, at, constant(NEAR * span)), near=True)
                 else:
                     vector = masked_load(builder, at, first_lanes(builder, left, span), vector=stored)
                 read.append(vector)
@@ -137,23 +139,29 @@ def _row(builder, r, rows):
 def _columns(builder, element, read):
     """Yield the columns of what was read of LANES rows, each a vector of float32: transposed in places of 32 bits.
 
-    Two bfloat16 are one place until then.  Half precision is widened first: to part transposed halves costs more.
+    Two bfloat16, or two numbers of half precision, are one place until then.
     """
     places = ir.VectorType(F32, LANES)
-    beside = [_widened(builder, vector) if element == FP16 else [builder.bitcast(vector, places)] for vector in read]
-    for vectors in zip(*beside, strict=True):
-        for line in transposed(builder, vectors):
-            if element == I16:
-                yield from _both_halves(builder, line)
-            else:
-                yield line
+    for line in transposed(builder, [builder.bitcast(vector, places) for vector in read]):
+        if element == I16:
+            yield from _both_halves(builder, line)
+        elif element == FP16:
+            yield from _widened(builder, line)
+        else:
+            yield line
 
 
-def _widened(builder, vector):
-    """Return the first and the second LANES numbers of half precision as float32."""
-    bits = builder.bitcast(vector, ir.VectorType(I16, 2 * LANES))
-    firsts = (ir.Constant(ir.VectorType(I32, LANES), list(range(at, at + LANES))) for at in (0, LANES))
-    return [widened_half(builder, builder.shuffle_vector(bits, bits, lanes)) for lanes in firsts]
+def _widened(builder, line):
+    """Return the first and the second number of half precision of each lane, as float32.
+
+    They are parted by a shuffle of the whole vector, which becomes one with the last round of transposing it.
+    """
+    whole = ir.VectorType(I16, 2 * LANES)
+    bits = builder.bitcast(line, whole)
+    order = [*range(0, 2 * LANES, 2), *range(1, 2 * LANES, 2)]
+    bits = builder.shuffle_vector(bits, bits, ir.Constant(ir.VectorType(I32, 2 * LANES), order))
+    both = (ir.Constant(ir.VectorType(I32, LANES), list(range(at, at + LANES))) for at in (0, LANES))
+    return [widened_half(builder, builder.shuffle_vector(bits, bits, lanes)) for lanes in both]
 
 
 def _both_halves(builder, line):
