@@ -16,7 +16,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,10 @@ def _fill_closed_streams() -> bool:
     return closed
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `abi-train` and of `python -m abi_py`."""
+def main(
+    arguments: Sequence[str] | None = None, defaults: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Entry point of `abi-train` and of `python -m abi_py`, whose words and defaults it takes."""
     # OpenMP's threads wait for work in a busy loop.  Beside one other busy program, their usual long wait makes a step
     # five times slower; a short one costs 2% on an idle machine.  libgomp reads this when the first kernel runs.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -170,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         _tell("error:", "red", "the standard output is closed; redirect it to a file, or to /dev/null")
         sys.exit(1)
     try:
-        code = cli.main(args=arguments, prog_name="abi-train", standalone_mode=False)
+        code = cli.main(arguments, prog_name="abi-train", standalone_mode=False, default_map=defaults)
     except click.UsageError as error:
         _complain(error)
         code = 2

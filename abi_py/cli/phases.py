@@ -64,7 +64,11 @@ def command(ctx: click.Context, recipe: str | None, out: Path | None, only: str 
     again = " ".join(["abi-train phases", *map(shlex.quote, words)])
     for number, phase in enumerate(phases, 1):
         say(console, "phase", f"{number}/{len(phases)}: {phase.name}")
-        code = _do(chain, phase, again, console)
+        try:
+            code = _do(chain, phase, again, console)
+        except KeyboardInterrupt:  # what else there is than training, which ends after its step; or a second one
+            say(console, "stopped", f"go on with: {again}")
+            code = 130
         if code:
             ctx.exit(code)
     say(console, "done", f"all is in {chain.out}" if only is None else f"it is in {chain.folder(phases[0])}")
@@ -92,7 +96,11 @@ def _do(chain: "Chain", phase: "Phase", again: str, console: "Console") -> int:
     if was_done:
         say(console, "there", ", ".join(f"{chain.folder(phase) / name}" for name in record.outputs))
     if not phase.trains:
-        show_table(console, *_table(record))
+        figures = record.figures
+        if "perplexity" in figures:
+            text = f"on {figures['on']}, where the model itself has perplexity {figures['perplexity']:.4f}"
+            say(console, "measured", text)
+        show_table(console, "GGUF files", *_table(record))
     return 0
 
 
@@ -142,16 +150,13 @@ def _lines(plan: "Planned") -> Iterator[str]:
         yield f"    {trained}{megabytes(plan.memory)} of memory, {megabytes(plan.disk)} on the disk"
 
 
-def _table(record: "Record") -> tuple[str, list[tuple[str, ...]], tuple[str, ...]]:
-    """Return title, rows and columns of a phase's GGUF files."""
+def _table(record: "Record") -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """Return rows and columns of a phase's GGUF files."""
     figures: dict[str, Any] = dict(record.figures)
     columns, rows = ["type", "size", "bits a weight"], []
     for kind, row in figures["types"].items():
         cells = [kind, megabytes(row["bytes"]), f"{row['bits_per_weight']:.2f}"]
         cells += [f"{row['perplexity']:.4f}", f"{100 * row['change']:+.2f}%"] if "perplexity" in row else []
         rows.append(tuple(cells))
-    title = "GGUF files"
-    if "perplexity" in figures:
-        columns += ["perplexity", "change"]
-        title += f", on {figures['on']}, where the model has perplexity {figures['perplexity']:.4f}"
-    return title, rows, tuple(columns)
+    columns += ["perplexity", "change"] if "perplexity" in figures else []
+    return rows, tuple(columns)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..config import fields_of
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, DataError, listed
 from ..fields import plain
 from ..files import atomic_text, sha256_of
 from ..formats.checkpoint_names import CARD, ORIGIN, TRAINING_ARGS
@@ -82,15 +82,19 @@ class Chain:
     def done(self, phase: Phase) -> Record | None:
         """Return the record of a phase that is done, None if something is left to do.
 
-        ConfigError if it was begun with other settings or data; CheckpointError if what it has left is not there, or
-        is something else.
+        ConfigError if it was begun with other settings or data, or its folder holds something else; CheckpointError if
+        what it has left is not there, or is something else.
         """
         if phase.name in self._verified:
             return self._verified[phase.name]
         record, before = Record.read(self.folder(phase)), self.before(phase)
-        if record is None or (before is not None and self.done(before) is None):
+        if record is None:
+            _check_empty(self.folder(phase))
             return None
-        record.check(self.folder(phase), self.settings(phase), self.inputs(phase))
+        record.check_settings(self.folder(phase), self.settings(phase))  # before what it starts from is done anew
+        if before is not None and self.done(before) is None:
+            return None
+        record.check_inputs(self.folder(phase), self.inputs(phase))
         if not record.done:
             return None
         for name, digest in record.outputs.items():
@@ -111,6 +115,8 @@ class Chain:
         """Return what decides the result of a phase, as JSON would have it."""
         own = {each.name: plain(getattr(phase.config, each.name)) for each in fields_of(PhaseConfig)}
         found: dict[str, Any] = {"phase": {name: value for name, value in own.items() if name != "rows"}}
+        if not phase.trains:
+            found["recipe"] = {"name": self.recipe.name}  # what its files are called
         for section, values in phase.settings.items():
             free = NO_BITS.get(section, ())
             found[section] = {name: plain(value) for name, value in values.items() if name not in free}
@@ -142,12 +148,14 @@ class Chain:
 
     @contextlib.contextmanager
     def naming(self, phase: Phase) -> Iterator[None]:
-        """Let an error about settings name the recipe and the phase."""
+        """Let an error about settings or data name the recipe and the phase."""
+        place = f"{self.recipe.path}: phase {phase.name}: "
         try:
             yield
         except ConfigError as error:
-            place = f"{self.recipe.path}: phase {phase.name}: "
             raise ConfigError(place + str(error).removeprefix(place)) from None
+        except DataError as error:
+            raise DataError(place + str(error).removeprefix(place)) from None
 
     def do(self, phase: Phase, train: TrainRun, tell: Tell) -> tuple[Record | None, int]:
         """Bring a phase to its end; return its record, or None and the exit code if it was stopped.
@@ -285,6 +293,17 @@ def table_text(figures: Mapping[str, Any]) -> str:
     if "perplexity" in figures:
         text += f"\nPerplexity on {figures['on']}, where the model itself has {figures['perplexity']:.4f}.\n"
     return text
+
+
+def _check_empty(folder: Path) -> None:
+    """Raise ConfigError if the folder of a phase that was never begun holds something, which it would replace; hidden
+    files may be those of a process that was killed before it wrote the record."""
+    names = sorted(path.name for path in folder.glob("*") if not path.name.startswith("."))
+    if names:
+        raise ConfigError(
+            f"{folder} must be empty before its phase begins, and holds {listed(names, 3)}; move that away, or take "
+            "another --out"
+        )
 
 
 # -- what decides a result -------------------------------------------------------------------------

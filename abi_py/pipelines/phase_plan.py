@@ -256,7 +256,7 @@ def check_disk(chain: Chain, plans: Sequence[Planned]) -> None:
     needed, free = disk(chain, plans)
     if needed > free:
         raise ConfigError(
-            f"out ({chain.out}) needs {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free there; take another "
+            f"out ({chain.out}) needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there; take another "
             "disk by --out, fewer types of GGUF files, or a smaller max_checkpoints"
         )
 

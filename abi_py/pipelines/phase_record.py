@@ -50,17 +50,23 @@ class Record:
         """Write it in one indivisible step."""
         atomic_json(folder / RECORD, {name: getattr(self, name) for name in SCHEMA})
 
-    def check(self, folder: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        """Raise ConfigError if a phase was begun with other settings or inputs than these, which names the first."""
-        remedy = f"take the recipe of before, another --out, or remove {folder} to do the phase again"
+    def check_settings(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError if a phase was begun with other settings than these, which names the first."""
         for section in dict.fromkeys((*settings, *self.settings)):
             now, then = settings.get(section, {}), self.settings.get(section, {})
             for name in dict.fromkeys((*now, *then)):
                 if now.get(name) != then.get(name):
                     raise ConfigError(
                         f"{section}.{name} ({in_words(now.get(name))}) is not that with which {folder} was begun "
-                        f"({in_words(then.get(name))}); {remedy}"
+                        f"({in_words(then.get(name))}); {_remedy(folder)}"
                     )
+
+    def check_inputs(self, folder: Path, inputs: Mapping[str, str]) -> None:
+        """Raise ConfigError if a phase was begun with other inputs than these, which names the first."""
         for name in dict.fromkeys((*inputs, *self.inputs)):
             if inputs.get(name) != self.inputs.get(name):
-                raise ConfigError(f"{name} is not what it was when {folder} was begun; {remedy}")
+                raise ConfigError(f"{name} is not what it was when {folder} was begun; {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    return f"take the recipe of before, another --out, or remove {folder} to do the phase again"

@@ -8,11 +8,10 @@ RECIPE is csdl-14b.yaml beside this file if it is not given; `tiny` is the small
 import sys
 from pathlib import Path
 
-from abi_py.cli import cli, main
+from abi_py.__main__ import main
 
 
 def train(name):
     """Do the phase of that name, as `abi-train phases --only` does it; the words of the call come first."""
     recipe = Path(__file__).with_name("csdl-14b.yaml")
-    cli.context_settings["default_map"] = {"phases": {"recipe": str(recipe), "only": name}}
-    main(["phases", *sys.argv[1:]])
+    main(["phases", *sys.argv[1:]], {"phases": {"recipe": str(recipe), "only": name}})

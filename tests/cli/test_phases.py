@@ -1,11 +1,16 @@
 """abi-train phases: the plan of the seed's chain, one phase alone, another directory, and how it is gone on with."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from world import make_folder, write_talks
+
+from abi_py.pipelines.chain import Chain
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = ROOT / "examples/csdl/csdl-14b.yaml"
@@ -87,6 +92,55 @@ def test_the_scripts_of_the_seed_take_the_words_of_the_verb(tmp_path):
     assert (code, err.count("\n")) == (2, 1)
     assert "first: --only phase0_base" in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_script_that_is_stopped_says_how_to_go_on(tmp_path):
+    """A training by a script: Ctrl-C and SIGTERM save, its words go on, and the bytes are those of the verb."""
+    make_folder(tmp_path / "base")
+    write_talks(tmp_path / "talks.jsonl")
+    named = CHAIN.replace("first", "phase1_base_csdl").replace("epochs: 1,", "epochs: 30,")
+    (tmp_path / "r.yaml").write_text(named.replace("num_threads: 1", "num_threads: 1, log_interval: 1"))
+    path = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    script = [sys.executable, str(SEED.with_name("train_phase1_base.py")), "r.yaml"]
+
+    def call(*words, number=None):
+        """Return the exit code and the output of a training, which gets a signal when it has done a step."""
+        child = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=path)
+        lines = []
+        for line in child.stdout:
+            lines.append(line)
+            if number is not None and re.match(r"step [1-9]\d*/", line):
+                child.send_signal(number)
+                number = None
+        child.stdout.close()
+        return child.wait(timeout=120), "".join(lines)
+
+    for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        code, out = call(*script, "-o", "parts", number=number)
+        assert code == expected, out
+        assert "go on with: abi-train phases r.yaml -o parts --only phase1_base_csdl" in out
+    for words in ([*script, "-o", "parts"], [sys.executable, "-m", "abi_py", "phases", "r.yaml", "-o", "whole"]):
+        code, out = call(*words)
+        assert code == 0, out
+    one, other = (tmp_path / place / "phase1_base_csdl/model/model.safetensors" for place in ("parts", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_ctrl_c_beside_training_says_how_to_go_on(abi_train, tmp_path, monkeypatch):
+    """As in GGUF files, or between two phases; in training it is told when the step is done."""
+    make_folder(tmp_path / "base")
+    write_talks(tmp_path / "talks.jsonl")
+    (tmp_path / "r.yaml").write_text(CHAIN)
+
+    def stopped(*words):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chain, "do", stopped)
+        code, out, err = abi_train("phases", "r.yaml", "-o", "o")
+    assert (code, err) == (130, "")
+    assert out.endswith("stopped  go on with: abi-train phases r.yaml -o o\n")
 
 
 def test_wrong_words(abi_train, tmp_path):

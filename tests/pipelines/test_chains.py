@@ -11,7 +11,7 @@ import pytest
 from waiting import PATIENCE
 from world import make_folder, write_talks
 
-from abi_py.errors import AbiError, CheckpointError, ConfigError
+from abi_py.errors import AbiError, CheckpointError, ConfigError, DataError
 from abi_py.pipelines import phase_plan, train_phases
 from abi_py.pipelines.chain import Chain
 from abi_py.pipelines.recipe import SHIPPED, Recipe
@@ -208,6 +208,38 @@ def test_what_was_begun_otherwise_is_refused(place):
         train_phases("r.yaml", "out")
 
 
+def test_another_chain_is_refused_before_anything_is_done(place):
+    """Also where what its phases start from is not done: that would be hours of training, and then the refusal."""
+    train_phases("r.yaml", "out")
+    shutil.rmtree(place / "out/first")
+    (place / "r.yaml").write_text(CHAIN.replace("rank: 4", "rank: 3"))
+    with pytest.raises(ConfigError, match=r"lora.rank \(3\) is not that with which out/three was begun \(4\)"):
+        train_phases("r.yaml", "out")
+    (place / "r.yaml").write_text(CHAIN.replace("name: small", "name: large"))  # its files would be called otherwise
+    with pytest.raises(ConfigError, match=r"recipe.name \(large\) .* with which out/files was begun \(small\)"):
+        train_phases("r.yaml", "out")
+    assert not (place / "out/first").exists()
+
+
+def test_a_folder_that_is_not_a_phases_is_left_alone(place):
+    (place / "out/files").mkdir(parents=True)
+    (place / "out/files/small-F16.gguf").write_text("somebody's")
+    (place / "out/first").mkdir()
+    (place / "out/first/.abi-lock").touch()  # of one that was killed before it wrote anything
+    with pytest.raises(ConfigError, match=r"out/files must be empty before its phase begins, and holds small-F16"):
+        train_phases("r.yaml", "out")
+    assert not (place / "out/first/phase.json").exists()
+    assert (place / "out/files/small-F16.gguf").read_text() == "somebody's"
+    train_phases("r.yaml", "out", only="first")
+
+
+def test_what_is_wrong_with_data_names_its_phase(place):
+    (place / "r.yaml").write_text(CHAIN.replace("plus 3", "minus 3"))
+    with pytest.raises(DataError, match=r"^r.yaml: phase three: .*talks.jsonl: none of 36 rows fits match 'minus 3'"):
+        train_phases("r.yaml", "out")
+    assert not (place / "out").exists()
+
+
 def test_every_file_that_a_phase_leaves_counts(place):
     recipe = Recipe.read(place / "r.yaml")
     for name in ("first", "two", "files"):
@@ -298,7 +330,7 @@ def test_what_is_refused_before_anything_is_written(place, monkeypatch):
     (place / "r.yaml").write_text(CHAIN)
     free = shutil.disk_usage(place)
     monkeypatch.setattr(phase_plan.shutil, "disk_usage", lambda path: free._replace(free=1000))
-    with pytest.raises(ConfigError, match=r"out \(out\) needs .* GB, and 0.0 GB are free there"):
+    with pytest.raises(ConfigError, match=r"out \(out\) needs .* MB, and 0.0 MB are free there"):
         train_phases("r.yaml", "out")
     with pytest.raises(AbiError):
         train_phases("missing.yaml", "out")
