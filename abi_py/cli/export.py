@@ -109,6 +109,8 @@ def show_export(source: "Source", output: Path, form: str = "hf", **settings: An
     say(console, "model", f"{source.loaded.directory}: {shape.family.value}, {shape.num_params():,} parameters")
     if source.said:
         say(console, "taken", source.said)
+    for text in source.loaded.notes:
+        note(f"note: {text}")
     if isinstance(source.loaded.model, LoraModel):
         lora = source.loaded.model
         say(console, "lora", f"{lora.report()}, on {source.loaded.base or 'random weights'}")

@@ -72,6 +72,11 @@ def command(
         raise ConfigError(
             f"--merge-base ({merge_base}) has no effect: {adapters} was trained on weights as they are; leave it out"
         )
+    if merge_base == MergeBase.DEQUANT.value and source.adapters.model.storage is None:
+        raise ConfigError(
+            f"--merge-base ({merge_base}) has no effect: {source.loaded.base} is the model in another type than "
+            f"{adapters} was trained on; give --base the one that it was, or leave --merge-base out"
+        )
     if form == "gguf" and quantize is None:
         quantize = source.type_of_base
     show_export(source, output, form, dtype=dtype, max_shard_size=max_shard_size, quantize=quantize, force=force)

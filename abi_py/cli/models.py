@@ -106,7 +106,7 @@ def open_model(path: Path, which: str | None = None) -> "LoadedModel":
     """Load the model that `path` means; tell which step of a run that is, and what a search passed over."""
     loaded = find_model(path, which)
     _tell(loaded.skipped, loaded.said)
-    for text in loaded.model.companions.notes:
+    for text in (*loaded.notes, *loaded.model.companions.notes):
         note(f"note: {text}")
     return loaded
 

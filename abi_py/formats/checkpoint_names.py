@@ -9,6 +9,8 @@ __all__ = [
     "ADAPTER",
     "ADAPTER_CONFIG",
     "BASE_DIGEST",
+    "BASE_FINGERPRINT",
+    "BASE_STORAGE",
     "CARD",
     "CONFIG",
     "MODEL",
@@ -25,7 +27,9 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"  # of a Hugging Fa
 STATE, SETTINGS = "state.json", "config.yaml"  # of a checkpoint; of a checkpoint and of a run
 MODEL, ORIGIN = "model", "origin.json"  # the folder that a run leaves; in it, which step of the run it is
 ADAPTER = "adapter"  # beside it, the adapters of a run that trained these
-BASE_DIGEST = "abi_py.base_digest"  # in the files of adapters, the digest of the weights that they were trained on
+# In the files of adapters, what the weights that they were trained on are known by (model/identity.py).
+BASE_DIGEST, BASE_FINGERPRINT = "abi_py.base_digest", "abi_py.base_fingerprint"
+BASE_STORAGE = "abi_py.base_storage"  # beside them, the storage that these were encoded in meanwhile
 RANDOM_BASE = "random_base.json"  # beside adapters, the shape and seed of the random weights that they were trained on
 TRAINING_ARGS = "training_args.json"  # how a model was trained, in the names of transformers' TrainingArguments
 CARD = "README.md"  # the model card, of that folder and of a checkpoint

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from ..kernels.storage import Storage
+from ..kernels.storage import STORAGES, Storage
 from .safetensors import PIECE, Stack, Stored
 
-__all__ = ["Encoded", "Turned", "encoded_as", "kept_as"]
+__all__ = ["Encoded", "Turned", "arrays_of", "encoded_as", "kept_as", "storage_of"]
 
 STRIP = 1024  # rows that are encoded at once: what is there twice of a matrix; a multiple of 64
 
@@ -86,6 +86,24 @@ def kept_as(storage: Storage, raw: np.ndarray, shape: tuple[int, ...]) -> Stored
     if storage.block > 1:
         return Encoded(raw, storage, shape)
     return Stored(raw.reshape(shape), storage.name == "bf16")
+
+
+def storage_of(tensor: Stored | Encoded) -> Storage:
+    """Return the storage that a tensor is kept in."""
+    if isinstance(tensor, Encoded):
+        return tensor.storage
+    return STORAGES["bf16" if tensor.bf16 else tensor.raw.dtype.name]
+
+
+def arrays_of(name: str, kept: Stored | Stack | Encoded) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what a tensor consists of, by name: its numbers or codes, and the scales that lie apart from codes."""
+    if isinstance(kept, Stack):
+        for e, part in enumerate(kept.parts):
+            yield from arrays_of(f"{name}.{e}", part)
+        return
+    yield name, kept.raw
+    if isinstance(kept, Encoded):
+        yield from ((f"{name}.{i}", part) for i, part in enumerate(kept.storage.side[1:3]) if part.size)
 
 
 def encoded_as(storage: Storage, kept: Stored | Stack | Encoded) -> Encoded:

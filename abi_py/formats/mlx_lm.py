@@ -18,11 +18,11 @@ import numpy as np
 from ..errors import CheckpointError, shown
 from ..files import atomic_files, json_text, write_pieces
 from ..untrusted import read_json
-from .checkpoint_names import ADAPTER_CONFIG, BASE_DIGEST
+from .checkpoint_names import ADAPTER_CONFIG
 from .finite import check_written
-from .safetensors import read_metadata, safetensors_pieces
+from .safetensors import safetensors_pieces
 
-__all__ = ["MLX_WEIGHTS", "is_mlx_adapter", "mlx_base_digest", "read_mlx_config", "write_mlx_adapter"]
+__all__ = ["MLX_WEIGHTS", "is_mlx_adapter", "read_mlx_config", "write_mlx_adapter"]
 
 MLX_WEIGHTS = "adapters.safetensors"
 BLOCK = re.compile(r"^model\.\w+\.\d+\.")  # model.layers.0., GPT-2's model.h.0.
@@ -49,11 +49,6 @@ def read_mlx_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def mlx_base_digest(folder: Path) -> str:
-    """Return the digest of the weights that the adapters were trained on; "" where the folder does not say it."""
-    return read_metadata(folder / MLX_WEIGHTS).get(BASE_DIGEST, "")
-
-
 def write_mlx_adapter(
     folder: Path,
     tensors: Mapping[str, np.ndarray],
@@ -62,12 +57,13 @@ def write_mlx_adapter(
     scale: float,
     dropout: float = 0.0,
     base_model: str | None = None,
-    base_digest: str = "",
+    base: Mapping[str, str] | None = None,
 ) -> None:
     """Write both files, or leave those that are there as they are.
 
     tensors   by mlx-lm's names, all of one rank; there is at least one
     blocks    how many the model has
+    base      what the weights that they were trained on are known by, for a reader of ours
     NonFiniteError, and nothing written, for NaN or infinity.
     """
     check_written(folder / MLX_WEIGHTS, tensors)
@@ -84,7 +80,7 @@ def write_mlx_adapter(
         "model": base_model,
         "num_layers": blocks,
     }
-    metadata = {"format": "mlx", **({BASE_DIGEST: base_digest} if base_digest else {})}
+    metadata = {"format": "mlx", **(base or {})}
     with atomic_files(folder / ADAPTER_CONFIG) as open_new:
         write_pieces(open_new(folder / MLX_WEIGHTS), safetensors_pieces(tensors, metadata))
         open_new(folder / ADAPTER_CONFIG).write(json_text(content).encode())

@@ -18,9 +18,9 @@ from ..errors import CheckpointError, ConfigError, shown
 from ..files import atomic_files, json_text, write_pieces
 from ..lora_config import ALL_LINEAR, LoraConfig, is_expression
 from ..untrusted import read_json
-from .checkpoint_names import ADAPTER_CONFIG, BASE_DIGEST
+from .checkpoint_names import ADAPTER_CONFIG, BASE_STORAGE
 from .finite import check_read, check_written
-from .safetensors import Joined, read_metadata, read_safetensors, safetensors_pieces
+from .safetensors import Joined, read_safetensors, safetensors_pieces
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -30,13 +30,10 @@ __all__ = [
     "adapter_metadata",
     "read_adapter",
     "read_adapter_config",
-    "read_base_digest",
-    "read_base_storage",
     "write_adapter",
 ]
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-BASE_STORAGE = "abi_py.base_storage"
 # What else is written, and the only values of it that are read.
 FIXED: dict[str, Any] = {
     "layer_replication": None,
@@ -137,11 +134,10 @@ def _pattern(value: Any, place: Path, field: str) -> Mapping[str, Any] | None:
     return value or None
 
 
-def adapter_metadata(base_digest: str = "", base_storage: str | None = None) -> dict[str, str]:
-    """Return what the header of the tensors says, where PEFT looks for nothing: which weights they were trained on, by
-    the digest of what their files hold, and in which storage these were while they were."""
-    said = {"format": "pt", BASE_DIGEST: base_digest, BASE_STORAGE: base_storage or ""}
-    return {name: text for name, text in said.items() if text}
+def adapter_metadata(base: Mapping[str, str] | None = None, base_storage: str | None = None) -> dict[str, str]:
+    """Return what the header of the tensors says, where PEFT looks for nothing: which weights they were trained on
+    (`model.identity.Identity.facts`), and in which storage these were while they were."""
+    return {"format": "pt", **(base or {}), **({BASE_STORAGE: base_storage} if base_storage else {})}
 
 
 def write_adapter(
@@ -209,16 +205,6 @@ def read_adapter(folder: Path, *, allow_nonfinite: bool = False) -> AdapterFolde
     if not allow_nonfinite:
         check_read(folder / ADAPTER_WEIGHTS, tensors)
     return AdapterFolder(config, tensors, content.get("base_model_name_or_path"))
-
-
-def read_base_digest(folder: Path) -> str:
-    """Return the digest of the weights that the adapters in a folder were trained on; "" where they do not say it."""
-    return read_metadata(folder / ADAPTER_WEIGHTS).get(BASE_DIGEST, "")
-
-
-def read_base_storage(folder: Path) -> str | None:
-    """Return the storage that the weights were encoded in on which the adapters were trained; None: as they were."""
-    return read_metadata(folder / ADAPTER_WEIGHTS).get(BASE_STORAGE)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ are in another order, because only float32 neighbours are one product.
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,12 +24,13 @@ from ..config import TrainableModelConfig
 from ..errors import ConfigError, shown
 from ..families import layers, tensor_table
 from ..fields import either
-from ..formats.encoded import Encoded, encoded_as, kept_as
+from ..formats.encoded import Encoded, arrays_of, encoded_as, kept_as, storage_of
 from ..formats.finite import check_read
 from ..formats.safetensors import Stack, Stored
 from ..kernels.engine.scratch import aligned_empty
 from ..kernels.storage import OF_A_MATRIX, STORAGES, Storage
 from ..parameters import Buffers, Tensor, Weight
+from .identity import Identity
 from .stored import StoredModel, open_stored, open_stored_gguf
 from .transformer import TrainableModel, Transformer, zeros
 
@@ -72,23 +72,6 @@ def _in_rows(tensor: Stored) -> Stored:
     return tensor if one.flags.c_contiguous else Stored(np.ascontiguousarray(tensor.raw), tensor.bf16)
 
 
-def _arrays_of(name: str, kept: Kept) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield what a tensor consists of, by name: its numbers or codes, and the scales that lie apart from codes."""
-    if isinstance(kept, Stack):
-        for e, part in enumerate(kept.parts):
-            yield from _arrays_of(f"{name}.{e}", part)
-        return
-    yield name, kept.raw
-    if isinstance(kept, Encoded):
-        yield from ((f"{name}.{i}", part) for i, part in enumerate(kept.storage.side[1:3]) if part.size)
-
-
-def _storage(tensor: Stored | Encoded) -> Storage:
-    if isinstance(tensor, Encoded):
-        return tensor.storage
-    return STORAGES["bf16" if tensor.bf16 else tensor.raw.dtype.name]
-
-
 class FrozenModel(Transformer):
     """A model of which nothing is trained, over the tensors of a folder or a GGUF file by our names."""
 
@@ -116,15 +99,11 @@ class FrozenModel(Transformer):
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield what is in memory or mapped, by name; of experts that are stored one by one, with their numbers."""
         for name, kept in self._kept.items():
-            yield from _arrays_of(name, kept)
+            yield from arrays_of(name, kept)
 
-    def as_read(self) -> Iterator[np.ndarray]:
-        """Yield the weights as their files have them, in flat order, whatever they were encoded in."""
-        if self._read is None:
-            yield from self.base.values()
-            return
-        for entry in self.table:
-            yield from (array for _, array in _arrays_of(entry.name, _keep(self._read[entry.name])))
+    def as_read(self, name: str) -> Kept:
+        """Return a tensor as its files have it, whatever it was encoded in."""
+        return self._kept[name] if self._read is None else _keep(self._read[name])
 
     @classmethod
     def from_pretrained(
@@ -179,17 +158,14 @@ class FrozenModel(Transformer):
         raise RuntimeError("nothing of a FrozenModel is trained; put adapters on it: LoraModel(model)")
 
     @functools.cached_property
-    def digest(self) -> str:
-        """The SHA-256 of its weights as their files keep them, worked out once."""
-        digest = hashlib.sha256()
-        for w in self.as_read():
-            digest.update(np.ascontiguousarray(w).data)
-        return digest.hexdigest()
+    def identity(self) -> Identity:
+        """What its weights, as their files keep them, are known by."""
+        return Identity(self.config, self.as_read)
 
     def storages(self) -> tuple[str, ...]:
         """Return the names of the storages that its matrices are kept in."""
         kept = (part for each in self._kept.values() for part in (each.parts if isinstance(each, Stack) else [each]))
-        return tuple(sorted({_storage(each).name for each in kept if len(each.shape) > 1}))
+        return tuple(sorted({storage_of(each).name for each in kept if len(each.shape) > 1}))
 
     def widened(self) -> TrainableModel:
         """Return a copy whose weights are float32, and are trained."""
@@ -201,7 +177,7 @@ class FrozenModel(Transformer):
 
 
 def _weight(name: str, kept: Stored | Encoded) -> Weight:
-    return Weight(name, kept.raw, None, _storage(kept))
+    return Weight(name, kept.raw, None, storage_of(kept))
 
 
 def storage_named(name: str) -> Storage:

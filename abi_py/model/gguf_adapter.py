@@ -125,14 +125,14 @@ def write_gguf_adapter(
     kind: str = "F32",
     *,
     name: str | None = None,
-    base_digest: str = "",
+    base: Mapping[str, str] | None = None,
     check: bool = True,
 ) -> Written:
     """Write adapters, by our names of their matrices, as a file for `llama.cpp --lora`, or leave what is there.
 
     kind          F32, F16 or BF16, in which all numbers are kept
     name          general.name; that of the file when not given
-    base_digest   which weights they were trained on, for a reader of ours
+    base          what the weights that they were trained on are known by, for a reader of ours
     check         read it again: CheckpointError unless every number is as near as its type keeps it
 
     ConfigError for another type, or a model that llama.cpp does not compute; NonFiniteError for NaN or infinity, or a
@@ -155,7 +155,7 @@ def write_gguf_adapter(
         pair = (b, adapter.a.T) if files[matrix] == EMBEDDING else (adapter.a, b)
         for part, numbers in zip(pair_names(files[matrix]), pair, strict=True):
             planned.append(_planned(part, numbers, ggml))
-    metadata = adapter_metadata(gguf_entry(shape).architecture, float(alpha), name or path.stem, base_digest)
+    metadata = adapter_metadata(gguf_entry(shape).architecture, float(alpha), name or path.stem, base)
     return write_checked(path, metadata, planned, check=check)
 
 

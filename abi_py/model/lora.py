@@ -18,7 +18,7 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; th
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from ..kernels.engine.checksum import checksum
 from ..parameters import Buffers, Tensor, Weight
 from .frozen import FrozenModel
 from .gguf_adapter import LowRank, write_gguf_adapter
+from .identity import Identity
 from .layers.embedding import Embedding
 from .lora_layers import adapt, initialize
 from .lora_targets import (
@@ -107,9 +108,9 @@ class LoraModel(Transformer):
         self._plain = Stack(model.config, model.layers)  # for passes while the adapters are merged
         self._adapted = self.stack
         self._kept: dict[str, np.ndarray] = {}  # the weights before a merge
-        self._digest = ""
         self._measured = b""  # stands for the weights that the adapters have measured themselves by
         self.trained_in = model.storage  # of the frozen matrices, where they are encoded while the adapters are trained
+        self.other_type = ""  # what is to be said where they were trained on the model in another type than it has here
 
     def _under(self, name: str) -> str:
         """Return what the model itself calls one of the tensors of the layers: its head may be its embedding."""
@@ -133,15 +134,14 @@ class LoraModel(Transformer):
 
     def base_digest(self) -> str:
         """Return the SHA-256 of the model's weights without the adapters, worked out once: they are frozen."""
+        return self.identity.digest
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """What the model's weights without the adapters are known by."""
         if isinstance(self.model, FrozenModel):
-            return self.model.digest
-        if not self._digest:
-            digest = hashlib.sha256()
-            plain = {**self.base, **self._kept}
-            for w in plain.values():  # in flat order: of float32 weights, the digest of their buffer
-                digest.update(np.ascontiguousarray(w).data)
-            self._digest = digest.hexdigest()
-        return self._digest
+            return self.model.identity
+        return Identity(self.model.config, lambda name: Stored(self._kept.get(name, self.base[name])))
 
     # -- the passes ------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class LoraModel(Transformer):
         if self.lora.ensure_weight_tying:  # PEFT wants both names of the one matrix
             names = {tensor.name: tensor.hf_name for tensor in self.parameters.table}
             stored[HEAD] = stored[names["token_embedding"]]
-        metadata = adapter_metadata(self.base_digest(), self.trained_in)
+        metadata = adapter_metadata(self.identity.facts(), self.trained_in)
         write_adapter(Path(folder), stored, self.description(base_model), metadata)
 
     def save_gguf(self, path: str | Path, kind: str = "F32", *, name: str | None = None, check: bool = True) -> Written:
@@ -292,7 +292,7 @@ class LoraModel(Transformer):
         """
         self._require_adapters_alone("a GGUF file of adapters", Embedding.positions)
         return write_gguf_adapter(
-            *(Path(path), self.config, self.adapters(), kind), name=name, base_digest=self.base_digest(), check=check
+            *(Path(path), self.config, self.adapters(), kind), name=name, base=self.identity.facts(), check=check
         )
 
     def save_mlx(self, folder: str | Path, base_model: str | None = None) -> None:
@@ -300,7 +300,7 @@ class LoraModel(Transformer):
         self._require_adapters_alone("mlx-lm's folder", Embedding.name, Embedding.positions)
         save_mlx_adapter(
             Path(folder), self.config, self.adapters(), dropout=self.lora.dropout,
-            base_model=base_model or self.base_model, base_digest=self.base_digest(),
+            base_model=base_model or self.base_model, base=self.identity.facts(),
         )  # fmt: skip
 
     def _require_adapters_alone(self, place: str, *not_there: str) -> None:

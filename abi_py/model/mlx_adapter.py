@@ -102,7 +102,7 @@ def save_mlx_adapter(
     *,
     dropout: float = 0.0,
     base_model: str | None = None,
-    base_digest: str = "",
+    base: Mapping[str, str] | None = None,
 ) -> None:
     """Write the adapters of a model's matrices, by our names, as mlx-lm reads them; errors of `write_mlx_adapter`."""
     modules = {tensor.name: _module(tensor) for tensor in tensor_table(shape)}
@@ -114,5 +114,5 @@ def save_mlx_adapter(
         tensors[f"{theirs}.lora_b"] = np.pad(b * np.float32(factor / scale) if factor != scale else b, wider).T.copy()
     write_mlx_adapter(
         folder, tensors, blocks=shape.num_layers, scale=scale, dropout=dropout,
-        base_model=base_model, base_digest=base_digest,
+        base_model=base_model, base=base,
     )  # fmt: skip

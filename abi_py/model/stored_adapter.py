@@ -14,25 +14,21 @@ import numpy as np
 
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, listed
-from ..formats.checkpoint_names import CONFIG
+from ..formats.checkpoint_names import BASE_DIGEST, BASE_FINGERPRINT, BASE_STORAGE, CONFIG
 from ..formats.forms import stored_names, stored_shape
 from ..formats.gguf.adapter import is_gguf_adapter, open_gguf_adapter
 from ..formats.gguf.container import is_gguf
-from ..formats.mlx_lm import is_mlx_adapter, mlx_base_digest, read_mlx_config
-from ..formats.peft import (
-    ADAPTER_CONFIG,
-    AdapterFolder,
-    read_adapter,
-    read_adapter_config,
-    read_base_digest,
-    read_base_storage,
-)
+from ..formats.mlx_lm import MLX_WEIGHTS, is_mlx_adapter, read_mlx_config
+from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder, read_adapter, read_adapter_config
+from ..formats.safetensors import read_metadata
 from ..parameters import Tensor
 from .gguf_adapter import read_gguf_adapter
+from .identity import Fingerprint
 from .mlx_adapter import read_mlx_adapter
 
 __all__ = [
     "base_digest_of",
+    "base_fingerprint_of",
     "base_named_by",
     "base_storage_of",
     "check_tensors",
@@ -61,17 +57,28 @@ def read_stored_adapter(place: Path, shape: TrainableModelConfig, *, allow_nonfi
     return read_adapter(place, allow_nonfinite=allow_nonfinite)
 
 
+def _said_of_base(place: Path) -> Mapping[str, str]:
+    """Return what the files of adapters say of the weights that they were trained on; those of others say nothing."""
+    if is_gguf(place):
+        return open_gguf_adapter(place).base
+    return read_metadata(place / (MLX_WEIGHTS if is_mlx_adapter(place) else ADAPTER_WEIGHTS))
+
+
 def base_digest_of(place: Path) -> str:
     """Return the digest of the weights that adapters were trained on; "" where their files do not say it."""
-    if is_gguf(place):
-        return open_gguf_adapter(place).base_digest
-    return mlx_base_digest(place) if is_mlx_adapter(place) else read_base_digest(place)
+    return _said_of_base(place).get(BASE_DIGEST, "")
+
+
+def base_fingerprint_of(place: Path) -> Fingerprint | None:
+    """Return their fingerprint; None where their files do not say it, CheckpointError where they say nonsense."""
+    text = _said_of_base(place).get(BASE_FINGERPRINT)
+    return None if text is None else Fingerprint.read(text, f"{place}: {BASE_FINGERPRINT}")
 
 
 def base_storage_of(place: Path) -> str | None:
     """Return the storage that the weights were encoded in on which adapters were trained; None: as they were, or their
-    files, as a GGUF file and mlx-lm's, have no place for it."""
-    return None if is_gguf(place) or is_mlx_adapter(place) else read_base_storage(place)
+    files, as a GGUF file and mlx-lm's, do not say it."""
+    return _said_of_base(place).get(BASE_STORAGE)
 
 
 def base_named_by(place: Path) -> str | None:

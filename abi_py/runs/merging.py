@@ -19,7 +19,7 @@ def beside_dequant(loaded: LoadedModel) -> Agreement | None:
     """Return how far logits of adapters on the original weights are from those on the weights that they were trained
     on; None where these are the ones they are on here, or it cannot be known."""
     model, base = loaded.model, loaded.base
-    if base is None or not isinstance(model, LoraModel) or model.trained_in == model.model.storage:
+    if base is None or not isinstance(model, LoraModel) or model.trained_in == model.model.storage or model.other_type:
         return None
     trained_on = read_frozen(base, model.config, storage=model.trained_in)
     wanted = expected(lambda ids: logits_of(LoraModel.load(trained_on, loaded.directory), ids), model.config)

@@ -51,8 +51,7 @@ def open_adapters(
     """
     from ..model import Adapters, LoraModel
     from ..model.frozen import read_frozen
-    from ..model.stored_adapter import base_storage_of
-    from ..training.loading import find_adapters, put_on
+    from ..training.loading import find_adapters, put_on, storage_under
 
     if isinstance(loaded.model, LoraModel):
         raise ConfigError(
@@ -60,7 +59,7 @@ def open_adapters(
             f"that they are of, and them as --adapter {loaded.directory}"
         )
     places = [find_adapters(path) for _, path in given]
-    storages = [base_storage_of(place) for place in places]
+    storages = [storage_under(place, loaded.directory) for place in places]
     storage = storages[0] if len({*storages}) == 1 else None
     model, notes = loaded.model, []
     if storage is not None and model.storage != storage:
@@ -74,7 +73,8 @@ def open_adapters(
             raise ConfigError(f"adapter ({name}) is given twice; name them: --adapter a={path} --adapter b=...")
         if name == WITHOUT:
             raise ConfigError(f"adapter ({name}) is what stands for no adapter; give another name: --adapter a={path}")
-        adapters.add(name, put_on(replace(loaded, model=model), place))
+        lora = adapters.add(name, put_on(replace(loaded, model=model), place))
+        notes += [lora.other_type] if lora.other_type else []
         if trained_in not in (None, model.storage):
             notes.append(
                 f"adapter {name} was trained on the model in {trained_in}, and others here were not: it is on the "

@@ -14,13 +14,22 @@ from ..formats.peft import ADAPTER_CONFIG
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from ..model.frozen import FrozenModel, read_frozen
-from ..model.stored_adapter import base_digest_of, base_named_by, base_storage_of, holds_adapters
+from ..model.stored_adapter import base_digest_of, base_fingerprint_of, base_named_by, base_storage_of, holds_adapters
 from ..reprs import Shown
 from ..untrusted import read_json, read_yaml
 from .checkpoint import ADVICE, STATE, Found, is_checkpoint_name, locate, verify
 from .finding import BEST, Origin, find_place
 
-__all__ = ["LoadedModel", "find_adapters", "find_folder", "holds_adapters", "load_model", "put_on", "under_adapters"]
+__all__ = [
+    "LoadedModel",
+    "find_adapters",
+    "find_folder",
+    "holds_adapters",
+    "load_model",
+    "put_on",
+    "storage_under",
+    "under_adapters",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,12 @@ class LoadedModel(Shown):
     run: Path | None = None
     base: Path | None = None
     origin: Origin | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it."""
+        text = self.model.other_type if isinstance(self.model, LoraModel) else ""
+        return (text,) if text else ()
 
     @property
     def said(self) -> str:
@@ -150,7 +165,7 @@ def _load_adapters(
                 f"{place} is the base of {path} but holds adapters itself; merge them into theirs: abi-train merge "
                 f"{place} -o MERGED"
             )
-        storage = None if options.original else base_storage_of(path)
+        storage = None if options.original else storage_under(path, find_place(place).folder)
         below = _load(place, None, None, options._replace(storage=storage))
     if isinstance(below.model, LoraModel):
         raise CheckpointError(f"{path} names as its base model {below.directory}, which holds adapters itself")
@@ -158,23 +173,37 @@ def _load_adapters(
         return put_on(below, path, allow_nonfinite=options.allow_nonfinite), below.directory, below.eos_ids
     adapted = LoraModel.load(below.model, path, allow_nonfinite=options.allow_nonfinite)
     adapted.companions = Companions.of(path)
-    _check_digest(adapted, path, None)
+    _check_base(adapted, path, None)
     return adapted, None, None
 
 
 def put_on(below: LoadedModel, path: Path, *, allow_nonfinite: bool = False) -> LoraModel:
     """Return the adapters in a folder or a file, on a model that was loaded.
 
-    CheckpointError if they do not fit, or say that they were trained on other weights; errors of `LoraModel.load`.
+    They may have been trained on it in another type; `other_type` then says so.  CheckpointError if they do not fit, or
+    say that they were trained on other weights; errors of `LoraModel.load`.
     """
     if isinstance(below.model, LoraModel):
         raise CheckpointError(f"{below.directory} holds adapters itself, and others are put on a whole model")
     adapted = LoraModel.load(below.model, path, allow_nonfinite=allow_nonfinite)
     adapted.companions = below.model.companions.under(Companions.of(path))
-    _check_digest(adapted, path, below.directory)
+    _check_base(adapted, path, below.directory)
     if adapted.base_model is None or not Path(adapted.base_model).exists():
         adapted.base_model = str(below.directory.absolute())
     return adapted
+
+
+def storage_under(path: Path, base: Path) -> str | None:
+    """Return the storage that a model is encoded in for adapters: the one in which they were trained.
+
+    None where they were trained on it as it is, or on it in another type than a GGUF file whose blocks then stay.
+    """
+    storage = base_storage_of(path)
+    there = base_fingerprint_of(path) if storage is not None and is_gguf(base) else None
+    if there is None:
+        return storage
+    here = FrozenModel.from_gguf(base, allow_nonfinite=True)
+    return None if here.is_quantized and not there.is_kept_as(here.identity.fingerprint) else storage
 
 
 def find_adapters(path: Path) -> Path:
@@ -249,18 +278,30 @@ def _in_other_form(model: TrainableModel | FrozenModel, folder: Path | None) -> 
     return narrow if isinstance(narrow, FrozenModel) else None
 
 
-def _check_digest(adapted: LoraModel, path: Path, below: Path | None) -> None:
-    """Raise CheckpointError if adapters say that they were trained on other weights: PEFT's say nothing."""
+def _check_base(adapted: LoraModel, path: Path, below: Path | None) -> None:
+    """Raise CheckpointError if adapters say that they were trained on other weights: PEFT's say nothing.
+
+    Those that were trained on the same weights in another type are taken, and say so in `other_type`.
+    """
     if (path / STATE).is_file():
         wanted = read_json(path / STATE, {"state": dict[str, Any]})["state"].get("base_digest")
     else:
         wanted = base_digest_of(path)
-    if not wanted or wanted == adapted.base_digest():
+    if not wanted or adapted.identity.has(wanted):
         return
-    other = _in_other_form(adapted.model, below)
-    if other is None or LoraModel(other, adapted.lora).base_digest() != wanted:
+    there, here = base_fingerprint_of(path), adapted.identity.fingerprint
+    if there is None:  # of an earlier version
+        other = _in_other_form(adapted.model, below)
+        problem = "" if other is not None and LoraModel(other, adapted.lora).identity.has(wanted) else "another digest"
+    else:
+        problem = there.apart(here)
+    if problem:
         what = "the random weights of its shape and seed" if below is None else f"those in {below}"
         raise CheckpointError(
-            f"{path} holds adapters that were trained on other weights than {what}; put these back, or say "
+            f"{path} holds adapters that were trained on other weights than {what} ({problem}); put these back, or say "
             f"where they are: abi-train merge BASE {path} -o MERGED"
+        )
+    if there is not None and not there.has_numbers_of(here):
+        adapted.other_type = (
+            f"{path} was trained on this model in {there.storages(here)}, and here it is in {here.storages(there)}"
         )

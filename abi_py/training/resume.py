@@ -9,6 +9,7 @@ from ..formats.encoded import Encoded
 from ..formats.forms import from_stored
 from ..formats.safetensors import Stack, Stored
 from ..formats.zig import AblcCheckpoint, load_zig
+from ..model.lora import LoraModel
 from ..model.transformer import Transformer
 from ..untrusted import MAX_INT
 from .checkpoint import Checkpoint, read_checkpoint
@@ -91,7 +92,8 @@ def _check_model(model: Transformer, loaded: Checkpoint) -> None:
 
 
 def _check_base(model: Transformer, loaded: Checkpoint) -> None:
-    if loaded.state.base_digest != model.base_digest():
+    digest = loaded.state.base_digest
+    if not (model.identity.has(digest) if isinstance(model, LoraModel) else digest == model.base_digest()):
         raise CheckpointError(
             f"{loaded.path} is of adapters on other weights than these; put them on the model that they were trained on"
         )

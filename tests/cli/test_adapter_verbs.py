@@ -9,9 +9,11 @@ import pytest
 from world import make_folder, write_talks
 
 from abi_py.config import LoraConfig
+from abi_py.formats.checkpoint_names import BASE_FINGERPRINT
 from abi_py.formats.gguf import open_gguf
-from abi_py.formats.safetensors import read_safetensors, write_safetensors
-from abi_py.model import LoraModel
+from abi_py.formats.safetensors import read_metadata, read_safetensors, write_safetensors
+from abi_py.generation import generate
+from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.frozen import FrozenModel
 from abi_py.training.loading import load_model
 
@@ -269,6 +271,111 @@ def test_another_tokenizer_beside_adapters_is_told(abi_train, base, tmp_path):
     code, _, err = abi_train("generate", "base", "--adapter", "one", *QUICK)
     assert code == 0
     assert "adapter one comes with another tokenizer or chat template than the model; --tokenizer one takes it" in err
+
+
+# -- on the base in another type ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def types(base, tmp_path):
+    """Return a wider base and adapters on it, and write it in other types beside it; and one of another seed."""
+    folder = make_folder(tmp_path / "wide", family="llama", hidden_dim=256, intermediate_dim=256)
+    make_adapter(tmp_path / "on-wide", folder)
+    model = load_model(folder).model
+    for kind in ("F16", "Q4_K_M"):
+        model.write_gguf(tmp_path / f"{kind}.gguf", kind, check=False)
+    model.save_pretrained(tmp_path / "bfloat16", "bfloat16")
+    other = TrainableModel(model.config)
+    other.companions = model.companions
+    other.write_gguf(tmp_path / "other.gguf", "Q4_K_M", check=False)
+    return folder
+
+
+SAYS = "note: {} was trained on this model in {}, and here it is in {}"
+
+
+def test_adapters_of_a_folder_on_its_gguf_file(abi_train, types, tmp_path):
+    """With every verb; one line says it, and what is computed is the model of that type with these adapters."""
+    lines = {"F16.gguf": "float16", "Q4_K_M.gguf": "q4_k and q6_k", "bfloat16": "bf16"}
+    for place, kinds in lines.items():
+        code, out, err = abi_train("generate", place, "--adapter", "on-wide", *QUICK)
+        assert code == 0, err
+        notes = [line for line in err.splitlines() if line.startswith("note")]
+        assert notes == [SAYS.format("on-wide", "float32", kinds)]
+        lora = LoraModel.load(FrozenModel.from_pretrained(tmp_path / place), tmp_path / "on-wide")
+        wanted = generate(lora, [5, 9, 40, 7], 12, temperature=0)
+        assert json.loads(out)["ids"] == list(wanted)
+    said = SAYS.format("on-wide", "float32", "q4_k and q6_k")
+    (tmp_path / "t.txt").write_text("1 plus 2 is 3, and 3 plus 3 is 6. " * 20)
+    for words in (
+        ("eval", "Q4_K_M.gguf", "--adapter", "on-wide", "t.txt"),
+        ("chat", "Q4_K_M.gguf", "--adapter", "on-wide", "--once", "hi", "--max-new-tokens", "2"),
+        ("merge", "Q4_K_M.gguf", "on-wide", "--to", "gguf", "-o", "merged.gguf"),
+        ("export", "on-wide", "--base", "Q4_K_M.gguf", "--to", "gguf-adapter", "-o", "a.gguf"),
+    ):
+        code, _, err = abi_train(*words)
+        assert code == 0, err
+        assert err.splitlines().count(said) == 1, words
+    assert open_gguf(tmp_path / "merged.gguf").tensors["blk.0.attn_q.weight"].kind.name == "Q4_K"
+    code, _, err = abi_train("generate", "wide", "--adapter", "on-wide", *QUICK)
+    assert (code, "was trained on" in err) == (0, False)
+
+
+@pytest.mark.parametrize("form", ["peft", "gguf-adapter", "mlx-lm"])
+def test_adapters_of_a_gguf_file_on_its_folder(abi_train, types, form):
+    """The other way round, in the file of every program."""
+    make_adapter(types.parent / "on-blocks", types.parent / "Q4_K_M.gguf")
+    words = ("on-blocks", "--base", "Q4_K_M.gguf", "--to", form, "-o", "a.gguf")
+    code, _, err = abi_train("export", *words)
+    assert (code, err) == (0, ""), err
+    code, _, err = abi_train("generate", "wide", "--adapter", "a.gguf", *QUICK)
+    assert code == 0, err
+    assert SAYS.format("a.gguf", "q4_k and q6_k", "float32") in err.splitlines()
+    said = ids_of(abi_train, "other.gguf", "--adapter", "a.gguf", code=1)
+    assert "trained on other weights than those in other.gguf (token_embedding and 10 more, further off than" in said
+
+
+def test_blocks_of_a_file_are_not_encoded_again(abi_train, types, tmp_path):
+    """For adapters that were trained on the folder in NF4; on a file in halves they are on NF4, as on the folder."""
+    lora = LoraModel(FrozenModel.from_pretrained(types, storage="nf4"), LoraConfig(rank=2), types)
+    lora.parameters.weights_flat[:] = np.random.default_rng(1).normal(0, 0.4, lora.num_params())
+    lora.save(tmp_path / "on-nf4")
+    for place, storages in (("wide", "bf16 nf4"), ("F16.gguf", "nf4"), ("Q4_K_M.gguf", "q4_k q6_k")):
+        model = load_model("on-nf4", base=place, frozen=True).model.model
+        assert set(storages.split()) >= set(model.storages()) - {"float32", "float16"}, place
+        code, _, err = abi_train("generate", place, "--adapter", "on-nf4", *QUICK)
+        assert code == 0, err
+        assert ("is encoded in nf4" in err) == (place != "Q4_K_M.gguf")
+    code, _, err = abi_train("merge", "Q4_K_M.gguf", "on-nf4", "--merge-base", "dequant", "-o", "m")
+    assert code == 2
+    assert "Q4_K_M.gguf is the model in another type than on-nf4 was trained on; give --base" in err
+    code, out, err = abi_train("merge", "Q4_K_M.gguf", "on-nf4", "-o", "m")
+    assert code == 0, err
+    assert "these are the original weights; they were trained on those in nf4" in out
+
+
+def test_another_model_in_another_type_is_refused(abi_train, types, tmp_path):
+    said = ids_of(abi_train, "other.gguf", "--adapter", "on-wide", code=1)
+    assert "trained on other weights than those in other.gguf (token_embedding and " in said
+    assert "further off than float32 and q6_k would explain); put these back" in said
+    assert "trained on other weights than" in abi_train("merge", "other.gguf", "on-wide", "-o", "m")[2]
+    assert not (tmp_path / "m").exists()
+
+
+def test_adapters_without_a_fingerprint_are_held_against_their_digest(abi_train, types, tmp_path):
+    """As those of earlier versions; those of other programs, without either, go on any base."""
+    file = tmp_path / "on-wide/adapter_model.safetensors"
+    said, tensors = read_metadata(file), read_safetensors(file)
+    write_safetensors(file, tensors, {name: text for name, text in said.items() if name != BASE_FINGERPRINT})
+    words = ("F16.gguf", "--adapter", "on-wide")
+    assert "other weights than those in F16.gguf (another digest); put" in ids_of(abi_train, *words, code=1)
+    assert ids_of(abi_train, "wide", "--adapter", "on-wide")
+    write_safetensors(file, tensors, {**said, BASE_FINGERPRINT: "{}"})
+    assert "one of the two has no" in ids_of(abi_train, *words, code=1)
+    write_safetensors(file, tensors, {**said, BASE_FINGERPRINT: "?"})
+    assert "on-wide: abi_py.base_fingerprint is not JSON" in ids_of(abi_train, *words, code=1)
+    write_safetensors(file, tensors)
+    assert ids_of(abi_train, "other.gguf", "--adapter", "on-wide")
 
 
 # -- merged -------------------------------------------------------------------------------------------

@@ -64,10 +64,10 @@ def test_it_is_read_as_it_lies_and_is_what_the_plain_folder_is_encoded_to(folder
 
 def test_its_digest_is_one_whatever_it_is_encoded_in_and_sees_the_scales(folder):
     place, storage = folder
-    digest = FrozenModel.from_pretrained(place / "nf4").digest
+    digest = FrozenModel.from_pretrained(place / "nf4").identity.digest
     for other in ("nf4-dq", "nf4", "bf16"):
         model = FrozenModel.from_pretrained(place / "nf4", storage=other)
-        assert model.digest == digest
+        assert model.identity.digest == digest
         LoraModel(model, LoraConfig(rank=2), place / "nf4").save(place / f"on-{other}")
         assert load_model(place / f"on-{other}", frozen=True).model.trained_in == other
         assert load_model(place / f"on-{other}", frozen=True, original=True).model.model.storages() == (
@@ -79,7 +79,7 @@ def test_its_digest_is_one_whatever_it_is_encoded_in_and_sees_the_scales(folder)
     scales = next(name for name in tensors if name.endswith(".nested_absmax" if storage == "nf4-dq" else ".absmax"))
     write_safetensors(file, tensors | {scales: tensors[scales] * np.float32(3)})
     for each in (None, "nf4-dq", "nf4"):
-        assert FrozenModel.from_pretrained(place / "nf4", storage=each).digest != digest
+        assert FrozenModel.from_pretrained(place / "nf4", storage=each).identity.digest != digest
 
 
 def test_the_parts_that_bitsandbytes_has_written_are_one_matrix(golden, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import CheckpointError, listed, shown
-from ..checkpoint_names import BASE_DIGEST
+from ..checkpoint_names import BASE_DIGEST, BASE_FINGERPRINT
 from .container import GgufFile, GgufTensor, is_gguf, open_gguf
 from .values import F32, Value
 
@@ -56,14 +56,14 @@ class GgufAdapter:
     architecture   of the model that they are of
     alpha          what each is multiplied by, times its rank; 0: each is multiplied by 1
     pairs          by the name of the matrix in the file of the model
-    base_digest    which weights they were trained on, where the file says so; else ""
+    base           what the weights that they were trained on are known by, where the file says it
     """
 
     path: Path
     architecture: str
     alpha: float
     pairs: Mapping[str, Pair]
-    base_digest: str
+    base: Mapping[str, str]
 
 
 def is_gguf_adapter(path: Path) -> bool:
@@ -90,9 +90,8 @@ def open_gguf_adapter(path: Path) -> GgufAdapter:
             "change what the adapters compute"
         )
     alpha = file.get(ALPHA, float, 0.0)
-    return GgufAdapter(
-        path, file.require("general.architecture", str), float(alpha), _pairs(file), file.get(BASE_DIGEST, str, "")
-    )
+    base = {key: file.require(key, str) for key in (BASE_DIGEST, BASE_FINGERPRINT) if key in file.metadata}
+    return GgufAdapter(path, file.require("general.architecture", str), float(alpha), _pairs(file), base)
 
 
 def _pairs(file: GgufFile) -> dict[str, Pair]:
@@ -133,13 +132,15 @@ def pair_names(name: str) -> tuple[str, str]:
     return name + A, name + B
 
 
-def adapter_metadata(architecture: str, alpha: float, name: str, base_digest: str = "") -> dict[str, Value]:
-    """Return the entries of a file of adapters, with their types."""
+def adapter_metadata(
+    architecture: str, alpha: float, name: str, base: Mapping[str, str] | None = None
+) -> dict[str, Value]:
+    """Return the entries of a file of adapters, with their types; `base` as `GgufAdapter` has it."""
     return {
         "general.architecture": architecture,
         "general.type": "adapter",
         "general.name": name,
         "adapter.type": "lora",
         ALPHA: F32(alpha),
-        **({BASE_DIGEST: base_digest} if base_digest else {}),
+        **(base or {}),
     }

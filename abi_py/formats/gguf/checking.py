@@ -25,13 +25,13 @@ from .container import GgufTensor, open_gguf
 from .values import Value, value_bytes
 from .writing import PlannedTensor, Progress, strips, write_gguf
 
-__all__ = ["STEPS", "Loss", "Written", "write_checked"]
+__all__ = ["Loss", "Written", "step_of", "write_checked"]
 
 STEPS = {  # storage -> width of a step, where the largest number of a block is 1; how often its scale is in a number
     **{"float16": (2.0**-10, 1), "bf16": (2.0**-7, 1), "mxfp4": (2 / 6, 12), "iq4_nl": (24 / 127, 127)},
     **{"q8_0": (1 / 127, 127), "q5_1": (2 / 31, 32), "q5_0": (1 / 16, 16), "q4_1": (2 / 15, 16), "q4_0": (1 / 8, 8)},
     **{"q6_k": (1 / 32, 127 * 32), "q5_k": (2 / 31, 63 * 32), "q4_k": (2 / 15, 63 * 16), "q3_k": (1 / 4, 31 * 4)},
-    **{"q2_k": (2 / 3, 15 * 4)},
+    **{"q2_k": (2 / 3, 15 * 4), "nf4": (0.304, 0), "nf4-dq": (0.304, 0)},  # the last two are of no GGUF file
 }
 HALF = 2.0**-25  # what a scale that is a half may lose, however small it is
 SCALE = 2.0**-10  # and of a number by its rounding: 2^-11 of it, and of an offset as much
@@ -61,6 +61,14 @@ class Written:
             if loss.error:
                 most[loss.kind] = max(most.get(loss.kind, 0.0), loss.error)
         return dict(sorted(most.items(), key=lambda each: -each[1]))
+
+
+def step_of(storage: str, largest: np.ndarray) -> np.ndarray:
+    """Return how far a number may be off in a storage, by the largest one of its block; 0 where nothing is lost."""
+    if storage not in STEPS:
+        return np.zeros_like(largest)
+    step, multiple = STEPS[storage]
+    return (step + SCALE) * largest + HALF * multiple
 
 
 def write_checked(
@@ -129,8 +137,7 @@ def _checksum(tensor: GgufTensor) -> int:
 def _compare(found: GgufTensor, tensor: PlannedTensor) -> float:
     """Return the relative error of a tensor; CheckpointError for a number that its type does not explain."""
     lost, size = 0.0, 0.0
-    step, multiple = STEPS.get(tensor.kind.storage_name, (0.0, 0))
-    least = HALF * multiple
+    storage = tensor.kind.storage_name
     for start, end in strips(tensor):
         wanted = tensor.rows(start, end)
         if wanted.dtype != np.float32 or tensor.kind.name == "F32":
@@ -147,14 +154,14 @@ def _compare(found: GgufTensor, tensor: PlannedTensor) -> float:
             tallest = _tallest(x, tensor.kind.block)
             if weights is None:
                 off = _tallest(error, tensor.kind.block)
-                allowed = (step + SCALE) * tallest + least
+                allowed = step_of(storage, tallest)
                 if not (off <= allowed).all():  # NaN is not
                     row, block = np.argwhere(~(off <= allowed))[0]
                     _refuse(found, first + row, block, off[row, block], allowed[row, block])
             else:
                 blocks = weights.reshape(-1, tensor.kind.block).sum(1, dtype=np.float64)
                 weighted += float(np.einsum("rk,rk,k->", error, error, weights))
-                bound += float((((step + SCALE) * tallest.astype(np.float64) + least) ** 2 @ blocks).sum())
+                bound += float((step_of(storage, tallest.astype(np.float64)) ** 2 @ blocks).sum())
         found.forget()
         if weights is not None and not weighted <= bound:
             _refuse(found, start, 0, math.sqrt(weighted), math.sqrt(bound))

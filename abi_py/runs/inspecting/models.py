@@ -13,11 +13,12 @@ from ...fields import acting
 from ...formats.checkpoint_names import TRAINING_ARGS
 from ...formats.huggingface import CONFIG, INDEX, WEIGHTS, read_tensors
 from ...formats.mlx_lm import MLX_WEIGHTS, is_mlx_adapter, read_mlx_config
-from ...formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config, read_base_storage
+from ...formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config
 from ...formats.safetensors import Stored, map_safetensors
 from ...formats.special_tokens import special_token_ids
 from ...formats.zig import ABIC, ABLC, VERSION
 from ...model.folder import config_from_huggingface, open_weights
+from ...model.stored_adapter import base_storage_of
 from ...training.checkpoint import list_checkpoints, verify
 from ...training.finding import find_place
 from ...training.loading import under_adapters
@@ -237,7 +238,7 @@ def adapter(found: Inspection) -> None:
     else:
         found.facts |= {"rank": content.get("r"), "alpha": content.get("lora_alpha")}
         found.facts |= {"adapted": _adapted(content), "base": content.get("base_model_name_or_path")}
-        kept_in = found.attempt(read_base_storage, path) if weights.is_file() else None
+        kept_in = found.attempt(base_storage_of, path) if weights.is_file() else None
         found.facts |= {"trained on base in": kept_in} if kept_in else {}
     below = found.attempt(under_adapters, path)
     if not found.problems:
