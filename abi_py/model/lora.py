@@ -310,8 +310,8 @@ class LoraModel(Transformer):
                 f"{place} holds adapters alone, and lengths of rows are trained (use_dora); save PEFT's folder, or the "
                 "merged model"
             )
-        if stacks := [target.module for target in self.targets() if target.kind is Kind.EXPERTS]:
-            rule = f"has no room here for adapters of experts ({stacks[0]}, target_parameters)"
+        if stacks := [target.module for target in self.targets() if target.kind in (Kind.EXPERTS, Kind.ROUTER)]:
+            rule = f"has no room here for adapters of experts and routers ({stacks[0]}, target_parameters)"
             raise ConfigError(f"{place} {rule}; save PEFT's folder, or the merged model")
         for name in not_there:
             if f"{name}.a" in self.weights:

@@ -31,6 +31,8 @@ def made(name="llama", **changes):
 
 
 def adapted(model, **changes):
+    if model.config.num_experts:
+        changes = {"target_modules": "q,k,v,o", **changes}
     lora = LoraModel(model, LoraConfig(**({"rank": 3, "alpha": 5.0} | changes)))
     lora.parameters.weights_flat[:] = np.random.default_rng(7).normal(0, 0.2, lora.num_params())
     return lora

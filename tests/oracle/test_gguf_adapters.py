@@ -107,6 +107,8 @@ def made(name):
 
 def adapted(model, **changes):
     """Return a model with adapters that change what it says."""
+    if model.config.num_experts:
+        changes = {"target_modules": "q,k,v,o", **changes}
     lora = LoraModel(model, LoraConfig(**({"rank": 4, "alpha": 6.0} | changes)))
     lora.parameters.weights_flat[:] = np.random.default_rng(7).normal(0, 0.05, lora.num_params())
     return lora
