@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from ..config import LoraConfig, TrainableModelConfig
 from ..errors import ConfigError
 from ..families import tensor_table
@@ -30,7 +32,7 @@ from ..parameters import Tensor
 from .layers.experts import DOWN, GATE_UP, Experts
 from .layers.layer import Layer
 
-__all__ = ["ExpertParameter", "as_parameters", "expert_parameters", "means_experts"]
+__all__ = ["ExpertParameter", "as_parameters", "expert_parameters", "means_experts", "on_diagonal"]
 
 AnyLora = TypeVar("AnyLora", bound=LoraConfig)
 
@@ -188,3 +190,18 @@ def _patterns(
 
 def _former(parameters: Sequence[ExpertParameter]) -> list[str]:
     return [alias for each in parameters for alias in each.names()[:-1]]
+
+
+def on_diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return matrices (E, out, R) below each other, each in columns of its own, with zeros beside them.
+
+    So the Bs of two adapters in one are put together, while their As are below each other.
+    """
+    rows, columns = (sum(each.shape[axis] for each in blocks) for axis in (1, 2))
+    made = np.zeros((len(blocks[0]), rows, columns), np.float32)
+    row = column = 0
+    for each in blocks:
+        _, height, width = each.shape
+        made[:, row : row + height, column : column + width] = each
+        row, column = row + height, column + width
+    return made

@@ -13,8 +13,9 @@ import numpy as np
 from ..config import TrainableModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..families import layers
+from ..formats.forms import stacked
 from ..formats.peft import AdapterFolder
-from .expert_modules import ExpertParameter, as_parameters, expert_parameters, means_experts
+from .expert_modules import ExpertParameter, as_parameters, expert_parameters, means_experts, on_diagonal
 from .lora_targets import PREFIX, Kind, Target, candidates, chosen_targets
 
 __all__ = ["modernised"]
@@ -46,24 +47,20 @@ def _taken(
 ) -> dict[str, np.ndarray]:
     """Take the adapters of a parameter's former modules out of `tensors`; return them as they are called now."""
     experts = 1 if target.kind is Kind.ROUTER else target.tensor.shape[0]
-    halves: dict[str, list[list[np.ndarray]]] = {"A": [], "B": []}
-    for half, each in halves.items():
+    made = {}
+    for half, join in (("A", lambda parts: np.concatenate(parts, axis=1)), ("B", on_diagonal)):
         names = [
-            [f"{PREFIX}{module}.lora_{half}.weight".replace("{e}", str(e)) for module in parameter.modules]
-            for e in range(experts)
+            [f"{PREFIX}{module}.lora_{half}.weight".replace("{e}", str(e)) for e in range(experts)]
+            for module in parameter.modules
         ]
         if not any(name in tensors for some in names for name in some):
             continue  # called as they are now, or not there
-        for some in names:
-            each.append([_checked(tensors, name, parameter, k, half, found, place) for k, name in enumerate(some)])
-    a, b = (target.parts()[half][0].name for half in "ab")
-    if target.kind is Kind.ROUTER:
-        return {name: some[0][0] for name, some in zip((a, b), halves.values(), strict=True) if some}
-    made = {}
-    if halves["A"]:  # (E R, in)
-        made[a] = np.concatenate([rows for some in halves["A"] for rows in some])
-    if halves["B"]:  # (out, R E): columns of the experts in turns
-        made[b] = np.stack([_diagonal(some) for some in halves["B"]], axis=-1).reshape(target.tensor.shape[1], -1)
+        whole = join([
+            np.stack([_checked(tensors, name, parameter, k, half, found, place) for name in some])
+            for k, some in enumerate(names)
+        ])
+        form, _ = target.parts()[half.lower()]
+        made[form.name] = stacked(whole, form) if form.stacked else whole[0]
     return made
 
 
@@ -85,13 +82,3 @@ def _checked(
         rule = f"rank {rank} on this model takes {wanted}; load it on the model it is of"
         raise CheckpointError(f"{place}: {name} {what}; {rule}")
     return tensor
-
-
-def _diagonal(blocks: list[np.ndarray]) -> np.ndarray:
-    """Return matrices below each other, each in columns of its own, and zeros beside them."""
-    made = np.zeros((sum(len(each) for each in blocks), sum(each.shape[1] for each in blocks)), blocks[0].dtype)
-    row = column = 0
-    for each in blocks:
-        made[row : row + len(each), column : column + each.shape[1]] = each
-        row, column = row + len(each), column + each.shape[1]
-    return made
