@@ -13,12 +13,15 @@ Why it pays: four products of bytes are one instruction for 16 numbers, where fl
 four bits are only spread out to bytes, not turned into numbers.
 
     in parallel, for each LANES rows of W, for each `chunk` columns, with up to MOST rows of x:
-        multiply_few                            in registers, where raw is spread out (`engine/few_rows.py`)
+        multiply_few                            in registers, where raw is spread out (`engine/few_rows.py`); of several
+                                                matrices that read the same x, in any storages, in one call
     with more:
         spread                                  bytes of q, scales and offsets from raw; the next rows are fetched
         turn                                    into a panel, LANES rows side by side
         for each AT_ONCE rows of x:             multiply
 """
+
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -29,7 +32,7 @@ from .engine.integers import AT_ONCE, integers, multiply, spread, turn
 from .engine.jit import helper, kernel, prange
 from .engine.replay import by_numpy
 from .engine.scratch import scratch
-from .engine.shares import share_of
+from .engine.shares import MATRICES, filled, share_of
 from .engine.simd import LANES
 from .engine.threads import ONE_THREAD, thread_count
 from .engine.vectors import bits_of, float_from_bits
@@ -37,7 +40,7 @@ from .engine.whole_numbers import BLOCK_BYTES, BLOCK_SIZE, GROUP, OFFSETS, SCALE
 from .matmul import THREADS
 from .storage.blocks import BlockStorage
 
-__all__ = ["bytes_ref", "integer_product", "integer_product_ref"]
+__all__ = ["bytes_ref", "integer_product", "integer_product_ref", "integer_products"]
 
 BYTE = np.float32(127)
 LEAST_SIZE = np.float32(BYTE * np.finfo(np.float32).tiny)  # of 32 numbers: their scale is a normal number; below, 0
@@ -75,8 +78,8 @@ def integer_product_ref(x: Array, raw: Array, storage: BlockStorage, addend: Arr
 
 
 @helper
-def _row_in_bytes(p, d, sums, x, group, zero, offsets):
-    """Write p (K,), d (K / 32,), and what `multiply` takes as sums of groups, (K / group,), of a row x (K,)."""
+def _row_in_bytes(p, d, x):
+    """Write p (K,) and d (K / 32,) of a row x (K,)."""
     for b in range(d.size):
         numbers, to = x[SCALED * b : SCALED * b + SCALED], p[SCALED * b : SCALED * b + SCALED]
         largest = np.int32(0)
@@ -92,35 +95,53 @@ def _row_in_bytes(p, d, sums, x, group, zero, offsets):
             d[b] = np.float32(np.nan)
             for k in range(SCALED):
                 to[k] = np.int8(0)
-        for part in range(SCALED // group):
-            some, total = to[group * part : group * part + group], np.int32(0)
-            for k in range(group):
-                total += np.int32(some[k])
-            at = SCALED // group * b + part
-            sums[at] = d[b] * np.float32(total) if offsets else float_from_bits(-np.int32(zero) * total)
+
+
+@helper
+def _sums_of_groups(sums, p, d, zero, table):
+    """Write what `multiply` takes as sums of groups, (K / group,), of a row's p and d."""
+    group, offsets = table[GROUP], table[OFFSETS] != 0
+    for g in range(p.size // group):
+        some, total = p[group * g : group * g + group], np.int32(0)
+        for k in range(group):
+            total += np.int32(some[k])
+        sums[g] = d[group * g // SCALED] * np.float32(total) if offsets else float_from_bits(-np.int32(zero) * total)
 
 
 @kernel
-def _few_product(c, d, x, raw, p, p_words, dx, sums, zero, n, scale, offset, arranged, chunk, add, parts, table):
-    """c (N, M) = x (N, K) Wᵀ (+ d if add), N <= MOST; all from p on but `zero` is scratch."""
-    rows, columns = c.shape
-    depth = x.shape[1]
+def _few_product(
+    c, d, x, matrices, zeros, tables, count, p, p_words, dx, sums, n, scale, offset, arranged, chunk, add, parts
+):
+    """c (N, M) = x (N, K) Wᵀ (+ d if add), N <= MOST, W the first `count` of matrices below one another; of each its
+
+    storage's zero and table, and sums[i]; scratch: p to arranged
+    """
+    rows, depth = x.shape
     for i in range(rows):
-        _row_in_bytes(p[i], dx[i], sums[i], x[i], table[GROUP], zero, table[OFFSETS] != 0)
+        _row_in_bytes(p[i], dx[i], x[i])
         arrange(arranged[i], p_words[i])
+        for index in range(count):
+            _sums_of_groups(sums[index, i], p[i], dx[i], zeros[index], tables[index])
     for part in prange(parts):
         thread = numba.get_thread_id()
-        tables = n[thread], scale[thread], offset[thread]
-        last = share_of(columns, LANES, np.int64(part) + 1, parts)
-        for j in range(share_of(columns, LANES, np.int64(part), parts), last, LANES):
-            cols = min(LANES, last - j)
-            for k0 in range(0, depth, chunk):
-                k = min(chunk, depth - k0)
-                place = 0, j, rows, cols, arranged, dx, sums, k0, raw, k0 // table[BLOCK_SIZE] * table[BLOCK_BYTES]
-                if k0 > 0:
-                    multiply_few(c, c, *place, *tables, k, True, table)
-                else:
-                    multiply_few(c, d, *place, *tables, k, add, table)
+        scales = n[thread], scale[thread], offset[thread]
+        begin = 0
+        for index in range(count):
+            raw, table = matrices[index], tables[index]
+            columns = len(raw)
+            y, base, of_groups = c[:, begin : begin + columns], d[:, begin : begin + columns], sums[index]
+            last = share_of(columns, LANES, np.int64(part) + 1, parts)
+            for j in range(share_of(columns, LANES, np.int64(part), parts), last, LANES):
+                cols = min(LANES, last - j)
+                for k0 in range(0, depth, chunk):
+                    k = min(chunk, depth - k0)
+                    at = k0 // table[BLOCK_SIZE] * table[BLOCK_BYTES]
+                    place = 0, j, rows, cols, arranged, dx, of_groups, k0, raw, at
+                    if k0 > 0:
+                        multiply_few(y, y, *place, *scales, k, True, table)
+                    else:
+                        multiply_few(y, base, *place, *scales, k, add, table)
+            begin += columns
 
 
 @kernel
@@ -128,12 +149,14 @@ def _integer_product(c, d, x, raw, p, p_words, dx, sums, zero, q, scale, offset,
     """c (N, M) = x (N, K) Wᵀ (+ d if add); all from p on but `zero` is scratch."""
     rows, columns = c.shape
     depth, group, offsets = x.shape[1], table[GROUP], table[OFFSETS] != 0
-    if parts == 1 or rows == 1:
+    if parts == 1:
         for i in range(rows):
-            _row_in_bytes(p[i], dx[i], sums[i], x[i], group, zero, offsets)
+            _row_in_bytes(p[i], dx[i], x[i])
+            _sums_of_groups(sums[i], p[i], dx[i], zero, table)
     else:
         for i in prange(rows):
-            _row_in_bytes(p[i], dx[i], sums[i], x[i], group, zero, offsets)
+            _row_in_bytes(p[i], dx[i], x[i])
+            _sums_of_groups(sums[i], p[i], dx[i], zero, table)
     for part in prange(parts):
         thread = numba.get_thread_id()
         words, scales, least = q[thread], scale[thread], offset[thread]
@@ -175,23 +198,42 @@ def integer_product(y: Array, x: Array, raw: Array, storage: BlockStorage, adden
     if depth == 0:
         by_numpy(np.copyto, y, np.float32(0) if addend is None else addend)
         return
-    group, base = storage.group, y if addend is None else addend
-    few = rows <= MOST
-    chunk = FEW_COLUMNS if few else PANEL_COLUMNS if rows <= AT_ONCE else WIDE_COLUMNS
+    if rows <= MOST:
+        integer_products(y, x, [raw], [storage], addend)
+        return
+    group, chunk = storage.group, PANEL_COLUMNS if rows <= AT_ONCE else WIDE_COLUMNS
     words, groups = chunk // 4, chunk // group
     p_words, dx, sums = scratch(
         "integer product: x", (rows, depth // 4), (rows, depth // SCALED), (rows, depth // group)
     )
-    bytes_of = p_words.view(np.int8), p_words, dx, sums
-    of_rows = (THREADS, MOST * LANES, groups) if few else (THREADS, LANES, words)
-    n_or_q, scale, offset = scratch(
-        "integer product: few rows" if few else "integer product: rows", of_rows, *[(THREADS, LANES, groups)] * 2
+    q, scale, offset = scratch("integer product: rows", (THREADS, LANES, words), *[(THREADS, LANES, groups)] * 2)
+    (panels,) = scratch("integer product: panels", (THREADS, 3, LANES * words))
+    given = y, y if addend is None else addend, x, storage.for_kernels(raw)
+    of_x = p_words.view(np.int8), p_words, dx, sums, storage.zero
+    add, parts = addend is not None, 1 if y.size * depth < ONE_THREAD else thread_count()
+    _integer_product(*given, *of_x, q, scale, offset, panels, chunk, add, parts, integers(storage))
+
+
+def integer_products(
+    y: Array, x: Array, raws: Sequence[Array], storages: Sequence[BlockStorage], addend: Array | None = None
+) -> None:
+    """Write y (N, ΣM) = x [W1; W2; ...]ᵀ (+ addend), of 1 to MATRICES matrices, each in its own storage.
+
+    It checks nothing: there are 1 to MOST rows and some columns of x, and the matrices are alike in layout.
+    """
+    rows, depth = x.shape
+    least = min(storage.group for storage in storages)
+    p_words, arranged, dx, sums = scratch(
+        "integer product: few rows of x",
+        *[(rows, depth // 4)] * 2,
+        *[(rows, depth // SCALED), (MATRICES, rows, depth // least)],
     )
-    given = y, base, x, storage.for_kernels(raw), *bytes_of, storage.zero, n_or_q, scale, offset
-    options = chunk, addend is not None, 1 if y.size * depth < ONE_THREAD else thread_count(), integers(storage)
-    if few:
-        (arranged,) = scratch("integer product: arranged x", p_words.shape)
-        _few_product(*given, arranged, *options)
-    else:
-        (panels,) = scratch("integer product: panels", (THREADS, 3, LANES * words))
-        _integer_product(*given, panels, *options)
+    tables = (THREADS, MOST * LANES, FEW_COLUMNS // least), *[(THREADS, LANES, FEW_COLUMNS // least)] * 2
+    of_rows = scratch("integer product: few rows", *tables)
+    matrices = [storage.for_kernels(raw) for raw, storage in zip(raws, storages, strict=True)]
+    of_each = filled(matrices), filled([each.zero for each in storages]), filled([integers(each) for each in storages])
+    given = y, y if addend is None else addend, x, *of_each, len(matrices)
+    parts = 1 if y.size * depth < ONE_THREAD else thread_count()
+    of_x = p_words.view(np.int8), p_words, dx, sums
+    options = arranged, FEW_COLUMNS, addend is not None, parts
+    _few_product(*given, *of_x, *of_rows, *options)  # type: ignore[call-arg]

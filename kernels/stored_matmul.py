@@ -13,35 +13,43 @@ With few rows of x (a token for each of some sequences, in generation) not even 
 too, and of all others LANES rows of W are decoded into a cache of the core and multiplied with all rows of x while they
 are there (`engine/streams.py`), so memory is read once, and only the bytes that are kept.
 
+Matrices that read the same x are one call there (`stored_products`), where they are multiplied in the same way: threads
+begin and end together once, and x is rounded to bytes once.
+
 The bits are those of one product with all of W decoded: y's elements do not depend on how columns are cut up or on the
 number of rows, and the sums of dx go over the rows of W in slices of the same length (`NumberFormat.slice_terms`).
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
 
 import numba
 import numpy as np
 
 from .engine.checks import Array, check_apart, checked, unchecked
+from .engine.few_rows import MOST
 from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
 from .engine.scratch import scratch
-from .engine.shares import share_of
+from .engine.shares import MATRICES, share_of
 from .engine.simd import LANES
 from .engine.streams import STREAMED, stream, streams
 from .engine.threads import ONE_THREAD, thread_count
-from .integer_matmul import integer_product
+from .integer_matmul import integer_product, integer_products
 from .matmul import BACKEND, THREADS, product, product_ref
 from .storage import Storage
 from .storage.blocks import BlockStorage
-from .streamed_matmul import streamed_product
+from .streamed_matmul import streamed_product, streamed_products
 
 __all__ = [
     "stored_product",
     "stored_product_backward",
     "stored_product_backward_ref",
     "stored_product_ref",
+    "stored_products",
+    "stored_products_ref",
     "stored_rows",
     "stored_rows_ref",
     "strips",
@@ -61,6 +69,14 @@ def stored_product_ref(x: Array, raw: Array, storage: Storage, addend: Array | N
 def stored_product_backward_ref(dy: Array, raw: Array, storage: Storage, addend: Array | None = None) -> Array:
     """Return dx = dy W (+ addend)."""
     return product_ref(dy, storage.decode_ref(raw).astype(dy.dtype), addend=addend)
+
+
+def stored_products_ref(
+    x: Array, raws: Sequence[Array], storages: Sequence[Storage], addend: Array | None = None
+) -> Array:
+    """Return x [W1; W2; ...]ᵀ (+ addend)."""
+    y = np.concatenate([stored_product_ref(x, *of_one) for of_one in zip(raws, storages, strict=True)], axis=1)
+    return y if addend is None else y + addend
 
 
 def stored_rows_ref(ids: Array, raw: Array, storage: Storage) -> Array:
@@ -102,6 +118,21 @@ def _raw_fits(sizes, raw, storage, **others):
 def _forward_fits(sizes, y, x, raw, storage, addend, **others):
     _raw_fits(sizes, raw, storage)
     check_apart("y", y, addend, x=x, raw=raw)
+
+
+def _all_fit(sizes, y, x, raws, storages, addend, **others):
+    if len(raws) != len(storages):
+        raise ValueError(f"{len(raws)} matrices have {len(storages)} storages; name one for each")
+    for index, (raw, storage) in enumerate(zip(raws, storages, strict=True)):
+        storage.check(raw, sizes["K"], f"raws[{index}]")
+        if raw.size and (raw.strides[1] != raw.itemsize or raw.strides[0] % raw.itemsize):
+            raise ValueError(
+                f"raws[{index}] has numbers {raw.strides[1]} bytes apart; stored_products takes rows whose numbers are "
+                f"side by side; use np.ascontiguousarray(raws[{index}])"
+            )
+        check_apart("y", y, addend, x=x, raw=raw)
+    if (rows := sum(map(len, raws))) != sizes["M"]:
+        raise ValueError(f"y has {sizes['M']} columns; the matrices have {rows} rows together; both must be as many")
 
 
 def _backward_fits(sizes, dx, dy, raw, storage, addend, **others):
@@ -156,6 +187,55 @@ def stored_product(
         for rows, strip in strips(raw, storage, x.shape[1]):
             base = None if addend is None else addend[:, rows]
             unchecked(product)(y[:, rows], x, strip, False, True, base, number_format)
+
+
+@checked("y! addend? (N, M); x (N, K)", _all_fit, raws=tuple, storages=tuple)
+def stored_products(
+    y: Array,
+    x: Array,
+    raws: tuple[Array, ...],
+    storages: tuple[Storage, ...],
+    addend: Array | None = None,
+    integer: bool = False,
+) -> None:
+    """Write y (N, ΣM) = x [W1; W2; ...]ᵀ (+ addend), of matrices in any storages: the bits of `stored_product` of each.
+
+    Neighbours that few rows of x are multiplied with in the same way are one call of a kernel.
+    """
+    ways = [_way(len(x), raw, storage, integer) for raw, storage in zip(raws, storages, strict=True)]
+    starts = [0]
+    for raw in raws:
+        starts.append(starts[-1] + len(raw))
+    for way, members in groupby(range(len(raws)), ways.__getitem__):
+        run = list(members)
+        size = 1 if way is None or x.shape[1] == 0 else MATRICES
+        for first in range(run[0], run[-1] + 1, size):
+            part = slice(first, min(first + size, run[-1] + 1))
+            columns = slice(starts[part.start], starts[part.stop])
+            base = None if addend is None else addend[:, columns]
+            _products(y[:, columns], x, raws[part], storages[part], base, integer)
+
+
+def _way(rows: int, raw: Array, storage: Storage, integer: bool) -> Hashable:
+    """Return what matrices that can be multiplied in one call with so many rows have in common; None: alone."""
+    if integer and isinstance(storage, BlockStorage):
+        return ("whole numbers", raw.flags.c_contiguous) if 0 < rows <= MOST else None
+    if storage.read_by_streams and BACKEND == "numba" and 0 < rows <= STREAMED:
+        return raw.dtype, raw.flags.c_contiguous
+    return None
+
+
+def _products(
+    y: Array, x: Array, raws: tuple[Array, ...], storages: tuple[Any, ...], addend: Array | None, integer: bool
+) -> None:
+    """Do that for matrices that are multiplied in one call."""
+    if len(raws) == 1:
+        unchecked(stored_product)(y, x, raws[0], storages[0], addend, integer=integer)
+    elif integer and isinstance(storages[0], BlockStorage):
+        integer_products(y, x, raws, storages, addend)
+    else:
+        matrices = [storage.for_kernels(raw) for raw, storage in zip(raws, storages, strict=True)]
+        streamed_products(y, x, matrices, addend)
 
 
 @checked(

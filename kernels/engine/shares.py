@@ -4,6 +4,7 @@
     elements_each    of a pass over a flat array
     share_of         where the parts of a row begin
     shared, least    tasks that cost different amounts, in shares that cost about the same
+    filled           the matrices of one call, as compiled code takes them
 
 Numba gives every thread as many turns of a `prange` as the others, whatever is in them, neighbours to one thread.
 Where tasks differ (in causal attention the last queries see all keys and the first one none but itself) a kernel lets
@@ -14,16 +15,19 @@ How a sum is cut decides its bits, so that follows from the shape alone, never f
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from .jit import helper
 
 __all__ = [
+    "MATRICES",
     "Plan",
     "add_partial_sums",
     "elements_each",
+    "filled",
     "least",
     "partial_sums",
     "round_up",
@@ -32,8 +36,11 @@ __all__ = [
     "turns_of_threads",
 ]
 
+Part = TypeVar("Part")
+
 MOST_PARTIAL_SUMS = 128
 MOST_TASKS, FEWEST_ELEMENTS, MOST_ELEMENTS = 1024, 4096, 65536  # of a pass over a flat array
+MATRICES = 3  # of one call of a product of generation: q, k and v
 CLEARLY = 0.97  # of the slowest share so far: what that of a later plan, with more tasks, must come below
 
 
@@ -78,6 +85,11 @@ def share_of(size, step, part, parts):
 def elements_each(size):
     """Return how many elements of a flat array of `size` a task passes over: about 1024 tasks, of 4096 to 65536."""
     return min(max((size + MOST_TASKS - 1) // MOST_TASKS, FEWEST_ELEMENTS), MOST_ELEMENTS)
+
+
+def filled(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Return up to MATRICES parts, the last one repeated until there are so many: one type, so compiled once."""
+    return (*parts, *[parts[-1]] * (MATRICES - len(parts)))
 
 
 def turns_of_threads(count: int, threads: int) -> list[tuple[int, int]]:

@@ -5,8 +5,12 @@ import pytest
 
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels import stored_matmul
+from abi_py.kernels.engine.few_rows import MOST
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.engine.number_formats import BFLOAT16, FLOAT16, FLOAT32, METHODS
+from abi_py.kernels.engine.replay import recorded
+from abi_py.kernels.engine.simd import LANES
+from abi_py.kernels.engine.streams import STREAMED
 from abi_py.kernels.matmul import product
 from abi_py.kernels.storage import STORAGES
 from abi_py.kernels.stored_matmul import (
@@ -16,6 +20,8 @@ from abi_py.kernels.stored_matmul import (
     stored_product_backward,
     stored_product_backward_ref,
     stored_product_ref,
+    stored_products,
+    stored_products_ref,
     stored_rows,
     stored_rows_ref,
 )
@@ -115,6 +121,75 @@ def test_few_rows_have_the_bits_of_rows_alone_and_of_float32(rng, name, same_bit
         assert np.array_equal(alone, whole[n : n + 1])
 
 
+TOGETHER = {  # matrices that read the same x: what each is kept in, and how many calls of a kernel few rows take,
+    # by whole numbers and decoded
+    "as Q4_K_M has q, k and v": ("q4_k q4_k q6_k", 1, 3),
+    "groups of 16 and of 32, with offsets and without": ("q8_0 q5_1 q6_k", 1, 3),
+    "half precision": ("float16 float16", 1, 1),
+    "more than go into one call": ("float16 float16 float16 float16", 2, 2),
+    "blocks beside what is no block": ("q8_0 bf16 bf16", 2, 2),
+    "three layouts of elements": ("bf16 float32 float16", 3, 3),
+}
+HEIGHTS = 2 * LANES + 5, 1, LANES + 1, 3
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+@pytest.mark.parametrize("rows", [1, MOST, MOST + 1, STREAMED + 1])
+@pytest.mark.parametrize("integer", [False, True])
+def test_matrices_that_read_the_same_rows(rng, case, rows, integer, same_bits):
+    """Each has the bits that it has alone; x, y and the addend are columns of wider arrays."""
+    storages = tuple(STORAGES[name] for name in TOGETHER[case][0].split())
+    K = 512 + 256  # more than one slice of a sum
+    raws = tuple(
+        storage.encode_ref(rng.standard_normal((size, K)).astype(np.float32))
+        for storage, size in zip(storages, HEIGHTS, strict=False)
+    )
+    ends = np.cumsum([0, *map(len, raws)])
+    x = rng.standard_normal((rows, K + 3)).astype(np.float32)[:, 3:]
+    addend = rng.standard_normal((rows, ends[-1] + 2)).astype(np.float32)[:, 1:-1]
+
+    def make():
+        y = addend.copy()
+        stored_products(y, x, raws, storages, y, integer)
+        return y
+
+    same_bits(make)
+    for base in (None, addend):
+        y, expected = np.full_like(addend, np.nan), np.full_like(addend, np.nan)
+        stored_products(y, x, raws, storages, base, integer)
+        for i, (raw, storage) in enumerate(zip(raws, storages, strict=True)):
+            columns = slice(ends[i], ends[i + 1])
+            of_it = None if base is None else base[:, columns]
+            stored_product(expected[:, columns], x, raw, storage, of_it, integer=integer)
+        assert np.array_equal(y, expected)
+    assert np.array_equal(make(), y)
+    check_close(y, stored_products_ref(x.astype(np.float64), raws, storages, addend), 3e-2 if integer else 1e-5)
+
+
+@pytest.mark.skipif(not JIT, reason="calls of kernels are noted where they are compiled")
+@pytest.mark.parametrize("case", TOGETHER)
+def test_matrices_that_read_the_same_rows_are_one_call(rng, case):
+    storages = tuple(STORAGES[name] for name in TOGETHER[case][0].split())
+    raws = tuple(storage.encode_ref(rng.standard_normal((5, 256)).astype(np.float32)) for storage in storages)
+    x, y = rng.standard_normal((1, 256)).astype(np.float32), np.empty((1, 5 * len(raws)), np.float32)
+    for integer, calls in ((True, TOGETHER[case][1]), (False, TOGETHER[case][2])):
+        with recorded() as notes:
+            stored_products(y, x, raws, storages, integer=integer)
+        assert len(notes) == calls
+
+
+def test_matrices_without_rows_or_columns():
+    storages = STORAGES["q8_0"], STORAGES["q4_0"]
+    y = np.ones((2, 4), np.float32)
+    for integer in (False, True):
+        stored_products(y, np.empty((2, 0), np.float32), (np.empty((2, 0), np.uint8),) * 2, storages, y, integer)
+        assert (y == 1).all()
+        x, nothing = np.ones((2, 32), np.float32), np.empty((2, 0), np.float32)
+        stored_products(nothing, x, (np.empty((0, 34), np.uint8), np.empty((0, 18), np.uint8)), storages, None, integer)
+        stored_products(nothing, x, (), (), None, integer)
+        stored_products(y[:0], x[:0], (np.empty((4, 34), np.uint8),), storages[:1], None, integer)
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("rows", [2, FEW + 2])
 def test_few_rows_are_rounded_to_the_number_format_too(rng, name, rows):
@@ -189,6 +264,16 @@ def test_wrong_arguments_are_refused(rng):
     wide = np.zeros((3, 6), np.float32)
     with pytest.raises(ValueError, match="dx overlaps addend elsewhere"):
         stored_product_backward(wide[:, :5], dy, raw, storage, wide[:, 1:])
+    with pytest.raises(ValueError, match="y has 4 columns; the matrices have 8 rows together"):
+        stored_products(dy, x, (raw, raw), (storage, storage))
+    with pytest.raises(ValueError, match="2 matrices have 1 storages; name one for each"):
+        stored_products(dy, x, (raw, raw), (storage,))
+    with pytest.raises(TypeError, match=r"raws\[1\] is float16; bf16 is kept as uint16"):
+        stored_products(dy, x, (raw, raw), (storage, STORAGES["bf16"]))
+    with pytest.raises(ValueError, match=r"raws\[0\] has numbers 4 bytes apart"):
+        stored_products(dy, x, (np.repeat(raw, 2, axis=1)[:, ::2],), (storage,))
+    with pytest.raises(ValueError, match="y overlaps x"):
+        stored_products(x[:, :4], x, (raw,), (storage,))
 
 
 def test_scratch_is_a_strip_and_not_the_matrix(rng, monkeypatch):

@@ -9,6 +9,7 @@ from small_models import make_batch, make_model
 from abi_py.config import LoraConfig
 from abi_py.errors import CheckpointError
 from abi_py.families import write_config
+from abi_py.formats.encoded import kept_as
 from abi_py.formats.safetensors import Stored
 from abi_py.generation.decoder import Decoder
 from abi_py.gradcheck import check_close
@@ -127,6 +128,38 @@ def test_adapters_decode_without_a_merged_copy(both, rng):
     decoder.prefill(0, ids[:-1])
     assert np.abs(decoder.step(np.zeros(1, int), ids[-1:])[0] - logits).max() < 1e-4
     assert np.abs(logits - frozen.forward(ids[None])[0, -1]).max() > 1e-3  # the adapters are there
+
+
+@pytest.mark.parametrize("integer", [False, True])
+@pytest.mark.parametrize("adapters", ["none", "LoRA", "DoRA"])
+def test_a_token_has_the_bits_that_it_has_in_a_prompt_in_mixed_storages(rng, adapters, integer, same_bits):
+    """As Q4_K_M has them: the matrices of a layer that read the same row are one call for a token, and none in a prompt
+    of three and more; adapters on one of those matrices."""
+    width = {"hidden_dim": 256, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 256, "num_layers": 2}
+    plain, kept = make_model(4.0, **width), {}
+    for name, w in plain.weights.items():
+        kept[name] = Stored(w)
+        if w.ndim > 1:
+            keep = STORAGES["q6_k" if name.endswith("w_v") else "float16" if name.endswith("w_up") else "q4_k"]
+            kept[name] = kept_as(keep, keep.encode_ref(w.reshape(-1, w.shape[-1])), w.shape)
+    model = FrozenModel(plain.config, kept)
+    if adapters != "none":
+        targets = "k_proj", "up_proj"
+        model = LoraModel(model, LoraConfig(rank=3, target_modules=targets, use_dora=adapters == "DoRA"))
+        for number, w in enumerate(model.weights.values()):
+            w += np.float32(0.1) * np.random.default_rng(number).standard_normal(w.shape).astype(np.float32)
+    ids = rng.integers(0, 97, 9).astype(np.int32)
+    whole = Decoder(model, integer=integer).prefill(0, ids).copy()
+
+    def step():
+        decoder = Decoder(model, integer=integer)
+        decoder.prefill(0, ids[:5])
+        for i in range(5, 9):  # the last ones replayed
+            found = decoder.step(np.zeros(1, int), ids[i : i + 1])[0].copy()
+        return found
+
+    same_bits(step)
+    assert step().tobytes() == whole.tobytes()
 
 
 def test_nothing_is_trained_without_adapters(both, rng):

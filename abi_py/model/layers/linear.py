@@ -9,8 +9,8 @@
 
 W and b consist of the parts' own (q, k and v; gate and up).  Matrices of parts that are float32 neighbours in one
 buffer are one matrix, and one product; any other matrix is a product of its own, which is why a bias that is stored
-between two of them can never become rows of one, and why parts may be kept in different storages.  What adapters
-(LoRA) add, and u, are in `adapter.py`.
+between two of them can never become rows of one, and why parts may be kept in different storages; for few rows of x, in
+generation, those are one call of a kernel all the same.  What adapters (LoRA) add, and u, are in `adapter.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +28,7 @@ from ...kernels.unchecked import (
     product,
     stored_product,
     stored_product_backward,
+    stored_products,
     streamed_product,
 )
 from ...parameters import INITIAL_STD, TensorSpec, Weight, adjoin, joined
@@ -181,9 +182,11 @@ class Linear:
     def decode(self, y: np.ndarray, x: np.ndarray, run: Run, addend: np.ndarray | None = None) -> None:
         """Overwrite y from x for generation, with addend added; few rows of x read each weight as it lies."""
         apart = addend if self.adapter is None else self.adapter.apart(addend)
-        for each in self.products:
-            base = None if addend is None else each.of(addend)
-            each.decode(each.of(y), x, base, run)
+        if len(self.products) == 1:
+            self.products[0].decode(y, x, apart, run)
+        else:
+            raws, storages = zip(*((each.w, each.storage) for each in self.products), strict=True)
+            stored_products(y, x, raws, storages, apart, run.integer)
         if self.adapter is not None:
             self.adapter.decode(y, x, run, apart)
         self._add_biases(y)
