@@ -76,6 +76,8 @@ BLOCK_KEYS = 64  # keys of a block: 64 x 64 floats of keys are 16 KB
 QUERIES = 64  # rows of a task of many
 ROWS_OF_A_BLOCK = 8  # rows from which on they are one: a tile's, about
 TOGETHER = 4  # vectors of a weighted sum that grow side by side: a multiply-add waits four cycles for the one before
+ROWS_TOGETHER = 4 if LANES == 16 else 2  # queries that share the reading of values; their sums fit the registers
+SHRINK = 2  # of a query's stats: m, l, and the factor of what was summed before the block at hand
 
 # -- reference: plain NumPy, any float dtype ---------------------------------------------------
 
@@ -152,55 +154,71 @@ def _shape(context, builder, kind, array):
     return [builder.extract_value(context.make_array(kind)(context, builder, array).shape, i) for i in range(kind.ndim)]
 
 
-def _weigh_twin(sums, p, values, shrink):
-    sums[:] = sums * shrink + p @ values
+def _weigh_twin(sums, stats, p, low, high, values):
+    sums[:] = sums * stats[:, SHRINK, None] + p[: len(sums), low:high] @ values
 
 
 @with_twin(_weigh_twin)
-def _weigh(typing, sums, p, values, shrink):
-    """sums (D,) = p values + shrink sums, for p (columns,) and values (columns, D), in the order of the columns."""
+def _weigh(typing, sums, stats, p, low, high, values):
+    """sums (rows, D) = p[:, low : high] values + stats[:, SHRINK] sums, in the order of the values (columns, D)."""
 
     def codegen(context, builder, signature, arguments):
-        kinds = signature.args
-        columns, head_dim = _shape(context, builder, kinds[2], arguments[2])
-        sums, weights = (pointer(context, builder, kinds[i], arguments[i], constant(0)) for i in (0, 1))
-        factor = broadcast(builder, arguments[3], VECTOR)
+        kinds, (sums, stats, p, low, high, values) = signature.args, arguments
+        rows, head_dim = _shape(context, builder, kinds[0], sums)
+        columns = builder.sub(high, low)
 
-        def visit(at, mask, count=1):
-            held = [cgutils.alloca_once_value(builder, ZERO) for _ in range(count)]
-            places = [builder.add(at, constant(i * LANES)) for i in range(count)]
-            with cgutils.for_range(builder, columns, intp=I64) as loop:
-                weight = broadcast(builder, builder.load(builder.gep(weights, [loop.index])), VECTOR)
-                value = pointer(context, builder, kinds[2], arguments[2], loop.index, constant(0))
-                next_block = builder.add(loop.index, constant(BLOCK_KEYS))
-                later = pointer(context, builder, kinds[2], arguments[2], next_block, constant(0))
-                for place, vector in zip(places, held):
-                    factors = weight, _load(builder, value, place, mask)
-                    fetch(builder, builder.gep(later, [place]))
-                    builder.store(multiply_add(builder, *factors, builder.load(vector)), vector)
-            for place, vector in zip(places, held):
-                address = builder.gep(sums, [place])
-                before = builder.fmul(_load(builder, sums, place, mask), factor)
-                result = builder.fadd(builder.load(vector), before)
-                if mask is None:
-                    store(builder, result, address)
-                else:
-                    masked_store(builder, result, address, mask)
+        def weigh(first, together):
+            """Emit that for `together` rows, which share the reading of values."""
+            indices = [builder.add(first, constant(r)) for r in range(together)]
+            lines = [pointer(context, builder, kinds[0], sums, row, constant(0)) for row in indices]
+            weights = [pointer(context, builder, kinds[2], p, row, low) for row in indices]
+            shrinks = [pointer(context, builder, kinds[1], stats, row, constant(SHRINK)) for row in indices]
+            factors = [broadcast(builder, builder.load(at), VECTOR) for at in shrinks]
 
-        whole = builder.sub(head_dim, builder.srem(head_dim, constant(TOGETHER * LANES)))
-        with cgutils.for_range_slice(builder, constant(0), whole, constant(TOGETHER * LANES), I64) as (at, _):
-            visit(at, None, TOGETHER)
-        _each_piece(builder, whole, head_dim, visit)
+            def visit(at, mask, count=1):
+                held = [[cgutils.alloca_once_value(builder, ZERO) for _ in range(count)] for _ in indices]
+                places = [builder.add(at, constant(i * LANES)) for i in range(count)]
+                with cgutils.for_range(builder, columns, intp=I64) as loop:
+                    value = pointer(context, builder, kinds[5], values, loop.index, constant(0))
+                    next_block = builder.add(loop.index, constant(BLOCK_KEYS))
+                    later = pointer(context, builder, kinds[5], values, next_block, constant(0))
+                    read = [_load(builder, value, place, mask) for place in places]
+                    for place in places:
+                        fetch(builder, builder.gep(later, [place]))
+                    for line, vectors in zip(weights, held, strict=True):
+                        weight = broadcast(builder, builder.load(builder.gep(line, [loop.index])), VECTOR)
+                        for number, vector in zip(read, vectors, strict=True):
+                            builder.store(multiply_add(builder, weight, number, builder.load(vector)), vector)
+                for line, factor, vectors in zip(lines, factors, held, strict=True):
+                    for place, vector in zip(places, vectors, strict=True):
+                        address = builder.gep(line, [place])
+                        before = builder.fmul(_load(builder, line, place, mask), factor)
+                        result = builder.fadd(builder.load(vector), before)
+                        if mask is None:
+                            store(builder, result, address)
+                        else:
+                            masked_store(builder, result, address, mask)
+
+            whole = builder.sub(head_dim, builder.srem(head_dim, constant(TOGETHER * LANES)))
+            with cgutils.for_range_slice(builder, constant(0), whole, constant(TOGETHER * LANES), I64) as (at, _):
+                visit(at, None, TOGETHER)
+            _each_piece(builder, whole, head_dim, visit)
+
+        alone = builder.sub(rows, builder.srem(rows, constant(ROWS_TOGETHER)))
+        with cgutils.for_range_slice(builder, constant(0), alone, constant(ROWS_TOGETHER), I64) as (first, _):
+            weigh(first, ROWS_TOGETHER)
+        with cgutils.for_range_slice(builder, alone, rows, constant(1), I64) as (first, _):
+            weigh(first, 1)
         return context.get_dummy_value()
 
-    return types.void(sums, p, values, types.float32), codegen
+    return types.void(sums, stats, p, types.intp, types.intp, values), codegen
 
 
 @helper
 def _soften(s, low, high, stats, scale):
     """Turn scores s (BLOCK_KEYS,), of which low ... high - 1 count, into exp(scale s - m), the others into 0.
 
-    stats (2,) = m and l take them in; return the factor of what was summed before, which is 0 at the first block.
+    stats (2 or 3,), of which the first are m and l, take them in; return the factor of what was summed before, which is 0 at the first block.
     """
     inner = s[low:high]
     for j in range(inner.size):
@@ -218,7 +236,7 @@ def _soften(s, low, high, stats, scale):
 
 @helper
 def _merge(o, whole, sums, stats):
-    """Add a part's sums (D,) and stats (2,) to those of the parts before it, o and whole."""
+    """Add a part's sums (D,) and stats to those of the parts before it, o and whole."""
     top = max(whole[0], stats[0])
     before, now = exp(whole[0] - top), exp(stats[0] - top)
     for d in range(o.size):
@@ -245,7 +263,7 @@ def _finish(o, whole):
 
 @helper
 def _attend(sums, stats, queries, keys, values, first, last, s, scale, routines):
-    """One part: sums (group, D) and stats (group, 2) of queries (group, D) over keys and values first ... last - 1."""
+    """One part: sums (group, D) and stats (group, 3) of queries (group, D) over keys and values first ... last - 1."""
     group = len(queries)
     for i in range(group):
         _begin(sums[i], stats[i])
@@ -255,8 +273,8 @@ def _attend(sums, stats, queries, keys, values, first, last, s, scale, routines)
             count = min(STREAMED, group - i)
             stream(s, s, i, low - j0, count, high - low, queries, keys, low, False, routines)
         for i in range(group):
-            shrink = _soften(s[i], low - j0, high - j0, stats[i], scale)
-            _weigh(sums[i], s[i, low - j0 : high - j0], values[low:high], shrink)
+            stats[i, SHRINK] = _soften(s[i], low - j0, high - j0, stats[i], scale)
+        _weigh(sums, stats, s, low - j0, high - j0, values[low:high])
 
 
 @kernel
@@ -265,7 +283,7 @@ def _cached_attention(
 ):
     """Single rows; o and q (N, H, D).  Scratch: scores (threads, H, BLOCK_KEYS), and of the parts of each row
 
-    sums (N, G, longest, H/G, D), stats (N, G, longest, H/G, 2); whole (N, H, 2): of all parts of a head
+    sums (N, G, longest, H/G, D), stats (N, G, longest, H/G, 3); whole (N, H, 2): of all parts of a head
     """
     rows, heads = q.shape[:2]
     kv_heads = keys.shape[1]
@@ -380,7 +398,7 @@ def _memory(rows, heads, kv_heads, head_dim, parts):
     """Return scores, sums, stats and whole as the kernel of single rows takes them."""
     shape = rows, kv_heads, parts, heads // kv_heads
     scores = THREADS, heads, BLOCK_KEYS
-    return scratch("cached attention", scores, (*shape, head_dim), (*shape, 2), (rows, heads, 2))
+    return scratch("cached attention", scores, (*shape, head_dim), (*shape, 3), (rows, heads, 2))
 
 
 def _memory_of_rows(group, head_dim, kind):
