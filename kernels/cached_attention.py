@@ -218,7 +218,7 @@ def _weigh(typing, sums, stats, p, low, high, values):
 def _soften(s, low, high, stats, scale):
     """Turn scores s (BLOCK_KEYS,), of which low ... high - 1 count, into exp(scale s - m), the others into 0.
 
-    stats (2 or 3,), of which the first are m and l, take them in; return the factor of what was summed before, which is 0 at the first block.
+    The first two of stats, m and l, take them in; return the factor of what was summed before, 0 at the first block.
     """
     inner = s[low:high]
     for j in range(inner.size):
