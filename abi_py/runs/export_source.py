@@ -9,7 +9,7 @@ from ..choices import ExportFormat, MergeBase
 from ..config import TrainableModelConfig
 from ..data.corpus import BYTE_VOCAB_SIZE
 from ..data.tokenizer import TOKENIZER_FILE, Tokenizer
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..formats.checkpoint_names import CARD, ORIGIN
 from ..formats.companions import Companions
 from ..formats.gguf.container import SUFFIX, is_gguf, open_gguf
@@ -18,6 +18,7 @@ from ..model import LoraModel, TrainableModel
 from ..model.frozen import FrozenModel
 from ..training.finding import Origin, find_place
 from ..training.loading import LoadedModel
+from ..untrusted import read_text
 from .companions import with_bytes, with_tokenizer_from
 from .directory import ADAPTER, MODEL
 from .model_card import card_of_another_form
@@ -116,7 +117,7 @@ class Source:
             return {}
         found = {ORIGIN: origin.to_json()}
         if card is not None and form in {each.value for each in ExportFormat}:
-            text = card.read_text("utf-8")
+            text = read_text(card, error=CheckpointError, remedy="correct it, or remove it and go without a card")
             found[CARD] = card_of_another_form(text, self.companions, ExportFormat(form), origin)
         return found
 

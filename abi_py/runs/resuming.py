@@ -288,8 +288,11 @@ def finished(state: "TrainingState", run: RunConfig) -> Finished | None:
 
 def has_saved(directory: Path) -> bool:
     """Say whether a run has ever saved a checkpoint, by what it has recorded."""
-    metrics = directory / METRICS
-    return metrics.is_file() and '"type": "checkpoint"' in metrics.read_text()
+    try:
+        with open(directory / METRICS, "rb") as metrics:  # as bytes: a kill, or a disk, may leave anything at its end
+            return any(b'"type": "checkpoint"' in line for line in metrics)
+    except FileNotFoundError:
+        return False
 
 
 def _check_never_saved(directory: Path) -> None:

@@ -71,7 +71,7 @@ class Origin:
             return None
         kinds: dict[str, Any] = {"step": int, "steps": int | None, "is_best": bool, "loss": float | None, "order": int}
         content = read_json(path, kinds)
-        return cls(**{name: content[name] for name in kinds})
+        return cls(**{name: content.get(name) for name in kinds})
 
     def to_json(self) -> str:
         """Return the text of the file."""

@@ -65,6 +65,25 @@ def test_a_run_on_bytes_leaves_a_whole_folder(abi_train, run, tmp_path):
     assert "note: a prompt of 18 tokens leaves no room for another one; --max-new-tokens writes on" in err
 
 
+def test_damaged_files_of_a_run_are_told(abi_train, run):
+    """As the fuzzer found them: each ended in a traceback."""
+    origin = run / "model/origin.json"
+    origin.write_text(json.dumps({"step": 4, "is_best": True, "order": read(origin)["order"]}))  # the rest may be null
+    code, out, err = abi_train("generate", run, "--prompt", "The ", "--json", "--max-new-tokens", 1)
+    assert code == 0, err
+    assert json.loads(out)["model"]["steps"] is None
+
+    (run / "model/README.md").write_bytes(b"\xff")
+    code, _, err = abi_train("export", run, "--out", "hf")
+    assert (code, "README.md must be UTF-8, but byte 0 is not" in err) == (1, True), err
+
+    shutil.rmtree(run / "checkpoints")
+    with open(run / "metrics.jsonl", "ab") as metrics:
+        metrics.write(b"\xff")
+    code, _, err = abi_train("resume", run)
+    assert (code, "holds no checkpoint, though the run in" in err) == (1, True), err
+
+
 def test_a_long_context_keeps_the_usual_number_of_new_tokens():
     settings = [json.loads(with_bytes(Companions(), context).files["generation_config.json"]) for context in (511, 512)]
     assert [(each.get("max_new_tokens"), each.get("max_length")) for each in settings] == [(None, 511), (256, None)]
