@@ -1,6 +1,6 @@
 """A folder as the world hands it out: weights, config.json, tokenizer, chat template, generation_config.json.
 
-No library of Hugging Face's is needed to make one.  And conversations to train it on.
+No library of Hugging Face's is needed to make one.  And conversations to train it on, and matrices in NF4.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ from abi_py.data.tokenizer_training import train_tokenizer
 from abi_py.families import tensor_table, write_config
 from abi_py.formats.forms import to_stored
 from abi_py.formats.safetensors import write_safetensors
+from abi_py.kernels.storage import OF_A_MATRIX
+from abi_py.kernels.storage.nf4 import VALUES
 
 TEMPLATE = (
     "{% for turn in messages %}"
@@ -80,3 +82,16 @@ def write_state(checkpoint, **changes):
     del content["checksum"]
     content["checksum"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(content))
+
+
+def parts_in_nf4(name, w, double):
+    """Return the tensors that bitsandbytes writes for a matrix, by name."""
+    raw, kept = OF_A_MATRIX["nf4-dq" if double else "nf4"].encoded(w)
+    _, codes, wide, table = kept.side
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(w.shape)}
+    parts = {"": raw.reshape(-1, 1), ".quant_map": VALUES, ".absmax": codes if double else wide}
+    if double:
+        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(wide[0])}
+        parts |= {".nested_absmax": wide[1:], ".nested_quant_map": table}
+    parts[".quant_state.bitsandbytes__nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    return {f"{name}{end}": part for end, part in parts.items()}

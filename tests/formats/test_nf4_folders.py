@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from world import parts_in_nf4
 
 from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError
 from abi_py.formats.safetensors import map_safetensors, read_safetensors, write_safetensors
-from abi_py.kernels.storage import OF_A_MATRIX
 from abi_py.kernels.storage.nf4 import NF4, VALUES
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.frozen import FrozenModel
@@ -19,19 +19,6 @@ SHAPE |= {"vocab_size": 50, "max_seq_len": 16}
 SAID = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"}
 
 
-def parts_of(name, w, double):
-    """Return the tensors that bitsandbytes writes for a matrix."""
-    raw, kept = OF_A_MATRIX["nf4-dq" if double else "nf4"].encoded(w)
-    _, codes, wide, table = kept.side
-    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(w.shape)}
-    parts = {"": raw.reshape(-1, 1), ".quant_map": VALUES, ".absmax": codes if double else wide}
-    if double:
-        state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": float(wide[0])}
-        parts |= {".nested_absmax": wide[1:], ".nested_quant_map": table}
-    parts[".quant_state.bitsandbytes__nf4"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    return {f"{name}{end}": part for end, part in parts.items()}
-
-
 @pytest.fixture(params=[False, True], ids=["nf4", "nf4-dq"])
 def folder(request, tmp_path):
     """Return a folder in NF4, the same in float32, and the storage."""
@@ -39,7 +26,7 @@ def folder(request, tmp_path):
     TrainableModel(TrainableModelConfig(**SHAPE)).save_pretrained(tmp_path / "nf4")
     tensors = {}
     for name, w in read_safetensors(tmp_path / "plain/model.safetensors").items():
-        tensors |= parts_of(name, w, request.param) if name.endswith("_proj.weight") else {name: w}
+        tensors |= parts_in_nf4(name, w, request.param) if name.endswith("_proj.weight") else {name: w}
     write_safetensors(tmp_path / "nf4/model.safetensors", tensors)
     config = json.loads((tmp_path / "nf4/config.json").read_text()) | {"quantization_config": SAID}
     (tmp_path / "nf4/config.json").write_text(json.dumps(config))

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 SECONDS = 10.0
 PROGRESS = 60.0  # seconds from one line of progress to the next
@@ -137,6 +137,7 @@ def work(names, seed, first, stop, step, status, findings):
     with open(status, "r+b") as file, tempfile.TemporaryDirectory(dir=scratch()) as folder:
         place = mmap.mmap(file.fileno(), PLACE.size)
         worker = Worker(names, seed, Path(folder))
+        os.chdir(folder)  # where a path in a damaged file leads
         with open(findings, "a", encoding="utf-8") as found:
             for number in range(first, stop, step):
                 place[:] = PLACE.pack(number)
@@ -306,6 +307,7 @@ def replay(names, seed, number):
     worker = Worker(names, seed, Path(tempfile.mkdtemp()))
     reader, place, file = worker.damage(number)
     print(f"{reader.name}: {file} ({file.stat().st_size} bytes)", flush=True)
+    os.chdir(worker.folder)
     memory = Memory()
     try:
         reader.read(place)

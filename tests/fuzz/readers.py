@@ -11,20 +11,22 @@ import gzip
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from adapter_readers import ADAPTERS, PEFT, make_adapter
+from encoded_readers import ENCODED, TOKENIZER_FILES, read_gguf_with_tokenizer, write_gguf_with
+from reader import Reader, small_model, write_json
+from run_readers import RUNS
 
 import abi_py as abi
 from abi_py import data
 from abi_py.config import SECTIONS, load_yaml, to_yaml
 from abi_py.data.chat import load_template, template_for
+from abi_py.data.token_types import check_token_type
 from abi_py.data.tokenizer import Tokenizer
-from abi_py.errors import CheckpointError
+from abi_py.errors import AbiError, CheckpointError
 from abi_py.families import write_config
 from abi_py.formats.finite import check_read
 from abi_py.formats.gguf import (
@@ -42,8 +44,8 @@ from abi_py.formats.gguf import (
     open_gguf,
     write_gguf,
 )
-from abi_py.formats.gguf.companion_files import companions_of
 from abi_py.formats.gguf.ggml_types import BY_NAME
+from abi_py.formats.huggingface import INDEX
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.formats.zig import load_zig, save_abic, save_ablc
 from abi_py.model.frozen import FrozenModel
@@ -55,7 +57,6 @@ from abi_py.training.loading import load_model
 from abi_py.training.metrics import JsonlSink
 from abi_py.training.trainer_state import TrainerStateSink
 
-SHAPE = {"hidden_dim": 8, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_dim": 16}
 ROWS = [
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
     {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "category": "x"},
@@ -78,38 +79,15 @@ TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class Reader:
-    """`make` fills a folder, `files` of it are damaged, one at a time, and `read` reads it; `mend` fits checksums.
-
-    A quick reader has a larger `share` of the inputs.
-    """
-
-    name: str
-    make: Callable[[Path], None]
-    files: tuple[str, ...]
-    read: Callable[[Path], Any]
-    mend: Callable[[Path], None] = field(default=lambda folder: None)
-    share: int = 1
-
-
-def _model(**changes: Any) -> abi.TrainableModel:
-    return abi.TrainableModel(abi.TrainableModelConfig(**{**SHAPE, "vocab_size": 32, "max_seq_len": 16, **changes}))
-
-
-def _json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1))
-
-
 # -- models --------------------------------------------------------------------------------------
 
 
 def _hugging_face(folder: Path) -> None:
-    model = _model()
-    _json(folder / "config.json", write_config(model.config))
+    model = small_model()
+    write_json(folder / "config.json", write_config(model.config))
     tensors = {entry.hf_name: model.weights[entry.name] for entry in model.parameters.table}
     write_safetensors(folder / "model.safetensors", {k: np.ascontiguousarray(v) for k, v in tensors.items()})
-    _json(folder / "generation_config.json", {"do_sample": True, "temperature": 0.7, "eos_token_id": [3, 4]})
+    write_json(folder / "generation_config.json", {"do_sample": True, "temperature": 0.7, "eos_token_id": [3, 4]})
 
 
 def _sharded(folder: Path) -> None:
@@ -120,12 +98,17 @@ def _sharded(folder: Path) -> None:
     places = {name: f"model-0000{1 + (i > 9)}-of-00002.safetensors" for i, name in enumerate(names)}
     for shard in set(places.values()):
         write_safetensors(folder / shard, {name: tensors[name] for name in names if places[name] == shard})
-    _json(folder / "model.safetensors.index.json", {"metadata": {"total_size": 1}, "weight_map": places})
+    write_json(folder / INDEX, {"metadata": {"total_size": 1}, "weight_map": places})
+
+
+def _read_shards(folder: Path) -> None:
+    inspect(folder / INDEX)
+    load_model(folder)
 
 
 def _family(family: ModelFamily, folder: Path) -> None:
     """Write a folder of a family in the form of its own: transposed, per expert ..., narrow, in shards."""
-    shape = _model().config.replace(family=family)
+    shape = small_model().config.replace(family=family)
     model = abi.TrainableModel(shape)
     largest = 4 * model.num_params() // 3
     model.save_pretrained(folder, "bfloat16", largest, files={"tokenizer_config.json": "{}"})
@@ -154,13 +137,6 @@ def _zig(folder: Path) -> None:
 def _read_zig(folder: Path) -> None:
     load_zig(folder / "x.abic")
     load_zig(folder / "x.ablc")
-
-
-BASE = _model()
-
-
-def _adapter(folder: Path) -> None:
-    abi.LoraModel(BASE, abi.LoraConfig(rank=2, alpha=4, target_modules=("q_proj", "down_proj"))).save(folder)
 
 
 # -- GGUF -----------------------------------------------------------------------------------------
@@ -206,7 +182,7 @@ def _trainer(folder: Path) -> abi.LlamaTrainer:
     config = abi.LlmTrainingConfig(
         batch_size=2, max_seq_len=8, grad_accum_steps=2, warmup_steps=0, max_steps=2, checkpoint_path=str(folder)
     )
-    return abi.LlamaTrainer(_model(), config)
+    return abi.LlamaTrainer(small_model(), config)
 
 
 TOKENS = [i % 32 for i in range(200)]
@@ -242,7 +218,7 @@ def _resume(folder: Path) -> None:
 def _yaml(folder: Path) -> None:
     config = _trainer(folder).config
     early = abi.EarlyStoppingConfig()
-    (folder / "config.yaml").write_text(to_yaml(model=BASE.config, training=config, early_stopping=early))
+    (folder / "config.yaml").write_text(to_yaml(model=small_model().config, training=config, early_stopping=early))
 
 
 def _read_yaml(folder: Path) -> None:
@@ -253,7 +229,7 @@ def _read_yaml(folder: Path) -> None:
 def _run_files(folder: Path) -> None:
     rows = [{"step": 1, "loss": 2.0, "epoch": 0.5}, {"step": 9, "eval_loss": 1.0, "epoch": 3.0}]
     best = {"best_metric": 1.5, "best_global_step": 1, "best_model_checkpoint": "llm_step_1"}
-    _json(folder / "trainer_state.json", {"log_history": rows, **best})
+    write_json(folder / "trainer_state.json", {"log_history": rows, **best})
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"time": 0.1, **row}) + "\n" for row in rows))
 
 
@@ -279,7 +255,7 @@ def _read_run_files(folder: Path) -> None:
 
 def _recorded(folder: Path) -> None:
     _yaml(folder)
-    _json(folder / "report.json", {"total_steps": 2, "interrupted": False})
+    write_json(folder / "report.json", {"total_steps": 2, "interrupted": False})
     for event in ({"type": "start", "step": 0, "num_params": 9, "tokens_per_step": 16}, {"type": "step", "step": 1},
                   {"type": "evaluation", "step": 2, "val_loss": 1.5, "val_tokens": 9}):  # fmt: skip
         with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -301,6 +277,16 @@ def _tokenizer(folder: Path) -> None:
     special = ["<|user|>", "<|answer|>", "<|end|>"]
     backend = data.train_tokenizer(TEXTS, vocab_size=270, special_tokens=special).backend
     Tokenizer(backend, {"eos_token": "<|end|>", "chat_template": TEMPLATE}).save(folder)
+    write_json(folder / "special_tokens_map.json", {"eos_token": {"content": "<|end|>"}, "pad_token": "<|end|>"})
+
+
+def _bpe_in_gguf(folder: Path) -> None:
+    write_gguf_with(TOKENIZER, folder)
+
+
+def _sentencepiece_in_gguf(folder: Path) -> None:
+    _sentencepiece(folder)
+    write_gguf_with(Tokenizer.load(folder), folder)
 
 
 def _sentencepiece(folder: Path) -> None:
@@ -336,18 +322,21 @@ with tempfile.TemporaryDirectory() as _folder:
 
 def _template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE)
+    named = [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": "{{ tools }}"}]
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<|end|>", "chat_template": named})
 
 
 def _read_template(folder: Path) -> None:
-    template = load_template(folder / "chat_template.jinja")
-    data.ChatDataset.encode([CHAT], template, TOKENIZER, max_seq_len=64)
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        with contextlib.suppress(AbiError):
+            data.ChatDataset.encode([CHAT], load_template(folder / name), TOKENIZER, max_seq_len=64)
 
 
 def _rows(folder: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
     (folder / "x.jsonl").write_text(lines)
     (folder / "x.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    _json(folder / "x.json", ROWS)
+    write_json(folder / "x.json", ROWS)
 
 
 def _read_rows(folder: Path) -> None:
@@ -381,6 +370,7 @@ def _read_tokens(folder: Path) -> None:
     info = data.read_sidecar(folder / "x.bin")
     dataset = data.TokenizedDataset.load(folder / "x.bin")
     dataset.check_vocab()
+    check_token_type(folder / "x.bin", None)
     for _ in dataset.batches(2, 8):
         pass
     if info is not None:
@@ -424,7 +414,7 @@ def _read_parquet(folder: Path) -> None:
 
 INSPECTED = {
     "model": (_hugging_face, ("config.json", "model.safetensors", "generation_config.json")),
-    "adapter": (_adapter, ("adapter_config.json", "adapter_model.safetensors")),
+    "adapter": (make_adapter, PEFT),
     "zig": (_zig, ("x.abic", "x.ablc")),
     "gguf": (_gguf, ("x.gguf",)),
     "tokenizer": (_tokenizer, ("tokenizer.json",)),
@@ -447,25 +437,6 @@ def _inspect(folder: Path) -> None:
                 inspect(folder / name / file)
 
 
-# -- models in GGUF files ----------------------------------------------------------------------------
-
-
-def _gguf_model(folder: Path) -> None:
-    """Write a model whose tokenizer is in the file, too."""
-    _tokenizer(folder)
-    model = _model(vocab_size=TOKENIZER.vocab_size, hidden_dim=32, intermediate_dim=32)
-    model.save_pretrained(folder / "hf", files={name: (folder / name).read_text() for name in TOKENIZER_FILES})
-    abi.TrainableModel.from_pretrained(folder / "hf").export_to_gguf(folder / "x.gguf", "Q8_0")
-
-
-def _read_gguf_model(folder: Path) -> None:
-    companions_of(open_gguf(folder / "x.gguf").metadata)
-    FrozenModel.from_gguf(folder / "x.gguf")
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-
 # -- the table -------------------------------------------------------------------------------------
 
 INSIDE = tuple(f"{CHECKPOINT}/{name}" for name in ("state.json", "config.yaml", "optimizer.safetensors"))
@@ -474,14 +445,12 @@ READER_DOCUMENTS = Reader("documents", _documents, ("x.txt", "x.jsonl", "x.json"
 READERS = (
     Reader("safetensors", _safetensors, ("x.safetensors",), _sum_tensors, share=60),
     Reader("folder", _hugging_face, ("config.json", "model.safetensors"), load_model, share=8),
-    Reader(
-        "shards", _sharded, ("model.safetensors.index.json", "model-00001-of-00002.safetensors"), load_model, share=6
-    ),
+    Reader("shards", _sharded, (INDEX, "model-00001-of-00002.safetensors"), _read_shards, share=6),
     *(
         Reader(
             f"folder of {family.value}",
             functools.partial(_family, family),
-            ("config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors"),
+            ("config.json", INDEX, "model-00001-of-00002.safetensors"),
             _read_and_save,
             share=3,
         )
@@ -489,22 +458,18 @@ READERS = (
     ),
     Reader("generation", _hugging_face, ("generation_config.json",), abi.GenerationConfig.load, share=40),
     Reader("gguf", _gguf, ("x.gguf", *(f"y-0000{i}-of-00003.gguf" for i in (1, 2, 3))), _read_gguf, share=40),
-    Reader("model in gguf", _gguf_model, ("x.gguf",), _read_gguf_model, share=20),
+    Reader("model in gguf", _bpe_in_gguf, ("x.gguf",), read_gguf_with_tokenizer, share=20),
+    Reader("sentencepiece in gguf", _sentencepiece_in_gguf, ("x.gguf",), read_gguf_with_tokenizer, share=4),
+    *ENCODED,
     Reader("zig", _zig, ("x.abic", "x.ablc"), _read_zig, share=40),
-    Reader(
-        "adapter",
-        _adapter,
-        ("adapter_config.json", "adapter_model.safetensors"),
-        lambda folder: abi.LoraModel.load(BASE, folder),
-        share=16,
-    ),
+    *ADAPTERS,
     Reader("checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors", "latest"), _resume),
     Reader("mended checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors"), _resume, _mend_checkpoint),
     Reader("config.yaml", _yaml, ("config.yaml",), _read_yaml),
     Reader("run files", _run_files, ("trainer_state.json", "metrics.jsonl"), _read_run_files, share=30),
-    Reader("tokenizer", _tokenizer, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer),
-    Reader("sentencepiece", _sentencepiece, ("tokenizer.json", "tokenizer_config.json"), _read_tokenizer, share=4),
-    Reader("template", _template, ("chat_template.jinja",), _read_template, share=4),
+    Reader("tokenizer", _tokenizer, (*TOKENIZER_FILES, "special_tokens_map.json"), _read_tokenizer),
+    Reader("sentencepiece", _sentencepiece, TOKENIZER_FILES, _read_tokenizer, share=4),
+    Reader("template", _template, ("chat_template.jinja", "tokenizer_config.json"), _read_template, share=4),
     READER_ROWS,
     READER_DOCUMENTS,
     Reader("packed", _packed, ("x.jsonl.gz", "x.txt.gz"), _read_packed, share=4),
@@ -513,6 +478,7 @@ READERS = (
         if find_spec("pyarrow")
         else []
     ),
+    *RUNS,
     Reader("recorded run", _recorded, ("config.yaml", "metrics.jsonl", "report.json"), _read_recorded, share=2),
     Reader("inspect", _all_kinds, tuple(f"{k}/{f}" for k, (_, fs) in INSPECTED.items() for f in fs), _inspect),
     Reader("tokens", _tokens, ("x.bin", "x.bin.json"), _read_tokens, share=30),
