@@ -5,11 +5,10 @@ and are in memory; embedding, head and routers stay as they lie, as bitsandbytes
 
 It has neither gradients nor moments.  It evaluates, it decodes, and adapters can be trained on it; a matrix in bfloat16
 so takes two bytes for each weight, which the system reads when they are first used.  So do the matrices of experts, and
-of one that is not chosen nothing is read.  Float32 matrices of a file are mapped too, but for experts that are stored
-one by one.  These, what is no matrix (norms, biases), and float64 are float32 copies.  Losses and logits have
-the bits of the model with all weights widened to float32, but for experts in a bfloat16 step
-(`layers/expert_products.py`); in the gradients of adapters the sums over q, k and v, and over gate and up of experts,
-are in another order, because only float32 neighbours are one product.
+of one that is not chosen nothing is read.  Float32 matrices of a file are mapped too.  What is no matrix (norms,
+biases), and float64 are float32 copies.  Losses and logits have the bits of the model with all weights widened to
+float32, but for experts in a bfloat16 step (`layers/expert_products.py`); in the gradients of adapters the sums over q,
+k and v, and over gate and up of experts, are in another order, because only float32 neighbours are one product.
 """
 
 import functools
@@ -46,6 +45,8 @@ def _stays_narrow(tensor: Kept) -> bool:
 
 def _is_mapped(tensor: Kept) -> bool:
     """Say whether these are float32 matrices that nobody writes, as those of a file, and kernels read as they lie."""
+    if isinstance(tensor, Stack):
+        return all(map(_is_mapped, tensor.parts))
     if not isinstance(tensor, Stored) or len(tensor.shape) < 2:
         return False
     flags = tensor.raw.flags
@@ -246,10 +247,11 @@ def read_frozen(
     *,
     storage: str | None = None,
     allow_nonfinite: bool = False,
+    mapped: bool = False,
 ) -> TrainableModel | FrozenModel:
-    """Return the model in a folder or a GGUF file, that will not be trained: frozen if any of it is narrow, or is to be
-    encoded in a `storage`, else as it is computed."""
-    if storage is not None:
+    """Return the model in a folder or a GGUF file, that will not be trained: frozen if any of it is narrow, is to be
+    encoded in a `storage`, or to stay `mapped` whatever it is, else as it is computed."""
+    if storage is not None or mapped:
         return FrozenModel.from_pretrained(place, config, storage=storage, allow_nonfinite=allow_nonfinite)
     narrow = any(tensor.is_narrow for tensor in open_stored(place, config).tensors.values())
     kind = FrozenModel if narrow else TrainableModel

@@ -22,7 +22,6 @@ from ..model.transformer import Transformer
 __all__ = ["Agreement", "Expected", "agreement", "expected", "logits_of"]
 
 TOKENS = 16
-MOST_EXPERTS = 1 << 30  # bytes of experts in float32, to which a model is decoded that computes with them
 ROOM = 8.0  # models pass on more of an error or less: 0.1 to 4.4 of it were measured, of all families and seven types
 MOST = 1.0  # as much of something else as of the model
 ROUNDING = 1e-4  # of float32, and of angles that a file says in other numbers
@@ -65,10 +64,8 @@ class Expected:
         return found
 
 
-def expected(logits: Callable[[np.ndarray], np.ndarray], shape: TrainableModelConfig) -> Expected | str:
-    """Return what is expected of a model's file, or why that cannot be known; `logits` are the model's, (T, V)."""
-    if (size := 4 * shape.num_params()) > MOST_EXPERTS and shape.num_experts:
-        return f"experts are decoded to float32, and would take {size / 1e9:.0f} GB"
+def expected(logits: Callable[[np.ndarray], np.ndarray], shape: TrainableModelConfig) -> Expected:
+    """Return what is expected of a model's file; `logits` are the model's, (T, V)."""
     ids = np.random.default_rng(0).integers(0, shape.vocab_size, (1, min(TOKENS, shape.max_seq_len)))
     return Expected(ids, logits(ids))
 

@@ -39,7 +39,7 @@ def name_of(model: Path) -> str:
 class Source:
     """What is exported.
 
-    loaded     the model, its weights mapped where they are narrow
+    loaded     the model, its weights mapped where they are narrow, or are under adapters that were asked for
     said       which step of a run it is, and why that is taken; "" where nothing says so
     place      the directory of its tokenizer: its own, or its run's; None where there is none
     step       optimizer steps that made the weights; 0 where nothing says so
@@ -68,10 +68,10 @@ class Source:
         """
         original, place = merge_base is MergeBase.ORIGINAL, find_place(path, which) if adapters else None
         if place is not None and place.folder == path / MODEL and (path / ADAPTER).is_dir():
-            found = find_model(path / ADAPTER, base=base, original=original)
+            found = find_model(path / ADAPTER, base=base, original=original, mapped=True)
             loaded = dataclasses.replace(found, run=path, skipped=place.skipped)
         else:
-            loaded = find_model(path, which, base, original=original)
+            loaded = find_model(path, which, base, original=original, mapped=adapters)
         if adapters and not isinstance(loaded.model, LoraModel):
             raise ConfigError(f"{path} is a whole model, and has no adapters; abi-train export {path} writes it")
         step = loaded.origin.step if loaded.origin is not None else 0

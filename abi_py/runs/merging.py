@@ -23,7 +23,7 @@ def beside_dequant(loaded: LoadedModel) -> Agreement | None:
         return None
     trained_on = read_frozen(base, model.config, storage=model.trained_in)
     wanted = expected(lambda ids: logits_of(LoraModel.load(trained_on, loaded.directory), ids), model.config)
-    return None if isinstance(wanted, str) else agreement(wanted.logits, logits_of(model, wanted.ids))
+    return agreement(wanted.logits, logits_of(model, wanted.ids))
 
 
 def merged_into(loaded: LoadedModel) -> str:

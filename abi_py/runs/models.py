@@ -29,15 +29,15 @@ WITHOUT = "none"  # what is said for no adapters, and so no name of any
 
 
 def find_model(
-    path: Path, which: str | None = None, base: Path | None = None, *, original: bool = False
+    path: Path, which: str | None = None, base: Path | None = None, *, original: bool = False, mapped: bool = False
 ) -> "LoadedModel":
     """Load the model that `path` means, of a run the "best" checkpoint, the "last", or what the rule says (`which`);
     weights that are not trained stay as they are stored, and adapters may be put on another `base` than they name, or
-    on the `original` weights where they were trained on encoded ones.
+    on the `original` weights where they were trained on encoded ones.  `mapped`: as in `load_model`.
     """
     from ..training.loading import load_model
 
-    return load_model(path, which, base=base, frozen=True, original=original)
+    return load_model(path, which, base=base, frozen=True, original=original, mapped=mapped)
 
 
 def open_adapters(

@@ -67,6 +67,7 @@ def load_model(
     *,
     base: str | Path | None = None,
     frozen: bool = False,
+    mapped: bool = False,
     original: bool = False,
     allow_nonfinite: bool = False,
 ) -> LoadedModel:
@@ -75,7 +76,8 @@ def load_model(
     Of a run its RUN/model is taken, or the newest whole checkpoint where that is newer; `which` is "best" or "last"
     for the best or the newest checkpoint (`finding.find_place`).
     With `frozen` the weights of a folder in bfloat16 or float16 stay as they lie, memory-mapped, and only adapters can
-    be trained on them (`FrozenModel`); losses and logits have the same bits.
+    be trained on them (`FrozenModel`); losses and logits have the same bits.  With `mapped` so do those in float32, for
+    what reads each of them once.
     Adapters, of a LoRA run or of PEFT, bring the model along that their adapter_config.json names, or are put on the
     one in `base` (`under_adapters`).  If its matrices were encoded in another storage while they were trained, they are
     so again, unless the `original` ones are asked for.  ConfigError for a `base` where there are no adapters.
@@ -84,7 +86,7 @@ def load_model(
     infinity among its weights and not `allow_nonfinite`; DataError if a file of it says nonsense about the end token.
     """
     place = None if base is None else Path(base)
-    options = _Options(frozen, original, allow_nonfinite)
+    options = _Options(frozen, mapped, original, allow_nonfinite)
     return _load(Path(path), which, place, options)
 
 
@@ -120,6 +122,7 @@ class _Options(NamedTuple):
     """How weights are read."""
 
     frozen: bool
+    mapped: bool
     original: bool
     allow_nonfinite: bool
     storage: str | None = None  # of those under adapters
@@ -141,8 +144,9 @@ def _load(where: Path, which: str | None, base: Path | None, options: _Options) 
     if base is not None:
         raise ConfigError(f"base ({base}) has no effect: {path} is a whole model, not adapters; leave it out")
     model: TrainableModel | FrozenModel
-    if options.frozen or options.storage is not None:
-        model = read_frozen(path, storage=options.storage, allow_nonfinite=options.allow_nonfinite)
+    if options.frozen or options.mapped or options.storage is not None:
+        allow = options.allow_nonfinite
+        model = read_frozen(path, storage=options.storage, allow_nonfinite=allow, mapped=options.mapped)
     else:
         model = TrainableModel.from_pretrained(path, allow_nonfinite=options.allow_nonfinite)
     ends = special_token_ids(model.companions.files if is_gguf(path) else path, "eos")

@@ -18,9 +18,12 @@ from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.frozen import FrozenModel, frozen_bytes
 from abi_py.model.layers import expert_products
 from abi_py.model.layers.experts import Experts
+from abi_py.runs.export_source import Source
+from abi_py.runs.exporting import export
 from abi_py.runs.tiny_models import stored_as
 from abi_py.training.loading import load_model
 
+EXPERTS = "layers.0.experts_gate"
 SHAPE = {"family": "qwen3_moe", "norm_topk_prob": True, "hidden_dim": 64, "num_experts": 6, "experts_per_token": 2}
 SHAPE |= {"intermediate_dim": 64, "expert_dim": 544}  # deeper than a slice of a product's sum
 
@@ -226,3 +229,22 @@ def test_a_quantised_file_is_never_expanded(tmp_path, rng):
     assert planned == sum(w.nbytes for w in frozen.base.values())
     assert planned == pytest.approx(size, rel=0.01)
     assert 4 * TrainableModel.from_gguf(path).num_params() > 3.7 * size  # what it would be as float32
+
+
+def test_adapters_are_merged_in_the_memory_of_a_tensor(tmp_path):
+    """Of a folder in float32, with a tensor for each expert: opened, merged, written, and its logits compared."""
+    base = made(expert_dim=512, intermediate_dim=512, num_layers=6, hidden_dim=128, num_experts=16)
+    base.save_pretrained(tmp_path / "base")
+    lora = LoraModel(base, LoraConfig(rank=2))
+    lora.parameters.weights_flat[:] = 0.01
+    lora.save(tmp_path / "adapter", str(tmp_path / "base"))
+    source = Source.open(tmp_path / "adapter", adapters=True)  # compiles what it calls
+    assert export(source, tmp_path / "a", "hf").agreement.off < 1e-4
+    whole, stack = (sum(w.nbytes for w in weights) for weights in (base.weights.values(), [base.weights[EXPERTS]]))
+    del source
+    tracemalloc.start()
+    export(Source.open(tmp_path / "adapter", adapters=True), tmp_path / "b", "hf")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * stack < whole / 5
+    assert load_model(tmp_path / "b").model.collect_weights().tobytes() == lora.merged().collect_weights().tobytes()
