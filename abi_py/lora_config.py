@@ -79,17 +79,17 @@ class LoraConfig(Config):
     dropout: float = opt(0.0, "share of an adapter's input that is dropped in training", flag="lora-dropout")
     target_modules: Accepts[tuple[str, ...] | None, Sequence[str] | str] = opt(
         None,
-        "modules that get an adapter, all-linear (every linear one but the head) if not given: ends of their names in "
-        "the Transformers library, as in q_proj or attn.c_proj; also q, k, v, o, gate, up, down; several with commas, "
-        "or the flag again; or one regular expression for the whole name",
+        "modules that get an adapter, all-linear (every linear one but the head; experts and their routers too) if not "
+        "given: ends of their names in the Transformers library, as in q_proj or attn.c_proj; also q, k, v, o, gate, "
+        "up, down; several with commas, or the flag again; or one regular expression for the whole name",
         flag="lora-targets",
         read=_names,
     )
     target_parameters: Accepts[tuple[str, ...] | None, Sequence[str] | str] = opt(
         None,
-        "stacked matrices of experts that get an adapter for each expert: ends of their names in the Transformers "
-        "library, as in mlp.experts.gate_up_proj or experts.down_proj; then modules get one only where --lora-targets "
-        "names them; several with commas, or the flag again",
+        "stacked matrices of experts that get an adapter for each expert, and matrices of routers: ends of their names "
+        "in the Transformers library, as in mlp.experts.gate_up_proj, experts.down_proj or mlp.gate.weight; then "
+        "modules get one only where --lora-targets names them; several with commas, or the flag again",
         flag="lora-target-parameters",
         read=lambda value: tuple(_parts(value)),
     )
@@ -213,9 +213,7 @@ class LoraConfig(Config):
 
     def is_target(self, module: str, linear: bool = True) -> bool:
         """Say whether a module gets an adapter; `linear`: it is one that all-linear means."""
-        if self.exclude_modules and _means(self.exclude_modules, module):
-            return False
-        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save or ()):
+        if self.leaves_out(module):
             return False
         if self.target_modules is None and self.target_parameters is not None:
             return False
@@ -226,8 +224,14 @@ class LoraConfig(Config):
         whole = is_expression(self.target_modules[0]) or module in self.target_modules
         return whole or self._is_in_layers(module)
 
+    def leaves_out(self, module: str) -> bool:
+        """Say whether a module gets no adapter, whatever is named: it is excluded, or trained whole."""
+        if self.exclude_modules and _means(self.exclude_modules, module):
+            return True
+        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save or ())
+
     def is_target_parameter(self, parameter: str) -> bool:
-        """Say whether a stack of matrices, by its full name, gets adapters."""
+        """Say whether a router's matrix or a stack of experts', by its full name, gets adapters."""
         return any(f".{parameter}".endswith(f".{name}") for name in self.target_parameters or ())
 
     def _is_in_layers(self, module: str) -> bool:
@@ -258,6 +262,10 @@ class LoraConfig(Config):
     def scaling(self) -> float:
         """The factor of the output of an adapter that no pattern means."""
         return self.scaling_of("")
+
+    def has_pattern(self, field: str, module: str) -> bool:
+        """Say whether a NAME=VALUE of rank_pattern or alpha_pattern means a module."""
+        return _first(getattr(self, field), module) is not None
 
     def unused(self, field: str, modules: Sequence[str]) -> list[str]:
         """Return which NAME=VALUE of rank_pattern or alpha_pattern count for none of these modules, and which of

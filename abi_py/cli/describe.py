@@ -126,14 +126,16 @@ def describe_lora(config: "RunConfig") -> list[tuple[str, str]]:
     """Return the lines about a run's adapters, if it trains them."""
     if config.lora is None:
         return []
-    from ..model.lora_targets import report
+    from ..model.lora_targets import Kind, chosen_targets, report
 
     lines = [("lora", report(config.model, config.lora))]
     if config.lora.kept_in is not None:
         lines.append(("base in", f"{config.lora.kept_in}: the matrices of its linear layers, encoded as they are read"))
     if config.model.num_experts:
-        what = "routers of experts" if config.lora.target_parameters else "experts and their routers"
-        lines.append(("note", f"{what} get no adapters: their weights stay as they are"))
+        adapted = {target.kind for target in chosen_targets(config.model, config.lora)}
+        left = [what for what, kind in (("experts", Kind.EXPERTS), ("routers", Kind.ROUTER)) if kind not in adapted]
+        if left:
+            lines.append(("note", f"{' and '.join(left)} get no adapters: their weights stay as they are"))
     if config.base is None:
         lines.append(
             ("warning", "the frozen weights are random, so adapters can do little; --base names a trained model")

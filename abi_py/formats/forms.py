@@ -21,7 +21,7 @@ from .encoded import Encoded
 from .merged import Kept
 from .safetensors import Joined, Numbers, Stack, Stored
 
-__all__ = ["FromFiles", "from_stored", "stored_names", "stored_shape", "to_stored"]
+__all__ = ["FromFiles", "from_stored", "stacked", "stored_names", "stored_shape", "to_stored"]
 
 
 class FromFiles(NamedTuple):
@@ -75,7 +75,7 @@ def to_stored(
     for entry in table:
         form, tensor = entry.hf_names[0], tensors[entry.name]
         whole = Stored(tensor) if isinstance(tensor, np.ndarray) else tensor
-        whole = Stored(_stacked(whole.widened(), form)) if form.stacked else whole
+        whole = Stored(stacked(whole.widened(), form)) if form.stacked else whole
         each = [whole.at((e,)) for e in range(entry.shape[0])] if _per_expert(form) else [whole]
         for name, ours in zip(stored_names(form, entry), each, strict=True):
             theirs = ours.turned() if form.transposed and len(ours.shape) > 1 else ours
@@ -116,7 +116,7 @@ def stored_shape(form: HfName, entry: Tensor) -> tuple[int, ...]:
     return (*before[1:], inner, out) if form.transposed else (*before[1:], out, inner)
 
 
-def _stacked(ours: np.ndarray, form: HfName) -> np.ndarray:
+def stacked(ours: np.ndarray, form: HfName) -> np.ndarray:
     """Return matrices (E, out, in) as the one that is stored."""
     _, out, inner = ours.shape
     return ours.reshape(-1, inner) if form.stacked == "rows" else ours.transpose(1, 2, 0).reshape(out, -1)

@@ -53,6 +53,7 @@ READ = (
 )
 # Set even where nothing uses them; the first, PEFT corrects by the kind of module.
 WITHOUT_EFFECT = ("fan_in_fan_out", "megatron_core", "peft_version", "qalora_group_size")
+ROUTER = "mlp.gate"  # what `gate` alone means there; in a configuration of ours it is short for gate_proj
 REMEDY = "merge them in PEFT (merge_and_unload), and take the whole model"
 INITIAL = (True, False, "gaussian", "orthogonal")  # other beginnings change the frozen weights
 
@@ -124,7 +125,7 @@ def _names(value: Any, place: Path, field: str) -> tuple[str, ...] | None:
         return (text,)
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise CheckpointError(f"{place}: {field} is {shown(value)}; it must be a list of names, or one text")
-    return tuple(value)
+    return tuple(ROUTER if name == "gate" else name for name in value)
 
 
 def _pattern(value: Any, place: Path, field: str) -> Mapping[str, Any] | None:

@@ -240,14 +240,9 @@ class LoraModel(Transformer):
             w = tensors[self._under(name)]
             return Stored(w) if isinstance(w, np.ndarray) else w
 
-        for target, (a, b, scale) in zip(self.targets(), self.adapters().values(), strict=True):
-            name, b = target.tensor.name, b * np.float32(scale)
-            if target.kind is not Kind.EXPERTS:
-                found[name] = Merged(kept(name), a, b, factors.get(name))
-                continue
-            own = [name.replace(name.rpartition(".")[2], each) for each in target.matrices]
-            halves = zip(own, np.split(b, len(own), axis=1), strict=True)
-            found |= {each: MergedStack(kept(each), a, half) for each, half in halves}
+        for name, (a, b, scale) in self.by_matrix().items():
+            b = b * np.float32(scale)
+            found[name] = MergedStack(kept(name), a, b) if b.ndim > 2 else Merged(kept(name), a, b, factors.get(name))
         return found
 
     def for_decoding(self) -> Transformer:
@@ -273,6 +268,16 @@ class LoraModel(Transformer):
             found[target.tensor.name] = LowRank(*pair, target.scale)
         return found
 
+    def by_matrix(self) -> dict[str, LowRank]:
+        """Return the same by the names of the model's own tensors: of experts' gate and up each, the A of both."""
+        found: dict[str, LowRank] = {}
+        for target, (a, b, scale) in zip(self.targets(), self.adapters().values(), strict=True):
+            at, _, last = target.tensor.name.rpartition(".")
+            own = [f"{at}.{each}".lstrip(".") for each in target.matrices or (last,)]
+            halves = zip(own, np.split(b, len(own), axis=-2), strict=True)
+            found |= {name: LowRank(a, half, scale) for name, half in halves}
+        return found
+
     # -- files -----------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, base_model: str | None = None) -> None:
@@ -292,12 +297,15 @@ class LoraModel(Transformer):
         """
         self._require_adapters_alone("a GGUF file of adapters", Embedding.positions)
         return write_gguf_adapter(
-            *(Path(path), self.config, self.adapters(), kind), name=name, base=self.identity.facts(), check=check
+            *(Path(path), self.config, self.by_matrix(), kind), name=name, base=self.identity.facts(), check=check
         )
 
     def save_mlx(self, folder: str | Path, base_model: str | None = None) -> None:
         """Write the adapters as a folder for mlx-lm; `base_model` beats the constructor's."""
         self._require_adapters_alone("mlx-lm's folder", Embedding.name, Embedding.positions)
+        if stacks := [target.module for target in self.targets() if target.kind in (Kind.EXPERTS, Kind.ROUTER)]:
+            rule = f"has no room here for adapters of experts and routers ({stacks[0]}, target_parameters)"
+            raise ConfigError(f"mlx-lm's folder {rule}; save PEFT's folder, or the merged model")
         save_mlx_adapter(
             Path(folder), self.config, self.adapters(), dropout=self.lora.dropout,
             base_model=base_model or self.base_model, base=self.identity.facts(),
@@ -310,14 +318,11 @@ class LoraModel(Transformer):
                 f"{place} holds adapters alone, and lengths of rows are trained (use_dora); save PEFT's folder, or the "
                 "merged model"
             )
-        if stacks := [target.module for target in self.targets() if target.kind is Kind.EXPERTS]:
-            rule = f"has no room here for adapters of experts ({stacks[0]}, target_parameters)"
-            raise ConfigError(f"{place} {rule}; save PEFT's folder, or the merged model")
         for name in not_there:
             if f"{name}.a" in self.weights:
                 rule = f"has no room for an adapter of {name}"
                 raise ConfigError(f"{place} {rule}; save PEFT's folder, or the merged model")
-        ends = [target.module for target in self.targets() if target.kind is not Kind.LINEAR]
+        ends = [target.module for target in self.targets() if target.kind in (Kind.TABLE, Kind.HEAD)]
         if ends and self.config.tie_embeddings:
             raise ConfigError(f"{place} has one matrix for embedding and head, and {ends[0]} has an adapter of its own")
         if self._copies:

@@ -18,7 +18,16 @@ from .layers.expert_adapter import ExpertAdapter
 from .layers.experts import GATE_UP
 from .layers.layer import Layer
 from .layers.linear import Linear
-from .lora_targets import Kind, Target, end_targets, expert_targets, linear_targets, trained_shape, trained_table
+from .lora_targets import (
+    Kind,
+    Target,
+    end_targets,
+    expert_targets,
+    linear_targets,
+    router_targets,
+    trained_shape,
+    trained_table,
+)
 
 __all__ = ["adapt", "initialize", "planned"]
 
@@ -28,7 +37,7 @@ MASKS = 7  # with the configuration's seed, the seed of all masks: another than 
 def planned(shape: TrainableModelConfig, config: LoraConfig) -> tuple[list[Layer], tuple[Tensor, ...]]:
     """Return the layers of such a model as its adapters make them, and the table of these; nothing is allocated."""
     made = layers(trained_shape(shape, config))
-    for linear, targets in linear_targets(shape, made, config):
+    for linear, targets in (*linear_targets(shape, made, config), *router_targets(shape, made, config)):
         _size(linear, targets, config)
     for experts, stacks in expert_targets(shape, made, config):
         experts.ranks |= {target.matrices: target.rank for target in stacks}
@@ -58,7 +67,7 @@ def initialize(parameters: Buffers, config: LoraConfig) -> None:
 def adapt(
     made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig
 ) -> list[Adapter]:
-    """Put the adapters on linear layers, experts, embedding and head; return those of linear layers."""
+    """Put the adapters on linear layers, routers, experts, embedding and head; return those of linear layers."""
     # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
     seed = int(np.random.SeedSequence([config.seed, MASKS]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     found = linear_targets(shape, made, config)
@@ -66,7 +75,7 @@ def adapt(
     ends = end_targets(shape, config)
     streams = parts + any(target.kind is Kind.HEAD for target in ends)
     adapters: list[Adapter] = []
-    for linear, targets in found:
+    for linear, targets in (*found, *router_targets(shape, made, config)):
         if targets:
             groups = _groups(linear, targets, parameters, config)
             _size(linear, targets, config)

@@ -24,8 +24,9 @@ from ..families import layers, tensor_table
 from ..fields import either
 from ..lora_config import is_expression
 from ..parameters import HfName, Tensor
+from .expert_modules import as_parameters, expert_parameters
 from .layers.embedding import Embedding
-from .layers.experts import DOWN, GATE_UP, Experts
+from .layers.experts import Experts
 from .layers.layer import Layer
 from .layers.linear import Linear
 
@@ -33,6 +34,7 @@ __all__ = [
     "PREFIX",
     "Kind",
     "Target",
+    "candidates",
     "chosen_targets",
     "copies",
     "end_targets",
@@ -41,6 +43,7 @@ __all__ = [
     "named",
     "num_trained",
     "report",
+    "router_targets",
     "trained_shape",
     "trained_table",
     "without_unused",
@@ -75,7 +78,7 @@ def report(shape: TrainableModelConfig, config: LoraConfig) -> str:
 
 def num_trained(shape: TrainableModelConfig, config: LoraConfig) -> int:
     """Return the number of weights of all adapters, and of what is trained whole."""
-    return sum(entry.size for entry in trained_table(shape, config))
+    return sum(entry.size for entry in trained_table(shape, named(shape, config)))
 
 
 # -- what a configuration means on a model ----------------------------------------------------------
@@ -87,12 +90,13 @@ class Kind(Enum):
     LINEAR = "part of a linear layer"
     TABLE = "table of the embedding"
     HEAD = "head"
+    ROUTER = "router of experts"
     EXPERTS = "stack of experts' matrices"
 
 
 @dataclass(frozen=True)
 class Target:
-    """What gets an adapter: a part of a linear layer, a table of the embedding, the head, or a stack of experts.
+    """What gets an adapter: a part of a linear layer, a table of the embedding, the head, a router, a stack of experts.
 
     A stack is what the Transformers library has as one parameter: gate and up, or down.  `tensor` is then that one.
     """
@@ -100,7 +104,7 @@ class Target:
     index: int  # of a part in its layer
     tensor: Tensor  # its matrix
     stream: int  # its number among all parts of the model
-    module: str  # the Transformers library's name of it
+    module: str  # the Transformers library's name of it; of a router or a stack, of the parameter
     rank: int
     scale: float
     kind: Kind = Kind.LINEAR
@@ -117,6 +121,8 @@ class Target:
                 "a": (HfName(f"{at}A.weight", stacked="rows"), (*experts, self.rank, inner)),
                 "b": (HfName(f"{at}B.weight", stacked="columns"), (*experts, outer, self.rank)),
             }
+        if self.kind is Kind.ROUTER:
+            at = f"{PREFIX}{self.module.rpartition('.')[0]}.lora_"
         if self.kind is Kind.TABLE:
             a, b = HfName(f"{at}embedding_A", transposed=True), HfName(f"{at}embedding_B")
             return {"a": (a, (outer, self.rank)), "b": (b, (inner, self.rank))}
@@ -164,12 +170,21 @@ def linear_targets(
         for index, tensor in enumerate(tensors):
             module = _module(tensor)
             if config.is_target(module):
-                chosen.append(
-                    Target(index, tensor, stream + index, module, config.rank_of(module), config.scaling_of(module))
-                )
+                chosen.append(Target(index, tensor, stream + index, module, *_sizes(config, module)))
         stream += len(tensors)
         found.append((linear, chosen))
     return found
+
+
+def router_targets(
+    shape: TrainableModelConfig, made: Sequence[Layer], config: LoraConfig
+) -> list[tuple[Linear, list[Target]]]:
+    """Return the linear layers of routers with adapters, and the target of each."""
+    return [
+        (each.layer.router, [Target(0, each.tensors[0], 0, each.name, *_sizes(config, each.name), Kind.ROUTER)])
+        for each in expert_parameters(shape, made)
+        if each.is_router and config.is_target_parameter(each.name)
+    ]
 
 
 def expert_targets(
@@ -179,28 +194,26 @@ def expert_targets(
 
     PEFT puts one adapter into the other, in the order of the parameters: the last is outermost.
     """
-    of_model = {tensor.name: tensor for tensor in tensor_table(shape)}
-    found = []
-    for layer in made:
-        if not isinstance(layer, Experts):
+    found: dict[str, tuple[Experts, list[Target]]] = {}
+    for each in expert_parameters(shape, made):
+        if each.is_router or not config.is_target_parameter(each.name):
             continue
-        chosen: list[Target] = []
-        for matrices in (GATE_UP, DOWN):
-            tensors = [of_model[layer.at + name] for name in matrices]
-            parameter = tensors[0].hf_names[-1].name  # of the stack, in the Transformers library
-            if not config.is_target_parameter(parameter):
-                continue
-            experts, outer, inner = tensors[0].shape
-            last = parameter.rpartition(".")[2].removesuffix("_proj")
-            stack = replace(
-                tensors[0], name=f"{layer.at}experts_{last}", shape=(experts, outer * len(matrices), inner),
-                gguf_name=tensors[0].gguf_name.replace("_gate_", f"_{last}_"),
-            )  # fmt: skip
-            ranks = config.rank_of(parameter), config.scaling_of(parameter)
-            chosen.append(Target(0, stack, 0, parameter, *ranks, Kind.EXPERTS, matrices))
-        inside = [replace(target, inside=True) for target in chosen[:-1]]
-        found.append((layer, [*inside, *chosen[-1:]]))
-    return found
+        at, tensor = each.layer.at, each.tensors[0]
+        experts, outer, inner = tensor.shape
+        last = each.name.rpartition(".")[2].removesuffix("_proj")
+        stack = replace(
+            tensor, name=f"{at}experts_{last}", shape=(experts, outer * len(each.matrices), inner),
+            gguf_name=tensor.gguf_name.replace("_gate_", f"_{last}_"),
+        )  # fmt: skip
+        target = Target(0, stack, 0, each.name, *_sizes(config, each.name), Kind.EXPERTS, each.matrices)
+        _, before = found.setdefault(at, (each.layer, []))
+        before[:] = [*(replace(other, inside=True) for other in before), target]
+    return list(found.values())
+
+
+def _sizes(config: LoraConfig, module: str) -> tuple[int, float]:
+    """Return rank and factor of an adapter."""
+    return config.rank_of(module), config.scaling_of(module)
 
 
 @lru_cache(maxsize=8)
@@ -218,15 +231,16 @@ def end_targets(shape: TrainableModelConfig, config: LoraConfig) -> list[Target]
     for tensor, kind in _end_tensors(shape):
         module = _module(tensor)
         if config.is_target(module, linear=False):
-            found.append(Target(0, tensor, stream, module, config.rank_of(module), config.scaling_of(module), kind))
+            found.append(Target(0, tensor, stream, module, *_sizes(config, module), kind))
     return found
 
 
 def chosen_targets(shape: TrainableModelConfig, config: LoraConfig) -> list[Target]:
     """Return what gets adapters."""
-    linear = [target for _, targets in linear_targets(shape, layers(shape), config) for target in targets]
-    stacks = [target for _, targets in expert_targets(shape, layers(shape), config) for target in targets]
-    return [*linear, *stacks, *end_targets(shape, config)]
+    made = layers(shape)
+    each = *linear_targets(shape, made, config), *router_targets(shape, made, config)
+    inside = [*(targets for _, targets in each), *(targets for _, targets in expert_targets(shape, made, config))]
+    return [*(target for targets in inside for target in targets), *end_targets(shape, config)]
 
 
 def copies(shape: TrainableModelConfig, config: LoraConfig) -> list[Tensor]:
@@ -249,9 +263,11 @@ def copies(shape: TrainableModelConfig, config: LoraConfig) -> list[Tensor]:
 def named(shape: TrainableModelConfig, config: AnyLora) -> AnyLora:
     """Return the configuration with the targets that this model has, in the order of its layers.
 
-    ConfigError for a name that means nothing of it.
+    Experts and routers that target modules mean are target parameters in it.  ConfigError for a name that means nothing
+    of the model.
     """
-    chosen, modules, linear = chosen_targets(shape, config), _modules(shape), _candidates(shape)
+    config = as_parameters(config, expert_parameters(shape, layers(shape)), candidates(shape))
+    chosen, modules, linear = chosen_targets(shape, config), _modules(shape), candidates(shape)
     every = either(list(dict.fromkeys(module.rpartition(".")[2] for module in linear)))
     for block in config.layers_to_transform or ():
         if block >= shape.num_layers:
@@ -268,7 +284,7 @@ def named(shape: TrainableModelConfig, config: AnyLora) -> AnyLora:
     if not chosen:
         rule = "leave out exclude_modules, layers_to_transform or modules_to_save"
         raise ConfigError(f"no projection is left that gets an adapter; {rule}")
-    modular = [target.module for target in chosen if target.kind is not Kind.EXPERTS]
+    modular = [target.module for target in chosen if target.kind not in (Kind.EXPERTS, Kind.ROUTER)]
     names = tuple(dict.fromkeys(module.rpartition(".")[2] for module in modular))
     # The last words, unless they mean more than what was asked for.
     short = config.replace(target_modules=names or None)
@@ -276,7 +292,7 @@ def named(shape: TrainableModelConfig, config: AnyLora) -> AnyLora:
     return short if same else config
 
 
-def _candidates(shape: TrainableModelConfig) -> list[str]:
+def candidates(shape: TrainableModelConfig) -> list[str]:
     """Return all modules that may get an adapter."""
     linear = [_module(tensor) for _, tensors in _linears(shape, layers(shape)) for tensor in tensors]
     return [*linear, *(_module(tensor) for tensor, _ in _end_tensors(shape))]
@@ -301,10 +317,11 @@ def _modules(shape: TrainableModelConfig) -> list[str]:
 def unused(shape: TrainableModelConfig, config: LoraConfig, linear: Sequence[str]) -> dict[str, list[str]]:
     """Return the names of the settings that leave out or vary targets, without those that mean something."""
     adapted = [target.module for target in chosen_targets(shape, config)]
+    former = [name for each in expert_parameters(shape, layers(shape)) for name in each.names()]
     excluded = [
         name
         for name in config.exclude_modules or ()
-        if all(map(LoraConfig(exclude_modules=(name,)).is_target, linear))
+        if all(map(LoraConfig(exclude_modules=(name,)).is_target, [*linear, *former]))
     ]
     fields = {"layers_pattern": linear, "rank_pattern": adapted, "alpha_pattern": adapted}
     return {"exclude_modules": excluded, **{field: config.unused(field, among) for field, among in fields.items()}}
@@ -316,7 +333,7 @@ def without_unused(shape: TrainableModelConfig, config: LoraConfig) -> LoraConfi
     So are targets that another setting leaves out: of all-linear, PEFT writes every module that it meant; and dropout
     where no adapter has any.
     """
-    linear = _candidates(shape)
+    linear = candidates(shape)
     idle = [name for name in config.target_modules or () if _left_out(config, name, linear)]
     idle = [] if len(idle) == len(config.target_modules or ()) else idle
     names = unused(shape, config, linear)
@@ -371,13 +388,12 @@ def _check_names(
 
 
 def _check_parameters(shape: TrainableModelConfig, config: LoraConfig) -> None:
-    """Raise ConfigError for a target parameter that is no stack of experts, or is trained whole."""
-    every = LoraConfig(target_parameters=("gate_up_proj", "down_proj"))
-    stacks = [target.module for _, some in expert_targets(shape, layers(shape), every) for target in some]
+    """Raise ConfigError for a target parameter that is no router and no stack of experts, or is trained whole."""
+    stacks = [each.name for each in expert_parameters(shape, layers(shape))]
     for name in config.target_parameters or ():
         meant = [stack for stack in stacks if LoraConfig(target_parameters=(name,)).is_target_parameter(stack)]
         if not meant:
-            rule = "this model has no such stack of experts' matrices"
+            rule = "this model has no such matrices of experts or routers"
             ends = dict.fromkeys(".".join(stack.split(".")[-3:]) for stack in stacks)
             remedy = f"try {either(list(ends))}" if ends else "it has no experts; name modules in target_modules"
             raise ConfigError(f"target_parameters ({shown(name)}): {rule}; {remedy}")
@@ -393,8 +409,10 @@ def trained_table(shape: TrainableModelConfig, config: LoraConfig) -> tuple[Tens
     table: list[Tensor] = []
     offset = 0
     adapted = set()
-    together = [targets for _, targets in linear_targets(shape, layers(shape), config)]
-    stacks = [[target] for _, some in expert_targets(shape, layers(shape), config) for target in some]
+    made = layers(shape)
+    each = *linear_targets(shape, made, config), *router_targets(shape, made, config)
+    together = [targets for _, targets in each]
+    stacks = [[target] for _, some in expert_targets(shape, made, config) for target in some]
     for targets in (*together, *stacks, *([target] for target in end_targets(shape, config))):
         adapted |= {target.module for target in targets}
         for kind in PARTS if config.use_dora else PARTS[:2]:

@@ -1,6 +1,6 @@
 """Adapters on the disk, whatever they are kept in, as `stored.py` is for models.
 
-    a folder of PEFT's kind      formats/peft.py
+    a folder of PEFT's kind      formats/peft.py, of experts as they were before older_adapter.py
     a folder of mlx-lm's kind    mlx_adapter.py
     a GGUF file                  gguf_adapter.py
 
@@ -25,6 +25,7 @@ from ..parameters import Tensor
 from .gguf_adapter import read_gguf_adapter
 from .identity import Fingerprint
 from .mlx_adapter import read_mlx_adapter
+from .older_adapter import modernised
 
 __all__ = [
     "base_digest_of",
@@ -54,7 +55,7 @@ def read_stored_adapter(place: Path, shape: TrainableModelConfig, *, allow_nonfi
         return read_gguf_adapter(place, shape, allow_nonfinite=allow_nonfinite)
     if is_mlx_adapter(place):
         return read_mlx_adapter(place, shape, allow_nonfinite=allow_nonfinite)
-    return read_adapter(place, allow_nonfinite=allow_nonfinite)
+    return modernised(read_adapter(place, allow_nonfinite=allow_nonfinite), shape, place)
 
 
 def _said_of_base(place: Path) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ from abi_py.model import LoraModel
 from abi_py.training.checkpoint import list_checkpoints
 from abi_py.training.loading import load_model
 
+MIXTURES = ("mixtral", "qwen3_moe")
 QUICK = ["--max-seq-len", "16", "--corpus-bytes", "3000", "--sample-tokens", "0"]
 LORA = ["--lora-rank", "4", "--lora-targets", "q,v_proj", "--lora-dropout", "0.1", "--learning-rate", "0.01"]
 
@@ -170,8 +171,8 @@ def left(abi_train, base, tmp_path):
 DRAWN = ("--prompt", "The ", "--max-new-tokens", "12", "--temperature", "1", "--seed", "3", "--json")
 
 
-def written(abi_train, path):
-    code, out, err = abi_train("generate", path, *DRAWN)
+def written(abi_train, path, *more):
+    code, out, err = abi_train("generate", path, *more, *DRAWN)
     assert code == 0, err
     return json.loads(out)["ids"]
 
@@ -334,10 +335,12 @@ def test_every_kind_of_family_has_adapters(abi_train, tmp_path, family, dtype):
     trained(abi_train, "export", "float32", "-o", "base", "--dtype", dtype)
     out = trained(
         abi_train,
-        *("run", "--base", "base", "--data", "talks.jsonl", "--lora-rank", "2", "--lora-dropout", "0.1"),
+        *("run", "--base", "base", "--data", "talks.jsonl", "--lora-rank", "2"),
+        *(() if family in MIXTURES else ("--lora-dropout", "0.1")),
         *("--batch-size", "4", "--epochs", "1", "--learning-rate", "0.02", "--sample-tokens", "0", "--out", "r"),
     )
-    assert ("experts and their routers get no adapters" in out) == (family in ("qwen3_moe", "mixtral"))
+    assert "get no adapters" not in out
+    assert ("mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj" in out) == (family in MIXTURES)
     trained(abi_train, "resume", "r", "--epochs", "2")
     written(abi_train, "r/adapter")
     own = Tokenizer.load(tmp_path / "base")
@@ -403,7 +406,7 @@ def test_experts(abi_train, tmp_path):
     run = ("run", "--base", folder, *quick, *chosen)
     out = trained(abi_train, *run, "--dry-run", "--out", "whole")
     assert "(rank 2: q_proj, mlp.experts.gate_up_proj, mlp.experts.down_proj)" in out
-    assert "routers of experts get no adapters" in out
+    assert "routers get no adapters" in out
     assert "layers.0-1.experts_gate_up.a" in out
     run = (*run, "--lr-schedule", "constant", "--learning-rate", "0.01")
     trained(abi_train, *run, "--epochs", "2", "--out", "whole")
@@ -423,13 +426,33 @@ def test_experts(abi_train, tmp_path):
     assert max(np.abs(each - found[0]).max() for each in found) < 1e-4
     trained(abi_train, "export", "whole", "--format", "peft", "-o", "peft")
     assert "mlp.experts.down_proj" in trained(abi_train, "inspect", "peft")
-    code, _, err = abi_train("export", "whole", "--format", "gguf-adapter", "-o", "a.gguf")
-    assert (code, "has no room here for adapters of experts" in err) == (2, True), err
+    trained(abi_train, "export", "whole", "--format", "gguf-adapter", "-o", "a.gguf")
+    assert written(abi_train, "mixture", "--adapter", "a.gguf") == written(abi_train, "whole")
     said = refused(abi_train, "resume", "whole", "--epochs", "3", "--lora-target-parameters", "experts.down_proj")
     assert "target_parameters (experts.down_proj) of lora must stay mlp.experts.gate_up_proj, mlp.exp" in said
-    for wrong, why in (("experts.up_proj", "try mlp.experts.gate_up_proj"), ("gate.weight", "no such stack of")):
+    for wrong, why in (("experts.up_proj", "try mlp.gate.weight, mlp.experts.gate_up_proj"), ("gate.bias", "no such")):
         said = refused(abi_train, "run", "--base", folder, *quick, "--lora-target-parameters", wrong, "--out", "x")
         assert why in said
+
+
+def test_routers(abi_train, tmp_path):
+    """Named as a module or as a parameter, a router alone is trained; dropout and DoRA are refused, with a way out."""
+    folder = make_folder(tmp_path / "mixture", family="qwen3_moe", num_layers=2)
+    quick = ("run", "--base", folder, "--data", write_talks(tmp_path / "talks.jsonl"), "--max-seq-len", "64")
+    quick += ("--batch-size", "4", "--sample-tokens", "0", "--lora-rank", "2", "--learning-rate", "0.01")
+    out = trained(abi_train, *quick, "--lora-target-parameters", "gate.weight", "--epochs", "1", "--out", "r")
+    assert "experts get no adapters" in out
+    one = read_safetensors(tmp_path / "r/adapter/adapter_model.safetensors")
+    name = "base_model.model.model.layers.1.mlp.gate.lora_"
+    assert one[f"{name}B.weight"].any()
+    assert len(one) == 4
+    assert written(abi_train, "r") == written(abi_train, "r/adapter")
+    out = trained(abi_train, *quick, "--lora-targets", "q,mlp.gate", "--epochs", "1", "--out", "s")
+    assert "(rank 2: q_proj, mlp.gate.weight)" in out
+    for option in ("--lora-dropout=0.1", "--dora"):
+        said = refused(abi_train, *quick, option, "--out", "x")
+        assert "where target_modules mean experts or routers (model.layers.0.mlp.gate.weight)" in said
+        trained(abi_train, *quick, option, "--lora-targets", "q,k,v,o", "--dry-run", "--out", "x")
 
 
 def test_adapters_that_learned_nothing_are_said_to_be_as_they_began(abi_train, base, tmp_path):

@@ -11,8 +11,9 @@ from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
 from abi_py.formats.gguf import F32, PlannedTensor, open_gguf, write_gguf
 from abi_py.formats.gguf.ggml_types import BY_NAME
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
-from abi_py.model import LoraModel, TrainableModel
+from abi_py.model import LoraModel, TrainableModel, gguf_adapter
 from abi_py.model.frozen import FrozenModel
+from abi_py.model.gguf_adapter import LowRank
 
 SHAPE = {
     **{"hidden_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 48},
@@ -50,6 +51,65 @@ def test_the_same_adapters_come_back(name, form, tmp_path):
     assert [*again.weights] == [*lora.weights]
     assert again.forward(IDS).tobytes() == lora.forward(IDS).tobytes()
     assert np.abs(again.forward(IDS) - model.forward(IDS)).max() > 1e-3
+
+
+EXPERTS = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+@pytest.mark.parametrize("parameters", [EXPERTS, EXPERTS[:1], EXPERTS[1:2], ("1.mlp.experts.down_proj",)])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_adapters_of_experts_come_back_from_gguf(family, parameters, tmp_path):
+    """Gate and up each have the A of both, and their rows of B; of the bits nothing changes."""
+    model = made("mixtral", family=family, norm_topk_prob=True) if family == "qwen3_moe" else made(family)
+    lora = adapted(model, target_parameters=parameters, target_modules="v")
+    lora.save_gguf(tmp_path / "a.gguf")
+    again = LoraModel.load(model, tmp_path / "a.gguf")
+    assert again.collect_weights().tobytes() == lora.collect_weights().tobytes()
+    assert again.forward(IDS).tobytes() == lora.forward(IDS).tobytes()
+    shapes = {name: tensor.shape for name, tensor in open_gguf(tmp_path / "a.gguf").tensors.items()}
+    if EXPERTS[1] in parameters:
+        a, b = (lora.weights[f"layers.0.experts_gate_up.{half}"] for half in "ab")
+        for part, rows in (("gate", b[:, : b.shape[1] // 2]), ("up", b[:, b.shape[1] // 2 :])):
+            name = f"blk.0.ffn_{part}_exps.weight.lora_"
+            assert (shapes[f"{name}a"], shapes[f"{name}b"]) == (a.shape, rows.shape)
+    assert ("blk.1.ffn_gate_inp.weight.lora_b" in shapes) == (EXPERTS[0] in parameters)
+
+    lora = adapted(model)  # all-linear: gate and up of twice the rank, which the file's one alpha does not say
+    lora.save_gguf(tmp_path / "b.gguf")
+    assert LoraModel.load(model, tmp_path / "b.gguf").forward(IDS).tobytes() == lora.forward(IDS).tobytes()
+
+
+@pytest.mark.parametrize("alpha", [6.0, 0.0])
+def test_gate_and_up_of_experts_with_adapters_of_their_own(alpha, tmp_path, monkeypatch):
+    """As llama.cpp's converter writes PEFT's older folders; one of them alone; an alpha of 0, a factor of 1."""
+    model, rng = made("mixtral"), np.random.default_rng(3)
+    found = {}
+    for name, rank in (("0.experts_gate", 2), ("0.experts_up", 3), ("1.experts_up", 2), ("1.experts_down", 4)):
+        experts, outer, inner = model.weights[f"layers.{name}"].shape
+        sizes = (experts, rank, inner), (experts, outer, rank)
+        found[f"layers.{name}"] = LowRank(*(rng.normal(0, 0.3, each).astype(np.float32) for each in sizes), 6.0 / rank)
+    entries = gguf_adapter.adapter_metadata
+    monkeypatch.setattr(gguf_adapter, "adapter_metadata", lambda family, _, *rest: entries(family, alpha, *rest))
+    gguf_adapter.write_gguf_adapter(tmp_path / "a.gguf", model.config, found)
+    merged = LoraModel.load(model, tmp_path / "a.gguf").merged().weights
+    for name, w in model.weights.items():
+        wanted = w
+        if name in found:
+            wanted = w + (found[name].scale if alpha else 1.0) * found[name].b @ found[name].a
+        assert np.abs(merged[name] - wanted).max() < 1e-5, name
+
+
+def test_adapters_of_other_experts_are_refused(tmp_path):
+    adapted(made("mixtral"), target_parameters=EXPERTS).save_gguf(tmp_path / "a.gguf")
+    for changes, said in (
+        ({"num_experts": 5}, r"ffn_gate_exps.weight.lora_a has shape \(4, 3, 32\), and on this model takes \(5, 3, "),
+        ({"intermediate_dim": 80}, r"ffn_gate_exps.weight.lora_b has shape .* and on this model takes \(4, 80, 3\)"),
+        ({"num_layers": 1}, "has no place in this model"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            LoraModel.load(made("mixtral", **changes), tmp_path / "a.gguf")
+    with pytest.raises(CheckpointError, match="has no place in this model, a llama"):
+        LoraModel.load(made("llama"), tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("form", ["save_gguf", "save_mlx"])

@@ -1,4 +1,4 @@
-"""Adapters on experts (PEFT's target_parameters): names, counts, gradients, bits, frozen bases, merging, files."""
+"""Adapters on experts and routers (PEFT's target_parameters): names, counts, gradients, bits, frozen bases, files."""
 
 import json
 
@@ -9,13 +9,13 @@ from small_models import make_batch, make_model
 from abi_py.config import LoraConfig
 from abi_py.errors import CheckpointError, ConfigError
 from abi_py.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from abi_py.formats.safetensors import read_safetensors
+from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.generation.decoder import Decoder
 from abi_py.gradcheck import check_close, check_gradient
-from abi_py.model import LoraModel, reference
+from abi_py.model import LoraModel, TrainableModel, reference
 from abi_py.model.arena import memory_plan
 from abi_py.model.lora_layers import planned
-from abi_py.model.lora_targets import num_trained, report
+from abi_py.model.lora_targets import named, num_trained, report, trained_table
 from abi_py.runs.tiny_models import stored_as
 
 SHAPE = {"hidden_dim": 32, "num_experts": 5, "experts_per_token": 2, "intermediate_dim": 32, "num_layers": 2}
@@ -24,6 +24,8 @@ FAMILIES = {
     "qwen3_moe": {"family": "qwen3_moe", "expert_dim": 64, **SHAPE},
 }
 BOTH = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+ROUTER = "mlp.gate.weight"
+ALL = (ROUTER, *BOTH)
 PEFT_NAME = "base_model.model.model.layers.0.mlp.experts"
 
 
@@ -45,24 +47,30 @@ def make_lora(base, rng, **settings):
 
 
 def with_adapters(base, trained, lora):
-    """Return the weights W + s B A of each expert, written down, in the type of `trained`."""
+    """Return the weights W + s B A of each expert and router, written down, in the type of `trained`."""
     weights = dict(base)
     for target in lora.targets():
-        name, at = target.tensor.name, target.tensor.name.rpartition(".")[0]
-        product = target.scale * np.einsum("eor,eri->eoi", trained[f"{name}.b"], trained[f"{name}.a"])
-        for own, half in zip(target.matrices, np.split(product, len(target.matrices), axis=1), strict=True):
-            weights[f"{at}.{own}"] = weights[f"{at}.{own}"] + half
+        name, own = target.tensor.name, matrices_of(target)
+        product = target.scale * np.einsum("...or,...ri->...oi", trained[f"{name}.b"], trained[f"{name}.a"])
+        for each, half in zip(own, np.split(product, len(own), axis=-2), strict=True):
+            weights[each] = weights[each] + half
     return weights
 
 
+def matrices_of(target):
+    """Return the names of what an adapter is on."""
+    at, _, last = target.tensor.name.rpartition(".")
+    return [f"{at}.{own}" for own in target.matrices or (last,)]
+
+
 def gradients_by_hand(lora, trained, dw):
-    """Return s Bᵀ dW and s dW Aᵀ of each expert."""
+    """Return s Bᵀ dW and s dW Aᵀ of each expert and router."""
     found = {}
     for target in lora.targets():
-        name, at = target.tensor.name, target.tensor.name.rpartition(".")[0]
-        whole = target.scale * np.concatenate([dw[f"{at}.{own}"] for own in target.matrices], axis=1)
-        found[f"{name}.a"] = np.einsum("eor,eoi->eri", trained[f"{name}.b"], whole)
-        found[f"{name}.b"] = np.einsum("eoi,eri->eor", whole, trained[f"{name}.a"])
+        name = target.tensor.name
+        whole = target.scale * np.concatenate([dw[own] for own in matrices_of(target)], axis=-2)
+        found[f"{name}.a"] = np.einsum("...or,...oi->...ri", trained[f"{name}.b"], whole)
+        found[f"{name}.b"] = np.einsum("...oi,...ri->...or", whole, trained[f"{name}.a"])
     return found
 
 
@@ -81,18 +89,53 @@ def test_what_a_name_means_and_how_much_it_trains(family):
     assert count(target_parameters="experts.down_proj") == 2 * down
     assert count(target_parameters="1.mlp.experts.gate_up_proj") == gate_up
     assert count(target_parameters=BOTH, rank_pattern="down_proj=6") == 2 * (gate_up + 2 * down)
-    attention = count(target_modules="q,k,v,o")
-    assert count(target_parameters=BOTH, target_modules="all-linear") == attention + 2 * (gate_up + down)
+    attention, router = count(target_modules="q,k,v,o"), 3 * (width + experts)
+    every = attention + 2 * (router + 2 * gate_up + down)  # gate and up, which were two modules, have twice the rank
+    assert count(target_parameters=BOTH, target_modules="all-linear") == count() == every
+    assert count(target_parameters=ROUTER) == count(target_modules="mlp.gate") == 2 * router
+    names = "w1,w2,w3" if family == "mixtral" else "gate,up,down_proj"
+    assert count(target_modules=names) == count(target_modules=names, alpha=7) == 2 * (2 * gate_up + down)
+    q = count(target_modules="q") / 2
+    assert count(target_modules=f"q,{names}", layers_to_transform=1) == q + 2 * gate_up + down
+    assert count(exclude_modules="gate_up_proj,down_proj,mlp.gate") == attention
+    assert count(exclude_modules="0.mlp.gate") == every - router
+    assert count(rank_pattern="gate_up_proj=3,mlp.gate.weight=6") == every - 2 * gate_up + 2 * router
+    assert count(target_modules=r".*layers\.1\.(self_attn\.q_proj|mlp\.gate)") == q + router
     assert "rank 3: q_proj, mlp.experts.down_proj" in report(
         shape, LoraConfig(rank=3, target_modules="q", target_parameters="mlp.experts.down_proj")
     )
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"target_modules": "q,gate,up,down", "use_rslora": True, "rank_pattern": "1.mlp.experts.0.(gate|up)_proj=5"},
+        {"exclude_modules": "experts.gate_up_proj,1.mlp.gate", "rank_pattern": "down_proj=4"},
+        {"layers_to_transform": 1, "alpha_pattern": "gate_up_proj=4"},
+        {"target_modules": "down_proj,mlp.gate", "target_parameters": "gate_up_proj"},
+        {"target_modules": "all-linear", "modules_to_save": "0.mlp"},
+    ],
+)
+@pytest.mark.parametrize("dense", [(), (0,)])
+def test_a_named_configuration_stays_as_it_is(dense, settings):
+    """As it is written and read, and repeated when a run goes on; in a model with a dense block, too."""
+    shape = make_base("qwen3_moe", mlp_only_layers=dense).config
+    once = named(shape, LoraConfig(rank=3, **settings))
+    assert named(shape, once) == once
+    assert trained_table(shape, named(shape, once.replace(**settings))) == trained_table(shape, once)
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"target_parameters": "experts.up_proj"}, r"target_parameters \('experts.up_proj'\): this model has no such "),
-        ({"target_parameters": "mlp.gate.weight"}, r"try mlp.experts.gate_up_proj or mlp.experts.down_proj"),
+        ({"target_parameters": "gate.bias"}, "try mlp.gate.weight, mlp.experts.gate_up_proj or mlp.experts.down_proj"),
+        ({"target_modules": "q,w1"}, "w1 of experts without w3, and both are one matrix, model.layers.0.mlp.experts.g"),
+        ({"target_modules": "w1,w3", "rank_pattern": "w1=2"}, "adapter has one factor; give them one rank and alpha"),
+        ({"dropout": 0.1}, r"dropout \(0.1\) must be 0.0 where target_modules mean experts or routers \(model.lay"),
+        ({"target_modules": "mlp.gate", "use_dora": True}, r"use_dora \(True\) must be False .* name other modules"),
+        ({"target_parameters": ROUTER, "dropout": 0.1}, r"dropout \(0.1\) must be 0 beside target_parameters"),
         ({"target_parameters": "q_proj.weight"}, r"target_parameters \('q_proj.weight'\)"),
         ({"target_parameters": r".*down_proj"}, r"target_parameters \('\.\*down_proj'\)"),  # no expressions, as in PEFT
         ({"target_parameters": "xdown_proj"}, r"target_parameters \('xdown_proj'\)"),
@@ -116,7 +159,15 @@ def test_a_model_without_experts_has_none():
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "settings", [{}, {"target_parameters": BOTH[:1]}, {"target_parameters": BOTH[1:], "use_rslora": True}]
+    "settings",
+    [
+        {},
+        {"target_parameters": BOTH[:1]},
+        {"target_parameters": BOTH[1:], "use_rslora": True},
+        {"target_parameters": ALL, "rank_pattern": "mlp.gate.weight=5"},
+        {"target_parameters": ROUTER},
+        {"target_parameters": f"1.{ROUTER}"},
+    ],
 )
 def test_gradients_equal_the_reference(rng, family, settings):
     lora = make_lora(make_base(family), rng, **settings)
@@ -128,18 +179,20 @@ def test_gradients_equal_the_reference(rng, family, settings):
         found = lora.compute_loss(ids, labels, backward=True)
         loss = found.loss + sum(found.penalties.values())
         wanted, dw = reference.loss_and_gradients(lora.layers, merged, ids, labels)
-        assert abs(loss - wanted) < 1e-5
+        if "target_parameters" not in settings or "1." not in settings["target_parameters"]:  # else a part is constant
+            assert abs(loss - wanted) < 1e-5
         for name, gradient in gradients_by_hand(lora, trained, dw).items():
             check_close(lora.gradients[name], passes * gradient, 1e-4, name)
     assert lora.model.collect_weights().tobytes() == before.tobytes()
 
 
-@pytest.mark.parametrize("name", ["experts_gate_up.a", "experts_gate_up.b", "experts_down.a", "experts_down.b"])
-def test_gradients_equal_finite_differences(rng, name):
-    lora = make_lora(make_base(), rng)
+@pytest.mark.parametrize("half", "ab")
+@pytest.mark.parametrize("name", ["experts_gate_up", "experts_down", "w_router"])
+def test_gradients_equal_finite_differences(rng, name, half):
+    lora = make_lora(make_base(), rng, target_parameters=ALL)
     ids, labels = make_batch(rng, lora)
     base, trained = reference.widened(lora.model.weights), reference.widened(lora.weights)
-    name = f"layers.0.{name}"  # under another block of adapters
+    name = f"layers.0.{name}.{half}"  # under another block of adapters
 
     def loss(changed):
         merged = with_adapters(base, {**trained, name: changed}, lora)
@@ -156,11 +209,11 @@ def test_bits(rng, same_bits):
     """Fresh adapters change none; threads and checkpointing change none of a step."""
     base = make_base()
     ids, labels = make_batch(rng, base)
-    fresh = LoraModel(base, LoraConfig(target_parameters=BOTH))
+    fresh = LoraModel(base, LoraConfig(target_parameters=ALL))
     assert fresh.forward(ids).tobytes() == base.forward(ids).tobytes()
 
     def step(**changes):
-        lora = make_lora(make_base(**changes), np.random.default_rng(4))
+        lora = make_lora(make_base(**changes), np.random.default_rng(4), target_parameters=ALL)
         loss = lora.compute_loss(ids, labels, backward=True)
         return loss.token_losses, lora.parameters.gradients_flat
 
@@ -181,6 +234,19 @@ def test_an_expert_without_rows_gets_no_gradient(rng):
         assert np.count_nonzero(gradient.any(axis=(1, 2))) == 2, name
 
 
+def test_penalties_reach_the_adapter_of_a_router(rng):
+    """That alone learns, from the balance of the load, which experts tokens are sent to."""
+    lora = make_lora(make_base(router_aux_loss_coef=0.5), rng, target_parameters=ROUTER)
+    base = TrainableModel(lora.config.replace(router_aux_loss_coef=0.0), lora.model.collect_weights())
+    plain = LoraModel(base, lora.lora)
+    plain.parameters.weights_flat[:] = lora.parameters.weights_flat
+    ids, labels = make_batch(rng, lora)
+    penalties = [model.compute_loss(ids, labels, backward=True).penalties for model in (lora, plain)]
+    assert penalties[0]["load_balancing"] > penalties[1].get("load_balancing", 0.0)
+    name = "layers.0.w_router.a"
+    assert np.abs(lora.gradients[name] - plain.gradients[name]).max() > 1e-4
+
+
 def test_bfloat16_is_near(rng):
     lora = make_lora(make_base(), rng)
     ids, labels = make_batch(rng, lora)
@@ -196,7 +262,8 @@ def test_bfloat16_is_near(rng):
 def test_on_a_frozen_base_as_it_lies(rng, storage):
     """Passes, decoding and merging are those on the decoded experts."""
     frozen = stored_as(make_base("qwen3_moe", hidden_dim=64), storage)
-    ours, plain = (make_lora(base, np.random.default_rng(5)) for base in (frozen, frozen.widened()))
+    bases = frozen, frozen.widened()
+    ours, plain = (make_lora(base, np.random.default_rng(5), target_parameters=ALL) for base in bases)
     ids, labels = make_batch(rng, ours)
     assert LoraModel(frozen, ours.lora).forward(ids).tobytes() == frozen.forward(ids).tobytes()
     for lora in (ours, plain):
@@ -216,7 +283,7 @@ def test_on_a_frozen_base_as_it_lies(rng, storage):
 
 
 def test_merge_and_unmerge(rng):
-    lora = make_lora(make_base(), rng)
+    lora = make_lora(make_base(), rng, target_parameters=ALL)
     ids, _ = make_batch(rng, lora)
     wanted, before = lora.forward(ids).copy(), lora.model.collect_weights()
     check_close(lora.merged().forward(ids), wanted, 1e-5)
@@ -243,6 +310,14 @@ def test_the_plan_and_the_operations(rng):
     more = lora.flops_per_token(8) - down.flops_per_token(8)
     assert more == 2 * 6 * 2 * 3 * (32 + 2 * 32)  # blocks, operations, K, R, (in + out)
 
+    routed = LoraModel(base, lora.lora.replace(target_parameters=ALL))
+    plan = memory_plan(base.config, 2, 8, adapted=planned(base.config, routed.lora), frozen=frozen)
+    assert plan == routed.memory_plan(2, 8)
+    saved = [each.memory_plan(2, 8, accumulates=True)["saved activations"] for each in (routed, lora)]
+    assert saved[0] - saved[1] == 2 * 4 * 16 * 3  # blocks, bytes, tokens, R
+    more = routed.flops_per_token(8) - lora.flops_per_token(8)
+    assert more == 2 * 6 * 3 * (32 + 5) - 2 * 3 * 32  # there is no gradient of the first block's input
+
 
 # -- files -------------------------------------------------------------------------------------------
 
@@ -267,6 +342,13 @@ def test_saved_as_peft_has_it(rng, tmp_path):
     assert again.lora == lora.lora
     assert again.collect_weights().tobytes() == lora.collect_weights().tobytes()
 
+    router = make_lora(make_base(), rng, target_parameters=f"1.{ROUTER}")
+    router.save(tmp_path / "r")
+    tensors, at = read_safetensors(tmp_path / "r" / ADAPTER_WEIGHTS), "base_model.model.model.layers.1.mlp.gate.lora"
+    assert {name: w.shape for name, w in tensors.items()} == {f"{at}_A.weight": (3, 32), f"{at}_B.weight": (5, 3)}
+    again = LoraModel.load(router.model, tmp_path / "r")
+    assert again.collect_weights().tobytes() == router.collect_weights().tobytes()
+
     other = LoraModel(make_base(num_experts=6), lora.lora)
     with pytest.raises(CheckpointError, match=r"has shape \(15, 32\); rank 3 on this model takes \(18, 32"):
         LoraModel.load(other.model, tmp_path / "a")
@@ -274,9 +356,59 @@ def test_saved_as_peft_has_it(rng, tmp_path):
 
 def test_files_that_have_no_room_for_them(rng, tmp_path):
     lora = make_lora(make_base(), rng, target_modules="q")
-    said = r"has no room here for adapters of experts \(model.layers.0.mlp.experts.gate_up_proj, target_par"
-    with pytest.raises(ConfigError, match="a GGUF file of adapters " + said):
-        lora.save_gguf(tmp_path / "a.gguf")
+    said = r"has no room here for adapters of experts and routers \(model.layers.0.mlp.experts.gate_up_proj, target_par"
     with pytest.raises(ConfigError, match="mlx-lm's folder " + said):
         lora.save_mlx(tmp_path / "mlx")
     assert not list(tmp_path.iterdir())
+
+
+def older_folder(folder, rng, shape, drop=(), **said):
+    """Write a folder of Mixtral's as PEFT did before version 5 of the Transformers library; return its tensors."""
+    tensors, at = {}, "base_model.model.model.layers"
+    for block in range(2):
+        modules = {f"{block}.block_sparse_moe.gate": (shape.num_experts, 32)}
+        for e in range(shape.num_experts):
+            modules |= {f"{block}.block_sparse_moe.experts.{e}.{name}": (32, 32) for name in ("w1", "w2", "w3")}
+        for module, (outer, inner) in modules.items():
+            for half, sizes in (("A", (3, inner)), ("B", (outer, 3))):
+                tensors[f"{at}.{module}.lora_{half}.weight"] = rng.standard_normal(sizes).astype(np.float32)
+    folder.mkdir()
+    kept = {name: values for name, values in tensors.items() if not name.endswith(drop)}
+    write_safetensors(folder / ADAPTER_WEIGHTS, kept, {"format": "pt"})
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["gate", "w1", "w2", "w3"], **said}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    return tensors
+
+
+def test_a_folder_of_an_older_version(rng, tmp_path):
+    """Two adapters of an expert's gate and up are one of twice the rank; all else is as it was."""
+    base = make_base()
+    tensors = older_folder(tmp_path / "a", rng, base.config, lora_dropout=0.1, use_rslora=True)
+    lora = LoraModel.load(base, tmp_path / "a")
+    merged, factor = lora.merged().weights, 6 / np.sqrt(3)
+    for name, own in (("w1", "experts_gate"), ("w2", "experts_down"), ("w3", "experts_up")):
+        for e in range(5):
+            at = f"base_model.model.model.layers.1.block_sparse_moe.experts.{e}.{name}.lora"
+            wanted = base.weights[f"layers.1.{own}"][e] + factor * tensors[f"{at}_B.weight"] @ tensors[f"{at}_A.weight"]
+            check_close(merged[f"layers.1.{own}"][e], wanted, 1e-5)
+    at = "base_model.model.model.layers.0.block_sparse_moe.gate.lora"
+    wanted = base.weights["layers.0.w_router"] + factor * tensors[f"{at}_B.weight"] @ tensors[f"{at}_A.weight"]
+    check_close(merged["layers.0.w_router"], wanted, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"drop": "experts.3.w2.lora_B.weight"}, r"experts.3.w2.lora_B.weight is missing; rank 3 .* takes \(32, 3\)"),
+        ({"drop": "gate.lora_A.weight"}, r"mlp.gate.lora_A.weight is missing"),
+        ({"r": 2}, r"block_sparse_moe.gate.lora_A.weight has shape \(3, 32\); rank 2 on this model takes \(2, "),
+        ({"use_dora": True}, r"use_dora \(True\) must be False where target_modules mean experts or routers"),
+        ({"target_modules": ["w1", "w2"]}, "w1 of experts without w3"),
+        ({"target_modules": ["w2"]}, r"block_sparse_moe.* has no place in this model"),
+    ],
+)
+def test_a_damaged_folder_of_an_older_version(rng, tmp_path, changes, said):
+    base = make_base()
+    older_folder(tmp_path / "a", rng, base.config, **changes)
+    with pytest.raises(CheckpointError, match=said):
+        LoraModel.load(base, tmp_path / "a")

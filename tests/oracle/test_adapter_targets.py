@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from world import make_folder
 
-from abi_py.config import LlmTrainingConfig
+from abi_py.config import LlmTrainingConfig, LoraConfig
 from abi_py.formats.peft import read_adapter
+from abi_py.formats.safetensors import write_safetensors
 from abi_py.model import LoraModel
 from abi_py.training.loading import load_model
 from abi_py.training.trainer import LlamaTrainer
@@ -20,6 +21,7 @@ TIED = ("qwen2", {"tie_embeddings": True})
 GPT2 = ("gpt2", {})
 OTHERS = {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 5}, "modules_to_save": ["norm"]}
 MIXTRAL = ("mixtral", {"router_aux_loss_coef": 0.0})
+QWEN3_MOE = ("qwen3_moe", {"router_aux_loss_coef": 0.0})
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 CASES = {
     "all-linear": (LLAMA, {"target_modules": "all-linear"}),
@@ -86,6 +88,17 @@ CASES = {
     "mixtral: gate and up alone": (MIXTRAL, {"target_parameters": ["experts.gate_up_proj"], "use_rslora": True}),
     "mixtral: down alone": (MIXTRAL, {"target_modules": [], "target_parameters": ["1.mlp.experts.down_proj"]}),
     "mixtral: as before version 5": (MIXTRAL, {"target_modules": ["q_proj", "w1", "w2", "w3"]}),
+    "mixtral: all-linear": (MIXTRAL, {"target_modules": "all-linear"}),
+    "mixtral: routers": (MIXTRAL, {"target_modules": ["q_proj", "gate"]}),
+    "mixtral: routers alone": (
+        MIXTRAL,
+        {"target_parameters": ["mlp.gate.weight"], "rank_pattern": {"0.mlp.gate.weight": 3}, "use_rslora": True},
+    ),
+    "qwen3_moe: all-linear": (QWEN3_MOE, {"target_modules": "all-linear", "rank_pattern": {"down_proj": 3}}),
+    "qwen3_moe: routers and down": (
+        QWEN3_MOE,
+        {"target_modules": ["v_proj"], "target_parameters": ["1.mlp.gate.weight", "experts.down_proj"]},
+    ),
 }
 
 
@@ -162,3 +175,88 @@ def test_read_trained_and_written(world, transformers, peft, torch, tmp_path):
         assert max(float((merged[name] - tensors[name]).abs().max()) for name in tensors) < 1e-5
     content = json.loads((tmp_path / "saved/adapter_config.json").read_text())
     assert content["base_model_name_or_path"] == str(base)
+
+
+@pytest.mark.parametrize("settings", [{}, {"rank_pattern": {"down_proj": 3, "gate.weight": 2}}])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_all_linear_means_experts_and_routers(family, settings, transformers, peft, tmp_path):
+    """The same tensors of the same shapes, each with the same factor."""
+    base = make_folder(tmp_path / "base", family=family, num_layers=2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, target_modules="all-linear", **settings)
+    theirs = peft.get_peft_model(model, config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = LoraModel(load_model(base).model, LoraConfig(rank=4, alpha=6, **settings))
+    ours.save(tmp_path / "ours", str(base))
+    one, other = (read_adapter(tmp_path / each) for each in ("ours", "theirs"))
+    assert {name: w.shape for name, w in one.tensors.items()} == {name: w.shape for name, w in other.tensors.items()}
+    factors = {
+        f"{name.removeprefix('base_model.model.')}.{module.parameter_name}": module.scaling["default"]
+        for name, module in theirs.named_modules()
+        if type(module).__name__ == "ParamWrapper"
+    }
+    for target in ours.targets():
+        inside = target.module.replace(".experts.", ".experts.base_layer.") if target.inside else target.module
+        assert target.scale == factors.get(inside, 1.5), target.module
+    assert len(factors) == 6
+
+
+PARTS = {
+    "mixtral": ("block_sparse_moe", ("w1", "w3", "w2")),
+    "qwen3_moe": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+}
+
+
+@pytest.mark.parametrize("targets", ["names", "regex", "all-linear", "routers"])
+@pytest.mark.parametrize("family", PARTS)
+def test_adapters_from_before_version_5(family, targets, transformers, peft, torch, tmp_path):
+    """A folder that names each expert's matrix, and the router, as modules; its dropout acts in training only."""
+    base = make_folder(tmp_path / "base", family=family, num_layers=2, router_aux_loss_coef=0.0)
+    block, (gate, up, down) = PARTS[family]
+    shape, rng, tensors = load_model(base).model.config, np.random.default_rng(2), {}
+
+    def put(module, outer, inner):
+        for half, sizes in (("A", (3, inner)), ("B", (outer, 3))):
+            tensors[f"base_model.model.model.layers.{module}.lora_{half}.weight"] = rng.normal(0, 0.3, sizes)
+
+    for layer in range(2):
+        put(f"{layer}.self_attn.q_proj", shape.num_heads * shape.resolved_head_dim, shape.hidden_dim)
+        put(f"{layer}.{block}.gate", shape.num_experts, shape.hidden_dim)
+        for e in range(shape.num_experts if targets != "routers" else 0):
+            for name in (gate, up):
+                put(f"{layer}.{block}.experts.{e}.{name}", shape.resolved_expert_dim, shape.hidden_dim)
+            put(f"{layer}.{block}.experts.{e}.{down}", shape.hidden_dim, shape.resolved_expert_dim)
+    if targets == "all-linear":
+        for layer in range(2):
+            for name in "kv":
+                put(f"{layer}.self_attn.{name}_proj", shape.num_kv_heads * shape.resolved_head_dim, shape.hidden_dim)
+            put(f"{layer}.self_attn.o_proj", shape.hidden_dim, shape.num_heads * shape.resolved_head_dim)
+    chosen = {
+        "names": ["q_proj", "gate", gate, up, down],
+        "regex": rf".*\.(q_proj|gate|{gate}|{up}|{down})",
+        "all-linear": "all-linear",
+        "routers": ["q_proj", "gate"],
+    }[targets]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 3, "lora_alpha": 5, "target_modules": chosen}
+    config["base_model_name_or_path"] = str(base)
+    (tmp_path / "old").mkdir()
+    write_safetensors(
+        tmp_path / "old/adapter_model.safetensors",
+        {name: values.astype(np.float32) for name, values in tensors.items()}, {"format": "pt"},
+    )  # fmt: skip
+
+    def said(**more):
+        (tmp_path / "old/adapter_config.json").write_text(json.dumps(config | more))
+
+    said()
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    wanted = logits_of(peft.PeftModel.from_pretrained(model, tmp_path / "old"), torch)
+    plain = load_model(base).model
+    said(lora_dropout=0.05)  # which version 5 does not take any more
+    ours = LoraModel.load(plain, tmp_path / "old")
+    assert ours.lora.dropout == 0
+    assert np.abs(ours.forward(IDS) - wanted).max() < 1e-4
+    assert np.abs(plain.forward(IDS) - wanted).max() > 1e-2
+    ours.save(tmp_path / "new", str(base))
+    fresh = transformers.AutoModelForCausalLM.from_pretrained(base)
+    assert np.abs(logits_of(peft.PeftModel.from_pretrained(fresh, tmp_path / "new"), torch) - wanted).max() < 1e-4

@@ -20,6 +20,10 @@ FAMILIES = {
     **{"llama": {"family": "llama"}, "mistral": {"family": "mistral"}, "qwen2": {"family": "qwen2"}},
     "llama_untied": {"family": "llama", "attention_bias": True, "tie_embeddings": False, "head_dim": 32},
     "mixtral": {"family": "mixtral", "num_experts": 4},
+    "qwen3_moe": {
+        **{"family": "qwen3_moe", "head_dim": 64, "num_experts": 6, "experts_per_token": 2, "expert_dim": 256},
+        "norm_topk_prob": True,
+    },
     "qwen3": {"family": "qwen3", "head_dim": 128},
     "gpt2": {"family": "gpt2", "num_kv_heads": 4},
     "gemma3": {"family": "gemma3", "sliding_window": 16},
@@ -134,6 +138,32 @@ def decoded(model, ids, integer):
     rows = [decoder.prefill(0, ids[:1]).copy()]
     rows += [decoder.step(np.array([0]), np.array([each]))[0].copy() for each in ids[1:]]
     return log_probabilities(np.array(rows))
+
+
+EXPERTS = ("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+@pytest.mark.parametrize("chosen", [EXPERTS, EXPERTS[:1], EXPERTS[1:2], EXPERTS[2:]])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_and_routers(name, chosen, opened, tmp_path):
+    """The same text and log-probabilities; routers move the choice of experts, stacks what these compute."""
+    model, prompt = made(name), [5, 17, 233, 8]
+    lora = adapted(model, target_parameters=chosen, rank_pattern={"down_proj": 6} if EXPERTS[2] in chosen else None)
+    for view in lora.weights.values():
+        view *= 2
+    model.export_to_gguf(tmp_path / "m.gguf")
+    lora.save_gguf(tmp_path / "a.gguf")
+    theirs = opened(tmp_path / "m.gguf")
+    plain = theirs.greedy(prompt)
+    assert theirs.put_on(tmp_path / "a.gguf") == 1
+    found = theirs.greedy(prompt)
+    assert generate(lora, prompt, NEW, temperature=0).tolist() == found
+    assert found != plain
+    ids = np.array(prompt + found)
+    wanted = log_probabilities(theirs.logits(ids))
+    assert np.abs(wanted - log_probabilities(lora.forward(ids[None])[0])).max() < 1e-4
+    again = LoraModel.load(model, tmp_path / "a.gguf")
+    assert np.abs(wanted - log_probabilities(again.forward(ids[None])[0])).max() < 1e-4
 
 
 def test_ranks_and_factors_of_some_modules(opened, tmp_path):

@@ -2,10 +2,11 @@
 
     router      logits = n w_routerᵀ, the K largest of E chosen, gates g (`kernels/router.py`)
     expert e    (silu(n experts_gate[e]ᵀ) * (n experts_up[e]ᵀ)) experts_down[e]ᵀ (`expert_products.py`)
-    adapters    of each expert, on gate and up together and on down (`expert_adapter.py`)
+    adapters    of each expert, on gate and up together and on down (`expert_adapter.py`); of the router (`adapter.py`)
 
 Every token is computed by its K experts, however many choose one of them.  Inside, arrays have S = N K rows, those of
-an expert one after the other.  The router's product is float32 in any number format: what it rounds would be a choice.
+an expert one after the other.  The router's products are in float32 in any number format: what they round would be a
+choice.
 
 What the router of each layer did is `Routed`, and `Routing` has those of all layers: the penalties are means over them
 together.  Forward overwrites it, so a block that is computed again does not count twice.  Tokens whose attention mask
@@ -22,7 +23,6 @@ from ...kernels.engine.scratch import aligned_empty
 from ...kernels.router import load_balancing, z_loss
 from ...kernels.unchecked import (
     expert_gradients,
-    product,
     route_backward,
     route_forward,
     weighted_swiglu_backward,
@@ -107,6 +107,7 @@ class Experts(Branch):
         token: np.ndarray  # (N, K): (S,) int32, of each row
         u_gate_up: np.ndarray = field(default_factory=_nothing)  # (N, K R): (S, R), of adapters
         u_down: np.ndarray = field(default_factory=_nothing)
+        u_router: np.ndarray = field(default_factory=_nothing)  # (R, N)
 
     @dataclass
     class Scratch:
@@ -121,6 +122,7 @@ class Experts(Branch):
         dlogits: np.ndarray  # (N, E)
         dweights: np.ndarray  # (N, K)
         du: np.ndarray = field(default_factory=_nothing)  # flat, (S, R) of the wider adapter
+        du_router: np.ndarray = field(default_factory=_nothing)  # flat, (R, N)
 
     @dataclass
     class Decoding:
@@ -155,9 +157,8 @@ class Experts(Branch):
         super().__init__(at, block)
         self.width, self.inner, self.norm, self.routing = width, inner, norm, routing
         self.experts, self.chosen, self.renormalised = routing.experts, chosen, renormalised
-        self._linear = Linear(width, Projection("w_router", self.experts))  # not for adapters
-        self.own: list[Weight] = []  # bound: the router, and
-        self.matrices: tuple[Weight, ...] = ()  # the experts' gate, up and down
+        self.router = Linear(width, Projection("w_router", self.experts))  # none of `linears`: always in float32
+        self.matrices: tuple[Weight, ...] = ()  # bound: the experts' gate, up and down
         self.ranks = {GATE_UP: 0, DOWN: 0}  # of their adapters
         self.adapters: dict[tuple[str, ...], ExpertAdapter] = {}
 
@@ -168,7 +169,7 @@ class Experts(Branch):
         E, F, C = self.experts, self.inner, self.width
         shapes = (E, F, C), (E, F, C), (E, C, F)
         matrices = (TensorSpec(name, shape, hidden=True) for name, shape in zip(MATRICES, shapes, strict=True))
-        router = (replace(each, hidden=False) for each in self._linear.tensors())  # a choice
+        router = (replace(each, hidden=False) for each in self.router.tensors())  # a choice
         return (*router, *matrices, *self.norm.tensors())
 
     def kernels(self) -> set[str]:
@@ -188,6 +189,7 @@ class Experts(Branch):
             "gate_up": Entry(2 * K * self.inner, narrow=True),
             **{name: Entry(K) for name in ("weights", "chosen", "slot", "token")},
             **{name: Entry(K * rank) for name, rank in self._inner_widths().items()},
+            **({"u_router": self.router.saved()} if self.router.rank else {}),
         }
 
     def _inner_widths(self) -> dict[str, int]:
@@ -208,6 +210,7 @@ class Experts(Branch):
             "dlogits": Entry(self.experts),
             "dweights": Entry(K),
             **({"du": Entry(K * max(self.ranks.values()), place="du_experts")} if any(self.ranks.values()) else {}),
+            **({"du_router": Entry(self.router.rank, Form.FLAT)} if self.router.rank else {}),
         }
 
     def decoding(self) -> dict[str, Entry]:
@@ -224,32 +227,30 @@ class Experts(Branch):
 
     def flops(self, seq_len: int, below: bool) -> float:
         """Return those of the products: of the router and of a token's experts."""
-        router, experts = self.width * self.experts, 3 * self.width * self.inner * self.chosen
-        dw = any(weight.dw is not None for weight in self.own) or not self.own
+        experts = 3 * self.width * self.inner * self.chosen
+        dw = any(weight.dw is not None for weight in self.matrices) or not self.matrices
         inner = {GATE_UP: self.width + 2 * self.inner, DOWN: self.inner + self.width}
         adapters = sum(rank * inner[matrices] for matrices, rank in self.ranks.items()) * self.chosen
-        return 2.0 * (1 + below + dw) * (router + experts) + 6.0 * adapters
+        return self.router.flops(below) + 2.0 * (1 + below + dw) * experts + 6.0 * adapters
 
     def is_trained(self) -> bool:
         """Say whether it has adapters, or weights of its own are trained."""
-        return bool(self.adapters) or super().is_trained()
+        return bool(self.adapters) or self.router.adapter is not None or super().is_trained()
 
     # -- weights ---------------------------------------------------------------------------------
 
     def bind(self, weights: Callable[[str], Weight]) -> None:
         """Take its weights by their full names."""
         super().bind(weights)
-        self._linear.bind(self.at, weights)
-        (router,), (self.router,) = self._linear.parts, self._linear.products
+        self.router.bind(self.at, weights)
         self.matrices = tuple(weights(self.at + name) for name in MATRICES)
         self.products: ExpertProducts = products_of(*self.matrices)
-        self.own = [router, *self.matrices]
-        self.weights = [*self.weights, *self.own]
+        self.weights = [*self.weights, *self.router.weights, *self.matrices]
         self.routed = self.routing.join(self.block)
 
     def overwritten(self) -> set[str]:
         """Return the tensors whose gradients backward overwrites."""
-        return {self.at + name for name in (self._linear.projections[0].name, *MATRICES)}
+        return {self.at + name for name in (self.router.projections[0].name, *MATRICES)}
 
     # -- passes ----------------------------------------------------------------------------------
 
@@ -267,7 +268,7 @@ class Experts(Branch):
     def forward(self, out: np.ndarray, a: Saved, s: Scratch, run: Run) -> None:
         """Write out (N, C) from a.x (N, C), and fill the other arrays of a."""
         self.norm.forward(s.n, a.r, a.x)
-        self.router.product(a.logits, s.n, None, _exact(run))
+        self.router.forward(a.logits, s.n, a.u_router, _RouterScratch(s.du_router), _exact(run))
         rows = Rows(self._route(a, self.routed, run.counted), self.routed.offsets)
         h, weights = _rows(s.h, self.inner), a.weights.reshape(-1)
         gate_up, saved = _rows(s.gate_up if run.narrow else a.gate_up, 2 * self.inner), _rows(a.gate_up, 2 * self.inner)
@@ -305,7 +306,7 @@ class Experts(Branch):
         balance, z = self.routing.add_penalties(self.routed, counted, run.penalties)
         saved = a.logits, a.lse, _numbers(a.chosen), _numbers(a.slot), weights
         route_backward(s.dlogits, dweights, *saved, balance, z, run.counted, self.renormalised)
-        # forward: gate_up = n [experts_gate experts_up]ᵀ, logits = n w_routerᵀ, n = norm(x)
+        # forward: gate_up = n [experts_gate experts_up]ᵀ, logits = router(n), n = norm(x)
         self.norm.forward(s.n, a.r, a.x)
         if gate.dw is not None:
             expert_gradients(gate.dw, dgate_up, s.n, *rows, up.dw, **options)
@@ -313,10 +314,11 @@ class Experts(Branch):
             du = _beginning(s.du, len(rows.token), adapter.rank)
             adapter.inner_gradient(du, dgate_up, rows, run)
             adapter.weight_gradients(dgate_up, s.n, _rows(a.u_gate_up, adapter.rank), du, rows, run)
-        if (dw := self.router.dw) is not None:
-            product(dw, s.dlogits, s.n, transpose_a=True, addend=dw if run.accumulate else None)
+        router = a.u_router, _RouterScratch(s.du_router), _exact(run)
+        self.router.inner_gradient(s.dlogits, *router)
+        self.router.weight_gradients(s.dlogits, s.n, *router)
         if below:
-            self.router.product_backward(s.dn, s.dlogits, None, _exact(run))
+            self.router.input_gradient(s.dn, s.dlogits, *router)
             self.products.gate_up_backward(s.dn, dgate_up, rows, run)
             if adapter:
                 adapter.input_gradient(s.dn, du, rows, run)
@@ -328,7 +330,7 @@ class Experts(Branch):
             a = Experts.Decoding(**{name: array[few] for name, array in vars(s).items()})
             out = x[span]
             self.norm.forward(a.n, a.r, out)
-            self.router.decode(a.logits, a.n, None, run)
+            self.router.decode(a.logits, a.n, run)
             routed = Routed(self.experts)  # others may decode at the same time
             rows = Rows(self._route(a, routed, None), routed.offsets)
             h, gate_up = _rows(a.h, self.inner), _rows(a.gate_up, 2 * self.inner)
@@ -339,6 +341,14 @@ class Experts(Branch):
             self.products.down(out, h, rows, out, run)
             if adapter := self.adapters.get(DOWN):
                 adapter.forward(out, h, aligned_empty((len(h), adapter.rank)), rows, run)
+
+
+@dataclass
+class _RouterScratch:
+    """That of the router's adapter."""
+
+    du: np.ndarray
+    dropped: np.ndarray = field(default_factory=_nothing)  # nothing is
 
 
 def _rows(x: np.ndarray, width: int) -> np.ndarray:
