@@ -18,7 +18,7 @@ from ..runs.settings import read_run_config
 from .console import make_console, say
 from .describe import describe_machine
 from .find_lr import find_and_show
-from .options import FieldOption, PathType, RareOption, given_values
+from .options import FieldOption, OutputPath, PathType, RareOption, given_values
 from .plan import show_plan
 from .progress import bytes_progress
 from .training import start
@@ -34,7 +34,7 @@ def beginning_options(
     `usual` and `size` are what the help shows as defaults, `out` other spellings of --out; with `rare`, the size is not
     on the first screen.
     """
-    directory = PathType(path_type=Path, file_okay=False)
+    directory = OutputPath(path_type=Path, file_okay=False)
     file = PathType(path_type=Path, exists=True, dir_okay=False)
     flags = (
         click.option(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..data.corpus import BYTE_VOCAB_SIZE
 from ..errors import AbiError, ConfigError, DataError
 from ..generation.settings import GenerationConfig
+from ..runs.conversations import no_tokenizer
 from ..runs.models import WITHOUT, generation_settings, load_tokenizer
 from ..runs.settings import ChatConfig
 from .console import note, utf8_output, write
@@ -91,16 +91,8 @@ def command(
     set_threads(threads)
     loaded = open_model(model, which)
     codec = load_tokenizer(loaded, tokenizer)
-    if codec is None and loaded.model.config.vocab_size == BYTE_VOCAB_SIZE:
-        raise ConfigError(
-            f"{loaded.directory} reads text as bytes and has no chat template, which a conversation needs; use "
-            "abi-train generate"
-        )
     if codec is None:
-        raise ConfigError(
-            f"{loaded.directory} has no tokenizer, which a conversation needs; give --tokenizer, or use "
-            "abi-train generate"
-        )
+        raise no_tokenizer(str(loaded.directory), loaded.model.config.vocab_size, "use abi-train generate")
     from ..data.chat import template_for
 
     encoder = template_for(codec, template).encoder(codec)

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..training.report import plain
 from .columns import clock, count, figure, show_columns
 from .console import make_console, printable, say, utf8_output
-from .options import FieldOption, PathType, Verb
+from .options import FieldOption, OutputPath, PathType, Verb
 from .run import command as run_verb
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ AXES = ("step", "tokens", "seconds")
     short_help="Compare runs: settings, results, curves.",
 )
 @click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=PathType(path_type=Path, exists=True))
-@click.option("--plot", type=PathType(path_type=Path, dir_okay=False), help="draw the curves: a .svg or .png file")
+@click.option("--plot", type=OutputPath(path_type=Path, dir_okay=False), help="draw the curves: a .svg or .png file")
 @click.option("--by", type=click.Choice(AXES), help="what the curves are drawn over, with --plot  [step]")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable")
 def command(paths: tuple[Path, ...], plot: Path | None, by: str | None, as_json: bool) -> None:

@@ -98,7 +98,7 @@ def command(
         if name is not None and not as_json:
             click.echo(f"adapter        {name}")
         if files:
-            measurement = of_conversations(each, files, codec, template, context)
+            measurement = of_conversations(each, files, codec, template, context, check_json)
         else:
             measurement = of_text(each, data, codec, context, stride)
         if _measure(measurement, each, facts, as_json, check_json):

@@ -9,7 +9,7 @@ from ..errors import ConfigError, counted
 from .compiling import compiling_told
 from .console import make_console, note, say
 from .models import ModelPath, which_options
-from .options import SHORT, PathType, Verb
+from .options import SHORT, OutputPath, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ class FormatType(click.Choice[str]):
     "--out",
     "output",
     required=True,
-    type=PathType(path_type=Path),
+    type=OutputPath(path_type=Path),
     help="where to write; a folder, for abic, gguf and gguf-adapter a file",
 )
 @click.option(
@@ -88,12 +88,14 @@ def command(
     this verb says that it is done.
     """
     from ..runs.export_source import Source
+    from ..runs.exporting import check_request
 
     if no_check and form not in CHECKED:
         raise ConfigError("--no-check acts only with --format gguf and gguf-adapter; leave it out")
+    settings: dict[str, Any] = {"dtype": dtype, "max_shard_size": max_shard_size, "quantize": quantize, "force": force}
+    check_request(model, output, form, base=base, **settings)
     source = Source.open(model, which, base, adapters=form in ADAPTERS_ALONE)
-    settings = {"dtype": dtype, "max_shard_size": max_shard_size, "quantize": quantize, "check": not no_check}
-    show_export(source, output, form, force=force, **settings)
+    show_export(source, output, form, check=not no_check, **settings)
 
 
 def show_export(source: "Source", output: Path, form: str = "hf", **settings: Any) -> None:

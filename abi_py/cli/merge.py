@@ -1,6 +1,7 @@
 """`abi-train merge`: adapters and the model under them as one model."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -8,7 +9,7 @@ from ..choices import MergeBase
 from ..errors import ConfigError
 from .export import DTYPES, FORMATS, QUANTIZE, FormatType, show_export
 from .models import ModelPath, which_options
-from .options import SHORT, PathType, Verb
+from .options import SHORT, OutputPath, Verb
 
 WHOLE = tuple(form for form in FORMATS if form in ("hf", "gguf"))
 
@@ -21,7 +22,7 @@ WHOLE = tuple(form for form in FORMATS if form in ("hf", "gguf"))
 @click.argument("model", type=ModelPath(), metavar="[BASE]")
 @click.argument("adapters", type=ModelPath(), required=False, metavar="ADAPTERS")
 @click.option(
-    *("-o", "--out", "output"), required=True, type=PathType(path_type=Path),
+    *("-o", "--out", "output"), required=True, type=OutputPath(path_type=Path),
     help="where to write; a folder, for gguf a file",
 )
 @click.option(
@@ -59,6 +60,7 @@ def command(
     along. What was written is read again, and its logits are compared with those of the adapters beside the model.
     """
     from ..runs.export_source import Source
+    from ..runs.exporting import check_request
 
     if adapters is not None and base is not None:
         raise ConfigError(f"base ({base}) must not be given twice; {model} stands before the adapters already")
@@ -67,6 +69,8 @@ def command(
     else:
         base = model
     form = form or ("hf" if quantize is None else "gguf")
+    settings: dict[str, Any] = {"dtype": dtype, "max_shard_size": max_shard_size, "force": force}
+    check_request(adapters, output, form, base=base, quantize=quantize, **settings)
     source = Source.open(adapters, which, base, adapters=True, merge_base=MergeBase(merge_base or "original"))
     if merge_base is not None and source.adapters.trained_in is None:
         raise ConfigError(
@@ -79,4 +83,4 @@ def command(
         )
     if form == "gguf" and quantize is None:
         quantize = source.type_of_base
-    show_export(source, output, form, dtype=dtype, max_shard_size=max_shard_size, quantize=quantize, force=force)
+    show_export(source, output, form, quantize=quantize, **settings)

@@ -10,6 +10,7 @@ screen, whether any value is refused, so that no help lists it, and what else mu
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
@@ -20,10 +21,12 @@ from click.shell_completion import CompletionItem
 from ..config import Config, Option, convert, fields_of
 from ..errors import ConfigError
 from ..fields import needs, plain
+from ..files import check_place
 from ..runs.shipped import place_of
 from .help import ALL, HelpContext, Row, help_all_option, lines_of, write_columns
 
 __all__ = [
+    "OutputPath",
     "PathType",
     "RareOption",
     "Verb",
@@ -91,6 +94,18 @@ class PathType(click.Path):
         if value == "":
             self.fail("'' is no path; give the name of a file or directory", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class OutputPath(PathType):
+    """A path that is written to: where nothing can be made is said before anything is done."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; ConfigError if it is not there, and cannot be made."""
+        path = super().convert(value, param, ctx)
+        name = "out" if param is None or param.name in (None, "output") else str(param.name)
+        if not os.path.isdir(path):  # whose own parent need not be written to
+            check_place(name, path)
+        return path
 
 
 class DataPath(PathType):

@@ -10,7 +10,7 @@ import click
 
 from ..errors import counted
 from .console import make_console, say, show_table
-from .options import PathType, Verb
+from .options import OutputPath, Verb
 from .plan import duration, megabytes
 from .stopping import stopping_cleanly
 from .training import show_head, start, train
@@ -34,7 +34,7 @@ OUT = "models"
 )
 @click.argument("recipe", required=False)
 @click.option(
-    "-o", "--out", type=PathType(path_type=Path, file_okay=False), help=f"where to write; a directory  [{OUT}]"
+    "-o", "--out", type=OutputPath(path_type=Path, file_okay=False), help=f"where to write; a directory  [{OUT}]"
 )
 @click.option("--only", metavar="PHASE", help="do this phase alone; what it starts from must be done")
 @click.option("--dry-run", is_flag=True, help="show the plan (memory, steps, time) and stop; nothing is written")

@@ -16,7 +16,7 @@ from .compiling import compiling_told
 from .console import make_console, note, say, show_table, stderr_console
 from .export import lost_text, near_text
 from .models import ModelPath, set_threads, threads_option, which_options
-from .options import DataPath, PathType, Verb
+from .options import DataPath, OutputPath, PathType, Verb
 from .progress import bytes_progress
 from .stopping import stopping_cleanly
 
@@ -34,7 +34,7 @@ MEASURED = ("perplexity", "change", "KL, nats", "largest logit difference")
     short_help="Write a model as a GGUF file of fewer bits a weight.",
 )
 @click.argument("model", type=ModelPath())
-@click.argument("output", required=False, type=PathType(path_type=Path), metavar="[OUT]")
+@click.argument("output", required=False, type=OutputPath(path_type=Path), metavar="[OUT]")
 @click.argument("kind", required=False, metavar="[TYPE]")
 @click.option("--table", is_flag=True, help="show size and bits a weight of the usual types; written if OUT is given")
 @click.option("--imatrix", type=PathType(path_type=Path, exists=True), help="importance of columns, of llama-imatrix")

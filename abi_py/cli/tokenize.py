@@ -12,7 +12,7 @@ from ..data.sources import is_token_file
 from ..data.tokenizing import TokenizeConfig, tokenize_if_needed, tokenize_to_file, valid_path
 from ..errors import ConfigError, counted
 from .console import make_console
-from .options import DataPath, PathType, Verb, config_options, from_flags
+from .options import DataPath, OutputPath, Verb, config_options, from_flags
 from .progress import bytes_progress
 from .stopping import stopping_cleanly
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--out",
     "output",
     required=True,
-    type=PathType(path_type=Path, dir_okay=False),
+    type=OutputPath(path_type=Path, dir_okay=False),
     help="where to write; a .bin file",
 )
 @click.option("--force", is_flag=True, help="replace what is there")

@@ -15,7 +15,7 @@ from ..files import check_free
 from ..runs.new_tokenizer import texts_of
 from ..runs.shipped import name_of
 from .console import make_console
-from .options import DataPath, PathType, Verb, VerbGroup, config_options, from_flags
+from .options import DataPath, OutputPath, PathType, Verb, VerbGroup, config_options, from_flags
 from .progress import bytes_progress
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def command() -> None:
     "--out",
     "output",
     required=True,
-    type=PathType(path_type=Path, file_okay=False),
+    type=OutputPath(path_type=Path, file_okay=False),
     help="where to write; a directory",
 )
 @click.option(

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..fields import plain
 from ..files import sha256_of
 from ..formats.checkpoint_names import is_checkpoint_name
-from .conversations import ends_of_answers, find_files
+from .conversations import ends_of_answers, find_files, no_tokenizer
 from .directory import MODEL
 from .models import find_tokenizer_beside
 from .settings import BaseConfig, ChatConfig, DataConfig
@@ -148,10 +148,7 @@ class Base:
                 f"({self.given.path}) knows {reads}; leave it out"
             )
         if self.is_byte_level and data.path and data.tokenizer is None and find_files(data.path, chat):
-            raise ConfigError(
-                f"base ({self.given.path}) reads text as bytes and has no chat template, without which there are no "
-                "conversations; give a base with one, or texts"
-            )
+            raise no_tokenizer(f"base ({self.given.path})", self.shape.vocab_size, "give a base with one, or texts")
         if data.tokenizer is not None and self.tokenizer is not None:
             given, own = Tokenizer.load(data.tokenizer), Tokenizer.load(self.tokenizer)
             if given.hash != own.hash:

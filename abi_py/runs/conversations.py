@@ -26,6 +26,7 @@ __all__ = [
     "find_files",
     "load_tokenizer_for",
     "no_conversations",
+    "no_tokenizer",
     "open_chat",
     "select_chat",
 ]
@@ -76,6 +77,21 @@ def no_conversations(setting: str, paths: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"{setting} is for conversations, and {what} has none; leave it out, or give a .jsonl, .json or .parquet file "
         "of them"
+    )
+
+
+def no_tokenizer(what: str, vocab_size: int, remedy: str) -> ConfigError:
+    """Return the error for conversations with a model that has no tokenizer, and so no template; `what` names it.
+
+    One that reads bytes has no use for another tokenizer: for that is the `remedy`.
+    """
+    from ..data.corpus import BYTE_VOCAB_SIZE
+
+    rule = "no chat template, without which there are no conversations"
+    if vocab_size == BYTE_VOCAB_SIZE:
+        return ConfigError(f"{what} reads text as bytes and has {rule}; {remedy}")
+    return ConfigError(
+        f"{what} has no tokenizer, and so {rule}; give --tokenizer, the one that it was trained with"
     )
 
 

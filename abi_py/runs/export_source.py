@@ -17,7 +17,7 @@ from ..formats.gguf.quantising import FILE_TYPES
 from ..model import LoraModel, TrainableModel
 from ..model.frozen import FrozenModel
 from ..training.finding import Origin, find_place
-from ..training.loading import LoadedModel
+from ..training.loading import LoadedModel, find_folder
 from ..untrusted import read_text
 from .companions import with_bytes, with_tokenizer_from
 from .directory import ADAPTER, MODEL
@@ -71,6 +71,8 @@ class Source:
             found = find_model(path / ADAPTER, base=base, original=original, mapped=True)
             loaded = dataclasses.replace(found, run=path, skipped=place.skipped)
         else:
+            if place is not None:
+                find_folder(place.folder, adapters=True)  # says what is lacking for adapters
             loaded = find_model(path, which, base, original=original, mapped=adapters)
         if adapters and not isinstance(loaded.model, LoraModel):
             raise ConfigError(f"{path} is a whole model, and has no adapters; abi-train export {path} writes it")

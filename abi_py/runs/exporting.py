@@ -9,6 +9,7 @@ Those of adapters alone are in `exporting_adapters.py`.  The first two are those
 the same names (`choices.ExportFormat`).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,7 +38,7 @@ from ..model.folder import open_weights, read_config
 from ..model.folder_writing import DTYPES, new_folder
 from ..model.frozen import FrozenModel
 from ..model.gguf_writing import plan_gguf
-from ..training.loading import load_model
+from ..training.loading import holds_adapters, load_model, under_adapters
 from .agreement import Agreement, agreement, expected, logits_of
 from .export_source import Source
 from .exporting_adapters import (
@@ -49,7 +50,7 @@ from .exporting_adapters import (
     write_adapters,
 )
 
-__all__ = ["ADAPTER_FORMATS", "FORMATS", "Exported", "Source", "check_format", "export", "write"]
+__all__ = ["ADAPTER_FORMATS", "FORMATS", "Exported", "Source", "check_format", "check_request", "export", "write"]
 
 FORMATS = (*(each.value for each in ExportFormat), "abic", "gguf", *ADAPTER_FORMATS)
 # Forms that are one file, and a name for it.
@@ -61,24 +62,29 @@ FILES = {"abic": "model.bin", "gguf": "model.gguf", GGUF_ADAPTER: "adapter.gguf"
 
 def check_format(
     form: str,
-    shape: TrainableModelConfig,
+    shape: TrainableModelConfig | None,
     dtype: str | None,
     max_shard_size: str | None,
     quantize: str | None = None,
 ) -> None:
-    """Raise ConfigError if a form cannot hold a model, or a setting has no effect in it; the reason is named."""
+    """Raise ConfigError if a form cannot hold a model, or a setting has no effect in it; the reason is named.
+
+    Without a shape, of a model that is not opened yet, what can be told of any.
+    """
     if quantize is not None and form not in ("gguf", GGUF_ADAPTER):
         raise ConfigError(f"quantize ({quantize}) acts only with --format gguf; leave it out, or take --dtype")
     if form == "gguf" and dtype is not None:
         raise ConfigError(f"dtype ({dtype}) has no effect on gguf; take --quantize F32, F16, BF16 or Q8_0 and so on")
     if form == "gguf":
+        file_type(quantize or "F32")  # raises for an unknown one
+    if form == "gguf" and shape is not None:
         plan_gguf(shape, quantize or "F32")
     if form in ("hf", "gguf"):
         return
     if form in ADAPTER_FORMATS:
         check_adapter_format(form, dtype, max_shard_size, quantize)
         return
-    if reason := misfit(shape):
+    if shape is not None and (reason := misfit(shape)):
         raise ConfigError(
             f"format ({form}) holds plain Llama models alone, because the Zig code computes no other, and this has "
             f"{reason}; use --format hf"
@@ -92,13 +98,32 @@ def check_format(
         )
 
 
-def _check_output(source: Source, output: Path, form: str, force: bool) -> None:
-    place, loaded = output.resolve(), source.loaded
-    owners = {"the model's own": loaded.directory, "that of the base under the adapters": loaded.base}
-    for whose, directory in owners.items():
+def check_request(
+    path: Path,
+    output: Path,
+    form: str,
+    *,
+    base: Path | None = None,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    quantize: str | None = None,
+    force: bool = False,
+) -> None:
+    """Raise ConfigError for what `export` refuses of any model, before the one in `path` is opened."""
+    check_format(form, None, dtype, max_shard_size, quantize)
+    if base is None and holds_adapters(path):
+        with contextlib.suppress(CheckpointError):  # which is told when they are opened
+            base = under_adapters(path)
+    _check_output(path, base, None, output, form, force)
+
+
+def _check_output(model: Path, base: Path | None, run: Path | None, output: Path, form: str, force: bool) -> None:
+    """Raise ConfigError for a place that must not be written, or cannot be; `model` and `base` are where these are."""
+    place = output.resolve()
+    for whose, directory in {"the model's own": model, "that of the base under the adapters": base}.items():
         if directory is not None and place in (directory.resolve(), *directory.resolve().parents):
             raise ConfigError(f"out ({output}) must be another place than {whose}, {directory}")
-    inside = next((each for each in (loaded.directory, loaded.base, loaded.run) if each and _is_in(place, each)), None)
+    inside = next((each for each in (model, base, run) if each and _is_in(place, each)), None)
     if inside is not None and os.path.lexists(output):
         raise ConfigError(f"out ({output}) must not replace what belongs to {inside}; choose another")
     if os.path.lexists(output) and not output.is_dir() and form not in FILES:
@@ -162,7 +187,8 @@ def export(
     check_format(form, source.shape, dtype, max_shard_size, quantize)
     if form in ADAPTER_FORMATS:
         _ = source.adapters  # raises where there are none
-    _check_output(source, output, form, force)
+    loaded = source.loaded
+    _check_output(loaded.directory, loaded.base, loaded.run, output, form, force)
     kind = dtype or (source.dtype if form == "hf" else "float32")
     if form == "gguf":
         kind = file_type(quantize or "F32").name

@@ -58,6 +58,9 @@ def check_export(
     from .exporting import check_format
 
     check_format(export.format.value, shape, None, None)
+    for name in ("checkpoint_path", "log_dir"):
+        if (path := getattr(training, name)) is not None and not os.path.isdir(path):
+            check_place(name, path)
     if training.export_gguf_path is not None:
         check_format("gguf", shape, None, None, training.export_quantize)
         check_place("export_gguf_path", training.export_gguf_path)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..model.transformer import Transformer
     from ..training.trainer import LlamaTrainer
 
-__all__ = ["check_answers", "check_answers_of_run", "check_askable", "judge"]
+__all__ = ["check_answers", "check_answers_of_run", "check_any", "check_askable", "judge"]
 
 
 def judge(answer: str, own: dict[str, Any]) -> tuple[bool, bool, bool]:
@@ -87,11 +87,17 @@ def check_askable(run: Run) -> None:
     if not most or not isinstance(run.valid, ChatDataset):
         return
     tokenizer = run.find_tokenizer()[0]
-    if tokenizer is not None and next(_questions(run.valid, tokenizer, run.config.model.max_seq_len), None) is None:
+    if tokenizer is not None:
+        check_any(run.valid, tokenizer, run.config.model.max_seq_len, most, "kept for validation")
+
+
+def check_any(data: "ChatDataset", tokenizer: "Tokenizer", context: int, most: int, which: str) -> None:
+    """Raise ConfigError if no answer of the conversations, named by `which`, is a JSON object: so many as `most` are to
+    be checked."""
+    if next(_questions(data, tokenizer, context), None) is None:
         raise ConfigError(
-            f"check_json ({most}) has no effect: none of the {counted(len(run.valid), 'conversation')} kept for "
-            "validation has an answer that is a JSON object and is trained by itself, as loss_on assistant does; leave "
-            "it out"
+            f"check_json ({most}) has no effect: none of the {counted(len(data), 'conversation')} {which} has an "
+            "answer that is a JSON object and is trained by itself, as loss_on assistant does; leave it out"
         )
 
 

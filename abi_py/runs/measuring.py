@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DataError, counted
-from .conversations import encode_chat
+from .conversations import encode_chat, no_tokenizer
 from .findings import JsonAnswers
-from .json_answers import check_answers
+from .json_answers import check_answers, check_any
 from .settings import ChatConfig
 
 if TYPE_CHECKING:
@@ -60,9 +60,17 @@ def of_text(
 
 
 def of_conversations(
-    loaded: "LoadedModel", files: list[Path], codec: "Tokenizer | None", template: str | None, context: int | None
+    loaded: "LoadedModel",
+    files: list[Path],
+    codec: "Tokenizer | None",
+    template: str | None,
+    context: int | None,
+    check_json: int | None = None,
 ) -> Measurement:
-    """Return the measurement of the answers in files of conversations; what is cut or left out is told."""
+    """Return the measurement of the answers in files of conversations; what is cut or left out is told.
+
+    With `check_json` so many answers are to be checked afterwards: ConfigError if none of the data's own is JSON.
+    """
     from ..generation.text import text_codec
     from ..training.perplexity import evaluate_conversations
 
@@ -71,12 +79,12 @@ def of_conversations(
     if not 2 <= size <= longest:
         raise ConfigError(f"max_seq_len ({context}) must be 2 ... {longest}, the model's; leave it out")
     if codec is None:
-        raise ConfigError(
-            f"tokenizer must be given for conversations ({files[0]}): {loaded.directory} has none; give --tokenizer, "
-            "the one that the model was trained with"
-        )
+        raise no_tokenizer(str(loaded.directory), loaded.model.config.vocab_size, f"give texts instead of {files[0]}")
     text_codec(codec, loaded.model.config.vocab_size)  # raises for a tokenizer with more ids than the model
     opened = encode_chat(files, codec, ChatConfig(template=template), max_seq_len=size, seed=0)
+
+    if check_json:
+        check_any(opened.dataset, codec, longest, check_json, f"of {', '.join(map(str, files))}")
 
     def measure(progress: Progress) -> None:
         evaluate_conversations(loaded.model, opened.dataset, count_bytes=codec.count_bytes, progress=progress)

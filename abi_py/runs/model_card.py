@@ -237,6 +237,16 @@ def _taken(origin: "Origin") -> str:
     return f"These weights are those of {origin.said}."
 
 
+def _untrained(report: "TrainingReport", origin: "Origin | None") -> str:
+    """Return that training has made nothing better, where that is so, and "" where it is not or nobody has looked."""
+    before = report.initial_val_loss
+    if not report.total_steps or before is None or report.best_val_loss < before:
+        return ""
+    as_it_began = origin is not None and origin.step == 0
+    left = ": these weights are as the run began" if as_it_began else ", by the loss on what was kept for validation"
+    return f"No evaluation was better than before training{left}."
+
+
 def _results(
     run: Described, report: "TrainingReport | None", origin: "Origin | None", found: "Findings | None"
 ) -> str:
@@ -258,8 +268,9 @@ def _results(
         rows[f"{PARTS[name]}: accuracy"] = f"{100 * result.accuracy:.1f}% of the tokens"
     if found is not None and found.answers is not None:
         rows |= {name.strip(): value for name, value in found.answers.rows()}
-    taken = "" if origin is None else f"{_taken(origin)}\n\n"
-    return taken + _table(rows)
+    said = [_taken(origin)] if origin is not None else []
+    said += [_wrapped(text)] if (text := _untrained(report, origin)) else []
+    return "\n\n".join([*said, _table(rows)])
 
 
 def _perplexity(loss: float) -> str:

@@ -10,7 +10,8 @@ from ..formats.checkpoint_names import ADAPTER, MODEL, RANDOM_BASE, SETTINGS
 from ..formats.companions import Companions
 from ..formats.gguf.container import is_gguf
 from ..formats.huggingface import CONFIG, INDEX, WEIGHTS
-from ..formats.peft import ADAPTER_CONFIG
+from ..formats.mlx_lm import MLX_WEIGHTS
+from ..formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..formats.special_tokens import special_token_ids
 from ..model import LoraModel, TrainableModel
 from ..model.frozen import FrozenModel, read_frozen
@@ -18,7 +19,7 @@ from ..model.stored_adapter import base_digest_of, base_fingerprint_of, base_nam
 from ..reprs import Shown
 from ..untrusted import read_json, read_yaml
 from .checkpoint import ADVICE, STATE, Found, is_checkpoint_name, locate, verify
-from .finding import BEST, Origin, find_place
+from .finding import BEST, Origin, find_place, has_checkpoint, is_run
 
 __all__ = [
     "LoadedModel",
@@ -90,10 +91,11 @@ def load_model(
     return _load(Path(path), which, place, options)
 
 
-def find_folder(path: Path) -> Found:
+def find_folder(path: Path, *, adapters: bool = False) -> Found:
     """Return the folder of a model, or of adapters, that `path` means, and what was passed over on the way to it.
 
-    Of a checkpoint every file is held against its checksum; errors of `load_model`.
+    Of a checkpoint every file is held against its checksum; errors of `load_model`, which say what a folder lacks, for
+    `adapters` where these alone are asked for.
     """
     if is_gguf(path):
         return Found(path=path)
@@ -108,7 +110,9 @@ def find_folder(path: Path) -> Found:
             raise CheckpointError(problem) from None
         if files := sorted(path.glob("*.gguf")):
             raise CheckpointError(f"{path} is a directory of GGUF files; give one of them: {files[0]}") from None
-        raise
+        if has_checkpoint(path) or is_run(path) or (path / STATE).is_file():  # a run, which has lost or not made it
+            raise
+        raise CheckpointError(_lacks(path, adapters)) from None
     if found.path.is_file():
         raise CheckpointError(
             f"{found.path} is a single file, which does not say the shape of its model; give a checkpoint directory, a "
@@ -116,6 +120,20 @@ def find_folder(path: Path) -> Found:
         )
     verify(found.path)
     return found
+
+
+def _lacks(path: Path, adapters: bool) -> str:
+    """Return what is wrong with a directory in which there is nothing to be loaded."""
+    beside = next((name for name in (ADAPTER_WEIGHTS, MLX_WEIGHTS) if (path / name).is_file()), None)
+    if beside is not None:
+        return f"{path} has {beside} but no {ADAPTER_CONFIG}, which says what they adapt; copy it there"
+    of_adapters = f"adapters ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"
+    if adapters:
+        return f"{path} holds no {of_adapters}, nor a run or a checkpoint of some; give a folder or a file of adapters"
+    return (
+        f"{path} holds neither a model ({CONFIG} and {WEIGHTS}) nor {of_adapters} nor a run; give a "
+        "folder with one of them, or a GGUF file"
+    )
 
 
 class _Options(NamedTuple):
@@ -219,7 +237,7 @@ def find_adapters(path: Path) -> Path:
     left = path / ADAPTER
     if place.folder == path / MODEL and left.is_dir():
         return left
-    found = find_folder(place.folder).path
+    found = find_folder(place.folder, adapters=True).path
     if not holds_adapters(found):
         raise CheckpointError(f"{found} is a whole model, and has no adapters; give a folder or a file of adapters")
     return found

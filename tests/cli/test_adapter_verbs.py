@@ -222,6 +222,8 @@ def test_chat_switches(abi_train, several, monkeypatch, tmp_path):
         (["base", "--adapter", "=one"], "the name '' must be one word", 2),
         (["base", "--adapter", "a=nowhere"], "does not exist", 2),
         (["base", "--adapter", "base"], "is a whole model, and has no adapters", 1),
+        (["base", "--adapter", "empty"], "empty holds no adapters (adapter_config.json and adapter_model.safe", 1),
+        (["base", "--adapter", "half"], "half has adapter_model.safetensors but no adapter_config.json", 1),
         (["one", "--adapter", "one"], "holds adapters itself", 2),
         (["other", "--adapter", "one"], "were trained on other weights than those in other", 1),
         (["wider", "--adapter", "one"], "has shape (2, 16); rank 2 on this model takes (2, 32)", 1),
@@ -229,6 +231,9 @@ def test_chat_switches(abi_train, several, monkeypatch, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(abi_train, base, tmp_path, words, said, wrong):
+    for name in ("empty", "half"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "half/adapter_model.safetensors").write_bytes(b"")
     if "x/one" in words:
         make_adapter(tmp_path / "x/one", base)
     if words[0] in ("other", "wider", "gpt2"):

@@ -211,7 +211,7 @@ def test_wrong_calls_with_conversations(abi_train, talks, model, uncompiled):
         (["r", "talks.jsonl", "--stride", "8"], "stride (8)"),
         (["r", "talks.jsonl", "--max-seq-len", "65"], "max_seq_len (65) must be 2 ... 64"),
         (["r", "t.txt", "--template", "deepzig"], "template is for conversations"),
-        (["m", "talks.jsonl"], "tokenizer must be given"),
+        (["m", "talks.jsonl"], "m reads text as bytes and has no chat template"),
     ):
         code, out, err = abi_train("eval", *words)
         assert (code, out) == (2, "")

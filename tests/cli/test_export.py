@@ -76,7 +76,7 @@ def test_what_a_file_without_template_or_tokenizer_is_said_to_open_in(abi_train,
     assert out.splitlines()[-1] == "opens in abi-train generate bytes.gguf; llama.cpp: llama-cli -m bytes.gguf"
     code, _, err = abi_train("chat", "bytes.gguf", "--once", "Hello")
     assert code == 2
-    assert "bytes.gguf reads text as bytes and has no chat template, which a conversation needs; use" in err
+    assert "bytes.gguf reads text as bytes and has no chat template, without which" in err
     uses = {name: json.loads(abi_train("inspect", name, "--json")[1])["uses"] for name in ("mute.gguf", "bytes.gguf")}
     assert "llama.cpp: llama-cli -m bytes.gguf" in uses["bytes.gguf"]
     assert "abi-train llm bytes.gguf --data DATA" in uses["bytes.gguf"]

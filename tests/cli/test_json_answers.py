@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from world import make_folder
+from world import make_folder, write_talks
 
 from abi_py.data.chat_dataset import ChatDataset
 from abi_py.data.tokenizer import Tokenizer
@@ -145,3 +145,27 @@ def test_what_is_refused(abi_train, tmp_path):
     code, _, err = abi_train("eval", "base", "t.txt", "--check-json", "5")
     assert code == 2
     assert "check_json (5) is for conversations, and t.txt has none" in err
+
+
+def test_eval_refuses_data_without_an_object_before_it_measures(abi_train, tmp_path, monkeypatch):
+    make_folder(tmp_path / "base")
+    write_talks(tmp_path / "plain.jsonl")
+    monkeypatch.setattr("abi_py.training.perplexity.evaluate_conversations", lambda *a, **b: pytest.fail("measured"))
+    code, out, err = abi_train("eval", "base", "plain.jsonl", "--check-json", "5")
+    assert (code, out) == (2, "")
+    assert "check_json (5) has no effect: none of the " in err
+    assert "of plain.jsonl has an answer that is a JSON object" in err
+
+
+def test_eval_of_conversations_with_a_model_of_bytes(abi_train, tmp_path):
+    write_talks(tmp_path / "plain.jsonl")
+    for name, size, said in (
+        ("bytes", 257, "bytes reads text as bytes and has no chat template, without which there are no conversations; "
+         "give texts instead of plain.jsonl"),
+        ("ids", 300, "ids has no tokenizer, and so no chat template, without which there are no conversations; give "
+         "--tokenizer, the one that it was trained with"),
+    ):  # fmt: skip
+        make_folder(tmp_path / name, tokenizer=False, vocab_size=size)
+        code, _, err = abi_train("eval", name, "plain.jsonl")
+        assert code == 2
+        assert said in err

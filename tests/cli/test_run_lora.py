@@ -464,6 +464,13 @@ def test_adapters_that_learned_nothing_are_said_to_be_as_they_began(abi_train, b
     assert f"warning  {said}" in out
     assert "r/model: step 0 of 4, the best by validation loss" in out
     assert json.loads((tmp_path / "r/report.json").read_text())["warnings"] == [said]
+    card = "No evaluation was better than before training: these weights are as the run began.\n\n| | |"
+    assert card in (tmp_path / "r/model/README.md").read_text()
+    trained(abi_train, *run, "--which", "last", "--out", "last")
+    card = "No evaluation was better than before training, by the loss on what was kept for validation.\n"
+    assert card in (tmp_path / "last/model/README.md").read_text()
+    trained(abi_train, "run", "--base", base, *QUICK, *LORA[:4], "--max-steps", "4", "--out", "better")
+    assert "No evaluation was better" not in (tmp_path / "better/model/README.md").read_text()
     left = read_safetensors(tmp_path / "r/adapter/adapter_model.safetensors")
     assert not any(array.any() for name, array in left.items() if "lora_B" in name)
     out = trained(abi_train, "resume", "r", "--which", "last")
