@@ -310,8 +310,8 @@ def read_yaml(path: str | Path) -> Any:
 
 def place_in_yaml(path: str | Path, *keys: str) -> str:
     """Return `path:line` of a key of a file that `read_yaml` has read, `path` where it can't be told."""
-    with open(path, encoding="utf-8") as file:
-        node = yaml.compose(file, Loader=yaml.SafeLoader)
+    with open(path, encoding="utf-8-sig") as file:
+        node: Any = yaml.compose(file, Loader=_SafeLoader)  # that of read_yaml: the other one has stricter rules
     line = None
     for key in keys:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []

@@ -73,6 +73,17 @@ class Chain:
         """Return the folder of the whole model that a phase leaves."""
         return self.folder(phase) / (phase.config.leaves_model or "")
 
+    def names(self, phase: Phase) -> list[str]:
+        """Return the names of what a phase leaves in its folder."""
+        if phase.trains:
+            return [each for each in (phase.config.leaves_model, phase.config.leaves_adapter) if each is not None]
+        return [*(self._gguf_name(kind) for kind in phase.config.quantize), TABLE]
+
+    def _gguf_name(self, kind: str) -> str:
+        from ..formats.gguf.quantising import file_type
+
+        return f"{self.recipe.name}-{file_type(kind).name}.gguf"
+
     def before(self, phase: Phase) -> Phase | None:
         """Return the phase from whose model one starts, or None."""
         return None if phase.config.after is None else self.recipe.phase(phase.config.after)
@@ -97,6 +108,7 @@ class Chain:
         record.check_inputs(self.folder(phase), self.inputs(phase))
         if not record.done:
             return None
+        record.check_done(self.folder(phase), self.names(phase), "total_steps" if phase.trains else "types")
         for name, digest in record.outputs.items():
             place = self.folder(phase) / name
             if not place.exists() or digest_of_output(place) != digest:
@@ -183,8 +195,7 @@ class Chain:
                 code = train(run, checkpoint)
             if code:
                 return None, code
-            names = [each for each in (phase.config.leaves_model, phase.config.leaves_adapter) if each is not None]
-            outputs = {name: digest_of_output(folder / name) for name in names}
+            outputs = {name: digest_of_output(folder / name) for name in self.names(phase)}
             record = dataclasses.replace(record, outputs=outputs, figures=_figures(run), done=True)
             record.write(folder)
         self._verified[phase.name] = record
@@ -239,13 +250,14 @@ class Chain:
         folder, before = self.folder(phase), self.recipe.phase(phase.config.after or "")
         source = ModelSource(self.model_of(before))
         measure = self._yardstick(phase, before, source)
-        rows, outputs = dict(record.figures.get("types", {})), dict(record.outputs)
+        rows, names = dict(record.figures.get("types") or {}), self.names(phase)
+        outputs = {name: digest for name, digest in record.outputs.items() if name in names}
         figures: dict[str, Any] = {"types": rows}
         if measure is not None:
             figures |= {"on": measure.name, "perplexity": measure.before}
         for kind in map(file_type, phase.config.quantize):
-            path = folder / f"{self.recipe.name}-{kind.name}.gguf"
-            if path.is_file() and outputs.get(path.name) == digest_of_output(path):
+            path = folder / self._gguf_name(kind.name)
+            if kind.name in rows and path.is_file() and outputs.get(path.name) == digest_of_output(path):
                 continue
             made = quantize(source, path, kind, force=True)
             rows[kind.name] = _row(source, path, made, measure)
@@ -317,7 +329,7 @@ def data_of(phase: Phase) -> list[str]:
     chat = ChatConfig.from_dict(phase.settings.get("chat", {}))
     paths = [*data.path, *data.valid_path, *chat.mix]
     paths += [] if data.tokenizer is None else [data.tokenizer]
-    return paths + ([chat.template] if chat.template is not None and Path(chat.template).is_file() else [])
+    return paths + ([chat.template] if chat.template is not None and os.path.isfile(chat.template) else [])
 
 
 def _digest_of_data(path: str) -> str:

@@ -132,8 +132,9 @@ class _Planner:
     def plan(self, phase: Phase) -> Planned:
         record = self.chain.done(phase)
         if record is not None:
-            self.rate = record.figures.get("flops") or self.rate
             figures = record.figures
+            rate = figures.get("flops") or 0.0
+            self.rate = rate if rate >= 1 else self.rate
             rows, kept, steps = (figures.get(name) or 0 for name in ("rows", "kept", "total_steps"))
             return Planned(phase=phase, record=record, rows=rows, kept=kept, steps=steps)
         text = phase.config.perplexity

@@ -5,21 +5,28 @@ what it has left.  So a phase is recognised by what decides its result, and neit
 ever mixed with what there is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError, listed, shown
 from ..fields import in_words
 from ..files import atomic_json
-from ..untrusted import read_json
+from ..untrusted import check, read_json
 
 __all__ = ["RECORD", "Record"]
 
 RECORD = "phase.json"
-SCHEMA = {"settings": dict[str, Any], "inputs": dict[str, str], "outputs": dict[str, str], "done": bool}
-SCHEMA |= {"figures": dict[str, Any]}
+# What is read of the figures; the others are for people.
+FIGURES: dict[str, Any] = {"rows": int | None, "kept": int | None, "total_steps": int | None, "flops": float | None}
+FIGURES |= {"types": dict[str, dict[str, Any]] | None}
+OF_TYPE: dict[str, Any] = {"bytes": int, "bits_per_weight": float}
+# ... and where GGUF files were measured.
+MEASURED: dict[str, Any] = {"on": str, "perplexity": float}
+OF_MEASURED = OF_TYPE | {"perplexity": float, "change": float}
+SCHEMA: dict[str, Any] = {"settings": dict[str, dict[str, Any]], "inputs": dict[str, str], "outputs": dict[str, str]}
+SCHEMA |= {"figures": FIGURES, "done": bool}
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,12 @@ class Record:
         """Return that of a folder, None if it was never begun; CheckpointError if it is damaged."""
         if not (folder / RECORD).is_file():
             return None
-        values = read_json(folder / RECORD, SCHEMA, remedy=f"remove {folder}, and the phase is done again")
+        values = read_json(folder / RECORD, SCHEMA, remedy=_again(folder))
+        figures, is_measured = values["figures"], "perplexity" in values["figures"]
+        check(figures, MEASURED if is_measured else {}, f"{folder / RECORD}: figures", remedy=_again(folder))
+        for kind, row in (figures.get("types") or {}).items():
+            of_type = OF_MEASURED if is_measured else OF_TYPE
+            check(row, of_type, f"{folder / RECORD}: types {shown(kind)}", remedy=_again(folder))
         return cls(**{name: values[name] for name in SCHEMA})
 
     def write(self, folder: Path) -> None:
@@ -66,6 +78,16 @@ class Record:
         for name in dict.fromkeys((*inputs, *self.inputs)):
             if inputs.get(name) != self.inputs.get(name):
                 raise ConfigError(f"{name} is not what it was when {folder} was begun; {_remedy(folder)}")
+
+    def check_done(self, folder: Path, names: Collection[str], figure: str) -> None:
+        """Raise CheckpointError if the record of a phase that is done names other outputs, or lacks a figure."""
+        if self.outputs.keys() != set(names) or self.figures.get(figure) is None:
+            left = listed([*names], 3)
+            raise CheckpointError(f"{folder / RECORD} does not say what its phase leaves, {left}; {_again(folder)}")
+
+
+def _again(folder: Path) -> str:
+    return f"remove {folder}, and the phase is done again"
 
 
 def _remedy(folder: Path) -> str:

@@ -1,7 +1,7 @@
 """The conversations that come with the package, under a name that is the same on every machine.
 
     builtin:deepzig     916 short conversations in English: questions and answers, code, calls of tools
-    builtin:csdl        416 instructions in English, answered in JSON, each with its pattern as category
+    builtin:csdl        624 instructions in English, answered in JSON, each with its pattern as category
 
 A file that is really called so is reached as ./builtin:deepzig.
 """

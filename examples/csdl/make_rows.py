@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 SYSTEM = "You are a CSDL-native AI assistant. Answer with one CSDL object."
-EACH = 16  # rows of a pattern
+EACH = 24  # rows of a pattern
 
 TASKS = {
     "sort the invoices": ["read invoices", "order by date", "save list"],

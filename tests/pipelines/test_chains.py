@@ -233,6 +233,27 @@ def test_a_folder_that_is_not_a_phases_is_left_alone(place):
     train_phases("r.yaml", "out", only="first")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": {"training": 1}}, "settings.training is 1, but must be an object"),
+        ({"outputs": {"../../x": "0"}}, "does not say what its phase leaves, merged; remove out/first"),
+        ({"figures": {}}, "does not say what its phase leaves, merged; remove out/first"),
+        ({"figures": {"total_steps": "many"}}, "figures.total_steps is 'many', but must be a whole number"),
+        ({"figures": {"types": {"F16": {"bytes": 1}}}}, "types 'F16': lacks 'bits_per_weight'"),
+        ({"figures": {"perplexity": None}}, "figures: "),
+    ],
+)
+def test_a_damaged_record_is_refused_by_name(place, change, said):
+    train_phases("r.yaml", "out", only="first")
+    path = place / "out/first/phase.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=r"^out/first/phase\.json") as error:
+        train_phases("r.yaml", "out", only="first")
+    assert said in str(error.value)
+    assert "and the phase is done again" in str(error.value)
+
+
 def test_what_is_wrong_with_data_names_its_phase(place):
     (place / "r.yaml").write_text(CHAIN.replace("plus 3", "minus 3"))
     with pytest.raises(DataError, match=r"^r.yaml: phase three: .*talks.jsonl: none of 36 rows fits match 'minus 3'"):
