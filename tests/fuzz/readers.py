@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from adapter_readers import ADAPTERS, PEFT, make_adapter
+from chain_readers import CHAINS
 from encoded_readers import ENCODED, TOKENIZER_FILES, read_gguf_with_tokenizer, write_gguf_with
 from reader import Reader, small_model, write_json
 from run_readers import RUNS
@@ -26,7 +27,7 @@ from abi_py.config import SECTIONS, load_yaml, to_yaml
 from abi_py.data.chat import load_template, template_for
 from abi_py.data.token_types import check_token_type
 from abi_py.data.tokenizer import Tokenizer
-from abi_py.errors import AbiError, CheckpointError, ConfigError
+from abi_py.errors import AbiError, CheckpointError
 from abi_py.families import write_config
 from abi_py.formats.finite import check_read
 from abi_py.formats.gguf import (
@@ -49,9 +50,6 @@ from abi_py.formats.huggingface import INDEX
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.formats.zig import load_zig, save_abic, save_ablc
 from abi_py.model.frozen import FrozenModel
-from abi_py.pipelines.chain import Chain, data_of, table_text
-from abi_py.pipelines.phase_record import RECORD, Record
-from abi_py.pipelines.recipe import Recipe
 from abi_py.runs.inspecting import inspect
 from abi_py.runs.recorded import read_run
 from abi_py.shape import ModelFamily
@@ -271,64 +269,6 @@ def _read_recorded(folder: Path) -> None:
         _ = run.step, run.tokens, run.seconds, run.best, run.last, run.tokens_per_second, run.num_params
 
 
-CHAIN = """
-name: small
-common:
-  training: {epochs: 1, max_seq_len: 16, learning_rate: 1.0e-3}
-phases:
-  first:
-    leaves_model: m
-    rows: 3
-    data: {path: [a.jsonl], valid_fraction: 0.5, check_json: 0}
-    chat: {template: chatml, category: ['x_*', y]}
-  two: {after: first, leaves_adapter: a, lora: {rank: 2, target_modules: [q_proj]}}
-  files: {after: first, quantize: [F16, q8_0], perplexity: a.txt}
-"""
-
-
-def _recipe(folder: Path) -> None:
-    (folder / "r.yaml").write_text(CHAIN)
-
-
-def _read_recipe(folder: Path) -> Chain:
-    chain = Chain(Recipe.read(folder / "r.yaml"), folder / "out")
-    for phase in chain.recipe.phases:
-        chain.settings(phase), chain.names(phase), data_of(phase)
-    return chain
-
-
-PHASES = ("first", "files", "done")
-
-
-def _phases(folder: Path) -> None:
-    """Write the records of a chain: one that was stopped in its training, one that is done, and GGUF files."""
-    for name, key in (("first", "m"), ("files", "quantize")):
-        (folder / name).mkdir()
-        settings = {"phase": {"after": None, "leaves_model": key}, "training": {"epochs": 1, "learning_rate": 1e-3}}
-        Record(settings, {"data (a.jsonl)": "0" * 64}).write(folder / name)
-    (folder / "done").mkdir()
-    made = {"bytes": 10, "bits_per_weight": 8.5, "perplexity": 2.5, "change": 0.25}
-    figures = {"types": {"F16": made, "Q8_0": made}, "on": "1 conversation", "perplexity": 2.0, "total_steps": 3}
-    figures |= {"rows": 3, "kept": 1, "flops": 1e9, "json": {"asked": 1}}
-    Record({"lora": {"rank": 2}}, {}, {"x.gguf": "0" * 64, "table.md": "1" * 64}, figures, True).write(folder / "done")
-
-
-def _read_phases(folder: Path) -> None:
-    for name in PHASES:
-        record = Record.read(folder / name)
-        if record is None:
-            continue
-        for check in (
-            lambda record=record: record.check_settings(folder, {"lora": {"rank": 2}, "training": {"epochs": 1}}),
-            lambda record=record: record.check_inputs(folder, {"data (a.jsonl)": "0" * 64}),
-            lambda record=record: record.check_done(folder, ("x.gguf", "table.md"), "types"),
-        ):
-            with contextlib.suppress(ConfigError, CheckpointError):
-                check()
-        if record.figures.get("types") is not None:
-            table_text(record.figures)
-
-
 # -- text and conversations ------------------------------------------------------------------------
 
 TEXTS = ["the quick brown fox jumps over the lazy dog. "] * 20
@@ -531,8 +471,6 @@ READERS = (
     Reader("tokenizer", _tokenizer, (*TOKENIZER_FILES, "special_tokens_map.json"), _read_tokenizer),
     Reader("sentencepiece", _sentencepiece, TOKENIZER_FILES, _read_tokenizer, share=4),
     Reader("template", _template, ("chat_template.jinja", "tokenizer_config.json"), _read_template, share=4),
-    Reader("recipe", _recipe, ("r.yaml",), _read_recipe, share=2),
-    Reader("phases", _phases, tuple(f"{name}/{RECORD}" for name in PHASES), _read_phases, share=20),
     READER_ROWS,
     READER_DOCUMENTS,
     Reader("packed", _packed, ("x.jsonl.gz", "x.txt.gz"), _read_packed, share=4),
@@ -542,6 +480,7 @@ READERS = (
         else []
     ),
     *RUNS,
+    *CHAINS,
     Reader("recorded run", _recorded, ("config.yaml", "metrics.jsonl", "report.json"), _read_recorded, share=2),
     Reader("inspect", _all_kinds, tuple(f"{k}/{f}" for k, (_, fs) in INSPECTED.items() for f in fs), _inspect),
     Reader("tokens", _tokens, ("x.bin", "x.bin.json"), _read_tokens, share=30),

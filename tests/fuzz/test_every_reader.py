@@ -20,7 +20,6 @@ WRITING = ("'w'", "'wb'", "'a'", "'ab'", "mode")  # modes of `open`
 
 OURS = "writes, and reads what it has just written"
 MACHINE = "what the system says of the machine"
-NOT_YET = "not yet: a recipe's own file, and the record of a phase"
 NOT_HOSTILE = {  # functions, and files of formats, that no file from elsewhere reaches, and why
     "cli/describe.py: cpu_name": MACHINE,
     "cli/resume.py: _about_file": "four bytes, for a message",
@@ -32,8 +31,6 @@ NOT_HOSTILE = {  # functions, and files of formats, that no file from elsewhere 
     "formats/gguf/writing.py": OURS,
     "formats/merged.py": OURS,
     "pipelines/chain.py: _figures": "the report of a run, as the reader of runs has it",
-    "pipelines/phase_record.py: read": NOT_YET,
-    "pipelines/recipe.py: read": NOT_YET,
     "runs/plan.py: available_memory": MACHINE,
     "training/metrics.py: memory_in_use": MACHINE,
     "training/saving.py: _bring_best": "a checkpoint that the run itself has made, copied",
