@@ -19,7 +19,11 @@ added to.  `scale` is 1 for a sum, 1 / count for a mean. Label smoothing: Szeged
 d lse_n / dz_nv = p_nv, so that d(λ lse_n²) / dz_nv = 2 λ lse_n p_nv.  A W that is not trained may be in any storage
 (`stored_matmul.py`).
 
-An adapter of the head adds a second product to the logits, z += u Bᵀ (`Second`), with du = dz B and dB = dzᵀ u.
+An adapter of the head adds a second product to the logits, z += u Bᵀ (`Second`), with du = dz B and dB = dzᵀ u.  Where
+rows have trained lengths (`Lengths`), the logits are y = g z instead, and dx = dz W with dz = g dy (`dora.py`).  Where
+the adapter reads h, what dropout leaves of x, they are y = x Wᵀ + (g - 1) h Wᵀ + g u Bᵀ; dx = dy W, dh = (dz - dy) W.
+
+Longer than 400 lines because what an adapter adds is made and undone in the same chunks.
 """
 
 import math
@@ -28,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .dora import dora_backward, dora_forward
 from .engine.checks import Array, checked, unchecked
 from .engine.jit import kernel, prange
 from .engine.number_formats import FLOAT32, AnyFormat
@@ -40,6 +45,16 @@ CHUNK_LOGITS = 3 << 22  # floats of logits at a time: 48 MiB; dw is read and wri
 PARTIAL_LOGITS = 4096
 
 
+class Lengths(NamedTuple):
+    """Lengths of the rows of W with an adapter in it (DoRA).  In backward dh is overwritten, and dm as db is."""
+
+    g: Array  # (V,)
+    n: Array  # (V,)
+    dm: Array  # (V,)
+    h: Array | None = None  # (N, C): what the adapter reads where something is dropped, else x
+    dh: Array | None = None  # (N, C)
+
+
 class Second(NamedTuple):
     """What is added to the logits: u Bᵀ.  In backward du is overwritten, and db added to or overwritten, as dw is."""
 
@@ -47,6 +62,13 @@ class Second(NamedTuple):
     b: Array  # (V, R)
     du: Array  # (N, R)
     db: Array  # (V, R)
+    lengths: Lengths | None = None
+
+    @property
+    def logits(self) -> int:
+        """How many arrays of a chunk's logits are needed: y, of DoRA z, and with h u Bᵀ apart."""
+        return 1 if self.lengths is None else 2 if self.lengths.h is None else 3
+
 
 # -- reference -----------------------------------------------------------------------------------
 
@@ -174,23 +196,37 @@ def chunk_rows(vocabulary: int) -> int:
     return max(CHUNK_LOGITS // vocabulary // 16 * 16, 16)
 
 
-def scratch_floats(rows: int, vocabulary: int, width: int) -> int:
-    """Return how many floats of scratch the head needs: the logits of a chunk, and its rows of x where they are few."""
-    return min(rows, chunk_rows(vocabulary)) * (vocabulary + width)
+def scratch_floats(rows: int, vocabulary: int, width: int, logits: int = 1) -> int:
+    """Return how many floats of scratch the head needs: the logits of a chunk, and its rows of x where they are few.
+
+    logits   how many arrays of a chunk's logits (`Second.logits`)
+    """
+    return min(rows, chunk_rows(vocabulary)) * (logits * vocabulary + width)
+
+
+def _lengths_fit(sizes, lengths, dw):
+    found = [None if array is None else array.shape for array in lengths[: 3 if lengths.h is None else 5]]
+    wanted = ([(sizes["V"],)] * 3 + [(sizes["N"], sizes["C"])] * 2)[: len(found)]
+    if found != wanted:
+        raise ValueError(f"second.lengths have shapes {found}; here they must be {wanted}")
+    if dw is not None:
+        raise ValueError("dw is an array; a w whose rows have lengths (second.lengths) is not trained: pass None")
 
 
 def _head_fits(sizes, w, labels, scratch, smoothing, storage, dw=None, z_loss=0.0, second=None, **others):
     _smoothing_fits(smoothing)
     if second is not None:
         wanted = [(sizes[axis], second.b.shape[-1]) for axis in "NVNV"]
-        if [array.shape for array in second] != wanted:
-            raise ValueError(f"second has shapes {[array.shape for array in second]}; here they must be {wanted}")
+        if (found := [array.shape for array in second[:4]]) != wanted:
+            raise ValueError(f"second has shapes {found}; here they must be {wanted}")
+        if second.lengths is not None:
+            _lengths_fit(sizes, second.lengths, dw)
     _z_loss_fits(z_loss)
     (storage or STORAGES["float32"]).check(w, sizes["C"], "w")
     if storage is not None and dw is not None:
         raise ValueError(f"w is kept as {storage} and is not trained, but dw is an array; pass None")
     _labels_fit(labels, sizes["V"])
-    needed = scratch_floats(sizes["N"], sizes["V"], sizes["C"])
+    needed = scratch_floats(sizes["N"], sizes["V"], sizes["C"], 1 if second is None else second.logits)
     if scratch.size < needed:
         raise ValueError(f"scratch has {scratch.size} floats; the head needs {needed}: see scratch_floats")
 
@@ -279,6 +315,57 @@ def _products(w, storage, number_format):
     )
 
 
+class _Adapter:
+    """What an adapter adds to the passes over a chunk of rows; spare is the scratch behind logits and rows of x."""
+
+    def __init__(self, second, spare, number_format):
+        self.second, self.spare, self.options = second, spare, {"number_format": number_format}
+
+    def _spare(self, z, place):
+        return self.spare[place * z.size : (place + 1) * z.size].reshape(z.shape)
+
+    def add(self, z, chunk, write_logits):
+        """Turn z (n, V), which is x Wᵀ, into the logits."""
+        u, b, _, _, lengths = self.second
+        if lengths is None:
+            unchecked(product)(z, u[chunk], b, transpose_b=True, addend=z, **self.options)
+            return
+        own = t = self._spare(z, 0)
+        if given := lengths.h is not None:
+            t = self._spare(z, 1)
+            write_logits(own, lengths.h[chunk])
+        unchecked(product)(t, u[chunk], b, transpose_b=True, **self.options)
+        unchecked(dora_forward)(z, own, t, lengths.g, None, given)
+
+    def backward(self, dz, chunk, write_dx, accumulate):
+        """Write the rows of du and dh, add to db and dm or overwrite them; return the gradient (n, V) of x Wᵀ.
+
+        dz (n, V) is that of the logits, and may be overwritten.
+        """
+        (u, b, du, db, lengths), dy = self.second, dz
+        if lengths is not None:
+            if not accumulate:
+                lengths.dm[...] = 0
+            dz = self._spare(dy, 0)
+            unchecked(dora_backward)(dz, lengths.dm, dy, dz, lengths.g, lengths.n)
+        u_rows, base = u[chunk], db if accumulate else None
+        unchecked(product)(db, dz, u_rows, transpose_a=True, addend=base, **self.options)  # forward: z += u Bᵀ
+        du_rows = np.empty_like(u_rows)
+        unchecked(product)(du_rows, dz, b, **self.options)
+        du[chunk] = du_rows
+        if lengths is None or lengths.h is None:
+            return dz
+        np.subtract(dz, dy, out=dz)  # forward: y = x Wᵀ + (g - 1) h Wᵀ + ...
+        dh_rows = np.empty((len(u_rows), lengths.dh.shape[1]), np.float32)
+        write_dx(dh_rows, dz)
+        lengths.dh[chunk] = dh_rows
+        return dy
+
+    def gradients(self):
+        _, _, du, db, lengths = self.second
+        return [du, lengths and lengths.dh], [db, lengths and lengths.dm]
+
+
 def _head(
     losses,
     hits,
@@ -308,6 +395,7 @@ def _head(
     vocabulary, width = len(w), x.shape[1]
     step = min(chunk_rows(vocabulary), len(labels))
     logits, gathered = scratch[: step * vocabulary], scratch[step * vocabulary : step * (vocabulary + width)]
+    adapter = None if second is None else _Adapter(second, scratch[step * (vocabulary + width) :], number_format)
     for first in range(0, len(rows), step):
         count = min(step, len(rows) - first)
         chunk = slice(first, first + count) if whole else rows[first : first + count]
@@ -318,32 +406,29 @@ def _head(
             np.take(x, chunk, axis=0, out=x_rows, mode="clip")  # mode "raise" would go through a copy
         z = logits[: count * vocabulary].reshape(count, vocabulary)
         write_logits(z, x_rows)  # forward: z = x Wᵀ
-        if second is not None:
-            u_rows = second.u[chunk]
-            unchecked(product)(z, u_rows, second.b, transpose_b=True, addend=z, number_format=number_format)
+        if adapter is not None:
+            adapter.add(z, chunk, write_logits)
         numbers = float(smoothing), float(z_loss), float(scale)
         unchecked(cross_entropy)(z, losses, hits, lse, labels, weights, rows, first, *numbers, dx is not None)
         if dw is not None:
             base = dw if accumulate or first > 0 else None
             unchecked(product)(dw, z, x_rows, transpose_a=True, addend=base, number_format=number_format)
-        if second is not None and dx is not None:  # forward: z += u Bᵀ
-            base = second.db if accumulate or first > 0 else None
-            unchecked(product)(second.db, z, u_rows, transpose_a=True, addend=base, number_format=number_format)
-            du_rows = np.empty_like(u_rows)
-            unchecked(product)(du_rows, z, second.b, number_format=number_format)
-            second.du[chunk] = du_rows
+        dv = z  # the gradient of x Wᵀ
+        if adapter is not None and dx is not None:
+            dv = adapter.backward(z, chunk, write_dx, accumulate or first > 0)
         if dx is not None and whole:
-            write_dx(dx[chunk], z)
+            write_dx(dx[chunk], dv)
         elif dx is not None:
-            write_dx(x_rows, z)  # x_rows is a copy and no longer needed
+            write_dx(x_rows, dv)  # x_rows is a copy and no longer needed
             dx[chunk] = x_rows
         if check is not None:
             check()
+    of_rows, of_weights = ([], []) if adapter is None or dx is None else adapter.gradients()
     if not whole:
-        for out in (losses, hits, lse, dx, None if second is None or dx is None else second.du):
+        for out in (losses, hits, lse, dx, *of_rows):
             if out is not None:
                 out[~counted] = 0
-    if len(rows) == 0 and not accumulate and dx is not None:
-        for gradient in (dw, None if second is None else second.db):
+    if len(rows) == 0 and not accumulate:
+        for gradient in (dw, *of_weights):
             if gradient is not None:
                 gradient[...] = 0

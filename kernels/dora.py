@@ -7,6 +7,9 @@
     y v t z dy dz (N, M)   g n m dm |w_r|² (M,)   W (M, K)   A (R, K)   B (M, R)   W Aᵀ as its transpose (R, M)
     y and z are changed in place, dz and n are overwritten, dm is added to; saved for backward: z g n
 
+A table of ids E (V, C), whose adapter is s A[id] Bᵀ with A (V, R) and B (C, R), has such lengths of its *columns*,
+m and n (C,): it is W = Eᵀ above, with Aᵀ in the place of A, and |w_r|² is that of a column of E.
+
 h is what the adapter reads: x, or x with some of it dropped.  Then v is not what y holds: y keeps x Wᵀ, as in PEFT, and
 what is added to it is all of h.  Where nothing is dropped, v is y, or what is left of y without the residual that the
 product has begun with; so a layer of which g is 1 and B is 0 changes no bit.
@@ -16,6 +19,7 @@ n needs no row of B A: W Aᵀ is R products for a row of W, where (B A)_r is as 
 Sums of n and dm run in float64.
 
 Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5; the constant n is its section 4.3.
+Columns of a table: PEFT 0.21, `DoraEmbeddingLayer`.
 """
 
 import numpy as np
@@ -26,6 +30,8 @@ from .engine.shares import add_partial_sums, partial_sums
 from .engine.vectors import sum_of_squares
 
 __all__ = [
+    "column_squares",
+    "column_squares_ref",
     "dora_backward",
     "dora_backward_ref",
     "dora_forward",
@@ -44,6 +50,11 @@ __all__ = [
 def row_squares_ref(w: Array) -> Array:
     """Return |w_r|² (M,)."""
     return np.square(w).sum(1)
+
+
+def column_squares_ref(e: Array) -> Array:
+    """Return the squared lengths of the columns of e, (C,)."""
+    return np.square(e).sum(0)
 
 
 def row_lengths_ref(w: Array, a: Array, b: Array, scale: float) -> Array:
@@ -76,6 +87,23 @@ def row_squares(squares: Array, w: Array) -> None:
     """Overwrite squares (M,) with the squared lengths of the rows of w (M, K)."""
     for r in prange(len(w)):
         squares[r] = sum_of_squares(w[r])
+
+
+@checked("squares! (C) float64; e (V, C)")
+@kernel
+def column_squares(squares: Array, e: Array) -> None:
+    """Add to squares (C,) the squared lengths of the columns of e (V, C), which may be some rows of a table."""
+    V, C = e.shape
+    parts = partial_sums(V)
+    partial = np.zeros((parts, C), np.float64)
+    for p in prange(parts):
+        part = np.int64(p)
+        for v in range(V * part // parts, V * (part + 1) // parts):
+            for j in range(C):
+                partial[part, j] += np.float64(e[v, j]) * np.float64(e[v, j])
+    for p in range(parts):
+        for j in range(C):
+            squares[j] += partial[p, j]
 
 
 @checked("n! (M); squares (M) float64; wa (R, M); b (M, R); gram (R, R)")
@@ -124,7 +152,7 @@ def _dora_forward(y, z, t, g, addend, source):
 def dora_forward(y: Array, z: Array, t: Array, g: Array, addend: Array | None = None, given: bool = False) -> None:
     """Turn y (N, M) from what it is without adapters into what it is with them, and write z; t (N, M), g (M,).
 
-    v is z if it is `given` there, else y without the `addend` (N, M) that its product began with.
+    v is z if it is `given` there, else y without the `addend` (N, M) that its product began with; z may then be t.
     """
     source = 0 if given else 1 if addend is None else 2
     _dora_forward(y, z, t, g, y if addend is None else addend, source)
@@ -133,7 +161,7 @@ def dora_forward(y: Array, z: Array, t: Array, g: Array, addend: Array | None = 
 @checked("dz! dy z (N, M); dm! g n (M)")
 @kernel
 def dora_backward(dz: Array, dm: Array, dy: Array, z: Array, g: Array, n: Array) -> None:
-    """Overwrite dz (N, M) with g dy, and add to dm (M,); dz may be dy."""
+    """Overwrite dz (N, M) with g dy, and add to dm (M,); dz may be dy, or z."""
     N, M = dy.shape
     parts = partial_sums(N)
     partial = np.empty((parts, M), np.float64)

@@ -29,7 +29,7 @@ class Rows(Protocol):
 class Merged:
     """A matrix (out, in) as it is kept, and what is added to it: b (out, R), its factor in it, times a (R, in).
 
-    Of DoRA, each row of the sum is multiplied by one of `factors`, float32 (out,).
+    Of DoRA the sum is multiplied by `factors`, float32: (out, 1) those of its rows, (1, in) of a table's columns.
     """
 
     of: Rows
@@ -52,7 +52,7 @@ class Merged:
         part.copy_to(made)
         product(made, self.b[first:last], self.a, addend=made)
         if self.factors is not None:
-            np.multiply(made, self.factors[first:last, None], out=made)
+            np.multiply(made, np.broadcast_to(self.factors, self.shape)[first:last], out=made)
         return made
 
     def at(self, index: tuple[int, ...]) -> "Merged":

@@ -97,9 +97,9 @@ class LoraModel(Transformer):
         adapted = layers(self._shape)
         for layer in adapted:
             layer.bind(self._weight)
-        self._adapters = adapt(adapted, self.parameters, model.config, self.lora)
-        for adapter in self._adapters:
-            adapter.begin()
+        self._magnitudes = adapt(adapted, self.parameters, model.config, self.lora)
+        for magnitude in self._magnitudes.values():
+            magnitude.begin()
         super().__init__(model.config, model.base, adapted)
         tables = (target.tensor.name for target in self.targets() if target.kind is Kind.TABLE)
         self._clear_first({*self._copies, *(f"{name}.a" for name in tables)})
@@ -146,13 +146,13 @@ class LoraModel(Transformer):
     # -- the passes ------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
-        """Work out the rows' lengths of DoRA, if the adapters have changed."""
-        if not self.lora.use_dora or self.is_merged:
+        """Work out the lengths of DoRA, if the adapters have changed."""
+        if not self._magnitudes or self.is_merged:
             return
         mark = checksum(self.parameters.weights_flat)
         if mark != self._measured:
-            for adapter in self._adapters:
-                adapter.measure()
+            for magnitude in self._magnitudes.values():
+                magnitude.measure()
             self._measured = mark
 
     def _begin_backward(self) -> bool:
@@ -227,12 +227,12 @@ class LoraModel(Transformer):
         return table, {entry.name: merged.get(entry.name, tensors[self._under(entry.name)]) for entry in table}
 
     def _merged(self) -> dict[str, Merged | MergedStack | Stored]:
-        """Return the matrices that have adapters, with these in them (of DoRA, with rows of their lengths), and what is
+        """Return the matrices that have adapters, with these in them (of DoRA, with their lengths), and what is
         trained whole; none while they are in the model's own weights."""
         if self.is_merged:
             return {}
         self.begin_pass()
-        factors = {name: g for adapter in self._adapters for name, g in adapter.factors().items()}
+        factors = {name: magnitude.factors() for name, magnitude in self._magnitudes.items()}
         _, tensors = self.model.stored_tensors()
         found: dict[str, Merged | MergedStack | Stored] = {name: Stored(self.weights[name]) for name in self._copies}
 

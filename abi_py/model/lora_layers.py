@@ -13,11 +13,13 @@ from .arena import parts_of
 from .layers.adapter import Adapter, Group, Part
 from .layers.dora_adapter import DoraAdapter
 from .layers.embedding import Embedding
-from .layers.end_adapters import HeadAdapter, TableAdapter
+from .layers.end_adapters import DoraHead, DoraTable, HeadAdapter, TableAdapter
 from .layers.expert_adapter import ExpertAdapter
 from .layers.experts import GATE_UP
+from .layers.head import Head
 from .layers.layer import Layer
 from .layers.linear import Linear
+from .layers.magnitude import Magnitude, TableMagnitude
 from .lora_targets import (
     Kind,
     Target,
@@ -42,7 +44,7 @@ def planned(shape: TrainableModelConfig, config: LoraConfig) -> tuple[list[Layer
     for experts, stacks in expert_targets(shape, made, config):
         experts.ranks |= {target.matrices: target.rank for target in stacks}
     _, _, head = parts_of(made)
-    head.rank = sum(target.rank for target in end_targets(shape, config) if target.kind is Kind.HEAD)
+    _size_head(head, end_targets(shape, config), config)
     return made, trained_table(shape, config)
 
 
@@ -66,25 +68,32 @@ def initialize(parameters: Buffers, config: LoraConfig) -> None:
 
 def adapt(
     made: Sequence[Layer], parameters: Buffers, shape: TrainableModelConfig, config: LoraConfig
-) -> list[Adapter]:
-    """Put the adapters on linear layers, routers, experts, embedding and head; return those of linear layers."""
+) -> dict[str, Magnitude]:
+    """Put the adapters on linear layers, routers, experts, embedding and head.
+
+    Return DoRA's lengths by the name of a matrix.
+    """
     # Streams of masks are told apart by the seed's place in a range of 2^63, drawn from the configuration's seed.
     seed = int(np.random.SeedSequence([config.seed, MASKS]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     found = linear_targets(shape, made, config)
     parts = sum(len(linear.projections) for linear, _ in found)
     ends = end_targets(shape, config)
     streams = parts + any(target.kind is Kind.HEAD for target in ends)
-    adapters: list[Adapter] = []
+    magnitudes: dict[str, Magnitude] = {}
+
+    def lengths_of(target: Target, w: Weight, kind: type[Magnitude] = Magnitude) -> Magnitude:
+        a, b, m = (parameters.weight(f"{target.tensor.name}.{part}") for part in "abm")
+        magnitudes[target.tensor.name] = made = kind.of(w.w, w.storage, a.w, b.w, target.scale, m)
+        return made
+
     for linear, targets in (*found, *router_targets(shape, made, config)):
         if targets:
             groups = _groups(linear, targets, parameters, config)
             _size(linear, targets, config)
-            adapter = Adapter(groups, _scales(targets), config.dropout, seed, streams)
+            linear.adapter = Adapter(groups, _scales(targets), config.dropout, seed, streams)
             if config.use_dora:
-                lengths = [parameters.weight(f"{target.tensor.name}.m") for target in targets]
-                adapter = DoraAdapter.on(linear, [target.index for target in targets], lengths, adapter)
-            linear.adapter = adapter
-            adapters.append(adapter)
+                lengths = [lengths_of(target, linear.parts[target.index]) for target in targets]
+                linear.adapter = DoraAdapter.on(linear, lengths, linear.adapter)
     for experts, stacks in expert_targets(shape, made, config):
         for target in stacks:
             a, b = (parameters.weight(f"{target.tensor.name}.{half}") for half in "ab")
@@ -92,21 +101,35 @@ def adapt(
             experts.adapters[target.matrices] = ExpertAdapter(*halves, scale, gathers=target.matrices == GATE_UP)
             experts.ranks[target.matrices] = target.rank
     embedding, _, head = parts_of(made)
+    _size_head(head, ends, config)
     for target in ends:
         name = target.tensor.name
         a, b = (parameters.weight(f"{name}.{half}") for half in "ab")
         arrays = a.w, _gradient(a), b.w, _gradient(b), target.scale
-        if target.kind is Kind.TABLE:
+        masks = config.dropout, seed, streams, target.stream
+        if target.kind is Kind.TABLE and config.use_dora:
+            table = next(weight for weight in embedding.weights if weight.name == name)
+            embedding.adapters[name] = DoraTable(*arrays, lengths_of(target, table, TableMagnitude))
+        elif target.kind is Kind.TABLE:
             embedding.adapters[name] = TableAdapter(*arrays)
+        elif config.use_dora:
+            head.adapter = DoraHead(*arrays, *masks, lengths_of(target, head.weight))
         else:
-            head.adapter, head.rank = HeadAdapter(*arrays, config.dropout, seed, streams, target.stream), target.rank
-    return adapters
+            head.adapter = HeadAdapter(*arrays, *masks)
+    return magnitudes
 
 
 def _size(linear: Linear, targets: Sequence[Target], config: LoraConfig) -> None:
     """Tell a linear layer what its adapters save and need."""
     linear.rank, linear.dropout = sum(target.rank for target in targets), config.dropout > 0
     linear.magnitudes = sum(target.tensor.shape[0] for target in targets) if config.use_dora else 0
+
+
+def _size_head(head: Head, ends: Sequence[Target], config: LoraConfig) -> None:
+    """Tell the head what its adapter needs."""
+    own = [target for target in ends if target.kind is Kind.HEAD]
+    head.rank, head.dropout = sum(target.rank for target in own), config.dropout > 0
+    head.magnitudes = sum(target.tensor.shape[0] for target in own) if config.use_dora else 0
 
 
 def _scales(targets: Sequence[Target]) -> np.ndarray:

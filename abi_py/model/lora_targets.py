@@ -51,7 +51,7 @@ __all__ = [
 
 AnyLora = TypeVar("AnyLora", bound=LoraConfig)
 
-PARTS = "abm"  # what an adapter is made of: A, B, and with DoRA the lengths of the rows
+PARTS = "abm"  # what an adapter is made of: A, B, and with DoRA the lengths of the rows, or of a table's columns
 PREFIX = "base_model.model."  # of PEFT's names of tensors
 _IDLE = "fits no adapter that one before it does not fit; leave it out, or write the end of a module's name"
 IDLE = {  # what is said of a name without effect
@@ -112,7 +112,7 @@ class Target:
     inside: bool = False  # of a stack: PEFT has it inside the adapter of the other one
 
     def parts(self) -> dict[str, tuple[HfName, tuple[int, ...]]]:
-        """Return PEFT's names of A, B and the lengths of the rows, and their shapes here: of a table A is (V, R)."""
+        """Return PEFT's names of A, B and the lengths of DoRA, and their shapes here: of a table A is (V, R)."""
         *experts, outer, inner = self.tensor.shape
         at = f"{PREFIX}{self.module}.lora_"
         if self.kind is Kind.EXPERTS:
@@ -125,7 +125,8 @@ class Target:
             at = f"{PREFIX}{self.module.rpartition('.')[0]}.lora_"
         if self.kind is Kind.TABLE:
             a, b = HfName(f"{at}embedding_A", transposed=True), HfName(f"{at}embedding_B")
-            return {"a": (a, (outer, self.rank)), "b": (b, (inner, self.rank))}
+            lengths = HfName(f"{at}magnitude_vector"), (inner,)  # of columns: PEFT has the table as a matrix (C, V)
+            return {"a": (a, (outer, self.rank)), "b": (b, (inner, self.rank)), "m": lengths}
         return {
             "a": (HfName(f"{at}A.weight"), (self.rank, inner)),
             "b": (HfName(f"{at}B.weight"), (outer, self.rank)),
@@ -373,9 +374,6 @@ def _check_names(
     if config.bias != "none" and not _biases(shape, config):
         which = "the modules with adapters have none" if config.bias == "lora_only" else "this model has none"
         raise ConfigError(f"bias ({config.bias}): no bias would be trained, {which}; leave it out")
-    if config.use_dora and end_targets(shape, config):
-        end = end_targets(shape, config)[0].module
-        raise ConfigError(f"use_dora (true) beside {end} in target_modules: DoRA is computed on linear layers alone")
     if config.ensure_weight_tying:
         saved = [entry.name for entry in copies(shape, config)]
         ends = [target.module for target in end_targets(shape, config) if target.tensor.name != Embedding.positions]

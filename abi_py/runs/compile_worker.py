@@ -16,6 +16,7 @@ from .compiling import (
     LORA,
     LORA_BF16,
     LORA_NARROW,
+    OF_COLUMNS,
     OPTIMIZERS,
     ROUTINES,
     STORED_ROWS,
@@ -137,9 +138,10 @@ def exercise(name: str, variant: str = "", family: ModelFamily | None = None) ->
     )
     ids = np.arange(16, dtype=np.uint32).reshape(2, 8)
     model: TrainableModel | LoraModel = tiny(family)
-    if name in DORA or variant in (LORA, LORA_BF16, LORA_NARROW):
+    if name in (*DORA, OF_COLUMNS) or variant in (LORA, LORA_BF16, LORA_NARROW):
         base = tiny_frozen(family, "bf16") if variant in (LORA_BF16, LORA_NARROW) else tiny(family)
-        model = LoraModel(base, LoraConfig(rank=2, use_dora=name in DORA))
+        lengths, targets = name in (*DORA, OF_COLUMNS), ("embed_tokens", "lm_head") if name == OF_COLUMNS else None
+        model = LoraModel(base, LoraConfig(rank=2, use_dora=lengths, target_modules=targets))
     for array in model.stack.arena.saved(ids.size, precision == "bf16", borrows=True):
         array.fill(0)  # rows of experts, which a kernel would look for where silent ones left anything
     if precision == "fp32":

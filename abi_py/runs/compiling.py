@@ -65,7 +65,8 @@ GENERATION = ("cache_append", "_cached_attention", "_attention_of_rows", "_strea
 FORWARD = ("embedding_forward", "_product")  # the last where a prompt is long
 TRAINS = ("_backward", "_rounded", "_gradients", "_in_place")  # end the names of layers' kernels that generation lacks
 DORA = ("row_squares", "row_lengths", "row_factors", "_dora_forward", "dora_backward")
-NOT_IN_A_STEP = ("_dropout", *DORA, *GENERATION)
+OF_COLUMNS = "column_squares"  # of DoRA, where tables of the embedding have adapters
+NOT_IN_A_STEP = ("_dropout", *DORA, OF_COLUMNS, *GENERATION)
 ONLY_NARROW = (  # not in float32
     *("rope_forward_rounded", "swiglu_forward_rounded", "gelu_forward_rounded"),
     "weighted_swiglu_forward_rounded",
@@ -141,10 +142,11 @@ def kernels_of_training(
     precision: str = "fp32",
     lora: LoraConfig | None = None,
     storages: Collection[str] = (),
+    adapts_tables: bool = False,
 ) -> list[str]:
     """Return the kernels that a training step of such a model with this optimizer and precision runs.
 
-    lora      the adapters that are trained, if it is they
+    lora      the adapters that are trained, if it is they; `adapts_tables`: some are on tables of the embedding
     storages  how the matrices under them are kept
     """
     own = of_layers(shape)
@@ -158,6 +160,7 @@ def kernels_of_training(
     if lora is not None:
         more_kernels = {"_dropout"} if lora.dropout else set()
         more_kernels |= {*DORA, "_checksum"} if lora.use_dora else set()
+        more_kernels |= {OF_COLUMNS} if lora.use_dora and adapts_tables else set()
         others -= more_kernels
         variants = [LORA, *([LORA_BF16] if "bf16" in storages else []), *([LORA_NARROW] if storages else [])]
         more = {f"{kernel}:{variant}" for variant in variants for kernel in set(VARIANTS[variant]) - elsewhere}
@@ -170,11 +173,14 @@ def kernels_of_step(model: "TrainableModel | LoraModel", config: "LlmTrainingCon
     """Return the kernels that a training step of this model runs."""
     from ..model import LoraModel
     from ..model.frozen import FrozenModel
+    from ..model.lora_targets import Kind
 
     lora = model.lora if isinstance(model, LoraModel) else None
     below = model.model if isinstance(model, LoraModel) else model
     storages = set(below.storages()) & {*NARROW} if isinstance(below, FrozenModel) else ()
-    return kernels_of_training(model.config, config.optimizer.value, config.mixed_precision.value, lora, storages)
+    adapts_tables = isinstance(model, LoraModel) and any(target.kind is Kind.TABLE for target in model.targets())
+    choices = config.optimizer.value, config.mixed_precision.value, lora, storages, adapts_tables
+    return kernels_of_training(model.config, *choices)
 
 
 def kernels_of_generation(shape: ModelShape, *more: str) -> list[str]:

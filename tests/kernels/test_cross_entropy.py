@@ -255,6 +255,50 @@ def test_a_second_product_is_more_columns_of_the_first(rng, monkeypatch, ignored
         head_loss(*made[:2], x, w, labels, scratch_for(x, w), second=second._replace(u=u[1:]))
 
 
+@pytest.mark.parametrize("ignored", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_lengths_of_rows_are_those_of_wider_matrices(rng, monkeypatch, ignored, accumulate, dropped):
+    """y = x Wᵀ + (g - 1) h Wᵀ + g u Bᵀ = [x h u] [W (g - 1) W  g B]ᵀ, of which gradients of g and B follow."""
+    monkeypatch.setattr(module, "CHUNK_LOGITS", 16 * 31)
+    x, w, labels = inputs(rng, 40, 12, 31, ignored)
+    labels[0] = -100 if ignored == 1 else 3
+    u, b = rng.standard_normal((40, 5)).astype(np.float32), rng.standard_normal((31, 5)).astype(np.float32)
+    h = rng.standard_normal(x.shape).astype(np.float32) if dropped else x
+    g, n, before = (1 + rng.random((3, 31))).astype(np.float32)
+    wide = [each.astype(np.float64) for each in (w, (g - 1)[:, None] * w, g[:, None] * b)]
+    both = np.concatenate([x, h, u], axis=1).astype(np.float64), np.concatenate(wide, axis=1)
+    losses, hits, _, dx, dw = head_loss_ref(*both, labels, 0.7, 0.1, 0.02)
+    dm = ((dw[:, 12:24] * w).sum(1) + (dw[:, 24:] * b).sum(1)) / n
+    db = g[:, None] * dw[:, 24:]
+
+    of_rows = (h, np.full_like(h, np.nan)) if dropped else (None, None)
+    dm_before, db_before = (before, np.ones_like(b)) if accumulate else (np.full_like(before, np.nan),) * 2
+    lengths = module.Lengths(g, n, dm_before.copy(), *of_rows)
+    second = module.Second(u, b, np.full_like(u, np.nan), np.broadcast_to(db_before.T, b.T.shape).T.copy(), lengths)
+    assert second.logits == 2 + dropped
+    scratch = np.full(module.scratch_floats(40, 31, 12, second.logits), np.nan, np.float32)
+    made = np.empty(40, np.float32), np.empty(40, np.uint8), np.full_like(x, np.nan)
+    options = {"smoothing": 0.1, "accumulate": accumulate, "z_loss": 0.02, "second": second}
+    head_loss_backward(*made, None, x, w, labels, scratch, 0.7, **options)
+    check_close(made[0], losses, 1e-5)
+    assert np.array_equal(made[1], hits)
+    check_close(made[2], dx[:, :12] if dropped else dx[:, :12] + dx[:, 12:24], 1e-4)
+    if dropped:
+        check_close(lengths.dh, dx[:, 12:24], 1e-4)
+    check_close(second.du, dx[:, 24:], 1e-4)
+    check_close(second.db, db + accumulate, 1e-4)
+    check_close(lengths.dm, dm + (before if accumulate else 0), 1e-4)
+    head_loss(*made[:2], x, w, labels, scratch, 0.1, second=second)
+    check_close(made[0], losses, 1e-5)
+    with pytest.raises(ValueError, match=r"second.lengths have shapes .* here they must be \[\(31,\), \(31,\)"):
+        head_loss(*made[:2], x, w, labels, scratch, second=second._replace(lengths=lengths._replace(g=g[1:])))
+    with pytest.raises(ValueError, match=r"dw is an array; a w whose rows have lengths .* is not trained: pass None"):
+        head_loss_backward(*made, np.zeros_like(w), x, w, labels, scratch, 0.7, second=second)
+    with pytest.raises(ValueError, match="the head needs"):
+        head_loss(*made[:2], x, w, labels, scratch_for(x, w), second=second)
+
+
 def test_the_first_of_equal_maxima_is_the_prediction():
     x = np.ones((5, 1), np.float32)
     w = np.array([[1], [3], [2], [3], [3]], np.float32)

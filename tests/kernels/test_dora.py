@@ -5,6 +5,8 @@ import pytest
 
 from abi_py.gradcheck import check_close, check_gradient
 from abi_py.kernels.dora import (
+    column_squares,
+    column_squares_ref,
     dora_backward,
     dora_backward_ref,
     dora_forward,
@@ -83,6 +85,44 @@ def lengths(x, squares=None):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
+def test_lengths_of_a_tables_columns(rng, sizes):
+    """They are those of the rows of Eᵀ, to which Aᵀ is A; squares are added to, so a table may come in pieces."""
+    V, C, _, R = sizes
+    e, a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((V, C), (V, R), (C, R)))
+    squares = np.zeros(C)
+    for some in (e[: V // 3], e[V // 3 :]):
+        column_squares(squares, some)
+    check_close(squares, column_squares_ref(e.astype(np.float64)), 1e-12)
+    n, inner = np.empty(C, np.float32), np.ascontiguousarray(a.T)
+    row_lengths(n, squares, inner @ e, b, inner @ a, SCALE)
+    wide = [each.astype(np.float64) for each in (e.T, a.T, b)]
+    check_close(n, np.linalg.norm(wide[0].T + SCALE * wide[1].T @ wide[2].T, axis=0), 1e-6)
+    check_close(n, row_lengths_ref(*wide, SCALE), 1e-6)
+    row_lengths(n, squares, np.zeros((R, C), np.float32), b, np.zeros((R, R), np.float32), SCALE)
+    assert n.tobytes() == np.sqrt(squares).astype(np.float32).tobytes()  # A is zero: to the bit
+
+
+@pytest.mark.parametrize("kind", "abm")
+def test_derivation_of_a_table(rng, kind):
+    """x_i = f g (E[id_i] + s A[id_i] Bᵀ) with n as a constant: dA and dB by dz, dm by z."""
+    f, ids = 1.7, rng.integers(0, 9, 14)
+    shapes = {"e": (9, 5), "a": (9, 2), "b": (5, 2), "m": (5,), "dx": (14, 5)}
+    x = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    n = row_lengths_ref(x["e"].T, x["a"].T, x["b"], SCALE)
+
+    def output(**given):
+        t = f * SCALE * given["a"][ids] @ given["b"].T
+        v = f * given["e"][ids]
+        return dora_forward_ref(v, v, t, row_factors_ref(given["m"], n))
+
+    dz, dm = dora_backward_ref(x["dx"], output(**x)[1], row_factors_ref(x["m"], n), n)
+    da = np.zeros_like(x["a"])
+    np.add.at(da, ids, f * SCALE * dz @ x["b"])
+    wanted = {"a": da, "b": f * SCALE * dz.T @ x["a"][ids], "m": dm}[kind]
+    check_gradient(lambda value: (output(**{**x, kind: value})[0] * x["dx"]).sum(), x[kind], wanted, rng)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
 def test_kernels_equal_the_reference(rng, sizes):
     x = inputs(rng, *sizes)
     wide = {name: value.astype(np.float64) for name, value in x.items()}
@@ -110,9 +150,14 @@ def test_kernels_equal_the_reference(rng, sizes):
     expected = dora_backward_ref(wide["dy"], z.astype(np.float64), g.astype(np.float64), n.astype(np.float64))
     check_close(dz, expected[0], 1e-6)
     check_close(dm, expected[1] + before, 1e-5)
-    again = x["dy"].copy()
+    again, in_z = x["dy"].copy(), z.copy()
     dora_backward(again, dm, again, z, g, n)
-    assert again.tobytes() == dz.tobytes()
+    dora_backward(in_z, dm, x["dy"], in_z, g, n)
+    assert again.tobytes() == in_z.tobytes() == dz.tobytes()
+    out, in_t = y.copy(), t.copy()
+    dora_forward(y, z, t, g)
+    dora_forward(out, in_t, in_t, g)
+    assert (out.tobytes(), in_t.tobytes()) == (y.tobytes(), z.tobytes())
 
 
 @pytest.mark.parametrize("given", [False, True])
@@ -184,7 +229,9 @@ def test_same_bits_for_any_thread_count(rng, same_bits):
         y, z, dz, dm = x["dy"] + 1, np.empty_like(t), np.empty_like(t), np.ones_like(n)
         dora_forward(y, z, t, g, addend)
         dora_backward(dz, dm, x["dy"], z, g, n)
-        return n, g, y, z, dz, dm
+        squares = np.zeros(67)
+        column_squares(squares, t)
+        return n, g, y, z, dz, dm, squares
 
     same_bits(run)
 

@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 from small_models import make_batch, make_model
 
-from abi_py.config import LoraConfig
+from abi_py.config import LoraConfig, TrainableModelConfig
+from abi_py.families import tensor_table
+from abi_py.formats.safetensors import read_safetensors
 from abi_py.generation.decoder import Decoder
 from abi_py.gradcheck import check_close, check_gradient, relative_error
+from abi_py.kernels.cross_entropy import cross_entropy_ref
 from abi_py.kernels.dropout import dropout_mask_ref
 from abi_py.kernels.engine.jit import JIT
 from abi_py.kernels.storage import STORAGES
-from abi_py.model import LoraModel, reference
+from abi_py.model import LoraModel, TrainableModel, reference
 from abi_py.model.layers.linear import Linear, Projection
 from abi_py.model.layers.run import Run
+from abi_py.model.lora_targets import Kind
 from abi_py.parameters import Weight
 from abi_py.runs.tiny_models import stored_as, tiny_frozen
 from abi_py.shape import ModelFamily
@@ -143,8 +147,8 @@ def test_a_wrong_length_would_be_noticed(rng):
 def test_one_layer_equals_the_definition(rng, outers, targeted, storage, dropout):
     """y, dx and each gradient of a layer with biases and an addend, whose matrices are kept in any storage."""
     from abi_py.model.layers.adapter import Group, Part
-    from abi_py.model.layers.dora_adapter import DoraAdapter, Magnitude
-    from abi_py.model.layers.linear import Joined
+    from abi_py.model.layers.dora_adapter import DoraAdapter
+    from abi_py.model.layers.magnitude import Magnitude
 
     N, inner, R, scale = 13, 32, 3, 0.7
     kept = STORAGES[storage]
@@ -157,16 +161,14 @@ def test_one_layer_equals_the_definition(rng, outers, targeted, storage, dropout
     weights |= {f"b{k}": Weight(f"b{k}", bias, None) for k, bias in enumerate(biases)}
     linear.bind("", weights.__getitem__)
     parts, groups, magnitudes, columns = [], [], [], linear.columns()
-    place = R * len(targeted)
+    a = rng.standard_normal((R * len(targeted), inner)).astype(np.float32)
+    da = np.zeros_like(a)
     for k, at in enumerate(targeted):
         b = 0.3 * rng.standard_normal((outers[at], R)).astype(np.float32)
         parts.append(Part(columns[at], slice(k * R, (k + 1) * R), b, np.zeros_like(b)))
         m = np.abs(rng.standard_normal(outers[at])).astype(np.float32) + 1
-        base = Joined(None, linear.parts[at].w, None, kept)
-        magnitudes.append(Magnitude.of(f"w{at}", slice(place, place + outers[at]), base, m, np.zeros_like(m)))
-        place += outers[at]
-    a = rng.standard_normal((R * len(parts), inner)).astype(np.float32)
-    da = np.zeros_like(a)
+        lengths = Weight(f"w{at}.m", m, np.zeros_like(m))
+        magnitudes.append(Magnitude.of(linear.parts[at].w, kept, a[k * R : (k + 1) * R], b, scale, lengths))
     if dropout:
         groups = [Group(p.ranks, a[p.ranks], da[p.ranks], (p,), 3 * k) for k, p in enumerate(parts)]
     else:
@@ -174,7 +176,8 @@ def test_one_layer_equals_the_definition(rng, outers, targeted, storage, dropout
     scales = np.full((len(a), 1), scale, np.float32)
     adapter = DoraAdapter(tuple(groups), scales, dropout, 11, 50, tuple(magnitudes), linear.width, len(a))
     linear.adapter = adapter
-    adapter.measure()
+    for magnitude in magnitudes:
+        magnitude.measure()
 
     x = rng.standard_normal((N, inner)).astype(np.float32)
     dy, addend = rng.standard_normal((2, N, linear.width)).astype(np.float32)
@@ -182,7 +185,8 @@ def test_one_layer_equals_the_definition(rng, outers, targeted, storage, dropout
         du=np.full((len(a) + 2 * linear.width) * N + 5, np.nan, np.float32),
         dropped=np.empty((N, inner + 3), np.float32),
     )
-    saved, y, dx = np.empty((place, N), np.float32), np.empty_like(dy), np.empty_like(x)
+    saved = np.empty((len(a) + sum(outers[at] for at in targeted), N), np.float32)
+    y, dx = np.empty_like(dy), np.empty_like(x)
     zeros = np.zeros(N, np.int32)
     run = Run(1, N, zeros, zeros, draw=4, accumulate=False)
     linear.forward(y, x, saved, s, run, addend=addend)
@@ -240,13 +244,13 @@ def test_lengths_follow_the_weights(rng):
         lora.weights[f"layers.0.w_v.{kind}"][0] *= np.float32(1.5)
         check_close(lora.forward(ids), lora.merged().forward(ids), 1e-5)
     measured = []
-    for adapter in lora._adapters:
-        object.__setattr__(adapter, "measure", lambda: measured.append(1))
+    for magnitude in lora._magnitudes.values():
+        object.__setattr__(magnitude, "measure", lambda: measured.append(1))
     lora.forward(ids)
     assert not measured
     lora.weights["layers.0.w_v.a"][0] += 1
     lora.forward(ids)
-    assert len(measured) == len(lora._adapters)
+    assert len(measured) == len(lora._magnitudes)
 
 
 def test_accumulating_and_overwriting(rng):
@@ -269,6 +273,235 @@ def test_dropout_is_of_training_only_and_new_each_time(rng):
     again = step(lora, ids, labels)
     assert again[0] == first[0]
     assert again[1].tobytes() == first[1].tobytes()
+
+
+# -- embedding and head --------------------------------------------------------------------------
+
+SIZES = {"hidden_dim": 24, "num_layers": 2, "num_heads": 4, "intermediate_dim": 40, "vocab_size": 61}
+SIZES |= {"max_seq_len": 32}
+UNTIED, TIED = {"tie_embeddings": False}, {"tie_embeddings": True}
+ENDS = {
+    "llama": ("llama", UNTIED, {"target_modules": "embed_tokens,lm_head,v", "rank_pattern": "lm_head=5"}),
+    "tied head": ("llama", TIED, {"target_modules": "lm_head,q"}),
+    "tied embedding": ("qwen2", TIED, {"target_modules": "embed_tokens", "use_rslora": True}),
+    "tied ends": ("gemma3", TIED, {"target_modules": "embed_tokens,lm_head", "alpha": 5}),  # rows times a factor
+    "tables": ("gpt2", TIED, {"target_modules": "wte,wpe,c_attn", "modules_to_save": "ln_f"}),
+    "positions": ("gpt2", TIED, {"target_modules": "wpe", "modules_to_save": "wte"}),
+}
+
+
+def make_ends(rng, name, **changes):
+    """Return adapters on the ends of a model as they may be after some steps."""
+    family, shape, settings = ENDS[name]
+    lora = LoraModel(make_of(family, rng, **shape), LoraConfig(**{"rank": 3, "use_dora": True, **settings, **changes}))
+    for tensor, w in move(lora).weights.items():
+        if tensor.endswith(".a"):
+            w[...] = 0.3 * rng.standard_normal(w.shape)
+    return lora
+
+
+def make_of(family, rng, **shape):
+    """Return a model whose weights, norms and biases among them, are random."""
+    base = TrainableModel(TrainableModelConfig(**{**SIZES, **shape}, family=family))
+    for w in base.weights.values():
+        w[...] += 0.1 * rng.standard_normal(w.shape).astype(np.float32)
+    return base
+
+
+def ends_ref(lora, trained, lengths=None):
+    """Return the merged model's weights for what is trained, and the lengths n, in float64; or with these lengths.
+
+    Rows of a matrix have the lengths m, of a table its columns.
+    """
+    weights, found = reference.widened(lora.model.weights), {}
+    if "output_proj" in {entry.name for entry in tensor_table(lora.stored_config())}:
+        weights.setdefault("output_proj", weights["token_embedding"])
+    weights |= {name: w for name, w in trained.items() if name in weights}
+    for target in lora.targets():
+        name, is_table = target.tensor.name, target.kind is Kind.TABLE
+        a, b, m = (trained[f"{name}.{part}"] for part in "abm")
+        w = weights[name] + target.scale * (a @ b.T if is_table else b @ a)
+        found[name] = np.linalg.norm(w, axis=0 if is_table else 1) if lengths is None else lengths[name]
+        factor = m / found[name]
+        weights[name] = w * (factor if is_table else factor[:, None])
+    return weights, found
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_ends_equal_the_reference(rng, name):
+    """Loss and gradients of the merged model, those that are overwritten and those that are added to; merging."""
+    lora = make_ends(rng, name)
+    ids, labels = make_batch(rng, lora, 2, 7)
+    trained = reference.widened(lora.weights)
+    weights, lengths = ends_ref(lora, trained)
+    expected, dw = reference.loss_and_gradients(lora.layers, weights, ids, labels)
+    for passes in (1, 2):
+        assert abs(lora.compute_loss(ids, labels, backward=True).loss - expected) < 1e-5
+        for target in lora.targets():
+            each, s, is_table = target.tensor.name, target.scale, target.kind is Kind.TABLE
+            a, b, m = (trained[f"{each}.{part}"] for part in "abm")
+            factor, along = m / lengths[each], (dw[each] * weights[each]).sum(0 if is_table else 1) / m
+            if is_table:
+                dz = factor * dw[each]
+                wanted = {"a": s * dz @ b, "b": s * dz.T @ a, "m": along}
+            else:
+                dz = factor[:, None] * dw[each]
+                wanted = {"a": s * b.T @ dz, "b": s * dz @ a.T, "m": along}
+            for part, gradient in wanted.items():
+                check_close(lora.gradients[f"{each}.{part}"], passes * gradient, 1e-4, f"{each}.{part}")
+        for each in trained.keys() & weights.keys():
+            check_close(lora.gradients[each], passes * dw[each], 1e-4, each)
+    merged = lora.merged()
+    check_close(merged.forward(ids), lora.forward(ids), 1e-5)
+    for target in lora.targets():
+        of_rows = int(target.kind is not Kind.TABLE)
+        of_its = np.linalg.norm(merged.weights[target.tensor.name].astype(float), axis=of_rows)
+        check_close(of_its, lora.weights[f"{target.tensor.name}.m"], 1e-5)
+
+
+@pytest.mark.parametrize(("name", "tensor"), [("tied ends", "token_embedding"), ("tied ends", "output_proj")])
+@pytest.mark.parametrize("kind", "abm")
+def test_the_reference_of_ends_equals_finite_differences(rng, name, tensor, kind):
+    """In float64, with n as it is."""
+    lora = make_ends(rng, name)
+    ids, labels = make_batch(rng, lora, 2, 5)
+    trained = reference.widened(lora.weights)
+    weights, lengths = ends_ref(lora, trained)
+    dw = reference.loss_and_gradients(lora.layers, weights, ids, labels)[1][tensor]
+    (target,) = (each for each in lora.targets() if each.tensor.name == tensor)
+    a, b, m = (trained[f"{tensor}.{part}"] for part in "abm")
+    if target.kind is Kind.TABLE:
+        dz, along = m / lengths[tensor] * dw, (dw * weights[tensor]).sum(0) / m
+        wanted = {"a": target.scale * dz @ b, "b": target.scale * dz.T @ a, "m": along}[kind]
+    else:
+        dz, along = (m / lengths[tensor])[:, None] * dw, (dw * weights[tensor]).sum(1) / m
+        wanted = {"a": target.scale * b.T @ dz, "b": target.scale * dz @ a.T, "m": along}[kind]
+
+    def loss(value):
+        changed = ends_ref(lora, {**trained, f"{tensor}.{kind}": value}, lengths)[0]
+        return reference.loss_and_gradients(lora.layers, changed, ids, labels)[0]
+
+    check_gradient(loss, trained[f"{tensor}.{kind}"], wanted, rng, 1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("name", ENDS)
+def test_fresh_ends_change_no_bit(rng, name, dropout, precision):
+    family, shape, settings = ENDS[name]
+    settings = {"rank": 3, "use_dora": True, **settings}
+    if dropout:
+        settings["target_modules"] += ",o_proj" if family != "gpt2" else ",c_fc"  # tables alone have no dropout
+    lora = LoraModel(make_of(family, rng, **shape), LoraConfig(**settings, dropout=dropout))
+    ids, labels = make_batch(rng, lora, 2, 9)
+    for backward in (False, True):
+        expected = lora.model.compute_loss(ids, labels, precision=precision)
+        got = lora.compute_loss(ids, labels, precision=precision, backward=backward)
+        assert got.token_losses.tobytes() == expected.token_losses.tobytes()
+    assert lora.forward(ids).tobytes() == lora.model.forward(ids).tobytes()
+    assert lora.merged().forward(ids).tobytes() == lora.model.forward(ids).tobytes()
+
+
+def test_a_head_with_lengths_and_dropout(rng):
+    """logits = hidden Wᵀ + (g - 1) h Wᵀ + g u Bᵀ with one mask for the loss and its gradients, in float64."""
+    lora = make_ends(rng, "llama", target_modules="lm_head,embed_tokens", dropout=0.4)
+    ids, labels = make_batch(rng, lora, 2, 7)
+    head, trained = lora.stack.head, reference.widened(lora.weights)
+    adapter = head.adapter
+    seed = (adapter.seed + adapter.streams * 1 + adapter.stream) % 2**63
+    lora.compute_loss(ids, labels, backward=True)
+    lora.zero_gradients()
+    loss = lora.compute_loss(ids, labels, backward=True).loss  # the second pass, so draw 1
+    run = lora._runs.run((2, 7), None, None)
+    hidden = lora.stack.forward(ids.ravel(), run).astype(float)
+    mask = dropout_mask_ref(hidden.shape, 0.4, seed) / 0.6
+    a, b, m = (trained[f"output_proj.{part}"] for part in "abm")
+    s, w, h = adapter.scale, lora.model.weights["output_proj"].astype(float), hidden * mask
+    n = np.linalg.norm(w + s * b @ a, axis=1)
+    u, g = s * h @ a.T, m / n
+    losses, _, _, dy = cross_entropy_ref(hidden @ w.T + (g - 1) * (h @ w.T) + g * (u @ b.T), labels.ravel())
+    dy /= (labels >= 0).sum()
+    assert abs(loss - losses.sum() / (labels >= 0).sum()) < 1e-5
+    check_close(lora.gradients["output_proj.b"], (g * dy).T @ u, 1e-4)
+    check_close(lora.gradients["output_proj.a"], (s * (g * dy) @ b).T @ h, 1e-4)
+    check_close(lora.gradients["output_proj.m"], (dy * (h @ w.T + u @ b.T)).sum(0) / n, 1e-4)
+    wanted = dy @ w + ((g - 1) * dy @ w + s * (g * dy) @ b @ a) * mask
+    seen = []
+    head.norm.backward = lambda dx, dy, *others: (seen.append(dy.copy()), dx.fill(0))  # what comes out of the head
+    lora.draws = 1
+    lora.compute_loss(ids, labels, backward=True)
+    check_close(seen[0], wanted, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "tables"])
+def test_backward_of_logits_is_that_of_the_loss(rng, name):
+    """By `forward` and `backward`, in which the logits of all rows exist."""
+    lora = make_ends(rng, name)
+    ids, labels = make_batch(rng, lora, 2, 7, ignored=0)
+    expected = step(lora, ids, labels)[1]
+    lora.zero_gradients()
+    logits = lora.forward(ids).reshape(labels.size, -1)
+    dz = cross_entropy_ref(logits.astype(float), labels.ravel())[3] / labels.size
+    lora.backward(dz.astype(np.float32).reshape(*ids.shape, -1))
+    check_close(lora.parameters.gradients_flat, expected, 1e-4)
+
+
+@pytest.mark.parametrize("storage", ["bf16", "q8_0"])
+@pytest.mark.parametrize("name", ["llama", "tables"])
+def test_ends_of_a_frozen_base_are_those_of_its_widened_weights(rng, name, storage):
+    """Steps, merging, and generation with the adapters beside the matrices."""
+    family, shape, settings = ENDS[name]
+    settings = {**settings, "modules_to_save": None}
+    base = stored_as(make_of(family, rng, **shape, hidden_dim=32), storage)
+    frozen, wide = (
+        move(LoraModel(model, LoraConfig(rank=3, use_dora=True, **settings))) for model in (base, base.widened())
+    )
+    for tensor, w in frozen.weights.items():
+        w += 0.1 * rng.standard_normal(w.shape).astype(np.float32)
+        wide.weights[tensor][...] = w
+    ids, labels = make_batch(rng, wide)
+    expected, got = (step(each, ids, labels) for each in (wide, frozen))
+    assert got[0] == pytest.approx(expected[0], abs=1e-4)
+    check_close(got[1], expected[1], 1e-4)
+    assert frozen.for_decoding() is frozen
+    logits = [Decoder(each, integer=False).prefill(0, ids[0]).copy() for each in (frozen, wide)]
+    check_close(logits[0], logits[1], 1e-4)
+    check_close(frozen.merged().forward(ids), wide.forward(ids), 1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_the_plan_of_ends_is_what_is_allocated(rng, dropout, accumulates):
+    lora = make_ends(rng, "llama", dropout=dropout)
+    ids, labels = make_batch(rng, lora, 2, 16, ignored=0)
+    for _ in range(1 + accumulates):
+        lora.compute_loss(ids, labels, backward=True)
+    plan = lora.memory_plan(2, 16, accumulates=accumulates)
+    assert plan["gradients"] == lora.parameters.gradients_flat.nbytes
+    if not accumulates:
+        assert plan["saved activations"] + plan["scratch"] == lora.stack.arena.nbytes()
+
+
+def test_operations_of_ends(rng):
+    """Lengths add u Bᵀ of a table once more, and with dropout two products with the head's matrix."""
+    V, C, R = 61, 24, 3
+    lora, dora, dropped = (
+        LoraModel(make_of("llama", rng, **UNTIED), LoraConfig(rank=R, target_modules="embed_tokens,lm_head", **options))
+        for options in ({}, {"use_dora": True}, {"use_dora": True, "dropout": 0.1})
+    )
+    assert dora.flops_per_token(8) - lora.flops_per_token(8) == 2 * C * R
+    assert dropped.flops_per_token(8) - dora.flops_per_token(8) == 4 * V * C
+    assert dora.num_params() - lora.num_params() == C + V
+
+
+def test_ends_are_saved_as_peft_names_them(rng, tmp_path):
+    lora = make_ends(rng, "tables")
+    lora.save(tmp_path)
+    found = read_safetensors(tmp_path / "adapter_model.safetensors")
+    assert found["base_model.model.transformer.wte.lora_magnitude_vector"].shape == (24,)
+    assert found["base_model.model.transformer.wpe.lora_magnitude_vector"].shape == (24,)
+    again, (ids, _) = LoraModel.load(lora.model, tmp_path), make_batch(rng, lora)
+    assert again.forward(ids).tobytes() == lora.forward(ids).tobytes()
 
 
 # -- the same bits -------------------------------------------------------------------------------

@@ -13,6 +13,19 @@ FAMILIES = ["llama", "qwen2", "gpt2", "mistral", "qwen3", "gemma3"]
 PATTERNS = {"rank_pattern": {"q_proj": 2, "0.mlp.down_proj": 6}, "alpha_pattern": {"k_proj": 11}}
 CASES = [*((family, {}) for family in FAMILIES), *((family, {"use_rslora": True}) for family in ("llama", "gpt2"))]
 CASES += [("qwen2", PATTERNS), ("llama", {"modules_to_save": ["lm_head"], "bias": "none"})]
+UNTIED, TIED = {"tie_embeddings": False}, {"tie_embeddings": True}
+ENDS = {  # embedding and head; peft drops nothing of an embedding
+    "embedding": ("llama", UNTIED, {"target_modules": ["embed_tokens"]}),
+    "head": ("llama", UNTIED, {"target_modules": ["lm_head"], "use_rslora": True}),
+    "ends": ("llama", UNTIED, {"target_modules": ["v_proj", "embed_tokens", "lm_head"], "use_rslora": True}),
+    "tied: embedding": ("qwen2", TIED, {"target_modules": ["embed_tokens", "o_proj"]}),
+    "tied: head": ("qwen2", TIED, {"target_modules": ["lm_head"]}),
+    "tied: ends": ("qwen2", TIED, {"target_modules": ["embed_tokens", "lm_head"], "alpha_pattern": {"lm_head": 3}}),
+    "tables": ("gpt2", {}, {"target_modules": ["wte", "wpe", "c_attn", "lm_head"]}),
+    "rows times a factor": ("gemma3", {}, {"target_modules": ["embed_tokens", "v_proj", "lm_head"]}),
+}
+CASES = [(family, {}, changes) for family, changes in CASES] + [*ENDS.values()]
+NAMES = [str(i) for i in range(len(CASES) - len(ENDS))] + [*ENDS]
 IDS = np.random.default_rng(4).integers(3, 90, (2, 2, 12))
 RATE = 0.02
 
@@ -26,8 +39,8 @@ def settings(family, **changes):
 def beside(transformers, peft, torch, tmp_path):
     """Return a function that makes the same adapters there and here, after peft's own beginning of them."""
 
-    def made(family, random=False, **changes):
-        base = make_folder(tmp_path / "base", family=family)
+    def made(family, shape, changes, random=False):
+        base = make_folder(tmp_path / "base", family=family, **shape)
         torch.manual_seed(3)
         model = transformers.AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
         theirs = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings(family, **changes)))
@@ -47,36 +60,49 @@ def logits(theirs, torch, ids):
         return theirs.eval()(input_ids=torch.tensor(ids)).logits.float().numpy()
 
 
-@pytest.mark.parametrize(("family", "changes"), CASES)
-def test_both_ways_and_merged(beside, peft, torch, transformers, tmp_path, family, changes):
-    theirs, ours = beside(family, random=True, **changes)
+def merged_by_theirs(model):
+    """Return the matrices with their adapters in them, by module; merge_and_unload makes one of tied ends again."""
+    adapted = {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_magnitude_vector") and len(module.lora_magnitude_vector)
+    }
+    return {
+        name: module.lora_variant["default"].merge_safe(module, "default", module.get_base_layer().weight.data.clone())
+        for name, module in adapted.items()
+    }
+
+
+@pytest.mark.parametrize(("family", "shape", "changes"), CASES, ids=NAMES)
+def test_both_ways_and_merged(beside, peft, torch, transformers, tmp_path, family, shape, changes):
+    theirs, ours = beside(family, shape, changes, random=True)
     wanted = logits(theirs, torch, IDS[0])
     assert np.abs(ours.forward(IDS[0]) - wanted).max() < 1e-4 * max(1, np.abs(wanted).max())
     assert np.abs(ours.model.forward(IDS[0]) - wanted).max() > 0.1
 
     ours.save(tmp_path / "ours", str(tmp_path / "base"))
-    assert read_safetensors(tmp_path / "ours/adapter_model.safetensors").keys() == read_safetensors(
-        tmp_path / "adapter/adapter_model.safetensors"
-    ).keys()
+    wrote, kept = (read_safetensors(tmp_path / each / "adapter_model.safetensors") for each in ("ours", "adapter"))
+    assert wrote.keys() == {name for name in kept if "base_layer" not in name}  # they save a frozen embedding too
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager")
     again = peft.PeftModel.from_pretrained(plain, tmp_path / "ours")
     assert np.abs(logits(again, torch, IDS[0]) - wanted).max() < 1e-5 * max(1, np.abs(wanted).max())
 
     merged = ours.merged()
-    whole = dict(again.merge_and_unload().named_parameters())
-    for entry in merged.parameters.table:
-        found = whole.get(entry.hf_name)
-        if found is not None:
-            values = found.detach().numpy()
-            values = values.T if entry.hf_names[0].transposed else values
-            if values.shape == entry.shape:
-                assert np.abs(merged.weights[entry.name] - values).max() < 1e-5, entry.name
+    whole = merged_by_theirs(again)
+    assert whole.keys() == {target.module for target in ours.targets()}
+    for target in ours.targets():
+        values = whole[target.module].detach().numpy()
+        values = values.T if target.tensor.hf_names[0].transposed else values
+        assert np.abs(merged.weights[target.tensor.name] - values).max() < 1e-5, target.module
+    check = again.merge_and_unload()
+    if not merged.config.tie_embeddings and shape is not TIED and family in ("llama", "mistral"):
+        assert np.abs(logits(check, torch, IDS[0]) - merged.forward(IDS[0])).max() < 1e-5 * max(1, np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(("family", "changes"), CASES)
-def test_ten_steps(beside, torch, family, changes):
+@pytest.mark.parametrize(("family", "shape", "changes"), CASES, ids=NAMES)
+def test_ten_steps(beside, torch, family, shape, changes):
     """From the lengths that each side has measured itself; the losses of both, and the weights at the end."""
-    theirs, ours = beside(family, **changes)
+    theirs, ours = beside(family, shape, changes)
     fresh = LoraModel(ours.model, ours.lora)
     for name, w in fresh.weights.items():
         if name.endswith(".m"):

@@ -84,18 +84,6 @@ class Adapter:
         """Turn dx from the gradient of D(x) into that of x, in place."""
         dropout_backward(dx, dx, self.dropout, self.mask_seed(group, run))
 
-    # -- what follows from its weights ------------------------------------------------------------
-
-    def begin(self) -> None:
-        """Set what does not begin as noise or zeros."""
-
-    def measure(self) -> None:
-        """Work out what passes read besides the weights, as these now are."""
-
-    def factors(self) -> dict[str, np.ndarray]:
-        """Return what merging multiplies the rows of W + s B A with, by the name of W; nothing where that is 1."""
-        return {}
-
     # -- passes: what they add to those of `Linear` -----------------------------------------------
 
     def forward(

@@ -8,8 +8,8 @@
 
     v t z y dy dz (N, out)   m dm g n (out,), of the columns of a part   the rest as in `adapter.py`
 
-n, the lengths of the rows of W + s B A, are constants in backward, and so is g: both are worked out when A, B or m have
-changed (`measure`), not in a pass.  The arithmetic is `kernels/dora.py`.
+n, the lengths of the rows of W + s B A, are constants in backward, and so is g: `magnitude.py`.  The arithmetic is
+`kernels/dora.py`.
 
 What is saved is (R + columns, N): u, and the z of each part as (N, columns) in the memory of that many rows.
 
@@ -19,59 +19,19 @@ Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation"; with dro
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
 from ...kernels.engine.replay import between, by_numpy
 from ...kernels.engine.scratch import aligned_empty
-from ...kernels.storage.float32 import STORAGE as FLOAT32
-from ...kernels.unchecked import (
-    dora_backward,
-    dora_forward,
-    product,
-    row_factors,
-    row_lengths,
-    row_squares,
-    streamed_product,
-    strips,
-)
-from ...parameters import Weight
+from ...kernels.unchecked import dora_backward, dora_forward, product, streamed_product
 from .adapter import Adapter, AdapterScratch, Group, Part, shaped
-from .linear import Joined, Linear
+from .linear import Linear
+from .magnitude import Magnitude
 from .run import Run
 
-__all__ = ["DoraAdapter", "Magnitude"]
-
-ALONE = Run(1, 0, None, np.zeros(0, np.int32))  # of no pass: products are in float32
-
-
-@dataclass(frozen=True)
-class Magnitude:
-    """The lengths of one part's rows."""
-
-    name: str  # of W
-    places: slice  # rows of what is saved, whose memory z has
-    base: Joined  # W of the part alone
-    m: np.ndarray  # (out,)
-    dm: np.ndarray
-    n: np.ndarray  # (out,)
-    g: np.ndarray
-    squares: np.ndarray  # (out,) float64: |w_r|², which is measured once
-
-    @classmethod
-    def of(cls, name: str, places: slice, base: Joined, m: np.ndarray, dm: np.ndarray) -> "Magnitude":
-        """Measure W, of which some rows are decoded at a time."""
-        squares = np.empty(len(m))
-        if base.storage is FLOAT32:
-            row_squares(squares, base.w)
-        else:
-            for rows, strip in strips(base.w, base.storage, base.storage.columns(base.w)):
-                row_squares(squares[rows], strip)
-        return cls(name, places, base, m, dm, np.empty_like(m), np.empty_like(m), squares)
-
-    def z(self, saved: np.ndarray) -> np.ndarray:
-        """Return its z (N, out)."""
-        return saved[self.places].reshape(saved.shape[1], -1)
+__all__ = ["DoraAdapter"]
 
 
 @dataclass(frozen=True)
@@ -83,45 +43,19 @@ class DoraAdapter(Adapter):
     rank: int  # of all parts together
 
     @classmethod
-    def on(cls, linear: Linear, parts: Sequence[int], lengths: Sequence[Weight], plain: Adapter) -> "DoraAdapter":
-        """Return that of some parts of a bound layer, given the weights m of each, and their adapter without these."""
-        made, place = [], linear.rank
-        for index, m in zip(parts, lengths, strict=True):
-            w = linear.parts[index]
-            if m.dw is None:
-                raise RuntimeError(f"{m.name} is a length without a gradient")
-            places = slice(place, place + len(m.w))
-            made.append(Magnitude.of(w.name, places, Joined(None, w.w, None, w.storage), m.w, m.dw))
-            place = places.stop
+    def on(cls, linear: Linear, magnitudes: Sequence[Magnitude], plain: Adapter) -> "DoraAdapter":
+        """Return that of a layer, given the lengths of its parts with adapters, and their adapter without these."""
         of_plain = {each.name: getattr(plain, each.name) for each in fields(plain)}
-        return cls(**of_plain, magnitudes=tuple(made), width=linear.width, rank=linear.rank)
+        return cls(**of_plain, magnitudes=tuple(magnitudes), width=linear.width, rank=linear.rank)
 
     def _each(self) -> Iterator[tuple[Group, Part, Magnitude]]:
         parts = ((group, part) for group in self.groups for part in group.parts)
         yield from ((*pair, magnitude) for pair, magnitude in zip(parts, self.magnitudes, strict=True))
 
-    # -- lengths ---------------------------------------------------------------------------------
-
-    def factors(self) -> dict[str, np.ndarray]:
-        """Return g of each part, by the name of its W."""
-        return {magnitude.name: magnitude.g for magnitude in self.magnitudes}
-
-    def begin(self) -> None:
-        """Let m be the lengths of the rows as they are: those of W, as long as B is 0."""
-        self.measure()
-        for magnitude in self.magnitudes:
-            magnitude.m[...] = magnitude.n
-        self.measure()
-
-    def measure(self) -> None:
-        """Work out n and g, as A, B and m now are."""
-        for group, part, magnitude in self._each():
-            a = group.a[part.ranks.start - group.ranks.start : part.ranks.stop - group.ranks.start]
-            wa, gram = aligned_empty((len(a), len(magnitude.m))), aligned_empty((len(a), len(a)))
-            magnitude.base.product(wa, a, None, ALONE)
-            product(gram, a, a, transpose_b=True)
-            row_lengths(magnitude.n, magnitude.squares, wa, part.b, gram, float(self.scale[part.ranks.start, 0]))
-            row_factors(magnitude.g, magnitude.m, magnitude.n)
+    def _z(self, saved: np.ndarray) -> list[np.ndarray]:
+        """Return the z (N, out) of each part, in what is saved."""
+        ends = np.cumsum([self.rank, *(len(magnitude.m) for magnitude in self.magnitudes)]).tolist()
+        return [saved[first:last].reshape(saved.shape[1], -1) for first, last in pairwise(ends)]
 
     # -- passes ----------------------------------------------------------------------------------
 
@@ -129,18 +63,17 @@ class DoraAdapter(Adapter):
         self, y: np.ndarray, x: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run, addend: np.ndarray | None
     ) -> None:
         """Change y (N, out), the products with the addend they began with, and overwrite u (R + columns, N)."""
-        saved, u, drops = u, u[: self.rank], self.drops(run)
-        magnitudes = iter(self.magnitudes)
+        every_z, u, drops = self._z(u), u[: self.rank], self.drops(run)
+        own = zip(self.magnitudes, every_z, strict=True)
         for group in self.groups:
             h = self.drop(x, group, s, run)
             product(u[group.ranks], group.a, h, transpose_b=True, number_format=run.number_format)
-            for _, magnitude in zip(group.parts, magnitudes) if drops else ():
-                magnitude.base.product(magnitude.z(saved), h, None, run)
+            for _, (magnitude, z) in zip(group.parts, own) if drops else ():
+                magnitude.base.product(z, h, None, run)
         by_numpy(np.multiply, u, self.scale, out=u)
         both = {"transpose_a": True, "transpose_b": True}
-        for _, part, magnitude in self._each():
-            z, columns = magnitude.z(saved), part.columns
-            t = shaped(s.du, *z.shape)
+        for (_, part, magnitude), z in zip(self._each(), every_z, strict=True):
+            columns, t = part.columns, shaped(s.du, *z.shape)
             product(t, u[part.ranks], part.b, **both, number_format=run.number_format)
             dora_forward(y[:, columns], z, t, magnitude.g, None if addend is None else addend[:, columns], drops)
 
@@ -176,11 +109,11 @@ class DoraAdapter(Adapter):
         dz = self._dz(u, s)
         if sum(len(magnitude.m) for magnitude in self.magnitudes) < self.width:
             by_numpy(np.copyto, dz, dy)  # of parts without an adapter
-        for _, part, magnitude in self._each():
+        for (_, part, magnitude), z in zip(self._each(), self._z(u), strict=True):
             if not run.accumulate:
                 by_numpy(np.copyto, magnitude.dm, np.float32(0))
             columns = part.columns
-            dora_backward(dz[:, columns], magnitude.dm, dy[:, columns], magnitude.z(u), magnitude.g, magnitude.n)
+            dora_backward(dz[:, columns], magnitude.dm, dy[:, columns], z, magnitude.g, magnitude.n)
         super().inner_gradient(dz, u[: self.rank], s, run)
 
     def through(self, dy: np.ndarray, u: np.ndarray, s: AdapterScratch, run: Run) -> np.ndarray:

@@ -9,11 +9,13 @@ import numpy as np
 
 from ...kernels.embedding import embedding_backward_ref, embedding_forward_ref
 from ...kernels.engine.replay import by_numpy
+from ...kernels.engine.scratch import scratch
 from ...kernels.storage.float32 import STORAGE as FLOAT32
-from ...kernels.unchecked import embedding_backward, embedding_forward, embedding_forward_adding, stored_rows
+from ...kernels.unchecked import embedding_backward, embedding_forward, embedding_forward_adding
 from ...parameters import TensorSpec, Weight
 from .end_adapters import TableAdapter
 from .layer import Layer
+from .linear import Joined
 from .run import Run
 
 __all__ = ["Embedding"]
@@ -44,6 +46,7 @@ class Embedding(Layer):
         """Take its weights; positions in another storage than float32 are copied to that: they are few."""
         self.weights = [weights(spec.name) for spec in self.tensors()]
         self.weight, *others = self.weights
+        self.table = Joined(None, self.weight.w, self.weight.dw, self.weight.storage)
         for each in others:
             self._positions = np.require(each.w, requirements="W")  # kernels take no others: of a file, a copy
             if each.storage is not FLOAT32:
@@ -64,29 +67,28 @@ class Embedding(Layer):
 
     def flops(self, seq_len: int, below: bool) -> float:
         """Return those of adapters: rows are copied."""
-        return 6.0 * sum(adapter.b.size for adapter in self.adapters.values())
+        return sum(adapter.flops() for adapter in self.adapters.values())
 
     def forward(self, x: np.ndarray, ids: np.ndarray, run: Run) -> None:
         """Write x (N, C) for ids (N,)."""
-        if self.weight.storage is FLOAT32:
-            embedding_forward(x, ids, self.weight.w)
-        else:
-            stored_rows(x, ids, self.weight.w, self.weight.storage)
+        self.table.rows(x, ids)
         if self.scale != 1:
             by_numpy(np.multiply, x, np.float32(self.scale), out=x)
-        if self.learned_positions:
+        if self.name in self.adapters:
+            self.adapters[self.name].forward(x, ids, self.scale, run)
+        if self.positions in self.adapters:
+            (rows,) = scratch("rows of positions", x.shape)
+            embedding_forward(rows, run.positions, self._positions)
+            self.adapters[self.positions].forward(rows, run.positions, 1.0, run)
+            x += rows
+        elif self.learned_positions:
             embedding_forward_adding(x, run.positions, self._positions)
-        for name, adapter in self.adapters.items():
-            adapter.forward(x, *self._rows(name, ids, run), run)
-
-    def _rows(self, name: str, ids: np.ndarray, run: Run) -> tuple[np.ndarray, float]:
-        """Return which rows of a table are taken, and by what they are multiplied."""
-        return (run.positions, 1.0) if name == self.positions else (ids, self.scale)
 
     def backward(self, dx: np.ndarray, ids: np.ndarray, run: Run) -> None:
         """Add to the gradients of what is trained; dx, which nothing reads after this, is scaled in place."""
         for name, adapter in self.adapters.items():
-            adapter.backward(dx, *self._rows(name, ids, run), run)
+            rows, scale = (run.positions, 1.0) if name == self.positions else (ids, self.scale)
+            adapter.backward(dx, rows, scale, run)
         gradients = [weight.dw for weight in self.weights]
         if self.learned_positions and gradients[1] is not None:  # forward: x = ... + P[t]
             embedding_backward(gradients[1], dx, run.positions)

@@ -46,6 +46,12 @@ class HeadScratch:
     u: np.ndarray = field(default_factory=_nothing)  # (N, R), and
     du: np.ndarray = field(default_factory=_nothing)  # of its adapter: `HeadArrays`
     kept: np.ndarray = field(default_factory=_nothing)  # (N, C)
+    dh: np.ndarray = field(default_factory=_nothing)  # (N, C)
+
+    @property
+    def adapter(self) -> HeadArrays:
+        """Those of its adapter."""
+        return HeadArrays(self.u, self.du, self.kept, self.dh)
 
 
 class Head(Layer):
@@ -60,7 +66,8 @@ class Head(Layer):
         self.name = Embedding.name if tied else "output_proj"
         self._linear = Linear(width, Projection(self.name, vocab_size))
         self.adapter: HeadAdapter | None = None
-        self.rank = 0  # of it
+        self.rank, self.dropout = 0, False  # of it; whether something of hidden is dropped
+        self.magnitudes = 0  # rows of the matrix with a length of their own (DoRA)
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Return its tensors."""
@@ -79,8 +86,10 @@ class Head(Layer):
         """Return its arrays but for hits and logits, which are no floats for each row."""
         adapted = {"u": Entry(self.rank, place="u_head"), "du": Entry(self.rank, place="du_head")}
         adapted |= {"kept": Entry(self.width, place="kept")}
+        again = {"dh": Entry(self.width, place="dh_head")}
         return {
             **(adapted if self.rank else {}),
+            **(again if self.magnitudes and self.dropout else {}),
             "x": Entry(self.width, place="final"),
             "r": Entry(1, Form.NUMBERS, place="r_final"),
             "hidden": Entry(self.width, place="n"),
@@ -91,7 +100,8 @@ class Head(Layer):
 
     def logit_floats(self, rows: int) -> int:
         """Return the floats of the chunk of logits for so many rows."""
-        return int(scratch_floats(rows, self.vocab_size, self.width))
+        logits = 1 if not self.magnitudes else 3 if self.dropout else 2  # of `Second`
+        return int(scratch_floats(rows, self.vocab_size, self.width, logits))
 
     def bind(self, weights: Callable[[str], Weight]) -> None:
         """Take its weights."""
@@ -113,6 +123,7 @@ class Head(Layer):
         """Return those of the logits, their gradient, and the matrix's: in one operation, which makes dx anyway."""
         frozen = bool(self.weights) and self.weight.dw is None
         adapter = 6.0 * self.rank * (self.vocab_size + self.width)
+        adapter += 4.0 * self.magnitudes * self.width if self.dropout else 0.0  # h Wᵀ, where y is x Wᵀ
         return (4.0 if frozen else 6.0) * self.vocab_size * self.width + adapter
 
     def forward(self, s: HeadScratch) -> np.ndarray:
@@ -124,28 +135,27 @@ class Head(Layer):
         """Write the logits (N, V) of s.hidden."""
         self.matrix.product(out, s.hidden, None, run)
         if self.adapter is not None:
-            kept = HeadArrays(s.u, s.du, s.kept)
-            self.adapter.inner(kept, s.hidden, run)
-            self.adapter.add(out, kept, run)
+            self.adapter.inner(s.adapter, s.hidden, run)
+            self.adapter.add(out, s.adapter, run)
 
     def logits_backward(self, dlogits: np.ndarray, s: HeadScratch, run: Run) -> None:
         """Write s.dhidden from the gradient of the logits (N, V), and the matrix's gradient."""
         dw = self.weight.dw
         if dw is not None:  # forward: logits = hidden Wᵀ
             product(dw, dlogits, s.hidden, transpose_a=True, addend=dw if run.accumulate else None)
-        self.matrix.product_backward(s.dhidden, dlogits, None, run)
+        through = dlogits if self.adapter is None else self.adapter.through(dlogits, s.adapter, run)
+        self.matrix.product_backward(s.dhidden, through, None, run)
         if self.adapter is not None:
-            kept = HeadArrays(s.u, s.du, s.kept)
-            self.adapter.add_backward(dlogits, kept, run)
-            self.adapter.inner_backward(s.dhidden, kept, run)
+            self.adapter.add_backward(through, s.adapter, run)
+            self.adapter.inner_backward(s.dhidden, s.adapter, run)
 
     def decode(self, logits: np.ndarray, x: np.ndarray, n: np.ndarray, r: np.ndarray, run: Run) -> None:
         """Write the logits (N, V) of x (N, C) for generation; n (N, C) and r (N,) are scratch."""
         self.norm.forward(n, r, x)
         self.matrix.decode(logits, n, None, run)
         if self.adapter is not None:
-            sizes = (len(x), self.rank), (len(x), self.rank), n.shape
-            kept = HeadArrays(*scratch("adapter of the head", *sizes))
+            u, du, kept_rows = scratch("adapter of the head", (len(x), self.rank), (len(x), self.rank), n.shape)
+            kept = HeadArrays(u, du, kept_rows, _nothing())
             self.adapter.inner(kept, n, run)
             self.adapter.add(logits, kept, run)
 
@@ -158,8 +168,8 @@ class Head(Layer):
         """Return what the adapter adds to the logits, of s.hidden."""
         if self.adapter is None:
             return None
-        self.adapter.inner(HeadArrays(s.u, s.du, s.kept), s.hidden, run)
-        return Second(s.u, self.adapter.b, s.du, self.adapter.db)
+        self.adapter.inner(s.adapter, s.hidden, run)
+        return self.adapter.second(s.adapter, run)
 
     def loss_backward(self, labels: np.ndarray, s: HeadScratch, run: Run) -> None:
         """Write s.losses, s.hits and s.dhidden, and the matrix's gradient: those of scale times the summed loss, where
@@ -178,7 +188,7 @@ class Head(Layer):
         results = s.losses, s.hits, s.dhidden, self.weight.dw
         head_loss_backward(*results, s.hidden, self.weight.w, labels, s.logits, *options, second, run.label_weights)
         if self.adapter is not None:
-            self.adapter.inner_backward(s.dhidden, HeadArrays(s.u, s.du, s.kept), run)
+            self.adapter.inner_backward(s.dhidden, s.adapter, run)
         if z_loss:
             between(partial(self._penalise, labels, s.lse, z_loss), run)
 

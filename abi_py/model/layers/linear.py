@@ -25,10 +25,12 @@ from ...kernels.storage.float32 import STORAGE as FLOAT32
 from ...kernels.unchecked import (
     bias_backward,
     bias_forward,
+    embedding_forward,
     product,
     stored_product,
     stored_product_backward,
     stored_products,
+    stored_rows,
     streamed_product,
 )
 from ...parameters import INITIAL_STD, TensorSpec, Weight, adjoin, joined
@@ -74,6 +76,13 @@ class Joined:
             product(dx, dy, self.w, addend=addend, number_format=run.number_format)
         else:
             stored_product_backward(dx, dy, self.w, self.storage, addend, run.number_format)
+
+    def rows(self, x: np.ndarray, ids: np.ndarray) -> None:
+        """Write x_n = W[id_n]."""
+        if self.storage is FLOAT32:
+            embedding_forward(x, ids, self.w)
+        else:
+            stored_rows(x, ids, self.w, self.storage)
 
     def decode(self, y: np.ndarray, x: np.ndarray, addend: np.ndarray | None, run: Run) -> None:
         """Write y = x Wᵀ (+ addend) for generation."""
