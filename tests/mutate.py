@@ -250,6 +250,18 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return dy",
         "tests/model/test_dora_model.py",
     ),
+    Mutation(  # dx of a head whose rows have lengths, with dropout
+        "kernels/cross_entropy.py",
+        "np.subtract(dz, dy, out=dz)",
+        "np.add(dz, dy, out=dz)",
+        "tests/kernels/test_cross_entropy.py",
+    ),
+    Mutation(  # columns of a table measured as rows of what is looked up
+        "abi_py/model/layers/end_adapters.py",
+        "self.lengths.base.rows(z, ids)\n        z *= np.float32(factor)",
+        "self.lengths.base.rows(z, ids)",
+        "tests/model/test_dora_model.py",
+    ),
     Mutation(
         "kernels/dora.py",
         "total += np.float64(b[r, k]) * scale * (2 * np.float64(wa[k, r]) + scale * inner)",

@@ -372,13 +372,17 @@ def test_an_adapter_that_nothing_reads_is_named(abi_train, base, tmp_path):
         assert "error: layers.0.w_q: no gradient in 2 steps, so this has no effect on the loss; leave out of" in err
 
 
-def test_lengths_of_rows_are_trained_and_gone_on_with(abi_train, base, tmp_path):
+@pytest.mark.parametrize(
+    ("targets", "vectors", "tensor"),
+    [("all-linear", 7, "layers.0.w_down.m"), ("v,embed_tokens,lm_head", 3, "token_embedding.m")],
+)
+def test_lengths_are_trained_and_gone_on_with(abi_train, base, tmp_path, targets, vectors, tensor):
     """The same bits after resume, merged weights compute what adapters do; other programs have no place for them."""
     run = ("run", "--base", base, *QUICK, "--lora-rank", "4", "--dora", "--learning-rate", "0.01")
-    run += ("--lr-schedule", "constant", "--lora-dropout", "0.1")
+    run += ("--lr-schedule", "constant", "--lora-dropout", "0.1", "--lora-targets", targets)
     out = trained(abi_train, *run, "--epochs", "2", "--out", "whole")
     assert "with lengths of rows (DoRA)" in out
-    assert "layers.0.w_down.m" in out
+    assert tensor in out
     trained(abi_train, *run, "--epochs", "1", "--out", "half")
     trained(abi_train, "resume", "half", "--epochs", "2")
     one, other = (
@@ -386,7 +390,7 @@ def test_lengths_of_rows_are_trained_and_gone_on_with(abi_train, base, tmp_path)
         for run in ("whole", "half")
     )
     assert all(np.array_equal(one[name], other[name]) for name in one)
-    assert sum(name.endswith("lora_magnitude_vector") for name in one) == 7
+    assert sum(name.endswith("lora_magnitude_vector") for name in one) == vectors
     ids = np.arange(9)[None] % 250
     adapted, merged = (load_model(tmp_path / place).model for place in ("whole/adapter", "whole/model"))
     assert np.abs(adapted.forward(ids) - merged.forward(ids)).max() < 1e-4
