@@ -21,7 +21,7 @@ from .encoded import Encoded
 from .merged import Kept
 from .safetensors import Joined, Numbers, Stack, Stored
 
-__all__ = ["FromFiles", "from_stored", "stacked", "stored_names", "stored_shape", "to_stored"]
+__all__ = ["FromFiles", "from_stored", "stacked", "stored_form", "stored_names", "stored_shape", "to_stored"]
 
 
 class FromFiles(NamedTuple):
@@ -120,6 +120,11 @@ def stacked(ours: np.ndarray, form: HfName) -> np.ndarray:
     """Return matrices (E, out, in) as the one that is stored."""
     _, out, inner = ours.shape
     return ours.reshape(-1, inner) if form.stacked == "rows" else ours.transpose(1, 2, 0).reshape(out, -1)
+
+
+def stored_form(ours: np.ndarray, form: HfName) -> np.ndarray:
+    """Return one array of ours as it is stored; not one of several parts, or an expert of its own."""
+    return stacked(ours, form) if form.stacked else ours.T if form.transposed else ours
 
 
 def _unstacked(raw: np.ndarray, form: HfName, entry: Tensor) -> np.ndarray:

@@ -322,7 +322,8 @@ def _read_header(path: str | Path) -> tuple[dict[str, Any], dict[str, str], int]
         except ValueError as problem:
             raise CheckpointError(f"{path}: the header at offset 8 is not JSON ({problem}); it is damaged") from None
     check(entries, dict[str, Any], f"{path}: the header at offset 8")
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # mlx 0.32 writes null where it has none
     check(metadata, dict[str, str], f"{path}: __metadata__ in the header")
     return entries, metadata, 8 + length
 

@@ -295,36 +295,37 @@ class LoraModel(Transformer):
         `name` is that of the adapters in it, the file's own when not given.  Unless `check` is false it is read again.
         ConfigError for another kind, DoRA, or a model that llama.cpp does not compute; errors of `write_gguf_adapter`.
         """
-        self._require_adapters_alone("a GGUF file of adapters", Embedding.positions)
+        place = "a GGUF file of adapters"
+        lacks = "and lengths of rows are trained (use_dora)" if self.lora.use_dora else ""
+        if f"{Embedding.positions}.a" in self.weights:
+            lacks = f"and {Embedding.positions} has an adapter"
+        if lacks:
+            raise ConfigError(f"{place} holds adapters alone, {lacks}; save PEFT's folder, or the merged model")
+        self._require_adapters_alone(place)
         return write_gguf_adapter(
             *(Path(path), self.config, self.by_matrix(), kind), name=name, base=self.identity.facts(), check=check
         )
 
     def save_mlx(self, folder: str | Path, base_model: str | None = None) -> None:
-        """Write the adapters as a folder for mlx-lm; `base_model` beats the constructor's."""
-        self._require_adapters_alone("mlx-lm's folder", Embedding.name, Embedding.positions)
-        if stacks := [target.module for target in self.targets() if target.kind in (Kind.EXPERTS, Kind.ROUTER)]:
-            rule = f"has no room here for adapters of experts and routers ({stacks[0]}, target_parameters)"
-            raise ConfigError(f"mlx-lm's folder {rule}; save PEFT's folder, or the merged model")
+        """Write the adapters as a folder for mlx-lm; `base_model` beats the constructor's.
+
+        ConfigError for what is trained besides them, and for lengths (DoRA) that mlx-lm computes otherwise: those of an
+        embedding, or of a row of zeros.
+        """
+        self._require_adapters_alone("mlx-lm's folder")
+        self.begin_pass()
         save_mlx_adapter(
-            Path(folder), self.config, self.adapters(), dropout=self.lora.dropout,
+            Path(folder), self.config, self.by_matrix(), lengths=self._magnitudes, dropout=self.lora.dropout,
             base_model=base_model or self.base_model, base=self.identity.facts(),
         )  # fmt: skip
 
-    def _require_adapters_alone(self, place: str, *not_there: str) -> None:
-        """Raise ConfigError if something is trained that a place has no room for: whole, lengths, or of these names."""
-        if self.lora.use_dora:
-            raise ConfigError(
-                f"{place} holds adapters alone, and lengths of rows are trained (use_dora); save PEFT's folder, or the "
-                "merged model"
-            )
-        for name in not_there:
-            if f"{name}.a" in self.weights:
-                rule = f"has no room for an adapter of {name}"
-                raise ConfigError(f"{place} {rule}; save PEFT's folder, or the merged model")
-        ends = [target.module for target in self.targets() if target.kind in (Kind.TABLE, Kind.HEAD)]
+    def _require_adapters_alone(self, place: str) -> None:
+        """Raise ConfigError if a place has no room for what is trained: modules whole, or one end of a tied model."""
+        ends = [target for target in self.targets() if target.kind in (Kind.TABLE, Kind.HEAD)]
+        ends = [target for target in ends if target.tensor.name != Embedding.positions]
         if ends and self.config.tie_embeddings:
-            raise ConfigError(f"{place} has one matrix for embedding and head, and {ends[0]} has an adapter of its own")
+            rule = f"one matrix for embedding and head, and {ends[0].module} has an adapter of its own"
+            raise ConfigError(f"{place} has {rule}; save PEFT's folder, or the merged model")
         if self._copies:
             raise ConfigError(
                 f"{place} holds adapters alone, and {listed(self._copies, 3)} are trained whole (modules_to_save, "

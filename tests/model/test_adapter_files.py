@@ -10,6 +10,7 @@ from abi_py.config import LoraConfig, TrainableModelConfig
 from abi_py.errors import CheckpointError, ConfigError, NonFiniteError
 from abi_py.formats.gguf import F32, PlannedTensor, open_gguf, write_gguf
 from abi_py.formats.gguf.ggml_types import BY_NAME
+from abi_py.formats.mlx_lm import MLX_WEIGHTS
 from abi_py.formats.safetensors import read_safetensors, write_safetensors
 from abi_py.model import LoraModel, TrainableModel, gguf_adapter
 from abi_py.model.frozen import FrozenModel
@@ -97,6 +98,116 @@ def test_gate_and_up_of_experts_with_adapters_of_their_own(alpha, tmp_path, monk
         if name in found:
             wanted = w + (found[name].scale if alpha else 1.0) * found[name].b @ found[name].a
         assert np.abs(merged[name] - wanted).max() < 1e-5, name
+
+
+MLX_MODULES = {  # what mlx-lm calls the modules of Llama and Mixtral
+    **{f"w_{part}": f"self_attn.{part}_proj" for part in "qkvo"},
+    **{f"w_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    **{f"experts_{part}": f"block_sparse_moe.switch_mlp.{part}_proj" for part in ("gate", "up", "down")},
+    "w_router": "block_sparse_moe.gate",
+    "output_proj": "lm_head",
+    "token_embedding": "model.embed_tokens",
+}
+UNTIED = {"tie_embeddings": False}
+OF_MLX = {
+    "lora": ("llama", {}, {"rank_pattern": "q_proj=5", "alpha_pattern": "v_proj=11"}),
+    "dora": ("llama", {}, {"use_dora": True, "use_rslora": True}),
+    "ends": ("llama", UNTIED, {"target_modules": "embed_tokens,lm_head,v", "rank_pattern": "lm_head=2"}),
+    "dora of the head": ("llama", UNTIED, {"target_modules": "lm_head,down", "use_dora": True}),
+    "experts": ("mixtral", {}, {"target_parameters": EXPERTS, "rank_pattern": "down_proj=2", "target_modules": "o"}),
+    "all of a mixture": ("mixtral", {}, {}),
+}
+
+
+def weights_of_mlx(folder, model):
+    """Return the weights that mlx-lm computes with, by its formulas (`tuner/lora.py`, `dora.py`), and what is left."""
+    content, tensors = json.loads((folder / "adapter_config.json").read_text()), read_safetensors(folder / MLX_WEIGHTS)
+    tensors, scale = dict(tensors), content["lora_parameters"]["scale"]
+    weights = {}
+    for name, w in model.weights.items():
+        block, _, local = name.rpartition(".")
+        module = f"model.{block}.{MLX_MODULES.get(local)}" if block else MLX_MODULES.get(local)
+        weights[name] = w.astype(float)
+        if f"{module}.lora_a" not in tensors:
+            continue
+        a, b = (tensors.pop(f"{module}.lora_{half}").astype(float) for half in "ab")
+        assert content["lora_parameters"]["rank"] == (a.shape[1])
+        key = module if not block else module.removeprefix(f"model.{block}.")
+        assert key in content["lora_parameters"]["keys"]
+        if w.ndim == 3:
+            weights[name] += scale * b @ a
+        elif name == "token_embedding":
+            weights[name] += scale * a @ b
+        else:
+            weights[name] += scale * b.T @ a.T
+        if content["fine_tune_type"] == "dora":
+            weights[name] *= (tensors.pop(f"{module}.m") / np.linalg.norm(weights[name], axis=1))[:, None]
+    return weights, tensors
+
+
+@pytest.mark.parametrize("case", OF_MLX)
+def test_mlx_lm_computes_with_the_same_weights(case, tmp_path):
+    """By its formulas in NumPy; tests/oracle/test_mlx_lm.py asks mlx-lm itself.  And they come back."""
+    family, shape, settings = OF_MLX[case]
+    model = made(family, **shape)
+    lora = LoraModel(model, LoraConfig(**{"rank": 3, "alpha": 5.0, **settings}))
+    for name, w in lora.weights.items():
+        noise = np.random.default_rng(len(name)).normal(0, 0.2, w.shape).astype(np.float32)
+        w[...] = w * np.exp(noise) if name.endswith(".m") else w + noise
+    lora.save_mlx(tmp_path)
+    wanted, (found, left) = lora.merged().weights, weights_of_mlx(tmp_path, model)
+    assert not left
+    for name, w in wanted.items():
+        assert np.abs(found[name] - w).max() < 1e-5, name
+    again = LoraModel.load(model, tmp_path)
+    assert again.lora.use_dora == lora.lora.use_dora
+    assert np.abs(again.forward(IDS) - lora.forward(IDS)).max() < 1e-5
+    assert np.abs(again.forward(IDS) - model.forward(IDS)).max() > 1e-3
+
+
+def test_gate_and_up_of_mlx_lm_have_an_a_each(tmp_path):
+    """Two adapters in one of twice the rank and the same factor; one of the two alone is half of one."""
+    model, rng = made("mixtral"), np.random.default_rng(3)
+    tensors = {}
+    for block, part, sizes in ((0, "gate", (48, 32)), (0, "up", (48, 32)), (1, "up", (48, 32)), (1, "down", (32, 48))):
+        at = f"model.layers.{block}.block_sparse_moe.switch_mlp.{part}_proj.lora_"
+        tensors[f"{at}a"] = rng.normal(0, 0.3, (4, 2, sizes[1])).astype(np.float32)
+        tensors[f"{at}b"] = rng.normal(0, 0.3, (4, sizes[0], 2)).astype(np.float32)
+    write_safetensors(tmp_path / MLX_WEIGHTS, tensors)
+    keys = [f"block_sparse_moe.switch_mlp.{part}_proj" for part in ("gate", "up", "down")]
+    parameters = {"rank": 2, "scale": 3.0, "dropout": 0.0, "keys": keys}
+    content = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    lora = LoraModel.load(model, tmp_path)
+    ranks = {target.module.partition("layers.")[2]: (target.rank, target.scale) for target in lora.targets()}
+    stacks = {"0.mlp.experts.gate_up_proj": (4, 3.0), "1.mlp.experts.gate_up_proj": (2, 3.0)}
+    assert ranks == {**stacks, "1.mlp.experts.down_proj": (2, 3.0)}
+    wanted, left = weights_of_mlx(tmp_path, model)
+    assert not left
+    for name, w in lora.merged().weights.items():
+        assert np.abs(wanted[name] - w).max() < 1e-5, name
+
+    parameters["dropout"] = 0.1
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"dropout \(0.1\) must be 0 beside target_parameters"):
+        LoraModel.load(model, tmp_path)
+
+
+def test_what_mlx_lm_computes_otherwise_is_not_written(tmp_path):
+    table = LoraModel(made(**UNTIED), LoraConfig(target_modules="embed_tokens,q", use_dora=True))
+    with pytest.raises(ConfigError, match="has lengths of an embedding's rows, and token_embedding has those of"):
+        table.save_mlx(tmp_path / "a")
+    model = made()
+    model.weights["layers.1.w_v"][3] = 0
+    with pytest.raises(ConfigError, match=r"divides by the lengths of rows, and layers.1.w_v has rows of zeros"):
+        LoraModel(model, LoraConfig(use_dora=True)).save_mlx(tmp_path / "a")
+    tied = adapted(made("gpt2"), target_modules="wte,c_attn")
+    with pytest.raises(ConfigError, match=r"one matrix for embedding and head, and transformer\.wte has an adapter of"):
+        tied.save_mlx(tmp_path / "a")
+    assert not [*tmp_path.iterdir()]
+    positions = adapted(made("gpt2"), target_modules="wpe,c_attn")
+    positions.save_mlx(tmp_path / "a")
+    assert LoraModel.load(positions.model, tmp_path / "a").forward(IDS).tobytes() == positions.forward(IDS).tobytes()
 
 
 def test_adapters_of_other_experts_are_refused(tmp_path):
@@ -265,7 +376,8 @@ def test_nan_is_only_read_if_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content, tensors: content.update(fine_tune_type="dora"), "fine_tune_type is 'dora'"),
+        (lambda content, tensors: content.update(fine_tune_type="full"), "fine_tune_type is 'full'"),
+        (lambda content, tensors: content.update(fine_tune_type="dora"), "self_attn.q_proj.m is missing"),
         (lambda content, tensors: content["lora_parameters"].pop("scale"), "lora_parameters lack scale"),
         (lambda content, tensors: content["lora_parameters"].update(rank=9), "rank 9 on this model takes (32, 9)"),
         (lambda content, tensors: content.update(lora_parameters=3), "lora_parameters"),
@@ -280,7 +392,14 @@ def test_nan_is_only_read_if_asked_for(tmp_path):
         ),
         (
             lambda content, tensors: tensors.update({"model.embed_tokens.lora_a": np.ones((50, 3), np.float32)}),
-            "model.embed_tokens: an adapter of an embedding in mlx-lm's form is not computed",
+            "model.embed_tokens: it is embedding and head in one, and an adapter of both is not computed",
+        ),
+        (
+            lambda content, tensors: [
+                content.update(fine_tune_type="dora"),
+                tensors.update({"model.embed_tokens.lora_a": np.ones((50, 3), np.float32)}),
+            ],
+            "model.embed_tokens: lengths of an embedding's rows are not computed, but of its columns",
         ),
     ],
 )

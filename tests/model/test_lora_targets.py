@@ -272,13 +272,11 @@ def test_a_head_with_dropout(rng):
 
 
 def test_what_of_it_has_no_place_in_other_files(rng, tmp_path):
-    """An embedding's adapter goes into a GGUF file and comes back; mlx-lm and tied files have no room."""
+    """An embedding's adapter goes into a GGUF file and comes back; tied files have no room."""
     lora = make_lora(rng, target_modules="embed_tokens,lm_head,q", shape=UNTIED)
     lora.save_gguf(tmp_path / "a.gguf")
     again, (ids, _) = LoraModel.load(lora.model, tmp_path / "a.gguf"), make_batch(rng, lora)
     assert np.abs(again.forward(ids) - lora.forward(ids)).max() < 1e-6
-    with pytest.raises(ConfigError, match="mlx-lm's folder has no room for an adapter of token_embedding"):
-        lora.save_mlx(tmp_path / "mlx")
     tied = make_lora(rng, target_modules="embed_tokens", shape=TIED)
     with pytest.raises(ConfigError, match=r"one matrix for embedding and head, and model.embed_tokens has an adapter"):
         tied.save_gguf(tmp_path / "b.gguf")

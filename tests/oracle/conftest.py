@@ -49,6 +49,12 @@ def peft():
 
 
 @pytest.fixture
+def mlx_lm():
+    """Return the library, which computes on the CPU where there is no Metal (`pip install mlx[cpu] mlx-lm`)."""
+    return library("mlx_lm")
+
+
+@pytest.fixture
 def torch():
     """Return the library, on one thread."""
     torch = library("torch")
