@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import gzip
-import hashlib
 import json
 import tempfile
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from adapter_readers import ADAPTERS, PEFT, make_adapter
 from chain_readers import CHAINS
 from encoded_readers import ENCODED, TOKENIZER_FILES, read_gguf_with_tokenizer, write_gguf_with
 from reader import Reader, small_model, write_json
-from run_readers import RUNS
+from run_readers import RUNS, mending
 
 import abi_py as abi
 from abi_py import data
@@ -194,21 +193,6 @@ def _checkpoint(folder: Path) -> None:
 
 
 CHECKPOINT = "llm_step_2"
-
-
-def _mend_checkpoint(folder: Path) -> None:
-    """Make sizes, hashes and checksum of state.json fit its damaged files, so that more than the checksum is tried."""
-    state = folder / CHECKPOINT / "state.json"
-    try:
-        content = json.loads(state.read_bytes())
-        for name in content["files"]:
-            raw = (state.parent / name).read_bytes()
-            content["files"][name] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-        content.pop("checksum", None)
-        text = json.dumps(content, sort_keys=True).encode()
-        state.write_text(json.dumps({**content, "checksum": hashlib.sha256(text).hexdigest()}))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
-        return
 
 
 def _resume(folder: Path) -> None:
@@ -440,7 +424,8 @@ def _inspect(folder: Path) -> None:
 
 # -- the table -------------------------------------------------------------------------------------
 
-INSIDE = tuple(f"{CHECKPOINT}/{name}" for name in ("state.json", "config.yaml", "optimizer.safetensors"))
+STATE = ("state.json", "config.yaml", "optimizer.safetensors", "model.safetensors")
+INSIDE = tuple(f"{CHECKPOINT}/{name}" for name in STATE)
 READER_ROWS = Reader("conversations", _rows, ("x.jsonl", "x.json"), _read_rows, share=4)
 READER_DOCUMENTS = Reader("documents", _documents, ("x.txt", "x.jsonl", "x.json"), _read_documents, share=24)
 READERS = (
@@ -464,8 +449,8 @@ READERS = (
     *ENCODED,
     Reader("zig", _zig, ("x.abic", "x.ablc"), _read_zig, share=40),
     *ADAPTERS,
-    Reader("checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors", "latest"), _resume),
-    Reader("mended checkpoint", _checkpoint, (*INSIDE, f"{CHECKPOINT}/model.safetensors"), _resume, _mend_checkpoint),
+    Reader("checkpoint", _checkpoint, (*INSIDE, "latest"), _resume),
+    Reader("mended checkpoint", _checkpoint, INSIDE, _resume, mending(CHECKPOINT)),
     Reader("config.yaml", _yaml, ("config.yaml",), _read_yaml),
     Reader("run files", _run_files, ("trainer_state.json", "metrics.jsonl"), _read_run_files, share=30),
     Reader("tokenizer", _tokenizer, (*TOKENIZER_FILES, "special_tokens_map.json"), _read_tokenizer),

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,25 @@ from abi_py.training.loggers import kept_id
 
 TRAINING = {"max_seq_len": 8, "batch_size": 2, "max_steps": 2, "eval_interval": 1, "checkpoint_interval": 1}
 CHECKPOINT = "run/checkpoints/llm_step_2"
+
+
+def mending(checkpoint: str) -> Callable[[Path], None]:
+    """Return what makes sizes, hashes and checksum of a damaged checkpoint fit, so that more than these is tried."""
+
+    def mend(folder: Path) -> None:
+        state = folder / checkpoint / "state.json"
+        try:
+            content = json.loads(state.read_bytes())
+            for name in content["files"]:
+                raw = (state.parent / name).read_bytes()
+                content["files"][name] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+            content.pop("checksum", None)
+            text = json.dumps(content, sort_keys=True).encode()
+            state.write_text(json.dumps({**content, "checksum": hashlib.sha256(text).hexdigest()}))
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError):
+            return
+
+    return mend
 
 
 def _train(folder: Path, **sections: Any) -> None:
@@ -102,6 +123,8 @@ OF_ADAPTER = tuple(f"run/{ADAPTER}/{name}" for name in ("adapter_config.json", "
 RUNS = (
     Reader("run", _run, (*SETTINGS, *OF_CHECKPOINT, *OF_MODEL), _read_run),
     Reader("run of adapters", _run_of_adapters, (*SETTINGS, *OF_CHECKPOINT, *OF_ADAPTER), _read_run_of_adapters),
+    Reader("mended run", _run, OF_CHECKPOINT, _read_run, mending(CHECKPOINT)),
+    Reader("mended run of adapters", _run_of_adapters, OF_CHECKPOINT, _read_run_of_adapters, mending(CHECKPOINT)),
     Reader("run that never saved", _run_that_never_saved, SETTINGS, _read_run),
     Reader("id for W&B", _wandb, ("wandb.json",), kept_id, share=2),
 )
