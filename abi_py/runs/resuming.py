@@ -252,7 +252,7 @@ def _without_data(source: Path) -> CheckpointError:
 
 def epochs_done(state: "TrainingState") -> int:
     """Return how many epochs are over; a checkpoint may be at the very end of one, before its state counts it."""
-    return state.epoch + (0 < state.data.get("batches", 0) <= state.batch_position)
+    return state.epoch + (0 < (state.data.get("batches") or 0) <= state.batch_position)
 
 
 class Finished(NamedTuple):

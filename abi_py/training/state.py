@@ -17,6 +17,8 @@ ADDED = {"window_scale", "loss_scale", "steps_since_overflow", "overflow_count",
 ADDED |= {"best_val_bits_per_byte", "bf16_method", "window_penalties", "penalties", "initial_val_loss"}
 ADDED |= {"rate_set", "rate_factor", "own_schedule", "callbacks"}
 ADDED |= {"window_loads", "experts", "window_opened_at"}
+# What `data` holds once there are any (`training/feed.py`).
+DATA = {"identity": {"length": int, "sha256": str}, "order": dict[str, Any], "batches": int | None}
 
 
 class Position(NamedTuple):
@@ -133,6 +135,8 @@ class TrainingState(Shown):
         types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls)}
         schema = {name: float | str if kind is float else kind for name, kind in types.items() if name in values}
         check(dict(values), schema, "the training state")
+        if values.get("data"):
+            check(values["data"], DATA, "the training state: data")
         odd = sorted(set(values) - set(types) | set(types) - set(values) - ADDED)
         if odd:
             named = ", ".join(name if name.isidentifier() else shown(name) for name in odd[:8])

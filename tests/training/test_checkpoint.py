@@ -73,6 +73,11 @@ def test_state_round_trip(trainer, tmp_path):
     assert (back.loss, back.window_loss, back.best_val_loss) == (float("-inf"), 0.1 + 0.2, float("inf"))
     with pytest.raises(CheckpointError, match="unknown_field"):
         TrainingState.from_dict({**odd.to_dict(), "unknown_field": 1})
+    data = {"identity": {"length": 9, "sha256": "3f"}, "order": {}, "batches": 7}
+    assert TrainingState.from_dict({**odd.to_dict(), "data": data}).data == data
+    for wrong in ({"batches": "7"}, {"identity": {}}, {"order": None}):
+        with pytest.raises(CheckpointError, match=f"the training state: data.*{next(iter(wrong))}"):
+            TrainingState.from_dict({**odd.to_dict(), "data": data | wrong})
 
 
 class Killed(BaseException):
