@@ -25,6 +25,7 @@ from typing import Any
 
 from .errors import ConfigError, shown
 from .fields import ON, Accepts, Config, opt
+from .untrusted import MAX_INT
 
 __all__ = ["ALL_LINEAR", "LoraConfig", "is_expression"]
 
@@ -204,7 +205,7 @@ class LoraConfig(Config):
             value = kind(number)
         except ValueError:
             value = -1
-        good = expression and value >= least and value > 0 and math.isfinite(value)
+        good = expression and value >= least and 0 < value < (MAX_INT if kind is int else math.inf)
         rule = "a whole number of 1 or more" if kind is int else "a positive number"
         self._require(name, bool(good), f"be NAME=VALUE, with {rule}", "write q_proj=16")
         self._require_expression(name, expression)

@@ -331,6 +331,7 @@ def main():
         parser.error(f"no reader is called {' or '.join(given.reader)}; readers.py has their names")
     inputs = given.inputs or (2**62 if given.minutes else 20_000)
     os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+    os.environ["RUST_BACKTRACE"] = "0"  # of a panic in `tokenizers`: its symbols alone are 50 MB
     if given.work:
         first, step, status, findings = json.loads(given.work)
         work(given.reader, given.seed, first, inputs, step, status, findings)

@@ -470,6 +470,7 @@ def test_the_plan_is_what_is_allocated(rng, options, dropout):
         ({"layers_pattern": "layers"}, "acts only with layers_to_transform"),
         ({"ensure_weight_tying": True}, "acts only with modules_to_save"),
         ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern \(q_proj=0\) must be NAME=VALUE, with a whole number of 1"),
+        ({"rank_pattern": f"q_proj=1{400 * '0'}"}, r"rank_pattern .* must be NAME=VALUE, with a whole number of 1"),
         ({"rank_pattern": "q_proj"}, r"rank_pattern \(q_proj\) must be NAME=VALUE"),
         ({"alpha_pattern": ("q=320", "q_proj=8")}, "give each NAME once"),
         ({"rank_pattern": ("q=16", "q=16")}, "give each NAME once"),
