@@ -25,6 +25,7 @@ from ..formats.mlx_lm import DORA, MLX_WEIGHTS, read_mlx_config, write_mlx_adapt
 from ..formats.peft import AdapterFolder
 from ..formats.safetensors import read_safetensors
 from ..parameters import Tensor
+from ..untrusted import check
 from .expert_modules import ExpertParameter, expert_parameters, on_diagonal
 from .gguf_adapter import ELSEWHERE, LowRank
 from .layers.embedding import Embedding
@@ -33,6 +34,7 @@ from .lora_targets import Kind, Target, chosen_targets, named, trained_table
 
 __all__ = ["read_mlx_adapter", "save_mlx_adapter"]
 
+PARAMETERS = {"rank": int, "scale": float, "dropout": float | None}
 TABLES = (Embedding.name, Embedding.positions)
 PREFIX = "model."  # of all names in mlx-lm but the head's
 EXPERT = re.compile(r"\.experts\.\{e\}\..*")  # of Hugging Face's names
@@ -74,6 +76,7 @@ def read_mlx_adapter(folder: Path, shape: TrainableModelConfig, *, allow_nonfini
     if missing is not None or not stored:
         what = f"lora_parameters lack {missing}" if missing is not None else f"{MLX_WEIGHTS} holds no tensor"
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {what}; it is not that of an adapter of mlx-lm")
+    check(parameters, PARAMETERS, f"{folder / ADAPTER_CONFIG}: lora_parameters")
     stacks = [
         each
         for each in expert_parameters(shape, layers(shape))
@@ -89,7 +92,7 @@ def read_mlx_adapter(folder: Path, shape: TrainableModelConfig, *, allow_nonfini
         twice = {re.escape(name): a.shape[1] for name, (a, _) in made.items() if a.shape[1] != config.rank}
         alphas = {name: config.scaling * rank for name, rank in twice.items()}
         config = named(shape, config.replace(rank_pattern=twice or None, alpha_pattern=alphas or None))
-    except (ConfigError, TypeError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {error}") from None
     table = {entry.name: entry for entry in trained_table(shape, config)}
     tensors = {}
@@ -112,7 +115,7 @@ def _check_table(tensor: Tensor, dora: bool, shape: TrainableModelConfig, place:
 
 
 def _config(parameters: Mapping[str, Any], modules: Sequence[str], stacks: Sequence[str], dora: bool) -> LoraConfig:
-    """Return the configuration of such adapters; ConfigError or TypeError for what cannot be one."""
+    """Return the configuration of such adapters; ConfigError for what cannot be one."""
     return LoraConfig(
         rank=parameters["rank"],
         alpha=parameters["scale"] * parameters["rank"],

@@ -379,6 +379,8 @@ def test_nan_is_only_read_if_asked_for(tmp_path):
         (lambda content, tensors: content.update(fine_tune_type="full"), "fine_tune_type is 'full'"),
         (lambda content, tensors: content.update(fine_tune_type="dora"), "self_attn.q_proj.m is missing"),
         (lambda content, tensors: content["lora_parameters"].pop("scale"), "lora_parameters lack scale"),
+        (lambda content, tensors: content["lora_parameters"].update(rank=10**400), "lora_parameters: rank is"),
+        (lambda content, tensors: content["lora_parameters"].update(scale="a"), "lora_parameters: scale is"),
         (lambda content, tensors: content["lora_parameters"].update(rank=9), "rank 9 on this model takes (32, 9)"),
         (lambda content, tensors: content.update(lora_parameters=3), "lora_parameters"),
         (lambda content, tensors: tensors.pop("model.layers.1.self_attn.q_proj.lora_b"), "q_proj.lora_b is missing"),
