@@ -27,7 +27,7 @@ from .errors import ConfigError, shown
 from .fields import ON, Accepts, Config, opt
 from .untrusted import MAX_INT
 
-__all__ = ["ALL_LINEAR", "LoraConfig", "is_expression"]
+__all__ = ["ALL_LINEAR", "SHORT", "LoraConfig", "is_expression"]
 
 SHORT = ("q", "k", "v", "o", "gate", "up", "down")  # the ABI's names, of q_proj and its like
 ALL_LINEAR = "all-linear"
@@ -253,20 +253,25 @@ class LoraConfig(Config):
         found = _first(self.rank_pattern, module)
         return self.rank if found is None else int(found.rpartition("=")[2])
 
+    def alpha_of(self, module: str) -> float:
+        """Return the alpha of a module's adapter."""
+        found = _first(self.alpha_pattern, module)
+        return self.alpha if found is None else float(found.rpartition("=")[2])
+
     def scaling_of(self, module: str) -> float:
         """Return the factor of the output of a module's adapter."""
-        found, rank = _first(self.alpha_pattern, module), self.rank_of(module)
-        alpha = self.alpha if found is None else float(found.rpartition("=")[2])
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        rank = self.rank_of(module)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
     @property
     def scaling(self) -> float:
         """The factor of the output of an adapter that no pattern means."""
         return self.scaling_of("")
 
-    def has_pattern(self, field: str, module: str) -> bool:
-        """Say whether a NAME=VALUE of rank_pattern or alpha_pattern means a module."""
-        return _first(getattr(self, field), module) is not None
+    def tells_apart(self, field: str, module: str, others: Sequence[str]) -> bool:
+        """Say whether what counts for a module of rank_pattern or alpha_pattern fits none of the others."""
+        found = _first(getattr(self, field), module)
+        return found is not None and not any(_first((found,), other) for other in others)
 
     def unused(self, field: str, modules: Sequence[str]) -> list[str]:
         """Return which NAME=VALUE of rank_pattern or alpha_pattern count for none of these modules, and which of

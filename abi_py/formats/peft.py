@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError, shown
 from ..files import atomic_files, json_text, write_pieces
-from ..lora_config import ALL_LINEAR, LoraConfig, is_expression
+from ..lora_config import ALL_LINEAR, SHORT, LoraConfig, is_expression
 from ..untrusted import read_json
 from .checkpoint_names import ADAPTER_CONFIG, BASE_STORAGE
 from .finite import check_read, check_written
@@ -53,7 +53,9 @@ READ = (
 )
 # Set even where nothing uses them; the first, PEFT corrects by the kind of module.
 WITHOUT_EFFECT = ("fan_in_fan_out", "megatron_core", "peft_version", "qalora_group_size")
-ROUTER = "mlp.gate"  # what `gate` alone means there; in a configuration of ours it is short for gate_proj
+# Fields in which a configuration of ours has short names: `gate` is gate_proj there, and in PEFT's files the router.
+WITH_SHORT = ("target_modules", "exclude_modules")
+ROUTER = "mlp.gate"
 REMEDY = "merge them in PEFT (merge_and_unload), and take the whole model"
 INITIAL = (True, False, "gaussian", "orthogonal")  # other beginnings change the frozen weights
 
@@ -125,14 +127,25 @@ def _names(value: Any, place: Path, field: str) -> tuple[str, ...] | None:
         return (text,)
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise CheckpointError(f"{place}: {field} is {shown(value)}; it must be a list of names, or one text")
-    return tuple(ROUTER if name == "gate" else name for name in value)
+    if field not in WITH_SHORT:
+        return tuple(value)
+    names = tuple(ROUTER if name == "gate" else name for name in value if name == "gate" or not _is_short(name))
+    if not names and field == "target_modules":
+        rule = "no module has such a name, which PEFT takes as it is; write whole ones, such as q_proj"
+        raise CheckpointError(f"{place}: {field} is {shown(value)}; {rule}")
+    return names
+
+
+def _is_short(name: str) -> bool:
+    """Say whether a configuration of ours takes a name for a short one."""
+    return name.strip() in SHORT
 
 
 def _pattern(value: Any, place: Path, field: str) -> Mapping[str, Any] | None:
-    """Return names and numbers; CheckpointError."""
+    """Return regular expressions and numbers; CheckpointError."""
     if not isinstance(value or {}, Mapping):
         raise CheckpointError(f"{place}: {field} is {shown(value)}; it must be an object of names and numbers")
-    return value or None
+    return {f"({name})" if _is_short(name) else name: number for name, number in (value or {}).items()} or None
 
 
 def adapter_metadata(base: Mapping[str, str] | None = None, base_storage: str | None = None) -> dict[str, str]:

@@ -128,8 +128,7 @@ def as_parameters(config: AnyLora, parameters: Sequence[ExpertParameter], linear
     more = [name for name in _short(chosen, parameters) if name not in (config.target_parameters or ())]
     more = [name for name in more if not _is_named(name, config, chosen)]
     named = config.replace(target_modules=targets, target_parameters=(*(config.target_parameters or ()), *more))
-    patterns = {field: _patterns(field, config, named, chosen, linear) for field in ("rank_pattern", "alpha_pattern")}
-    return named.replace(**patterns)
+    return named.replace(**_patterns(config, named, chosen, parameters, linear))
 
 
 def _means_any(name: str, modules: Sequence[str]) -> bool:
@@ -157,13 +156,18 @@ def _is_named(name: str, config: LoraConfig, chosen: Sequence[ExpertParameter]) 
 
 
 def _patterns(
-    field: str, before: LoraConfig, config: LoraConfig, chosen: Sequence[ExpertParameter], linear: Sequence[str]
-) -> tuple[str, ...] | None:
-    """Return a pattern's NAME=VALUE with those of the new parameters after them, whose ranks are sums.
+    before: LoraConfig,
+    config: LoraConfig,
+    chosen: Sequence[ExpertParameter],
+    parameters: Sequence[ExpertParameter],
+    linear: Sequence[str],
+) -> dict[str, tuple[str, ...] | None]:
+    """Return rank_pattern and alpha_pattern with the ranks and alphas of the new parameters, which are sums.
 
-    What means only former modules is left out.
+    They are first, so that they count where a pattern fits modules and parameter alike; but what fits the parameter
+    alone is meant for it, and stays.  What means only former modules is left out.
     """
-    wanted: dict[str, dict[str, float]] = {}
+    wanted: dict[str, dict[str, dict[str, float]]] = {"rank_pattern": {}, "alpha_pattern": {}}
     for each in chosen:
         modules = [module.replace("{e}", "0") for module in each.modules]
         rank, factors = sum(map(before.rank_of, modules)), {before.scaling_of(module) for module in modules}
@@ -171,21 +175,23 @@ def _patterns(
             rule = f"{either(modules)} are one matrix, {each.name}, whose adapter has one factor"
             raise ConfigError(f"rank_pattern, alpha_pattern: {rule}; give them one rank and alpha")
         alpha = factors.pop() * (math.sqrt(rank) if before.use_rslora else rank)
-        value = rank if field == "rank_pattern" else alpha
-        if not before.has_pattern(field, each.name) and value != getattr(before, field.removesuffix("_pattern")):
-            wanted.setdefault(each.end, {})[each.name] = value
-    named = [*linear, *(each.name for each in chosen)]
-    kept = [
-        pair
-        for pair in getattr(before, field) or ()
-        if pair not in before.unused(field, named) or pair in before.unused(field, _former(chosen))
-    ]
-    for end, values in wanted.items():
-        if len(set(values.values())) == 1 and len(values) == sum(each.end == end for each in chosen):
-            kept.append(f"{end}={next(iter(values.values())):.9g}")
-        else:
-            kept += [f"{re.escape(name)}={value:.9g}" for name, value in values.items()]
-    return tuple(kept) or None
+        sums = ("rank_pattern", rank, before.rank_of(each.name)), ("alpha_pattern", alpha, before.alpha_of(each.name))
+        for field, value, found in sums:
+            if not before.tells_apart(field, each.name, modules) and not math.isclose(value, found):
+                wanted[field].setdefault(each.end, {})[each.name] = value
+    named = [*linear, *(each.name for each in parameters if config.is_target_parameter(each.name))]
+    made: dict[str, tuple[str, ...] | None] = {}
+    for field, ends in wanted.items():
+        new = []
+        for end, values in ends.items():
+            if len(set(values.values())) == 1 and all(name in values for name in named if name.endswith(f".{end}")):
+                new.append(f"{end}={next(iter(values.values())):.9g}")
+            else:
+                new += [f"{re.escape(name)}={value:.9g}" for name, value in values.items()]
+        pairs = (*new, *(getattr(before, field) or ()))
+        unused, former = config.replace(**{field: pairs}).unused(field, named), before.unused(field, _former(chosen))
+        made[field] = tuple(pair for pair in pairs if pair not in unused or pair in former) or None
+    return made
 
 
 def _former(parameters: Sequence[ExpertParameter]) -> list[str]:

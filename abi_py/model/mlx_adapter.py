@@ -115,15 +115,18 @@ def _check_table(tensor: Tensor, dora: bool, shape: TrainableModelConfig, place:
 
 
 def _config(parameters: Mapping[str, Any], modules: Sequence[str], stacks: Sequence[str], dora: bool) -> LoraConfig:
-    """Return the configuration of such adapters; ConfigError for what cannot be one."""
-    return LoraConfig(
+    """Return the configuration of such adapters; ConfigError for what cannot be one.
+
+    Dropout, which parameters cannot have, is left out beside them, as `older_adapter` does: it acts in training only.
+    """
+    config = LoraConfig(
         rank=parameters["rank"],
         alpha=parameters["scale"] * parameters["rank"],
         dropout=parameters.get("dropout") or 0.0,
         target_modules=tuple(modules) or None,
-        target_parameters=tuple(stacks) or None,
         use_dora=dora,
     )
+    return config.replace(target_parameters=tuple(stacks), dropout=0.0) if stacks else config
 
 
 def _shapes(tensor: Tensor, rank: int, dora: bool) -> dict[str, tuple[int, ...]]:

@@ -187,9 +187,14 @@ def test_gate_and_up_of_mlx_lm_have_an_a_each(tmp_path):
     for name, w in lora.merged().weights.items():
         assert np.abs(wanted[name] - w).max() < 1e-5, name
 
-    parameters["dropout"] = 0.1
+    parameters["dropout"] = 0.1  # it acts in training only
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"dropout \(0.1\) must be 0 beside target_parameters"):
+    again = LoraModel.load(model, tmp_path)
+    assert again.lora == lora.lora
+    assert again.collect_weights().tobytes() == lora.collect_weights().tobytes()
+    parameters["dropout"] = 1.5
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"dropout \(1.5\) must be at least 0 and below 1"):
         LoraModel.load(model, tmp_path)
 
 

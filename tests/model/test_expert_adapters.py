@@ -15,7 +15,7 @@ from abi_py.gradcheck import check_close, check_gradient
 from abi_py.model import LoraModel, TrainableModel, reference
 from abi_py.model.arena import memory_plan
 from abi_py.model.lora_layers import planned
-from abi_py.model.lora_targets import named, num_trained, report, trained_table
+from abi_py.model.lora_targets import chosen_targets, named, num_trained, report, trained_table
 from abi_py.runs.tiny_models import stored_as
 
 SHAPE = {"hidden_dim": 32, "num_experts": 5, "experts_per_token": 2, "intermediate_dim": 32, "num_layers": 2}
@@ -124,6 +124,39 @@ def test_a_named_configuration_stays_as_it_is(dense, settings):
     once = named(shape, LoraConfig(rank=3, **settings))
     assert named(shape, once) == once
     assert trained_table(shape, named(shape, once.replace(**settings))) == trained_table(shape, once)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gate_up", "down"),
+    [
+        ({"rank_pattern": ".*=5"}, (10, 0.4), (5, 0.4)),
+        ({"rank_pattern": ".*=4", "rank": 8}, (8, 0.5), (4, 0.5)),  # the sum is the rank of all
+        ({"alpha_pattern": ".*experts.*=32"}, (4, 16), (2, 16)),
+        ({"alpha_pattern": ".*experts.*=32", "use_rslora": True}, (4, 32 / 2**0.5), (2, 32 / 2**0.5)),
+        ({"alpha_pattern": ".*experts.*=32", "rank_pattern": "w2=4"}, (4, 16), (4, 8)),
+        ({"rank_pattern": ["w1=3", "w3=3", ".*experts.*=7"]}, (6, 2 / 3), (7, 2 / 7)),
+        ({"rank_pattern": ["gate_up_proj=4", ".*=5"], "alpha_pattern": ".*=10"}, (4, 5), (5, 2)),  # its own
+    ],
+)
+def test_a_pattern_that_fits_modules_and_their_parameter(settings, gate_up, down):
+    """The sums of rank and alpha go before it, so that the factor is the one that the modules are given."""
+    shape, settings = make_base().config, {"rank": 2, "alpha": 2, "target_modules": "w1,w2,w3", **settings}
+    config = named(shape, LoraConfig(**settings))
+    targets = chosen_targets(shape, config)
+    found = {target.module.partition("layers.")[2]: (target.rank, target.scale) for target in targets}
+    for block in range(2):
+        assert found.pop(f"{block}.mlp.experts.gate_up_proj") == pytest.approx(gate_up)
+        assert found.pop(f"{block}.mlp.experts.down_proj") == pytest.approx(down)
+    assert not found
+    assert named(shape, config) == config
+
+
+def test_a_sum_is_of_the_blocks_alone_whose_modules_are_meant():
+    shape = make_base().config
+    modules = r".*layers\.1\..*\.w[123]"
+    config = named(shape, LoraConfig(rank=2, target_modules=modules, target_parameters=f"0.{BOTH[0]}"))
+    ranks = {target.module.partition("layers.")[2]: target.rank for target in chosen_targets(shape, config)}
+    assert ranks == {f"0.{BOTH[0]}": 2, f"1.{BOTH[0]}": 4, f"1.{BOTH[1]}": 2}
 
 
 @pytest.mark.parametrize(
@@ -386,6 +419,39 @@ def test_a_folder_of_an_older_version(rng, tmp_path):
     at = "base_model.model.model.layers.0.block_sparse_moe.gate.lora"
     wanted = base.weights["layers.0.w_router"] + factor * tensors[f"{at}_B.weight"] @ tensors[f"{at}_A.weight"]
     check_close(merged["layers.0.w_router"], wanted, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "factors"),
+    [
+        ({}, (2, 2, 2)),
+        ({"alpha_pattern": {".*experts.*": 12}}, (4, 4, 2)),
+        ({"r": 8, "rank_pattern": {".*experts.*": 3, "gate": 3}}, (2, 2, 2)),
+        ({"r": 8, "rank_pattern": {".*": 3}}, (2, 2, 2)),
+        ({"alpha_pattern": {"gate": 12}}, (2, 2, 4)),
+        ({"alpha_pattern": {"q": 12, "up": 5}}, (2, 2, 2)),  # no names of modules in PEFT
+        ({"target_modules": ["q", "gate", "w1", "w2", "w3"], "exclude_modules": ["up"]}, (2, 2, 2)),
+    ],
+)
+def test_patterns_of_a_folder_of_an_older_version(rng, tmp_path, said, factors):
+    """One that fits modules and parameter alike is that of the modules, and `gate` is the router."""
+    base = make_base()
+    tensors = older_folder(tmp_path / "a", rng, base.config, **said)
+    adapters, at = LoraModel.load(base, tmp_path / "a").by_matrix(), "base_model.model.model.layers.1.block_sparse_moe"
+    for matrix, module, factor in zip(
+        ("experts_up", "experts_down", "w_router"), ("experts.3.w3", "experts.3.w2", "gate"), factors, strict=True
+    ):
+        adapter = adapters[f"layers.1.{matrix}"]
+        a, b = (tensors[f"{at}.{module}.lora_{half}.weight"] for half in "AB")
+        product = adapter.scale * adapter.b @ adapter.a
+        check_close(product if matrix == "w_router" else product[3], factor * b @ a, 1e-5, matrix)
+
+
+def test_short_names_are_not_those_of_peft(rng, tmp_path):
+    base = make_base()
+    older_folder(tmp_path / "a", rng, base.config, target_modules=["q", "v"])
+    with pytest.raises(CheckpointError, match=r"target_modules is \['q', 'v'\]; no module has such a name, which PEFT"):
+        LoraModel.load(base, tmp_path / "a")
 
 
 @pytest.mark.parametrize(
