@@ -112,9 +112,12 @@ def _sums_of_groups(sums, p, d, zero, table):
 def _few_product(
     c, d, x, matrices, zeros, tables, count, p, p_words, dx, sums, n, scale, offset, arranged, chunk, add, parts
 ):
-    """c (N, M) = x (N, K) Wᵀ (+ d if add), N <= MOST, W the first `count` of matrices below one another; of each its
+    """c (N, M) = x (N, K) Wᵀ (+ d if add), N <= MOST; W: the first `count` of `matrices` below one another.
 
-    storage's zero and table, and sums[i]; scratch: p to arranged
+    zeros, tables   of each matrix's storage
+    p, dx, sums     x in bytes (N, K), its scales (N, K / SCALED); of each matrix (N, K / group) what `multiply` takes
+    p_words         the memory of p, four bytes a word; `arranged` is that in the order of W's bytes once spread out
+    n scale offset  of each thread: what is spread out of LANES rows of W
     """
     rows, depth = x.shape
     for i in range(rows):
