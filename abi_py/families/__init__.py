@@ -58,9 +58,13 @@ def layers(shape: ModelShape) -> list[Layer]:
 
 
 @lru_cache(maxsize=8)
+def _table_of(kind: Family, shape: ModelShape) -> tuple[Tensor, ...]:
+    return kind.tensor_table(shape)
+
+
 def tensor_table(shape: ModelShape) -> tuple[Tensor, ...]:
     """Return the tensors of a model of this shape in flat order; an adapter asks for them about twenty times."""
-    return family(shape).tensor_table(shape)
+    return _table_of(family(shape), shape)
 
 
 def read_config(content: Mapping[str, Any], place: str = "config.json") -> dict[str, Any]:

@@ -20,9 +20,9 @@ HfNames = str | HfName | tuple[str | HfName, ...]
 ROTARY = r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """One family.
+    """One family; it is itself alone, whatever its fields, so that what is made of it can be kept by it.
 
     names        ours -> (Hugging Face's, GGUF's); {i} is the number of the block.  Hugging Face's may be a form
                  (`HfName`), or several of which the first is written and any is read

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache
 from typing import TypeVar
 
 from ..config import LoraConfig, TrainableModelConfig
@@ -217,7 +216,6 @@ def _sizes(config: LoraConfig, module: str) -> tuple[int, float]:
     return config.rank_of(module), config.scaling_of(module)
 
 
-@lru_cache(maxsize=8)
 def _end_tensors(shape: TrainableModelConfig) -> tuple[tuple[Tensor, Kind], ...]:
     """Return the tables of the embedding and the head's matrix, which may be the same."""
     kinds = {Embedding.name: Kind.TABLE, Embedding.positions: Kind.TABLE, "output_proj": Kind.HEAD}

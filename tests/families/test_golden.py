@@ -126,9 +126,11 @@ def test_greedy_text_with_and_without_a_cache(figures):
 def adapted(figures, **options):
     """Return adapters on a model from which their product was taken, so that together they are the stored one.
 
-    And the product by the name of each matrix that has one.
+    And the product by the name of each matrix that has one.  Experts and routers: tests/model/test_expert_adapters.py.
     """
     model = figures.load()
+    if model.config.num_experts:
+        options["target_modules"] = ("q", "k", "v", "o")
     lora, rng = LoraModel(model, LoraConfig(rank=3, alpha=6, **options)), np.random.default_rng(4)
     for name in lora.weights:
         lora.weights[name] = 0.2 * rng.standard_normal(lora.weights[name].shape)
