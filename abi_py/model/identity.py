@@ -82,16 +82,25 @@ class Sample(NamedTuple):
         """Whether numbers depend on their neighbours, so that other programs, or weights of columns, make others."""
         return self.storage in OF_A_MATRIX or STORAGES[self.storage].block > 1
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether some finite weights have it."""
+        inside = np.abs(self.numbers) <= np.repeat(self.largest, EACH)  # of NaN it is not so
+        return bool(inside.all() and np.isfinite(self.largest).all())
+
     def is_kept_as(self, other: "Sample") -> bool:
         """Say whether another one is in the same storage, and may come out of the same."""
         return (self.storage, self.narrowest) == (other.storage, other.narrowest)
 
     def explains(self, largest: np.ndarray) -> np.ndarray:
         """Return how far each number may be off, (PLACES * EACH,), where these are the largest of the stretches."""
-        return step_of(self.narrowest, np.repeat(largest, EACH) if self.in_blocks else np.abs(self.numbers))
+        by = np.repeat(largest, EACH) if self.in_blocks else np.abs(self.numbers)
+        return step_of(self.narrowest, by.astype(np.float64))  # squares of which float32 does not hold
 
     def is_near(self, other: "Sample") -> bool:
-        """Say whether two samples are of one tensor; NaN is near to nothing."""
+        """Say whether two samples are of one tensor; NaN and infinity are near to nothing."""
+        if not (self.is_possible and other.is_possible):
+            return False
         tallest = np.maximum(self.largest, other.largest).astype(np.float64)
         allowed = self.explains(tallest) + other.explains(tallest)
         if self.narrowest == other.narrowest and not self.in_blocks:
@@ -144,7 +153,11 @@ class Fingerprint:
             if pair[0] not in STORAGES and pair[0] not in OF_A_MATRIX:
                 what = f"{shown(name)} is in {shown(pair[0])}, a storage not known here"
                 raise CheckpointError(f"{place}: {what}; {REMEDY}")
-            samples[name] = Sample(pair[0], numbers[: PLACES * EACH], numbers[PLACES * EACH :])
+            sample = Sample(pair[0], numbers[: PLACES * EACH], numbers[PLACES * EACH :])
+            if not sample.is_possible:
+                rule = "must have finite numbers, none above the largest of its neighbours"
+                raise CheckpointError(f"{place}: {shown(name)} {rule}; {REMEDY}")
+            samples[name] = sample
         return cls(samples)
 
     def to_text(self) -> str:

@@ -57,13 +57,10 @@ from .lora_targets import (
 )
 from .mlx_adapter import save_mlx_adapter
 from .stack import Stack
-from .stored_adapter import base_storage_of, check_tensors, read_stored_adapter
+from .stored_adapter import HEAD, base_facts_of, base_storage_of, check_tensors, read_stored_adapter, without_second
 from .transformer import TrainableModel, Transformer, zeros
 
 __all__ = ["LoraConfig", "LoraModel"]
-
-
-HEAD = f"{PREFIX}lm_head.weight"  # in every family
 
 
 class LoraModel(Transformer):
@@ -110,6 +107,7 @@ class LoraModel(Transformer):
         self._kept: dict[str, np.ndarray] = {}  # the weights before a merge
         self._measured = b""  # stands for the weights that the adapters have measured themselves by
         self.trained_in = model.storage  # of the frozen matrices, where they are encoded while the adapters are trained
+        self.said: Mapping[str, str] = {}  # what the files that they were loaded from say of the weights under them
         self.other_type = ""  # what is to be said where they were trained on the model in another type than it has here
 
     def _under(self, name: str) -> str:
@@ -143,6 +141,13 @@ class LoraModel(Transformer):
             return self.model.identity
         return Identity(self.model.config, lambda name: Stored(self._kept.get(name, self.base[name])))
 
+    def trained_on(self) -> Mapping[str, str]:
+        """Return what the weights are known by that the adapters were trained on, for the files of adapters.
+
+        Of loaded ones that is what their files say, on whatever they are now; once trained here, it is the model here.
+        """
+        return self.said or self.identity.facts()
+
     # -- the passes ------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
@@ -158,6 +163,7 @@ class LoraModel(Transformer):
     def _begin_backward(self) -> bool:
         if self.is_merged:
             raise RuntimeError("the adapters are merged into the weights, which are frozen; call unmerge() to train on")
+        self.said, self.trained_in, self.other_type = {}, self.model.storage, ""
         return super()._begin_backward()
 
     def _next_draw(self) -> int | None:
@@ -286,7 +292,7 @@ class LoraModel(Transformer):
         if self.lora.ensure_weight_tying:  # PEFT wants both names of the one matrix
             names = {tensor.name: tensor.hf_name for tensor in self.parameters.table}
             stored[HEAD] = stored[names["token_embedding"]]
-        metadata = adapter_metadata(self.identity.facts(), self.trained_in)
+        metadata = adapter_metadata(self.trained_on(), self.trained_in)
         write_adapter(Path(folder), stored, self.description(base_model), metadata)
 
     def save_gguf(self, path: str | Path, kind: str = "F32", *, name: str | None = None, check: bool = True) -> Written:
@@ -303,7 +309,7 @@ class LoraModel(Transformer):
             raise ConfigError(f"{place} holds adapters alone, {lacks}; save PEFT's folder, or the merged model")
         self._require_adapters_alone(place)
         return write_gguf_adapter(
-            *(Path(path), self.config, self.by_matrix(), kind), name=name, base=self.identity.facts(), check=check
+            *(Path(path), self.config, self.by_matrix(), kind), name=name, base=self.trained_on(), check=check
         )
 
     def save_mlx(self, folder: str | Path, base_model: str | None = None) -> None:
@@ -316,7 +322,7 @@ class LoraModel(Transformer):
         self.begin_pass()
         save_mlx_adapter(
             Path(folder), self.config, self.by_matrix(), lengths=self._magnitudes, dropout=self.lora.dropout,
-            base_model=base_model or self.base_model, base=self.identity.facts(),
+            base_model=base_model or self.base_model, base=self.trained_on(),
         )  # fmt: skip
 
     def _require_adapters_alone(self, place: str) -> None:
@@ -352,11 +358,11 @@ class LoraModel(Transformer):
         except ConfigError as error:
             raise CheckpointError(f"{folder}: {error}") from None
         table = trained_table(model.config, config)
-        tensors = _without_second(tensors, config, str(folder))
+        tensors = without_second(tensors, config, str(folder))
         tensors = _without_base(tensors, model, config, str(folder))
         check_tensors(tensors, table, str(folder))  # before anything of the adapters' size is made
         made = cls(model, config, base_model)
-        made.trained_in = base_storage_of(Path(folder)) or model.storage
+        made.said, made.trained_in = base_facts_of(Path(folder)), base_storage_of(Path(folder)) or model.storage
         stored = {name: Stored(tensor) for name, tensor in tensors.items()}
         for name, tensor in from_stored(table, stored, folder, "load it on the model it is of").tensors.items():
             tensor.copy_to(made.weights[name])
@@ -365,19 +371,6 @@ class LoraModel(Transformer):
     def save_checkpoint(self, path: str | Path, step: int = 0) -> None:
         """Write the merged weights as a Zig `ABIC` file, which knows no adapters."""
         save_abic(path, self.merged().parameters.weights_flat, step)
-
-
-def _without_second(tensors: Mapping[str, np.ndarray], config: LoraConfig, place: str) -> dict[str, np.ndarray]:
-    """Return what a folder holds without the second copy of the one matrix of embedding and head.
-
-    PEFT writes both; CheckpointError if they differ.
-    """
-    if not config.ensure_weight_tying or HEAD not in tensors:
-        return dict(tensors)
-    rest = {name: tensor for name, tensor in tensors.items() if name != HEAD}
-    if not any(np.array_equal(tensor, tensors[HEAD]) for name, tensor in rest.items() if "lora_" not in name):
-        raise CheckpointError(f"{place}: {HEAD} differs from the embedding, and ensure_weight_tying makes them one")
-    return rest
 
 
 def _without_base(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import TrainableModelConfig
+from ..config import LoraConfig, TrainableModelConfig
 from ..errors import CheckpointError, listed
 from ..formats.checkpoint_names import BASE_DIGEST, BASE_FINGERPRINT, BASE_STORAGE, CONFIG
 from ..formats.forms import stored_names, stored_shape
@@ -24,19 +24,24 @@ from ..formats.safetensors import read_metadata
 from ..parameters import Tensor
 from .gguf_adapter import read_gguf_adapter
 from .identity import Fingerprint
+from .lora_targets import PREFIX
 from .mlx_adapter import read_mlx_adapter
 from .older_adapter import modernised
 
 __all__ = [
+    "HEAD",
     "base_digest_of",
+    "base_facts_of",
     "base_fingerprint_of",
     "base_named_by",
     "base_storage_of",
     "check_tensors",
     "holds_adapters",
     "read_stored_adapter",
+    "without_second",
 ]
 
+HEAD = f"{PREFIX}lm_head.weight"  # in every family
 RANK_AXES = {".a": -2, ".b": -1}  # of the two matrices of an adapter, by the ends of their names
 
 
@@ -74,6 +79,12 @@ def base_fingerprint_of(place: Path) -> Fingerprint | None:
     """Return their fingerprint; None where their files do not say it, CheckpointError where they say nonsense."""
     text = _said_of_base(place).get(BASE_FINGERPRINT)
     return None if text is None else Fingerprint.read(text, f"{place}: {BASE_FINGERPRINT}")
+
+
+def base_facts_of(place: Path) -> dict[str, str]:
+    """Return both as the files say them, to be said again; {} where they say neither."""
+    said = _said_of_base(place)
+    return {name: said[name] for name in (BASE_DIGEST, BASE_FINGERPRINT) if name in said}
 
 
 def base_storage_of(place: Path) -> str | None:
@@ -123,3 +134,16 @@ def check_tensors(tensors: Mapping[str, np.ndarray], table: tuple[Tensor, ...], 
             f"{place}: {listed(unknown, 1)} has no place in this model; its adapter_config.json names other "
             "targets, or it was trained on a model with more layers"
         )
+
+
+def without_second(tensors: Mapping[str, np.ndarray], config: LoraConfig, place: str) -> dict[str, np.ndarray]:
+    """Return what a folder holds without the second copy of the one matrix of embedding and head.
+
+    PEFT writes both; CheckpointError if they differ.
+    """
+    if not config.ensure_weight_tying or HEAD not in tensors:
+        return dict(tensors)
+    rest = {name: tensor for name, tensor in tensors.items() if name != HEAD}
+    if not any(np.array_equal(tensor, tensors[HEAD]) for name, tensor in rest.items() if "lora_" not in name):
+        raise CheckpointError(f"{place}: {HEAD} differs from the embedding, and ensure_weight_tying makes them one")
+    return rest

@@ -129,7 +129,7 @@ def save_checkpoint(
         (weights_file, config_file), description = ADAPTER_FILES, model.description()
     metadata = {"format": "pt"}
     if isinstance(model, LoraModel):
-        metadata = adapter_metadata(model.identity.facts(), model.trained_in)
+        metadata = adapter_metadata(model.identity.facts(), model.model.storage)  # a run is on what is here
     name = f"llm_step_{state.global_step}"
     if not is_replaceable(root / name):
         raise CheckpointError(

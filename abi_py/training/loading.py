@@ -218,13 +218,14 @@ def put_on(below: LoadedModel, path: Path, *, allow_nonfinite: bool = False) -> 
 def storage_under(path: Path, base: Path) -> str | None:
     """Return the storage that a model is encoded in for adapters: the one in which they were trained.
 
-    None where they were trained on it as it is, or on it in another type than a GGUF file whose blocks then stay.
+    None where they were trained on it as it is, or on it in another type than a quantised file or folder, whose blocks
+    then stay.
     """
     storage = base_storage_of(path)
-    there = base_fingerprint_of(path) if storage is not None and is_gguf(base) else None
-    if there is None:
+    there = base_fingerprint_of(path) if storage is not None else None
+    if there is None or not (is_gguf(base) or (base / CONFIG).is_file()):  # checkpoints are in no blocks
         return storage
-    here = FrozenModel.from_gguf(base, allow_nonfinite=True)
+    here = FrozenModel.from_pretrained(base, allow_nonfinite=True)
     return None if here.is_quantized and not there.is_kept_as(here.identity.fingerprint) else storage
 
 
@@ -309,7 +310,10 @@ def _check_base(adapted: LoraModel, path: Path, below: Path | None) -> None:
         wanted = read_json(path / STATE, {"state": dict[str, Any]})["state"].get("base_digest")
     else:
         wanted = base_digest_of(path)
-    if not wanted or adapted.identity.has(wanted):
+    if not wanted:
+        return
+    if adapted.identity.has(wanted):
+        adapted.said = {}  # what is here says as much, and of files of earlier versions more
         return
     there, here = base_fingerprint_of(path), adapted.identity.fingerprint
     if there is None:  # of an earlier version
@@ -323,7 +327,9 @@ def _check_base(adapted: LoraModel, path: Path, below: Path | None) -> None:
             f"{path} holds adapters that were trained on other weights than {what} ({problem}); put these back, or say "
             f"where they are: abi-train merge BASE {path} -o MERGED"
         )
-    if there is not None and not there.has_numbers_of(here):
+    if there is None or there.has_numbers_of(here):
+        adapted.said = {}
+    else:
         adapted.other_type = (
             f"{path} was trained on this model in {there.storages(here)}, and here it is in {here.storages(there)}"
         )

@@ -15,6 +15,7 @@ from abi_py.formats.safetensors import read_metadata, read_safetensors, write_sa
 from abi_py.generation import generate
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.frozen import FrozenModel
+from abi_py.model.stored_adapter import base_facts_of
 from abi_py.training.loading import load_model
 
 QUICK = ("--ids", "5 9 40 7", "--temperature", "0", "--max-new-tokens", "12", "--json")
@@ -338,6 +339,39 @@ def test_adapters_of_a_gguf_file_on_its_folder(abi_train, types, form):
     assert SAYS.format("a.gguf", "q4_k and q6_k", "float32") in err.splitlines()
     said = ids_of(abi_train, "other.gguf", "--adapter", "a.gguf", code=1)
     assert "trained on other weights than those in other.gguf (token_embedding and 10 more, further off than" in said
+
+
+@pytest.mark.parametrize("form", ["peft", "gguf-adapter", "mlx-lm"])
+def test_what_is_exported_on_another_type_says_what_it_was_trained_on(abi_train, types, form, tmp_path):
+    """Not what it was put on meanwhile: on its own base nothing is to be said of it."""
+    code, _, err = abi_train("export", "on-wide", "--base", "Q4_K_M.gguf", "--to", form, "-o", "a.gguf")
+    assert code == 0, err
+    assert base_facts_of(tmp_path / "a.gguf") == base_facts_of(tmp_path / "on-wide")
+    for place, said in (("wide", False), ("Q4_K_M.gguf", True)):
+        code, _, err = abi_train("generate", place, "--adapter", "a.gguf", *QUICK)
+        assert code == 0, err
+        assert (SAYS.format("a.gguf", "float32", "q4_k and q6_k") in err.splitlines()) == said
+        assert ("was trained on" in err) == said
+
+
+def test_trained_in_nf4_and_saved_on_blocks_they_go_on_the_same_blocks(types, tmp_path):
+    """Until they are trained there: then it is these blocks that they were trained on."""
+    blocks = tmp_path / "Q4_K_M.gguf"
+    lora = LoraModel(FrozenModel.from_pretrained(types, storage="nf4"), LoraConfig(rank=2), types)
+    lora.save(tmp_path / "on-nf4")
+    on_blocks = load_model(tmp_path / "on-nf4", base=blocks, frozen=True).model
+    on_blocks.save(tmp_path / "again")
+    again = load_model(tmp_path / "again", base=blocks, frozen=True).model
+    assert (again.model.storage, again.trained_in) == (None, "nf4")
+    assert "in float32, and here it is in q4_k and q6_k" in again.other_type
+    assert load_model(tmp_path / "again", base=types, frozen=True).model.model.storage == "nf4"
+
+    ids = np.arange(8)[None]
+    again.compute_loss(ids, ids, backward=True)
+    assert (again.trained_in, again.other_type) == (None, "")
+    again.save(tmp_path / "trained")
+    assert base_facts_of(tmp_path / "trained") == again.model.identity.facts()
+    assert load_model(tmp_path / "trained", base=blocks, frozen=True).notes == ()
 
 
 def test_blocks_of_a_file_are_not_encoded_again(abi_train, types, tmp_path):

@@ -69,6 +69,18 @@ def test_its_digest_is_one_whatever_it_is_encoded_in_and_sees_the_scales(folder)
         assert FrozenModel.from_pretrained(place / "nf4", storage=each).identity.digest != digest
 
 
+def test_its_blocks_are_not_encoded_again_for_adapters_of_the_plain_folder(folder):
+    """As those of a GGUF file are not; of adapters that were trained on it in another storage they are, as then."""
+    place, storage = folder
+    for kept in ("nf4-dq", "nf4", "bf16"):
+        plain = FrozenModel.from_pretrained(place / "plain", storage=kept)
+        LoraModel(plain, LoraConfig(rank=2), place / "plain").save(place / "on-plain")
+        loaded = load_model(place / "on-plain", base=place / "nf4", frozen=True)
+        assert (loaded.model.model.storage, loaded.model.model.storages()) == (None, ("float32", storage)), kept
+        assert loaded.notes[0].endswith(f"on-plain was trained on this model in float32, and here it is in {storage}")
+        assert load_model(place / "on-plain", frozen=True).model.model.storage == kept
+
+
 def test_the_parts_that_bitsandbytes_has_written_are_one_matrix(golden, tmp_path):
     from abi_py.formats.bitsandbytes import in_nf4
 

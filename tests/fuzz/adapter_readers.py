@@ -7,7 +7,7 @@ from typing import Any
 from reader import Reader, small_model
 
 import abi_py as abi
-from abi_py.model.stored_adapter import base_digest_of, base_named_by, base_storage_of
+from abi_py.model.stored_adapter import base_digest_of, base_fingerprint_of, base_named_by, base_storage_of
 
 BASE = small_model()
 WITH_BIASES = small_model(family="qwen2")
@@ -49,7 +49,9 @@ def _read(base: abi.TrainableModel, name: str, folder: Path) -> None:
     place = folder / name
     for said in (base_digest_of, base_storage_of, base_named_by):
         said(place)
-    abi.LoraModel.load(base, place)
+    lora, there = abi.LoraModel.load(base, place), base_fingerprint_of(place)
+    if there is not None:
+        there.apart(lora.identity.fingerprint)
 
 
 def _on(base: abi.TrainableModel, name: str = "") -> Any:

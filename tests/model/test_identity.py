@@ -11,7 +11,7 @@ from abi_py.errors import CheckpointError
 from abi_py.families import tensor_table
 from abi_py.model import LoraModel, TrainableModel
 from abi_py.model.frozen import FrozenModel, read_frozen
-from abi_py.model.identity import Fingerprint
+from abi_py.model.identity import Fingerprint, Sample
 
 SHAPE = {
     **{"hidden_dim": 256, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_dim": 256},
@@ -148,9 +148,18 @@ def test_text_and_back():
     assert again.samples.keys() == here.samples.keys()
 
 
+def packed(numbers, largest):
+    """Return a fingerprint of one tensor as text, all of whose numbers are alike."""
+    return Fingerprint({"a": Sample("bf16", np.full(8, numbers, "f4"), np.full(4, largest, "f4"))}).to_text()
+
+
+IMPOSSIBLE = "x: 'a' must have finite numbers, none above the largest of its neighbours"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        *((packed(*each), IMPOSSIBLE) for each in ((np.inf, np.inf), (np.nan, 1), (0, np.inf), (0, np.nan), (-2, 1))),
         ("{", "x is not JSON"),
         ("[]", "x: it is [], but must be an object"),
         ('{"a": 3}', "must be"),
@@ -164,6 +173,18 @@ def test_a_damaged_fingerprint_is_refused(text, said):
     with pytest.raises(CheckpointError) as error:
         Fingerprint.read(text, "x")
     assert said in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [1e18, 1e22, 1e30, 3e38, np.inf, np.nan])
+@pytest.mark.parametrize("storage", ["float32", "bf16", "float16"])
+def test_numbers_beyond_every_weight_are_near_to_none(number, storage):
+    """Squares of them are beyond float32."""
+    here = Sample("float32", np.linspace(-1, 1, 8, dtype=np.float32), np.ones(4, np.float32))
+    there = Sample(storage, np.full(8, number, np.float32), np.full(4, number, np.float32))
+    assert not here.is_near(there)
+    assert not there.is_near(here)
+    assert there.is_near(there) == np.isfinite(number)
 
 
 def test_other_layers_are_named():
