@@ -56,7 +56,7 @@ class ModelPath(PathType):
         """Return the path."""
         from ..training.checkpoint import named_like_zig
 
-        ours = None if os.path.exists(value) else named_like_zig(Path(value))
+        ours = None if value == "" or os.path.exists(value) else named_like_zig(Path(value))
         return super().convert(value if ours is None else ours, param, ctx)
 
 

@@ -7,9 +7,9 @@ other keys are those of its kind.  A pattern is a function below: it draws what 
 and the answer.  The same seed gives the same file; no question is there twice.
 """
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 SYSTEM = "You are a CSDL-native AI assistant. Answer with one CSDL object."
@@ -280,7 +280,12 @@ def rows():
 
 def main():
     """Write the file that is named."""
-    Path(sys.argv[1]).write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="the file to write, in a folder that is there")
+    out = parser.parse_args().out
+    if not out.parent.is_dir():
+        parser.error(f"out ({out}): {out.parent} is no folder; make it first")
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -274,9 +274,28 @@ def test_another_tokenizer_beside_adapters_is_told(abi_train, base, tmp_path):
     (tmp_path / "one/chat_template.jinja").write_text("{{ messages }}")
     for path in base.glob("*token*.json"):
         (tmp_path / "one" / path.name).write_bytes(path.read_bytes())
+    told = "adapter one comes with another tokenizer or chat template than the model; --tokenizer one takes it"
     code, _, err = abi_train("generate", "base", "--adapter", "one", *QUICK)
     assert code == 0
-    assert "adapter one comes with another tokenizer or chat template than the model; --tokenizer one takes it" in err
+    assert told in err
+    (tmp_path / "one/chat_template.jinja").unlink()
+    place = tmp_path / "one/tokenizer.json"
+    content = json.loads(place.read_text())
+    content["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": False}
+    place.write_text(json.dumps(content))  # as one that was a GGUF file's is: the same words, other entries
+    code, _, err = abi_train("generate", "base", "--adapter", "one", *QUICK)
+    assert (code, told in err) == (0, False)
+    words = content["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    place.write_text(json.dumps(content))
+    assert told in abi_train("generate", "base", "--adapter", "one", *QUICK)[2]
+
+
+@pytest.mark.parametrize("given", ["", "a="])
+def test_an_empty_path_is_told(abi_train, base, given):
+    code, _, err = abi_train("generate", "base", "--adapter", given, *QUICK)
+    assert code == 2
+    assert "'' is no path; give the name of a file or directory" in err
 
 
 # -- on the base in another type ----------------------------------------------------------------------

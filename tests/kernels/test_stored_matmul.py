@@ -153,7 +153,8 @@ def test_matrices_that_read_the_same_rows(rng, case, rows, integer, same_bits):
         stored_products(y, x, raws, storages, y, integer)
         return y
 
-    same_bits(make)
+    if JIT:  # NumPy's products have other bits with another number of threads
+        same_bits(make)
     for base in (None, addend):
         y, expected = np.full_like(addend, np.nan), np.full_like(addend, np.nan)
         stored_products(y, x, raws, storages, base, integer)
