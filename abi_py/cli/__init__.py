@@ -3,8 +3,8 @@
     0    done
     1    the run failed: bad data, a damaged checkpoint, a full disk, too many non-finite steps
     2    a wrong call: unknown verb or flag, a value out of its range, a file that is not there
-    130  stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP: the terminal has gone, 141: the reader of the output has
-         gone), everything saved
+    130  stopped by Ctrl-C (143 by SIGTERM, 129 by SIGHUP: the terminal has gone, 141: the reader of a training's output
+         has gone; that of another verb may go), everything saved
 
 Errors are one line on stderr; `--debug` adds the traceback.
 """

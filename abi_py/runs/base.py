@@ -85,8 +85,10 @@ class Base:
             raise ConfigError(f"base ({path}) holds no model: neither {CONFIG} and weights nor a checkpoint; {one}")
         found = find_folder(place.folder)
         if holds_adapters(found.path):
+            own = "BASE " if is_gguf(found.path) else ""  # a GGUF file does not say where the model under them is
             raise ConfigError(
-                f"base ({path}) holds adapters, not a whole model; merge them first: abi-train merge {path} -o MERGED"
+                f"base ({path}) holds adapters, not a whole model; merge them first: abi-train merge {own}{path} "
+                "-o MERGED"
             )
         stored = open_stored(found.path)  # before a run writes anything: what is missing is told
         shape = stored.config

@@ -108,11 +108,13 @@ def find_folder(path: Path, *, adapters: bool = False) -> Found:
         if any((path / name).is_file() for name in (WEIGHTS, INDEX)):
             problem = f"{path} has weights but no {CONFIG}, the shape of its model; copy it there"
             raise CheckpointError(problem) from None
-        if files := sorted(path.glob("*.gguf")):
+        if files := [file for file in sorted(path.glob("*.gguf")) if holds_adapters(file) or not adapters]:
             raise CheckpointError(f"{path} is a directory of GGUF files; give one of them: {files[0]}") from None
         if has_checkpoint(path) or is_run(path) or (path / STATE).is_file():  # a run, which has lost or not made it
             raise
         raise CheckpointError(_lacks(path, adapters)) from None
+    if found.path.is_file() and adapters:
+        raise CheckpointError(f"{found.path} is no file of adapters; give a folder, a run, or a GGUF file of some")
     if found.path.is_file():
         raise CheckpointError(
             f"{found.path} is a single file, which does not say the shape of its model; give a checkpoint directory, a "
@@ -324,8 +326,8 @@ def _check_base(adapted: LoraModel, path: Path, below: Path | None) -> None:
     if problem:
         what = "the random weights of its shape and seed" if below is None else f"those in {below}"
         raise CheckpointError(
-            f"{path} holds adapters that were trained on other weights than {what} ({problem}); put these back, or say "
-            f"where they are: abi-train merge BASE {path} -o MERGED"
+            f"{path} holds adapters that were trained on other weights than {what} ({problem}); put these back, or "
+            f"give the model that they were trained on: abi-train merge BASE {path} -o MERGED"
         )
     if there is None or there.has_numbers_of(here):
         adapted.said = {}

@@ -291,6 +291,22 @@ def test_another_tokenizer_beside_adapters_is_told(abi_train, base, tmp_path):
     assert told in abi_train("generate", "base", "--adapter", "one", *QUICK)[2]
 
 
+def test_what_holds_no_adapters_is_told(abi_train, base, tmp_path):
+    (tmp_path / "talks.jsonl").write_text("{}\n")
+    assert abi_train("export", "base", "--to", "gguf", "-o", "whole/base.gguf")[0] == 0
+    for given, said in (
+        ("talks.jsonl", "talks.jsonl is no file of adapters; give a folder, a run, or a GGUF file of some"),
+        ("whole", "whole holds no adapters ("),
+    ):
+        code, _, err = abi_train("generate", "base", "--adapter", given, *QUICK)
+        assert (code, said in err) == (1, True), err
+    assert abi_train("export", "one", "--to", "gguf-adapter", "-o", "whole/one.gguf")[0] == 0
+    code, _, err = abi_train("generate", "base", "--adapter", "whole", *QUICK)
+    assert "whole is a directory of GGUF files; give one of them: whole/one.gguf" in err
+    code, _, err = abi_train("run", "talks.jsonl", "--base", "whole/one.gguf", "--lora")
+    assert (code, "abi-train merge BASE whole/one.gguf -o MERGED" in err) == (2, True)
+
+
 @pytest.mark.parametrize("given", ["", "a="])
 def test_an_empty_path_is_told(abi_train, base, given):
     code, _, err = abi_train("generate", "base", "--adapter", given, *QUICK)
