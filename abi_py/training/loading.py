@@ -108,7 +108,7 @@ def find_folder(path: Path, *, adapters: bool = False) -> Found:
         if any((path / name).is_file() for name in (WEIGHTS, INDEX)):
             problem = f"{path} has weights but no {CONFIG}, the shape of its model; copy it there"
             raise CheckpointError(problem) from None
-        if files := [file for file in sorted(path.glob("*.gguf")) if holds_adapters(file) or not adapters]:
+        if files := [file for file in sorted(path.glob("*.gguf")) if not adapters or holds_adapters(file)]:
             raise CheckpointError(f"{path} is a directory of GGUF files; give one of them: {files[0]}") from None
         if has_checkpoint(path) or is_run(path) or (path / STATE).is_file():  # a run, which has lost or not made it
             raise
