@@ -153,7 +153,7 @@ def test_matrices_that_read_the_same_rows(rng, case, rows, integer, same_bits):
         stored_products(y, x, raws, storages, y, integer)
         return y
 
-    if JIT:  # NumPy's products have other bits with another number of threads
+    if JIT:
         same_bits(make)
     for base in (None, addend):
         y, expected = np.full_like(addend, np.nan), np.full_like(addend, np.nan)
@@ -162,8 +162,8 @@ def test_matrices_that_read_the_same_rows(rng, case, rows, integer, same_bits):
             columns = slice(ends[i], ends[i + 1])
             of_it = None if base is None else base[:, columns]
             stored_product(expected[:, columns], x, raw, storage, of_it, integer=integer)
-        assert np.array_equal(y, expected)
-    assert np.array_equal(make(), y)
+        assert np.array_equal(y, expected) or not JIT  # else NumPy's, whose bits depend on where the arrays lie
+    assert np.array_equal(make(), y) or not JIT
     check_close(y, stored_products_ref(x.astype(np.float64), raws, storages, addend), 3e-2 if integer else 1e-5)
 
 
