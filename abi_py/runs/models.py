@@ -95,9 +95,11 @@ def _differs(place: Path, own: "Tokenizer") -> bool:
     theirs = Tokenizer.load(place)
     if (theirs.chat_template or own.chat_template) != own.chat_template:
         return True
-    # One that comes out of a GGUF file is the same with other entries in its file, so not only the hash is looked at.
+    if theirs.hash == own.hash:
+        return False
+    # One that comes out of a GGUF file is the same with other entries in its file, so the words are looked at too.
     one, other = (each.backend.get_vocab(with_added_tokens=True) for each in (theirs, own))
-    return theirs.hash != own.hash and (one != other or theirs.special_ids != own.special_ids)
+    return one != other or theirs.special_ids != own.special_ids
 
 
 def find_codec(loaded: "LoadedModel", given: Path | None) -> "TextCodec | None":
